@@ -1,39 +1,44 @@
-# What each target is for stands in CONTRIBUTING.md. Needed: Go, make, git and
-# the usual Unix commands; `make test` and its like install RabbitMQ, NATS and
-# MariaDB where they may, and else say what to install.
+# CONTRIBUTING.md describes the targets. They need Go, make, git and the usual
+# Unix commands. The targets that use bin/testenv also need RabbitMQ, NATS and
+# MariaDB: as root on Debian or Ubuntu they install what is missing, and
+# otherwise they fail with the names of the missing packages.
 
 GO   ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
 
-# How long the tests of one package may take, each benchmark, and each fuzzing of
-# a decoder; how often `make soak` runs every test.
+# The maximum duration of the tests of one package.
 TIMEOUT   ?= 15m
-# The libvirt driver is built with it, and nothing else minds.
+# The build tag of the libvirt driver. It changes no other package.
 TAGS      := -tags libvirt_dlopen
+# The duration of each benchmark.
 BENCHTIME ?= 2s
+# How many times `make soak` runs each test.
 ROUNDS    ?= 20
-FUZZ     ?= 20000x
+# The number of inputs for each fuzz test.
+FUZZ      ?= 20000x
 
-# WITH runs a command with a private RabbitMQ, NATS and MariaDB. It is built,
-# not started by `go run`, and takes the place of the recipe's shell, so that a signal
-# to make reaches it, and make waits until it has stopped all it started.
+# WITH runs a command with a private RabbitMQ, NATS and MariaDB. The program is
+# built before, because `go run` does not forward signals. It replaces the shell
+# of the recipe (exec), so that it gets the signals that make sends, and make
+# waits until it has stopped the services.
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench chaos soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
-.NOTPARALLEL: # two tests of time on the same cores prove nothing
+.PHONY: run test short lint bench chaos soak release-check fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
 	$(GO) run ./examples/nova-mini
 
-# With CI set a missing service fails a test instead of skipping it: nothing is
-# left out in silence.
+# If CI is set, a test whose service is missing fails. Otherwise the test would
+# be skipped without notice.
 test soak chaos: export CI := $(or $(CI),true)
 
 test: bin/testenv
 	$(WITH) $(SELF) checks
 
-# In under three minutes: without the race detector, and without the tests that say so.
+# The tests without the race detector, and without those that are skipped with
+# -short. They take less than three minutes.
 short: bin/testenv
 	$(WITH) $(GO) test -short ./...
 
@@ -50,8 +55,9 @@ lint:
 tidy:
 	$(GO) mod tidy -diff
 
-# Findings fail (exit code 3), and so does code that cannot be loaded; that the
-# database cannot be reached does not.
+# The target fails if govulncheck finds a vulnerability (exit code 3), or cannot
+# load the code. It does not fail if the database of vulnerabilities cannot be
+# reached.
 vuln:
 	@echo govulncheck ./...; \
 	code=0; out=$$(timeout 300 $(TOOL) govulncheck ./... 2>&1) || code=$$?; \
@@ -61,7 +67,7 @@ vuln:
 	*) echo "$$out"; exit $$code ;; \
 	esac
 
-# The ten slowest packages stand at the end, so that a slow one is seen before all are.
+# The list of the ten slowest packages at the end shows a package that has become slow.
 unit:
 	@mkdir -p bin; \
 	echo "$(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./..."; \
@@ -70,8 +76,8 @@ unit:
 	awk '($$1 == "ok" || $$1 == "FAIL") && $$3 ~ /^[0-9.]+s$$/ { sub(/s$$/, "", $$3); print $$3, $$2 }' bin/unit.log | sort -rn | head -10; \
 	exit $$(cat bin/unit.code)
 
-# So many inputs, not so much time: until Go 1.27 a target may fail for no reason when
-# its time is over (golang/go#75804).
+# The limit is a number of inputs and not a duration, because before Go 1.27 a fuzz test
+# may fail without a reason at the end of its duration (golang/go#75804).
 fuzz:
 	@grep -rH --include='*_test.go' '^func Fuzz' . | sed 's|/[^/]*:func | |; s|(.*||' | sort | while read -r dir target; do \
 		echo "$(GO) test -run '^$$' -fuzz ^$$target\$$ -fuzztime $(FUZZ) $$dir"; \
@@ -82,8 +88,9 @@ bench: bin/testenv
 	$(WITH) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 
-# A cloud of nova-mini, and everything that can die in it: about 10 minutes. CHAOS is how long it is
-# disturbed; ARMATURE_CHAOS_SEED repeats the choices of a run.
+# TestChaos runs a cloud of nova-mini and kills its processes and services. It takes about 10
+# minutes. CHAOS is how long it causes failures. To repeat the random choices of a run, set
+# ARMATURE_CHAOS_SEED to the seed of that run.
 CHAOS ?= 7m
 
 chaos: bin/testenv
@@ -92,7 +99,12 @@ chaos: bin/testenv
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
-# The Go code of the .proto files; TestGenerated sees that it is what is committed.
+# release-check compares the tree with the last release, see testdata/last-release.
+release-check:
+	$(GO) run ./internal/releasecheck
+
+# generate makes the Go and Python code of the .proto files. TestGenerated fails if the committed code
+# differs.
 PROTOS = $(sort $(shell find . -name '*.proto' -printf '%P\n'))
 OUT   ?= .
 

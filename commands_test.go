@@ -82,15 +82,15 @@ func cloneProject(t *testing.T) string {
 	return dir
 }
 
-// TestCommands runs the first commands of README.md, what the program prints to be pasted, and the commands of
-// docs/tutorial.md and docs/writing-a-driver.md, as they stand there, in an empty directory: only ports are others, as
-// several tests run at once.
+// TestCommands runs the first commands of README.md, the commands that nova-mini prints for its users, and the commands of
+// docs/tutorial.md and docs/writing-a-driver.md. It runs them in an empty directory and does not change them, except for
+// ports, the URLs of services and one directory, because several tests run at the same time.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds the module in an empty directory: left out with -short")
 	}
-	readTree(t) // it needs every package of the module
+	readTree(t) // the commands build every package of the module
 	parent := cloneProject(t)
 	dir := filepath.Join(parent, "armature")
 	t.Run("README", func(t *testing.T) { t.Parallel(); readme(t, dir) })
@@ -108,7 +108,8 @@ func blocksOf(t *testing.T, name string) map[string][]string {
 	return blocks
 }
 
-// ownDriver makes the vendor's module of docs/writing-a-driver.md beside the clone, and runs the rules on its program.
+// ownDriver makes the vendor's module of docs/writing-a-driver.md next to the clone, and checks the rules of drivers with its
+// program.
 func ownDriver(t *testing.T, parent string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/writing-a-driver.md")["sh"]
@@ -121,7 +122,7 @@ func ownDriver(t *testing.T, parent string) {
 	}
 }
 
-// readme starts nova-mini, and pastes the commands that it prints.
+// readme starts nova-mini, and runs the commands that nova-mini prints.
 func readme(t *testing.T, dir string) {
 	t.Helper()
 	const command = "go run ./examples/nova-mini"
@@ -145,12 +146,12 @@ func readme(t *testing.T, dir string) {
 	}
 }
 
-// tutorial starts hello twice, and asks what a reader asks.
+// tutorial starts hello twice, by the two commands of the tutorial, and sends the requests of the tutorial to each.
 func tutorial(t *testing.T, dir string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/tutorial.md")
 	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 3 || len(blocks["ini"]) != 1 {
-		t.Fatalf("there are %d commands, %d questions, %d files", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
+		t.Fatalf("docs/tutorial.md has %d blocks of commands, %d requests and %d files, want 4, 3 and 1", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
 		if os.Getenv("CI") != "" {
@@ -190,7 +191,7 @@ func tutorial(t *testing.T, dir string) {
 		for n, want := range []string{"202 Accepted", `"text":"Hello, Ada!"`, "'' is too short"} {
 			question := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][n], fixed, addr), "/ID", "/"+id)
 			var out string
-			if err := waittest.Poll(time.Minute, func() (err error) { // the greeting may not be made yet
+			if err := waittest.Poll(time.Minute, func() (err error) { // the worker may not have made the greeting yet
 				if out, err = sh(t, dir, question); err == nil && n == 1 && strings.Contains(out, `"text":""`) {
 					err = errors.New("no text yet")
 				}
@@ -205,7 +206,7 @@ func tutorial(t *testing.T, dir string) {
 		running.stop()
 	}
 	if files, err := filepath.Glob(filepath.Join(dir, "hello.db*")); err != nil || !slices.Equal(files, []string{filepath.Join(dir, "hello.db")}) {
-		t.Errorf("after a clean stop the first command leaves %q, %v; want hello.db alone", files, err)
+		t.Errorf("after a clean stop the first command leaves the files %q, %v; want only hello.db", files, err)
 	}
 	if out, err := sh(t, dir, blocks["sh"][3]); err != nil {
 		t.Errorf("the module of the reader: %v: %s", err, out)
@@ -228,7 +229,7 @@ type background struct {
 	cmd   *exec.Cmd
 	out   *os.File
 	guard *exec.Cmd // interrupts the process group if this process ends without stop
-	alive *os.File  // the guard reads the other end; it has an end of file when this process has ended
+	alive *os.File  // the guard reads the other end, and gets an end of file when this process has ended
 	once  sync.Once
 }
 
@@ -254,16 +255,16 @@ func inBackground(t *testing.T, dir, command string, env []string) *background {
 	return b
 }
 
-// guardScript interrupts its process group when its standard input ends without a line. A shell may miss a signal that comes
-// before it waits for its child, so the signal is repeated, and at last the group is killed.
+// guardScript interrupts its process group when its standard input ends without a line. A shell may miss a signal that arrives
+// before the shell waits for its child. Therefore the script repeats the signal, and finally kills the group.
 const guardScript = `trap "" INT
 read stopped && exit
 for i in 1 2 3 4 5; do kill -INT 0; sleep 1; done
 kill -KILL 0`
 
-// startGuard starts the first process of the command's process group. It interrupts the group when this process has ended
-// without stop. The parent's death signal of Linux would reach only the shell, and not the program that "go run" has
-// started.
+// startGuard starts the first process of the command's process group, the guard. The guard interrupts the group when this
+// process has ended without a call of stop. The parent-death signal of Linux would reach only the shell, and not the program
+// that "go run" has started.
 func (b *background) startGuard(t *testing.T) {
 	t.Helper()
 	stdin, alive, err := os.Pipe()
@@ -279,7 +280,7 @@ func (b *background) startGuard(t *testing.T) {
 	}
 }
 
-// stop stops the command as Ctrl-C does.
+// stop interrupts the command, as Ctrl-C does, and waits for its end.
 func (b *background) stop() {
 	b.once.Do(func() {
 		_ = syscall.Kill(-b.guard.Process.Pid, syscall.SIGINT) // the guard ignores it
@@ -290,7 +291,8 @@ func (b *background) stop() {
 	})
 }
 
-// guardedVar makes this test binary the process of TestBackgroundEnds that is killed. Its value is a FIFO.
+// guardedVar is the name of an environment variable. If it is set, this test binary is the process that TestBackgroundEnds
+// kills. Its value is the path of a FIFO.
 const guardedVar = "ARMATURE_TEST_GUARDED"
 
 // TestBackgroundEnds: a command in the background, with the processes that it has started, ends when the process of the
@@ -310,7 +312,7 @@ func TestBackgroundEnds(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	running, err := os.Open(fifo) // it blocks until the command runs
+	running, err := os.Open(fifo) // blocks until the command has opened the FIFO
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,9 +320,9 @@ func TestBackgroundEnds(t *testing.T) {
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = child.Wait() // it was killed
+	_ = child.Wait() // an error, because the child was killed
 	ended := make(chan error, 1)
-	go func() { _, err := running.Read(make([]byte, 1)); ended <- err }() // an end of file once no process has the FIFO
+	go func() { _, err := running.Read(make([]byte, 1)); ended <- err }() // returns io.EOF when no process has the FIFO open
 	select {
 	case err := <-ended:
 		if !errors.Is(err, io.EOF) {

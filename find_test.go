@@ -13,11 +13,11 @@ import (
 	"testing"
 )
 
-// findRow matches a row of the table "Where to find what" in docs/architecture.md: behaviour, search word, file.
+// findRow matches a row of the table "Where to find what" in docs/architecture.md: behavior, search word, file.
 var findRow = regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^`]+)` \\| \\[`([^`]+)`\\]\\(\\.\\./([^)]+)\\) \\|$")
 
-// TestFind: each search word in docs/architecture.md leads to the file beside it. A reader greps for the word without regard
-// to case and looks at the three files with the most lines that have it, so the file must be one of these.
+// TestFind: each search word in docs/architecture.md leads to the file in the same row. A reader searches the code for the
+// word, in upper or lower case, and opens the three files with the most matching lines. So the file must be one of these.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("docs/architecture.md")
@@ -28,16 +28,16 @@ func TestFind(t *testing.T) {
 	section, _, _ = strings.Cut(section, "\n## ")
 	rows := findRow.FindAllStringSubmatch(section, -1)
 	if want := strings.Count(section, "\n|") - 2; len(rows) < 10 || len(rows) != want {
-		t.Errorf("%d rows of the table are understood, want %d, and at least 10", len(rows), want)
+		t.Errorf("the table has %d rows of the right form, want all %d, and at least 10", len(rows), want)
 	}
 	sources := readSources(t)
 	for _, row := range rows {
-		behaviour, word, name, link := row[1], row[2], row[3], row[4]
+		behavior, word, name, link := row[1], row[2], row[3], row[4]
 		if name != link {
-			t.Errorf("%s: the text names %s, the link %s", behaviour, name, link)
+			t.Errorf("%s: the text names %s, the link %s", behavior, name, link)
 		}
 		if first := filesWith(sources, word); !slices.Contains(first, name) {
-			t.Errorf("%s: %q leads to %v, not to %s: choose another word, or correct the file", behaviour, word, first, name)
+			t.Errorf("%s: %q leads to %v, not to %s: choose another word, or correct the file", behavior, word, first, name)
 		}
 	}
 	if first := filesWith(sources, "keystone"); len(first) != 3 || slices.Contains(first, "rpc/server.go") {
@@ -45,8 +45,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// readSources returns the lines, in lower case, of each Go file that is neither a test, nor generated, nor in a package for
-// tests, by path.
+// readSources returns the lines of Go files, in lower case, by the path of the file. It skips tests, generated files and
+// packages for tests.
 func readSources(t *testing.T) map[string][]string {
 	t.Helper()
 	out := map[string][]string{}
@@ -70,7 +70,8 @@ func readSources(t *testing.T) map[string][]string {
 	return out
 }
 
-// filesWith returns the up to three files with the most lines that have a word, files with equally many by path.
+// filesWith returns at most three files: those with the most lines that have a word. Files with equally many such lines are
+// ordered by path.
 func filesWith(sources map[string][]string, word string) []string {
 	hits := map[string]int{}
 	for name, lines := range sources {

@@ -9,10 +9,10 @@ import (
 	"testing"
 )
 
-// protocVersion is the line of generated code that names the generator.
+// protocVersion matches the lines of generated code that have the version of the generator.
 var protocVersion = regexp.MustCompile(`(?m)^// [-\s]*protoc.*\n`)
 
-// TestGenerated: the code that is committed is what `make generate` makes.
+// TestGenerated: the committed code is equal to the output of `make generate`, except for the versions of the generators.
 func TestGenerated(t *testing.T) {
 	t.Parallel()
 	for _, tool := range []string{"protoc", "grpc_python_plugin"} {

@@ -24,7 +24,7 @@ import (
 
 const module = "github.com/armature-go/armature"
 
-// Outside libraries of the import rule.
+// External libraries in the import rule.
 const (
 	watermill = "github.com/ThreeDotsLabs/watermill"
 	amqp      = "github.com/rabbitmq/amqp091-go"
@@ -39,10 +39,10 @@ const (
 )
 
 // rules is the import rule of docs/architecture.md: what each package may import
-// besides the standard library. A key is the path of a package, or with "/..."
-// that of a tree; the longest that fits counts. A package that none fits breaks
-// the rule. The values name packages of this module in the same way, and outside
-// libraries with all that they hold.
+// besides the standard library. A key is the path of a package, or, with "/..." at its
+// end, of a tree of packages. If several keys match a package, the longest one counts. A
+// package that no key matches breaks the rule. The values name packages and trees of this
+// module in the same way, and external libraries, each with all its packages.
 var rules = map[string][]string{
 	".":      nil,
 	"fault":  nil,
@@ -99,6 +99,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/goldentest":   {},
+	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
 	"internal/keylock":      {},
 	"internal/text":         {},
@@ -110,10 +111,10 @@ var rules = map[string][]string{
 	"internal/guidetest":    {},
 	"internal/waittest":     {},
 
-	"examples/...": nil, // not looked at: examples import what they like
+	"examples/...": nil, // not checked: examples may import any package
 }
 
-// pkg is what `go list -json` tells of a package.
+// pkg is the output of `go list -json` for a package.
 type pkg struct {
 	ImportPath, Dir                          string
 	Standard                                 bool
@@ -134,9 +135,9 @@ func short(importPath string) string {
 	return strings.TrimPrefix(importPath, module+"/")
 }
 
-// readTree looks at every directory of the repository. A test that runs the go
-// command calls it: go test takes a result from its cache unless something that
-// the test itself has looked at changed.
+// readTree reads every directory of the repository. A test that runs the go
+// command must call it. Otherwise go test would use a cached result after a change
+// of a file, because it knows only the files and directories that the test itself reads.
 func readTree(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(_ string, d fs.DirEntry, err error) error {
@@ -150,8 +151,8 @@ func readTree(t *testing.T) {
 	}
 }
 
-// list returns the packages of the module and all they need, by import path.
-func list(t *testing.T) map[string]*pkg {
+// listPackages returns the packages of the module and all packages that they need, by import path.
+func listPackages(t *testing.T) map[string]*pkg {
 	t.Helper()
 	readTree(t)
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps",
@@ -176,8 +177,8 @@ func list(t *testing.T) map[string]*pkg {
 	}
 }
 
-// match returns the longest of the patterns that fits a name, or "".
-func match(patterns []string, name string) (best string) {
+// longestMatch returns the longest of the patterns that match a name, or "".
+func longestMatch(patterns []string, name string) (best string) {
 	for _, p := range patterns {
 		if p == name {
 			return p
@@ -193,9 +194,9 @@ func match(patterns []string, name string) (best string) {
 
 func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test") }
 
-func isExample(name string) bool { return match([]string{"examples/..."}, name) != "" }
+func isExample(name string) bool { return longestMatch([]string{"examples/..."}, name) != "" }
 
-// rooms are the trees of packages that are each used alone.
+// rooms are the top-level trees of packages. A program can use the package at the root of each tree without the other trees.
 var rooms = []string{"rpc", "scheduler", "driver", "db", "service"}
 
 // roomOf returns the room of a package of this module, or "".
@@ -206,7 +207,7 @@ func roomOf(name string) string {
 	return ""
 }
 
-// roomMayUse reports whether a rule of a package of one room allows a package of the other.
+// roomMayUse reports whether the rule of a package in room allows a package in other.
 func roomMayUse(room, other string) bool {
 	for name, allowed := range rules {
 		if roomOf(name) == room && slices.ContainsFunc(allowed, func(a string) bool { return roomOf(a) == other }) {
@@ -216,8 +217,8 @@ func roomMayUse(room, other string) bool {
 	return false
 }
 
-// broken returns a sentence for each breach of the import rule.
-func broken(pkgs map[string]*pkg) (out []string) {
+// checkImports returns a sentence for each breach of the import rule.
+func checkImports(pkgs map[string]*pkg) (out []string) {
 	var keys []string
 	for k := range rules {
 		keys = append(keys, k)
@@ -230,38 +231,38 @@ func broken(pkgs map[string]*pkg) (out []string) {
 		name := p.name()
 		for _, i := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
 			if isExample(short(i)) && !isExample(name) {
-				say("%s imports %s: nothing outside of examples does", name, short(i))
+				say("%s imports %s: only examples may import examples", name, short(i))
 			}
 		}
 		for _, i := range p.Imports {
 			if !isTest(name) && (i == "testing" || pkgs[i] != nil && pkgs[i].own() && isTest(short(i))) {
-				say("%s imports %s: only tests do", name, short(i))
+				say("%s imports %s: only tests may import it", name, short(i))
 			}
 		}
 		if isExample(name) {
 			continue
 		}
-		key := match(keys, name)
+		key := longestMatch(keys, name)
 		if key == "" {
-			say("%s: no rule says what it may import", name)
+			say("%s: no rule says what it may import: add a row to the import rule", name)
 			continue
 		}
 		for _, i := range p.Imports {
-			if d := pkgs[i]; d != nil && !d.Standard && match(rules[key], short(i)) == "" {
+			if d := pkgs[i]; d != nil && !d.Standard && longestMatch(rules[key], short(i)) == "" {
 				say("%s imports %s, which its rule does not allow", name, short(i))
 			}
 		}
-		// Tests of a room use no other room that the room's packages may not use.
+		// The tests of a room may use another room only if a package of the room may use it.
 		for _, i := range slices.Concat(p.TestImports, p.XTestImports) {
 			own, other := roomOf(name), roomOf(short(i))
 			if own != "" && other != "" && own != other && !roomMayUse(own, other) {
-				say("a test of %s imports %s: %s is used without %s", name, short(i), own, other)
+				say("a test of %s imports %s: the packages of %s do not use %s, so their tests may not", name, short(i), own, other)
 			}
 		}
-		// What its imports import counts too: each of these is used alone.
+		// The root packages of two rooms must not need each other, also not through other packages.
 		for _, i := range p.Deps {
 			if slices.Contains(rooms, name) && slices.Contains(rooms, short(i)) {
-				say("%s needs %s: they do not know each other", name, short(i))
+				say("%s needs %s: a program must be able to use each of them without the other", name, short(i))
 			}
 		}
 	}
@@ -271,7 +272,7 @@ func broken(pkgs map[string]*pkg) (out []string) {
 
 func TestImportRule(t *testing.T) {
 	t.Parallel()
-	for _, s := range broken(list(t)) {
+	for _, s := range checkImports(listPackages(t)) {
 		t.Error(s)
 	}
 }
@@ -290,7 +291,7 @@ func TestImportRuleBroken(t *testing.T) {
 		{name: "a test package in tests", path: "rpc", pkg: pkg{XTestImports: []string{module + "/rpc/rpctest", "testing"}}},
 		{
 			name: "another room in a test", path: "rpc/amqpbus", pkg: pkg{XTestImports: []string{module + "/service/api"}},
-			want: []string{"a test of rpc/amqpbus imports service/api: rpc is used without service"},
+			want: []string{"a test of rpc/amqpbus imports service/api: the packages of rpc do not use service, so their tests may not"},
 		},
 		{name: "a room that the room may use, in a test", path: "service/api", pkg: pkg{XTestImports: []string{module + "/db/dbtest"}}},
 		{name: "examples among themselves", path: "examples/x", pkg: pkg{Imports: []string{module + "/examples/y", amqp}}},
@@ -303,28 +304,28 @@ func TestImportRuleBroken(t *testing.T) {
 			want: []string{"rpc imports " + watermill + "/pubsub/gochannel, which its rule does not allow"},
 		},
 		{
-			name: "a sibling, by way of another", path: "rpc", pkg: pkg{Deps: []string{module + "/db"}},
-			want: []string{"rpc needs db: they do not know each other"},
+			name: "another room through a third package", path: "rpc", pkg: pkg{Deps: []string{module + "/db"}},
+			want: []string{"rpc needs db: a program must be able to use each of them without the other"},
 		},
 		{
-			name: "a library of a name that begins alike", path: "rpc/amqpbus", pkg: pkg{Imports: []string{amqp + "-extra"}},
+			name: "a library whose name begins with that of an allowed library", path: "rpc/amqpbus", pkg: pkg{Imports: []string{amqp + "-extra"}},
 			want: []string{"rpc/amqpbus imports " + amqp + "-extra, which its rule does not allow"},
 		},
 		{
 			name: "an example in a test", path: "db", pkg: pkg{TestImports: []string{module + "/examples/x"}},
-			want: []string{"db imports examples/x: nothing outside of examples does"},
+			want: []string{"db imports examples/x: only examples may import examples"},
 		},
 		{
 			name: "a test package in an example", path: "examples/x", pkg: pkg{Imports: []string{module + "/rpc/rpctest"}},
-			want: []string{"examples/x imports rpc/rpctest: only tests do"},
+			want: []string{"examples/x imports rpc/rpctest: only tests may import it"},
 		},
 		{
 			name: "package testing", path: "service/api", pkg: pkg{Imports: []string{"testing"}},
-			want: []string{"service/api imports testing: only tests do"},
+			want: []string{"service/api imports testing: only tests may import it"},
 		},
 		{
 			name: "a package without a rule", path: "newroom",
-			want: []string{"newroom: no rule says what it may import"},
+			want: []string{"newroom: no rule says what it may import: add a row to the import rule"},
 		},
 	}
 	for _, tt := range tests {
@@ -340,16 +341,16 @@ func TestImportRuleBroken(t *testing.T) {
 				}
 				pkgs[i] = d
 			}
-			if diff := cmp.Diff(tt.want, broken(pkgs)); diff != "" {
+			if diff := cmp.Diff(tt.want, checkImports(pkgs)); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
 }
 
-// documented returns the names of packages in the table of the import rule in docs/architecture.md: those before the first wide
-// space of each line that does not begin with a space.
-func documented(text string) (names []string) {
+// documentedPackages returns the names of packages in the table of the import rule in docs/architecture.md. In each line that
+// does not begin with a space, they are the text before the first two spaces.
+func documentedPackages(text string) (names []string) {
 	_, section, _ := strings.Cut(text, "\n## The import rule\n")
 	_, section, _ = strings.Cut(section, "```\n")
 	table, _, _ := strings.Cut(section, "```\n")
@@ -372,7 +373,7 @@ func TestImportRuleDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := documented(string(text))
+	names := documentedPackages(string(text))
 	if len(names) == 0 {
 		t.Fatal("docs/architecture.md has no table of the import rule")
 	}
@@ -391,14 +392,14 @@ func TestImportRuleDocumented(t *testing.T) {
 	}
 }
 
-// foreign are words of one component. They have no place in packages for all of
-// them. They are looked for at the beginning of a word: NoValidHost is none.
+// foreign matches words of one component, such as Nova. Packages for all components
+// must not have such words. NoValidHost does not match, because its V is a capital letter.
 var foreign = regexp.MustCompile(`([Nn]ova|[Ff]lavor|[Hh]ypervisor|[Gg]lance|[Kk]eystone|[Nn]eutron|[Cc]inder|` +
 	`NOVA|FLAVOR|HYPERVISOR|GLANCE|KEYSTONE|NEUTRON|CINDER)`)
 
-// words returns the identifiers and literals of a file in which a foreign word
-// stands, each with its position. Comments may name the source of a rule.
-func words(fset *token.FileSet, name string, src any) (out []string, err error) {
+// foreignWordsIn returns the identifiers and literals of a file that have a foreign word,
+// each with its position. Comments are not checked, because they may name the source of a rule.
+func foreignWordsIn(fset *token.FileSet, name string, src any) (out []string, err error) {
 	f, err := parser.ParseFile(fset, name, src, parser.SkipObjectResolution)
 	if err != nil {
 		return nil, err
@@ -423,23 +424,23 @@ func TestForeignWords(t *testing.T) {
 	t.Parallel()
 	fset := token.NewFileSet()
 	files := 0
-	for _, p := range list(t) {
+	for _, p := range listPackages(t) {
 		if !p.own() || isExample(p.name()) {
 			continue
 		}
 		for _, name := range slices.Concat(p.GoFiles, p.IgnoredGoFiles) {
 			files++
-			found, err := words(fset, filepath.Join(p.Dir, name), nil)
+			found, err := foreignWordsIn(fset, filepath.Join(p.Dir, name), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, s := range found {
-				// Every component authenticates with the same identity service.
+				// Keystone is allowed here, because every component authenticates with this identity service.
 				identity := []string{"service/auth", "internal/testenv", "internal/envtest", "internal/keystonetest"}
 				if slices.Contains(identity, p.name()) && !strings.Contains(strings.ReplaceAll(strings.ToLower(s), "keystone", ""), "nova") {
 					continue
 				}
-				t.Errorf("a word of one component in a package for all of them: %s", s)
+				t.Errorf("a word of one component in a package for all components: %s", s)
 			}
 		}
 	}
@@ -451,7 +452,7 @@ func TestForeignWords(t *testing.T) {
 func TestForeignWordsFound(t *testing.T) {
 	t.Parallel()
 	const src = "package p\n\n// As in Nova.\nvar FlavorID, NoValidHost = \"nova-api\", 1\n"
-	got, err := words(token.NewFileSet(), "p.go", src)
+	got, err := foreignWordsIn(token.NewFileSet(), "p.go", src)
 	want := []string{"p.go:4:5: FlavorID", `p.go:4:29: "nova-api"`}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)

@@ -96,7 +96,7 @@ func TestTour(t *testing.T) {
 
 var (
 	links  = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
-	blocks = regexp.MustCompile("(?s)```.*?```") // of code, which has no links
+	blocks = regexp.MustCompile("(?s)```.*?```") // blocks of code, in which nothing is a link
 )
 
 // TestLinks: each link of a Markdown file to another file leads to an existing file. Anchors are not checked.

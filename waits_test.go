@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestWaits: no test waits by a bare "<-time.After(d)", except in a bubble of testing/synctest, where that takes no time. Use
-// package internal/waittest: it asks for a condition, or says why real time must pass.
+// TestWaits: no test waits by a bare "<-time.After(d)", except in a bubble of testing/synctest, where this takes no time. Use
+// package internal/waittest instead: it polls a condition, or makes the test say why real time must pass.
 func TestWaits(t *testing.T) {
 	t.Parallel()
 	found := map[string][]string{}
@@ -43,7 +43,7 @@ func TestWaits(t *testing.T) {
 	}
 }
 
-// bareWaitsIn returns the statements "<-time.After(d)" of a file's functions that have no bubble.
+// bareWaitsIn returns the statements "<-time.After(d)" in those functions of a file that have no bubble.
 func bareWaitsIn(f *ast.File) (found []token.Pos) {
 	for _, decl := range f.Decls {
 		var waits []token.Pos
@@ -53,7 +53,7 @@ func bareWaitsIn(f *ast.File) (found []token.Pos) {
 			case *ast.SelectorExpr:
 				x, ok := n.X.(*ast.Ident)
 				bubble = bubble || ok && (x.Name == "synctest" || x.Name == "dbtest" && n.Sel.Name == "EachInBubble")
-			case *ast.CommClause: // a case of a select is no bare wait, its body may have one
+			case *ast.CommClause: // a case of a select is not a bare wait, but its body may have one
 				for _, s := range n.Body {
 					ast.Inspect(s, func(n ast.Node) bool { waits = appendBareWait(waits, n); return true })
 				}

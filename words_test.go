@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// replacedWords are patterns that comments, texts in code, and documents do not have, with what to write instead. They
-// are the worst of those in docs/glossary.md.
+// replacedWords are patterns that comments, texts in code, and documents must not have, each with the words to write
+// instead. They are the worst of those in docs/glossary.md.
 var replacedWords = []struct {
 	bad     *regexp.Regexp
 	instead string
@@ -35,17 +35,18 @@ var replacedWords = []struct {
 	{regexp.MustCompile(`(?i)\bstrangers?\b`), "orphan"},
 }
 
-// logText is a log line that begins with "a ", which is a sentence and not an event.
+// logText matches a log line that begins with "a ". Such a line is a sentence and not an event.
 var logText = regexp.MustCompile(`\.(?:Debug|Info|Warn|Error)(?:Context)?\((?:[\w.()]+, )?"an? `)
 
-// quoted is a name in a document.
+// quoted matches a name in a document, between backquotes.
 var quoted = regexp.MustCompile("`[^`]*`")
 
-// wordsFile counts, for each folder, the lines from before the glossary. They may only become fewer.
+// wordsFile has, for each folder, the number of lines with such words that are older than the glossary. The numbers may only
+// fall.
 const wordsFile = "testdata/words.txt"
 
 // TestWords: no new line has one of the words that the glossary replaces. ARMATURE_UPDATE=1 writes the lower
-// counts of folders that were mended.
+// numbers of folders in which such lines were corrected.
 func TestWords(t *testing.T) {
 	t.Parallel()
 	hits := map[string][]string{}
@@ -98,14 +99,14 @@ func TestWords(t *testing.T) {
 	slices.Sort(now)
 	if text := strings.Join(now, ""); text != string(raw) {
 		if os.Getenv("ARMATURE_UPDATE") == "" {
-			t.Errorf("folders were mended: run this test with ARMATURE_UPDATE=1, and commit %s", wordsFile)
+			t.Errorf("some folders have fewer lines with such words: run this test with ARMATURE_UPDATE=1, and commit %s", wordsFile)
 		} else if err := os.WriteFile(wordsFile, []byte(text), 0o600); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// goHits judges the comments and texts of a Go file.
+// goHits returns the findings in the comments and texts of a Go file.
 func goHits(path string) (found []string, err error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
@@ -120,7 +121,7 @@ func goHits(path string) (found []string, err error) {
 		if tok == token.EOF {
 			break
 		}
-		if tok != token.COMMENT && (tok != token.STRING || !strings.Contains(lit, " ")) { // one word is a name, such as one on the wire
+		if tok != token.COMMENT && (tok != token.STRING || !strings.Contains(lit, " ")) { // a text of one word is a name, such as one on the wire
 			continue
 		}
 		for i, line := range strings.Split(lit, "\n") {
@@ -128,14 +129,14 @@ func goHits(path string) (found []string, err error) {
 		}
 	}
 	for i, line := range strings.Split(string(src), "\n") {
-		if logText.MatchString(line) && !strings.HasSuffix(path, "_test.go") { // where it is that of testing.T
+		if logText.MatchString(line) && !strings.HasSuffix(path, "_test.go") { // in a test, Error is a method of testing.T
 			found = append(found, fmt.Sprintf("%s:%d: a log line begins with \"a \": write an event, such as \"lease lost\"", path, i+1))
 		}
 	}
 	return found, nil
 }
 
-// textHits judges the lines of a document that are not code.
+// textHits returns the findings in those lines of a document that are not code.
 func textHits(path string) (found []string, err error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {

@@ -50,8 +50,9 @@ func (t *lastingFailure) current() error {
 	return t.err
 }
 
-// isLasting reports whether an error means that the next statements fail, too: the database is full or rejects the user, or, for
-// SQLite, is read-only or its file cannot be opened. [Health] itself finds out whether a MySQL server is read-only.
+// isLasting reports whether an error means that the next statements fail, too. Such an error says that the database is full or
+// rejects the user. For SQLite it may also say that the database is read-only or that its file cannot be opened. For a MySQL
+// server [Health] itself finds out whether it is read-only.
 func isLasting(err error) bool {
 	if code, ok := sqliteCode(err); ok {
 		switch code & 0xff {

@@ -81,8 +81,8 @@ func (m Migrations) table() string {
 //
 // Errors, with the file's name:
 //
-//   - Precondition: an applied file has changed or is missing, a new file has a lower version than an applied one, the database is
-//     older than a file that replaces others, or the schema is newer and does not work with this program.
+//   - Precondition: an applied file has changed or is missing; or a new file has a lower version than an applied one; or the database
+//     is older than a file that replaces others; or the schema is newer and does not work with this program.
 //   - Invalid: no sequence is given, a sequence has no file or a malformed one, or two sequences have the same name.
 //   - Unavailable: another process has been migrating for 5 minutes.
 //   - Those of [Error].

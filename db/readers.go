@@ -126,9 +126,9 @@ const healthTimeout = 5 * time.Second
 // Health returns nil if the database answers and accepts writes. Otherwise it fails with
 // Unavailable. It returns within 5 s, and when ctx ends, also if the server hangs.
 //
-// The reason is ReadOnly if the server is read-only. A query alone does not show all failures.
-// Therefore Health also fails if a statement of this handle failed in the last 30 s because the database is
-// full or read-only, or rejects the user, unless a later statement wrote a row. On a database in memory
+// The reason is ReadOnly if the server is read-only. A query alone does not show that a database is full or
+// read-only, or rejects the user. Therefore Health also fails for 30 s after a statement or a new connection of this
+// handle has failed for such a reason. This time ends early when a statement writes a row. On a database in memory
 // Health waits for the transaction that has the only connection.
 func Health(ctx context.Context, d *sqlx.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)

@@ -27,8 +27,8 @@ const (
 // rolls back.
 //
 // If another transaction was first (a deadlock, a lock wait timeout, a changed row,
-// a conflict at COMMIT, a busy file), Tx rolls back and runs f again: at most 20
-// attempts, with a random delay that grows up to 0.5 s, until ctx ends. Therefore:
+// a conflict at COMMIT, a busy file), Tx rolls back and runs f again. It makes at most 20
+// attempts, with a random delay that grows up to 0.5 s, and stops when ctx ends. Therefore:
 //
 //   - f may run several times. It must change nothing except by tx, and must set its results anew
 //     in each run.
@@ -39,7 +39,7 @@ const (
 // A Tx on d with the context of f, or a context made from it, joins the transaction:
 // its function runs once, in the same transaction. Only the outermost Tx commits and
 // repeats. If an inner Tx fails, the whole transaction is rolled back and fails with
-// that error, even if f ignores the error, because a part of the inner function may
+// that error. This is so even if f ignores the error, because a part of the inner function may
 // be done. A Tx on another handle is a separate transaction.
 //
 // Errors:

@@ -164,8 +164,8 @@ func (e *Error) Is(target error) bool {
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
 // format may use %w. The error then also matches the wrapped error, and has the
 // reason and the details of the wrapped error when it crosses the wire. If an error
-// among args is private or has a message for users, the new error has a message for
-// users, too, in which the [UserMessage] of that error stands for its text.
+// among args is private or has a message for users, the new error also has a message for
+// users. In this message, the [UserMessage] of that error replaces its text.
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	out := &Error{Code: code, Msg: err.Error(), cause: wrappedBy(err)}

@@ -469,8 +469,8 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-// TestUnixSocketStays: Start does not remove a socket if it cannot learn that no process listens on it: its context has
-// ended, the listener's queue is full, or the socket is not one of streams.
+// TestUnixSocketStays: Start removes a socket only if it learns that no process listens on the socket. It keeps the socket
+// if its context has ended, if the listener's queue is full, or if the socket is not a stream socket.
 func TestUnixSocketStays(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

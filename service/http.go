@@ -192,8 +192,9 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	return nil
 }
 
-// wrapHandler adds to h a deadline for bodies. While the App drains, replies have the header "Connection: close": a client
-// that keeps its connection could send the next request just when the server closes the connection, and would get no reply.
+// wrapHandler adds to h a deadline for bodies. While the App drains, it adds the header "Connection: close" to replies.
+// Otherwise a client could send the next request at the moment when the server closes the connection, and would get no
+// reply.
 func (p *HTTPPart) wrapHandler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.drainCalled.Load() || p.appDraining() {

@@ -13,8 +13,8 @@
 // work, while every part that this work needs still runs. Then every part is stopped. Running work is
 // listed in [App.Inflight]; work that the deadline cuts off is logged with its request id.
 //
-// If the database or the broker of a part cannot be reached, the App waits for it: the process is not
-// ready meanwhile, and the log says what it waits for, once for each reason. Constructors open
+// If the database or the broker of a part cannot be reached, the App waits for the part. Meanwhile the process
+// is not ready. The log says for which part the App waits, once for each reason. Constructors open
 // nothing: a part connects in its Start.
 //
 // SIGHUP reloads every [Reloader], SIGUSR2 writes a report, and a second SIGTERM or SIGINT exits at
@@ -43,9 +43,9 @@ import (
 // an RPC server or a supervised driver. The App never calls Start and Stop of a part at the same time.
 type Part interface {
 	// Start returns when the part works. A Start that returns an error must have stopped everything
-	// that it has started. Unavailable, such as of a database that cannot be reached, means that the
-	// part may start later: the App calls Start again, with a back-off of up to 5 s, until it succeeds
-	// or the App is asked to stop. Any other error ends the App. ctx ends when the drain begins, so
+	// that it has started. The error Unavailable means that the part may start later, for example because
+	// its database cannot be reached now. Then the App calls Start again, with a back-off of up to 5 s, until Start
+	// succeeds or the App is asked to stop. Any other error ends the App. ctx ends when the drain begins, so
 	// goroutines of the part must not derive their context from it.
 	Start(ctx context.Context) error
 	// Stop takes no new work, waits for the running work, and closes the part. When ctx ends, Stop

@@ -85,9 +85,9 @@ func CatchSignals() {
 // reloadTimeout bounds a reload of one part.
 const reloadTimeout = time.Minute
 
-// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
-// with the error and the later parts keep their configuration, so that a policy does not change together with
-// options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
+// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload. The part
+// with the error and the later parts keep their configuration. So, for example, the policy does not change if the
+// options are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
 // reloaded and the parts that are not. Reload is safe for concurrent use: concurrent calls wait for each other.
 //
 // When the drain begins, Reload reloads no further part and returns within 1 s, see [Reloader].
@@ -143,7 +143,7 @@ func (a *App) reloadLocked(ctx context.Context) error {
 	return failed
 }
 
-// reloadPart reloads a part. When the drain begins, it ends the part's context and returns within hardStop.
+// reloadPart reloads a part. When the drain begins, reloadPart cancels the context of Reload and returns within hardStop.
 func (a *App) reloadPart(ctx context.Context, name string, r Reloader) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx)) // until the drain begins
 	defer end()

@@ -90,7 +90,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// template returns a certificate that is valid for two hours, one of which has passed.
+// template returns a certificate that is valid from an hour ago until an hour from now.
 func template(name string) *x509.Certificate {
 	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62)) // crypto/rand never fails
 	return &x509.Certificate{

@@ -68,9 +68,9 @@ func measure(c Contender, callers int, d time.Duration) result {
 	return result{float64(len(all)) / spent.Seconds(), all[len(all)/2]}
 }
 
-// Row runs the contenders one after another in several rounds, and prints a line with the
-// medians for each contender. A ratio is the median of the ratios to the first contender in the
-// same round.
+// Row runs the contenders one after another in several rounds, and prints a line for each
+// contender with the medians of its rounds. In each round a ratio is the contender's value divided by that of the first
+// contender. what names the work, and callers is the number of goroutines that do the work.
 func (t *Table) Row(what string, callers int, list ...Contender) {
 	for _, c := range list { // warm up
 		measure(c, callers, *slice/5)
@@ -91,7 +91,7 @@ func (t *Table) Row(what string, callers int, list ...Contender) {
 		_, _ = fmt.Fprintf(t.w, "%s\t%d\t%s\t%.0f\t%.2f\t%v\t%.2f\t\n", what, callers, c.Name,
 			median(rates), median(ratios), median(p50s).Round(100*time.Nanosecond), median(slower))
 	}
-	_ = t.w.Flush() // to standard output
+	_ = t.w.Flush() // an error of standard output does not matter
 }
 
 // median returns the median of a list, which must not be empty.

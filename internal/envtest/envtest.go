@@ -7,8 +7,8 @@ import (
 )
 
 // URL returns the value of the environment variable name, which is the URL of a private
-// service. If it is not set, the test is skipped, or fails if CI is set, because there a
-// test must not be left out.
+// service. If the variable is not set, the test is skipped. If CI is set, the test fails instead, because
+// in CI no test may be skipped.
 func URL(t testing.TB, name string) string {
 	t.Helper()
 	url := os.Getenv(name)

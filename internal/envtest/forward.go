@@ -22,7 +22,7 @@ func DeadAddr(t testing.TB) string {
 }
 
 // Forward listens on addr until the test ends, and forwards each connection to the address
-// to. It returns when it listens.
+// to. It does not block.
 func Forward(t testing.TB, addr, to string) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr) //nolint:noctx // listening on loopback does not block

@@ -1,3 +1,3 @@
-// Package filelock locks open files. The lock is advisory: it holds off only callers of this package. The kernel releases
-// the lock when the process ends, even if it is killed. On systems other than Unix there are no locks, see [Supported].
+// Package filelock locks open files. The lock is advisory: only callers of this package take notice of it. The kernel releases
+// the lock when the process ends, even if the process is killed. Only Unix systems have locks, see [Supported].
 package filelock

@@ -4,7 +4,7 @@ package filelock
 
 import "os"
 
-// Supported reports whether this package can lock files on this system.
+// Supported reports whether files have locks on this system.
 const Supported = false
 
 // Try does nothing and returns true.

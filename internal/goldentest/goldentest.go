@@ -3,7 +3,10 @@
 package goldentest
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -11,13 +14,24 @@ import (
 // UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = "ARMATURE_UPDATE"
 
-// Contract fails the test if text, the contract of name, is not the content of file. broken gets the content of the file and
-// returns the parts of it that text no longer keeps, one line for each. If there are any, Contract fails with them and with
-// remedy, a text that says what a broken contract requires (it may be empty), and never writes the file. Otherwise text has only new parts:
-// with ARMATURE_UPDATE=1 Contract writes it to file.
+// LastReleaseVar is the name of the environment variable with the directory of the last release's tree, if its value is not empty.
+// [Contract] then also fails if text no longer keeps a promise of that tree's file.
+const LastReleaseVar = "ARMATURE_LAST_RELEASE"
+
+// Contract fails the test if text, the contract of name, is not the content of file.
+//
+// broken gets the content of the file and returns the promises in it that text no longer keeps, one line for each. If there
+// are any, the failure has these lines and remedy, and Contract never writes the file. remedy says what to do about a broken
+// contract; it may be empty. If no promise is broken, text has only new promises, and with ARMATURE_UPDATE=1 Contract
+// writes text to file.
 func Contract(t testing.TB, name, file, text, remedy string, broken func(old string) ([]string, error)) {
 	t.Helper()
 	update := os.Getenv(UpdateVar) != ""
+	if old, ok := lastRelease(t, file); ok {
+		if lost, err := broken(old); err != nil || len(lost) > 0 {
+			t.Errorf("the contract of %s in the last release is broken%s: %v\n%s", name, remedy, err, strings.Join(lost, "\n"))
+		}
+	}
 	raw, err := os.ReadFile(file)
 	switch {
 	case err == nil:
@@ -40,4 +54,40 @@ func Contract(t testing.TB, name, file, text, remedy string, broken func(old str
 	default:
 		t.Errorf("the contract of %s has grown: run with %s=1 to write it to %s. It is now:\n%s", name, UpdateVar, file, text)
 	}
+}
+
+// lastRelease returns the content that a file of the test's package has in the last release. ok is false if that is not asked for, or if the
+// release has no such file.
+func lastRelease(t testing.TB, file string) (text string, ok bool) {
+	t.Helper()
+	tree := os.Getenv(LastReleaseVar)
+	if tree == "" || filepath.IsAbs(file) {
+		return "", false
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := dir
+	for {
+		if _, err := os.Stat(filepath.Join(top, "go.mod")); err == nil {
+			break
+		}
+		if top == filepath.Dir(top) {
+			t.Fatalf("%s is in no module", dir)
+		}
+		top = filepath.Dir(top)
+	}
+	in, err := filepath.Rel(top, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(tree, in, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw), true
 }

@@ -10,8 +10,9 @@ import (
 
 var codeBlock = regexp.MustCompile("(?s)```(?:go|sql)\n(.*?)```")
 
-// Check fails the test if a block of Go or SQL in the document guide is not a part of one of the files, character by character, so that
-// it neither compiles nor runs in a test; or if the guide has fewer than least blocks. The paths are relative to the test's package.
+// Check fails the test if a block of Go or SQL in the document guide is not, character by character, a part of one of the files. Such a
+// block would neither compile nor run in a test. Check also fails if the guide has fewer than least blocks. The paths are relative
+// to the test's package.
 func Check(t testing.TB, guide string, least int, files ...string) {
 	t.Helper()
 	read := func(name string) string {
@@ -31,7 +32,7 @@ func Check(t testing.TB, guide string, least int, files ...string) {
 	}
 	for _, b := range blocks {
 		if !strings.Contains(code.String(), b[1]) {
-			t.Errorf("no code that a test runs has this block of %s:\n%s", guide, b[1])
+			t.Errorf("none of the files %v has this block of %s:\n%s", files, guide, b[1])
 		}
 	}
 }

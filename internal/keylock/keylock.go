@@ -1,4 +1,4 @@
-// Package keylock has a lock for each key, such as the id of an object. Only one goroutine at a time works on
+// Package keylock has a lock for each key, such as the id of an object. With it, only one goroutine at a time works on
 // one key, and work on different keys runs in parallel.
 package keylock
 

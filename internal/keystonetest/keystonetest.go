@@ -118,8 +118,8 @@ func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	}
 }
 
-// Token logs in the user with this name and returns a token of the given scope: a project, a domain or the system. A nil scope
-// makes a token without a scope.
+// Token logs in the user with this name and returns a token of the given scope: a project, a domain or the system. If scope is
+// nil, the token has no scope.
 func (k *Keystone) Token(user string, scope *gophercloud.AuthScope) string {
 	k.t.Helper()
 	return k.login(user, Password, scope).TokenID

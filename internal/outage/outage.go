@@ -1,6 +1,6 @@
-// Package outage limits the log lines about an action that fails again and again. The first failure is logged at its
-// level, and so is one failure in each minute after it. The other failures are logged at DEBUG. Without this limit, an
-// outage of the database or the broker would write a line a second to the log of each process.
+// Package outage limits the log lines about an action that fails again and again. The first failure is logged at the
+// level that the caller gives, and so is one failure in each minute after it. The other failures are logged at DEBUG.
+// Without this limit, each process would write a line a second while the database or the broker is down.
 package outage
 
 import (
@@ -13,17 +13,17 @@ import (
 // interval is the minimum time between two lines at the full level.
 const interval = time.Minute
 
-// Log logs the results of one action whose success can be seen. It counts consecutive failures. The zero value is usable. It
-// is not safe for concurrent use.
+// Log logs the results of one action. It counts consecutive failures, which end with a success. The zero value is usable. A
+// Log is not safe for concurrent use.
 type Log struct {
 	failures int
 	limiter  Limiter
 }
 
-// Note logs the result of a call. An error is logged as "<action> failed" at the level, or at DEBUG if the last line at
-// that level is less than a minute old and always is false. The first success after failures is logged as
-// "<action> works again" at INFO. Other successes are not logged. attrs are added to each line, besides "error" and
-// "failures", the number of consecutive failures.
+// Note logs the result of a call. An error is logged as "<action> failed". The line has the given level if always is true,
+// or if no failure was logged at this level in the last minute; otherwise it is at DEBUG. The first success after failures
+// is logged as "<action> works again" at INFO. Other successes are not logged. Each line has attrs, and "failures", the
+// number of consecutive failures. A line about a failure also has "error".
 func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, err error, always bool, attrs ...any) {
 	if err == nil {
 		if l.failures > 0 {
@@ -40,16 +40,16 @@ func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, acti
 	log.Log(ctx, l.limiter.Level(level), action+" failed", append([]any{"error", err, "failures", l.failures}, attrs...)...)
 }
 
-// Group is a [Log] of one action on several members, such as queues that one outage makes fail together. The zero value is
-// usable. It is safe for concurrent use.
+// Group is a [Log] of one action on several members that fail together in an outage, such as queues. The zero value is
+// usable. A Group is safe for concurrent use.
 type Group struct {
 	mu      sync.Mutex
 	failing map[any]bool // members whose last action failed
 	log     Log
 }
 
-// Note is [Log.Note] for the action on one member, which must be comparable. "<action> works again" is logged when no member
-// fails any more.
+// Note is [Log.Note] for the action on one member, which must be comparable. "<action> works again" is logged when the last
+// action on each member has succeeded.
 func (g *Group) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, member any, err error, attrs ...any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -75,8 +75,8 @@ func (g *Group) Forget(member any) {
 	delete(g.failing, member)
 }
 
-// Limiter limits the lines about one kind of event that has no visible end. The zero value is usable. It is safe for
-// concurrent use.
+// Limiter limits the lines about one kind of event if no success shows its end. The zero value is usable. A Limiter is safe
+// for concurrent use.
 type Limiter struct {
 	mu     sync.Mutex
 	logged time.Time // the last line at the full level; zero if there was none

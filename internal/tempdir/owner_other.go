@@ -7,5 +7,5 @@ import "io/fs"
 // noFollow has no effect on this system.
 const noFollow = 0
 
-// ownedBy returns false: files of this system have no owner that is a number.
+// ownedBy returns false, because on this system the owner of a file is not a number.
 func ownedBy(fs.FileInfo, ...int) bool { return false }

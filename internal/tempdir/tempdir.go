@@ -67,10 +67,14 @@ func (d *Dir) Remove() error {
 }
 
 // Sweep removes the directories in parent whose names begin with prefix, and whose processes have ended without
-// removing them. It returns their paths. A directory is kept if [Make] has not made it, if its process runs, if its
-// lock file does not belong to the user of this process, or if the directory belongs to a user that is neither that user
-// nor one of owners. The error lists the directories that could not be removed. On a system
-// without file locks Sweep does nothing.
+// removing them. It returns their paths. It keeps a directory
+//
+//   - that [Make] has not made;
+//   - whose process still runs;
+//   - whose lock file does not belong to the user of this process;
+//   - that belongs neither to this user nor to one of owners, which are numbers of users.
+//
+// The error lists the directories that could not be removed. On a system without file locks Sweep does nothing.
 func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 	if !filelock.Supported {
 		return nil, nil
@@ -85,7 +89,7 @@ func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 		if gone {
 			removed = append(removed, path)
 		}
-		if !errors.Is(one, fs.ErrNotExist) { // the directory's process, or another sweep, has removed it
+		if !errors.Is(one, fs.ErrNotExist) { // if it does not exist, its process or another sweep has removed it
 			err = errors.Join(err, one)
 		}
 	}
@@ -107,7 +111,7 @@ func sweepDir(path string, owners []int) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = lock.Close() }() // nothing was written
+	defer func() { _ = lock.Close() }() // an error does not matter, because nothing was written
 	if free, err := filelock.Try(lock); err != nil || !free {
 		return false, err
 	}

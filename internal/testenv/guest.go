@@ -33,11 +33,11 @@ done
 while :; do $B sleep 1000; done
 `
 
-// GuestImage creates an image of 40 MiB at path, from which a PC boots. It has Debian's
-// kernel for clouds, which is taken from its package without installing it, and a busybox
-// that writes "guest ready" on the serial console and shuts down on request. It boots in
-// some seconds, also without KVM. GuestImage needs Debian, a download of 27 MB and a few
-// seconds. [ErrMissing]: a program is not installed.
+// GuestImage creates an image of 40 MiB at path, from which a PC boots. The image has Debian's
+// kernel for clouds and a busybox. The guest writes "guest ready" on the serial console, and shuts
+// down on request. It boots in some seconds, also without KVM. GuestImage needs Debian. It takes a few
+// seconds and downloads 27 MB: the package of the kernel, which it unpacks but does not install.
+// [ErrMissing]: a program is not installed.
 func GuestImage(ctx context.Context, path string) error {
 	for _, p := range guestPrograms {
 		if _, err := findProgram(p.pkg, p.name); err != nil {

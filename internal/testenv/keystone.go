@@ -19,10 +19,10 @@ import (
 	_ "modernc.org/sqlite" // the database driver
 )
 
-// Keystone starts an identity service. The service keeps its files in dir, which must exist
-// and stays the caller's. The user admin has the role admin in the project admin and in
+// Keystone starts an identity service. The service keeps its files in dir, which must exist.
+// The caller removes dir. The user admin has the role admin in the project admin and in
 // the whole system. Tests create users and projects with the API. The start needs about
-// 10 s of processor time. Errors: as [NATS].
+// 10 s of processor time. The errors are as those of [NATS].
 func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	manage, err := findKeystone()
 	if err != nil {
@@ -54,8 +54,8 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	return nil, err
 }
 
-// bootstrap creates Keystone's database, keys and administrator. It replaces older ones,
-// because the catalog in the database has the port.
+// bootstrap creates Keystone's database, keys and administrator. It replaces those of an earlier
+// attempt, because the catalog in the database has the port.
 func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 	database := filepath.Join(dir, "keystone.db")
 	if err := errors.Join(os.RemoveAll(database), os.RemoveAll(filepath.Join(dir, "keys")), os.Mkdir(filepath.Join(dir, "keys"), 0o700)); err != nil {

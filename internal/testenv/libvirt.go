@@ -15,9 +15,9 @@ import (
 	"time"
 )
 
-// Libvirt starts a libvirtd with the QEMU driver. It keeps its files in dir, which must
-// exist and stays the caller's. The path of dir must be short, because the length of
-// socket paths is limited. URL is for libvirt's clients.
+// Libvirt starts a libvirtd with the QEMU driver. The libvirtd keeps its files in dir, which must
+// exist. The caller removes dir. The path of dir must be short, because the length of
+// socket paths is limited. Service.URL is for libvirt's clients.
 //
 // libvirtd runs in its own mount and process namespaces, in which dir replaces libvirt's
 // directories. This needs Linux and root. When this process ends, for whatever reason,
@@ -49,7 +49,7 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	s.extra = func(ctx context.Context, stop bool) error {
 		switch {
 		case stop && holder != nil:
-			holder.Kill() // it is the first process of its namespace, so the others end with it
+			holder.Kill() // the first process of the namespaces ends, and the other processes in them end with it
 			holder = nil
 		case !stop && holder == nil:
 			var err error
@@ -71,7 +71,7 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 		if err != nil {
 			return "", err
 		}
-		_ = c.Close() // the connection was only a test
+		_ = c.Close() // it was only to find out whether libvirtd listens
 		// The first connection waits until libvirtd has examined every QEMU program.
 		long, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout/2)
 		defer cancel()
@@ -119,8 +119,8 @@ func writeLibvirt(dir string) error {
 	return nil
 }
 
-// startNamespaces starts the first process of the namespaces, which creates them and stays. It returns when they are
-// ready.
+// startNamespaces starts a process that creates the namespaces and runs until it is killed. It returns when the namespaces
+// are ready.
 func startNamespaces(ctx context.Context, dir string) (*Process, error) {
 	const script = `set -e
 for d in run/libvirt:run var/lib/libvirt:lib var/cache/libvirt:cache var/log/libvirt:log etc/libvirt:etc; do

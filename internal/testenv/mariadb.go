@@ -17,10 +17,10 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// MariaDB starts a server. The server keeps its files in dir, which must exist and stays
-// the caller's. MariaDB returns when the server answers, or with an error after 120 s.
-// The user of the URL has all privileges. The server has only its own databases. The
-// server's output goes to log, and each error has the end of it. [ErrMissing]: MariaDB
+// MariaDB starts a server. The server keeps its files in dir, which must exist. The caller
+// removes dir. MariaDB returns when the server answers, or with an error after 120 s.
+// The user in the URL has all privileges. The server has only system databases. Its
+// output goes to log, and each error has the last lines of this output. [ErrMissing]: MariaDB
 // is not installed.
 func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return MariaDBWith(ctx, dir, log)

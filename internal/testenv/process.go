@@ -17,7 +17,7 @@ import (
 )
 
 // Process is a running program. On Linux it has a process group of its own, and the
-// kernel kills it when the process that started it dies. Its methods are safe for
+// kernel kills the program when the process that started it dies. The methods are safe for
 // concurrent use.
 type Process struct {
 	cmd  *exec.Cmd
@@ -56,8 +56,8 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 // Done returns a channel that is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns why the program has ended: the error of [exec.Cmd.Wait], or an error that says exit status 0. It is never nil.
-// Call it only after Done is closed.
+// Err returns why the program has ended: the error of [exec.Cmd.Wait], or an error that says exit status 0. The result is
+// never nil. Call Err only after Done is closed.
 func (p *Process) Err() error {
 	if p.err == nil {
 		return fmt.Errorf("%s: exit status 0", filepath.Base(p.cmd.Path))
@@ -82,8 +82,8 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // group.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop sends SIGTERM to the program, and waits for its end. It kills the program's group
-// after grace, or when ctx ends.
+// Stop sends SIGTERM to the program, and waits for its end, for grace at most or until ctx ends. Then
+// it kills the processes of the program's group that are left.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) {
 	_ = p.Signal(sigTerm)
 	_ = p.Signal(sigResume)
@@ -103,9 +103,9 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// freePort returns a port of 127.0.0.1 that no program uses. It is below the range of ports
-// for outgoing connections. A port of that range could be taken by a client's connection
-// while the daemon is down, and a client that dials such a port could even connect to
+// freePort returns a port of 127.0.0.1 that no program uses. The port is below the range of ports
+// for outgoing connections. While the daemon is down, a client's connection could take a port
+// of that range, and a client that dials such a port could even connect to
 // itself.
 func freePort() (int, error) {
 	const low = 15000
@@ -133,7 +133,7 @@ func freePort() (int, error) {
 }
 
 // Missing returns the Debian packages that the services need and that are not
-// installed. Empty: all are installed.
+// installed. The result is empty if all are installed.
 func Missing() []string {
 	var missing []string
 	_, err1 := findRabbitMQ()

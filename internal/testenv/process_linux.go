@@ -23,7 +23,7 @@ func isolateProcess(cmd *exec.Cmd) {
 // the group is left.
 func (p *Process) SignalGroup(sig os.Signal) {
 	if s, ok := sig.(syscall.Signal); ok {
-		_ = syscall.Kill(-p.PID(), s) // the only error: no process of the group is left
+		_ = syscall.Kill(-p.PID(), s) // an error means that no process of the group is left
 	}
 }
 

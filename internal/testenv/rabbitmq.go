@@ -21,9 +21,9 @@ import (
 
 var nodes atomic.Int64 // numbers the nodes, so that their names are unique in the process
 
-// RabbitMQ starts a broker. The broker keeps its files in dir, which must exist and stays
-// the caller's. RabbitMQ returns when the broker answers, or with an error after 120 s.
-// The broker's output goes to log, and each error has the end of it. [ErrMissing]:
+// RabbitMQ starts a broker. The broker keeps its files in dir, which must exist. The caller
+// removes dir. RabbitMQ returns when the broker answers, or with an error after 120 s.
+// The broker's output goes to log, and each error has the last lines of this output. [ErrMissing]:
 // RabbitMQ is not installed.
 func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return RabbitMQWith(ctx, dir, log)
@@ -110,8 +110,8 @@ log.file = false
 		"RABBITMQ_PID_FILE":                   filepath.Join(dir, "pid"),
 		"RABBITMQ_LOGS":                       "-",
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false",
-		// With these the script becomes the broker. Otherwise it stays the broker's
-		// parent, needs rabbitmqctl to stop it, and leaves it behind when killed.
+		// With these variables the script's process becomes the broker. Without them the script stays the broker's
+		// parent: only rabbitmqctl can stop the broker, and the broker survives if the script is killed.
 		"detached":              "true",
 		"RUNNING_UNDER_SYSTEMD": "true",
 	})
@@ -136,8 +136,8 @@ log.file = false
 		return cmd, nil
 	}
 
-	// Erlang's port mapper is a child of this process, so that it ends with it. Without
-	// it the broker starts a port mapper as a daemon, which stays for ever.
+	// Erlang's port mapper is a child of this process, so that it ends with this process. Otherwise
+	// the broker would start a port mapper as a daemon, which never ends.
 	var mapper *Process
 	s.extra = func(ctx context.Context, stop bool) error {
 		if stop {
@@ -168,7 +168,7 @@ log.file = false
 	return s, nil
 }
 
-// awaitPort waits until a program listens on the port. errPort: p has ended.
+// awaitPort waits until a program listens on the port. It returns errPort if p has ended.
 func awaitPort(ctx context.Context, p *Process, port int) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

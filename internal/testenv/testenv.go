@@ -8,7 +8,7 @@
 //	d, err := db.Open(ctx, db.Config{URL: s.URL + "mysql"})
 //
 // The program in the directory run starts RabbitMQ, NATS and MariaDB, and runs a command
-// with their URLs in its environment. With package envtest, a test gets these URLs, or
+// with their URLs in its environment. From package envtest a test gets these URLs, or
 // an instance of its own that it may kill and restart.
 package testenv
 
@@ -48,7 +48,7 @@ var ErrMissing = errors.New("not installed")
 var errPort = errors.New("the port is in use by another program")
 
 // Service is a running daemon. Its methods are safe for concurrent use. The process
-// that started it calls Stop. If that process dies before, the kernel kills the daemon
+// that started the daemon must call Stop. If that process dies before, the kernel kills the daemon
 // (on Linux only).
 type Service struct {
 	// Name and Version are the name and the version of the product, such as "RabbitMQ" and "3.10.8".
@@ -69,7 +69,7 @@ type Service struct {
 	proc *Process // nil while the daemon is stopped
 }
 
-// Done returns a channel that is closed when the daemon's present process has ended, for
+// Done returns a channel that is closed when the daemon's current process has ended, for
 // any reason. Restart starts a new process, with a new channel. After Stop and Kill the
 // channel is closed.
 func (s *Service) Done() <-chan struct{} {
@@ -84,8 +84,8 @@ func (s *Service) Done() <-chan struct{} {
 }
 
 // Stop asks the daemon to end, and waits for its end. It kills the daemon after 30 s, or
-// when ctx ends. The daemon's files stay in its directory. The error, with the end of the
-// log, says that the daemon had died before Stop. Stop of a stopped service does
+// when ctx ends. The daemon's files stay in its directory. If the daemon had died before, Stop
+// returns an error with the end of the log. Stop of a stopped service does
 // nothing.
 func (s *Service) Stop(ctx context.Context) error {
 	s.mu.Lock()
@@ -157,7 +157,7 @@ func (s *Service) Pause() error {
 	return nil
 }
 
-// Resume ends a Pause.
+// Resume continues the daemon after a Pause.
 func (s *Service) Resume() error { return s.signal(sigResume) }
 
 func (s *Service) signal(sig os.Signal) error {
@@ -197,7 +197,7 @@ func (s *Service) Ctl(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// start starts the daemon, and returns when the daemon answers. After an error no process of it is left.
+// start starts the daemon, and returns when the daemon answers. After an error no process of the daemon is left.
 func (s *Service) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

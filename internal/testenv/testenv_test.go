@@ -45,8 +45,8 @@ var services = []struct {
 	{"keystone", testenv.Keystone, useKeystone},
 }
 
-// TestLife uses all methods of each service. At the end nothing is left: no process with the
-// directory in its command line, and no open port.
+// TestLife calls all methods of each service. At the end no process has the service's directory in its
+// command line, and no program listens on its port.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -137,8 +137,8 @@ func TestDiedAlone(t *testing.T) {
 	}
 }
 
-// TestEndsAtStart: a daemon that cannot start is reported at once, and not after the timeout. No
-// process of it is left.
+// TestEndsAtStart: if a daemon cannot start, the error comes at once and not after the timeout. No
+// process of the daemon is left.
 func TestEndsAtStart(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -28,9 +28,9 @@ func Comment(w io.Writer, words string) {
 
 // Nearest returns a clause with the known name that is most similar to name, to be appended to an
 // error: "; the nearest is report_interval". If no known name is similar, the result is empty, because a name that
-// is not similar would mislead. A name is similar if at most a third of its bytes differ, or if it contains name
-// and name has at least 4 bytes. Upper and lower case are equal. Of two equally
-// similar names the first in alphabetical order is returned.
+// is not similar would mislead. A known name is similar if its [Distance] to name is 1, or at most a third of the
+// length of the longer name. It is also similar if it contains name, and name has at least 4 bytes. Upper and lower
+// case are equal. If two names are equally similar, the result has the first one in alphabetical order.
 func Nearest(name string, known func(yield func(string) bool)) string {
 	lower := strings.ToLower(name)
 	distance := func(s string) int { return Distance(lower, strings.ToLower(s)) }
@@ -72,8 +72,8 @@ func Distance(a, b string) int {
 	return row[len(b)]
 }
 
-// Cut returns the text as valid UTF-8 of at most maxBytes bytes, which must be at least 3. If it removes a part, the result ends
-// with "...".
+// Cut returns the text as valid UTF-8 of at most maxBytes bytes. If Cut removes a part, the result ends with "...". maxBytes
+// must then be at least 3.
 func Cut(text string, maxBytes int) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	if len(text) <= maxBytes {

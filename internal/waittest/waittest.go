@@ -1,5 +1,5 @@
-// Package waittest is how tests wait for what another goroutine, process or service does. In a bubble of testing/synctest
-// no test needs it: there, synctest.Wait and the fake clock do the work.
+// Package waittest makes tests wait for another goroutine, process or service. A test in a bubble of testing/synctest
+// does not need this package: it has synctest.Wait and the fake clock.
 package waittest
 
 import (
@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// Timeout is how long [Until] and [Succeeds] wait. It is far more than any of the tests needs, because machines may be busy.
+// Timeout is how long [Until] and [Succeeds] wait. It is far longer than any test needs, because machines may be busy.
 const Timeout = 30 * time.Second
 
-// Until blocks until ok returns true, which it asks as [Poll] does. It ends the test if that takes longer than Timeout; what
-// names the condition in the error. It must be called from the goroutine of the test.
+// Until blocks until ok returns true. It calls ok as [Poll] calls its function. If ok does not return true within Timeout,
+// the test ends with an error, in which what names the condition. Until must be called from the goroutine of the test.
 func Until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	Succeeds(t, what, func() error {
@@ -23,7 +23,7 @@ func Until(t testing.TB, what string, ok func() bool) {
 	})
 }
 
-// Succeeds is Until with an error, which is nil at the end. The error of the test has the last one.
+// Succeeds blocks until f returns nil, as [Until] does. The error of the test has the last error of f.
 func Succeeds(t testing.TB, what string, f func() error) {
 	t.Helper()
 	if err := Poll(Timeout, f); err != nil {
@@ -31,8 +31,8 @@ func Succeeds(t testing.TB, what string, f func() error) {
 	}
 }
 
-// Poll calls f until it returns nil, and returns nil; or its last error, if it has not returned nil within limit. It may be
-// called from any goroutine. The pause between two calls grows from 1 ms to 50 ms.
+// Poll calls f until f returns nil, and returns nil. If f does not return nil within limit, Poll returns the last error of f.
+// Poll may be called from any goroutine. The pause between two calls grows from 1 ms to 50 ms.
 func Poll(limit time.Duration, f func() error) error {
 	pause, end := time.Millisecond, time.Now().Add(limit)
 	for {
@@ -44,13 +44,14 @@ func Poll(limit time.Duration, f func() error) error {
 	}
 }
 
-// Pass lets real time pass, for tests in which no signal says that the time is over: the clock of a database or a broker
-// runs, or a fault lasts so long. why names the clock or the fault. Use a signal or a bubble of testing/synctest wherever possible.
+// Pass blocks for d. It is for tests in which real time must pass and no signal shows that it has passed. For example, the
+// clock of a database or a broker must advance, or a fault must last so long. why names the clock or the fault. Use a signal or
+// a bubble of testing/synctest wherever possible.
 func Pass(t testing.TB, d time.Duration, why string) {
 	t.Helper()
 	t.Logf("%s pass: %s", d, why)
 	Spend(d)
 }
 
-// Spend blocks for d. It is the work of a handler that takes so long, or the fault of a proxy: it has no test.
+// Spend blocks for d. It stands for the work of a handler, or for the delay of a proxy, and for code that has no testing.TB.
 func Spend(d time.Duration) { <-time.After(d) }

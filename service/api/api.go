@@ -11,11 +11,14 @@
 //	})
 //	app.Add("http", service.HTTP(":8776", mux))
 //
-// A handler returns a fault or a plain error; the package derives the status and the body of the reply from it. The status
+// A handler returns a fault or a plain error. The package derives the status and the body of the reply from it. The status
 // is that of [WithStatus], or else that of the fault's code. Timeout and Unknown are 504 and not 503, because OpenStack's
-// clients send a request again after 503, so 503 must mean that nothing was executed. A private error (fault.IsPrivate),
-// such as one of the database, is a failure of the service: 503 if certainly nothing was executed, 504 if that is not
-// known, and 500 for other errors. The package is not a server: package service listens.
+// clients send a request again after 503, so 503 must mean that nothing was executed.
+//
+// A private error (fault.IsPrivate), such as one of the database, is a failure of the service. Its status is 503 if
+// certainly nothing was executed, 504 if this is not known, and 500 for other errors.
+//
+// The package is not a server: package service listens.
 package api
 
 import (

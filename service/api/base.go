@@ -14,10 +14,11 @@ type baseKey struct{}
 
 // Base returns the scheme and host for the links of a reply, such as
 // "https://api.example.org:8776", without a slash at the end. It is [Config.PublicURL] if that is set.
-// Otherwise it is the Host header, if that names the local end of the connection: by its address, as localhost, or
-// by the name that the client has verified by TLS. A Host header with another name is not used, because the client
-// could write anything: then Base has the address of the local end, and the first such request is logged as WARN,
-// since it may show that PublicURL is missing.
+//
+// Otherwise the host is that of the Host header, if the header names the local end of the connection: by its address, as
+// localhost, or by the name that the client has verified by TLS. A Host header with another name is not used, because
+// the client can write any name. In this case the host is the address of the local end. The first such request is logged
+// as WARN, because PublicURL may be missing.
 func Base(r *http.Request) string {
 	m, _ := r.Context().Value(baseKey{}).(*Mux)
 	if m != nil && m.cfg.PublicURL != "" {

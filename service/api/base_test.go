@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestBase: a link never has the name of a Host header that nothing but the client confirms.
+// TestBase: a link has the name of the Host header only if the connection or TLS confirms the name.
 func TestBase(t *testing.T) {
 	t.Parallel()
 	const evil = "evil.example.org"

@@ -37,7 +37,7 @@ func chain() *api.Mux {
 		Authenticate:  auth.Static(map[string]reqctx.Request{"token": {UserID: "u", ProjectID: "p", Roles: []string{"member"}}}),
 		Enforce:       func(ctx context.Context, rule string, _ map[string]any) error { return rules.Enforce(ctx, rule, nil) },
 		Microversions: volumeVersions, Inflight: &f, RequestIDHeaders: []string{"X-Compute-Request-Id"},
-		Logger:  slog.New(reqctx.LogHandler(slog.NewJSONHandler(io.Discard, nil))), //nolint:sloglint // what a line costs counts
+		Logger:  slog.New(reqctx.LogHandler(slog.NewJSONHandler(io.Discard, nil))), //nolint:sloglint // the benchmark includes the cost of a log line
 		Observe: apiprom.New().Observe,
 	})
 	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks/{id}", Rule: "disk:get"}, func(_ context.Context, r *api.Request[api.None]) (disk, error) {
@@ -111,7 +111,7 @@ func TestContenders(t *testing.T) {
 	}
 }
 
-// BenchmarkChain compares the whole chain with ServeMux alone, the same handlers, over
+// BenchmarkChain compares the whole chain with the same handlers on ServeMux alone, over
 // real connections.
 func BenchmarkChain(b *testing.B) {
 	table := compare.New()

@@ -49,9 +49,9 @@ func keyedSchema(key, schema string) []Schema {
 	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
 }
 
-// Discover registers the documents of the API-SIG's version discovery, which are Public: GET / lists the
-// one version, and GET of the Path, with or without a slash at the end, shows it with its first and last
-// microversion. It panics if neither Path nor Microversions is set.
+// Discover registers the documents of the API-SIG's version discovery, which are Public. GET / lists the
+// only version. GET of the Path, with or without a slash at the end, shows the version with its first and last
+// microversion. Discover panics if neither Path nor the Prefix of Microversions is set.
 func (m *Mux) Discover(d Discovery) {
 	v := versionDocument{ID: d.ID, Status: "CURRENT", Updated: d.Updated}
 	if m.versions != nil {
@@ -61,7 +61,7 @@ func (m *Mux) Discover(d Discovery) {
 		}
 	}
 	if d.Path == "" {
-		panic("api: Discover: Path is empty, and the API has no microversions")
+		panic("api: Discover: Path is empty, and so is the Prefix of Microversions: set one of them")
 	}
 	at := func(r *http.Request) versionDocument {
 		v := v

@@ -33,9 +33,9 @@ type Route struct {
 	// fit the handler's type and have no other fields.
 	Body []Schema
 	// NoEffect names the properties of the body that a schema allows although the handler's type
-	// has no field for them: clients may send them, and they change nothing. The form is
-	// "volume.size", and "volumes[].size" in an array. Any other property without a field is a panic,
-	// unless its schema allows one value only.
+	// has no field for them. Clients may send such properties, which change nothing. The form is
+	// "volume.size", and "volumes[].size" in an array. For any other property without a field, HandleRoute panics,
+	// unless the property's schema allows one value only.
 	NoEffect []string
 	// Query are the schemas of the query, each for a range of versions: an object whose properties are
 	// the parameters. A property of type array has all values of a parameter that is given several times.
@@ -52,10 +52,10 @@ type Route struct {
 	Errors []int
 	// Public reports that clients need no authentication.
 	Public bool
-	// Rule is the policy rule that [Config.Enforce] checks before the body is validated, with
-	// the path's parameters as the target, or nil if the path has no parameters. A rule that depends on
-	// the object itself, such as on its owner, must be enforced by the handler. Empty: no rule is
-	// enforced. A Rule without a Config.Enforce is a panic.
+	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
+	// the path's parameters, and is nil if the path has none. If a rule depends on
+	// the object itself, such as on its owner, the handler must enforce it. Empty: no rule is
+	// enforced. HandleRoute panics for a Rule without a Config.Enforce.
 	Rule string
 	// Summary is one line about the route, for the OpenAPI document.
 	Summary string

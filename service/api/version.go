@@ -42,11 +42,11 @@ func (v Version) before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
 }
 
-// Microversions is the range of versions of an API. All fields except Headers are required. A client selects a version
+// Microversions is the range of versions of an API. Service, Min and Max are required. A client selects a version
 // with the header OpenStack-API-Version: SERVICE X.Y, by the rules of the API-SIG. Without the header,
-// or if it names other services only, the version is Min; "latest" is Max. A malformed version is answered with
-// 400, and one outside of the range with 406, which has Min and Max. Every reply has the version, and a
-// Vary header for it.
+// or if it names only other services, the version is Min; "latest" is Max. A malformed version is answered with
+// 400. A version outside of the range is answered with 406, and the error has Min and Max. Every reply on a path under
+// Prefix has the version, and a Vary header for it.
 type Microversions struct {
 	// Service is the type of the service, such as "volume".
 	Service string

@@ -65,8 +65,8 @@ func TestMicroversions(t *testing.T) {
 		version            string // of the reply's header
 		says               string
 	}{
-		{"none is the first", "GET", "/v3/disks", nil, 200, "3.0", `"route":"old"`},
-		{"another service's is none", "GET", "/v3/disks", []string{h, "compute 2.53"}, 200, "3.0", `"version":"3.0"`},
+		{"without a header", "GET", "/v3/disks", nil, 200, "3.0", `"route":"old"`},
+		{"the version of another service", "GET", "/v3/disks", []string{h, "compute 2.53"}, 200, "3.0", `"version":"3.0"`},
 		{"one of several services", "GET", "/v3/disks", []string{h, "compute 2.53, volume 3.10"}, 200, "3.10", `"route":"new"`},
 		{"latest", "GET", "/v3/disks", []string{h, "volume latest"}, 200, "3.70", `"version":"3.70"`},
 		{"the older header", "GET", "/v3/disks", []string{old, "3.12"}, 200, "3.12", `"version":"3.12"`},
@@ -75,7 +75,7 @@ func TestMicroversions(t *testing.T) {
 		{"malformed", "GET", "/v3/disks", []string{h, "volume three"}, 400, "3.0", "API Version String three is of invalid format. Must be of format MajorNum.MinorNum."},
 		{"a leading zero", "GET", "/v3/disks", []string{h, "volume 3.01"}, 400, "3.0", "API Version String 3.01 is of invalid"},
 		{"three parts", "GET", "/v3/disks", []string{h, "volume 3.1.2"}, 400, "3.0", "of invalid format"},
-		{"no version", "GET", "/v3/disks", []string{h, "volume"}, 200, "3.0", `"route":"old"`},
+		{"a header without a version", "GET", "/v3/disks", []string{h, "volume"}, 200, "3.0", `"route":"old"`},
 		{"too new", "GET", "/v3/disks", []string{h, "volume 3.71"}, 406, "3.71", "Version 3.71 is not supported by the API. Minimum is 3.0 and maximum is 3.70."},
 		{"too old", "GET", "/v3/disks", []string{h, "volume 2.99"}, 406, "2.99", "Minimum is 3.0"},
 		{"too new, and no such path", "GET", "/v3/nothing", []string{h, "volume 4.0"}, 406, "4.0", "Minimum is 3.0"},
@@ -183,9 +183,9 @@ func TestBadRoutes(t *testing.T) {
 		{"an action beside all bodies", api.Route{Pattern: "GET /v3/disks", Action: "x"}, "overlap"},
 		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: reply, schema 2: the versions 3.5 to the last overlap"},
 		{"a range whose ends are exchanged", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "the first version 3.5 is after the last version 3.4"},
-		{"no version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},
-		{"no JSON", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{JSON: `{`}}}, "PUT /v3/x: reply, schema 1"},
-		{"no schema", api.Route{Pattern: "PUT /v3/x", Query: []api.Schema{{JSON: `{"type": "thing"}`}}}, "PUT /v3/x: query, schema 1"},
+		{"a malformed version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},
+		{"a schema that is not JSON", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{JSON: `{`}}}, "PUT /v3/x: reply, schema 1"},
+		{"JSON that is not a schema", api.Route{Pattern: "PUT /v3/x", Query: []api.Schema{{JSON: `{"type": "thing"}`}}}, "PUT /v3/x: query, schema 1"},
 		{"no method", api.Route{Pattern: "/v3/x"}, "not a method and a path"},
 		{"versions outside of the prefix", api.Route{Pattern: "GET /other", Min: "3.5"}, "its path is not under the Prefix"},
 		{"versions above the last one", api.Route{Pattern: "GET /v3/x", Min: "3.71"}, "GET /v3/x: the versions 3.71 to the last are outside of the API's, 3.0 to 3.70"},

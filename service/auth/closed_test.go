@@ -40,10 +40,10 @@ func TestFailsClosed(t *testing.T) {
 		{"a redirected validation", nil, redirect, fault.Unavailable},
 		{"an expired token", nil, reply(`{"token": ` + member(-time.Minute) + `}`), fault.Unauthenticated},
 		{"another document", nil, reply(`{}`), fault.Unavailable},
-		{"no JSON", nil, reply(`<html>`), fault.Unavailable},
+		{"a reply that is not JSON", nil, reply(`<html>`), fault.Unavailable},
 		{"a long reply", nil, reply(`{"noise": ` + string(long) + `, "token": ` + member(time.Hour) + `}`), fault.Unavailable},
 		{"a login without a token", reply(`{}`), nil, fault.Unavailable},
-		{"a token of Keystone's", nil, nil, nil},
+		{"a token that Keystone describes", nil, nil, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -237,8 +237,8 @@ func TestMissingFile(t *testing.T) {
 func TestPanics(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string]any{
-		"no pointer": options{},
-		"no struct":  new(int),
+		"not a pointer":             options{},
+		"not a pointer to a struct": new(int),
 		"bad default": &struct {
 			A int `ini:"a" default:"x"`
 		}{},

@@ -6,11 +6,11 @@ import (
 )
 
 // Find returns the default configuration files of a program that is started without --config-file, for
-// [Source].Files. It looks in the directories ~/.PROJECT, ~, /etc/PROJECT and /etc, as oslo.config does,
-// and returns the first PROJECT.conf, the first PROGRAM.conf, the first directory PROJECT.conf.d and the
-// first directory PROGRAM.conf.d, as far as they exist. A file in a directory
-// that the process cannot read counts as missing, as in oslo.config. The ~ is home, such as the result of
-// os.UserHomeDir. Any argument may be empty. Find reads no file.
+// [Source].Files. As oslo.config does, it searches ~/.PROJECT, ~, /etc/PROJECT and /etc, in this order, for each of the
+// files PROJECT.conf and PROGRAM.conf and of the directories PROJECT.conf.d and PROGRAM.conf.d. The result has the
+// first path of each that exists, in the order of this list. A file in a directory that the process cannot read counts
+// as missing, as in oslo.config. The ~ is home, such as the result of os.UserHomeDir. Any argument may be empty. Find
+// reads no file.
 func Find(home, project, program string) []string {
 	var dirs []string
 	for _, root := range []string{home, "/etc"} {

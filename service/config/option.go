@@ -145,10 +145,14 @@ func (o *option) assignValue(text string) error {
 			o.field.SetZero()
 			return nil
 		}
-		if err := u.UnmarshalText([]byte(text)); err != nil {
-			return errors.New("is not valid: " + strings.ReplaceAll(err.Error(), text, "***"))
+		err := u.UnmarshalText([]byte(text))
+		switch {
+		case err == nil:
+			return nil
+		case o.hasTag("secret"): // the error may have the text in another form, such as with escapes
+			return errors.New("is not valid")
 		}
-		return nil
+		return errors.New("is not valid: " + maskPasswords(strings.ReplaceAll(err.Error(), text, "***")))
 	}
 	if o.hasTag("multi") {
 		o.field.Set(reflect.ValueOf(slices.Clone(o.values)))

@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -157,5 +158,24 @@ func TestSecretOverFile(t *testing.T) {
 	var o full
 	if err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl_file = "+t.TempDir()+"\n")}); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
 		t.Errorf("a directory in place of the file: %v", err)
+	}
+}
+
+// quoting is a type that parses its own text, and whose error quotes the text.
+type quoting struct{}
+
+// UnmarshalText fails.
+func (*quoting) UnmarshalText(text []byte) error { return fmt.Errorf("%q is wrong", text) }
+
+// TestSecretInError: the error of a secret option does not have the value, even if the option's type parses the value and
+// returns an error that quotes it in another form.
+func TestSecretInError(t *testing.T) {
+	t.Parallel()
+	var o struct {
+		Key quoting `ini:"key" secret:"true"`
+	}
+	err := config.Load(&o, config.Source{Files: write(t, "key = hush\"hush\n")})
+	if err == nil || strings.Contains(err.Error(), "hush") || !strings.Contains(err.Error(), "1.conf:1: [DEFAULT] key: the value is not valid") {
+		t.Errorf("%v, want an error without the value", err)
 	}
 }

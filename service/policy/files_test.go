@@ -244,3 +244,27 @@ func TestConcurrentReload(t *testing.T) {
 	close(stop)
 	wg.Wait()
 }
+
+// TestDefaultInFile: a rule named default that only a file has does not decide for rules that are not defined. It may still
+// be a helper of other rules in the file.
+func TestDefaultInFile(t *testing.T) {
+	t.Parallel()
+	for _, lenient := range []bool{false, true} {
+		file := write(t, filepath.Join(t.TempDir(), "policy.yaml"), "default: '@'\nget: 'rule:default'\n")
+		e := enforcer(t, policy.Config{File: file, Lenient: lenient}, policy.Rule{Name: "get", Check: "!"})
+		if err := e.Check(policy.Credentials{}, "get", nil); err != nil {
+			t.Errorf("lenient %t: get: %v, want no error", lenient, err)
+		}
+		if err := e.Check(policy.Credentials{}, "put", nil); fault.CodeOf(err) != fault.Denied {
+			t.Errorf("lenient %t: a rule that is not defined: %v, want Denied", lenient, err)
+		}
+		if x := e.Explain(policy.Credentials{}, "put", nil); x.Allowed || x.Where != "" {
+			t.Errorf("lenient %t: a rule that is not defined is explained as %s", lenient, x)
+		}
+	}
+	file := write(t, filepath.Join(t.TempDir(), "policy.yaml"), "default: 'role:reader'\n")
+	e := enforcer(t, policy.Config{File: file}, policy.Rule{Name: "default", Check: "!"})
+	if err := e.Check(policy.Credentials{Roles: []string{"reader"}}, "put", nil); err != nil {
+		t.Errorf("a default of the code that a file overrides: %v, want no error", err)
+	}
+}

@@ -376,7 +376,7 @@ func (r *rule) override(o *override) { r.check, r.text, r.where = o.check, o.tex
 
 // newRule returns the rule that exists in files alone.
 func (o *override) newRule() *rule {
-	return &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
+	return &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where, fileOnly: true}
 }
 
 // isReferenced reports whether a check in the files refers to the rule name.

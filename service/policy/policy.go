@@ -17,15 +17,19 @@
 //	role:NAME                        the user has the role; upper and lower case are equal
 //	KIND:%(ATTR)s                    the user's KIND is equal to the target's ATTR
 //	KIND:TEXT                        the user's KIND is TEXT
-//	'TEXT':%(ATTR)s, True:%(ATTR)s   the target's ATTR is TEXT, or true
+//	'TEXT':%(ATTR)s, True:%(ATTR)s   the target's ATTR is TEXT, or true; False, None and numbers
+//	                                 are possible, too
 //
 // KIND is user_id, project_id, domain_id, system_scope, is_admin, or a key of
-// Credentials.Extra. Dots in a KIND or an ATTR lead into nested maps: owner.id. A KIND or ATTR that
-// does not exist makes the term false. The checks http: and https: of oslo.policy are errors: each
-// request would wait for another process, and an outage of that process would stop the whole component.
+// Credentials.Extra. The older names tenant_id and system are the same as project_id and system_scope.
+// Dots in a KIND or an ATTR lead into nested maps: owner.id. A KIND or ATTR that
+// does not exist makes the term false.
 //
-// A rule that is not defined denies. In oslo.policy the rule named default applies instead; here it
-// does so only if the code defines it.
+// The checks http: and https: of oslo.policy are errors, because each request would wait for another process,
+// and an outage of that process would stop the whole component.
+//
+// A rule that is not defined denies. In oslo.policy the rule named default decides instead. Here it
+// does so only if the code defines a rule of this name.
 package policy
 
 import (
@@ -146,6 +150,8 @@ type rule struct {
 	check check
 	text  string // the check's text
 	where string // the check's origin: "default", or file:line
+
+	fileOnly bool // the code does not define the rule
 }
 
 // New reads the operator's files, and returns an Enforcer with the given rules and those of the files. The
@@ -200,12 +206,17 @@ func denyRule(name string) error {
 	return fault.WithReason(fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", name), "PolicyNotAuthorized", nil)
 }
 
-// findRule returns the rule name, or the rule "default", or nil if the set has neither.
+// findRule returns the rule name. If the set does not have it, findRule returns the rule "default", if the code defines that
+// rule, and nil otherwise. A "default" that only a file has does not count, so that a file cannot allow rules that are not
+// defined.
 func (s *ruleSet) findRule(name string) *rule {
 	if r := s.rules[name]; r != nil {
 		return r
 	}
-	return s.rules["default"]
+	if r := s.rules["default"]; r != nil && !r.fileOnly {
+		return r
+	}
+	return nil
 }
 
 // allowsScope reports whether the rule may be used with a token of a scope.

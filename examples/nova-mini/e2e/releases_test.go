@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// The releases of the upgrade test. "previous" is the commit that testdata/previous-release names, "this" is the tree, and "next" is
+// The releases of the upgrade test. "previous" is the commit that testdata/last-release of the tree names, "this" is the tree, and "next" is
 // the tree with the overlay of testdata/next: what a next release would add.
 var (
 	thisRelease     = sync.OnceValues(func() (string, error) { return build() })
@@ -26,7 +26,7 @@ const root = "../../.."
 
 // buildPrevious builds nova-mini of the pinned commit.
 func buildPrevious() (string, error) {
-	raw, err := os.ReadFile("testdata/previous-release")
+	raw, err := os.ReadFile(filepath.Join(root, "testdata", "last-release"))
 	if err != nil {
 		return "", err
 	}
@@ -36,7 +36,7 @@ func buildPrevious() (string, error) {
 		return "", err
 	}
 	if err := exec.CommandContext(context.Background(), "git", "-C", root, "cat-file", "-e", commit+"^{commit}").Run(); err != nil {
-		return "", fmt.Errorf("commit %s of testdata/previous-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
+		return "", fmt.Errorf("commit %s of testdata/last-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
 	}
 	tar := filepath.Join(built, "previous.tar")
 	if out, err := exec.CommandContext(context.Background(), "git", "-C", root, "archive", "-o", tar, commit).CombinedOutput(); err != nil {

@@ -13,10 +13,15 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// missingPackages returns the Debian packages that are not installed. The services need some of them. The tests need the
-// others: a C compiler for the race detector; curl for the commands that nova-mini prints; protoc and its gRPC plugin to
-// generate code; openssl and Python's gRPC for drivers in Python; OpenStack's command line; and oslo.config and
-// oslo.policy, with which the packages config and policy are compared.
+// missingPackages returns the Debian packages that are needed and not installed. The services need some of them. The tests
+// need the others:
+//
+//   - a C compiler for the race detector;
+//   - curl for the commands that nova-mini prints;
+//   - protoc and its gRPC plugin to generate code;
+//   - openssl and Python's gRPC for drivers in Python;
+//   - OpenStack's command line;
+//   - oslo.config and oslo.policy, with which the packages config and policy are compared.
 func missingPackages(ctx context.Context) []string {
 	list := testenv.Missing()
 	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
@@ -63,7 +68,7 @@ func installMissing(ctx context.Context) error {
 		}
 	}
 	if missing := missingPackages(ctx); len(missing) > 0 {
-		return fmt.Errorf("install with apt-get: apt-get succeeded, but the programs or modules of %s cannot be found; look whether PATH or another version hides them",
+		return fmt.Errorf("install with apt-get: apt-get succeeded, but the programs or modules of %s cannot be found: check whether PATH lacks their directory, or another version hides them",
 			strings.Join(missing, " "))
 	}
 	fmt.Fprintf(os.Stderr, "testenv: installed in %.1f s\n", time.Since(begin).Seconds())

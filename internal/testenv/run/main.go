@@ -4,8 +4,8 @@
 //
 //	go run ./internal/testenv/run -- go test ./...
 //
-// As root on Debian or Ubuntu it installs missing packages with apt-get. A program nats-server in the directory of this
-// program, where `make bin/testenv` builds it, takes precedence over that of the machine.
+// As root on Debian or Ubuntu it installs missing packages with apt-get. If the directory of this program has a program
+// nats-server, such as the one that `make bin/testenv` builds, Run uses it instead of the nats-server of the machine.
 package main
 
 import (
@@ -31,7 +31,7 @@ const stopTimeout = 30 * time.Second
 func main() {
 	testenv.EndWithParent()
 	if self, err := os.Executable(); err == nil {
-		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // fails only for a name that is not valid
+		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // fails only if the name or the value has a NUL
 	}
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == "--" {

@@ -16,7 +16,7 @@ import (
 )
 
 // TestRun runs commands with the program, and ends them in different ways. Each time no
-// process is left, and no directory, unless the program was killed.
+// process is left. No directory is left, unless the program was killed.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -35,7 +35,7 @@ func TestRun(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	// The command checks its environment; with stay it waits for a signal.
+	// script checks the environment of the command. stay makes the command wait for a signal.
 	const script = `test -n "$ARMATURE_TEST_AMQP_URL" && test -n "$ARMATURE_TEST_NATS_URL" && ` +
 		`test -n "$ARMATURE_TEST_MYSQL_URL" && echo ready; `
 	const stay = `sleep 1000 & wait`
@@ -108,7 +108,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestInstall: if apt-get succeeds without installing anything, the error names every package that is still missing, also
+// TestInstall: if apt-get succeeds but installs nothing, the error names every package that is still missing, including
 // those that only tests need.
 func TestInstall(t *testing.T) {
 	t.Parallel()
@@ -132,7 +132,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// processes returns the command lines of all that have text in their command
+// processes returns the command lines of all processes that have text in their command
 // line, their directory or their environment.
 func processes(t *testing.T, text string) []string {
 	t.Helper()

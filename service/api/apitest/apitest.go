@@ -124,10 +124,10 @@ func (o *operation) matches(method string, segments []string) bool {
 	})
 }
 
-// Check returns an error if a reply does not fit the document: the operation does not have the status, the body does not
-// fit the schema of the status, or the body of an error does not fit the schema of errors. An error may have any status of
-// 400 or more. On a path that the document does not have, only errors are checked. Health probes (/livez, /readyz), replies
-// to HEAD, and replies with status 304 are not checked.
+// Check returns an error if a reply does not fit the document, in one of three ways. The operation does not have the
+// status; the body does not fit the schema of the status; or the body of an error does not fit the schema of errors. An
+// error may have any status of 400 or more. On a path that the document does not have, only errors are checked. Health
+// probes (/livez, /readyz), replies to HEAD, and replies with status 304 are not checked.
 func (c *Checker) Check(method, path string, status int, body []byte) error {
 	if method == http.MethodHead || status == http.StatusNotModified || path == "/livez" || path == "/readyz" {
 		return nil

@@ -1,0 +1,231 @@
+// Releasecheck compares this tree with the last release, whose commit or tag is the first line of testdata/last-release. It fails if
+// this tree breaks what the release has promised:
+//
+//   - the exported API of the packages that are stable by the table of CHANGELOG.md, as apidiff reports it;
+//   - the contracts in golden files: RPC interfaces and .proto files (internal/goldentest);
+//   - the OpenAPI documents of nova-mini;
+//   - the migrations: an applied file must not change.
+//
+// Other differences of the API are printed, because they belong into CHANGELOG.md.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/pb33f/libopenapi"
+)
+
+const module = "github.com/armature-go/armature"
+
+func main() {
+	broken, err := check()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "release-check:", err)
+		os.Exit(2)
+	}
+	if len(broken) > 0 {
+		fmt.Fprintf(os.Stderr, "release-check: the last release promised more:\n%s\n", strings.Join(broken, "\n"))
+		os.Exit(1)
+	}
+}
+
+func check() (broken []string, err error) {
+	raw, err := os.ReadFile("testdata/last-release")
+	if err != nil {
+		return nil, err
+	}
+	commit, _, _ := strings.Cut(string(raw), "\n")
+	old, err := os.MkdirTemp("", "armature-release-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(old)) }()
+	if err := extract(commit, old); err != nil {
+		return nil, err
+	}
+	for _, part := range []func(old string) ([]string, error){checkAPI, checkContracts, checkOpenAPI, checkMigrations} {
+		more, err := part(old)
+		if err != nil {
+			return nil, err
+		}
+		broken = append(broken, more...)
+	}
+	fmt.Printf("release-check: compared with %s: %d broken promises\n", commit, len(broken))
+	return broken, nil
+}
+
+// extract writes the tree of a commit to dir.
+func extract(commit, dir string) error {
+	if _, err := run("", "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+		return fmt.Errorf("the commit %s of testdata/last-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
+	}
+	tar := filepath.Join(dir, "release.tar")
+	if _, err := run("", "git", "archive", "-o", tar, commit); err != nil {
+		return err
+	}
+	_, err := run("", "tar", "-xf", tar, "-C", dir)
+	return err
+}
+
+// run runs a command in dir and returns its output.
+func run(dir, name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...) //nolint:noctx,gosec // a signal to the process group ends it; the commands are this program's
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), err
+}
+
+// stablePackage matches a row of the table of stability in CHANGELOG.md.
+var stablePackage = regexp.MustCompile("(?m)^\\| `([a-z0-9/]+)` \\| stable \\|")
+
+// apiLine matches a line of apidiff.
+var apiLine = regexp.MustCompile(`^- (?:\./)?([^ :]*?)(?:\.[A-Z(*][^ ]*)?: `)
+
+// checkAPI returns the incompatible changes of the stable packages, and prints those of others.
+func checkAPI(old string) (broken []string, err error) {
+	text, err := os.ReadFile("CHANGELOG.md")
+	if err != nil {
+		return nil, err
+	}
+	var stable []string
+	for _, m := range stablePackage.FindAllStringSubmatch(string(text), -1) {
+		stable = append(stable, m[1])
+	}
+	if len(stable) == 0 {
+		return nil, errors.New("CHANGELOG.md names no stable package")
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	tool, exported := filepath.Join(old, "apidiff"), filepath.Join(old, "release.export")
+	if _, err := run(here, "go", "build", "-modfile=tools/release.mod", "-o", tool, "golang.org/x/exp/cmd/apidiff"); err != nil {
+		return nil, err
+	}
+	if _, err := run(old, tool, "-m", "-w", exported, module); err != nil {
+		return nil, err
+	}
+	out, err := run(here, tool, "-m", "-incompatible", exported, module)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(out) {
+		line = strings.TrimRight(line, "\n")
+		m := apiLine.FindStringSubmatch(line)
+		switch {
+		case m == nil, strings.HasPrefix(m[1], "examples/"):
+		case slices.Contains(stable, m[1]):
+			broken = append(broken, line)
+		default:
+			fmt.Println("not stable, belongs into CHANGELOG.md:", line)
+		}
+	}
+	return broken, nil
+}
+
+// checkContracts runs the tests of the golden files, which are in files named contract_test.go, with the golden files of the release.
+func checkContracts(old string) ([]string, error) {
+	files, err := run("", "git", "ls-files", "*/contract_test.go")
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"test", "-count", "1", "-run", "^TestContracts?$"}
+	for file := range strings.FieldsSeq(files) {
+		args = append(args, "./"+filepath.Dir(file))
+	}
+	cmd := exec.Command("go", args...) //nolint:noctx,gosec // as in run
+	cmd.Env = append(os.Environ(), "ARMATURE_LAST_RELEASE="+old)
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return []string{string(out)}, nil
+	}
+	return nil, err
+}
+
+// checkOpenAPI returns the breaking changes of the OpenAPI documents in golden files.
+func checkOpenAPI(old string) (broken []string, err error) {
+	const dir = "examples/nova-mini/testdata"
+	files, err := filepath.Glob(filepath.Join(old, dir, "openapi-*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		name := filepath.Join(dir, filepath.Base(file))
+		var docs [2]libopenapi.Document
+		for i, path := range []string{file, name} {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				return nil, err
+			}
+			if docs[i], err = libopenapi.NewDocument(raw); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		changes, err := libopenapi.CompareDocuments(docs[0], docs[1])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if changes == nil {
+			continue
+		}
+		for _, c := range changes.GetAllChanges() {
+			if c.Breaking {
+				broken = append(broken, fmt.Sprintf("- %s: %s: %q became %q", name, c.Property, c.Original, c.New))
+			}
+		}
+	}
+	return broken, nil
+}
+
+// checkMigrations returns the migrations of the release that have changed, or are gone although no file replaces them.
+func checkMigrations(old string) (broken []string, err error) {
+	err = filepath.WalkDir(old, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".sql" || filepath.Base(filepath.Dir(path)) != "migrations" {
+			return err
+		}
+		name, err := filepath.Rel(old, path)
+		if err != nil {
+			return err
+		}
+		was, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		now, err := os.ReadFile(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if !replaced(filepath.Dir(name)) {
+				broken = append(broken, "- "+name+": a migration of the release is gone, and the first file does not say what it replaces")
+			}
+			return nil
+		case err == nil && !bytes.Equal(was, now):
+			broken = append(broken, "- "+name+": a migration of the release has changed; write a new one")
+		}
+		return err
+	})
+	return broken, err
+}
+
+// replaced reports whether the first migration of a folder replaces others.
+func replaced(dir string) bool {
+	files, err := filepath.Glob(filepath.Join(dir, "*.sql"))
+	if err != nil || len(files) == 0 {
+		return false
+	}
+	raw, err := os.ReadFile(files[0])
+	return err == nil && bytes.HasPrefix(raw, []byte("-- +db replaces "))
+}
