@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// migrateTimeout is how long Migrate waits for another process that migrates.
+// migrateTimeout is how long Migrate waits for another process that migrates, or, on SQLite, that writes.
 const migrateTimeout = 5 * time.Minute
 
 // Migrations is a sequence of migrations of a library or of a component. Each sequence has a table of its own for the versions that
@@ -159,7 +159,8 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 type migrator struct {
 	conn   *sql.Conn
 	sqlite bool
-	empty  bool // the database had no table when Migrate began
+	empty  bool      // the database had no table when Migrate began
+	tx     *sqliteTx // on SQLite: the transaction that is the lock
 }
 
 // apply applies the files of a sequence that the database does not have.
@@ -310,8 +311,7 @@ func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
 // lock blocks other processes until unlock, or until the connection ends.
 func (m *migrator) lock(ctx context.Context) error {
 	if m.sqlite {
-		_, err := m.conn.ExecContext(ctx, "BEGIN IMMEDIATE")
-		return err
+		return m.lockSQLite(ctx)
 	}
 	var got sql.NullInt64
 	if err := m.conn.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got); err != nil {
@@ -323,6 +323,23 @@ func (m *migrator) lock(ctx context.Context) error {
 	return nil
 }
 
+// lockSQLite begins a transaction, which is the lock. It uses the driver's method, so that statements run on conn, as on MySQL.
+// Each attempt waits up to busyTimeout for another writer.
+func (m *migrator) lockSQLite(ctx context.Context) error {
+	for begin := time.Now(); ; {
+		err := m.conn.Raw(func(c any) (err error) {
+			m.tx, err = c.(*sqliteConn).beginWrite(ctx, driver.TxOptions{}) //nolint:forcetypeassert // Connect returns no other type
+			return err
+		})
+		if err == nil || fault.CodeOf(Error(err)) != fault.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(begin)+busyTimeout > migrateTimeout {
+			return fault.New(fault.Unavailable, "another process has been migrating or writing for %v: %w", migrateTimeout, err)
+		}
+	}
+}
+
 // lockName is the SQL for the name of MySQL's lock. The name differs between the
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
@@ -330,14 +347,18 @@ const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 // unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If the statement fails, unlock drops the
 // connection, which also ends the lock. It returns an error only if a COMMIT has failed.
 func (m *migrator) unlock(ctx context.Context, commit bool) error {
-	query := "DO RELEASE_LOCK(" + lockName + ")"
+	var err error
 	switch {
-	case m.sqlite && commit:
-		query = "COMMIT"
-	case m.sqlite:
-		query = "ROLLBACK"
+	case !m.sqlite:
+		_, err = m.conn.ExecContext(ctx, "DO RELEASE_LOCK("+lockName+")")
+	case commit:
+		err = m.conn.Raw(func(any) error { return m.tx.Commit() })
+	default:
+		err = m.conn.Raw(func(any) error { return m.tx.Rollback() })
 	}
-	_, err := m.conn.ExecContext(ctx, query)
+	if m.sqlite {
+		m.tx.unlock() // has an effect only if the connection was lost, so that Raw did not call its function
+	}
 	if err == nil {
 		return nil
 	}
