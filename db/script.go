@@ -35,7 +35,7 @@ type script struct {
 // readScripts reads the files of all sequences.
 func readScripts(list []Migrations) ([]*sequence, error) {
 	if len(list) == 0 {
-		return nil, fault.New(fault.Invalid, "migrations: none are given")
+		return nil, fault.New(fault.Invalid, "migrations: the list is empty")
 	}
 	out := make([]*sequence, 0, len(list))
 	for _, m := range list {
@@ -44,7 +44,7 @@ func readScripts(list []Migrations) ([]*sequence, error) {
 			return nil, err
 		}
 		if slices.ContainsFunc(out, func(o *sequence) bool { return o.table == s.table }) {
-			return nil, fault.New(fault.Invalid, "migrations: two sequences have the table of versions %s: give each library's its Name", s.table)
+			return nil, fault.New(fault.Invalid, "migrations: two sequences have the table of versions %s: give each sequence a Name of its own", s.table)
 		}
 		out = append(out, s)
 	}
