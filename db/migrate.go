@@ -105,7 +105,7 @@ func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 		return errors.Join(fmt.Errorf("migrate: %w", Error(err)), Error(m.unlock(context.WithoutCancel(ctx), false)))
 	}
 	for _, s := range scripts {
-		if err = m.apply(ctx, s); err != nil {
+		if err = m.applySequence(ctx, s); err != nil {
 			err = fmt.Errorf("migrate: %w", Error(err))
 			break
 		}
@@ -134,11 +134,11 @@ func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string,
 	m := &migrator{conn: c, sqlite: isSQLite(d)}
 	var warnings []string
 	for _, s := range scripts {
-		st, err := m.state(ctx, s)
+		st, err := m.readState(ctx, s)
 		if err != nil {
 			return "", fmt.Errorf("check the database schema: %w", Error(err))
 		}
-		switch want := s.last(); {
+		switch want := s.lastVersion(); {
 		case len(st.todo) > 0:
 			return "", fault.WithReason(fault.New(fault.Precondition,
 				"the database schema (%s) is at version %d, older than version %d of this program: run db sync", s.table, st.version, want), reasonOlder, nil)
@@ -163,9 +163,9 @@ type migrator struct {
 	tx     *sqliteTx // on SQLite: the transaction that is the lock
 }
 
-// apply applies the files of a sequence that the database does not have.
-func (m *migrator) apply(ctx context.Context, s *sequence) error {
-	st, err := m.state(ctx, s)
+// applySequence applies the files of a sequence that the database does not have.
+func (m *migrator) applySequence(ctx context.Context, s *sequence) error {
+	st, err := m.readState(ctx, s)
 	if err == nil && !st.table {
 		err = m.createTable(ctx, s, st.version)
 	} else if err == nil && len(st.todo) > 0 {
@@ -218,7 +218,7 @@ func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) 
 func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	for _, column := range []string{"breaks BIGINT NOT NULL DEFAULT 0", "done INTEGER"} {
 		name, _, _ := strings.Cut(column, " ")
-		missing, err := m.fails(ctx, "SELECT "+name+" FROM "+s.table+" LIMIT 0")
+		missing, err := m.failsForMissing(ctx, "SELECT "+name+" FROM "+s.table+" LIMIT 0")
 		if err == nil && missing {
 			_, err = m.conn.ExecContext(ctx, "ALTER TABLE "+s.table+" ADD COLUMN "+column)
 		}
@@ -298,8 +298,8 @@ func (m *migrator) inTx(ctx context.Context, query string, note func() error) er
 	return err
 }
 
-// fails reports whether a query fails because a table, a view or a column is missing.
-func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
+// failsForMissing reports whether a query fails because a table, a view or a column is missing.
+func (m *migrator) failsForMissing(ctx context.Context, query string) (bool, error) {
 	var found bool
 	err := m.conn.QueryRowContext(ctx, "SELECT EXISTS ("+query+")").Scan(&found)
 	if isMissing(err) {

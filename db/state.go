@@ -28,23 +28,23 @@ type appliedRow struct {
 	done      sql.NullInt64 // statements that are done; NULL: all; -1-n: n are done, and the next one has failed
 }
 
-// state compares the database with a sequence.
-func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error) {
+// readState compares the database with a sequence.
+func (m *migrator) readState(ctx context.Context, s *sequence) (st state, err error) {
 	if st.table, err = m.hasTable(ctx, s.table); err != nil {
 		return st, err
 	}
 	if !st.table {
-		return m.adopted(ctx, s)
+		return m.adoptedState(ctx, s)
 	}
-	rows, err := m.rows(ctx, s.table)
+	rows, err := m.appliedRows(ctx, s.table)
 	if err != nil {
 		return st, err
 	}
-	if rows, err = s.replaced(rows); err != nil {
+	if rows, err = s.dropReplaced(rows); err != nil {
 		return st, err
 	}
 	for _, r := range rows {
-		if err := st.add(s, r); err != nil {
+		if err := st.addRow(s, r); err != nil {
 			return st, err
 		}
 	}
@@ -60,9 +60,9 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 	return st, nil
 }
 
-// replaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
+// dropReplaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
 // last of these files, its row becomes that of the first file.
-func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
+func (s *sequence) dropReplaced(rows []appliedRow) ([]appliedRow, error) {
 	first := s.files[0]
 	if len(rows) == 0 || first.replaces.sum == "" {
 		return rows, nil
@@ -79,14 +79,14 @@ func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
 	return rows[i:], nil
 }
 
-// add adds a row to the state. It fails if the row and the files contradict each other.
-func (st *state) add(s *sequence, r appliedRow) error {
-	if !r.done.Valid || r.version > s.last() {
+// addRow adds a row to the state. It fails if the row and the files contradict each other.
+func (st *state) addRow(s *sequence, r appliedRow) error {
+	if !r.done.Valid || r.version > s.lastVersion() {
 		st.version = r.version
 	}
-	if r.version > s.last() {
-		if r.breaks >= s.last() {
-			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
+	if r.version > s.lastVersion() {
+		if r.breaks >= s.lastVersion() {
+			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.lastVersion(), s.table)
 		}
 		return nil
 	}
@@ -109,13 +109,13 @@ func (st *state) add(s *sequence, r appliedRow) error {
 	return nil
 }
 
-// adopted returns the state of a database without a table of versions. The database may still have the first files, because a
+// adoptedState returns the state of a database without a table of versions. The database may still have the first files, because a
 // component had copied their SQL: then their applied-if queries succeed.
-func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
+func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err error) {
 	for i, f := range s.files {
 		missing, err := m.empty || f.appliedIf == "", error(nil)
 		if !missing {
-			missing, err = m.fails(ctx, f.appliedIf)
+			missing, err = m.failsForMissing(ctx, f.appliedIf)
 		}
 		if err != nil {
 			return st, err
@@ -129,8 +129,8 @@ func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err erro
 	return st, nil
 }
 
-// rows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
-func (m *migrator) rows(ctx context.Context, table string) (list []appliedRow, err error) {
+// appliedRows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
+func (m *migrator) appliedRows(ctx context.Context, table string) (list []appliedRow, err error) {
 	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
 	rows, err := m.conn.QueryContext(ctx, query)
 	if isMissing(err) {

@@ -323,7 +323,7 @@ func (a *App) startPart(ctx context.Context, p namedPart) error {
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
 		}
 		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
-		a.sd.waiting(failed)
+		a.sd.notifyWaiting(failed)
 		delay = min(2*delay, maxStartDelay)
 		t := time.NewTimer(delay/2 + rand.N(delay/2))
 		select {
