@@ -102,7 +102,8 @@ type Config struct {
 	// Default 60 s. It should be less than the time after which the supervisor, such as systemd, kills
 	// the process.
 	DrainTimeout time.Duration
-	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s.
+	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s. systemd's watchdog is fed after all
+	// checks have returned, so WatchdogSec must be longer than twice CheckTimeout plus 2 s.
 	CheckTimeout time.Duration
 	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's
 	// context, or a [Failer], stops the App. It is for programs that handle signals themselves, and
