@@ -109,6 +109,12 @@ var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the 
 
 // Kind is a kind of operation, with the type D of the data that its steps share. The code that begins operations and the code that
 // runs them use the same value. D must have a JSON form. Name is required. It is stored, so it must not change.
+//
+// Another release may have begun an operation, with fields in D that this release does not know. When a step changes the data,
+// these fields stay, in D and in the structs, maps and slices in it. They go with the struct, the element or the key of a map that a step
+// removes, and with a struct that is empty and has the tag omitzero. In a slice with another number of elements, an element keeps its unknown fields
+// if the step has not changed it. In a slice with the same number, a changed element keeps those of its position. A type with a method
+// UnmarshalJSON of its own keeps only what it encodes itself.
 type Kind[D any] struct {
 	Name string
 	// Timeout is how long an operation may take in total, and how long undoing it may then take. Default 10 minutes.
@@ -289,10 +295,18 @@ func (s *Store) Wanted(ctx context.Context, token, by string) error {
 // marshalData returns data as JSON, or an error if they do not fit.
 func marshalData(data any) ([]byte, error) {
 	raw, err := json.Marshal(data)
-	if err == nil && len(raw) > maxData {
-		err = fmt.Errorf("data have %d bytes, at most %d fit", len(raw), maxData)
+	if err == nil {
+		err = checkSize(raw)
 	}
 	return raw, err
+}
+
+// checkSize reports whether data fit into the column.
+func checkSize(raw json.RawMessage) error {
+	if len(raw) > maxData {
+		return fmt.Errorf("data have %d bytes, at most %d fit", len(raw), maxData)
+	}
+	return nil
 }
 
 // checkText reports Invalid if a text cannot be stored as it is.

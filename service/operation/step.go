@@ -1,7 +1,6 @@
 package operation
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -237,7 +236,6 @@ func eraseReported[D any](f func(context.Context, *sqlx.Tx, *Op, *D, error) erro
 		if err := json.Unmarshal(raw, data); err != nil {
 			return raw, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
 		}
-		// raw may have fields that only a later release knows, so it does not tell what f changes.
 		before, err := json.Marshal(data)
 		if err != nil {
 			return raw, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
@@ -246,12 +244,13 @@ func eraseReported[D any](f func(context.Context, *sqlx.Tx, *Op, *D, error) erro
 		if _, waits := errors.AsType[*waitError](result); result != nil && !waits && !isGoTo(result) {
 			return raw, result
 		}
-		after, err := marshalData(data)
+		after, err := json.Marshal(data)
+		if err == nil {
+			after = place{fresh: func() any { return new(D) }}.merge(raw, before, after)
+			err = checkSize(after)
+		}
 		if err != nil {
 			return raw, fault.New(fault.Invalid, "data, as the step has left them: %w", err)
-		}
-		if bytes.Equal(before, after) {
-			after = raw
 		}
 		return after, result
 	}
