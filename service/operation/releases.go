@@ -115,6 +115,17 @@ const sameVariant = `(kind = ? AND kind_version = ? AND steps = ? AND step_name 
 
 func (v variant) args() []any { return []any{v.Kind, v.KindVersion, v.Steps, v.StepName, v.Step} }
 
+// maxVariants is how many variants a query names. SQLite limits the depth of an expression.
+const maxVariants = 100
+
+// learnUnknown notes a variant that this process does not know, and reports whether a query can name it.
+func (r *Runner) learnUnknown(v variant) bool {
+	if len(r.unknown) < maxVariants {
+		r.unknown[v] = true
+	}
+	return r.unknown[v]
+}
+
 // exclude returns the condition, which begins with AND, that an operation is not of a variant that is unknown here.
 func (r *Runner) exclude() (where string, args []any) {
 	for v := range r.unknown {
@@ -140,8 +151,7 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 	var terms, names []string
 	var args []any
 	for _, v := range list {
-		if r.kinds[v.Kind].adopt(v.row()) == nil {
-			r.unknown[v] = true
+		if r.kinds[v.Kind].adopt(v.row()) == nil && r.learnUnknown(v) {
 			terms, args, names = append(terms, sameVariant), append(args, v.args()...), append(names, v.String())
 		}
 	}

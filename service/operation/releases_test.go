@@ -303,6 +303,21 @@ func TestNoRunner(t *testing.T) {
 	})
 }
 
+// TestManyVersions: operations of more versions than a query names do no harm to those that this process knows.
+func TestManyVersions(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		this, kind := release(t, d, 0, "a")
+		for range 150 {
+			kind.Version++
+			this.begin(kind, "")
+		}
+		this.start()
+		waittest.Until(t, "the count", func() bool { return this.runner.Stats().Unknown > 0 })
+		this.ends(this.begin(create, ""), operation.Succeeded)
+	})
+}
+
 // TestNotCompensated: an operation that no running process knows ends at its deadline, and is compensated when a runner that knows it
 // comes. Until then its resource is not free, unless another operation preempts it or it is canceled.
 func TestNotCompensated(t *testing.T) {

@@ -366,7 +366,7 @@ func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, a
 		o := &list[i]
 		switch k := r.kinds[o.Kind].adopt(o); {
 		case k == nil:
-			r.unknown[o.variant()] = true
+			r.learnUnknown(o.variant())
 		case !r.runInSlot(k, o, notified) && notified: //nolint:contextcheck // the operation runs on after the poll
 			errs = append(errs, r.makeDue(ctx, `id = ?`, o.ID))
 		}

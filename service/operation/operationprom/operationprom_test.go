@@ -3,7 +3,6 @@ package operationprom_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"maps"
 	"testing"
@@ -24,7 +23,7 @@ func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, []db.Migrations{operation.Migrations}, func(t *testing.T, d *sqlx.DB) {
 		ops := operation.NewStore(d)
-		r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Lease: 300 * time.Millisecond, Poll: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Lease: 300 * time.Millisecond, Poll: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 		runs := operation.Kind[struct{}]{Name: "runs"}
 		stuck := operation.Kind[struct{}]{Name: "stuck", Timeout: 100 * time.Millisecond}
 		no := func(context.Context, *operation.Op, *struct{}) error { return errors.New("no") }
