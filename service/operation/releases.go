@@ -5,9 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 )
@@ -110,30 +114,20 @@ func (v variant) String() string {
 	return out
 }
 
-// sameVariant is the condition that an operation is of a variant, with the values of variant.args.
-const sameVariant = `(kind = ? AND kind_version = ? AND steps = ? AND step_name = ? AND step = ?)`
+// variantKey is an SQL expression for the variant of an operation, which variant.key returns. One expression for a list of many variants
+// is simpler for a database to plan than one condition for each.
+const variantKey = "CONCAT(kind_version, '\n', step, '\n', steps, '\n', step_name, '\n', kind)"
 
-func (v variant) args() []any { return []any{v.Kind, v.KindVersion, v.Steps, v.StepName, v.Step} }
-
-// maxVariants is how many variants a query names. SQLite limits the depth of an expression.
-const maxVariants = 100
-
-// learnUnknown notes a variant that this process does not know, and reports whether a query can name it.
-func (r *Runner) learnUnknown(v variant) bool {
-	if len(r.unknown) < maxVariants {
-		r.unknown[v] = true
-	}
-	return r.unknown[v]
+func (v variant) key() string {
+	return strings.Join([]string{strconv.Itoa(v.KindVersion), strconv.Itoa(v.Step), v.Steps, v.StepName, v.Kind}, "\n")
 }
 
-// exclude returns the condition, which begins with AND, that an operation is not of a variant that is unknown here.
-func (r *Runner) exclude() (where string, args []any) {
-	for v := range r.unknown {
-		if r.kinds[v.Kind] != nil { // the names of the kinds exclude the others
-			where, args = where+` AND NOT `+sameVariant, append(args, v.args()...)
-		}
+// excludeUnknown returns a condition that excludes the operations that this process has found to be unknown.
+func (r *Runner) excludeUnknown() (where string, args []any) {
+	if len(r.unknown) == 0 {
+		return "", nil
 	}
-	return where, args
+	return ` AND ` + variantKey + ` NOT IN (?)`, []any{slices.Collect(maps.Keys(r.unknown))}
 }
 
 // sweepUnknown looks, every third of a lease, for operations that this process does not know and that no process has continued for a
@@ -148,20 +142,23 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 		return db.Error(err)
 	}
 	clear(r.unknown)
-	var terms, names []string
-	var args []any
+	var keys, names []string
 	for _, v := range list {
-		if r.kinds[v.Kind].adopt(v.row()) == nil && r.learnUnknown(v) {
-			terms, args, names = append(terms, sameVariant), append(args, v.args()...), append(names, v.String())
+		if r.kinds[v.Kind].adopt(v.row()) == nil {
+			keys, names = append(keys, v.key()), append(names, v.String())
+			r.unknown[v.key()] = true
 		}
 	}
 	n := 0
-	if len(terms) > 0 {
-		where, args := `due_at <= ? AND (`+strings.Join(terms, ` OR `)+`)`, append([]any{due}, args...)
-		if err := r.markUnknown(ctx, due, where, args); err != nil {
+	if len(keys) > 0 {
+		if err := r.markUnknown(ctx, due, keys); err != nil {
 			return err
 		}
-		if err := r.cfg.Store.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operations WHERE `+where, args...); err != nil {
+		query, args, err := sqlx.In(`SELECT COUNT(*) FROM operations WHERE due_at <= ? AND `+variantKey+` IN (?)`, due, keys)
+		if err != nil {
+			return err
+		}
+		if err := r.cfg.Store.db.GetContext(ctx, &n, query, args...); err != nil {
 			return db.Error(err)
 		}
 	}
@@ -172,14 +169,18 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 	return nil
 }
 
-// markUnknown marks the operations of a condition that are not marked yet, and ends those whose deadline has passed.
-func (r *Runner) markUnknown(ctx context.Context, due time.Time, where string, args []any) error {
+// markUnknown marks the overdue operations of unknown variants that are not marked yet, and ends those whose deadline has passed.
+func (r *Runner) markUnknown(ctx context.Context, due time.Time, keys []string) error {
 	const batch = 100
-	where += ` AND (unknown_at IS NULL OR deadline_at <= ? AND state IN (?, ?)) ORDER BY due_at, id LIMIT ?`
 	for read := batch; read == batch; {
 		now := r.now()
+		query, args, err := sqlx.In(selectRows+`WHERE due_at <= ? AND `+variantKey+` IN (?) AND (unknown_at IS NULL OR deadline_at <= ? AND state IN (?, ?))
+			ORDER BY due_at, id LIMIT ?`, due, keys, now, Running, Undoing, batch)
+		if err != nil {
+			return err
+		}
 		var list []row
-		if err := r.cfg.Store.db.SelectContext(ctx, &list, selectRows+`WHERE `+where, slices.Concat(args, []any{now, Running, Undoing, batch})...); err != nil {
+		if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
 			return db.Error(err)
 		}
 		read = len(list)

@@ -51,8 +51,8 @@ type Runner struct {
 	clock   clock
 	ending  bool // no further operation or step is begun
 
-	unknown map[variant]bool // what polls have found and this process does not know; only dispatch uses it
-	swept   time.Time        // the last call of sweepUnknown; only dispatch uses it
+	unknown map[string]bool // the keys of variants that polls have found and this process does not know; only dispatch uses it
+	swept   time.Time       // the last call of sweepUnknown; only dispatch uses it
 
 	unknownCount atomic.Int64
 	notUndone    atomic.Uint64
@@ -91,7 +91,7 @@ func NewRunner(cfg RunnerConfig) *Runner {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[variant]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
+	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[string]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
 }
 
 // Handle sets the steps of a kind. It must be called before Start, from one goroutine. It panics if the kind has
@@ -321,7 +321,7 @@ func (r *Runner) poll(ctx context.Context) error {
 		return nil
 	}
 	for learned := true; learned; { // what this process does not know must not fill the page
-		where, args := r.exclude()
+		where, args := r.excludeUnknown()
 		args = append([]any{r.now(), r.names}, append(args, 2*r.cfg.MaxInFlight)...)
 		n := len(r.unknown)
 		if err := r.acquireRows(ctx, false, `due_at <= ? AND kind IN (?)`+where+` ORDER BY priority DESC, due_at LIMIT ?`, args...); err != nil {
@@ -366,7 +366,7 @@ func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, a
 		o := &list[i]
 		switch k := r.kinds[o.Kind].adopt(o); {
 		case k == nil:
-			r.learnUnknown(o.variant())
+			r.unknown[o.variant().key()] = true
 		case !r.runInSlot(k, o, notified) && notified: //nolint:contextcheck // the operation runs on after the poll
 			errs = append(errs, r.makeDue(ctx, `id = ?`, o.ID))
 		}
