@@ -46,34 +46,44 @@ func (b *balancer) knows(url string) error {
 	return nil
 }
 
-// probe checks which APIs are ready until ctx ends.
+// probe checks which APIs are ready until ctx ends. An API that answers that it is not ready gets no more requests. An API that does not
+// answer gets no more after three checks, because on a busy machine an answer may be late.
 func (b *balancer) probe(ctx context.Context) {
-	probes := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	probes := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	check := func(url string) (ready bool) {
+		for range 3 {
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", http.NoBody)
+			if err != nil {
+				return false
+			}
+			if res, err := probes.Do(r); err == nil {
+				res.Body.Close()
+				return res.StatusCode == http.StatusOK
+			}
+		}
+		return false
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	checking := map[string]bool{} // with b.mu
 	for ctx.Err() == nil {
 		b.mu.Lock()
-		var urls []string
-		for u := range b.ready {
-			urls = append(urls, u)
-		}
-		b.mu.Unlock()
-		var wg sync.WaitGroup
-		for _, u := range urls {
+		for url := range b.ready {
+			if checking[url] {
+				continue
+			}
+			checking[url] = true
 			wg.Go(func() {
-				ok := false
-				if r, err := http.NewRequestWithContext(ctx, http.MethodGet, u+"/readyz", http.NoBody); err == nil {
-					if res, err := probes.Do(r); err == nil {
-						res.Body.Close()
-						ok = res.StatusCode == http.StatusOK
-					}
-				}
+				ok := check(url)
 				b.mu.Lock()
-				if _, known := b.ready[u]; known {
-					b.ready[u] = ok
+				defer b.mu.Unlock()
+				delete(checking, url)
+				if _, known := b.ready[url]; known {
+					b.ready[url] = ok
 				}
-				b.mu.Unlock()
 			})
 		}
-		wg.Wait()
+		b.mu.Unlock()
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():

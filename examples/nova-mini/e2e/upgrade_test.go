@@ -59,7 +59,7 @@ func newUpgrade(t *testing.T, seed uint64, r *upgradeRelease) *upgrade {
 		rng: rand.New(rand.NewPCG(seed, 0)), kept: map[string]bool{}, deleted: map[string]bool{}, urls: map[string]string{},
 		balancer: &balancer{ready: map[string]bool{}, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}},
 	}
-	u.cloud = newCloudOf(t, r.program, "drain_delay = 1\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")
+	u.cloud = newCloudOf(t, r.program, "drain_delay = 3\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")
 	r.conf = u.conf
 	ctx, cancel := context.WithCancel(t.Context())
 	var probing sync.WaitGroup
