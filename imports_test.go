@@ -90,8 +90,9 @@ var rules = map[string][]string{
 		"service/...", "internal/outage", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership": {"service/...", "internal/outage", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
-	"service/operation":  {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/operation/operationprom": {"service/operation", prometheus},
+	"service/operation":               {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},

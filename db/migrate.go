@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// migrateTimeout is how long Migrate waits for another process that migrates.
+// migrateTimeout is how long Migrate waits for another process that migrates, or, on SQLite, that writes.
 const migrateTimeout = 5 * time.Minute
 
 // Migrations is a sequence of migrations of a library or of a component. Each sequence has a table of its own for the versions that
@@ -105,7 +105,7 @@ func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 		return errors.Join(fmt.Errorf("migrate: %w", Error(err)), Error(m.unlock(context.WithoutCancel(ctx), false)))
 	}
 	for _, s := range scripts {
-		if err = m.apply(ctx, s); err != nil {
+		if err = m.applySequence(ctx, s); err != nil {
 			err = fmt.Errorf("migrate: %w", Error(err))
 			break
 		}
@@ -134,11 +134,11 @@ func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string,
 	m := &migrator{conn: c, sqlite: isSQLite(d)}
 	var warnings []string
 	for _, s := range scripts {
-		st, err := m.state(ctx, s)
+		st, err := m.readState(ctx, s)
 		if err != nil {
 			return "", fmt.Errorf("check the database schema: %w", Error(err))
 		}
-		switch want := s.last(); {
+		switch want := s.lastVersion(); {
 		case len(st.todo) > 0:
 			return "", fault.WithReason(fault.New(fault.Precondition,
 				"the database schema (%s) is at version %d, older than version %d of this program: run db sync", s.table, st.version, want), reasonOlder, nil)
@@ -158,14 +158,14 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 // migrator reads and changes the schema over one connection.
 type migrator struct {
 	conn   *sql.Conn
-	tx     *sql.Tx // on SQLite: the transaction in which conn migrates
 	sqlite bool
-	empty  bool // the database had no table when Migrate began
+	empty  bool      // the database had no table when Migrate began
+	tx     *sqliteTx // on SQLite: the transaction that is the lock
 }
 
-// apply applies the files of a sequence that the database does not have.
-func (m *migrator) apply(ctx context.Context, s *sequence) error {
-	st, err := m.state(ctx, s)
+// applySequence applies the files of a sequence that the database does not have.
+func (m *migrator) applySequence(ctx context.Context, s *sequence) error {
+	st, err := m.readState(ctx, s)
 	if err == nil && !st.table {
 		err = m.createTable(ctx, s, st.version)
 	} else if err == nil && len(st.todo) > 0 {
@@ -218,7 +218,7 @@ func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) 
 func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	for _, column := range []string{"breaks BIGINT NOT NULL DEFAULT 0", "done INTEGER"} {
 		name, _, _ := strings.Cut(column, " ")
-		missing, err := m.fails(ctx, "SELECT "+name+" FROM "+s.table+" LIMIT 0")
+		missing, err := m.failsForMissing(ctx, "SELECT "+name+" FROM "+s.table+" LIMIT 0")
 		if err == nil && missing {
 			_, err = m.conn.ExecContext(ctx, "ALTER TABLE "+s.table+" ADD COLUMN "+column)
 		}
@@ -298,8 +298,8 @@ func (m *migrator) inTx(ctx context.Context, query string, note func() error) er
 	return err
 }
 
-// fails reports whether a query fails because a table, a view or a column is missing.
-func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
+// failsForMissing reports whether a query fails because a table, a view or a column is missing.
+func (m *migrator) failsForMissing(ctx context.Context, query string) (bool, error) {
 	var found bool
 	err := m.conn.QueryRowContext(ctx, "SELECT EXISTS ("+query+")").Scan(&found)
 	if isMissing(err) {
@@ -311,9 +311,7 @@ func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
 // lock blocks other processes until unlock, or until the connection ends.
 func (m *migrator) lock(ctx context.Context) error {
 	if m.sqlite {
-		var err error
-		m.tx, err = m.conn.BeginTx(ctx, nil) // it also has the lock of this process's writers
-		return err
+		return m.lockSQLite(ctx)
 	}
 	var got sql.NullInt64
 	if err := m.conn.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got); err != nil {
@@ -325,22 +323,48 @@ func (m *migrator) lock(ctx context.Context) error {
 	return nil
 }
 
+// lockSQLite begins a transaction, which is the lock. It uses the driver's method, so that statements run on conn, as on MySQL.
+// Each attempt waits up to busyTimeout for another writer.
+func (m *migrator) lockSQLite(ctx context.Context) error {
+	for begin := time.Now(); ; {
+		err := m.conn.Raw(func(c any) (err error) {
+			m.tx, err = c.(*sqliteConn).beginWrite(ctx, driver.TxOptions{}) //nolint:forcetypeassert // Connect returns no other type
+			return err
+		})
+		if err == nil || fault.CodeOf(Error(err)) != fault.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(begin)+busyTimeout > migrateTimeout {
+			return fault.New(fault.Unavailable, "another process has been migrating or writing for %v: %w", migrateTimeout, err)
+		}
+	}
+}
+
 // lockName is the SQL for the name of MySQL's lock. The name differs between the
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. On MySQL it drops the connection, which ends the
-// lock, too, if it cannot release it.
+// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If the statement fails, unlock drops the
+// connection, which also ends the lock. It returns an error only if a COMMIT has failed.
 func (m *migrator) unlock(ctx context.Context, commit bool) error {
+	var err error
 	switch {
-	case m.sqlite && commit:
-		return m.tx.Commit()
-	case m.sqlite:
-		_ = m.tx.Rollback() // fails only if the transaction has ended
+	case !m.sqlite:
+		_, err = m.conn.ExecContext(ctx, "DO RELEASE_LOCK("+lockName+")")
+	case commit:
+		err = m.conn.Raw(func(any) error { return m.tx.Commit() })
+	default:
+		err = m.conn.Raw(func(any) error { return m.tx.Rollback() })
+	}
+	if m.sqlite {
+		m.tx.unlock() // has an effect only if the connection was lost, so that Raw did not call its function
+	}
+	if err == nil {
 		return nil
 	}
-	if _, err := m.conn.ExecContext(ctx, "DO RELEASE_LOCK("+lockName+")"); err != nil {
-		_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
+	if m.sqlite && commit {
+		return err
 	}
 	return nil
 }

@@ -49,7 +49,8 @@ INSERT INTO parts (id) SELECT 10 + id FROM b;
 	}},
 }
 
-// migrateAndDie is the child process.
+// migrateAndDie is the main function of the child process. It kills the process before the statement with the number in
+// killAtVar.
 func migrateAndDie(url string) {
 	at, _ := strconv.Atoi(os.Getenv(killAtVar))
 	n := 0
@@ -69,8 +70,8 @@ func migrateAndDie(url string) {
 	os.Exit(0)
 }
 
-// TestMigrateKilled: a process that migrates is killed before each of its statements. The next one goes on where it stopped, and each statement takes
-// effect once.
+// TestMigrateKilled: a process that migrates is killed before one of its statements, for each statement. The next process continues
+// where it stopped, and each statement takes effect once.
 func TestMigrateKilled(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
@@ -114,7 +115,7 @@ func checkKilled(t *testing.T, d *sqlx.DB, at int) {
 		t.Errorf("killed before statement %d: Check: %q, %v", at, warning, err)
 	}
 	if n := get[int](t, d, "SELECT SUM(sum) FROM c"); n != 4 {
-		t.Errorf("killed before statement %d: sum %d, want 4: an UPDATE ran twice, or not", at, n)
+		t.Errorf("killed before statement %d: sum %d, want 4: an UPDATE ran twice, or did not run", at, n)
 	}
 	if n := get[int](t, d, "SELECT SUM(id) FROM parts"); n != 1+11+12 {
 		t.Errorf("killed before statement %d: parts %d, want 24", at, n)

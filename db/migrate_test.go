@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -99,6 +101,51 @@ func TestMigrateReleasesAtOnce(t *testing.T) {
 					t.Errorf("the older program: %q, %v", warning, err)
 				}
 			})
+		})
+	}
+}
+
+// TestMigrateOneHandle: several calls of Migrate with one handle wait for each other.
+func TestMigrateOneHandle(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+		files := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)", "INSERT INTO b (i) VALUES (1)")
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if err := db.Migrate(t.Context(), d, only(files)...); err != nil {
+					t.Errorf("Migrate: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := get[int](t, d, "SELECT COUNT(*) FROM b"); n != 1 {
+			t.Errorf("%d rows, want 1", n)
+		}
+	})
+}
+
+// TestMigrateWaits: on SQLite, Migrate waits up to 5 minutes for another writer.
+func TestMigrateWaits(t *testing.T) {
+	t.Parallel()
+	for hold, want := range map[time.Duration]error{4 * time.Minute: nil, 6 * time.Minute: fault.Unavailable} {
+		url := dbtest.SQLite(t)
+		synctest.Test(t, func(t *testing.T) {
+			d := mustOpen(t, url)
+			writer, err := d.BeginTxx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin := time.Now()
+			time.AfterFunc(hold, func() { _ = writer.Rollback() })
+			err = db.Migrate(t.Context(), d, only(schema("CREATE TABLE a (i INTEGER)"))...)
+			if took := time.Since(begin); !errors.Is(err, want) || took < 4*time.Minute || took > 5*time.Minute {
+				t.Errorf("another writer for %v: Migrate = %v after %v, want %v", hold, err, took, want)
+			}
+			<-time.After(time.Minute) // the other writer ends
+			if err := db.Migrate(t.Context(), d, only(schema("CREATE TABLE a (i INTEGER)"))...); err != nil {
+				t.Errorf("Migrate without another writer: %v", err)
+			}
 		})
 	}
 }

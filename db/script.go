@@ -18,7 +18,7 @@ type sequence struct {
 	files []script // at least one, in the order of the versions
 }
 
-func (s *sequence) last() int64 { return s.files[len(s.files)-1].version }
+func (s *sequence) lastVersion() int64 { return s.files[len(s.files)-1].version }
 
 // script is a file of migrations.
 type script struct {
@@ -35,23 +35,23 @@ type script struct {
 // readScripts reads the files of all sequences.
 func readScripts(list []Migrations) ([]*sequence, error) {
 	if len(list) == 0 {
-		return nil, fault.New(fault.Invalid, "migrations: none are given")
+		return nil, fault.New(fault.Invalid, "migrations: the list is empty")
 	}
 	out := make([]*sequence, 0, len(list))
 	for _, m := range list {
-		s, err := m.read()
+		s, err := m.readSequence()
 		if err != nil {
 			return nil, err
 		}
 		if slices.ContainsFunc(out, func(o *sequence) bool { return o.table == s.table }) {
-			return nil, fault.New(fault.Invalid, "migrations: two sequences have the table of versions %s: give each library's its Name", s.table)
+			return nil, fault.New(fault.Invalid, "migrations: two sequences have the table of versions %s: give each sequence a Name of its own", s.table)
 		}
 		out = append(out, s)
 	}
 	return out, nil
 }
 
-func (m Migrations) read() (*sequence, error) {
+func (m Migrations) readSequence() (*sequence, error) {
 	s := &sequence{table: m.table()}
 	if strings.Trim(m.Name, "abcdefghijklmnopqrstuvwxyz_") != "" || len(m.Name) > 40 {
 		return nil, fault.New(fault.Invalid, "migrations: name %.50q: want at most 40 small letters and _", m.Name)
@@ -131,7 +131,7 @@ func (f *script) readLines(text string) error {
 		trimmed := strings.TrimSpace(line)
 		switch found := annotation.FindStringSubmatch(trimmed); {
 		case found != nil && found[1] == "db":
-			if err := f.declare(found[2]); err != nil {
+			if err := f.readDeclaration(found[2]); err != nil {
 				return err
 			}
 		case found != nil:
@@ -183,8 +183,8 @@ func (f *script) sumOf(n int) string {
 	return checksum(strings.Join(f.statements[:min(n, len(f.statements))], "\x00"))
 }
 
-// declare reads the declaration s of a line.
-func (f *script) declare(s string) error {
+// readDeclaration reads the declaration s of a line.
+func (f *script) readDeclaration(s string) error {
 	what, rest, _ := strings.Cut(s, " ")
 	fields := strings.Fields(rest)
 	switch {

@@ -122,6 +122,15 @@ func (c *sqliteConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 		c.inTx = true
 		return &sqliteTx{tx, c, func() {}}, nil
 	}
+	tx, err := c.beginWrite(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return tx, nil
+}
+
+// beginWrite takes the writer's lock and begins a transaction.
+func (c *sqliteConn) beginWrite(ctx context.Context, opts driver.TxOptions) (*sqliteTx, error) {
 	if err := c.db.lockWriter(ctx); err != nil {
 		return nil, err
 	}

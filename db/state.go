@@ -28,27 +28,27 @@ type appliedRow struct {
 	done      sql.NullInt64 // statements that are done; NULL: all; -1-n: n are done, and the next one has failed
 }
 
-// state compares the database with a sequence.
-func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error) {
+// readState compares the database with a sequence.
+func (m *migrator) readState(ctx context.Context, s *sequence) (st state, err error) {
 	if st.table, err = m.hasTable(ctx, s.table); err != nil {
 		return st, err
 	}
 	if !st.table {
-		return m.adopted(ctx, s)
+		return m.adoptedState(ctx, s)
 	}
-	rows, err := m.rows(ctx, s.table)
+	rows, err := m.appliedRows(ctx, s.table)
 	if err != nil {
 		return st, err
 	}
-	if rows, err = s.replaced(rows); err != nil {
+	if rows, err = s.dropReplaced(rows); err != nil {
 		return st, err
 	}
 	for _, r := range rows {
-		if r.version > s.last() && r.breaks >= s.last() {
+		if r.version > s.lastVersion() && r.breaks >= s.lastVersion() {
 			return st, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and its migration %s does not work with version %d of this program: upgrade the program",
-				s.table, rows[len(rows)-1].version, r.name, s.last())
+				s.table, rows[len(rows)-1].version, r.name, s.lastVersion())
 		}
-		if err := st.add(s, r); err != nil {
+		if err := st.addRow(s, r); err != nil {
 			return st, err
 		}
 	}
@@ -64,9 +64,9 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 	return st, nil
 }
 
-// replaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
+// dropReplaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
 // last of these files, its row becomes that of the first file.
-func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
+func (s *sequence) dropReplaced(rows []appliedRow) ([]appliedRow, error) {
 	first := s.files[0]
 	if len(rows) == 0 || first.replaces.sum == "" {
 		return rows, nil
@@ -83,12 +83,12 @@ func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
 	return rows[i:], nil
 }
 
-// add adds a row to the state. It fails if the row and the files contradict each other.
-func (st *state) add(s *sequence, r appliedRow) error {
-	if !r.done.Valid || r.version > s.last() {
+// addRow adds a row to the state. It fails if the row and the files contradict each other.
+func (st *state) addRow(s *sequence, r appliedRow) error {
+	if !r.done.Valid || r.version > s.lastVersion() {
 		st.version = r.version
 	}
-	if r.version > s.last() {
+	if r.version > s.lastVersion() {
 		return nil
 	}
 	i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
@@ -110,13 +110,13 @@ func (st *state) add(s *sequence, r appliedRow) error {
 	return nil
 }
 
-// adopted returns the state of a database without a table of versions. The database may still have the first files, because a
+// adoptedState returns the state of a database without a table of versions. The database may still have the first files, because a
 // component had copied their SQL: then their applied-if queries succeed.
-func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
+func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err error) {
 	for i, f := range s.files {
 		missing, err := m.empty || f.appliedIf == "", error(nil)
 		if !missing {
-			missing, err = m.fails(ctx, f.appliedIf)
+			missing, err = m.failsForMissing(ctx, f.appliedIf)
 		}
 		if err != nil {
 			return st, err
@@ -130,8 +130,8 @@ func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err erro
 	return st, nil
 }
 
-// rows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
-func (m *migrator) rows(ctx context.Context, table string) (list []appliedRow, err error) {
+// appliedRows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
+func (m *migrator) appliedRows(ctx context.Context, table string) (list []appliedRow, err error) {
 	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
 	rows, err := m.conn.QueryContext(ctx, query)
 	if isMissing(err) {

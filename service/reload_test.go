@@ -68,8 +68,8 @@ func TestReloadWhileDraining(t *testing.T) {
 	}
 }
 
-// runChild runs the child in a mode, and sends it signals: those of signals[line] when it has written this line for the nth
-// time, for "line n". It returns the lines.
+// runChild runs the child in a mode, and returns the lines that it writes. When the child has written a line, runChild sends
+// the signals under this line to the child. The key of a line that the child has written before has a + for each time.
 func runChild(t *testing.T, mode string, signals map[string][]syscall.Signal) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout)
@@ -102,13 +102,13 @@ func runChild(t *testing.T, mode string, signals map[string][]syscall.Signal) []
 	return lines
 }
 
-// TestReloadSignals: signals that reload while the App starts, drains or reloads.
+// TestReloadSignals: SIGHUPs that arrive while the App starts, drains or reloads cause the right number of reloads.
 func TestReloadSignals(t *testing.T) {
 	t.Parallel()
 	const report = "==== child: report"
 	for _, tt := range []struct {
 		name, mode string
-		signals    map[string][]syscall.Signal // a line, with a + for each earlier line that is equal
+		signals    map[string][]syscall.Signal // by line, see runChild
 		want       []string
 	}{
 		{

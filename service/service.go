@@ -102,7 +102,8 @@ type Config struct {
 	// Default 60 s. It should be less than the time after which the supervisor, such as systemd, kills
 	// the process.
 	DrainTimeout time.Duration
-	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s.
+	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s. systemd's watchdog is fed after all
+	// checks have returned, so WatchdogSec must be longer than twice CheckTimeout plus 2 s.
 	CheckTimeout time.Duration
 	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's
 	// context, or a [Failer], stops the App. It is for programs that handle signals themselves, and
@@ -323,7 +324,7 @@ func (a *App) startPart(ctx context.Context, p namedPart) error {
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
 		}
 		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
-		a.sd.waiting(failed)
+		a.sd.notifyWaiting(failed)
 		if !delay.Wait(ctx) {
 			return failed
 		}

@@ -48,7 +48,7 @@ func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 		return // a reload would end with READY=1, and systemd would take the start for complete
 	}
 	wg.Go(func() {
-		a.reloadForSignals(ctx, a.sd.reloading)
+		a.reloadForSignals(ctx, a.sd.notifyReloading)
 		if a.phase.Load() == running {
 			a.sd.notify("READY=1")
 		}

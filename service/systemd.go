@@ -41,14 +41,14 @@ func (n notifier) notify(lines ...string) {
 // part's first attempt has failed. It is systemd's default of TimeoutStartSec.
 const startTimeout = 90 * time.Second
 
-// waiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
+// notifyWaiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
 // extends the timeout of the start once, so an attempt that hangs does not extend it without end.
-func (n notifier) waiting(failed error) {
+func (n notifier) notifyWaiting(failed error) {
 	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+joinLines(failed))
 }
 
-// reloading tells systemd that a reload begins. Type=notify-reload requires the time.
-func (n notifier) reloading() {
+// notifyReloading tells systemd that a reload begins. Type=notify-reload requires the time.
+func (n notifier) notifyReloading() {
 	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonicMicroseconds())
 }
 

@@ -82,10 +82,10 @@ func (f *flags) listOperations() *cobra.Command {
 				}
 			}
 			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "ID\tKIND\tSERVER\tSTATE\tCREATED\tERROR") // Flush returns the error
+			_, _ = fmt.Fprintln(w, "ID\tKIND\tSERVER\tSTATE\tRUNNER\tCREATED\tERROR") // Flush returns the error
 			for i := range found {
 				o := &found[i]
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.ID, o.Kind, o.Resource, o.State, o.Created.Format(time.RFC3339), singleLine(o.Error))
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", o.ID, o.Kind, o.Resource, o.State, runnerOf(o), o.Created.Format(time.RFC3339), singleLine(o.Error))
 			}
 			return w.Flush()
 		}),
@@ -95,6 +95,7 @@ func (f *flags) listOperations() *cobra.Command {
 	flags.StringVar(&filter.Kind, "kind", "", "only operations of this kind, such as server.create")
 	flags.StringVar(&state, "state", "", "only operations in this state: "+strings.Join(states, ", "))
 	flags.BoolVar(&filter.Open, "open", false, "only operations that have not ended")
+	flags.BoolVar(&filter.NoRunner, "no-runner", false, "only operations that no running conductor knows: they wait for one of the release that began them")
 	flags.IntVar(&filter.Limit, "limit", 100, "highest number of operations")
 	flags.StringVar(&filter.Marker, "marker", "", "ID of the last operation of the previous page")
 	return cmd
@@ -118,6 +119,17 @@ func (f *flags) showOperations() *cobra.Command {
 			return nil
 		}),
 	}
+}
+
+// runnerOf returns the text about the conductor that runs an operation.
+func runnerOf(o *operation.Operation) string {
+	switch {
+	case o.NoRunnerSince != nil:
+		return "none knows it"
+	case o.Owner != "" && !o.State.Ended():
+		return o.Owner
+	}
+	return "-"
 }
 
 // states are the states of operations.

@@ -26,6 +26,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/api/apiotel"
 	"github.com/armature-go/armature/service/api/apiprom"
+	"github.com/armature-go/armature/service/operation/operationprom"
 	"github.com/armature-go/armature/service/serviceprom"
 	"github.com/armature-go/armature/tlsfile"
 )
@@ -70,15 +71,16 @@ type telemetry struct {
 	drivers  *driverprom.Metrics
 	database *dbprom.Metrics
 	service  *serviceprom.Metrics
+	runners  *operationprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // nil: no traces
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
-	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(), database: dbprom.New()}
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(), database: dbprom.New(), runners: operationprom.New()}
 	t.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		t.service, t.requests, t.rpc, t.drivers, t.database,
+		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners,
 	)
 	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" {

@@ -3,7 +3,7 @@
 //
 //   - the exported API of the packages that are stable by the table of CHANGELOG.md, as apidiff reports it;
 //   - the contracts in golden files: RPC interfaces and .proto files (internal/goldentest);
-//   - the OpenAPI documents of nova-mini;
+//   - the OpenAPI documents in golden files;
 //   - the migrations: an applied file must not change.
 //
 // Other differences of the API are printed, because they belong into CHANGELOG.md.
@@ -158,13 +158,15 @@ func checkContracts(old string) ([]string, error) {
 
 // checkOpenAPI returns the breaking changes of the OpenAPI documents in golden files.
 func checkOpenAPI(old string) (broken []string, err error) {
-	const dir = "examples/nova-mini/testdata"
-	files, err := filepath.Glob(filepath.Join(old, dir, "openapi-*.json"))
+	files, err := filepath.Glob(filepath.Join(old, "examples", "*", "testdata", "openapi-*.json"))
 	if err != nil {
 		return nil, err
 	}
 	for _, file := range files {
-		name := filepath.Join(dir, filepath.Base(file))
+		name, err := filepath.Rel(old, file)
+		if err != nil {
+			return nil, err
+		}
 		var docs [2]libopenapi.Document
 		for i, path := range []string{file, name} {
 			raw, err := os.ReadFile(path)

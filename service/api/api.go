@@ -232,7 +232,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	for _, name := range m.cfg.RequestIDHeaders {
 		h.Set(name, rec.req.ID)
 	}
-	if m.versions != nil && m.versions.under(r.URL.Path) {
+	if m.versions != nil && m.versions.coversPath(r.URL.Path) {
 		rec.version, rec.refusedVersion = m.versions.negotiate(r.Header, h)
 	}
 	r = r.WithContext(reqctx.With(m.withBase(r.Context()), rec.req))

@@ -92,7 +92,7 @@ func (e *effect) walk(schema any, t reflect.Type, path string, depth int) {
 		return // a type with UnmarshalJSON sees the whole value
 	}
 	if ref, ok := s["$ref"].(string); ok {
-		e.walk(e.resolve(ref), t, path, depth+1)
+		e.walk(e.resolveRef(ref), t, path, depth+1)
 	}
 	for _, key := range []string{"allOf", "anyOf", "oneOf"} {
 		list, _ := s[key].([]any)
@@ -135,8 +135,8 @@ func (e *effect) walkFields(properties map[string]any, fields map[string]reflect
 // joinPath returns the path of a property.
 func joinPath(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
 
-// resolve returns the part of the schema to which a reference points.
-func (e *effect) resolve(ref string) any {
+// resolveRef returns the part of the schema to which a reference points.
+func (e *effect) resolveRef(ref string) any {
 	var at any = e.doc
 	for step := range strings.SplitSeq(strings.TrimPrefix(strings.TrimPrefix(ref, "#"), "/"), "/") {
 		object, _ := at.(map[string]any)
@@ -193,8 +193,8 @@ func callerLine() string {
 // registeredAt matches the lines of code in a panic of ServeMux. They are all in this package, so they do not help the caller.
 var registeredAt = regexp.MustCompile(` \(registered at [^)]*\)`)
 
-// conflict returns the text of a panic of ServeMux with the lines of the callers instead of those in this package.
-func (m *Mux) conflict(r *route, p any) string {
+// describeConflict returns the text of a panic of ServeMux with the lines of the callers instead of those in this package.
+func (m *Mux) describeConflict(r *route, p any) string {
 	text := registeredAt.ReplaceAllString(fmt.Sprint(p), "")
 	for _, o := range m.all {
 		if o.Pattern != r.Pattern && strings.Contains(text, o.Pattern) {

@@ -23,7 +23,7 @@ const maxShown = 400
 
 // decode reads the body into v, a pointer, and validates it: by the schema s, or by v's type if s is nil.
 func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
-	raw, err := m.body(rec, r)
+	raw, err := m.checkedBody(rec, r)
 	if err != nil {
 		return err
 	}
@@ -33,12 +33,12 @@ func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 	return decodeByType(raw, v)
 }
 
-// body returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.
-func (m *Mux) body(rec *recorder, r *http.Request) ([]byte, error) {
+// checkedBody returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.
+func (m *Mux) checkedBody(rec *recorder, r *http.Request) ([]byte, error) {
 	if rec.body != nil {
 		return rec.body, nil
 	}
-	raw, err := m.read(rec, r)
+	raw, err := m.readBody(rec, r)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +83,8 @@ func decodeBySchema(s *schema, raw []byte, v any) error {
 	return nil
 }
 
-// read reads the body, of at most MaxBody bytes. Its deadline was set by serve.
-func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
+// readBody reads the body, of at most MaxBody bytes. Its deadline was set by serve.
+func (m *Mux) readBody(rec *recorder, r *http.Request) ([]byte, error) {
 	tooLarge := func() error {
 		return WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
 			"Request is too large. Larger than max_request_body_size (%d).", m.cfg.MaxBody))

@@ -38,7 +38,7 @@ func TestErrors(t *testing.T) {
 	const (
 		cause       = " The service's log has the cause under request id ID."
 		unavailable = "The service is not available for the moment." + cause
-		late        = "The service has not got an answer in time; the request may have been executed." + cause
+		late        = "The service did not get an answer in time; the request may have been executed." + cause
 		broken      = "Unexpected API Error." + cause
 	)
 	noHost := fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")

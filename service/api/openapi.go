@@ -35,7 +35,7 @@ func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 			paths[path] = item
 		}
 		if item[method] == nil {
-			item[method] = m.operation(m.routes[r.Pattern].all(v), v)
+			item[method] = m.operation(m.routes[r.Pattern].routesAt(v), v)
 		}
 	}
 	info := map[string]any{"title": about.Title, "version": about.Version}
@@ -49,8 +49,8 @@ func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	return doc
 }
 
-// all returns the routes of a version: one route, or one for each action.
-func (e entry) all(v Version) entry {
+// routesAt returns the routes of a version: one route, or one for each action.
+func (e entry) routesAt(v Version) entry {
 	var out entry
 	for _, r := range e {
 		if r.has(v) {
@@ -76,7 +76,7 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	if s := schemaAt(first.query, v); s != nil {
 		params = append(params, s.parameters()...)
 	}
-	if m.versions != nil && m.versions.under(openPath(first.path)) {
+	if m.versions != nil && m.versions.coversPath(openPath(first.path)) {
 		params = append(params, map[string]any{
 			"name": versionHeader, "in": "header", "schema": map[string]any{"type": "string"}, "example": m.versions.Service + " " + v.String(),
 		})

@@ -99,7 +99,7 @@ func statusOf(err error) int {
 var general = map[int]string{
 	http.StatusInternalServerError: "Unexpected API Error.",
 	http.StatusServiceUnavailable:  "The service is not available for the moment.",
-	http.StatusGatewayTimeout:      "The service has not got an answer in time; the request may have been executed.",
+	http.StatusGatewayTimeout:      "The service did not get an answer in time; the request may have been executed.",
 }
 
 // clientMessage returns the text of err for the client: the outermost fault's text for users, or a general text, see

@@ -77,8 +77,8 @@ type route struct {
 // entry has the routes of one pattern, for different versions and actions.
 type entry []*route
 
-// at returns the first route for a version, or nil.
-func (e entry) at(v Version) *route {
+// routeAt returns the first route for a version, or nil.
+func (e entry) routeAt(v Version) *route {
 	for _, r := range e {
 		if r.has(v) {
 			return r
@@ -87,8 +87,8 @@ func (e entry) at(v Version) *route {
 	return nil
 }
 
-// action returns the route for an action in a version, or nil.
-func (e entry) action(v Version, name string) *route {
+// actionRoute returns the route for an action in a version, or nil.
+func (e entry) actionRoute(v Version, name string) *route {
 	for _, r := range e {
 		if r.Action == name && r.has(v) {
 			return r
@@ -97,8 +97,8 @@ func (e entry) action(v Version, name string) *route {
 	return nil
 }
 
-// public reports whether all routes are Public.
-func (e entry) public() bool {
+// allPublic reports whether all routes are Public.
+func (e entry) allPublic() bool {
 	for _, r := range e {
 		if !r.Public {
 			return false
@@ -186,11 +186,11 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 			m.reply(rec, hr, req.Status, reply)
 		}
 	}
-	m.add(r)
+	m.addRoute(r)
 }
 
-// add registers a route. It panics as HandleRoute says.
-func (m *Mux) add(r *route) {
+// addRoute registers a route. It panics as HandleRoute says.
+func (m *Mux) addRoute(r *route) {
 	method, path, ok := strings.Cut(r.Pattern, " ")
 	if !ok || strings.ToUpper(method) != method || !strings.Contains(path, "/") {
 		panic(fmt.Sprintf("api: pattern %q is not a method and a path (registered at %s)", r.Pattern, r.at))
@@ -203,7 +203,7 @@ func (m *Mux) add(r *route) {
 			panic(fmt.Sprintf("api: %s: the versions %s overlap with %s of another handler (registered at %s and at %s)", r.Pattern, r.span, o.span, o.at, r.at))
 		}
 	}
-	if r.span != (span{}) && (m.versions == nil || !m.versions.under(path[strings.IndexByte(path, '/'):])) {
+	if r.span != (span{}) && (m.versions == nil || !m.versions.coversPath(path[strings.IndexByte(path, '/'):])) {
 		panic(fmt.Sprintf("api: %s has versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
 	}
 	m.checkRoute(r)
@@ -214,7 +214,7 @@ func (m *Mux) add(r *route) {
 		pattern := r.Pattern
 		defer func() {
 			if p := recover(); p != nil {
-				panic(m.conflict(r, p))
+				panic(m.describeConflict(r, p))
 			}
 		}()
 		m.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
@@ -243,9 +243,9 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 		m.fail(rec, hr, rec.refusedVersion)
 		return
 	}
-	r := e.at(rec.version)
+	r := e.routeAt(rec.version)
 	if r == nil {
-		if allow := m.methods(path, rec.version); len(allow) > 0 {
+		if allow := m.methodsOf(path, rec.version); len(allow) > 0 {
 			rec.Header().Set("Allow", strings.Join(allow, ", "))
 			m.fail(rec, hr, notAllowed(hr.Method))
 			return
@@ -255,17 +255,17 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 	}
 	public := r.Public
 	if r.Action != "" {
-		public = e.public()
+		public = e.allPublic()
 	}
 	hr, err := m.identify(rec, hr, public)
-	if err == nil && r.padded(hr) {
+	if err == nil && r.hasPaddedParam(hr) {
 		err = fault.New(fault.NotFound, "The resource could not be found.")
 	}
 	if err == nil && r.Action != "" {
-		r, err = m.choose(rec, hr, e)
+		r, err = m.chooseAction(rec, hr, e)
 	}
 	if err == nil {
-		err = m.permit(rec, hr, r)
+		err = m.checkPolicyAndQuery(rec, hr, r)
 	}
 	if err != nil {
 		m.fail(rec, hr, err)
@@ -275,9 +275,9 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 	r.serve(rec, hr)
 }
 
-// choose returns the route of the action that the body names.
-func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
-	raw, err := m.body(rec, hr)
+// chooseAction returns the route of the action that the body names.
+func (m *Mux) chooseAction(rec *recorder, hr *http.Request, e entry) (*route, error) {
+	raw, err := m.checkedBody(rec, hr)
 	if err != nil {
 		return nil, err
 	}
@@ -286,7 +286,7 @@ func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
 		return nil, fault.New(fault.Invalid, "Malformed request body")
 	}
 	for name := range body {
-		if r := e.action(rec.version, name); r != nil {
+		if r := e.actionRoute(rec.version, name); r != nil {
 			return r, nil
 		}
 		err = fault.New(fault.Invalid, "There is no such action: %s", shortenText(name))
@@ -294,8 +294,8 @@ func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
 	return nil, err
 }
 
-// methods returns the methods that a path has in a version.
-func (m *Mux) methods(path string, v Version) []string {
+// methodsOf returns the methods that a path has in a version.
+func (m *Mux) methodsOf(path string, v Version) []string {
 	var out []string
 	for _, r := range m.all {
 		if r.path == path && r.has(v) && !slices.Contains(out, r.method) {
@@ -320,10 +320,10 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
 }
 
-// permit returns an error if the policy denies the request, or if the query does not fit its schema.
-func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
+// checkPolicyAndQuery returns an error if the policy denies the request, or if the query does not fit its schema.
+func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) error {
 	if r.Rule != "" && m.cfg.Enforce != nil {
-		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.target(hr)); err != nil {
+		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.policyTarget(hr)); err != nil {
 			return err
 		}
 	}
@@ -333,14 +333,14 @@ func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 	return nil
 }
 
-// padded reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it
+// hasPaddedParam reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it
 // compares texts, so such a name would find an object with another name.
-func (r *route) padded(hr *http.Request) bool {
+func (r *route) hasPaddedParam(hr *http.Request) bool {
 	return slices.ContainsFunc(r.params, func(name string) bool { return strings.HasSuffix(hr.PathValue(name), " ") })
 }
 
-// target returns the values of the path's parameters, or nil if the path has no parameters.
-func (r *route) target(hr *http.Request) map[string]any {
+// policyTarget returns the values of the path's parameters, or nil if the path has no parameters.
+func (r *route) policyTarget(hr *http.Request) map[string]any {
 	if len(r.params) == 0 {
 		return nil
 	}

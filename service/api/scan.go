@@ -21,7 +21,7 @@ func scanBody(raw []byte, maxDepth int) error {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
 	}
 	s := scanner{raw: raw, max: maxDepth}
-	err := s.value(1)
+	err := s.scanValue(1)
 	if err == nil && s.lone {
 		err = fault.New(fault.Invalid, "Malformed request body: it has half of a surrogate pair, which is not a character")
 	}
@@ -37,34 +37,34 @@ type scanner struct {
 	lone bool // half of a surrogate pair was found
 }
 
-// space skips white space.
-func (s *scanner) space() {
+// skipSpace skips white space.
+func (s *scanner) skipSpace() {
 	for s.at < len(s.raw) && (s.raw[s.at] == ' ' || s.raw[s.at] == '\n' || s.raw[s.at] == '\t' || s.raw[s.at] == '\r') {
 		s.at++
 	}
 }
 
-// next skips white space and returns the next byte without reading it, or 0 at the end.
-func (s *scanner) next() byte {
-	s.space()
+// peekByte skips white space and returns the next byte without reading it, or 0 at the end.
+func (s *scanner) peekByte() byte {
+	s.skipSpace()
 	if s.at >= len(s.raw) {
 		return 0
 	}
 	return s.raw[s.at]
 }
 
-// value reads one value. In a body that is not JSON it may skip the rest.
-func (s *scanner) value(depth int) error {
+// scanValue reads one value. In a body that is not JSON it may skip the rest.
+func (s *scanner) scanValue(depth int) error {
 	if depth > s.max {
 		return fault.New(fault.Invalid, "Malformed request body: it is nested deeper than %d", s.max)
 	}
-	switch s.next() {
+	switch s.peekByte() {
 	case '{':
-		return s.object(depth)
+		return s.scanObject(depth)
 	case '[':
-		return s.array(depth)
+		return s.scanArray(depth)
 	case '"':
-		s.text()
+		s.scanString()
 	case 0:
 	default: // a number or a word
 		start := s.at
@@ -78,25 +78,25 @@ func (s *scanner) value(depth int) error {
 	return nil
 }
 
-// object reads an object, from its brace.
-func (s *scanner) object(depth int) error {
+// scanObject reads an object, from its brace.
+func (s *scanner) scanObject(depth int) error {
 	s.at++
 	var names nameSet
 	for {
-		switch s.next() {
+		switch s.peekByte() {
 		case '}':
 			s.at++
 			return nil
 		case ',':
 			s.at++
 		case '"':
-			name := s.text()
+			name := s.scanString()
 			if !names.add(name) {
 				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", quotePython(shortenText(string(name))))
 			}
-			if s.next() == ':' {
+			if s.peekByte() == ':' {
 				s.at++
-				if err := s.value(depth + 1); err != nil {
+				if err := s.scanValue(depth + 1); err != nil {
 					return err
 				}
 			}
@@ -139,11 +139,11 @@ func (s *nameSet) add(name []byte) bool {
 	return true
 }
 
-// array reads an array, from its bracket.
-func (s *scanner) array(depth int) error {
+// scanArray reads an array, from its bracket.
+func (s *scanner) scanArray(depth int) error {
 	s.at++
 	for {
-		switch s.next() {
+		switch s.peekByte() {
 		case ']':
 			s.at++
 			return nil
@@ -152,22 +152,22 @@ func (s *scanner) array(depth int) error {
 		case 0:
 			return nil
 		default:
-			if err := s.value(depth + 1); err != nil {
+			if err := s.scanValue(depth + 1); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// text reads a string, from its quote, and returns its value.
-func (s *scanner) text() []byte {
+// scanString reads a string, from its quote, and returns its value.
+func (s *scanner) scanString() []byte {
 	s.at++
 	start, plain := s.at, true
 	for s.at < len(s.raw) {
 		switch s.raw[s.at] {
 		case '\\':
 			plain = false
-			s.escape()
+			s.skipEscape()
 		case '"':
 			out := s.raw[start:s.at]
 			s.at++
@@ -182,22 +182,22 @@ func (s *scanner) text() []byte {
 	return s.raw[min(start, len(s.raw)):]
 }
 
-// escape moves at from a backslash to the byte after it, from which text continues. The digits of \uXXXX then count as
-// ordinary bytes. For a surrogate pair, escape moves to the byte after the second backslash. It sets lone for a half without
+// skipEscape moves at from a backslash to the byte after it, from which scanString continues. The digits of \uXXXX then count as
+// ordinary bytes. For a surrogate pair, skipEscape moves to the byte after the second backslash. It sets lone for a half without
 // the other half, because encoding/json would replace such a half by another character.
-func (s *scanner) escape() {
+func (s *scanner) skipEscape() {
 	s.at++
-	switch r := s.unit(s.at); {
+	switch r := s.codeUnit(s.at); {
 	case r < 0xD800 || r > 0xDFFF:
-	case r < 0xDC00 && s.at+5 < len(s.raw) && s.raw[s.at+5] == '\\' && s.unit(s.at+6) >= 0xDC00 && s.unit(s.at+6) <= 0xDFFF:
+	case r < 0xDC00 && s.at+5 < len(s.raw) && s.raw[s.at+5] == '\\' && s.codeUnit(s.at+6) >= 0xDC00 && s.codeUnit(s.at+6) <= 0xDFFF:
 		s.at += 6
 	default:
 		s.lone = true
 	}
 }
 
-// unit returns the UTF-16 code unit of the text uXXXX at an index, or 0 if the text has another form.
-func (s *scanner) unit(at int) uint64 {
+// codeUnit returns the UTF-16 code unit of the text uXXXX at an index, or 0 if the text has another form.
+func (s *scanner) codeUnit(at int) uint64 {
 	if at+5 > len(s.raw) || s.raw[at] != 'u' {
 		return 0
 	}

@@ -89,8 +89,8 @@ func mustVersion(s string) Version {
 
 const versionHeader = "OpenStack-API-Version"
 
-// under reports whether a path has versions.
-func (v *versioned) under(path string) bool {
+// coversPath reports whether a path has versions.
+func (v *versioned) coversPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, v.Prefix)
 	return ok && (rest == "" || rest[0] == '/' || v.Prefix == "")
 }
@@ -102,8 +102,8 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	for _, name := range v.Headers {
 		reply.Add("Vary", name)
 	}
-	want := v.asked(h)
-	got, err := v.choose(want)
+	want := v.requestedVersion(h)
+	got, err := v.chooseVersion(want)
 	shown := got.String()
 	if err != nil {
 		if _, perr := ParseVersion(want); perr != nil {
@@ -119,8 +119,8 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	return got, err
 }
 
-// asked returns the version that the client requests, or "".
-func (v *versioned) asked(h http.Header) string {
+// requestedVersion returns the version that the client requests, or "".
+func (v *versioned) requestedVersion(h http.Header) string {
 	for _, line := range h.Values(versionHeader) {
 		for item := range strings.SplitSeq(line, ",") {
 			fields := strings.Fields(item)
@@ -137,8 +137,8 @@ func (v *versioned) asked(h http.Header) string {
 	return ""
 }
 
-// choose parses a requested version and checks that the API has it.
-func (v *versioned) choose(want string) (Version, error) {
+// chooseVersion parses a requested version and checks that the API has it.
+func (v *versioned) chooseVersion(want string) (Version, error) {
 	switch {
 	case want == "":
 		return v.min, nil

@@ -315,11 +315,35 @@ func (l *loader) readFile(path string) {
 	l.next++
 }
 
-// urlPassword matches a URL up to the end of its password.
-var urlPassword = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*):[^\s@]+@`)
+var (
+	// urlUsers matches one URL, or a list of URLs, up to the last @.
+	urlUsers = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://\S*@`)
+	// urlScheme matches the beginning of a URL. In a list of URLs it also matches the end of the host before the URL.
+	urlScheme = regexp.MustCompile(`^([^@,:]*,)?[A-Za-z][A-Za-z0-9+.-]*://`)
+)
 
-// maskPasswords replaces passwords in URLs by ***, also in options without the tag secret.
-func maskPasswords(s string) string { return urlPassword.ReplaceAllString(s, "$1:***@") }
+// maskPasswords replaces passwords in URLs by ***, also in options without the tag secret. A URL may have several hosts, each
+// with a user and a password, and a value may be a list of URLs. A password may have an @ that is not encoded. If the form is
+// not clear, the result rather lacks a part of a host than has a part of a password.
+func maskPasswords(s string) string {
+	return urlUsers.ReplaceAllStringFunc(s, func(found string) string {
+		var out strings.Builder
+		for part := range strings.SplitAfterSeq(found, "@") {
+			scheme := urlScheme.FindString(part)
+			user, _, hasPassword := strings.Cut(part[len(scheme):], ":")
+			switch {
+			case part == "": // after the last @
+			case hasPassword:
+				out.WriteString(scheme + user + ":***@")
+			case scheme != "": // a user without a password
+				out.WriteString(part)
+			default: // the rest of a password
+				out.WriteString("***@")
+			}
+		}
+		return out.String()
+	})
+}
 
 // listValues returns the options in the order of allOptions.
 func (l *loader) listValues() (out []Value) {

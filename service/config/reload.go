@@ -110,7 +110,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
-	next.values, next.files, next.places = l.listValues(), l.files, l.places
+	next.values, next.files, next.places = l.listValues(), l.files, old.places // families keep their values
 	changes := keepFixed(l, old, next, cmp.Or(c.src.Logger, slog.Default()))
 	l.logWarnings(c.src, c.logged)
 	if len(changes) == 0 {

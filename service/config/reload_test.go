@@ -137,3 +137,20 @@ func TestMergedIsValid(t *testing.T) {
 		t.Errorf("Reload: %v, options %+v; want an error and no change", err, c.Current())
 	}
 }
+
+// TestWhereAfterReload: a changed family of sections waits for a restart, so Where returns the origins of the old values.
+func TestWhereAfterReload(t *testing.T) {
+	t.Parallel()
+	file := put(t, filepath.Join(t.TempDir(), "a.conf"), "workers = 2\n[database]\nurl = u\n[driver_x]\na = b\n", 0o600)
+	c, err := config.Open[full](config.Source{Files: []string{file}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, file, "workers = 4\n[database]\nurl = u\n# moved\n[driver_x]\na = c\nb = d\n", 0o600)
+	if err := c.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c.Current().Workers != 4 || c.Where("driver_x", "a") != file+":5" || c.Where("driver_x", "b") != "" {
+		t.Errorf("%d workers, a from %s, b from %q; want 4, line 5 and nothing", c.Current().Workers, c.Where("driver_x", "a"), c.Where("driver_x", "b"))
+	}
+}

@@ -139,6 +139,27 @@ func TestPasswordsInURLs(t *testing.T) {
 	if !strings.Contains(out.String(), "environment OS_DEFAULT__PEAR: [DEFAULT] pear: no such option; the nearest is peer") || !strings.Contains(out.String(), "environment OS_OTHER__X: [other]: no such section") {
 		t.Errorf("want warnings about OS_DEFAULT__PEAR and OS_OTHER__X:\n%s", &out)
 	}
+	for value, want := range map[string]string{
+		"amqp://u:hunter2@h1:5672,u:hunter2@h2:5672/v": "amqp://u:***@h1:***@h2:5672/v",
+		"amqp://u:hunter2@h1,amqp://u:hunter2@h2":      "amqp://u:***@h1,amqp://u:***@h2",
+		"amqp://u:hunter2@hunter2@h":                   "amqp://u:***@***@h",
+		"amqp://u:hunter2://hunter2@h":                 "amqp://u:***@h",
+		"amqp://h1,amqp://u:hunter2@h2":                "amqp://h1,amqp:***@h2",
+		"amqp://u@h1,amqp://u:hunter2@h2":              "amqp://u@h1,amqp://u:***@h2",
+		"amqp://u@h:5672/v":                            "amqp://u@h:5672/v",
+		"http://h:80/path":                             "http://h:80/path",
+		"http://:hunter2@h":                            "http://:***@h",
+	} {
+		c, err := config.Open[between](config.Source{Flags: map[string]string{"peer": value}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range c.Values() {
+			if v.Name == "peer" && v.Value != want {
+				t.Errorf("%s is shown as %s, want %s", value, v.Value, want)
+			}
+		}
+	}
 	_, err = config.Open[between](config.Source{Flags: map[string]string{"low": "http://u:hunter2@h"}})
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Error(err)

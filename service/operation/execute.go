@@ -65,7 +65,7 @@ func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
 	}
 }
 
-// lease acquires the lease of an operation and returns its row, or nil if another process was faster. If no runner has looked at the
+// lease acquires the lease of an operation, which k has adopted, and returns its row, or nil if another process was faster. If no runner has looked at the
 // operation for longer than a lease, its deadlines move by that time.
 func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	now := r.now()
@@ -75,13 +75,11 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease)
 	defer cancel()
 	next := *o
+	next.UnknownAt = nil
 	if unheard := now.Sub(*o.DueAt); unheard > r.cfg.Lease {
 		next.moveDeadlines(unheard, now.Add(r.cfg.Lease))
 	}
-	if o.State == Undoing && o.Step >= len(k.steps) { // a release with more steps has begun it
-		next.Step = len(k.steps) - 1
-	}
-	if o.Step >= 0 && o.Step < len(k.steps) {
+	if o.Step >= 0 {
 		s := &k.steps[o.Step]
 		next.StepName = s.name
 		if o.State == Running && o.StepDeadlineAt == nil && s.limit > 0 { // the first step
@@ -91,9 +89,11 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	}
 	due := r.leaseEnd(next.deadline(), now)
 	next.Owner, next.Fence, next.DueAt = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due // the peer stays: only it may report
-	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?, step_name = ?
+	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?,
+		kind_version = ?, steps = ?, step = ?, step_name = ?, unknown_at = NULL
 		WHERE id = ? AND fence = ? AND owner = ? AND due_at IS NOT NULL AND (owner = '' OR due_at <= ?)`,
-		next.Owner, next.Fence, next.DueAt, next.DeadlineAt, next.StepDeadlineAt, next.StepName, o.ID, o.Fence, o.Owner, now)
+		next.Owner, next.Fence, next.DueAt, next.DeadlineAt, next.StepDeadlineAt,
+		next.KindVersion, next.Steps, next.Step, next.StepName, o.ID, o.Fence, o.Owner, now)
 	if err != nil || n == 0 {
 		return nil, err
 	}
@@ -155,16 +155,16 @@ func (x *execution) next(ctx context.Context) bool {
 	}
 	r, now := x.row, x.now()
 	switch late := !now.Before(r.DeadlineAt); {
+	case r.State.Ended():
+		return x.compensateLate(ctx)
 	case r.State == Running && late:
 		return x.fail(ctx, TimedOut, r.timedOut("operation", r.timeout()), nil)
-	case r.State == Running && r.Step >= len(x.kind.steps): // it was begun by a release with more steps
-		return x.fail(ctx, Failed, fault.New(fault.Internal, "operation is at step %d %q, which this release does not have", r.Step, r.StepName), nil)
 	case r.State == Running && !now.Before(r.deadline()):
 		s := &x.kind.steps[r.Step]
 		return x.fail(ctx, TimedOut, r.timedOut("step "+s.name, s.limit), nil)
 	case r.State == Running:
 		return x.do(ctx, &x.kind.steps[r.Step])
-	case r.Step < 0 || r.Step >= len(x.kind.steps):
+	case r.Step < 0:
 		return x.endUndone(ctx, late)
 	default:
 		return x.undo(ctx, &x.kind.steps[r.Step], late)

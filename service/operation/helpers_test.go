@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("OPERATION_TEST_CHILD") == "deadline" {
 		os.Exit(blocked())
 	}
+	if os.Getenv("OPERATION_TEST_CHILD") == "release" {
+		os.Exit(blockedRelease())
+	}
 	if os.Getenv("OPERATION_TEST_CHILD") != "" {
 		os.Exit(child())
 	}

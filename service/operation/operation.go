@@ -35,8 +35,14 @@
 //  5. A process that only reports, with [Runner.EndStep], needs a Runner with the same kinds, because the report runs Reported and the
 //     function of OnEnd. It does not start that Runner.
 //
-// Processes of different releases may know different kinds: an operation waits for a Runner that knows its kind, at most for twice
-// its Timeout.
+// # Upgrades
+//
+// Processes of two releases may run side by side, and one release may be replaced by the other and back. A runner runs an operation only if
+// it knows the operation in full: the kind, the version of the kind, and each step, see [Step]. Fields of the data that a release does not
+// know stay, see [Kind]. An operation that no running process knows waits. After the length of a lease, [Store.List] and
+// [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a runner that knows it runs
+// again, this undoes its steps and calls its [OnEnd]. Until then its resource is not free, because half of its work may be done: other
+// operations get ErrBusy, but one that preempts ends it, and [Store.Cancel] frees the resource without undoing.
 //
 // # Idempotence
 //
@@ -54,7 +60,8 @@
 //
 // Times come from the database's clock; the process measures only durations. A deadline runs only while a runner could have received
 // a report: if no runner has looked at an operation for longer than a lease after it was due, the deadlines of the operation and of
-// its step move by the time that the operation has waited, and at least a lease is left. While an
+// its step move by the time that the operation has waited, and at least a lease is left. The deadline of an operation that no running
+// process knows does not move. While an
 // operation is not due, no runner looks at it, so such time always counts. Therefore a step with a Limit returns [WaitFor] with a delay
 // that is short compared with the Limit.
 package operation
@@ -78,7 +85,8 @@ import (
 
 // Migrations creates the tables, on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before its own.
 // The view operation_current is for components, which may join it: one row for each operation that has not ended, with the columns
-// resource, id, kind, state, and step, the name of the step, which is empty until a runner has seen the operation.
+// resource, id, kind, state, and step, the name of the step, which is empty until a runner has seen the operation. An operation that is
+// not compensated has a row, too.
 var Migrations = db.Embedded("operation", migrations)
 
 //go:embed migrations/*.sql
@@ -93,7 +101,7 @@ const (
 	Undoing   State = "undoing" // its steps are undone, the last one first
 	Succeeded State = "succeeded"
 	Failed    State = "failed"
-	TimedOut  State = "timed_out"
+	TimedOut  State = "timed_out" // is undone later if no running process knew the operation, see Operation.NotCompensated
 	Canceled  State = "canceled"
 )
 
@@ -109,8 +117,17 @@ var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the 
 
 // Kind is a kind of operation, with the type D of the data that its steps share. The code that begins operations and the code that
 // runs them use the same value. D must have a JSON form. Name is required. It is stored, so it must not change.
+//
+// Another release may have begun an operation, with fields in D that this release does not know. When a step changes the data,
+// these fields stay, in D and in the structs, maps and slices in it. They go with the struct, the element or the key of a map that a step
+// removes, and with a struct that is empty and has the tag omitzero. In a slice with another number of elements, an element keeps its unknown fields
+// if the step has not changed it. In a slice with the same number, a changed element keeps those of its position. A type with a method
+// UnmarshalJSON of its own keeps only what it encodes itself.
 type Kind[D any] struct {
 	Name string
+	// Version is the version of the kind's steps. A release that adds a step, or changes what a step means, has a higher one. The version is
+	// stored with each operation, and a runner with a lower one does not run it, see [Step]. Default 0.
+	Version int
 	// Timeout is how long an operation may take in total, and how long undoing it may then take. Default 10 minutes.
 	Timeout time.Duration
 	// Priority orders operations that wait for a slot: the highest first. An operation with a priority above 0 also gets a slot
@@ -136,6 +153,7 @@ const (
 	maxID    = 255       // bytes of a resource or a peer
 	maxData  = 1<<16 - 1 // bytes of data
 	maxError = 8 << 10   // bytes of the text of an error; the rest is cut
+	maxSteps = 4000      // bytes of the names of the steps of a kind, as a JSON array
 )
 
 // Begin adds an operation on a resource, in the transaction of ctx if it has one (see [db.Tx]), otherwise in one of its
@@ -144,9 +162,12 @@ const (
 // resource excludes no other. Errors:
 //
 //   - ErrBusy: the resource has an operation that has not ended, and this one does not preempt it or is of the same kind.
-//   - Invalid: the data have no JSON form or more than 65,535 bytes, or the resource has more than 255 bytes.
+//   - Invalid: the data have no JSON form or more than 65,535 bytes, the resource has more than 255 bytes, or the version is negative.
 func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D) (string, error) {
 	raw, err := marshalData(data)
+	if err == nil && k.Version < 0 {
+		err = fmt.Errorf("the version %d is negative", k.Version)
+	}
 	if err == nil {
 		err = errors.Join(checkText("kind", k.Name, maxName), checkText("resource", resource, maxID))
 	}
@@ -157,7 +178,7 @@ func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, dat
 		k.Timeout = defaultTimeout
 	}
 	return s.begin(ctx, row{
-		Kind: k.Name, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData, TimeoutMS: k.Timeout.Milliseconds(),
+		Kind: k.Name, KindVersion: k.Version, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData, TimeoutMS: k.Timeout.Milliseconds(),
 	}, k.Preempts)
 }
 
@@ -184,9 +205,9 @@ func (s *Store) begin(ctx context.Context, r row, preempts bool) (string, error)
 			}
 		}
 		r.CreatedAt, r.UpdatedAt, r.DueAt, r.DeadlineAt = now, now, &now, now.Add(r.timeout())
-		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, step_name, entry, reported, attempts, waits,
+		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, kind_version, steps, resource, active, priority, state, outcome, step, step_name, entry, reported, attempts, waits,
 			events, input, data, error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at)
-			VALUES (:id, :kind, :resource, :active, :priority, :state, :outcome, :step, :step_name, :entry, :reported, :attempts, :waits,
+			VALUES (:id, :kind, :kind_version, :steps, :resource, :active, :priority, :state, :outcome, :step, :step_name, :entry, :reported, :attempts, :waits,
 			:events, :input, :data, :error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at)`, r)
 		return s.insertError(ctx, tx, &r, db.Error(err))
 	})
@@ -230,7 +251,7 @@ func busyError(r, other *row) error {
 	return fault.New(fault.Conflict, "operation %s on %s: %s %s: %w", r.Kind, r.Resource, other.Kind, other.ID, ErrBusy)
 }
 
-// Current returns the operation on a resource that has not ended. Errors: NotFound, if all its operations have ended. With the
+// Current returns the operation on a resource that has not ended, or is not compensated. Errors: NotFound, if it has none. With the
 // context of [db.Tx] it reads in that transaction.
 func (s *Store) Current(ctx context.Context, resource string) (*Op, error) {
 	var op *Op
@@ -289,10 +310,18 @@ func (s *Store) Wanted(ctx context.Context, token, by string) error {
 // marshalData returns data as JSON, or an error if they do not fit.
 func marshalData(data any) ([]byte, error) {
 	raw, err := json.Marshal(data)
-	if err == nil && len(raw) > maxData {
-		err = fmt.Errorf("data have %d bytes, at most %d fit", len(raw), maxData)
+	if err == nil {
+		err = checkSize(raw)
 	}
 	return raw, err
+}
+
+// checkSize reports whether data fit into the column.
+func checkSize(raw json.RawMessage) error {
+	if len(raw) > maxData {
+		return fmt.Errorf("data have %d bytes, at most %d fit", len(raw), maxData)
+	}
+	return nil
 }
 
 // checkText reports Invalid if a text cannot be stored as it is.

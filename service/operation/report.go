@@ -26,7 +26,8 @@ import (
 // A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
 // Reported has left.
 //
-// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; Invalid, if the runner does not know the kind; the
+// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; Unavailable, if the runner does not know the operation in
+// full, so that a process of the release that runs it has to take the report (see [Step]); the
 // error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
 // pointer in an error, is Internal.
 func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error) error {
@@ -64,9 +65,12 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 
 // endStep ends the current step of an operation that is locked. It returns the operation's next row.
 func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*row, error) {
-	k := r.kinds[o.Kind]
-	if k == nil || o.Step < 0 || o.Step >= len(k.steps) {
-		return nil, fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
+	k := r.kinds[o.Kind].adopt(o)
+	if k == nil {
+		return nil, fault.New(fault.Unavailable, "end step %q of operation %s: this process does not know %s: another process has to take the report", o.StepName, o.ID, o.variant())
+	}
+	if o.Step < 0 {
+		return nil, ErrStale
 	}
 	now := r.now()
 	if !r.started.Load() { // the clock is measured by a runner that is started
@@ -76,7 +80,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*
 		}
 	}
 	next := *o
-	next.Owner, next.DueAt, next.UpdatedAt, next.Reported = "", &now, now, o.Entry
+	next.Owner, next.DueAt, next.UpdatedAt, next.Reported, next.UnknownAt = "", &now, now, o.Entry, nil
 	next.Fence, next.Events = o.Fence+1, o.Events+1
 	e, partErr := r.applyReport(ctx, tx, k, o, &next, err, now)
 	if partErr != nil {

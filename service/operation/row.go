@@ -25,9 +25,11 @@ type row struct {
 	Active          *string    `db:"active"` // the resource until the operation ends
 	Priority        int        `db:"priority"`
 	State           State      `db:"state"`
-	Outcome         State      `db:"outcome"`   // the state of the end after undoing
-	Step            int        `db:"step"`      // the step to do or to undo
-	StepName        string     `db:"step_name"` // "" until a runner has seen the operation
+	Outcome         State      `db:"outcome"` // the state of the end after undoing
+	KindVersion     int        `db:"kind_version"`
+	Steps           string     `db:"steps"`     // the names of the steps as a JSON array; "" until a runner has seen the operation
+	Step            int        `db:"step"`      // the position of the step to do or to undo
+	StepName        string     `db:"step_name"` // the step to do or to undo; "" until a runner has seen the operation
 	Entry           int        `db:"entry"`     // the number of the token: another random one for each entry into a step, 0 for the first
 	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
 	Attempts        int        `db:"attempts"`  // attempts that have failed in a row in this entry
@@ -52,6 +54,7 @@ type row struct {
 	CreatedAt       time.Time  `db:"created_at"`
 	UpdatedAt       time.Time  `db:"updated_at"`
 	EndedAt         *time.Time `db:"ended_at"`
+	UnknownAt       *time.Time `db:"unknown_at"` // since when no running process knows the operation
 }
 
 // selectRows begins a SELECT of rows. It names the columns, because a later release may have added some.
@@ -127,6 +130,10 @@ func (r *row) waitsForAnother(peer string) bool {
 	return r.Peer != nil && *r.Peer != db.Cut(peer, maxID)
 }
 
+// over reports whether the operation has ended for good. An operation that has timed out while no process knew it has ended, and has not been
+// compensated: it is still due.
+func (r *row) over() bool { return r.State.Ended() && r.DueAt == nil }
+
 // end makes the operation one that has ended.
 func (r *row) end(state State, now time.Time) {
 	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
@@ -186,12 +193,12 @@ func (k *kind) enterUndo(r *row, step int, now time.Time) {
 // saveRow writes next over prev, which is the row as it was read. It returns 0 if the row has changed since. A renewal of
 // the lease does not count: due_at is kept unless next changes it.
 func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64, error) {
-	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
+	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, kind_version = ?, steps = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
 		peer = ?, events = ?, data = ?, error_code = ?, error = ?, fence = ?, owner = ?, due_at = CASE WHEN ? THEN due_at ELSE ? END, deadline_at = ?,
-		step_deadline_at = ?, updated_at = ?, ended_at = ? WHERE id = ? AND fence = ? AND state = ? AND entry = ? AND events = ? AND owner = ?`,
-		next.State, next.Outcome, next.Active, next.Step, next.StepName, next.Entry, next.Reported, next.Attempts, next.Waits,
+		step_deadline_at = ?, updated_at = ?, ended_at = ?, unknown_at = ? WHERE id = ? AND fence = ? AND state = ? AND entry = ? AND events = ? AND owner = ?`,
+		next.State, next.Outcome, next.Active, next.KindVersion, next.Steps, next.Step, next.StepName, next.Entry, next.Reported, next.Attempts, next.Waits,
 		next.Peer, next.Events, next.Data, next.ErrorCode, next.Error, next.Fence, next.Owner, next.DueAt == prev.DueAt, next.DueAt, next.DeadlineAt,
-		next.StepDeadlineAt, next.UpdatedAt, next.EndedAt, prev.ID, prev.Fence, prev.State, prev.Entry, prev.Events, prev.Owner)
+		next.StepDeadlineAt, next.UpdatedAt, next.EndedAt, next.UnknownAt, prev.ID, prev.Fence, prev.State, prev.Entry, prev.Events, prev.Owner)
 }
 
 // insertEvent adds an event to those of an operation.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -50,8 +51,12 @@ type Runner struct {
 	clock   clock
 	ending  bool // no further operation or step is begun
 
-	notUndone atomic.Uint64
-	started   atomic.Bool // the clock is measured
+	unknown map[string]bool // the keys of variants that polls have found and this process does not know; only dispatch uses it
+	swept   time.Time       // the last call of sweepUnknown; only dispatch uses it
+
+	unknownCount atomic.Int64
+	notUndone    atomic.Uint64
+	started      atomic.Bool // the clock is measured
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -72,8 +77,10 @@ type notification struct {
 
 // kind is a Kind with its steps.
 type kind struct {
-	steps []step
-	onEnd stepFunc // nil if the kind has none
+	version int
+	steps   []step
+	names   string   // of the steps, as they are stored
+	onEnd   stepFunc // nil if the kind has none
 }
 
 // NewRunner returns a runner that knows no kind yet. It starts nothing.
@@ -84,18 +91,25 @@ func NewRunner(cfg RunnerConfig) *Runner {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Runner{cfg: cfg, kinds: map[string]*kind{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
+	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[string]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
 }
 
 // Handle sets the steps of a kind. It must be called before Start, from one goroutine. It panics if the kind has
-// steps already or a step is not as [Step] says: these are programmers' errors.
+// steps already, two steps have the same name, the names of all steps have more than 4000 bytes, or a step is not as [Step]
+// says: these are programmers' errors.
 func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
-	if k.Name == "" || len(k.Name) > maxName || len(steps) == 0 || r.kinds[k.Name] != nil {
-		panic("operation: kind " + k.Name + ": need a name of 1 to " + strconv.Itoa(maxName) + " bytes, at least one step, and one call of Handle")
+	if k.Name == "" || len(k.Name) > maxName || k.Version < 0 || len(steps) == 0 || r.kinds[k.Name] != nil {
+		panic("operation: kind " + k.Name + ": need a name of 1 to " + strconv.Itoa(maxName) + " bytes, a version of at least 0, at least one step, and one call of Handle")
 	}
-	out := &kind{}
+	out := &kind{version: k.Version}
 	for _, s := range steps {
+		if out.position(s.Name) >= 0 {
+			panic(fmt.Sprintf("operation: kind %s has two steps with the name %q", k.Name, s.Name))
+		}
 		out.steps = append(out.steps, eraseStep(k.Name, s))
+	}
+	if out.names = out.joinNames(); len(out.names) > maxSteps {
+		panic(fmt.Sprintf("operation: the names of the steps of kind %s have %d bytes, at most %d fit", k.Name, len(out.names), maxSteps))
 	}
 	r.kinds[k.Name], r.names = out, append(r.names, k.Name)
 }
@@ -105,7 +119,8 @@ func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 // The function must have no effect outside tx, because it is called again if the transaction is rolled back. If it fails after the last
 // step, its error is treated as an error of that step. If it fails after undoing, it is called again, with a back-off, until the time for
 // undoing is over; then the operation ends without it, which is logged and counted, see [Stats]. The function is not called for an
-// operation that another one preempts, nor for an operation of a kind that no runner knows.
+// operation that another one preempts, nor when an operation times out that no runner knows. If a runner compensates this later, the
+// function is called then.
 //
 // OnEnd must be called after [Handle] for the kind and before Start, and panics otherwise or if it is called twice.
 func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error) {
@@ -211,16 +226,18 @@ type Stats struct {
 	// Running is the number of operations that run in this process now.
 	Running int
 	// NotUndone is the number of steps that could not be undone in time, plus the number of operations that ended without their [OnEnd]
-	// because it failed. Their effects, such as a claim, remain. The log has an error for each. Operations of a kind that no process
-	// knows do not count.
+	// because it failed. Their effects, such as a claim, remain. The log has an error for each.
 	NotUndone uint64
+	// Unknown is the number of operations that wait for another runner, because this one does not know them in full, and that no other
+	// runner has continued for the length of a lease. It is counted every third of a lease.
+	Unknown int
 }
 
 // Stats returns the runner's counters.
 func (r *Runner) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load()}
+	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load(), Unknown: int(r.unknownCount.Load())}
 }
 
 // Notify makes the runner look at an operation now, also if the operation waits ([WaitFor]). It does not block. If all slots are busy,
@@ -303,10 +320,16 @@ func (r *Runner) poll(ctx context.Context) error {
 	if len(r.names) == 0 {
 		return nil
 	}
-	if err := r.acquireRows(ctx, false, `due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`, r.now(), r.names, 2*r.cfg.MaxInFlight); err != nil {
-		return err
+	for learned := true; learned; { // what this process does not know must not fill the page
+		where, args := r.excludeUnknown()
+		args = append([]any{r.now(), r.names}, append(args, 2*r.cfg.MaxInFlight)...)
+		n := len(r.unknown)
+		if err := r.acquireRows(ctx, false, `due_at <= ? AND kind IN (?)`+where+` ORDER BY priority DESC, due_at LIMIT ?`, args...); err != nil {
+			return err
+		}
+		learned = len(r.unknown) > n
 	}
-	return r.giveUp(ctx)
+	return r.sweepUnknown(ctx)
 }
 
 // lookAt acquires the operation that a notification names, also if the operation waits. If the operation runs in this process, it is
@@ -327,7 +350,7 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	return r.acquireRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
 }
 
-// acquireRows acquires the operations that match a condition, as long as slots are free. notified means that the operation was
+// acquireRows acquires the operations that match a condition and that this process knows, as long as slots are free. notified means that the operation was
 // notified: without a free slot the operation becomes due now, so that a poll finds it.
 func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, args ...any) error {
 	query, args, err := sqlx.In(selectRows+`WHERE `+where, args...)
@@ -340,8 +363,12 @@ func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, a
 	}
 	var errs []error
 	for i := range list {
-		if !r.runInSlot(&list[i], notified) && notified { //nolint:contextcheck // the operation runs on after the poll
-			errs = append(errs, r.makeDue(ctx, `id = ?`, list[i].ID))
+		o := &list[i]
+		switch k := r.kinds[o.Kind].adopt(o); {
+		case k == nil:
+			r.unknown[o.variant().key()] = true
+		case !r.runInSlot(k, o, notified) && notified: //nolint:contextcheck // the operation runs on after the poll
+			errs = append(errs, r.makeDue(ctx, `id = ?`, o.ID))
 		}
 	}
 	return errors.Join(errs...)
@@ -359,7 +386,7 @@ func (r *Runner) markNotified(id string) bool {
 }
 
 // runInSlot runs an operation if a slot is free. It returns false if no slot is free, or the runner ends.
-func (r *Runner) runInSlot(o *row, notified bool) bool {
+func (r *Runner) runInSlot(k *kind, o *row, notified bool) bool {
 	slots := r.cfg.MaxInFlight
 	if o.Priority > 0 {
 		slots += (slots + 3) / 4
@@ -386,48 +413,9 @@ func (r *Runner) runInSlot(o *row, notified bool) bool {
 				r.Notify(o.ID) // EndStep may have ended the step in the database while it ran here
 			}
 		}()
-		r.execute(ctx, r.kinds[o.Kind], o, s)
+		r.execute(ctx, k, o, s)
 	})
 	return true
-}
-
-// giveUp ends operations whose kind this process does not know, and whose deadline passed more than one timeout ago: one timeout is
-// for the steps, one for undoing.
-func (r *Runner) giveUp(ctx context.Context) error {
-	const batch = 100
-	now := r.now()
-	for kept, read := 0, batch; read == batch; {
-		query, args, err := sqlx.In(selectRows+`WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) ORDER BY due_at, id LIMIT ? OFFSET ?`, now, now, r.names, batch, kept)
-		if err != nil {
-			return err
-		}
-		var list []row
-		if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
-			return db.Error(err)
-		}
-		read = len(list)
-		for i := range list {
-			if o := &list[i]; o.DeadlineAt.Add(o.timeout()).After(now) {
-				kept++
-			} else if err := r.giveUpRow(ctx, o, now); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// giveUpRow ends an operation, unless its row has changed since it was read.
-func (r *Runner) giveUpRow(ctx context.Context, o *row, now time.Time) error {
-	next := *o
-	next.setError(fault.New(fault.Timeout, "no process knows the kind %s", o.Kind))
-	next.end(TimedOut, now)
-	next.Fence, next.UpdatedAt = o.Fence+1, now
-	n, err := saveRow(ctx, r.cfg.Store.db, o, &next)
-	if n > 0 {
-		r.cfg.Logger.ErrorContext(ctx, "operation given up, no process knows its kind", "operation", o.ID, "kind", o.Kind, "resource", o.Resource)
-	}
-	return err
 }
 
 // callEnd calls the function of OnEnd for an operation that has ended, and stores the function's changes of the data.

@@ -19,6 +19,15 @@ type Operation struct {
 	Kind     string `json:"kind"`
 	Resource string `json:"resource"`
 	State    State  `json:"state"`
+	// NotCompensated means that the operation has timed out while no running process knew it, and that its steps are not undone. A runner
+	// that knows the operation undoes them. Until then the resource is not free.
+	NotCompensated bool `json:"not_compensated,omitempty"`
+	// NoRunnerSince is since when the operation has waited for a runner, because no running process knows it in full, see [Step].
+	NoRunnerSince *time.Time `json:"no_runner_since,omitempty"`
+	// KindVersion is the version of the kind whose steps the operation has. Steps are the names of these steps. They are empty until a
+	// runner has seen the operation.
+	KindVersion int      `json:"kind_version"`
+	Steps       []string `json:"steps,omitempty"`
 	// StepsDone is the number of completed steps. While they are undone, it is the number of those that are left. StepName is the step
 	// that is done or undone now; it is empty until a runner has seen the operation.
 	StepsDone int    `json:"step"`
@@ -64,7 +73,7 @@ type Event struct {
 
 func (r *row) view() Operation {
 	out := Operation{
-		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, StepsDone: r.Step, StepName: r.StepName, Attempts: r.Attempts,
+		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, KindVersion: r.KindVersion, Steps: stepNames(r.Steps), StepsDone: r.Step, StepName: r.StepName, Attempts: r.Attempts,
 		Input: json.RawMessage(r.Input), Data: json.RawMessage(r.Data), ErrorCode: r.ErrorCode, Error: r.Error, Owner: r.Owner,
 		RequestID: r.RequestID, GlobalRequestID: r.GlobalRequestID, ProjectID: r.ProjectID, UserID: r.UserID,
 		Deadline: r.DeadlineAt, Created: r.CreatedAt, Updated: r.UpdatedAt, Ended: r.EndedAt,
@@ -75,6 +84,9 @@ func (r *row) view() Operation {
 	if r.Peer != nil {
 		out.WaitsFor = *r.Peer
 	}
+	if r.DueAt != nil {
+		out.NotCompensated, out.NoRunnerSince = r.State.Ended(), r.UnknownAt
+	}
 	return out
 }
 
@@ -82,8 +94,10 @@ func (r *row) view() Operation {
 type Filter struct {
 	Resource, Kind string
 	State          State
-	// Open lists only operations that have not ended.
+	// Open lists only operations that have not ended, or are not compensated.
 	Open bool
+	// NoRunner lists only operations that no running process knows in full, see [Step].
+	NoRunner bool
 	// Marker is the ID of the last operation of the page before.
 	Marker string
 	// Limit is the highest number of operations that are returned. Default 1000.
@@ -119,6 +133,9 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	}
 	if f.Open {
 		add("active IS NOT NULL")
+	}
+	if f.NoRunner {
+		add("unknown_at IS NOT NULL AND due_at IS NOT NULL")
 	}
 	if f.Limit == 0 {
 		f.Limit = 1000
@@ -177,7 +194,10 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 		next.newToken()
 		next.Fence, next.Attempts, next.Waits, next.Peer, next.StepDeadlineAt = r.Fence+1, 0, 0, nil, nil
 		next.DeadlineAt, next.UpdatedAt = now.Add(r.timeout()), now
-		if r.Owner == "" || r.State.Ended() { // otherwise the lease ends first, so that no two runners work on it
+		switch {
+		case next.State.Ended():
+			next.Owner, next.DueAt = "", nil
+		case r.Owner == "" || r.State.Ended(): // otherwise the lease ends first, so that no two runners work on it
 			next.Owner, next.DueAt = "", &now
 		}
 		_, err = saveRow(ctx, tx, r, &next)
@@ -186,9 +206,15 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 }
 
 // Cancel ends an operation that runs: what it has done is undone, then it is Canceled, and why is its error. The runner that has it
-// stops at the end of its lease at the latest. Errors: NotFound; Precondition if it has ended or is undone already.
+// stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once and never compensated, without
+// its [OnEnd], and its resource is free. Errors: NotFound; Precondition if it has ended or is undone already.
 func (s *Store) Cancel(ctx context.Context, id, why string) error {
-	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, _ time.Time) error {
+	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, now time.Time) error {
+		if r.State.Ended() && !r.over() {
+			r.setError(fault.New(fault.Canceled, "%s%sit was canceled", why, notCompensated))
+			r.end(Canceled, now)
+			return nil
+		}
 		if r.State != Running {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
@@ -200,11 +226,15 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 
 // Retry makes an operation that has failed, timed out or was canceled run once more, from its first step and with its first
 // data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
-// or has succeeded; ErrBusy if its resource has another operation now.
+// has succeeded, or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
+// that runs it then.
 func (s *Store) Retry(ctx context.Context, id string) error {
 	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 		if !r.State.Ended() || r.State == Succeeded {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
+		}
+		if !r.over() {
+			return fault.New(fault.Precondition, "operation %s is %s and not compensated: start a process of the release that began it, or cancel the operation first", id, r.State)
 		}
 		r.Active = &r.ID
 		if r.Resource != "" {
@@ -213,20 +243,20 @@ func (s *Store) Retry(ctx context.Context, id string) error {
 				return cmp.Or(err, fault.New(fault.Conflict, "retry of operation %s on %s: %w", id, r.Resource, ErrBusy))
 			}
 		}
-		r.State, r.Outcome, r.Step, r.StepName, r.Data, r.ErrorCode, r.Error, r.EndedAt = Running, "", 0, "", noData, "", "", nil
+		r.State, r.Outcome, r.Steps, r.Step, r.StepName, r.Data, r.ErrorCode, r.Error, r.EndedAt = Running, "", "", 0, "", noData, "", "", nil
 		r.Events++
 		return insertEvent(ctx, tx, id, r.Events-1, &Event{Result: "rerun", Began: now}, now)
 	})
 }
 
 // Purge deletes operations that ended longer than age ago, with their events, and returns how many they were, also
-// with an error. It is for a loop, see [db.Purge].
+// with an error. Operations that are not compensated stay. It is for a loop, see [db.Purge].
 func (s *Store) Purge(ctx context.Context, age time.Duration) (int64, error) {
 	now, err := db.Now(ctx, s.db)
 	if err != nil {
 		return 0, err
 	}
 	return db.Purge(ctx, s.db, db.Retention{
-		Table: "operations", Where: "ended_at <= ?", Args: []any{now.Add(-age)}, Parts: []db.Part{{Table: "operation_events", Column: "operation_id"}},
+		Table: "operations", Where: "ended_at <= ? AND active IS NULL", Args: []any{now.Add(-age)}, Parts: []db.Part{{Table: "operation_events", Column: "operation_id"}},
 	})
 }

@@ -1,7 +1,6 @@
 package operation
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -54,8 +53,15 @@ type Op struct {
 // Timeout. After that, each remaining step gets one more attempt of at most 5 s. A step that still cannot be undone is logged,
 // added to the operation's error, and counted, see [Stats].
 type Step[D any] struct {
-	// Name is stored. The database refers to a step by its position, so after a release, steps must not be reordered or
-	// removed; new steps are added at the end.
+	// Name is stored, and must not change. An operation keeps the steps that the kind had in the release of the runner that has run the
+	// operation first, in their order. So a release may add a step anywhere, and reorder steps: operations that run already are continued, and
+	// undone, without the new step and in their own order. A release that adds a step increases Kind.Version. A runner runs and undoes
+	// an operation only if it has all its steps and the version is not higher than that of its kind. Other operations wait for a runner that knows
+	// them, see [Stats] and [Operation].
+	//
+	// A step is removed in two releases. In the first one Do does nothing, and Undo still undoes what earlier releases have done. In a later
+	// one, when all operations that have the step have ended, the step goes. A step that goes back to a new step ([GoTo]), or needs its data, must
+	// expect operations without it. A new step must expect data without the fields that its release has added.
 	Name string
 	// Do does the step's work at least once: it is called again if the process ends before the step is marked as done.
 	Do func(ctx context.Context, op *Op, data *D) error
@@ -237,7 +243,6 @@ func eraseReported[D any](f func(context.Context, *sqlx.Tx, *Op, *D, error) erro
 		if err := json.Unmarshal(raw, data); err != nil {
 			return raw, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
 		}
-		// raw may have fields that only a later release knows, so it does not tell what f changes.
 		before, err := json.Marshal(data)
 		if err != nil {
 			return raw, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
@@ -246,12 +251,13 @@ func eraseReported[D any](f func(context.Context, *sqlx.Tx, *Op, *D, error) erro
 		if _, waits := errors.AsType[*waitError](result); result != nil && !waits && !isGoTo(result) {
 			return raw, result
 		}
-		after, err := marshalData(data)
+		after, err := json.Marshal(data)
+		if err == nil {
+			after = place{fresh: func() any { return new(D) }}.merge(raw, before, after)
+			err = checkSize(after)
+		}
 		if err != nil {
 			return raw, fault.New(fault.Invalid, "data, as the step has left them: %w", err)
-		}
-		if bytes.Equal(before, after) {
-			after = raw
 		}
 		return after, result
 	}

@@ -42,7 +42,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 		case err == nil:
 			x.row = &next
 			x.deadline.Store(next.deadline().UnixMicro())
-			if next.State.Ended() {
+			if next.over() {
 				x.log.InfoContext(ctx, "operation ended", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
 			}
 			return next.DueAt != nil && next.Owner != "", nil
@@ -66,7 +66,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 
 // writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
-	ends := next.State.Ended() && x.kind.onEnd != nil && !x.skipOnEnd
+	ends := next.over() && x.kind.onEnd != nil && !x.skipOnEnd
 	if e == nil && also == nil && !ends {
 		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
 		if err == nil && n == 0 {
