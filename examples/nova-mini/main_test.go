@@ -119,7 +119,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestTools: the commands about options and rules print what they should, without passwords.
+// TestTools checks what the commands about options and rules print, and that they print no password.
 func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// upgradeOrder is the documented order in which the processes of a cloud are replaced, after the schema.
+// upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
 
 // upgradeServices are the services, by process.
@@ -89,7 +89,7 @@ func (u *upgrade) launch(host string, r *upgradeRelease) {
 	p.admin = admin
 }
 
-// awaitReady waits until a process can work, and the balancer knows it if it is an API.
+// awaitReady waits until a process is ready. If the process is an API, awaitReady also waits until the balancer sends requests to it.
 func (u *upgrade) awaitReady(host string) {
 	u.Helper()
 	p := u.procs[host]
@@ -131,8 +131,8 @@ func probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// replace replaces a process by one of another release. With kill the old one is killed, started again on the newer schema and killed
-// once more, and so is the new one.
+// replace replaces a process of the release from by a process of the release to. With kill, the old process is killed and started again
+// twice on the newer schema, and then killed; the new process is killed within a second of its start, and started again.
 func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 	u.Helper()
 	if kill {
@@ -166,7 +166,7 @@ func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 	u.awaitReady(host)
 }
 
-// use creates servers and acts on them until stop is closed. A request is sent once.
+// use creates servers, and stops, starts and reboots them, until stop is closed. Each request is sent only once.
 func (u *upgrade) use(ctx context.Context, client int, stop <-chan struct{}) {
 	for n := 0; ; n++ {
 		select {
@@ -268,7 +268,8 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 	return false
 }
 
-// judge waits until no server has a task, and counts what went wrong. With killed, requests may have failed.
+// judge waits until no server has a task. It fails the test if a server is lost, stuck, doubled or in ERROR, or, without killed, if a
+// request failed.
 func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
@@ -333,7 +334,7 @@ func (u *upgrade) judge(what string, killed bool) {
 	}
 }
 
-// upgradeRound upgrades a cloud to a release, and goes back if back is set, while eight clients use it.
+// upgradeRound upgrades a cloud from one release to another while eight clients use it. If back is set, it then goes back.
 func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []string, kill, back bool) {
 	t.Helper()
 	u := newUpgrade(t, seed, from)
@@ -364,8 +365,8 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	u.judge(fmt.Sprintf("%s to %s%s%s", from.name, to.name, map[bool]string{true: " and back"}[back], map[bool]string{true: ", killed"}[kill]), kill)
 }
 
-// TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails; with SIGKILL nothing is
-// lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
+// TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails. With SIGKILL requests may
+// fail, but no server is lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine alone
 	scenario(t)
 	seed := uint64(time.Now().UnixNano())
