@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench chaos soak release-check fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test short lint bench chaos soak upgrade-test accept release-check fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -32,7 +32,7 @@ run:
 
 # If CI is set, a test whose service is missing fails. Otherwise the test would
 # be skipped without notice.
-test soak chaos: export CI := $(or $(CI),true)
+test soak chaos upgrade-test: export CI := $(or $(CI),true)
 
 test: bin/testenv
 	$(WITH) $(SELF) checks
@@ -98,6 +98,16 @@ chaos: bin/testenv
 
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+
+# upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
+# those of this release from the last one.
+upgrade-test: bin/testenv
+	$(WITH) env ARMATURE_UPGRADE_ROUNDS=$(ROUNDS) $(GO) test -run '^TestUpgrade$$' -count 1 -timeout 60m -v ./examples/nova-mini/e2e
+
+# accept is what takes too long for test and must hold for every commit.
+accept:
+	$(SELF) release-check
+	$(SELF) upgrade-test ROUNDS=3
 
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:

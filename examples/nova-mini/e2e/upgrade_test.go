@@ -28,7 +28,7 @@ var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "schedu
 // upgradeServices are the services, by process.
 var upgradeServices = map[string]string{
 	"conductor-1": "conductor", "conductor-2": "conductor", "scheduler-1": "scheduler", "scheduler-2": "scheduler",
-	"node-1": "compute", "node-2": "compute", "api-1": "api", "api-2": "api",
+	"node-1": "compute", "node-2": "compute", "api-1": "api", "api-2": "api", "conductor-3": "conductor",
 }
 
 // upgradeRelease is a program and its configuration.
@@ -324,14 +324,81 @@ func (u *upgrade) judge(what string, killed bool) {
 	for _, name := range u.lost {
 		made += byName[name]
 	}
-	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d; of %d creations without an answer %d made a server\n",
-		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, len(u.lost), made)
+	undone, fields, checked := u.judgeOperations()
+	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
+		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, undone, fields, checked, len(u.lost), made)
 	if len(u.failures) > 0 && !killed {
 		u.Errorf("%d requests failed, want 0:\n%s", len(u.failures), strings.Join(u.failures[:min(len(u.failures), 20)], "\n"))
 	}
-	if lost+stuck+doubled+broken > 0 {
-		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d; want 0", what, lost, stuck, doubled, broken)
+	if lost+stuck+doubled+broken+undone+fields > 0 {
+		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, undone, fields)
 	}
+	if checked == 0 && strings.Contains(what, "next") {
+		u.Error("no operation of the next release was checked")
+	}
+}
+
+// judgeOperations returns how many operations with the next release's steps have succeeded without its step, how many of those that the next
+// release has begun have lost its field, and how many operations there are of both kinds.
+func (u *upgrade) judgeOperations() (undone, fields, checked int) {
+	u.Helper()
+	var list []struct {
+		ID    string `db:"id"`
+		Kind  string `db:"kind"`
+		State string `db:"state"`
+		Input string `db:"input"`
+		Data  string `db:"data"`
+		Done  int    `db:"done"`
+	}
+	err := u.db.SelectContext(u.Context(), &list, `SELECT o.id, o.kind, o.state, o.input, o.data,
+		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
+		FROM operations o WHERE o.kind_version > 0`)
+	if err != nil {
+		if strings.Contains(err.Error(), "kind_version") { // the release before has no such column
+			return 0, 0, 0
+		}
+		u.Error(err)
+	}
+	for _, o := range list {
+		checked++
+		if o.State == "succeeded" && o.Done == 0 {
+			u.Logf("operation %s %s succeeded without the step next", o.Kind, o.ID)
+			undone++
+		}
+		if strings.Contains(o.Input, `"next"`) && o.Data != "null" && !strings.Contains(o.Data, `"next":"kept"`) {
+			u.Logf("operation %s %s has lost a field: %s", o.Kind, o.ID, o.Data)
+			fields++
+		}
+	}
+	return undone, fields, checked
+}
+
+// checkColumns checks that every table has a column of the next release.
+func (u *upgrade) checkColumns() {
+	u.Helper()
+	var missing []string
+	err := u.db.SelectContext(u.Context(), &missing, `SELECT table_name FROM information_schema.tables t WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'
+		AND table_name NOT LIKE '%\_migrations' AND NOT EXISTS (SELECT 1 FROM information_schema.columns c
+		WHERE c.table_schema = t.table_schema AND c.table_name = t.table_name AND c.column_name = 'next_note')`)
+	if err != nil || len(missing) > 0 {
+		u.Errorf("tables without a column of the next release: %v %v; add them to testdata/next", missing, err)
+	}
+}
+
+// finish starts a conductor of the next release if operations are left that only this release knows, as docs/upgrading.md says.
+func (u *upgrade) finish(next *upgradeRelease) {
+	u.Helper()
+	waittest.Spend(time.Second)
+	var left int
+	if err := u.db.GetContext(u.Context(), &left, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL AND kind_version > 0`); err != nil {
+		u.Fatal(err)
+	}
+	if left == 0 {
+		return
+	}
+	u.Logf("%d operations of release %s are left after going back; a conductor of that release finishes them", left, next.name)
+	u.launch("conductor-3", next)
+	u.awaitReady("conductor-3")
 }
 
 // upgradeRound upgrades a cloud from one release to another while eight clients use it. If back is set, it then goes back.
@@ -355,10 +422,11 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	}
 	waittest.Spend(time.Second)
 	if back {
+		u.checkColumns()
 		for _, host := range slices.Backward(order) {
 			u.replace(host, to, from, kill)
 		}
-		waittest.Spend(time.Second)
+		u.finish(to)
 	}
 	close(stop)
 	using.Wait()
