@@ -324,23 +324,23 @@ func (u *upgrade) judge(what string, killed bool) {
 	for _, name := range u.lost {
 		made += byName[name]
 	}
-	undone, fields, checked := u.judgeOperations()
-	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
-		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, undone, fields, checked, len(u.lost), made)
+	skipped, fields, checked := u.judgeOperations()
+	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
+		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, skipped, fields, checked, len(u.lost), made)
 	if len(u.failures) > 0 && !killed {
 		u.Errorf("%d requests failed, want 0:\n%s", len(u.failures), strings.Join(u.failures[:min(len(u.failures), 20)], "\n"))
 	}
-	if lost+stuck+doubled+broken+undone+fields > 0 {
-		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, undone, fields)
+	if lost+stuck+doubled+broken+skipped+fields > 0 {
+		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, skipped, fields)
 	}
 	if checked == 0 && strings.Contains(what, "next") {
 		u.Error("no operation of the next release was checked")
 	}
 }
 
-// judgeOperations returns how many operations with the next release's steps have succeeded without its step, how many of those that the next
-// release has begun have lost its field, and how many operations there are of both kinds.
-func (u *upgrade) judgeOperations() (undone, fields, checked int) {
+// judgeOperations checks the operations with the steps of the next release. It returns how many have succeeded without the new step, how many
+// have lost the new field, and how many it has checked. Only operations that the next release has begun have the new field.
+func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 	u.Helper()
 	var list []struct {
 		ID    string `db:"id"`
@@ -354,7 +354,7 @@ func (u *upgrade) judgeOperations() (undone, fields, checked int) {
 		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
 		FROM operations o WHERE o.kind_version > 0`)
 	if err != nil {
-		if strings.Contains(err.Error(), "kind_version") { // the release before has no such column
+		if strings.Contains(err.Error(), "kind_version") { // the previous release does not have this column
 			return 0, 0, 0
 		}
 		u.Error(err)
@@ -363,17 +363,17 @@ func (u *upgrade) judgeOperations() (undone, fields, checked int) {
 		checked++
 		if o.State == "succeeded" && o.Done == 0 {
 			u.Logf("operation %s %s succeeded without the step next", o.Kind, o.ID)
-			undone++
+			skipped++
 		}
 		if strings.Contains(o.Input, `"next"`) && o.Data != "null" && !strings.Contains(o.Data, `"next":"kept"`) {
 			u.Logf("operation %s %s has lost a field: %s", o.Kind, o.ID, o.Data)
 			fields++
 		}
 	}
-	return undone, fields, checked
+	return skipped, fields, checked
 }
 
-// checkColumns checks that every table has a column of the next release.
+// checkColumns checks that testdata/next adds a column to every table.
 func (u *upgrade) checkColumns() {
 	u.Helper()
 	var missing []string
@@ -385,7 +385,7 @@ func (u *upgrade) checkColumns() {
 	}
 }
 
-// finish starts a conductor of the next release if operations are left that only this release knows, as docs/upgrading.md says.
+// finish starts a conductor of the next release, if operations are left that only the next release knows, see docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
 	waittest.Spend(time.Second)
