@@ -274,7 +274,7 @@ func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
 	var list []servers.Server
-	stuck := 0
+	var stuck int
 	for end := time.Now().Add(90 * time.Second); ; {
 		stuck = 0
 		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(u.Context())
