@@ -107,7 +107,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
 		"debug/loglevel": {`"INFO"`},
-		"debug/report":   {"==== goroutines ====", "0 run here; 0 steps were not undone", "4 hosts, reports "},
+		"debug/report":   {"==== goroutines ====", "0 run here; 0 wait for a conductor that knows them; 0 steps were not undone", "4 hosts, reports "},
 		"debug/config":   {`"name": "compute_driver"`},
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
@@ -119,7 +119,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestTools: the commands about options and rules print what they should, without passwords.
+// TestTools checks what the commands about options and rules print, and that they print no password.
 func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

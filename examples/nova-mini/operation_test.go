@@ -56,9 +56,9 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 		t.Errorf("list of failed operations: %s", got)
 	}
 	if got := run("", "operation", "list", "--no-runner"); strings.Contains(got, id) {
-		t.Errorf("list of those that no conductor knows: %s", got)
+		t.Errorf("list of operations that no conductor knows: %s", got)
 	}
-	// A conductor whose release does not know server.create finds the operation.
+	// A conductor that does not know server.create finds the operation.
 	other := operation.NewRunner(operation.RunnerConfig{Store: s.Operations(), Host: "h", Lease: 100 * time.Millisecond, Poll: 10 * time.Millisecond})
 	operation.Handle(other, operation.Kind[struct{}]{Name: "other"}, operation.Step[struct{}]{Name: "a", Do: func(context.Context, *operation.Op, *struct{}) error { return nil }})
 	if err := other.Start(t.Context()); err != nil {
@@ -69,7 +69,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 		t.Fatal(err)
 	}
 	if got := run("", "operation", "list", "--no-runner"); !strings.Contains(got, id+"  server.create  s1      running  none knows it") {
-		t.Errorf("list of those that no conductor knows: %s", got)
+		t.Errorf("list of operations that no conductor knows: %s", got)
 	}
 	run("is running", "operation", "retry", id)
 	if got := run("", "operation", "cancel", "--reason", "too\x1b[2J late", id); got != id+" is canceled\n" {

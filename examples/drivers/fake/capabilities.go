@@ -283,7 +283,7 @@ func (d *Driver) anyEvent() compute.Event {
 	return compute.Event{ServerID: "00000000-0000-0000-0000-000000000000", Type: compute.EventDestroyed, Time: time.Now().UTC()}
 }
 
-// sendEvent sends an event to all listeners. A listener with too many unread events is cut off, and has to call List again.
+// sendEvent sends an event to all listeners. It ends the events of a listener that has too many unread ones; the listener must call List again.
 func (d *Driver) sendEvent(id string, t compute.EventType) {
 	e := compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}
 	for w := range d.watchers {

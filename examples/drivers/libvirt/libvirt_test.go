@@ -104,7 +104,7 @@ func TestGuest(t *testing.T) {
 	g.testDestroy()
 }
 
-// guest is a real guest of a libvirtd of its own.
+// guest is a real guest of the test's own libvirtd.
 type guest struct {
 	*testing.T
 

@@ -249,7 +249,7 @@ const (
 	EventPaused    EventType = "paused"
 	EventSuspended EventType = "suspended"
 	EventCrashed   EventType = "crashed"
-	EventDestroyed EventType = "destroyed" // the server does not exist any more
+	EventDestroyed EventType = "destroyed" // the server no longer exists
 )
 
 // Event is a change of a server. Time is when it happened.

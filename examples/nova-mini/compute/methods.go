@@ -98,7 +98,7 @@ var (
 	// BeginStep asks whether the step of a token is still the current one. ErrStale: it is not, so the worker drops the
 	// request.
 	BeginStep = rpc.Define(rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13})
-	// EndStep reports the end of a step. ErrStale: the step is not the current one any more. It is not an error if the same
+	// EndStep reports the end of a step. ErrStale: the step is no longer the current step. It is not an error if the same
 	// end was reported before.
 	EndStep = rpc.Define(rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13})
 	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute. They identify an attempt by

@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// The releases of the upgrade test. "previous" is the commit that testdata/last-release of the tree names, "this" is the tree, and "next" is
-// the tree with the overlay of testdata/next: what a next release would add.
+// The programs of the releases in the upgrade test. The release "previous" is the commit that testdata/last-release of the tree names, "this"
+// is the tree, and "next" is the tree with the overlay of testdata/next, which has what a next release could add.
 var (
 	thisRelease     = sync.OnceValues(func() (string, error) { return build() })
 	nextRelease     = sync.OnceValues(buildNext)

@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// upgradeOrder is the documented order in which the processes of a cloud are replaced, after the schema.
+// upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
 
 // upgradeServices are the services, by process.
@@ -89,7 +89,7 @@ func (u *upgrade) launch(host string, r *upgradeRelease) {
 	p.admin = admin
 }
 
-// awaitReady waits until a process can work, and the balancer knows it if it is an API.
+// awaitReady waits until a process is ready. If the process is an API, awaitReady also waits until the balancer sends requests to it.
 func (u *upgrade) awaitReady(host string) {
 	u.Helper()
 	p := u.procs[host]
@@ -131,8 +131,8 @@ func probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// replace replaces a process by one of another release. With kill the old one is killed, started again on the newer schema and killed
-// once more, and so is the new one.
+// replace replaces a process of the release from by a process of the release to. With kill, the old process is killed and started again
+// twice on the newer schema, and then killed; the new process is killed within a second of its start, and started again.
 func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 	u.Helper()
 	if kill {
@@ -166,7 +166,7 @@ func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 	u.awaitReady(host)
 }
 
-// use creates servers and acts on them until stop is closed. A request is sent once.
+// use creates servers, and stops, starts and reboots them, until stop is closed. Each request is sent only once.
 func (u *upgrade) use(ctx context.Context, client int, stop <-chan struct{}) {
 	for n := 0; ; n++ {
 		select {
@@ -268,12 +268,13 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 	return false
 }
 
-// judge waits until no server has a task, and counts what went wrong. With killed, requests may have failed.
+// judge waits until no server has a task. It fails the test if a server is lost, stuck, doubled or in ERROR, or, without killed, if a
+// request failed.
 func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
 	var list []servers.Server
-	stuck := 0
+	var stuck int
 	for end := time.Now().Add(90 * time.Second); ; {
 		stuck = 0
 		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(u.Context())
@@ -323,23 +324,23 @@ func (u *upgrade) judge(what string, killed bool) {
 	for _, name := range u.lost {
 		made += byName[name]
 	}
-	undone, fields, checked := u.judgeOperations()
-	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
-		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, undone, fields, checked, len(u.lost), made)
+	skipped, fields, checked := u.judgeOperations()
+	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
+		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, skipped, fields, checked, len(u.lost), made)
 	if len(u.failures) > 0 && !killed {
 		u.Errorf("%d requests failed, want 0:\n%s", len(u.failures), strings.Join(u.failures[:min(len(u.failures), 20)], "\n"))
 	}
-	if lost+stuck+doubled+broken+undone+fields > 0 {
-		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps undone %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, undone, fields)
+	if lost+stuck+doubled+broken+skipped+fields > 0 {
+		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, skipped, fields)
 	}
 	if checked == 0 && strings.Contains(what, "next") {
 		u.Error("no operation of the next release was checked")
 	}
 }
 
-// judgeOperations returns how many operations with the next release's steps have succeeded without its step, how many of those that the next
-// release has begun have lost its field, and how many operations there are of both kinds.
-func (u *upgrade) judgeOperations() (undone, fields, checked int) {
+// judgeOperations checks the operations with the steps of the next release. It returns how many have succeeded without the new step, how many
+// have lost the new field, and how many it has checked. Only operations that the next release has begun have the new field.
+func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 	u.Helper()
 	var list []struct {
 		ID    string `db:"id"`
@@ -353,7 +354,7 @@ func (u *upgrade) judgeOperations() (undone, fields, checked int) {
 		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
 		FROM operations o WHERE o.kind_version > 0`)
 	if err != nil {
-		if strings.Contains(err.Error(), "kind_version") { // the release before has no such column
+		if strings.Contains(err.Error(), "kind_version") { // the previous release does not have this column
 			return 0, 0, 0
 		}
 		u.Error(err)
@@ -362,17 +363,17 @@ func (u *upgrade) judgeOperations() (undone, fields, checked int) {
 		checked++
 		if o.State == "succeeded" && o.Done == 0 {
 			u.Logf("operation %s %s succeeded without the step next", o.Kind, o.ID)
-			undone++
+			skipped++
 		}
 		if strings.Contains(o.Input, `"next"`) && o.Data != "null" && !strings.Contains(o.Data, `"next":"kept"`) {
 			u.Logf("operation %s %s has lost a field: %s", o.Kind, o.ID, o.Data)
 			fields++
 		}
 	}
-	return undone, fields, checked
+	return skipped, fields, checked
 }
 
-// checkColumns checks that every table has a column of the next release.
+// checkColumns checks that testdata/next adds a column to every table.
 func (u *upgrade) checkColumns() {
 	u.Helper()
 	var missing []string
@@ -384,7 +385,7 @@ func (u *upgrade) checkColumns() {
 	}
 }
 
-// finish starts a conductor of the next release if operations are left that only this release knows, as docs/upgrading.md says.
+// finish starts a conductor of the next release, if operations are left that only the next release knows, see docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
 	waittest.Spend(time.Second)
@@ -400,7 +401,7 @@ func (u *upgrade) finish(next *upgradeRelease) {
 	u.awaitReady("conductor-3")
 }
 
-// upgradeRound upgrades a cloud to a release, and goes back if back is set, while eight clients use it.
+// upgradeRound upgrades a cloud from one release to another while eight clients use it. If back is set, it then goes back.
 func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []string, kill, back bool) {
 	t.Helper()
 	u := newUpgrade(t, seed, from)
@@ -432,8 +433,8 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	u.judge(fmt.Sprintf("%s to %s%s%s", from.name, to.name, map[bool]string{true: " and back"}[back], map[bool]string{true: ", killed"}[kill]), kill)
 }
 
-// TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails; with SIGKILL nothing is
-// lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
+// TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails. With SIGKILL requests may
+// fail, but no server is lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine alone
 	scenario(t)
 	seed := uint64(time.Now().UnixNano())

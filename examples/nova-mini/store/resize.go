@@ -27,7 +27,7 @@ type Size struct {
 type Resize struct {
 	From Size `json:"from"`
 	To   Size `json:"to"`
-	// Running reports whether the server ran before the resize, and so has to run after the resize.
+	// Running reports whether the server ran before the resize, and so must run after the resize.
 	Running bool `json:"running"`
 }
 
