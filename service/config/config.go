@@ -1,7 +1,7 @@
 // Package config fills a struct of options from INI files, the environment and
 // flags, as oslo.config does. One rule differs: an option or a section that is
-// not declared is an error, because a misspelled option would otherwise have
-// no effect, and no message.
+// not declared is an error, because otherwise a misspelled option would have
+// no effect, and no message would say so.
 //
 //	type Options struct {
 //		Workers  int    `ini:"workers" default:"4" min:"1" help:"calls handled at once"`
@@ -40,8 +40,8 @@
 //	strict       "true": a bool; false selects the lenient mode, see [Source].Lenient
 //
 // In lenient mode, an unknown option in a declared section is also an error if a word of its name is about TLS
-// or identity, such as ssl, cert or cafile, and its value is not empty, false, no, off, 0 or none. No tag is
-// necessary.
+// or identity, such as ssl, cert or cafile, unless its value is empty, false, no, off, 0 or none. This rule needs
+// no tag.
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
