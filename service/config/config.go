@@ -22,13 +22,14 @@
 //
 //	default      the value if no source sets the option, in the form of a file
 //	help         a sentence for operators
-//	min, max     bounds of a number or a duration, or of the length of a text, list or map
+//	min, max     bounds of a number or a duration, of the length of a text in bytes, or of the
+//	             number of items of a list or map
 //	choices      the allowed values, separated by commas; for a list, of each item
 //	regex        an expression that a text must match, as by regexp.MatchString; for a list, each
 //	             item must match
 //	multi        "true": a []string with one item for each time that the option is set, in all
 //	             files together; values are not split at commas
-//	required     "true": a source must set the option
+//	required     "true": a source must set the option, and not to an empty text
 //	secret       "true": no error and no output has the value; NAME_file may name a file with it
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, each NAME or SECTION.NAME, separated by commas
