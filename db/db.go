@@ -76,7 +76,7 @@ type Config struct {
 	// handle wait.
 	MaxOpen int
 	// ConnectTimeout is how long [Open] waits for a database that is down. Default 10 s. Negative:
-	// Open makes one attempt, which takes at most 1 s.
+	// Open makes one attempt, which takes at most 5 s.
 	ConnectTimeout time.Duration
 	// SlowQuery is the duration from which a statement is logged, with its text and its duration,
 	// at level Warn. The duration includes the time that the statement waits for other writers of
@@ -151,14 +151,18 @@ func (t *target) openHandle(cfg Config) *sqlx.DB {
 
 // connectDatabase sends pings, with a back-off of up to 1 s, until the database answers or fails with an error
 // that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative one
-// it makes one attempt of at most 1 s.
+// it makes one attempt. An attempt takes at most pingTimeout.
 func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
 	if timeout == 0 {
 		timeout = defaultConnectTimeout
 	}
 	begin := time.Now()
+	attemptTimeout := pingTimeout
+	if timeout > 0 {
+		attemptTimeout = min(pingTimeout, max(timeout, time.Second))
+	}
 	for attempt := 1; ; attempt++ {
-		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(timeout, time.Second)))
+		ping, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := d.PingContext(ping)
 		cancel()
 		if err == nil {

@@ -24,7 +24,7 @@ type Service struct {
 	Logger *slog.Logger
 }
 
-// Start makes one attempt to connect, and then migrates or checks the schema. It may be called again after
+// Start makes one attempt to connect, of at most 5 s, and then migrates or checks the schema. It may be called again after
 // an error: package service does so on Unavailable. Errors: Unavailable if the database is down, or if its
 // schema is missing or older than the program's, because "db sync" may be running; those of [Open]; those of
 // [Migrate] or [Check].

@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestService: without Migrate, Start fails if the schema is missing; with Migrate, Start makes the schema.
@@ -95,5 +96,38 @@ func TestServiceWaits(t *testing.T) {
 		if _, err := db.New(db.Config{URL: raw}); !errors.Is(err, fault.Invalid) {
 			t.Errorf("New(%q): %v, want Invalid", raw, err)
 		}
+	}
+}
+
+// TestServiceSlowServer: Start waits more than 1 s for the answer of a server. The answer of this server is that it rejects the
+// client's host.
+func TestServiceSlowServer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // listening on loopback does not block
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				waittest.Spend(1500 * time.Millisecond)
+				_, _ = c.Write([]byte("\x10\x00\x00\x00\xff\x6a\x04no such host.")) // the error 1130 of MySQL's protocol
+				_ = c.Close()
+			}()
+		}
+	}()
+	d, err := db.New(db.Config{URL: "mysql://u:secret@" + l.Addr().String() + "/x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &db.Service{DB: d, Migrations: only(things)}
+	defer p.Stop(t.Context())
+	if err := p.Start(t.Context()); !errors.Is(err, fault.Unauthenticated) {
+		t.Errorf("Start: %v (%v), want Unauthenticated", err, fault.CodeOf(err))
 	}
 }

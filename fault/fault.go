@@ -298,8 +298,9 @@ func CodeOf(err error) Code {
 }
 
 // From returns the form in which err crosses a process boundary. It has the code of
-// [CodeOf], the whole text, the first reason in err's tree, and all details in the
-// tree, where an outer detail replaces an inner one of the same name.
+// [CodeOf] and the whole text. It has the first reason, and all details, of the outermost
+// [Error] and of the Errors that it wraps; an outer detail replaces an inner one of the same
+// name. If an error wraps several errors, only the first Error among them counts.
 //
 // User is the message for users of the outermost [Error], or its text if plain errors are
 // around it, because their texts are not for users. If the outermost Error has no message for

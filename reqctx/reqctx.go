@@ -89,9 +89,9 @@ func NewID() string {
 	return "req-" + h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// ValidID reports whether id has the form that [NewID] makes. A service must not
-// accept an id of another form from a client: it could carry any text into logs
-// and headers. The rule is oslo.middleware's.
+// ValidID reports whether id has the form that [NewID] makes; the digits of the UUID may also be
+// in upper case. A service must not accept an id of another form from a client, because such an id
+// could carry any text into logs and headers. The rule is oslo.middleware's.
 func ValidID(id string) bool {
 	const form = "req-00000000-0000-0000-0000-000000000000"
 	if len(id) != len(form) || id[:4] != "req-" {

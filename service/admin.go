@@ -206,6 +206,10 @@ func showLevel(w http.ResponseWriter, level *slog.LevelVar) {
 
 // serveLevel answers PUT /debug/loglevel.
 func (a *App) serveLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
+	if level == nil {
+		showLevel(w, level)
+		return
+	}
 	var in levelView
 	var l slog.Level
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&in)
@@ -216,10 +220,8 @@ func (a *App) serveLevel(w http.ResponseWriter, r *http.Request, level *slog.Lev
 		replyError(w, fault.New(fault.Invalid, `set the log level: the body must be {"level": L}, where L is "debug", "info", "warn" or "error": %w`, err))
 		return
 	}
-	if level != nil {
-		a.cfg.Logger.WarnContext(r.Context(), "log level set", "from", level.Level().String(), "to", l.String())
-		level.Set(l)
-	}
+	a.cfg.Logger.WarnContext(r.Context(), "log level set", "from", level.Level().String(), "to", l.String())
+	level.Set(l)
 	showLevel(w, level)
 }
 

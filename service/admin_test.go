@@ -197,6 +197,23 @@ func TestAdmin(t *testing.T) {
 	}
 }
 
+// TestAdminWithoutLevel: without a Level every request about the log level is answered with 501, and metrics do not exist.
+func TestAdminWithoutLevel(t *testing.T) {
+	t.Parallel()
+	url := running(t, service.New(service.Config{NoSignals: true, Logger: quiet()}), service.AdminConfig{})
+	for _, body := range []string{`{"level": "debug"}`, `{"level": "loud"}`, `{`} {
+		if code, text := ask(t, http.MethodPut, url+"/debug/loglevel", body); code != http.StatusNotImplemented {
+			t.Errorf("PUT %s = %d %s, want 501", body, code, text)
+		}
+	}
+	if code, text := ask(t, http.MethodGet, url+"/debug/loglevel", ""); code != http.StatusNotImplemented {
+		t.Errorf("GET = %d %s, want 501", code, text)
+	}
+	if code, _ := ask(t, http.MethodGet, url+"/metrics", ""); code != http.StatusNotFound {
+		t.Errorf("GET /metrics = %d, want 404", code)
+	}
+}
+
 // TestInflight: List returns the work that has begun and has not ended, the oldest first. The order in
 // which work ends does not matter.
 func TestInflight(t *testing.T) {

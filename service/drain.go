@@ -67,8 +67,8 @@ func (a *App) logInflight(ctx context.Context, logger *slog.Logger) {
 	}
 }
 
-// hardStop is how long a part may take to return after the drain's deadline, and how long a reload may take to return
-// after the drain has begun.
+// hardStop is how long a part may take to return after the drain's deadline, a reload after the drain has begun, and a report
+// after the drain has ended.
 const hardStop = time.Second
 
 // callWithin calls f and returns at most hardStop after ctx has ended. An f that does not return by then is

@@ -225,6 +225,7 @@ func openListener(ctx context.Context, addr string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, fmt.Errorf("listen on %s: make the socket's directory: %w; make it, or set RuntimeDirectory= in the unit of systemd", addr, err)
 	}
+	lc.Control = restrictSocket
 	l, err := lc.Listen(ctx, "unix", path)
 	if err == nil {
 		if err = os.Chmod(path, 0o600); err != nil {

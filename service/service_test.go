@@ -22,7 +22,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if mode := os.Getenv("SERVICE_TEST_CHILD"); mode != "" {
+	switch mode := os.Getenv("SERVICE_TEST_CHILD"); mode {
+	case "":
+	case "socket":
+		os.Exit(socketModes(os.Getenv("SERVICE_TEST_SOCKET")))
+	default:
 		os.Exit(child(mode))
 	}
 	goleak.VerifyTestMain(m)

@@ -26,7 +26,7 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 				case s == sigReload:
 					a.reloadOnSignal(ctx, wg)
 				case s == sigReport:
-					wg.Go(func() { a.reportOnSignal(ctx) })
+					wg.Go(func() { a.reportOnSignal(ctx, done) })
 				case asked:
 					a.cfg.Logger.ErrorContext(ctx, "second signal, exiting at once", "service", a.cfg.Name, "signal", s.String())
 					os.Exit(1)
@@ -68,9 +68,19 @@ func (a *App) reloadForSignals(ctx context.Context, begin func()) {
 	_ = a.reloadLocked(ctx) // logged
 }
 
-// reportOnSignal writes the report to Config.ReportTo.
-func (a *App) reportOnSignal(ctx context.Context) {
-	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
+// reportOnSignal writes the report to Config.ReportTo. It returns at most hardStop after done is closed, even if a check hangs or
+// the writer blocks, such as a pipe that no program reads.
+func (a *App) reportOnSignal(ctx context.Context, done <-chan struct{}) {
+	life, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		select {
+		case <-done:
+			end()
+		case <-life.Done():
+		}
+	}()
+	if err := callWithin(life, func(ctx context.Context) error { return a.Report(ctx, a.cfg.ReportTo) }); err != nil {
 		a.cfg.Logger.ErrorContext(ctx, "report failed", "error", err)
 	}
 }

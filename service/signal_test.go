@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -33,7 +34,11 @@ func child(mode string) int {
 		here = make(chan os.Signal, 1)
 		signal.Notify(here, syscall.SIGUSR1)
 	}
-	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: firstLine{}})
+	var reports io.Writer = firstLine{}
+	if mode == "blocked" {
+		reports = blockedWriter{}
+	}
+	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: reports})
 	app.AddLabeled("part", "option x", childPart(mode))
 	go func() {
 		<-app.Started()
@@ -106,6 +111,14 @@ func (firstLine) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// blockedWriter is a pipe that no program reads.
+type blockedWriter struct{}
+
+func (blockedWriter) Write([]byte) (int, error) {
+	fmt.Println("blocked")
+	select {}
+}
+
 func (p childPart) Stop(ctx context.Context) error {
 	fmt.Println("stopping")
 	switch p {
@@ -165,12 +178,15 @@ func TestSignals(t *testing.T) {
 			3, "ready stopping error: child: cut off after 50ms: part",
 		},
 		{"SIGHUP reloads, SIGUSR2 reports", "good", []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTERM}, 0, "ready reloading ==== child: report stopping clean"},
+		{"a report that blocks does not delay the end", "blocked", []syscall.Signal{syscall.SIGUSR2, syscall.SIGTERM}, 0, "ready blocked stopping clean"},
 		{"second signal exits at once", "hung", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 1, "ready stopping"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), os.Args[0])
+			ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout) // a child that does not end is killed
+			defer cancel()
+			cmd := exec.CommandContext(ctx, os.Args[0])
 			cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD="+tt.mode)
 			cmd.Stderr = os.Stderr
 			out, err := cmd.StdoutPipe()

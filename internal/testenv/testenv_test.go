@@ -133,7 +133,7 @@ func TestDiedAlone(t *testing.T) {
 	<-s.Done()
 	err := s.Stop(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "died before it was stopped") || !strings.Contains(err.Error(), "Shutdown complete") {
-		t.Errorf("Stop = %v, want an error that says so, with the end of the log", err)
+		t.Errorf("Stop = %v, want an error that the daemon died, with the end of the log", err)
 	}
 }
 

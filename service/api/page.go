@@ -57,14 +57,12 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 	}
 	out := Page{Limit: p.MaxLimit, Marker: q.Get("marker"), Filters: map[string][]string{}}
 	if s := q.Get("limit"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil && strings.Trim(s, "0123456789") == "" {
-			n, err = p.MaxLimit, nil // a number that does not fit into an int
-		}
-		if err != nil || n < 0 {
+		if strings.Trim(s, "0123456789") != "" {
 			return Page{}, wrongQuery("limit", s, quotePython(shortenText(s))+" does not match '^[0-9]*$'")
 		}
-		out.Limit = min(n, p.MaxLimit)
+		if n, err := strconv.Atoi(s); err == nil { // otherwise the number does not fit into an int
+			out.Limit = min(n, p.MaxLimit)
+		}
 	}
 	known := []string{"limit", "marker"}
 	if len(p.SortKeys) > 0 {

@@ -115,6 +115,8 @@ func TestPages(t *testing.T) {
 		{"limit=99999999999999999999999", api.Page{Limit: 100}, ""},
 		{"limit=-1", api.Page{}, "Invalid input for query parameters limit. Value: -1. '-1' does not match '^[0-9]*$'"},
 		{"limit=1e3", api.Page{}, "does not match"},
+		{"limit=%2B5", api.Page{}, "'+5' does not match '^[0-9]*$'"},
+		{"limit=-0", api.Page{}, "'-0' does not match '^[0-9]*$'"},
 		{"sort_key=name&sort_dir=desc&sort_key=created_at", api.Page{Limit: 100, Sort: []api.SortKey{{Key: "name", Desc: true}, {Key: "created_at"}}}, ""},
 		{"sort=name:asc,created_at:desc", api.Page{Limit: 100, Sort: []api.SortKey{{Key: "name"}, {Key: "created_at", Desc: true}}}, ""},
 		{"sort_key=password", api.Page{}, "'password' is not one of ['name', 'created_at']"},

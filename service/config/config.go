@@ -1,7 +1,7 @@
 // Package config fills a struct of options from INI files, the environment and
 // flags, as oslo.config does. One rule differs: an option or a section that is
-// not declared is an error, because a misspelled option would otherwise have
-// no effect, and no message.
+// not declared is an error, because otherwise a misspelled option would have
+// no effect, and no message would say so.
 //
 //	type Options struct {
 //		Workers  int    `ini:"workers" default:"4" min:"1" help:"calls handled at once"`
@@ -22,13 +22,14 @@
 //
 //	default      the value if no source sets the option, in the form of a file
 //	help         a sentence for operators
-//	min, max     bounds of a number or a duration, or of the length of a text, list or map
+//	min, max     bounds of a number or a duration, of the length of a text in bytes, or of the
+//	             number of items of a list or map
 //	choices      the allowed values, separated by commas; for a list, of each item
 //	regex        an expression that a text must match, as by regexp.MatchString; for a list, each
 //	             item must match
 //	multi        "true": a []string with one item for each time that the option is set, in all
 //	             files together; values are not split at commas
-//	required     "true": a source must set the option
+//	required     "true": a source must set the option, and not to an empty text
 //	secret       "true": no error and no output has the value; NAME_file may name a file with it
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, each NAME or SECTION.NAME, separated by commas
@@ -40,8 +41,8 @@
 //	strict       "true": a bool; false selects the lenient mode, see [Source].Lenient
 //
 // In lenient mode, an unknown option in a declared section is also an error if a word of its name is about TLS
-// or identity, such as ssl, cert or cafile, and its value is not empty, false, no, off, 0 or none. No tag is
-// necessary.
+// or identity, such as ssl, cert or cafile, unless its value is empty, false, no, off, 0 or none. This rule needs
+// no tag.
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's

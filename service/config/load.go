@@ -135,7 +135,7 @@ func (l *loader) reportUnknown(lenient bool) {
 func (l *loader) assignFields() {
 	for o := range l.allOptions() {
 		switch {
-		case o.hasTag("required") && o.value == "":
+		case o.hasTag("required") && (o.value == "" || o.isUnset()):
 			l.addError("[%s] %s is required: set it in a file or as %s", o.section, o.name, envName(o.section, o.name))
 			o.bad = true
 			continue

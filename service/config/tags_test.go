@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -171,5 +172,37 @@ func TestWrongSections(t *testing.T) {
 			}()
 			_ = config.Load(opts, config.Source{})
 		}()
+	}
+}
+
+// TestRequired: a required option of each type must be set, also to its zero value, but not to an empty text.
+func TestRequired(t *testing.T) {
+	t.Parallel()
+	type options struct {
+		Size  int               `ini:"size" required:"true"`
+		On    bool              `ini:"on" required:"true"`
+		Wait  time.Duration     `ini:"wait" required:"true"`
+		Name  string            `ini:"name" required:"true"`
+		Hosts []string          `ini:"hosts" required:"true"`
+		Pairs map[string]string `ini:"pairs" required:"true"`
+		Addr  netip.Addr        `ini:"addr" required:"true"`
+	}
+	const rest = "name = n\nhosts = h\npairs = a:b\naddr = ::1\n"
+	for text, want := range map[string][]string{
+		"":                                     {"size", "on", "wait", "name", "hosts", "pairs", "addr"},
+		rest:                                   {"size", "on", "wait"},
+		"size = 0\non = no\nwait = 0\n" + rest: nil,
+		"size = 1\non = yes\nwait = 1\nname =\nhosts =\npairs =\naddr =\n": {"name", "hosts", "pairs", "addr"},
+	} {
+		var o options
+		err := config.Load(&o, config.Source{Files: write(t, text)})
+		if n := strings.Count(fmt.Sprint(err), "is required: set it in a file or as OS_DEFAULT__"); n != len(want) || (err == nil) != (n == 0) {
+			t.Errorf("%q: %v, want errors for %s", text, err, want)
+		}
+		for _, name := range want {
+			if !strings.Contains(fmt.Sprint(err), "[DEFAULT] "+name+" is required") {
+				t.Errorf("%q: %v, want an error for %s", text, err, name)
+			}
+		}
 	}
 }

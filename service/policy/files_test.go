@@ -251,7 +251,11 @@ func TestDefaultInFile(t *testing.T) {
 	t.Parallel()
 	for _, lenient := range []bool{false, true} {
 		file := write(t, filepath.Join(t.TempDir(), "policy.yaml"), "default: '@'\nget: 'rule:default'\n")
-		e := enforcer(t, policy.Config{File: file, Lenient: lenient}, policy.Rule{Name: "get", Check: "!"})
+		var out bytes.Buffer
+		e := enforcer(t, policy.Config{File: file, Lenient: lenient, Logger: slog.New(slog.NewTextHandler(&out, nil))}, policy.Rule{Name: "get", Check: "!"})
+		if out.Len() > 0 {
+			t.Errorf("lenient %t: a warning about a rule that another rule in the file uses: %s", lenient, &out)
+		}
 		if err := e.Check(policy.Credentials{}, "get", nil); err != nil {
 			t.Errorf("lenient %t: get: %v, want no error", lenient, err)
 		}

@@ -343,10 +343,10 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 					s.rules[def.Name].override(&o)
 				}
 			}
+		case isReferenced(o.name, overrides): // other rules in the files use it
+			s.rules[o.name] = o.newRule()
 		case e.cfg.Lenient:
 			e.warnOnceLocked("policy rule does not exist", "where", o.where, "rule", o.name, "nearest", nearestRule(o.name, s.rules))
-			s.rules[o.name] = o.newRule()
-		case isReferenced(o.name, overrides): // other rules in the files use it
 			s.rules[o.name] = o.newRule()
 		default:
 			errs = append(errs, fmt.Errorf("%s: rule %s does not exist%s", o.where, o.name, hintRule(o.name, s.rules)))

@@ -101,7 +101,7 @@ func TestChecker(t *testing.T) {
 	}
 	for _, bad := range []any{[]byte("{"), map[string]any{}, map[string]any{"paths": map[string]any{"/x": map[string]any{}}}, make(chan int)} {
 		if _, err := apitest.NewChecker(bad); err == nil {
-			t.Errorf("the document %v is taken", bad)
+			t.Errorf("NewChecker accepts the document %v", bad)
 		}
 	}
 }
