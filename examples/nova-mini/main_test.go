@@ -104,6 +104,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		"metrics": {
 			`armature_service_loop_calls_total{loop="policy files"}`, `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`,
 			`armature_rpc_server_requests_total{code="OK",interface="scheduler"`, `armature_driver_up{driver="fake",host="node-1"} 1`,
+			`armature_operation_unknown{host="`,
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
 		"debug/loglevel": {`"INFO"`},

@@ -248,9 +248,15 @@ func TestRowsByPosition(t *testing.T) {
 		insert("ends", operation.Undoing, -1, "")
 		insert("inserted", operation.Running, 1, "c") // this release has another step before c
 		insert("later", operation.Running, 3, "d")
+		insert("moved", operation.Running, 0, "c") // the name counts, not the position
+		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET steps = '["a","b","c"]' WHERE id = 'moved'`); err != nil {
+			t.Fatal(err)
+		}
 		b, _ := release(t, d, 0, "a", "b", "c")
 		b.start()
-		for id, want := range map[string]string{"fresh": "succeeded a:done b:done c:done", "runs": "succeeded b:done c:done", "undoes": "failed b:undone a:undone", "ends": "failed "} {
+		for id, want := range map[string]string{
+			"fresh": "succeeded a:done b:done c:done", "runs": "succeeded b:done c:done", "undoes": "failed b:undone a:undone", "ends": "failed ", "moved": "succeeded c:done",
+		} {
 			o := b.ends(id, operation.State(strings.Fields(want)[0]))
 			if got := string(o.State) + " " + events(o); got != want {
 				t.Errorf("%s: %s, want %s", id, got, want)
