@@ -100,6 +100,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/goldentest":   {},
+	"internal/releasetest":  {},
 	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
 	"internal/keylock":      {},

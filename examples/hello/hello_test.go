@@ -256,13 +256,19 @@ func testTwoProcesses(t *testing.T, bus, exchange string) {
 // start starts hello as a separate process, and returns the address of its API.
 func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
+	return startProgram(t, os.Args[0], host, database, bus, exchange)
+}
+
+// startProgram is start for a program.
+func startProgram(t *testing.T, program, host, database, bus, exchange string) (*exec.Cmd, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
 	_ = l.Close()
-	cmd := exec.CommandContext(context.Background(), os.Args[0])
+	cmd := exec.CommandContext(context.Background(), program)
 	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1", "OS_DEFAULT__HOST="+host, "OS_DEFAULT__LISTEN="+addr, "OS_DEFAULT__CONNECTION="+database, "OS_DEFAULT__TRANSPORT_URL="+bus, "OS_DEFAULT__CONTROL_EXCHANGE="+exchange)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

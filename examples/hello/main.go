@@ -144,7 +144,7 @@ func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) err
 	defer cancel()
 	said, err := rpc.Call(ctx, c.client, speak, g.Host, g)
 	if err == nil {
-		*g = *said
+		g.Text = said.Text // only this: a host of another release does not know all fields
 		return nil
 	}
 	switch fault.CodeOf(err) { //nolint:exhaustive // the other codes are not about the host

@@ -59,7 +59,7 @@ func check() (broken []string, err error) {
 		}
 		broken = append(broken, more...)
 	}
-	fmt.Printf("release-check: compared with %s: %d broken promises\n", commit, len(broken))
+	fmt.Fprintf(os.Stdout, "release-check: compared with %s: %d broken promises\n", commit, len(broken))
 	return broken, nil
 }
 
@@ -78,7 +78,7 @@ func extract(commit, dir string) error {
 
 // run runs a command in dir and returns its output.
 func run(dir, name string, args ...string) (string, error) {
-	cmd := exec.Command(name, args...) //nolint:noctx,gosec // a signal to the process group ends it; the commands are this program's
+	cmd := exec.Command(name, args...) //nolint:noctx // a signal to the process group ends it; the commands are this program's
 	cmd.Dir = dir
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -131,7 +131,7 @@ func checkAPI(old string) (broken []string, err error) {
 		case slices.Contains(stable, m[1]):
 			broken = append(broken, line)
 		default:
-			fmt.Println("not stable, belongs into CHANGELOG.md:", line)
+			fmt.Fprintln(os.Stdout, "not stable, belongs into CHANGELOG.md:", line)
 		}
 	}
 	return broken, nil
@@ -147,7 +147,7 @@ func checkContracts(old string) ([]string, error) {
 	for file := range strings.FieldsSeq(files) {
 		args = append(args, "./"+filepath.Dir(file))
 	}
-	cmd := exec.Command("go", args...) //nolint:noctx,gosec // as in run
+	cmd := exec.Command("go", args...) //nolint:noctx // as in run
 	cmd.Env = append(os.Environ(), "ARMATURE_LAST_RELEASE="+old)
 	out, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
@@ -203,11 +203,11 @@ func checkMigrations(old string) (broken []string, err error) {
 		if err != nil {
 			return err
 		}
-		was, err := os.ReadFile(path)
+		was, err := os.ReadFile(path) //nolint:gosec // a tree that this program has written
 		if err != nil {
 			return err
 		}
-		now, err := os.ReadFile(name)
+		now, err := os.ReadFile(name) //nolint:gosec // this tree
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			if !replaced(filepath.Dir(name)) {

@@ -19,8 +19,11 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/internal/releasetest"
 	"github.com/armature-go/armature/internal/waittest"
 )
+
+const novaMini = "./examples/nova-mini"
 
 // upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
@@ -354,7 +357,7 @@ func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
 		FROM operations o WHERE o.kind_version > 0`)
 	if err != nil {
-		if strings.Contains(err.Error(), "kind_version") { // the previous release does not have this column
+		if strings.Contains(err.Error(), "kind_version") { // the last release does not have this column
 			return 0, 0, 0
 		}
 		u.Error(err)
@@ -452,12 +455,12 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine a
 	}
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	this := &upgradeRelease{name: "this", program: mustBuild(t, thisRelease)}
-	next := &upgradeRelease{name: "next", program: mustBuild(t, nextRelease)}
+	this := &upgradeRelease{name: "this", program: releasetest.This(t, novaMini)}
+	next := &upgradeRelease{name: "next", program: releasetest.Next(t, novaMini)}
 	run := func(name string, f func(t *testing.T)) { t.Run(name, f) }
 	if all {
-		previous := &upgradeRelease{name: "previous", program: mustBuild(t, previousRelease)}
-		run("previous", func(t *testing.T) { upgradeRound(t, seed, previous, this, upgradeOrder, false, false) })
+		last := &upgradeRelease{name: "last", program: releasetest.Last(t, novaMini)}
+		run("last", func(t *testing.T) { upgradeRound(t, seed, last, this, upgradeOrder, false, false) })
 	}
 	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
 	for i := range rounds {

@@ -1,8 +1,11 @@
-package e2e_test
+// Package releasetest builds programs of the last release and of a next one, for tests in which processes of two releases run beside each
+// other.
+package releasetest
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,61 +13,91 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 )
 
-// The programs of the releases in the upgrade test. The release "previous" is the commit that testdata/last-release of the tree names, "this"
-// is the tree, and "next" is the tree with the overlay of testdata/next, which has what a next release could add.
-var (
-	thisRelease     = sync.OnceValues(func() (string, error) { return build() })
-	nextRelease     = sync.OnceValues(buildNext)
-	previousRelease = sync.OnceValues(buildPrevious)
-)
-
-const root = "../../.."
-
-// buildPrevious builds nova-mini of the pinned commit.
-func buildPrevious() (string, error) {
-	raw, err := os.ReadFile(filepath.Join(root, "testdata", "last-release"))
+// Last builds the program of a package, such as ./examples/NAME, of the last release: the commit in testdata/last-release. It returns the
+// program's path, which is in a directory of the test.
+func Last(t testing.TB, pkg string) string {
+	t.Helper()
+	top, dir := root(t), t.TempDir()
+	raw, err := os.ReadFile(filepath.Join(top, "testdata", "last-release"))
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
 	commit, _, _ := strings.Cut(string(raw), "\n")
-	dir := filepath.Join(built, "previous")
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return "", err
+	if err := run(t, top, "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+		t.Fatalf("the commit %s of testdata/last-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
 	}
-	if err := exec.CommandContext(context.Background(), "git", "-C", root, "cat-file", "-e", commit+"^{commit}").Run(); err != nil {
-		return "", fmt.Errorf("commit %s of testdata/last-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
+	tar, program := filepath.Join(dir, "last.tar"), filepath.Join(dir, filepath.Base(pkg)+"-last")
+	for _, step := range []func() error{
+		func() error { return run(t, top, "git", "archive", "-o", tar, commit) },
+		func() error { return run(t, dir, "tar", "-xf", tar) },
+		func() error { return run(t, dir, "go", "build", "-o", program, pkg) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	tar := filepath.Join(built, "previous.tar")
-	if out, err := exec.CommandContext(context.Background(), "git", "-C", root, "archive", "-o", tar, commit).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("git archive: %w: %s", err, out)
+	return program
+}
+
+// This builds the program of a package of this tree.
+func This(t testing.TB, pkg string) string {
+	t.Helper()
+	return build(t, pkg, "this")
+}
+
+// Next builds the program of a package of this tree with the changes in testdata/next, which are what a next release would add: a column of
+// each table, a step of each operation, a field of each stored input, and so on.
+func Next(t testing.TB, pkg string) string {
+	t.Helper()
+	path, err := overlay(root(t), t.TempDir())
+	if err != nil {
+		t.Fatalf("testdata/next: %v", err)
 	}
-	if out, err := exec.CommandContext(context.Background(), "tar", "-xf", tar, "-C", dir).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("tar: %w: %s", err, out)
+	return build(t, pkg, "next", "-overlay", path)
+}
+
+func build(t testing.TB, pkg, release string, flags ...string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), filepath.Base(pkg)+"-"+release)
+	if err := run(t, root(t), "go", append(append([]string{"build", "-o", program}, flags...), pkg)...); err != nil {
+		t.Fatal(err)
 	}
-	program := filepath.Join(built, "nova-mini-previous")
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", program, "./examples/nova-mini")
+	return program
+}
+
+// run runs a command. Its error has the command's output.
+func run(t testing.TB, dir, name string, args ...string) error {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build of %s: %w: %s", commit, err, out)
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
-	return program, nil
+	return nil
 }
 
-// buildNext builds nova-mini with the overlay.
-func buildNext() (string, error) {
-	overlay, err := nextOverlay(filepath.Join(built, "next"))
+// root returns the root of the module.
+func root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
-	program := filepath.Join(built, "nova-mini-next")
-	return program, compile(program, "..", "-overlay", overlay)
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		} else if up := filepath.Dir(dir); errors.Is(err, fs.ErrNotExist) && up != dir {
+			dir = up
+			continue
+		}
+		t.Fatalf("no go.mod above the test's directory: %v", err)
+	}
 }
 
-// nextOverlay writes the files of the overlay to dir, and returns the name of the file for go build -overlay.
+// overlay writes the files of the overlay to dir, and returns the name of the file for go build -overlay.
 //
 // In testdata/next, a file in the folder new is a new file of the tree. NEXT at the beginning of its name stands for the number after the
 // highest one in its folder. Each block of edits.txt replaces a text that its file has exactly once:
@@ -75,11 +108,7 @@ func buildNext() (string, error) {
 //	===
 //	the text that replaces it
 //	>>>
-func nextOverlay(dir string) (string, error) {
-	top, err := filepath.Abs(root)
-	if err != nil {
-		return "", err
-	}
+func overlay(top, dir string) (string, error) {
 	replace := map[string]string{} // the overlay, by the file's path in the tree
 	write := func(name, text string) error {
 		path := filepath.Join(dir, strconv.Itoa(len(replace))+"-"+filepath.Base(name))
@@ -92,8 +121,8 @@ func nextOverlay(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", err
 	}
-	added := os.DirFS("testdata/next/new")
-	err = fs.WalkDir(added, ".", func(path string, d fs.DirEntry, err error) error {
+	added := os.DirFS(filepath.Join(top, "testdata", "next", "new"))
+	err := fs.WalkDir(added, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -110,7 +139,7 @@ func nextOverlay(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	edits, err := os.ReadFile("testdata/next/edits.txt")
+	edits, err := os.ReadFile(filepath.Join(top, "testdata", "next", "edits.txt"))
 	if err != nil {
 		return "", err
 	}
@@ -172,13 +201,4 @@ func edit(text, blocks string) (string, error) {
 		text = strings.Replace(text, old, replacement, 1)
 	}
 	return text, nil
-}
-
-func mustBuild(t testing.TB, build func() (string, error)) string {
-	t.Helper()
-	program, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
 }

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/releasetest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+// TestUpgrade: three processes are replaced by those of the next release, and go back, while clients ask for greetings. In the second
+// round they are killed. A request to a process that runs never fails, each accepted greeting is made, each operation of the next release
+// has done the step of the next release, and no stored field is lost.
+func TestUpgrade(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds programs: left out with -short")
+	}
+	t.Parallel()
+	this, next := releasetest.This(t, "./examples/hello"), releasetest.Next(t, "./examples/hello")
+	for _, kill := range []bool{false, true} {
+		t.Run(fmt.Sprintf("kill=%v", kill), func(t *testing.T) {
+			t.Parallel()
+			testUpgrade(t, this, next, kill)
+		})
+	}
+}
+
+// replaceable is a process of hello whose program can be replaced. in is held while it is replaced, and by each request to it.
+type replaceable struct {
+	host, addr string
+	in         sync.RWMutex
+	cmd        *exec.Cmd
+}
+
+func testUpgrade(t *testing.T, this, next string, kill bool) {
+	t.Helper()
+	bus, database, exchange := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t), fmt.Sprintf("hello-upgrade-%d", rand.Uint32())
+	processes := make([]*replaceable, 3)
+	for i := range processes {
+		host := fmt.Sprintf("h%d", i+1)
+		p := &replaceable{host: host}
+		p.cmd, p.addr = startProgram(t, this, host, database, bus, exchange)
+		processes[i] = p
+	}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	var mu sync.Mutex
+	var places []string
+	for range 4 {
+		clients.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				p := processes[i%len(processes)]
+				if !p.in.TryRLock() { // it is being replaced
+					continue
+				}
+				place, err := requestGreeting(p.addr)
+				p.in.RUnlock()
+				mu.Lock()
+				if err == nil {
+					places = append(places, place)
+				} else {
+					t.Errorf("%s: %v", p.host, err)
+				}
+				mu.Unlock()
+				waittest.Spend(50 * time.Millisecond)
+			}
+		})
+	}
+	replace := func(p *replaceable, program string) {
+		p.in.Lock()
+		defer p.in.Unlock()
+		if kill {
+			_ = p.cmd.Process.Kill() // it runs
+		} else if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Errorf("%s: %v", p.host, err)
+		}
+		if err := p.cmd.Wait(); err != nil && !kill {
+			t.Errorf("%s ended with %v", p.host, err)
+		}
+		p.cmd, p.addr = startProgram(t, program, p.host, database, bus, exchange)
+	}
+	waittest.Spend(500 * time.Millisecond)
+	for _, program := range []string{next, this} {
+		for _, p := range processes {
+			replace(p, program)
+			waittest.Spend(500 * time.Millisecond)
+		}
+	}
+	close(stop)
+	clients.Wait()
+	last := processes[0]
+	replace(last, next) // for operations that only the next release knows
+	judgeUpgrade(t, database, last.addr, places)
+}
+
+// judgeUpgrade waits until each greeting is made, and checks the operations.
+func judgeUpgrade(t *testing.T, database, addr string, places []string) {
+	t.Helper()
+	for _, place := range places {
+		waittest.Succeeds(t, place+" to be made", func() error {
+			res, err := http.Get(addr + place) //nolint:noctx // a question
+			if err != nil {
+				return err
+			}
+			defer res.Body.Close()
+			var g Greeting
+			if err := json.NewDecoder(res.Body).Decode(&g); err != nil {
+				return err
+			}
+			if g.Text != "Hello, Ada!" {
+				return errors.New("it is not made yet")
+			}
+			return nil
+		})
+	}
+	d, err := db.Open(t.Context(), db.Config{URL: database})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	waittest.Succeeds(t, "all operations to end", func() error { // a greeting is made before the last step
+		var open int
+		err := d.GetContext(t.Context(), &open, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL`)
+		if err == nil && open > 0 {
+			err = fmt.Errorf("%d have not ended", open)
+		}
+		return err
+	})
+	var counts struct {
+		Failed, Next, Skipped, Lost int
+	}
+	err = d.GetContext(t.Context(), &counts, `SELECT
+		COUNT(CASE WHEN state <> 'succeeded' THEN 1 END) AS failed,
+		COUNT(CASE WHEN kind_version > 0 THEN 1 END) AS next,
+		COUNT(CASE WHEN kind_version > 0 AND state = 'succeeded' AND NOT EXISTS (SELECT 1 FROM operation_events e WHERE e.operation_id = operations.id AND e.step = 'next') THEN 1 END) AS skipped,
+		COUNT(CASE WHEN input LIKE '%"next"%' AND data <> 'null' AND data NOT LIKE '%"next":"kept"%' THEN 1 END) AS lost
+		FROM operations`)
+	t.Logf("%d greetings; operations: %+v", len(places), counts)
+	if err != nil || counts.Failed+counts.Skipped+counts.Lost > 0 {
+		t.Errorf("operations that have failed, have skipped the step of the next release, or have lost a field: %+v, %v; want 0", counts, err)
+	}
+	if len(places) < 20 || counts.Next == 0 {
+		t.Errorf("only %d greetings, and %d operations of the next release", len(places), counts.Next)
+	}
+}
+
+// requestGreeting sends one request, and returns the place of the greeting.
+func requestGreeting(addr string) (place string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, addr+"/v1/greetings", strings.NewReader(`{"name": "Ada"}`))
+	if err != nil {
+		return "", err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusAccepted {
+		text, _ := io.ReadAll(res.Body)
+		return "", fmt.Errorf("%s: %s", res.Status, text)
+	}
+	return res.Header.Get("Location"), nil
+}

@@ -1,0 +1,1 @@
+ALTER TABLE greetings ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
