@@ -91,6 +91,7 @@ var rules = map[string][]string{
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
 	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership/rpccaps":      {"service/membership", "rpc", "golang.org/x/sync"},
 	"service/operation/operationprom": {"service/operation", prometheus},
 	"service/operation":               {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 

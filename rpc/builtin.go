@@ -44,21 +44,22 @@ func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Durat
 	return time.Since(start), err
 }
 
-// Describe returns the description of a server of the interface: its methods, and the
-// requests that it handles now. Errors: as [Call].
+// Describe returns the description of a server of the interface: its version and its methods, both of the interface's major version, and
+// the requests that it handles now. Errors: as [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }
 
-func (s *Server) describe() *Description {
+// describe describes one major version of the server's interface.
+func (s *Server) describe(i *Interface) *Description {
 	d := &Description{
-		Interface: s.cfg.Interface.Name, Version: s.cfg.Interface.Version,
+		Interface: i.Name, Version: i.Version,
 		Host: s.cfg.Host, Slots: s.cfg.MaxInFlight, Running: s.listRunning(),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, e := range s.methods {
-		if !strings.HasPrefix(name, "@") {
+	for key, e := range s.methods {
+		if key.major == i.Version.Major && !strings.HasPrefix(key.name, "@") {
 			d.Methods = append(d.Methods, e.Signature)
 		}
 	}

@@ -103,6 +103,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	}
 	b, err := decodeReply(r)
 	if err != nil {
+		c.noteRefusal(err)
 		return nil, fmt.Errorf("call %s: %w", info, err)
 	}
 	return b, nil

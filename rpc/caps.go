@@ -2,44 +2,187 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 )
 
-// caps are the version caps that AutoCaps returned last.
-type caps struct {
-	flight singleflight.Group
+const (
+	// capsTimeout bounds one call of AutoCaps.
+	capsTimeout = 10 * time.Second
+	// capsRetry and maxCapsRetry are the first and the longest delay after a call of AutoCaps that failed.
+	capsRetry    = 100 * time.Millisecond
+	maxCapsRetry = 5 * time.Second
+	// freshCaps is how old caps may be that refuse a message. Older ones are read again first, so that the caps of the time before
+	// a server was upgraded, or was known, do not make a message fail.
+	freshCaps = time.Second
+)
 
-	mu  sync.Mutex
-	now map[string]Version
-	at  time.Time // when; zero: never
+// caps are the version caps that AutoCaps returns.
+type caps struct {
+	current atomic.Pointer[knownCaps] // nil: not known
+	begun   atomic.Bool               // keepCaps runs
+	asked   chan struct{}             // makes keepCaps read the caps now
+	flight  singleflight.Group        // of RefreshCaps
+
+	mu      sync.Mutex
+	settled chan struct{} // closed when the caps are known, or CapsWait has passed
+	gaveUp  bool          // CapsWait has passed, and the caps are not known
+	err     error         // of the last call of AutoCaps; nil before the first
 }
 
-// of returns the cap of an interface, and when AutoCaps returned it. Zero: AutoCaps has not returned yet.
-func (k *caps) of(name string) (limit Version, capped bool, at time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	limit, capped = k.now[name]
-	return limit, capped, k.at
+// knownCaps are an answer of AutoCaps, which does not change.
+type knownCaps struct {
+	versions Versions
+	at       time.Time // when the call began
+}
+
+func newCaps() *caps { return &caps{asked: make(chan struct{}, 1), settled: make(chan struct{})} }
+
+// allow reports whether a message that needs version v of the interface may be sent. k is nil while the caps are not known.
+func (k *knownCaps) allow(i *Interface, v Version) bool {
+	if k != nil {
+		if _, named := k.versions[i.Name]; named {
+			return k.versions.accepts(i.Name, v)
+		}
+	}
+	return i.isLowest(v)
+}
+
+// settleLocked lets the messages go that wait for the caps.
+func (k *caps) settleLocked() {
+	select {
+	case <-k.settled:
+	default:
+		close(k.settled)
+	}
 }
 
 // Allows reports whether the client may send a message that needs version v of the
 // interface, so that a caller can choose an older method instead. It does not
-// block and does not call AutoCaps: until [Client.RefreshCaps] or the first message
-// has done so, only ClientConfig.Caps limits the version.
+// block. Before the client knows the answer of ClientConfig.AutoCaps, only the lowest version is allowed,
+// which every server accepts.
 func (c *Client) Allows(i *Interface, v Version) bool {
-	limit, capped := c.cfg.Caps[i.Name]
-	if !capped {
-		limit, capped, _ = c.caps.of(i.Name)
+	if _, pinned := c.cfg.Caps[i.Name]; pinned {
+		return c.cfg.Caps.accepts(i.Name, v)
 	}
-	return !capped || limit.Accepts(v)
+	return c.cfg.AutoCaps == nil || c.caps.current.Load().allow(i, v)
 }
+
+// allowed returns ErrClosed or ErrVersionCap if the client may not send the message. It waits until the client knows its caps; if
+// ctx ends first, the error has its code.
+func (c *Client) allowed(ctx context.Context, i *Interface, info Info) error {
+	if c.life.Err() != nil {
+		return fmt.Errorf("%s: %w", info, ErrClosed)
+	}
+	if c.Allows(i, info.Version) && c.knowsCaps(i) {
+		return nil
+	}
+	return c.allowedSlowly(ctx, i, info)
+}
+
+// knowsCaps reports whether Allows answers for good.
+func (c *Client) knowsCaps(i *Interface) bool {
+	_, pinned := c.cfg.Caps[i.Name]
+	return pinned || c.cfg.AutoCaps == nil || c.caps.current.Load() != nil
+}
+
+// allowedSlowly is allowed while the caps are not known, and before a message is refused.
+func (c *Client) allowedSlowly(ctx context.Context, i *Interface, info Info) error {
+	asking := ctx.Value(askingKey{}) == c
+	if asking && i.isLowest(info.Version) {
+		return nil
+	}
+	if _, pinned := c.cfg.Caps[i.Name]; !pinned && !asking && c.cfg.AutoCaps != nil {
+		if err := c.awaitCaps(ctx, info); err != nil {
+			return err
+		}
+		switch k := c.caps.current.Load(); {
+		case k.allow(i, info.Version):
+		case k == nil:
+			c.askCaps() // a later message may find them known
+		case time.Since(k.at) > freshCaps:
+			_ = c.refreshShared(ctx) // if it fails, the last caps stay
+		}
+	}
+	if c.Allows(i, info.Version) {
+		return nil
+	}
+	return fmt.Errorf("%s needs version %s, %s: %w", info, info.Version, c.capText(i.Name), ErrVersionCap)
+}
+
+// capText says what the client is capped at, for an error.
+func (c *Client) capText(name string) string {
+	list, named := c.cfg.Caps[name]
+	if k := c.caps.current.Load(); !named && k != nil {
+		list, named = k.versions[name]
+	}
+	switch {
+	case !named:
+		return "and no server's version is known, so that only the lowest version is sent"
+	case len(list) == 0:
+		return "and the servers have no version in common"
+	}
+	return "capped at " + textOf(list)
+}
+
+// awaitCaps waits until the caps are known, or CapsWait has passed.
+func (c *Client) awaitCaps(ctx context.Context, info Info) error {
+	c.startCaps()
+	select {
+	case <-c.caps.settled:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "%s: not sent, the version caps are not known yet: %w", info, errors.Join(ctx.Err(), c.capsError()))
+	case <-c.life.Done():
+		return fmt.Errorf("%s: %w", info, ErrClosed)
+	}
+}
+
+func (c *Client) capsError() error {
+	c.caps.mu.Lock()
+	defer c.caps.mu.Unlock()
+	return c.caps.err
+}
+
+// Check implements service.Checker. It returns Unavailable from Start until the client knows its version caps, or
+// ClientConfig.CapsWait has passed. It does not block.
+func (c *Client) Check(context.Context) error {
+	if !c.caps.begun.Load() {
+		return nil
+	}
+	select {
+	case <-c.caps.settled:
+		return nil
+	default:
+	}
+	if err := c.capsError(); err != nil {
+		return fault.New(fault.Unavailable, "the version caps are not known yet: %w", err)
+	}
+	return fault.New(fault.Unavailable, "the version caps are not known yet")
+}
+
+// Reload implements service.Reloader: it is [Client.RefreshCaps]. A failure is logged and not returned, because it must not keep
+// other parts from reloading.
+func (c *Client) Reload(ctx context.Context) error {
+	if err := c.RefreshCaps(ctx); err != nil {
+		c.cfg.Logger.WarnContext(ctx, "version caps not refreshed, the last ones stay", "error", err)
+	}
+	return nil
+}
+
+// askingKey is the key of the client in the context of its AutoCaps.
+type askingKey struct{}
 
 // RefreshCaps calls ClientConfig.AutoCaps now, for example after an upgrade is
 // finished, and waits for it. It returns the error of AutoCaps; then the last caps
@@ -48,55 +191,107 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 	if c.cfg.AutoCaps == nil {
 		return nil
 	}
-	got, err := c.cfg.AutoCaps(ctx)
-	if err != nil {
-		return fmt.Errorf("find the version caps: %w", err)
+	defer c.startCaps()
+	began := time.Now()
+	got, err := c.cfg.AutoCaps(context.WithValue(ctx, askingKey{}, c), c)
+	k := c.caps
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err = err; err != nil {
+		return fmt.Errorf("read the version caps: %w", err)
 	}
-	c.caps.mu.Lock()
-	defer c.caps.mu.Unlock()
-	c.caps.now, c.caps.at = maps.Clone(got), time.Now()
+	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has ended earlier
+		k.current.Store(&knownCaps{maps.Clone(got), began})
+	}
+	if k.gaveUp {
+		k.gaveUp = false
+		c.cfg.Logger.InfoContext(ctx, "version caps known")
+	}
+	k.settleLocked()
 	return nil
 }
 
-// capOf returns the cap of an interface. The first messages wait for one common call of AutoCaps. Later, a message that
-// finds the caps too old starts a refresh and does not wait for it.
-func (c *Client) capOf(ctx context.Context, name string) (limit Version, capped bool, err error) {
-	if limit, ok := c.cfg.Caps[name]; ok || c.cfg.AutoCaps == nil {
-		return limit, ok, nil
-	}
-	limit, capped, at := c.caps.of(name)
-	if !at.IsZero() && time.Since(at) <= c.cfg.CapsEvery {
-		return limit, capped, nil
-	}
+// refreshShared is RefreshCaps, by one call for all that call it at the same time.
+func (c *Client) refreshShared(ctx context.Context) error {
 	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
-		ctx, cancel := context.WithTimeout(c.life, c.cfg.Timeout)
+		ctx, cancel := context.WithTimeout(c.life, capsTimeout)
 		defer cancel()
-		return nil, c.refreshLogged(ctx)
+		return nil, c.RefreshCaps(ctx)
 	})
-	if !at.IsZero() {
-		return limit, capped, nil
-	}
 	select {
 	case r := <-done:
-		err = r.Err
+		return r.Err
 	case <-ctx.Done():
-		err = fault.New(fault.CodeOf(ctx.Err()), "find the version caps: %w", ctx.Err())
+		return ctx.Err()
 	}
-	if err != nil {
-		return Version{}, false, err
-	}
-	limit, capped, _ = c.caps.of(name)
-	return limit, capped, nil
 }
 
-// refreshLogged is RefreshCaps. If it fails and earlier caps exist, they stay until the next refresh is due.
-func (c *Client) refreshLogged(ctx context.Context) error {
-	err := c.RefreshCaps(ctx)
-	c.caps.mu.Lock()
-	defer c.caps.mu.Unlock()
-	if err != nil && !c.caps.at.IsZero() {
-		c.caps.at = time.Now() // the next attempt is after CapsEvery, not at every message
-		c.cfg.Logger.Warn("version caps not refreshed, the last ones stay", "error", err)
+// startCaps makes the client read its caps, if it does not do so yet.
+func (c *Client) startCaps() {
+	if c.cfg.AutoCaps != nil && c.caps.begun.CompareAndSwap(false, true) {
+		c.spawn(c.keepCaps)
 	}
-	return err
+}
+
+// keepCaps reads the caps again and again until the client is closed.
+func (c *Client) keepCaps() {
+	defer time.AfterFunc(c.cfg.CapsWait, c.giveUpCaps).Stop()
+	var log outage.Log
+	delay := capsRetry
+	for {
+		var err error
+		if k := c.caps.current.Load(); k == nil || time.Since(k.at) > freshCaps { // otherwise RefreshCaps has just read them
+			err = c.refreshShared(c.life)
+		}
+		if c.life.Err() != nil {
+			return
+		}
+		next := c.cfg.CapsEvery - rand.N(c.cfg.CapsEvery/10+1)
+		if err == nil {
+			delay = capsRetry
+		} else {
+			next = min(delay, c.cfg.CapsEvery)
+			delay = min(2*delay, maxCapsRetry)
+		}
+		if c.caps.current.Load() != nil { // before that, giveUpCaps says it
+			log.Note(c.life, c.cfg.Logger, slog.LevelWarn, "refresh of the version caps", err, false)
+		}
+		t := time.NewTimer(next)
+		select {
+		case <-t.C:
+		case <-c.caps.asked:
+		case <-c.life.Done():
+		}
+		t.Stop()
+	}
+}
+
+// giveUpCaps makes the client go on without its caps, if it does not know them.
+func (c *Client) giveUpCaps() {
+	k := c.caps
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.current.Load() != nil {
+		return
+	}
+	k.gaveUp = true
+	c.cfg.Logger.Warn("version caps not known, sending only the lowest version of each interface until they are", "waited", c.cfg.CapsWait, "error", k.err)
+	k.settleLocked()
+}
+
+// noteRefusal makes the client read its caps again if a server has refused a version: an older server has started.
+func (c *Client) noteRefusal(err error) {
+	k := c.caps.current.Load()
+	if k == nil || !errors.Is(err, ErrUnsupportedVersion) || time.Since(k.at) <= freshCaps {
+		return
+	}
+	c.askCaps()
+}
+
+// askCaps makes keepCaps read the caps now. It does not block.
+func (c *Client) askCaps() {
+	select {
+	case c.caps.asked <- struct{}{}:
+	default:
+	}
 }

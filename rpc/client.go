@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -39,18 +40,27 @@ type ClientConfig struct {
 	// It is oslo.messaging's call_monitor_timeout. The loss of a server's process is
 	// detected sooner, whatever the timeout is: see ErrServerLost.
 	HeartbeatTimeout time.Duration
-	// Caps limits, by interface name, the version that the client may send, for a
-	// rolling upgrade. An interface that is not a key has the limit of AutoCaps, if any.
-	Caps map[string]Version
-	// AutoCaps returns the caps of interfaces that Caps does not name: for each, the
-	// oldest version among the servers that run. The first message calls AutoCaps and
-	// waits for it; if AutoCaps fails, the message fails. After that, a message calls
-	// it in the background when the caps are older than CapsEvery. [Client.RefreshCaps]
-	// calls it, too. If a later call fails, the last caps stay. AutoCaps must be safe
-	// for concurrent use.
-	AutoCaps func(context.Context) (map[string]Version, error)
-	// CapsEvery is the age at which the result of AutoCaps is refreshed. Default 60 s.
+	// Caps limits, by interface name, the versions that the client may send. An interface
+	// that is not a key has the limit of AutoCaps, if any. Default: no limit.
+	Caps Versions
+	// AutoCaps returns the caps of the interfaces that Caps does not name: the versions that all servers accept that run
+	// now, so that a rolling upgrade sends no message that a server does not know. An interface that the answer does not
+	// name has the lowest version as its cap: MAJOR.0 of the oldest major version, see Interface.Older. An interface with an
+	// empty list may not be used at all.
+	//
+	// The client calls AutoCaps from Start or its first message on, once in each CapsEvery, after an ErrUnsupportedVersion, in
+	// [Client.RefreshCaps], and before a message fails with ErrVersionCap. While AutoCaps fails, the last caps stay. AutoCaps must be safe for
+	// concurrent use. It may send messages through the client that it is given, if it passes its context on and the
+	// messages need the lowest version: these do not wait for the caps. Package service/membership/rpccaps has implementations.
+	// Default nil: no limit.
+	AutoCaps func(context.Context, *Client) (Versions, error)
+	// CapsEvery is the time between two calls of AutoCaps; each is shortened at random by up to a tenth. A server that starts
+	// with an older version than all others gets messages that it does not know for at most this long. Default 10 s.
 	CapsEvery time.Duration
+	// CapsWait is how long messages wait for the first success of AutoCaps, within their own deadlines. After it the client is
+	// ready without the caps: it logs a warning, sends only messages of the lowest version, and tries on.
+	// Default 10 s.
+	CapsWait time.Duration
 	// Interceptors run around each message, the first outermost.
 	Interceptors []Interceptor
 	// Logger gets the events that no error reports, such as late replies. Default slog.Default().
@@ -58,14 +68,14 @@ type ClientConfig struct {
 }
 
 // Client sends requests over a bus, and receives all replies on one private topic.
-// It is safe for concurrent use; one client for a process is enough. It has the Start
-// and Stop of a service part.
+// It is safe for concurrent use; one client for a process is enough. It has the Start,
+// Stop, Check and Reload of a service part.
 type Client struct {
 	bus          bus.Bus
 	cfg          ClientConfig
 	topic        string // for replies
 	limits       bus.Capabilities
-	caps         caps
+	caps         *caps
 	interceptors chain
 
 	mu       sync.Mutex
@@ -108,16 +118,15 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	if cfg.HeartbeatTimeout == 0 {
 		cfg.HeartbeatTimeout = 30 * time.Second
 	}
-	if cfg.CapsEvery <= 0 {
-		cfg.CapsEvery = time.Minute
-	}
+	cfg.CapsEvery = cmp.Or(max(cfg.CapsEvery, 0), 10*time.Second)
+	cfg.CapsWait = cmp.Or(max(cfg.CapsWait, 0), 10*time.Second)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	life, end := context.WithCancel(context.Background())
 	return &Client{
 		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), limits: b.Capabilities(),
-		pending: make(map[string]*waiter), life: life, end: end,
+		pending: make(map[string]*waiter), life: life, end: end, caps: newCaps(),
 		routes: make(map[routeKey]*route), peers: make(map[string]*peer), pings: make(map[string]ping),
 	}
 }
@@ -146,15 +155,20 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Start does nothing and returns nil: with Stop it makes the client a part of a service.
-func (c *Client) Start(context.Context) error { return nil }
+// Start begins to read the version caps, see ClientConfig.AutoCaps, and returns nil at once. A client that is not started begins
+// with its first message.
+func (c *Client) Start(context.Context) error {
+	c.startCaps()
+	return nil
+}
 
 // Stop is Close, without regard to the context.
 func (c *Client) Stop(context.Context) error { return c.Close() }
 
 // Call sends the request to a server, waits for the result and returns it. host
 // is [Any] or the name of one server. Call blocks until the reply comes or ctx
-// ends, or for ClientConfig.Timeout if ctx has no deadline.
+// ends, or for ClientConfig.Timeout if ctx has no deadline. The first messages of a client
+// with ClientConfig.AutoCaps wait in this time until the client knows its version caps.
 //
 // An error is the handler's own, with [fault.IsRemote] true, or one of these:
 //
@@ -170,7 +184,7 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 // If ctx is canceled, the client tells the server, which cancels the handler's
 // context. The message may come too late.
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
-	resp, err := c.send(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
+	resp, err := c.send(ctx, m.Interface, m.info(bus.Call, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
 		if err := decodePayload(b, out); err != nil {
 			return nil, err
@@ -189,10 +203,10 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 
 // Go is [Call] without waiting: the Pending gets the result when the reply comes.
 // ctx bounds the whole exchange, not only the sending. Go itself fails with
-// ErrVersionCap, ErrClosed, or the error of ClientConfig.AutoCaps, whose first call it
-// waits for; every other error comes from Pending.Wait.
+// ErrVersionCap or ErrClosed, or with Timeout or Canceled if ctx ends before the client
+// knows its version caps; every other error comes from Pending.Wait.
 func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Pending[Resp], error) {
-	if err := c.allowed(ctx, m.info(bus.Call, host)); err != nil {
+	if err := c.allowed(ctx, m.Interface, m.info(bus.Call, host)); err != nil {
 		return nil, err
 	}
 	p := &Pending[Resp]{done: make(chan struct{})}
@@ -238,20 +252,20 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 // ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: as
 // [Call], but the handler's stay in the server's log.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {
-	_, err := c.send(ctx, m.info(bus.Cast, host), req, nil)
+	_, err := c.send(ctx, m.Interface, m.info(bus.Cast, host), req, nil)
 	return err
 }
 
 // Fanout sends the request to all servers of the interface that run now, and does not
 // wait for them. Errors: as [Cast]. It is not an error if no server runs.
 func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], req *Req) error {
-	_, err := c.send(ctx, m.info(bus.Fanout, Any), req, nil)
+	_, err := c.send(ctx, m.Interface, m.info(bus.Fanout, Any), req, nil)
 	return err
 }
 
 // send is the common part of Call, Go, Cast and Fanout. req and the result are untyped from here on. decode is nil if no
 // reply is expected.
-func (c *Client) send(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
+func (c *Client) send(ctx context.Context, i *Interface, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
@@ -260,7 +274,7 @@ func (c *Client) send(ctx context.Context, info Info, req any, decode func([]byt
 	if err := checkTopics(c.limits.MaxTopic, info.Interface, info.Host); err != nil {
 		return nil, fmt.Errorf("%s %s.%s: %w", info.Kind, info.Interface, info.Method, err)
 	}
-	if err := c.allowed(ctx, info); err != nil {
+	if err := c.allowed(ctx, i, info); err != nil {
 		return nil, err
 	}
 	if c.interceptors == nil {
@@ -283,21 +297,6 @@ func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([
 		return nil, fmt.Errorf("%s %s: %w", info.Kind, info, err)
 	}
 	return nil, nil //nolint:nilnil // a cast has no result
-}
-
-// allowed returns ErrClosed, ErrVersionCap, or the error of AutoCaps, if the client may not send the message.
-func (c *Client) allowed(ctx context.Context, info Info) error {
-	if c.life.Err() != nil {
-		return fmt.Errorf("%s: %w", info, ErrClosed)
-	}
-	limit, capped, err := c.capOf(ctx, info.Interface)
-	if err != nil {
-		return fmt.Errorf("%s: %w", info, err)
-	}
-	if capped && !limit.Accepts(info.Version) {
-		return fmt.Errorf("%s needs version %s, capped at %s: %w", info, info.Version, limit, ErrVersionCap)
-	}
-	return nil
 }
 
 // spawn runs f in a goroutine that Close waits for. If the client is closed, it

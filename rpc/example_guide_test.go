@@ -127,9 +127,7 @@ func ExampleClient_Allows() {
 	stopEarlier := serveArchive(bus, earlier, "node-1", func(s *rpc.Server) {
 		rpc.Handle(s, rpc.Method[string, rpc.None]{Interface: earlier, Name: "store", Since: rpc.Version{Major: 1}}, store)
 	})
-	asker := rpc.NewClient(bus, rpc.ClientConfig{})
-	defer asker.Close()
-	client := cappedClient(bus, asker, []string{"node-1"})
+	client := cappedClient(bus, []string{"node-1"})
 	defer client.Close()
 
 	fmt.Println(client.RefreshCaps(ctx))
@@ -153,11 +151,11 @@ func ExampleClient_Allows() {
 	// fast <nil>
 }
 
-func cappedClient(bus bus.Bus, asker *rpc.Client, hosts []string) *rpc.Client {
-	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: func(ctx context.Context) (map[string]rpc.Version, error) {
+func cappedClient(bus bus.Bus, hosts []string) *rpc.Client {
+	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 		oldest := archive.Version
 		for _, host := range hosts {
-			d, err := rpc.Describe(ctx, asker, archive, host) // a client without caps
+			d, err := rpc.Describe(ctx, c, archive, host)
 			if err != nil {
 				return nil, err // the caps stay as they are
 			}
@@ -165,7 +163,7 @@ func cappedClient(bus bus.Bus, asker *rpc.Client, hosts []string) *rpc.Client {
 				oldest = d.Version
 			}
 		}
-		return map[string]rpc.Version{archive.Name: oldest}, nil
+		return rpc.Versions{archive.Name: {oldest}}, nil
 	}})
 	return client
 }

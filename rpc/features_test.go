@@ -2,11 +2,8 @@ package rpc_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,70 +14,6 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
-
-// TestAutoCaps: many first messages share one call of AutoCaps, which is called again after
-// CapsEvery. The known caps stay in force while AutoCaps fails.
-func TestAutoCaps(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		bus := rpctest.NewBus(t) // without a server: a message that may be sent fails with ErrNoConsumer
-		var asked atomic.Int64
-		var now atomic.Pointer[rpc.Version]
-		fail := errors.New("no services table")
-		c := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: func(context.Context) (map[string]rpc.Version, error) {
-			asked.Add(1)
-			time.Sleep(time.Second) //nolint:forbidigo // in a synctest bubble
-			if v := now.Load(); v != nil {
-				return map[string]rpc.Version{"backup": *v}, nil
-			}
-			return nil, fail
-		}})
-		defer c.Close()
-		call := func() error {
-			_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string)) // needs 2.1
-			return err
-		}
-		if err := call(); !errors.Is(err, fail) {
-			t.Errorf("while AutoCaps fails: %v", err)
-		}
-		now.Store(&rpc.Version{Major: 2})
-		asked.Store(0)
-		var wg sync.WaitGroup
-		for range 100 {
-			wg.Go(func() {
-				if err := call(); !errors.Is(err, rpc.ErrVersionCap) {
-					t.Errorf("above the cap: %v", err)
-				}
-			})
-		}
-		wg.Wait()
-		if n := asked.Load(); n != 1 {
-			t.Errorf("AutoCaps was called %d times by 100 first messages, want once", n)
-		}
-		if c.Allows(iface, start.Since) {
-			t.Error("Allows what the cap forbids")
-		}
-		now.Store(nil)
-		time.Sleep(2 * time.Minute) //nolint:forbidigo // in a synctest bubble
-		for range 2 {               // the first starts the refresh, and does not wait for it
-			began := time.Now()
-			if err := call(); !errors.Is(err, rpc.ErrVersionCap) || time.Since(began) != 0 {
-				t.Errorf("while the old caps are in force: %v after %v", err, time.Since(began))
-			}
-			time.Sleep(10 * time.Second) //nolint:forbidigo // in a synctest bubble
-		}
-		if n := asked.Load(); n != 2 {
-			t.Errorf("AutoCaps was called %d times, want once more", n)
-		}
-		now.Store(&iface.Version)
-		if err := c.RefreshCaps(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if err := call(); !errors.Is(err, rpc.ErrNoConsumer) {
-			t.Errorf("after the upgrade: %v, want it sent", err)
-		}
-	})
-}
 
 // lossy is a bus that marks each delivery of the topic backup as redelivered.
 type lossy struct{ *membus.Bus }

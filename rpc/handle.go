@@ -8,6 +8,12 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
+// methodKey identifies a method of a server. Methods of two major versions may have one name.
+type methodKey struct {
+	major int
+	name  string
+}
+
 // endpoint is a method and its handler, without their types.
 type endpoint struct {
 	Signature
@@ -47,7 +53,7 @@ type endpoint struct {
 //   - The method was defined with other types, another version or another delivery.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
 	m.check()
-	if own := s.cfg.Interface; m.Interface.Name == own.Name {
+	if own := s.cfg.Interface.ofMajor(m.Since.Major); own != nil && m.Interface.Name == own.Name {
 		switch defined, known := own.defined(m.Name); {
 		case !known:
 			panic(fmt.Sprintf("rpc: %s.%s is not a method of the interface: define it with rpc.Define", own.Name, m.Name))
@@ -86,7 +92,9 @@ func eraseTypes[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req
 func (s *Server) add(info Info, e endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, dup := s.methods[info.Method]
+	key := methodKey{info.Version.Major, info.Method}
+	_, dup := s.methods[key]
+	own := s.cfg.Interface.ofMajor(info.Version.Major)
 	switch {
 	case s.started:
 		panic(fmt.Sprintf("rpc: Handle(%s) after Start", info))
@@ -94,8 +102,8 @@ func (s *Server) add(info Info, e endpoint) {
 		panic(fmt.Sprintf("rpc: %s has two handlers", info))
 	case info.Interface != s.cfg.Interface.Name:
 		panic(fmt.Sprintf("rpc: %s on a server of %s", info, s.cfg.Interface.Name))
-	case !s.cfg.Interface.Version.Accepts(info.Version):
-		panic(fmt.Sprintf("rpc: %s since %s, but the interface has version %s", info, info.Version, s.cfg.Interface.Version))
+	case own == nil || !own.Version.Accepts(info.Version):
+		panic(fmt.Sprintf("rpc: %s since %s, but the interface has version %s", info, info.Version, s.versionText()))
 	}
-	s.methods[info.Method] = e
+	s.methods[key] = e
 }

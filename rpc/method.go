@@ -35,6 +35,25 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 // greater. It is oslo.messaging's rule (version_is_compatible).
 func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
 
+// Versions are versions of interfaces, by the interface's name: of each major version the newest one, in ascending order. A server
+// serves such versions, see [Server.Versions], and a client may be capped at them, see ClientConfig.AutoCaps. In JSON each version is a
+// text: {"backup": ["1.4", "2.0"]}.
+type Versions map[string][]Version
+
+// accepts reports whether one of the versions of the interface accepts a request that needs version need.
+func (v Versions) accepts(name string, need Version) bool {
+	return slices.ContainsFunc(v[name], func(have Version) bool { return have.Accepts(need) })
+}
+
+// textOf names versions for an error.
+func textOf(list []Version) string {
+	names := make([]string, len(list))
+	for i, v := range list {
+		names[i] = v.String()
+	}
+	return strings.Join(names, " and ")
+}
+
 // Interface is a named, versioned set of methods that one kind of server
 // offers. [Define] adds methods to it. It must not be copied. Its methods are safe for concurrent use.
 type Interface struct {
@@ -44,6 +63,10 @@ type Interface struct {
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
+	// Older is the interface of the same name with an earlier major version, while servers serve both. A server of this
+	// interface needs handlers for the methods of both, and may have an Older of its own. Both have the same topics; the major
+	// version of a message chooses the method. Default nil: only this major version.
+	Older *Interface
 
 	mu      sync.Mutex
 	methods map[string]Signature
@@ -102,6 +125,38 @@ func (i *Interface) defined(name string) (m *Signature, known bool) {
 	}
 	return &s, true
 }
+
+// ofMajor returns the interface with the major version among i and its older ones, or nil.
+func (i *Interface) ofMajor(major int) *Interface {
+	for ; i != nil; i = i.Older {
+		if i.Version.Major == major {
+			return i
+		}
+	}
+	return nil
+}
+
+// all lists i and its older ones, the newest first.
+func (i *Interface) all() (list []*Interface) {
+	for ; i != nil; i = i.Older {
+		list = append(list, i)
+	}
+	return list
+}
+
+// checkOlder returns Invalid if an older interface has another name, or a major version that is not lower.
+func (i *Interface) checkOlder() error {
+	for ; i.Older != nil; i = i.Older {
+		if o := i.Older; o.Name != i.Name || o.Version.Major >= i.Version.Major {
+			return fault.New(fault.Invalid, "interface %s %s has the Older %s %s: it needs the same name and a lower major version", i.Name, i.Version, o.Name, o.Version)
+		}
+	}
+	return nil
+}
+
+// isLowest reports whether every server of the interface accepts v, also a server of the earliest release with the interface: v is the
+// lowest version of the oldest major version.
+func (i *Interface) isLowest(v Version) bool { return i.Older == nil && v.Minor == 0 }
 
 // Any is the host of a message that any server of the interface may handle:
 // the first server with a free slot gets it.
@@ -186,12 +241,12 @@ var (
 	// ErrNoConsumer: no server for the call runs now, or the host of the cast never had
 	// a server. The request was not executed.
 	ErrNoConsumer = bus.ErrNoConsumer
-	// ErrNoSuchMethod: the server does not know the method.
+	// ErrNoSuchMethod: the server serves the version, and does not know the method.
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
-	// ErrUnsupportedVersion: the server's interface is older than the method, or of
-	// another major version.
+	// ErrUnsupportedVersion: the server's interface is older than the method, or the server does not serve the
+	// major version. The server may know the method or not. The request was not executed.
 	ErrUnsupportedVersion = fault.Sentinel(fault.Unimplemented, "UnsupportedVersion", "unsupported version")
-	// ErrVersionCap: the method is newer than the client's version cap allows. Nothing was sent.
+	// ErrVersionCap: the method needs a version that the client's version caps do not allow. Nothing was sent.
 	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids the method")
 	// ErrHeartbeatLost: no heartbeat came from the server of a long call for
 	// ClientConfig.HeartbeatTimeout. The request may have been executed.

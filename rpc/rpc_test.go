@@ -68,7 +68,7 @@ func TestCaps(t *testing.T) {
 		{rpc.Version{Major: 3, Minor: 9}, false},
 	}
 	for _, tt := range tests {
-		c := rpc.NewClient(bus, rpc.ClientConfig{Caps: map[string]rpc.Version{"backup": tt.limit}})
+		c := rpc.NewClient(bus, rpc.ClientConfig{Caps: rpc.Versions{"backup": {tt.limit}}})
 		defer c.Close()
 		if got := c.Allows(iface, start.Since); got != tt.allow {
 			t.Errorf("cap %v: Allows = %v, want %v", tt.limit, got, tt.allow)

@@ -59,7 +59,7 @@ func (s *Server) newDelivery(m *bus.Delivery, topic string) (*delivery, error) {
 		now := time.Now()
 		d.deadline = now.Add(m.Deadline.Sub(now))
 	}
-	d.method, d.known = s.methods[d.info.Method]
+	d.method, d.known = s.methods[methodKey{d.info.Version.Major, d.info.Method}]
 	return d, nil
 }
 
@@ -258,12 +258,12 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 			err = fault.New(fault.Internal, "%s: panic in the handler", d.info)
 		}
 	}()
-	iface := s.cfg.Interface
-	if d.info.Interface != iface.Name || !d.known {
-		return nil, fmt.Errorf("%s on a server of %s %s: %w", d.info, iface.Name, iface.Version, ErrNoSuchMethod)
-	}
-	if !iface.Version.Accepts(d.info.Version) {
-		return nil, fmt.Errorf("%s needs version %s, the server has %s: %w", d.info, d.info.Version, iface.Version, ErrUnsupportedVersion)
+	name, iface := s.cfg.Interface.Name, s.cfg.Interface.ofMajor(d.info.Version.Major)
+	switch { // the version first: a method that is newer than the server is not known to it
+	case d.info.Interface == name && (iface == nil || !iface.Version.Accepts(d.info.Version)):
+		return nil, fmt.Errorf("%s needs version %s, the server has %s: %w", d.info, d.info.Version, s.versionText(), ErrUnsupportedVersion)
+	case d.info.Interface != name || !d.known:
+		return nil, fmt.Errorf("%s on a server of %s %s: %w", d.info, name, s.versionText(), ErrNoSuchMethod)
 	}
 	req, err := d.method.decode(d.Payload)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,7 @@ import (
 
 // ServerConfig configures a Server.
 type ServerConfig struct {
-	// Interface is what the server offers. Required.
+	// Interface is what the server offers, with its older major versions, see Interface.Older. Required.
 	Interface *Interface
 	// Partial lets the server start although methods of the interface have no handler. Calls of these fail with
 	// ErrNoSuchMethod. It is for tests. Default false.
@@ -58,7 +59,7 @@ type Server struct {
 	bus     bus.Bus
 	cfg     ServerConfig
 	limits  bus.Capabilities // of the bus; set by Start
-	methods map[string]endpoint
+	methods map[methodKey]endpoint
 	chain   chain
 	slots   chan struct{} // a token for each running handler
 	baton   chan struct{} // passes the receiving of messages to another goroutine, see workLoop
@@ -105,13 +106,13 @@ type ServerStats struct {
 }
 
 // NewServer returns a server without handlers. It starts nothing. The bus stays the
-// caller's. NewServer panics if cfg has no interface, if the interface's name is not valid,
-// or if [CheckHost] refuses cfg.Host.
+// caller's. NewServer panics if cfg has no interface, if the interface's name or its Older is not
+// valid, or if [CheckHost] refuses cfg.Host.
 func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	if cfg.Interface == nil {
 		panic("rpc: NewServer without an interface")
 	}
-	if err := cmp.Or(checkInterface(cfg.Interface.Name), CheckHost(cfg.Host)); err != nil {
+	if err := cmp.Or(checkInterface(cfg.Interface.Name), cfg.Interface.checkOlder(), CheckHost(cfg.Host)); err != nil {
 		panic("rpc: NewServer: " + err.Error())
 	}
 	if cfg.MaxInFlight <= 0 {
@@ -128,7 +129,7 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	}
 	s := &Server{
 		bus: b, cfg: cfg, chain: newChain(cfg.Interceptors),
-		methods:   make(map[string]endpoint),
+		methods:   make(map[methodKey]endpoint),
 		slots:     make(chan struct{}, cfg.MaxInFlight),
 		baton:     make(chan struct{}),
 		stopping:  make(chan struct{}),
@@ -138,17 +139,28 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 		replaced:  newRecent[int](rememberSize, rememberTime),
 		handled:   newRecent[struct{}](rememberSize, rememberTime),
 	}
-	for _, name := range []string{methodPing, methodDescribe} {
-		m := builtinMethod(cfg.Interface, name)
-		s.add(m.info("", ""), eraseTypes(m, func(context.Context, *None) (*Description, error) {
-			if name == methodPing {
-				return &Description{}, nil
-			}
-			return s.describe(), nil
-		}))
+	for _, i := range cfg.Interface.all() {
+		ping, describe := builtinMethod(i, methodPing), builtinMethod(i, methodDescribe)
+		s.add(ping.info("", ""), eraseTypes(ping, func(context.Context, *None) (*Description, error) { return &Description{}, nil }))
+		s.add(describe.info("", ""), eraseTypes(describe, func(context.Context, *None) (*Description, error) { return s.describe(i), nil }))
 	}
 	return s
 }
+
+// Versions returns the versions that the server serves: its interface's name with the version of each major version. It is what
+// other processes must know before they send newer messages, such as by a row of package membership. It is known
+// before Start.
+func (s *Server) Versions() Versions {
+	var list []Version
+	for _, i := range s.cfg.Interface.all() {
+		list = append(list, i.Version)
+	}
+	slices.Reverse(list)
+	return Versions{s.cfg.Interface.Name: list}
+}
+
+// versionText names these versions for an error.
+func (s *Server) versionText() string { return textOf(s.Versions()[s.cfg.Interface.Name]) }
 
 // Stats returns the counters. Each is read by itself, so they need not agree with each other.
 func (s *Server) Stats() ServerStats {
@@ -186,10 +198,10 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	s.limits = s.bus.Capabilities()
 	limit := s.limits.ConsumerTimeout
-	for name, e := range s.methods {
+	for key, e := range s.methods {
 		if e.Delivery == AtLeastOnce && limit > 0 && e.timeout >= limit {
 			return fault.New(fault.Invalid, "method %s.%s may run for %v, but the bus delivers an unacknowledged message again after %v: "+
-				"give the method a shorter timeout, or the bus a longer consumer timeout", s.cfg.Interface.Name, name, e.timeout, limit)
+				"give the method a shorter timeout, or the bus a longer consumer timeout", s.cfg.Interface.Name, key.name, e.timeout, limit)
 		}
 	}
 	if err := checkTopics(s.limits.MaxTopic, s.cfg.Interface.Name, s.cfg.Host); err != nil {
@@ -222,9 +234,11 @@ func (s *Server) Start(ctx context.Context) error {
 
 // missingLocked names the defined methods of the interface that have no handler.
 func (s *Server) missingLocked() (names []string) {
-	for _, m := range s.cfg.Interface.Methods() {
-		if _, ok := s.methods[m.Name]; !ok {
-			names = append(names, m.Name)
+	for _, i := range s.cfg.Interface.all() {
+		for _, m := range i.Methods() {
+			if _, ok := s.methods[methodKey{i.Version.Major, m.Name}]; !ok {
+				names = append(names, m.Name)
+			}
 		}
 	}
 	return names

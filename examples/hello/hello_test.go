@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/driver/drivertest"
@@ -23,8 +26,11 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
 // rules are the rules that every greeter keeps.
@@ -337,6 +343,29 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d of 30 greetings are made %v after the kill", done, time.Since(killed).Round(time.Millisecond))
 	if done != 30 {
 		t.Errorf("%d of 30 greetings are made", done)
+	}
+}
+
+// TestVersions: the member of a process has the versions that the process's RPC server serves, and a client that asks the members is
+// capped at them.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	url := dbtest.SQLite(t)
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: url, Exchange: "hello"})[0]
+	greeted(t, addr, "Ada")
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	members := membership.New(membership.Config{DB: d})
+	m, err := members.Get(t.Context(), "greeter", "h1")
+	if diff := cmp.Diff(map[string][]string{greeter.Name: {greeter.Version.String()}}, m.Interfaces); err != nil || diff != "" {
+		t.Errorf("the member serves: %v (-want +got):\n%s", err, diff)
+	}
+	caps, err := rpccaps.New(rpccaps.Config{Members: members}).Read(t.Context(), nil)
+	if diff := cmp.Diff(rpc.Versions{greeter.Name: {greeter.Version}}, caps); err != nil || diff != "" {
+		t.Errorf("the caps: %v (-want +got):\n%s", err, diff)
 	}
 }
 

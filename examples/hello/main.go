@@ -33,6 +33,7 @@ import (
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -231,14 +232,16 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	}
 
 	app := service.New(service.Config{Name: "hello", Logger: log})
+	members := membership.New(membership.Config{DB: d})
 	c := &component{
-		db: d, ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d}), rank: rank,
-		client: rpc.NewClient(bus, rpc.ClientConfig{Logger: log}), driver: plugin.Driver,
+		db: d, ops: operation.NewStore(d), members: members, rank: rank,
+		client: rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: rpccaps.New(rpccaps.Config{Members: members}).Read, Logger: log}), driver: plugin.Driver,
 	}
 	c.runner = operation.NewRunner(operation.RunnerConfig{Store: c.ops, Host: o.Host, Inflight: app.Inflight(), Logger: log})
 	operation.Handle(c.runner, say, operation.Step[Greeting]{Name: "choose", Do: c.choose}, operation.Step[Greeting]{Name: "speak", Do: c.speak}, operation.Step[Greeting]{Name: "save", DoTx: c.save})
 	worker := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter, Host: o.Host, Logger: log})
 	rpc.Handle(worker, speak, c.greet)
+	member := members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host, Interfaces: rpccaps.Of(worker)}, Logger: log})
 	authenticate := auth.None(reqctx.Request{})
 	if o.Token != "" {
 		authenticate = auth.Static(map[string]reqctx.Request{o.Token: {UserID: "client"}})
@@ -256,8 +259,9 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
+	app.AddLabeled("versions", "option host", member.Announcement()) // others know them before the worker serves
 	app.AddLabeled("worker", "option host", worker)
-	app.AddLabeled("member", "option host", c.members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host}, Logger: log}))
+	app.AddLabeled("member", "option host", member)
 	app.Add("operations", c.runner)
 	app.AddLabeled("api", "option listen", server)
 	app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { listens <- server.Addr(); return nil }})

@@ -27,10 +27,10 @@ import (
 // round they are killed. A request to a process that runs never fails, each accepted greeting is made, each operation of the next release
 // has done the step of the next release, and no stored field is lost.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds programs: left out with -short")
 	}
-	t.Parallel()
 	this, next := releasetest.This(t, "./examples/hello"), releasetest.Next(t, "./examples/hello")
 	for _, kill := range []bool{false, true} {
 		t.Run(fmt.Sprintf("kill=%v", kill), func(t *testing.T) {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -34,25 +37,34 @@ func (f *flags) withMembers(do func(ctx context.Context, members *membership.Reg
 
 func (f *flags) memberListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the services: whether each is up, and which process owns its host", Args: noArguments,
+		Use: "list", Short: "List the services: whether each is up, what it serves, and which process owns its host", Args: noArguments,
 		RunE: f.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {
 				return err
 			}
 			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "KIND\tHOST\tSTATE\tSEEN\tWHY\tPROCESS") // Flush returns the error
+			_, _ = fmt.Fprintln(w, "KIND\tHOST\tSTATE\tSEEN\tSERVES\tWHY\tPROCESS") // Flush returns the error
 			for i := range found {
 				m := &found[i]
 				state := "down"
 				if m.Up {
 					state = "up"
 				}
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Kind, m.Host, state, m.SeenAt.Format(time.RFC3339), singleLine(m.Unfit()), singleLine(m.Instance.Process))
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Kind, m.Host, state, m.SeenAt.Format(time.RFC3339), servesText(m), singleLine(m.Unfit()), singleLine(m.Instance.Process))
 			}
 			return w.Flush()
 		}),
 	}
+}
+
+// servesText names the versions of the interfaces that a member serves, or a dash if the member reports none.
+func servesText(m *membership.Member) string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(m.Interfaces)) {
+		list = append(list, singleLine(name+" "+strings.Join(m.Interfaces[name], " ")))
+	}
+	return cmp.Or(strings.Join(list, ", "), "-")
 }
 
 func (f *flags) memberRemoveCommand() *cobra.Command {

@@ -33,7 +33,10 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set 
 			t.Fatal(err)
 		}
 		first, second := compute.Process{ID: "i-1", Process: "process 7 on machine m1"}, compute.Process{ID: "i-2", Process: "process 8 on machine m2"}
-		if err := s.ClaimHost(t.Context(), "node-1", first, time.Minute); err != nil {
+		claim := func(p compute.Process) *compute.ClaimHostRequest {
+			return &compute.ClaimHostRequest{Host: "node-1", Instance: p, Interfaces: map[string][]string{"compute": {"1.4", "2.0"}}}
+		}
+		if err := s.ClaimHost(t.Context(), claim(first), time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		run := func(args ...string) (string, error) {
@@ -43,19 +46,19 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set 
 			err := cmd.ExecuteContext(t.Context())
 			return out.String(), err
 		}
-		if out, err := run("member", "list"); err != nil || !strings.Contains(out, "nova-compute  node-1  up") || !strings.Contains(out, first.Process) {
+		if out, err := run("member", "list"); err != nil || !strings.Contains(out, "nova-compute  node-1  up") || !strings.Contains(out, first.Process) || !strings.Contains(out, "compute 1.4 2.0") {
 			t.Errorf("member list: %v\n%s", err, out)
 		}
 		if _, err := run("member", "remove", "nova-compute", "node-1"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--force") {
 			t.Errorf("remove of a service that is up: %v", err)
 		}
-		if err := s.ClaimHost(t.Context(), "node-1", second, time.Minute); !errors.Is(err, fault.Unavailable) {
+		if err := s.ClaimHost(t.Context(), claim(second), time.Minute); !errors.Is(err, fault.Unavailable) {
 			t.Errorf("claim by another process: %v", err)
 		}
 		if out, err := run("member", "remove", "--force", "nova-compute", "node-1"); err != nil || !strings.Contains(out, "node-1 is removed") {
 			t.Errorf("remove: %v %s", err, out)
 		}
-		if err := s.ClaimHost(t.Context(), "node-1", second, time.Minute); err != nil {
+		if err := s.ClaimHost(t.Context(), claim(second), time.Minute); err != nil {
 			t.Errorf("claim after it was removed: %v", err)
 		}
 		if _, err := run("member", "remove", "--force", "nova-compute", "node-9"); !errors.Is(err, fault.NotFound) {

@@ -34,6 +34,7 @@ import (
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
 	"github.com/armature-go/armature/tlsfile"
@@ -119,7 +120,7 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	return bus, nil
 }
 
-// wireBus adds the bus and the RPC client.
+// wireBus adds the bus. addClient must follow.
 func (n *node) wireBus() error {
 	bus, err := n.openBus(n.log)
 	if err != nil {
@@ -127,11 +128,15 @@ func (n *node) wireBus() error {
 	}
 	n.bus, n.reach = bus, bus.Check
 	n.app.AddLabeled("bus", n.label("DEFAULT", "transport_url"), bus)
-	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
-	n.tell.rpc.AddClient(n.client)
 	n.tell.rpc.AddBus(n.bus)
-	n.app.Add("rpc client", n.client)
 	return nil
+}
+
+// addClient adds the RPC client, which takes its version caps from autoCaps.
+func (n *node) addClient(autoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)) {
+	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{AutoCaps: autoCaps, Interceptors: n.tell.client(), Logger: n.log})
+	n.tell.rpc.AddClient(n.client)
+	n.app.Add("rpc client", n.client)
 }
 
 // wireStore adds the database. If migrate is true, the start creates or upgrades the tables. Otherwise an operator does so with
@@ -156,15 +161,19 @@ func (n *node) wireShared() error {
 	if err := n.wireBus(); err != nil {
 		return err
 	}
-	return n.wireStore(n.Database.Connection, false)
+	if err := n.wireStore(n.Database.Connection, false); err != nil {
+		return err
+	}
+	n.addClient(n.store.VersionCaps().Read)
+	return nil
 }
 
-// serve adds an RPC server.
-func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) {
+// newServer returns an RPC server, which the caller adds.
+func (n *node) newServer(iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) *rpc.Server {
 	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: slices.Concat(n.tell.server(), []rpc.Interceptor{n.track}, around), Logger: n.log})
 	register(srv)
 	n.tell.rpc.AddServer(srv)
-	n.app.Add(name+" rpc", srv)
+	return srv
 }
 
 // track is an interceptor that registers each running handler in the App's Inflight.
@@ -322,7 +331,9 @@ func (n *node) addConductor(host string) {
 		Store: n.store, Client: n.client, Host: host, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
 		MaxAttempts: n.Scheduler.MaxAttempts, DownAfter: n.ServiceDownTime, BuildTimeout: n.BuildTimeout, Resend: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
 	})
-	n.serve("conductor", compute.Conductor, host, c.Register)
+	srv := n.newServer(compute.Conductor, host, c.Register)
+	member := n.announce(store.ConductorBinary, host, srv)
+	n.app.Add("conductor rpc", srv)
 	n.app.Add("operations", c.Runner)
 	n.tell.runners.Add(host, c.Runner)
 	n.app.AddReport("operations", func(w io.Writer) error {
@@ -330,7 +341,7 @@ func (n *node) addConductor(host string) {
 		_, err := fmt.Fprintf(w, "%d run here; %d wait for a conductor that knows them; %d steps were not undone, or ends not written\n", s.Running, s.Unknown, s.NotUndone)
 		return err
 	})
-	n.join(store.ConductorBinary, host)
+	n.join(store.ConductorBinary, host, member)
 	purge := operation.NewLeader(operation.LeaderConfig{Store: n.store.Operations(), Name: "purge", Host: host})
 	n.app.AddLabeled("operations purge", n.label("DEFAULT", "operation_history"), service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
 		gone, err := n.store.Operations().Purge(ctx, n.OperationHistory)
@@ -341,12 +352,19 @@ func (n *node) addConductor(host string) {
 	})))
 }
 
+// announce registers the versions that a service will serve in the database. join must follow, after the server has been added.
+func (n *node) announce(kind, host string, srv *rpc.Server) *membership.MemberPart {
+	m := n.store.Members(n.ServiceDownTime).Member(membership.MemberConfig{
+		Self: membership.Self{Kind: kind, Host: host, Version: 1, Interfaces: rpccaps.Of(srv)}, Every: n.ReportInterval, Logger: n.log,
+	})
+	n.app.Add(kind+" versions", m.Announcement())
+	return m
+}
+
 // join registers a service in the database.
-func (n *node) join(kind, host string) {
+func (n *node) join(kind, host string, member *membership.MemberPart) {
 	n.app.Add(kind+" number", service.Funcs{OnStart: func(ctx context.Context) error { return n.store.Number(ctx, kind, host) }})
-	n.app.Add(kind+" member", n.store.Members(n.ServiceDownTime).Member(membership.MemberConfig{
-		Self: membership.Self{Kind: kind, Host: host, Version: 1}, Every: n.ReportInterval, Logger: n.log,
-	}))
+	n.app.Add(kind+" member", member)
 }
 
 func wireScheduler(_ context.Context, n *node) error {
@@ -365,8 +383,10 @@ func (n *node) addScheduler(host string) error {
 	}
 	n.app.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	n.app.AddReport("scheduler fleet", s.WriteReport)
-	n.serve("scheduler", compute.Scheduler, host, s.Register)
-	n.join(store.SchedulerBinary, host)
+	srv := n.newServer(compute.Scheduler, host, s.Register)
+	member := n.announce(store.SchedulerBinary, host, srv)
+	n.app.Add("scheduler rpc", srv)
+	n.join(store.SchedulerBinary, host, member)
 	return nil
 }
 
@@ -384,6 +404,7 @@ func wireCompute(_ context.Context, n *node) error {
 	if err := n.wireBus(); err != nil {
 		return err
 	}
+	n.addClient(rpccaps.Ask(compute.VersionCaps, compute.Unreported))
 	return n.addCompute(n.Host)
 }
 
@@ -455,7 +476,7 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	n.app.AddLabeled("host "+host, n.label("DEFAULT", "host", "compute_driver"), w)
-	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
+	n.app.Add("compute "+host+" rpc", n.newServer(compute.Worker, host, w.Register, w.Guard)) // after the claim, which has the server's versions
 	return w, nil
 }
 
@@ -512,6 +533,7 @@ func allInOne(ctx context.Context, n *node) error {
 	if err := n.wireStore(connection, true); err != nil {
 		return err
 	}
+	n.addClient(n.store.VersionCaps().Read)
 	n.addConductor(n.Host)
 	if err := n.addScheduler(n.Host); err != nil {
 		return err

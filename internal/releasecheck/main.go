@@ -59,7 +59,7 @@ func check() (broken []string, err error) {
 		}
 		broken = append(broken, more...)
 	}
-	fmt.Fprintf(os.Stdout, "release-check: compared with %s: %d broken promises\n", commit, len(broken))
+	_, _ = fmt.Fprintf(os.Stdout, "release-check: compared with %s: %d broken promises\n", commit, len(broken))
 	return broken, nil
 }
 
@@ -131,7 +131,7 @@ func checkAPI(old string) (broken []string, err error) {
 		case slices.Contains(stable, m[1]):
 			broken = append(broken, line)
 		default:
-			fmt.Fprintln(os.Stdout, "not stable, belongs into CHANGELOG.md:", line)
+			_, _ = fmt.Fprintln(os.Stdout, "not stable, belongs into CHANGELOG.md:", line)
 		}
 	}
 	return broken, nil

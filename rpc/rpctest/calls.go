@@ -86,6 +86,67 @@ func testErrors(b *bench) {
 	if _, err = rpc.Call(b.ctx(), c, newer, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
 		b.Errorf("newer method: %v, want ErrUnsupportedVersion from the peer", err)
 	}
+	for _, v := range []rpc.Version{newer.Since, {Major: iface.Version.Major + 1}} {
+		later := &rpc.Interface{Name: iface.Name, Version: v} // that of a later release, which has a method more
+		unknown = rpc.Method[note, note]{Interface: later, Name: "unknown", Since: v}
+		if _, err = rpc.Call(b.ctx(), c, unknown, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
+			b.Errorf("unknown method of the later version %s: %v, want ErrUnsupportedVersion from the peer", v, err)
+		}
+	}
+}
+
+var (
+	first  = &rpc.Interface{Name: "majors", Version: rpc.Version{Major: 1, Minor: 4}}
+	second = &rpc.Interface{Name: "majors", Version: rpc.Version{Major: 2}, Older: first}
+	// The same name in both major versions, with other types.
+	echo1 = rpc.Method[note, note]{Interface: first, Name: "echo", Since: rpc.Version{Major: 1, Minor: 2}}
+	echo2 = rpc.Method[string, string]{Interface: second, Name: "echo", Since: rpc.Version{Major: 2}}
+	keep1 = rpc.Method[note, rpc.None]{Interface: first, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+	keep2 = rpc.Method[string, rpc.None]{Interface: second, Name: "keep", Since: rpc.Version{Major: 2}}
+)
+
+func testMajors(b *bench) {
+	kept := make(chan string, 2)
+	startServer(b, b.server, rpc.ServerConfig{Interface: second, Host: "a"}, func(s *rpc.Server) {
+		rpc.Handle(s, echo1, echoNote)
+		rpc.Handle(s, echo2, func(_ context.Context, s *string) (*string, error) { return s, nil })
+		rpc.Handle(s, keep1, func(_ context.Context, n *note) (*rpc.None, error) { kept <- n.Text; return &rpc.None{}, nil })
+		rpc.Handle(s, keep2, func(_ context.Context, s *string) (*rpc.None, error) { kept <- *s; return &rpc.None{}, nil })
+	})
+	both := map[int]*rpc.Client{1: nil, 2: nil} // by the major version that the client is pinned to
+	for major := range both {
+		both[major] = newClient(b, b.client, rpc.ClientConfig{Caps: rpc.Versions{"majors": {{Major: major, Minor: 9}}}})
+	}
+	for _, host := range []string{rpc.Any, "a"} {
+		if got, err := rpc.Call(b.ctx(), both[1], echo1, host, &note{N: 1}); err != nil || got.N != 1 {
+			b.Errorf("1.2 on %q: %v, %v", host, got, err)
+		}
+		text := "two"
+		if got, err := rpc.Call(b.ctx(), both[2], echo2, host, &text); err != nil || *got != text {
+			b.Errorf("2.0 on %q: %v, %v", host, got, err)
+		}
+	}
+	text := "two"
+	if err := errors.Join(rpc.Cast(b.ctx(), both[1], keep1, "a", &note{Text: "one"}), rpc.Cast(b.ctx(), both[2], keep2, "a", &text)); err != nil {
+		b.Error(err)
+	}
+	if got := map[string]bool{receive(b, kept, "a cast"): true, receive(b, kept, "the other cast"): true}; !got["one"] || !got["two"] {
+		b.Errorf("the casts of both versions: %v", got)
+	}
+	if _, err := rpc.Call(b.ctx(), both[1], echo2, rpc.Any, &text); !errors.Is(err, rpc.ErrVersionCap) {
+		b.Errorf("2.0 by a client that is pinned to 1: %v, want ErrVersionCap", err)
+	}
+	for i, want := range map[*rpc.Interface]rpc.Version{first: {Major: 1, Minor: 4}, second: {Major: 2}} {
+		d, err := rpc.Describe(b.ctx(), b.newClient(), i, "a")
+		if err != nil || d.Version != want || len(d.Methods) != 2 || d.Methods[0].Since.Major != want.Major {
+			b.Errorf("describe %s: %+v, %v", want, d, err)
+		}
+	}
+	third := echo2
+	third.Interface, third.Since = &rpc.Interface{Name: "majors", Version: rpc.Version{Major: 3}}, rpc.Version{Major: 3}
+	if _, err := rpc.Call(b.ctx(), b.newClient(), third, "a", &text); !errors.Is(err, rpc.ErrUnsupportedVersion) || !strings.Contains(err.Error(), "the server has 1.4 and 2.0") {
+		b.Errorf("3.0: %v, want ErrUnsupportedVersion with both versions", err)
+	}
 }
 
 func testContext(b *bench) {

@@ -121,6 +121,8 @@ func TestContract(t *testing.T) { // not parallel: the environment variable belo
 		{"a field, next minor", v11, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
 		{"a field in a list", v11, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
 		{"a field in a list, same version", v1, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "an addition needs a higher minor version"},
+		{"the method of rpccaps", v11, []func(*rpc.Interface){start, add[ask, ask]("version_caps", v1, rpc.AtMostOnce)}, ""},
+		{"the method of rpccaps in the same version", v1, []func(*rpc.Interface){start, add[ask, ask]("version_caps", v1, rpc.AtMostOnce)}, "an addition needs a higher minor version"},
 		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but its Since is 1.0, and the published version is 1.0 already"},
 		{"a method, next minor", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
 		{"all new, next major", v2, []func(*rpc.Interface){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},

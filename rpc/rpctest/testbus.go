@@ -125,6 +125,7 @@ var rules = []rule{
 	{"call", "a call reaches a server, and its caller gets the result unchanged", testCall, nil},
 	{"go", "Go returns before the handler does, and the Pending gets the result", testGo, nil},
 	{"errors", "a handler's error reaches the caller with its code, reason and text, marked as the server's", testErrors, nil},
+	{"majors", "a server serves two major versions of one interface on the same topics, and the version of a message chooses the method", testMajors, nil},
 	{"context", "the caller's deadline and request context reach the handler; a call that ends by its deadline has the client's own Timeout", testContext, nil},
 	{"cast", "a cast reaches one server only, and a cast to a server that is down waits for it", testCast, nil},
 	{"fanout", "a fanout reaches every server once; without a server it is not an error", testFanout, nil},

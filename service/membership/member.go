@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/outage"
 )
@@ -30,6 +32,9 @@ type MemberPart struct {
 	r   *Registry
 	cfg MemberConfig
 
+	process   string // unique to this start
+	announced bool   // by the Announcement, which starts before
+
 	cancel context.CancelFunc
 	done   chan struct{}
 	failed chan error
@@ -41,7 +46,8 @@ type MemberPart struct {
 }
 
 // Member returns a part that joins when it is started, sends heartbeats, and leaves when it is stopped. Add it after the
-// parts that do the work: the member is then up only while it can work. After a heartbeat that failed, the next one
+// parts that do the work: the member is then up only while it can work. A service with Self.Interfaces also adds its
+// [MemberPart.Announcement], before these parts. After a heartbeat that failed, the next one
 // follows within a second. Of failures in a row the first and one a minute are logged as WARN, the others as DEBUG.
 func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Every <= 0 {
@@ -50,7 +56,7 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &MemberPart{r: r, cfg: cfg, done: make(chan struct{}), failed: make(chan error, 1)}
+	return &MemberPart{r: r, cfg: cfg, process: uuid.NewString(), done: make(chan struct{}), failed: make(chan error, 1)}
 }
 
 // Failed implements service.Failer: the part fails with [ErrHeld] when another process has become the
@@ -70,7 +76,7 @@ func (p *MemberPart) Start(ctx context.Context) error {
 				p.cfg.Kind, least, p.cfg.MinVersion)
 		}
 	}
-	if err := p.r.Join(ctx, p.cfg.Self); err != nil {
+	if err := p.r.join(ctx, p.cfg.Self, p.process, p.announced); err != nil {
 		return err
 	}
 	p.note(nil)
@@ -126,7 +132,7 @@ func (p *MemberPart) sendHeartbeat(ctx context.Context) error {
 	defer cancel()
 	err := p.r.Heartbeat(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
 	if fault.CodeOf(err) == fault.NotFound && err != nil { // an operator has removed it
-		err = p.r.Join(ctx, p.cfg.Self)
+		err = p.r.join(ctx, p.cfg.Self, p.process, p.announced)
 	}
 	return err
 }
@@ -155,5 +161,5 @@ func (p *MemberPart) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return p.r.Leave(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
+	return p.r.leave(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID, p.process)
 }

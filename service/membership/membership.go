@@ -67,6 +67,10 @@ type Self struct {
 	// Version grows with what the service can do, so that others can wait until all services can do it, see
 	// [Registry.MinVersion].
 	Version int
+	// Interfaces are the versions of the RPC interfaces that the service serves, by the interface's name, such as {"volume": {"1.4", "2.0"}}. Take
+	// them from the RPC servers themselves, by rpccaps.Of. At most 4,000 bytes as JSON. Nil: the service reports no versions, so
+	// others must assume the lowest. All processes of one member must serve the same.
+	Interfaces map[string][]string
 	// Data is any other text, such as JSON, of at most 64 KiB.
 	Data string
 	// Instance is the process, if only one may be the member. Default: several processes may.
@@ -88,13 +92,17 @@ type Member struct {
 	SeenAt         time.Time `db:"seen_at"`    // its last heartbeat
 	CreatedAt      time.Time `db:"created_at"` // its first start
 
+	// Interfaces is what the member serves, see [Self]. Nil: it is not known, because the process is of a release that does not report
+	// it, or of a later one that reports it in another form.
+	Interfaces map[string][]string `db:"-"`
 	// Instance is the process that the member belongs to. Its ID is empty if several processes may be the member.
 	Instance Instance `db:"-"`
 	// Up reports whether the member is alive. If it is not, Why gives the reason.
 	Up  bool   `db:"-"`
 	Why string `db:"-"`
 
-	age time.Duration // of the last heartbeat
+	age    time.Duration // of the last heartbeat
+	serves serves
 }
 
 // Name returns the host's name, so that a Member is a host of package scheduler.
@@ -113,6 +121,35 @@ func (m Member) Unfit() string {
 // Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another process,
 // which the error names. If several instances join at once, one of them becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {
+	return r.join(ctx, s, "", false)
+}
+
+// join is Join, by a MemberPart if process is not empty.
+func (r *Registry) join(ctx context.Context, s Self, process string, announced bool) error {
+	return r.enter(ctx, s, func(ctx context.Context, tx *sqlx.Tx, e entry) error {
+		now := serves{Interfaces: s.Interfaces, JoinedAt: e.now, Joined: true, Announced: announced, Process: process}
+		if e.is == nil {
+			return r.insert(ctx, tx, s, e, now, false)
+		}
+		text, err := now.text()
+		if err != nil {
+			return err
+		}
+		_, err = db.Exec(ctx, tx, `UPDATE members SET version = ?, data = ?, instance = ?, serves = ?, departed = FALSE, joined_at = ?, seen_at = UTC_TIMESTAMP(6)
+			WHERE kind = ? AND host = ?`, s.Version, s.Data, e.instance, text, e.now, s.Kind, s.Host)
+		return err
+	})
+}
+
+// entry is what a service that becomes a member finds.
+type entry struct {
+	is       *Member // nil: the member does not exist
+	instance string  // the text of Self.Instance
+	now      time.Time
+}
+
+// enter calls write in a transaction in which the member is locked, if the service may become the member.
+func (r *Registry) enter(ctx context.Context, s Self, write func(context.Context, *sqlx.Tx, entry) error) error {
 	if s.Kind == "" || s.Host == "" {
 		return fault.New(fault.Invalid, "member %q on host %q: kind and host must not be empty", s.Kind, s.Host)
 	}
@@ -120,38 +157,57 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 	if err != nil {
 		return err
 	}
-	join := func(ctx context.Context, tx *sqlx.Tx) error {
+	attempt := func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, s.Kind, s.Host)
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
-			_, err = db.Exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, instance, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
-				VALUES (?, ?, ?, ?, ?, ?, FALSE, '', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
-				s.Kind, s.Host, uuid.NewString(), s.Version, s.Data, instance)
+		e := entry{instance: instance}
+		if len(list) > 0 {
+			e.is = &list[0]
+			if err := e.is.admit(s.Instance); err != nil {
+				return err
+			}
+		}
+		if e.now, err = db.Now(ctx, tx); err != nil {
 			return err
 		}
-		if err := list[0].admit(s.Instance); err != nil {
-			return err
-		}
-		_, err = db.Exec(ctx, tx, `UPDATE members SET version = ?, data = ?, instance = ?, departed = FALSE, joined_at = UTC_TIMESTAMP(6), seen_at = UTC_TIMESTAMP(6)
-			WHERE kind = ? AND host = ?`, s.Version, s.Data, instance, s.Kind, s.Host)
+		return write(ctx, tx, e)
+	}
+	err = db.Tx(ctx, r.cfg.DB, attempt)
+	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has entered first: now the member exists
+		err = db.Tx(ctx, r.cfg.DB, attempt)
+	}
+	return err
+}
+
+// insert creates a member.
+func (r *Registry) insert(ctx context.Context, tx *sqlx.Tx, s Self, e entry, report serves, departed bool) error {
+	text, err := report.text()
+	if err != nil {
 		return err
 	}
-	err = db.Tx(ctx, r.cfg.DB, join)
-	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has joined first: now the member exists
-		err = db.Tx(ctx, r.cfg.DB, join)
-	}
+	_, err = db.Exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, instance, serves, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, FALSE, '', FALSE, ?, ?, ?, ?)`,
+		s.Kind, s.Host, uuid.NewString(), s.Version, s.Data, e.instance, text, departed, e.now, e.now, e.now)
 	return err
 }
 
 // Leave makes a member down at once, because its process stops. It changes nothing, and returns nil, if the member does not
 // exist or belongs to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
+	return r.leave(ctx, kind, host, instance, "")
+}
+
+// leave is Leave. It changes nothing if process is not empty and another process has joined since.
+func (r *Registry) leave(ctx context.Context, kind, host, instance, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
-		holders, err := r.holders(ctx, tx, `kind = ? AND host = ? FOR UPDATE`, kind, host)
-		if err != nil || holders[host].ID != instance {
+		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
+		if err != nil || len(list) == 0 || list[0].Instance.ID != instance {
 			return err
+		}
+		if now := list[0].serves; process != "" && now.Process != process && now.Joined {
+			return nil
 		}
 		_, err = db.Exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
 		return err
@@ -215,7 +271,8 @@ func (r *Registry) Get(ctx context.Context, kind, host string) (*Member, error) 
 type memberRow struct {
 	Member
 
-	Text string `db:"instance"`
+	Text   string `db:"instance"`
+	Report string `db:"serves"`
 }
 
 // list returns the members of a part of the table.
@@ -233,6 +290,8 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	for _, row := range rows {
 		m := row.Member
 		m.Instance, m.age = parseInstance(row.Text), row.Now.Sub(row.SeenAt)
+		m.serves = parseServes(row.Report, m.JoinedAt)
+		m.Interfaces = m.serves.Interfaces
 		m.Up, m.Why = m.judge(r.cfg.DownAfter)
 		list = append(list, m)
 	}
@@ -244,6 +303,8 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	switch {
 	case m.ForcedDown:
 		return false, "an operator has forced it down"
+	case m.Departed && m.serves.Announced:
+		return false, "it is starting or stopping"
 	case m.Departed:
 		return false, "it was stopped"
 	case m.age > downAfter:
@@ -254,10 +315,13 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	return true, ""
 }
 
-// MinVersion returns the least version of a kind's members that have not left and are not forced down, or 0 without
-// such members. Use only what this version can do. A member without heartbeats counts, because it may come back. (In
-// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.) Errors: those of
-// [db.Error].
+// Counts reports whether others must not use what the member cannot do: the member has not left, or is announced (see
+// [MemberPart.Announcement]), and is not forced down. A member without heartbeats counts, because it may come back. (In
+// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.)
+func (m Member) Counts() bool { return !m.ForcedDown && (!m.Departed || m.serves.Announced) }
+
+// MinVersion returns the least version of a kind's members that count, see [Member.Counts], or 0 without
+// such members. Use only what this version can do. Errors: those of [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {
@@ -265,7 +329,7 @@ func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	}
 	least := 0
 	for _, m := range list {
-		if !m.Departed && !m.ForcedDown && (least == 0 || m.Version < least) {
+		if m.Counts() && (least == 0 || m.Version < least) {
 			least = m.Version
 		}
 	}

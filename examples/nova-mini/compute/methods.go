@@ -3,6 +3,7 @@ package compute
 import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
 var (
@@ -88,8 +89,11 @@ type DestroyRequest struct {
 	Generation int64  `json:"generation,omitempty"`
 }
 
-// Conductor is the interface of the conductor.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v13}
+// Unreported are the versions that the processes of releases serve that do not report their versions to the database. See rpccaps.Config.
+var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
+
+// Conductor is the interface of the conductor. Since 1.4 it stores the versions of the interfaces of workers.
+var Conductor = &rpc.Interface{Name: "conductor", Version: v14}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
@@ -118,6 +122,8 @@ var (
 	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
 	// LeaveHost tells the conductor that the process stops. Its host is down at once, and another process may claim it.
 	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
+	// VersionCaps returns the versions that every server of an interface accepts. A process without a database asks for them.
+	VersionCaps = rpccaps.Define(Conductor)
 	// Orphans returns the orphans among the servers on a host: servers that the database does not place there. The worker
 	// destroys them.
 	Orphans = rpc.Define(rpc.Method[OrphansRequest, OrphansReply]{Interface: Conductor, Name: "strangers", Since: v1})
@@ -169,6 +175,8 @@ type Process struct {
 type ClaimHostRequest struct {
 	Host     string  `json:"host"`
 	Instance Process `json:"instance"`
+	// Interfaces are the versions of the interfaces that the worker serves, as in membership.Self.
+	Interfaces map[string][]string `json:"interfaces,omitempty"`
 }
 
 // LeaveHostRequest releases the host of a worker that stops.
@@ -195,6 +203,8 @@ type HostReport struct {
 	Instance string `json:"instance,omitempty"`
 	// Claim describes that process. If an operator has removed the host, the report claims the host again for this process.
 	Claim *Process `json:"claim,omitempty"`
+	// Interfaces are as in [ClaimHostRequest]: a conductor of an earlier release may have handled the claim.
+	Interfaces map[string][]string `json:"interfaces,omitempty"`
 }
 
 // OrphansRequest lists the servers that a host's driver has.

@@ -112,6 +112,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.EndAct, s.endAttempt)
 	rpc.Handle(srv, compute.EndDestroy, s.endDestroyAttempt)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
+	rpc.Handle(srv, compute.VersionCaps, s.cfg.Store.VersionCaps().Answer)
 	rpc.Handle(srv, compute.Orphans, s.Orphans)
 	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
 	rpc.Handle(srv, compute.LeaveHost, s.LeaveHost)
@@ -315,7 +316,7 @@ func staleOf(err error) error {
 
 // ClaimHost makes a process the owner of its host, see compute.ClaimHost. Steps that wait for the host continue at once.
 func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) (*rpc.None, error) {
-	if err := s.cfg.Store.ClaimHost(ctx, req.Host, req.Instance, s.cfg.DownAfter); err != nil {
+	if err := s.cfg.Store.ClaimHost(ctx, req, s.cfg.DownAfter); err != nil {
 		return nil, err
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)

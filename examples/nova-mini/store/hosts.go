@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -37,6 +39,11 @@ type Service struct {
 // Members returns the registry of the services. A service that sent no heartbeat for downAfter is down.
 func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
+}
+
+// VersionCaps returns what computes the version caps of RPC clients from the services.
+func (s *Store) VersionCaps() *rpccaps.Caps {
+	return rpccaps.New(rpccaps.Config{Members: s.members, Unreported: compute.Unreported})
 }
 
 // Number gives a service a number if the service has no number yet. In the result of Services, a member without a number
@@ -174,21 +181,23 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // Ratios are the allocation ratios of a host's resources: the capacity for claims is the host's amount times the ratio.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
-// ClaimHost makes process p the owner of a host: the only process that does the work of the host. Errors: Invalid if
-// the host's name is not valid or p has no id; membership.ErrHeld if another process owns the host and has sent a
+// ClaimHost makes a process the owner of a host: the only process that does the work of the host. Errors: Invalid if
+// the host's name is not valid or the process has no id; membership.ErrHeld if another process owns the host and has sent a
 // heartbeat within downAfter.
-func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, downAfter time.Duration) error {
-	if err := rpc.CheckHost(host); err != nil {
+func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, downAfter time.Duration) error {
+	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
 	}
-	if p.ID == "" {
-		return fault.New(fault.Invalid, "claim host %s: the process has no id", host)
+	if r.Instance.ID == "" {
+		return fault.New(fault.Invalid, "claim host %s: the process has no id", r.Host)
 	}
-	err := s.Members(downAfter).Join(ctx, membership.Self{Kind: ComputeBinary, Host: host, Version: 1, Instance: membership.Instance(p)})
+	err := s.Members(downAfter).Join(ctx, membership.Self{
+		Kind: ComputeBinary, Host: r.Host, Version: 1, Interfaces: r.Interfaces, Instance: membership.Instance(r.Instance),
+	})
 	if err != nil {
 		return err
 	}
-	return s.Number(ctx, ComputeBinary, host)
+	return s.Number(ctx, ComputeBinary, r.Host)
 }
 
 // LeaveHost ends the ownership of a host. It has no effect if the process does not own the host.
@@ -231,6 +240,8 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		if err = s.joinReporter(ctx, r); err == nil {
 			err = s.Number(ctx, ComputeBinary, r.Host)
 		}
+	} else if err == nil {
+		err = s.recordVersions(ctx, r)
 	}
 	if err != nil {
 		return err
@@ -241,13 +252,23 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	return err
 }
 
+// recordVersions records the versions of the interfaces that a compute service serves, if they are not known: a conductor of a release
+// without versions has handled its claim.
+func (s *Store) recordVersions(ctx context.Context, r *compute.HostReport) error {
+	m, err := s.members.Get(ctx, ComputeBinary, r.Host)
+	if err != nil || reflect.DeepEqual(m.Interfaces, r.Interfaces) {
+		return err
+	}
+	return s.joinReporter(ctx, r)
+}
+
 // joinReporter makes the process that sent a report the owner of the report's host.
 func (s *Store) joinReporter(ctx context.Context, r *compute.HostReport) error {
 	instance := membership.Instance{ID: r.Instance}
 	if r.Claim != nil && r.Claim.ID == r.Instance {
 		instance = membership.Instance(*r.Claim)
 	}
-	return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
+	return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Interfaces: r.Interfaces, Instance: instance})
 }
 
 // recordDriver records the driver of a host. A host that is new gets the next number.
@@ -278,18 +299,8 @@ type reports struct {
 type report struct {
 	compute.HostReport
 
-	claim      compute.Process
 	ratios     Ratios
 	generation int64
-}
-
-// newReport copies a report without pointers, so that two reports can be compared with ==.
-func newReport(r *compute.HostReport, ratios Ratios, generation int64) report {
-	out := report{HostReport: *r, ratios: ratios, generation: generation}
-	if out.Claim != nil {
-		out.claim, out.Claim = *out.Claim, nil
-	}
-	return out
 }
 
 // isKnown reports whether the database already has the content of a report. It reads the provider's generation,
@@ -298,7 +309,7 @@ func (k *reports) isKnown(ctx context.Context, providers *placement.SQL, r *comp
 	k.mu.Lock()
 	last, ok := k.last[r.Host]
 	k.mu.Unlock()
-	if !ok || last != newReport(r, ratios, last.generation) {
+	if !ok || !reflect.DeepEqual(last, report{*r, ratios, last.generation}) {
 		return false
 	}
 	generation, err := providers.Generation(ctx, r.Host)
@@ -311,7 +322,7 @@ func (k *reports) put(r *compute.HostReport, ratios Ratios, generation int64) {
 	if k.last == nil {
 		k.last = map[string]report{}
 	}
-	k.last[r.Host] = newReport(r, ratios, generation)
+	k.last[r.Host] = report{*r, ratios, generation}
 }
 
 // putHost validates a report, writes the resources of the host as the inventories of a provider, and returns the

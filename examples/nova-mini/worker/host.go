@@ -27,7 +27,7 @@ func (s *Service) Start(ctx context.Context) error {
 		return nil
 	}
 	p := s.cfg.Process()
-	_, err := askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p})
+	_, err := askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p, Interfaces: s.interfaces})
 	switch {
 	case err == nil:
 		s.instance = p.ID
@@ -38,7 +38,7 @@ func (s *Service) Start(ctx context.Context) error {
 	case errors.Is(err, fault.Invalid), ctx.Err() != nil:
 		return err
 	case errors.Is(err, rpc.ErrUnsupportedVersion), errors.Is(err, rpc.ErrNoSuchMethod), errors.Is(err, rpc.ErrVersionCap):
-		return fault.New(fault.Unavailable, "claim host %s: the conductor is of an earlier release that has no claims of hosts; upgrade the conductors first: %w", s.cfg.Host, err)
+		return fault.New(fault.Unavailable, "claim host %s: no conductor has answered yet, or the conductors are of an earlier release that has no claims of hosts; upgrade the conductors first: %w", s.cfg.Host, err)
 	default:
 		return fault.New(fault.Unavailable, "claim host %s from a conductor: %w", s.cfg.Host, err)
 	}

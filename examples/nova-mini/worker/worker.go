@@ -20,6 +20,7 @@ import (
 	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
 // Config configures a Service.
@@ -42,9 +43,10 @@ type Service struct {
 	cfg   Config
 	locks keylock.Locks // by server id, held during work on the server
 
-	instance   string             // id of this process; set by Start, before the first message
-	held       context.Context    //nolint:containedctx // canceled when another process owns the host
-	cancelHeld context.CancelFunc // called by loseHost
+	interfaces map[string][]string // what the RPC server with the handlers serves; set by Register
+	instance   string              // id of this process; set by Start, before the first message
+	held       context.Context     //nolint:containedctx // canceled when another process owns the host
+	cancelHeld context.CancelFunc  // called by loseHost
 	lost       chan error
 	once       sync.Once             // of loseHost
 	inspectErr atomic.Pointer[error] // result of the last inspectHost; nil: it succeeded
@@ -64,8 +66,9 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// Register adds the service's handlers to a server.
+// Register adds the service's handlers to a server. The conductors store the versions that the server serves, so call it before Start.
 func (s *Service) Register(srv *rpc.Server) {
+	s.interfaces = rpccaps.Of(srv)
 	rpc.Handle(srv, compute.Build, s.Build)
 	rpc.Handle(srv, compute.Destroy, s.Destroy)
 	rpc.Handle(srv, compute.Act, s.Act)
@@ -374,7 +377,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 		return nil, err
 	}
 	s.inspectErr.Store(nil)
-	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance}
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance, Interfaces: s.interfaces}
 	if s.cfg.Process != nil && s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p

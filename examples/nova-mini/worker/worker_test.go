@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -368,9 +370,12 @@ func TestReport(t *testing.T) {
 	if err := b.svc.Report(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := compute.HostReport{Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1}}
-	if got := get(t, b.seen); got != want {
-		t.Errorf("reported %+v, want %+v", got, want)
+	want := compute.HostReport{
+		Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1},
+		Interfaces: map[string][]string{compute.Worker.Name: {compute.Worker.Version.String()}},
+	} // what its RPC server serves
+	if diff := cmp.Diff(want, get(t, b.seen)); diff != "" {
+		t.Errorf("reported (-want +got):\n%s", diff)
 	}
 }
 

@@ -1,0 +1,66 @@
+package conductor_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/rpc"
+)
+
+// TestVersionsOfHosts: the claim of a compute service has its versions, and so has its report, because a conductor of an earlier
+// release may have handled the claim. A compute service of an earlier release reports none, and counts with the versions of that release.
+func TestVersionsOfHosts(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
+		ctx := b.Context()
+		newer := map[string][]string{"compute": {"1.9"}}
+		claim := func(host string, interfaces map[string][]string) {
+			b.Helper()
+			if _, err := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: host, Instance: compute.Process{ID: "i-" + host, Process: "process of " + host}, Interfaces: interfaces}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		is := func(what string, host string, want map[string][]string, most rpc.Version) {
+			b.Helper()
+			m, err := b.store.Members(time.Minute).Get(ctx, store.ComputeBinary, host)
+			if diff := cmp.Diff(want, m.Interfaces); err != nil || diff != "" || m.Instance.Process != "process of "+host {
+				b.Errorf("%s: %v, of %q (-want +got):\n%s", what, err, m.Instance.Process, diff)
+			}
+			waittest.Pass(b, 1100*time.Millisecond, "an answer of the conductor is repeated for a second")
+			caps, err := rpc.Call(ctx, b.cfg.Client, compute.VersionCaps, rpc.Any, &rpc.None{})
+			if err != nil || cmp.Diff([]rpc.Version{most}, (*caps)["compute"]) != "" {
+				b.Errorf("%s: the caps are %v, %v; want %s", what, caps, err, most)
+			}
+		}
+		if _, err := b.db.ExecContext(ctx, `UPDATE members SET forced_down = TRUE`); err != nil { // h1 and h2 of the test
+			b.Fatal(err)
+		}
+		claim("h8", newer)
+		is("a claim", "h8", newer, rpc.Version{Major: 1, Minor: 9})
+		claim("h9", nil)
+		is("a claim of an earlier release", "h9", nil, compute.Unreported["compute"][0])
+		claim("h9", newer)
+		is("after its upgrade", "h9", newer, rpc.Version{Major: 1, Minor: 9})
+		// A conductor of the release before handles the claim of the next process: it does not know the column.
+		if _, err := b.db.ExecContext(ctx, `UPDATE members SET joined_at = UTC_TIMESTAMP(6) WHERE host = 'h9'`); err != nil {
+			b.Fatal(err)
+		}
+		is("a claim by a conductor of the release before", "h9", nil, compute.Unreported["compute"][0])
+		report := &compute.HostReport{
+			Host: "h9", Driver: "d", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}, Instance: "i-h9",
+			Claim: &compute.Process{ID: "i-h9", Process: "process of h9"}, Interfaces: newer,
+		}
+		for range 2 {
+			if _, err := b.svc.ReportHost(ctx, report); err != nil {
+				b.Fatal(err)
+			}
+		}
+		is("a report to an upgraded conductor", "h9", newer, rpc.Version{Major: 1, Minor: 9})
+	})
+}

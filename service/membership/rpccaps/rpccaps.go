@@ -1,0 +1,245 @@
+// Package rpccaps takes the version caps of RPC clients from the members of a component: a client sends only what every server
+// understands that runs. Package membership does not know package rpc; this package knows both.
+//
+//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: volume.Interface, Host: host})
+//	member := members.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume", Host: host, Interfaces: rpccaps.Of(server)}})
+//	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: rpccaps.New(rpccaps.Config{Members: members}).Read})
+//	...
+//	app.Add("client", client)
+//	app.Add("versions", member.Announcement()) // before the server serves
+//	app.Add("volume rpc", server)
+//	app.Add("member", member)
+//
+// A process without a database asks one that has it, by a method that this one defines and serves:
+//
+//	var VersionCaps = rpccaps.Define(Conductor)                                     // in the package of the interface
+//	rpc.Handle(server, VersionCaps, caps.Answer)                                    // in the process with the database
+//	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: rpccaps.Ask(VersionCaps, nil)}) // in the process without
+//
+// The cap of an interface is what all members serve that count, see [membership.Member.Counts]: of each major version that all of them
+// have, the lowest minor one. So caps go up when the last old process has left, was removed or was forced down, and go down when an
+// old process announces itself. Clients learn both within ClientConfig.CapsEvery.
+package rpccaps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// Of returns the versions that servers of one process serve, for [membership.Self].
+func Of(servers ...*rpc.Server) map[string][]string {
+	out := map[string][]string{}
+	for _, s := range servers {
+		for name, list := range s.Versions() {
+			out[name] = nil
+			for _, v := range list {
+				out[name] = append(out[name], v.String())
+			}
+		}
+	}
+	return out
+}
+
+// Config configures a [Caps]. Members is required.
+type Config struct {
+	Members *membership.Registry
+	// Unreported are the versions that members without a report serve, and the caps of interfaces of which no member is known. They are
+	// those of the last release whose processes did not report their versions, and are removed when processes of that release
+	// need not be supported any more. An interface that is missing here counts with its lowest version: the oldest major version
+	// that a member reports, with the minor version 0. A component that reports versions since its first release leaves Unreported nil.
+	Unreported rpc.Versions
+}
+
+// Caps computes version caps from the members. It is safe for concurrent use.
+type Caps struct {
+	cfg    Config
+	flight singleflight.Group
+	last   atomic.Pointer[answer]
+}
+
+// answer is a result of Read.
+type answer struct {
+	versions rpc.Versions
+	at       time.Time // when the reading began
+}
+
+// New returns a Caps. It does not read the database.
+func New(cfg Config) *Caps { return &Caps{cfg: cfg} }
+
+// Read reads the members and returns the caps. It is for rpc.ClientConfig.AutoCaps. Errors: those of [membership.Registry.List].
+func (c *Caps) Read(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
+	list, err := c.cfg.Members.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return common(list, c.cfg.Unreported), nil
+}
+
+// answerAge is how long an answer is repeated, so that many processes that ask at the same time cost one read.
+const answerAge = time.Second
+
+// readTimeout bounds the read for an answer.
+const readTimeout = 10 * time.Second
+
+// Answer is the handler of a method of [Define]. Its answers are at most one second old. Errors: as Read.
+func (c *Caps) Answer(ctx context.Context, _ *rpc.None) (*rpc.Versions, error) {
+	if a := c.last.Load(); a != nil && time.Since(a.at) < answerAge {
+		return &a.versions, nil
+	}
+	done := c.flight.DoChan("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
+		defer cancel()
+		began := time.Now()
+		got, err := c.Read(ctx, nil)
+		if err == nil {
+			c.last.Store(&answer{got, began})
+		}
+		return got, err
+	})
+	select {
+	case r := <-done:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		got, _ := r.Val.(rpc.Versions)
+		return &got, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Define adds the method version_caps to an interface, and returns it. The method returns the caps and changes nothing. It needs only
+// version MAJOR.0, so that a client may call it before it knows its caps. Errors: Unavailable, while the database cannot be reached.
+func Define(i *rpc.Interface) rpc.Method[rpc.None, rpc.Versions] {
+	return rpc.Define(rpc.Method[rpc.None, rpc.Versions]{Interface: i, Name: "version_caps", Since: rpc.Version{Major: i.Version.Major}})
+}
+
+// Ask returns an rpc.ClientConfig.AutoCaps that calls a method of [Define]. If the server is of a release that does not know the method, the
+// caps are unreported, see Config.Unreported. Errors: as [rpc.Call].
+func Ask(method rpc.Method[rpc.None, rpc.Versions], unreported rpc.Versions) func(context.Context, *rpc.Client) (rpc.Versions, error) {
+	return func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
+		got, err := rpc.Call(ctx, c, method, rpc.Any, &rpc.None{})
+		switch {
+		case errors.Is(err, rpc.ErrNoSuchMethod):
+			return maps.Clone(unreported), nil
+		case err != nil:
+			return nil, fmt.Errorf("ask for the version caps: %w", err)
+		}
+		return *got, nil
+	}
+}
+
+// common returns what all members serve that count.
+func common(list []membership.Member, unreported rpc.Versions) rpc.Versions {
+	services := make([]service, len(list))
+	for i := range list {
+		services[i] = service{&list[i], parse(list[i].Interfaces)}
+	}
+	out := rpc.Versions{}
+	lowest := lowestOfKinds(services)
+	for _, s := range services {
+		if !s.Counts() {
+			continue
+		}
+		for name, assumed := range lowest[s.Kind] {
+			if given, ok := unreported[name]; ok {
+				assumed = given
+			}
+			if versions := s.versions(name, assumed); versions != nil {
+				out[name] = intersect(out, name, versions)
+			}
+		}
+	}
+	for name, versions := range unreported {
+		if _, known := out[name]; !known {
+			out[name] = versions
+		}
+	}
+	return out
+}
+
+// service is a member and what can be read of its report.
+type service struct {
+	*membership.Member
+
+	report rpc.Versions
+}
+
+// versions returns what the service serves of an interface of its kind: assumed, if its report does not say so, or nil if it
+// does not serve the interface, so that it gets no messages of it.
+func (s service) versions(name string, assumed []rpc.Version) []rpc.Version {
+	if _, offered := s.Interfaces[name]; s.Interfaces != nil && !offered {
+		return nil
+	}
+	if versions := s.report[name]; versions != nil {
+		return versions
+	}
+	return assumed
+}
+
+// lowestOfKinds returns, for each kind of service, the interfaces that a member of it reports, with the lowest version of each: the oldest
+// major version that is reported, with the minor version 0.
+func lowestOfKinds(services []service) map[string]rpc.Versions {
+	out := map[string]rpc.Versions{}
+	for _, s := range services {
+		kind := out[s.Kind]
+		if kind == nil {
+			kind = rpc.Versions{}
+			out[s.Kind] = kind
+		}
+		for name, versions := range s.report {
+			major := versions[0].Major
+			if was := kind[name]; was != nil {
+				major = min(major, was[0].Major)
+			}
+			kind[name] = []rpc.Version{{Major: major}}
+		}
+	}
+	return out
+}
+
+// parse reads the report of a member. Versions in an unknown form are left out, and so are interfaces without another one.
+func parse(report map[string][]string) rpc.Versions {
+	out := rpc.Versions{}
+	for name, texts := range report {
+		var versions []rpc.Version
+		for _, text := range texts {
+			var v rpc.Version
+			if v.UnmarshalText([]byte(text)) == nil {
+				versions = append(versions, v)
+			}
+		}
+		slices.SortFunc(versions, func(a, b rpc.Version) int { return a.Major - b.Major })
+		if len(versions) > 0 {
+			out[name] = versions
+		}
+	}
+	return out
+}
+
+// intersect returns the versions of the interface that both all and serves accept. If all does not name the interface, they are serves.
+func intersect(all rpc.Versions, name string, serves []rpc.Version) []rpc.Version {
+	was, named := all[name]
+	if !named {
+		return serves
+	}
+	out := []rpc.Version{} // empty: no version is common
+	for _, a := range was {
+		for _, b := range serves {
+			if a.Major == b.Major {
+				out = append(out, rpc.Version{Major: a.Major, Minor: min(a.Minor, b.Minor)})
+			}
+		}
+	}
+	return out
+}

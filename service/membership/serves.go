@@ -1,0 +1,112 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service"
+)
+
+// serves is what the process of a member serves. Its JSON is the column of that name. Readers ignore unknown fields.
+type serves struct {
+	// Interfaces is Self.Interfaces.
+	Interfaces map[string][]string `json:"interfaces"`
+	// JoinedAt is the start of the member that this is about. If the member has another one, a process of a release without this
+	// column has joined since.
+	JoinedAt time.Time `json:"joined_at"`
+	// Announced: the process serves, or is about to. Joined: it has joined, and not only announced itself.
+	Announced bool `json:"announced,omitempty"`
+	Joined    bool `json:"joined,omitempty"`
+	// Process is unique to the start of a MemberPart.
+	Process string `json:"process,omitempty"`
+}
+
+// maxServes is the maximum size of serves as JSON, in bytes.
+const maxServes = 4000
+
+// text returns the form in the database. A service that reports no versions has the empty one, unless it is announced.
+func (s serves) text() (string, error) {
+	if s.Interfaces == nil && s.Process == "" {
+		return "", nil
+	}
+	raw, err := json.Marshal(s)
+	if err == nil && len(raw) > maxServes {
+		err = fault.New(fault.Invalid, "the versions of a member's interfaces are %d bytes of JSON, more than %d", len(raw), maxServes)
+	}
+	return string(raw), err
+}
+
+// parseServes reads a text of serves.text. A text that cannot be read, or that is about an earlier start, says nothing.
+func parseServes(text string, joinedAt time.Time) (s serves) {
+	if text == "" || json.Unmarshal([]byte(text), &s) != nil || !s.JoinedAt.Equal(joinedAt) {
+		return serves{}
+	}
+	return s
+}
+
+// Announce records the versions of a service before it serves, so that others send nothing that it does not know. From then on the member
+// counts for them, see [Member.Counts], although it is not up before [Registry.Join]. Errors: those of Registry.Join.
+// [MemberPart.Announcement] calls it.
+func (r *Registry) Announce(ctx context.Context, s Self) error {
+	return r.announce(ctx, s, uuid.NewString())
+}
+
+func (r *Registry) announce(ctx context.Context, s Self, process string) error {
+	return r.enter(ctx, s, func(ctx context.Context, tx *sqlx.Tx, e entry) error {
+		if e.is == nil {
+			return r.insert(ctx, tx, s, e, serves{Interfaces: s.Interfaces, JoinedAt: e.now, Announced: true, Process: process}, true)
+		}
+		text, err := serves{Interfaces: s.Interfaces, JoinedAt: e.is.JoinedAt, Announced: true, Process: process}.text()
+		if err != nil {
+			return err
+		}
+		_, err = db.Exec(ctx, tx, `UPDATE members SET version = ?, serves = ? WHERE kind = ? AND host = ?`, s.Version, text, s.Kind, s.Host)
+		return err
+	})
+}
+
+// withdraw ends an announcement, if it is still that of the process.
+func (r *Registry) withdraw(ctx context.Context, kind, host, process string) error {
+	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
+		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
+		if err != nil || len(list) == 0 || list[0].serves.Process != process {
+			return err
+		}
+		s := list[0].serves
+		s.Announced = false
+		text, err := s.text()
+		if err == nil {
+			_, err = db.Exec(ctx, tx, `UPDATE members SET serves = ? WHERE kind = ? AND host = ?`, text, kind, host)
+		}
+		return err
+	})
+}
+
+// Announcement returns a part that records the versions of the service before it serves, and withdraws them after it has served. Add it
+// before the parts that serve, and the MemberPart itself after them:
+//
+//	app.Add("versions", member.Announcement())
+//	app.Add("rpc", server)
+//	app.Add("member", member)
+//
+// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions
+// count. Errors of its Start: those of [Registry.Join].
+func (p *MemberPart) Announcement() service.Part { return announcement{p} }
+
+type announcement struct{ p *MemberPart }
+
+func (a announcement) Start(ctx context.Context) error {
+	err := a.p.r.announce(ctx, a.p.cfg.Self, a.p.process)
+	a.p.announced = err == nil
+	return err
+}
+
+func (a announcement) Stop(ctx context.Context) error {
+	return a.p.r.withdraw(ctx, a.p.cfg.Kind, a.p.cfg.Host, a.p.process)
+}
