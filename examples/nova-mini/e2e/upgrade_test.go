@@ -2,12 +2,14 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -35,7 +37,10 @@ var upgradeServices = map[string]string{
 }
 
 // upgradeRelease is a program and its configuration.
-type upgradeRelease struct{ name, program, conf string }
+type upgradeRelease struct {
+	name, program, conf string
+	lines               string // of the section DEFAULT that only this release knows
+}
 
 // upgrade is a cloud whose processes are replaced while clients use it.
 type upgrade struct {
@@ -44,6 +49,7 @@ type upgrade struct {
 	rng      *rand.Rand // used only by the goroutine of the test
 	balancer *balancer
 	urls     map[string]string // of the APIs, by process
+	logs     []*safeBuffer     // of all processes that have run
 
 	mu       sync.Mutex
 	kept     map[string]bool // ids of servers that must exist
@@ -90,7 +96,19 @@ func (u *upgrade) launch(host string, r *upgradeRelease) {
 	u.program, u.conf = r.program, r.conf
 	p := u.startWith(upgradeServices[host], host, "OS_DEFAULT__ADMIN_LISTEN="+admin)
 	p.admin = admin
+	u.logs = append(u.logs, p.log)
 }
+
+// logged returns how many lines of all processes have a text.
+func (u *upgrade) logged(text string) (n int) {
+	for _, l := range u.logs {
+		n += strings.Count(l.String(), text)
+	}
+	return n
+}
+
+// The lines of a next release when one of its methods was sent to a process that does not have it, and when a process has handled one.
+const sentTooEarly, servedNext = "next: sent too early", "next: served"
 
 // awaitReady waits until a process is ready. If the process is an API, awaitReady also waits until the balancer sends requests to it.
 func (u *upgrade) awaitReady(host string) {
@@ -328,8 +346,8 @@ func (u *upgrade) judge(what string, killed bool) {
 		made += byName[name]
 	}
 	skipped, fields, checked := u.judgeOperations()
-	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d and fields lost %d of %d operations; of %d creations without an answer %d made a server\n",
-		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, skipped, fields, checked, len(u.lost), made)
+	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d and fields lost %d of %d operations; methods of the next release: %d served, %d sent to a process that did not have them; of %d creations without an answer %d made a server\n",
+		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, skipped, fields, checked, u.logged(servedNext), u.logged(sentTooEarly), len(u.lost), made)
 	if len(u.failures) > 0 && !killed {
 		u.Errorf("%d requests failed, want 0:\n%s", len(u.failures), strings.Join(u.failures[:min(len(u.failures), 20)], "\n"))
 	}
@@ -408,7 +426,7 @@ func (u *upgrade) finish(next *upgradeRelease) {
 func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []string, kill, back bool) {
 	t.Helper()
 	u := newUpgrade(t, seed, from)
-	to.conf = u.confOf(to.name, "")
+	to.conf = u.confOf(to.name, to.lines)
 	ctx := t.Context()
 	stop := make(chan struct{})
 	var using sync.WaitGroup
@@ -426,6 +444,15 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	waittest.Spend(time.Second)
 	if back {
 		u.checkColumns()
+		u.poll("the methods of the next release to be used", 30*time.Second, func() error {
+			if u.logged(servedNext) == 0 {
+				return errors.New("they are not")
+			}
+			return nil
+		})
+		if n := u.logged(sentTooEarly); n > 0 {
+			u.Errorf("%d methods of the next release were sent before all servers had them, want 0", n)
+		}
 		for _, host := range slices.Backward(order) {
 			u.replace(host, to, from, kill)
 		}
@@ -456,7 +483,11 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine a
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	this := &upgradeRelease{name: "this", program: releasetest.This(t, novaMini)}
-	next := &upgradeRelease{name: "next", program: releasetest.Next(t, novaMini)}
+	rules := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(rules, []byte("next_rule: role:admin\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := &upgradeRelease{name: "next", lines: "next_option = x\n[oslo_policy]\npolicy_file = " + rules + "\n[DEFAULT]\n", program: releasetest.Next(t, novaMini)}
 	run := func(name string, f func(t *testing.T)) { t.Run(name, f) }
 	if all {
 		last := &upgradeRelease{name: "last", program: releasetest.Last(t, novaMini)}
