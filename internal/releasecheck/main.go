@@ -43,6 +43,10 @@ func check() (broken []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := run("", "git", "rev-parse", "--git-dir"); err != nil {
+		_, _ = fmt.Fprintln(os.Stdout, "release-check: the tree has no history, nothing to compare with:", err)
+		return nil, nil
+	}
 	commit, _, _ := strings.Cut(string(raw), "\n")
 	old, err := os.MkdirTemp("", "armature-release-")
 	if err != nil {

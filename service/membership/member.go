@@ -145,6 +145,9 @@ func (p *MemberPart) Check(context.Context) error {
 	if errors.Is(p.err, ErrHeld) {
 		return p.err
 	}
+	if p.seen.IsZero() {
+		return fault.New(fault.Unavailable, "the member has not joined yet")
+	}
 	if silent := time.Since(p.seen); silent > p.r.cfg.DownAfter {
 		return fault.New(fault.Unavailable, "no heartbeat was written for %v: %w", silent.Round(time.Second), p.err)
 	}

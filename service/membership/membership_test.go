@@ -207,6 +207,9 @@ func TestMember(t *testing.T) {
 		r := membership.New(membership.Config{DB: d, DownAfter: 300 * time.Millisecond})
 		out := new(logBuffer)
 		p := r.Member(membership.MemberConfig{Self: self("h1", 1), Every: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(out, nil))})
+		if err := p.Check(ctx); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "has not joined yet") {
+			t.Errorf("before Start: %v", err)
+		}
 		if err := p.Start(ctx); err != nil {
 			t.Fatal(err)
 		}

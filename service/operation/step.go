@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Op is an operation as its steps see it. A step must not change its fields.
@@ -105,10 +106,7 @@ type Retry struct {
 func (p Retry) delay(attempts int) time.Duration {
 	first := cmp.Or(p.MinDelay, 100*time.Millisecond)
 	longest := cmp.Or(p.MaxDelay, max(3*time.Second, first))
-	d := min(first<<min(attempts, 16), longest)
-	if d <= 0 { // the shift has overflown
-		d = longest
-	}
+	d := backoff.Exponential(attempts+1, first, longest)
 	return d - rand.N(d/4+1)
 }
 

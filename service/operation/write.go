@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // endError is an error of the function of OnEnd.
@@ -54,11 +55,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 			x.log.ErrorContext(ctx, "operation not written, left to the end of its lease", "error", err)
 			return false, nil
 		}
-		t := time.NewTimer(Retry{}.delay(min(attempt, 3)))
-		select {
-		case <-t.C:
-		case <-wctx.Done():
-			t.Stop()
+		if !backoff.Sleep(wctx, Retry{}.delay(min(attempt, 3))) {
 			return false, nil
 		}
 	}
