@@ -511,6 +511,10 @@ func TestKilledRelease(t *testing.T) {
 		this, _ := release(t, d, 0, "a")
 		this.start()
 		waittest.Until(t, "the mark of an operation that no running process knows", func() bool { return this.runner.Stats().Unknown == 1 })
+		waiting, err := this.ops.List(t.Context(), operation.Filter{Open: true})
+		if err != nil || len(waiting) != 1 || waiting[0].Owner != "" || waiting[0].NoRunnerSince == nil {
+			t.Errorf("%+v, %v; want an operation that waits, and not the killed process as its owner", waiting, err)
+		}
 		if o, err := this.ops.Show(t.Context(), id); err != nil || o.State != operation.Running || o.StepName != "new" || events(o) != "a:done" {
 			t.Fatalf("the operation is %+v, %v", o, err)
 		}

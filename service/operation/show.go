@@ -87,6 +87,9 @@ func (r *row) view() Operation {
 	if r.DueAt != nil {
 		out.NotCompensated, out.NoRunnerSince = r.State.Ended(), r.UnknownAt
 	}
+	if out.NoRunnerSince != nil { // the row still has the last owner, whose lease has expired
+		out.Owner = ""
+	}
 	return out
 }
 
