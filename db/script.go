@@ -100,7 +100,7 @@ const declaration = "-- +db "
 // parseScript reads a file.
 func parseScript(name, text string) (f script, err error) {
 	text = strings.ReplaceAll(strings.ReplaceAll(strings.TrimPrefix(text, "\ufeff"), "\r\n", "\n"), "\r", "\n")
-	f.name, f.sum = name, checksum(text)
+	f.name, f.sum = name, sha256Hex(text)
 	if !strings.HasSuffix(name, ".sql") {
 		return f, fault.New(fault.Invalid, "the name does not end in .sql")
 	}
@@ -172,15 +172,15 @@ func firstWord(statement string) string {
 	return strings.ToUpper(strings.TrimSuffix(word, ";"))
 }
 
-// checksum returns the SHA-256 of a text.
-func checksum(text string) string {
+// sha256Hex returns the SHA-256 of a text.
+func sha256Hex(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
 }
 
 // sumOf returns the checksum of the first n statements, or of all if there are fewer.
 func (f *script) sumOf(n int) string {
-	return checksum(strings.Join(f.statements[:min(n, len(f.statements))], "\x00"))
+	return sha256Hex(strings.Join(f.statements[:min(n, len(f.statements))], "\x00"))
 }
 
 // readDeclaration reads the declaration s of a line.

@@ -171,27 +171,34 @@ func checkOpenAPI(old string) (broken []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		var docs [2]libopenapi.Document
-		for i, path := range []string{file, name} {
-			raw, err := os.ReadFile(path)
-			if err != nil {
-				return nil, err
-			}
-			if docs[i], err = libopenapi.NewDocument(raw); err != nil {
-				return nil, fmt.Errorf("%s: %w", path, err)
-			}
-		}
-		changes, err := libopenapi.CompareDocuments(docs[0], docs[1])
+		more, err := compareOpenAPI(file, name)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if changes == nil {
-			continue
+		broken = append(broken, more...)
+	}
+	return broken, nil
+}
+
+// compareOpenAPI returns the breaking changes between two files.
+func compareOpenAPI(was, now string) (broken []string, err error) {
+	var docs [2]libopenapi.Document
+	for i, path := range []string{was, now} {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
 		}
-		for _, c := range changes.GetAllChanges() {
-			if c.Breaking {
-				broken = append(broken, fmt.Sprintf("- %s: %s: %q became %q", name, c.Property, c.Original, c.New))
-			}
+		if docs[i], err = libopenapi.NewDocument(raw); err != nil {
+			return nil, err
+		}
+	}
+	changes, err := libopenapi.CompareDocuments(docs[0], docs[1])
+	if err != nil || changes == nil {
+		return nil, err
+	}
+	for _, c := range changes.GetAllChanges() {
+		if c.Breaking {
+			broken = append(broken, fmt.Sprintf("- %s: %s: %q became %q", now, c.Property, c.Original, c.New))
 		}
 	}
 	return broken, nil
