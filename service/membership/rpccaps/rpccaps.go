@@ -221,7 +221,9 @@ func parse(report map[string][]string) rpc.Versions {
 				versions = append(versions, v)
 			}
 		}
-		slices.SortFunc(versions, func(a, b rpc.Version) int { return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(b.Minor, a.Minor)) })
+		slices.SortFunc(versions, func(a, b rpc.Version) int {
+			return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(b.Minor, a.Minor))
+		})
 		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // otherwise intersect multiplies them
 		if len(versions) > 0 {
 			out[name] = versions
