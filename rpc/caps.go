@@ -39,6 +39,7 @@ type caps struct {
 	settled chan struct{} // closed when the caps are known, or CapsWait has passed
 	gaveUp  bool          // CapsWait has passed, and the caps are not known
 	err     error         // of the last call of AutoCaps; nil before the first
+	ended   time.Time     // when that call ended
 }
 
 // knownCaps are an answer of AutoCaps, which does not change.
@@ -111,7 +112,7 @@ func (c *Client) allowedSlowly(ctx context.Context, i *Interface, info Info) err
 		case k.allow(i, info.Version):
 		case k == nil:
 			c.askCaps() // a later message may find them known
-		case time.Since(k.at) > freshCaps:
+		case time.Since(k.at) > freshCaps && !c.caps.failedJustNow():
 			_ = c.refreshShared(ctx) // if it fails, the last caps stay
 		}
 	}
@@ -147,6 +148,13 @@ func (c *Client) awaitCaps(ctx context.Context, info Info) error {
 	case <-c.life.Done():
 		return fmt.Errorf("%s: %w", info, ErrClosed)
 	}
+}
+
+// failedJustNow reports whether AutoCaps has failed within capsRetry, so that many messages do not mean many calls.
+func (k *caps) failedJustNow() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.err != nil && time.Since(k.ended) < capsRetry
 }
 
 func (c *Client) capsError() error {
@@ -197,7 +205,7 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 	k := c.caps
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.err = err; err != nil {
+	if k.err, k.ended = err, time.Now(); err != nil {
 		return fmt.Errorf("read the version caps: %w", err)
 	}
 	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has ended earlier
@@ -216,7 +224,11 @@ func (c *Client) refreshShared(ctx context.Context) error {
 	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
 		ctx, cancel := context.WithTimeout(c.life, capsTimeout)
 		defer cancel()
-		return nil, c.RefreshCaps(ctx)
+		ended := make(chan error, 1)
+		if !c.spawn(func() { ended <- c.RefreshCaps(ctx) }) { // Close waits for it
+			return nil, ErrClosed
+		}
+		return nil, <-ended
 	})
 	select {
 	case r := <-done:
@@ -288,8 +300,11 @@ func (c *Client) noteRefusal(err error) {
 	c.askCaps()
 }
 
-// askCaps makes keepCaps read the caps now. It does not block.
+// askCaps makes keepCaps read the caps now, unless that has failed just now. It does not block.
 func (c *Client) askCaps() {
+	if c.caps.failedJustNow() {
+		return
+	}
 	select {
 	case c.caps.asked <- struct{}{}:
 	default:

@@ -148,6 +148,63 @@ func TestCapsUnknown(t *testing.T) {
 	})
 }
 
+// TestCapsFailing: while AutoCaps fails at once, messages that need more than the lowest version do not each cause a call of it,
+// whether the caps were never known or are old.
+func TestCapsFailing(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var asked atomic.Int64
+			works := known
+			c := rpc.NewClient(rpctest.NewBus(t), rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(context.Context, *rpc.Client) (rpc.Versions, error) {
+				if asked.Add(1); works {
+					works = false
+					return rpc.Versions{"backup": {lowest.Since}}, nil
+				}
+				return nil, errNoTable
+			}})
+			defer c.Close()
+			_ = callStart(t.Context(), c)
+			sleep(time.Minute)
+			asked.Store(0)
+			for range 1000 {
+				if err := callStart(t.Context(), c); !errors.Is(err, rpc.ErrVersionCap) {
+					t.Fatal(err)
+				}
+				sleep(time.Millisecond)
+			}
+			if n := asked.Load(); n < 2 || n > 15 {
+				t.Errorf("caps known %v: %d calls of AutoCaps in one second, want about 10", known, n)
+			}
+		})
+	}
+}
+
+// TestCapsClosed: Close ends a call of AutoCaps and waits for it.
+func TestCapsClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Bool
+		c := rpc.NewClient(rpctest.NewBus(t), rpc.ClientConfig{AutoCaps: func(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
+			runs.Store(true)
+			defer runs.Store(false)
+			<-ctx.Done()
+			sleep(time.Second)
+			return nil, ctx.Err()
+		}})
+		failed := make(chan error, 1)
+		go func() { failed <- callStart(t.Context(), c) }()
+		synctest.Wait()
+		_ = c.Close()
+		if runs.Load() {
+			t.Error("AutoCaps runs after Close")
+		}
+		if err := <-failed; !errors.Is(err, rpc.ErrClosed) {
+			t.Errorf("a message that waits for the caps: %v, want ErrClosed", err)
+		}
+	})
+}
+
 // TestCapsChange: the caps are read every 10 s, without a message, too. They go down when an older server appears. A message that
 // they refuse makes them be read again first, so that they go up at once. While AutoCaps fails, the last caps stay.
 func TestCapsChange(t *testing.T) {

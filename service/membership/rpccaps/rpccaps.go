@@ -22,6 +22,7 @@
 package rpccaps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -208,7 +209,8 @@ func lowestOfKinds(services []service) map[string]rpc.Versions {
 	return out
 }
 
-// parse reads the report of a member. Versions in an unknown form are left out, and so are interfaces without another one.
+// parse reads the report of a member: of each major version the newest one. Versions in an unknown form are left out, and so are
+// interfaces without another one.
 func parse(report map[string][]string) rpc.Versions {
 	out := rpc.Versions{}
 	for name, texts := range report {
@@ -219,7 +221,10 @@ func parse(report map[string][]string) rpc.Versions {
 				versions = append(versions, v)
 			}
 		}
-		slices.SortFunc(versions, func(a, b rpc.Version) int { return a.Major - b.Major })
+		slices.SortFunc(versions, func(a, b rpc.Version) int {
+			return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(b.Minor, a.Minor))
+		})
+		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // otherwise intersect multiplies them
 		if len(versions) > 0 {
 			out[name] = versions
 		}

@@ -148,6 +148,11 @@ func TestCommon(t *testing.T) {
 			members: []member{{"w", "h1", volume("1.4", "2-beta"), nil}, {"w", "h2", volume("one"), nil}},
 			want:    rpc.Versions{"volume": v("1.0")},
 		},
+		{
+			name:    "several minor versions of a major one",
+			members: []member{{"w", "h1", volume("1.2", "2.1", "1.4", "1.3"), nil}, {"w", "h2", volume("1.5", "1.5", "2.0"), nil}},
+			want:    rpc.Versions{"volume": v("1.4", "2.0")},
+		},
 	}
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		r := membership.New(membership.Config{DB: d})
