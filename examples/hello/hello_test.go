@@ -268,6 +268,12 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 // startProgram is start for a program.
 func startProgram(t *testing.T, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
+	return startLogged(t, os.Stderr, program, host, database, bus, exchange)
+}
+
+// startLogged is startProgram with a place for the log of the process.
+func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
 	if err != nil {
 		t.Fatal(err)
