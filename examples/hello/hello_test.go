@@ -268,6 +268,12 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 // startProgram is start for a program.
 func startProgram(t *testing.T, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
+	return startLogged(t, nil, program, host, database, bus, exchange)
+}
+
+// startLogged is startProgram with a place for the log of the process.
+func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
 	if err != nil {
 		t.Fatal(err)
@@ -276,6 +282,7 @@ func startProgram(t *testing.T, program, host, database, bus, exchange string) (
 	_ = l.Close()
 	cmd := exec.CommandContext(context.Background(), program)
 	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1", "OS_DEFAULT__HOST="+host, "OS_DEFAULT__LISTEN="+addr, "OS_DEFAULT__CONNECTION="+database, "OS_DEFAULT__TRANSPORT_URL="+bus, "OS_DEFAULT__CONTROL_EXCHANGE="+exchange)
+	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,26 @@ type replaceable struct {
 	host, addr string
 	in         sync.RWMutex
 	cmd        *exec.Cmd
+	log        logBuffer // of all programs that have run
+}
+
+// logBuffer keeps the output of processes. It is safe for concurrent use.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// count returns how often the output has a text.
+func (b *logBuffer) count(text string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.buf.String(), text)
 }
 
 func testUpgrade(t *testing.T, this, next string, kill bool) {
@@ -54,7 +75,7 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 	for i := range processes {
 		host := fmt.Sprintf("h%d", i+1)
 		p := &replaceable{host: host}
-		p.cmd, p.addr = startProgram(t, this, host, database, bus, exchange)
+		p.cmd, p.addr = startLogged(t, &p.log, this, host, database, bus, exchange)
 		processes[i] = p
 	}
 	stop := make(chan struct{})
@@ -97,20 +118,32 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		if err := p.cmd.Wait(); err != nil && !kill {
 			t.Errorf("%s ended with %v", p.host, err)
 		}
-		p.cmd, p.addr = startProgram(t, program, p.host, database, bus, exchange)
+		p.cmd, p.addr = startLogged(t, &p.log, program, p.host, database, bus, exchange)
 	}
 	waittest.Spend(500 * time.Millisecond)
+	count := func(text string) (n int) {
+		for _, p := range processes {
+			n += p.log.count(text)
+		}
+		return n
+	}
 	for _, program := range []string{next, this} {
 		for _, p := range processes {
 			replace(p, program)
 			waittest.Spend(500 * time.Millisecond)
 		}
+		waittest.Until(t, "the method of the next release to be used", func() bool { return count("next: served") > 0 })
 	}
 	close(stop)
 	clients.Wait()
 	last := processes[0]
 	replace(last, next) // for operations that only the next release knows
 	judgeUpgrade(t, database, last.addr, places)
+	early, served := count("next: sent too early"), count("next: served")
+	t.Logf("methods of the next release: %d served, %d sent to a process that did not have them", served, early)
+	if early > 0 {
+		t.Errorf("%d methods of the next release were sent to a process that did not have them, want 0", early)
+	}
 }
 
 // judgeUpgrade waits until each greeting is made, and checks the operations.

@@ -22,6 +22,10 @@ type MemberConfig struct {
 	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
 	// start while an older member exists. Default 0: any version.
 	MinVersion int
+	// LowerWait is the longest time that the Announcement of a process waits that is older than one that has run: the time until every RPC
+	// client has read its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
+	// together with CapsEvery.
+	LowerWait time.Duration
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
 }

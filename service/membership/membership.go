@@ -68,7 +68,7 @@ type Self struct {
 	// [Registry.MinVersion].
 	Version int
 	// Interfaces are the versions of the RPC interfaces that the service serves, by the interface's name, such as {"volume": {"1.4", "2.0"}}. Take
-	// them from the RPC servers themselves, by rpccaps.Of. At most 4,000 bytes as JSON. Nil: the service reports no versions, so
+	// them from the RPC servers themselves, by rpccaps.Of. At most 1,200 bytes as JSON. Nil: the service reports no versions, so
 	// others must assume the lowest. All processes of one member must serve the same.
 	Interfaces map[string][]string
 	// Data is any other text, such as JSON, of at most 64 KiB.
@@ -127,7 +127,7 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 // join is Join, by a MemberPart if process is not empty.
 func (r *Registry) join(ctx context.Context, s Self, process string, announced bool) error {
 	return r.enter(ctx, s, func(ctx context.Context, tx *sqlx.Tx, e entry) error {
-		now := serves{Interfaces: s.Interfaces, JoinedAt: e.now, Joined: true, Announced: announced, Process: process}
+		now := serves{Interfaces: s.Interfaces, JoinedAt: e.now, Joined: true, Announced: announced, Process: process}.after(e.is, r.cfg.DownAfter, e.now)
 		if e.is == nil {
 			return r.insert(ctx, tx, s, e, now, false)
 		}
@@ -209,8 +209,17 @@ func (r *Registry) leave(ctx context.Context, kind, host, instance, process stri
 		if now := list[0].serves; process != "" && now.Process != process && now.Joined {
 			return nil
 		}
-		_, err = db.Exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
-		return err
+		report := list[0].serves
+		if process == "" {
+			report.Announced = false // the whole member leaves
+		}
+		if !report.Announced {
+			report.Ended = list[0].SeenAt.Add(list[0].age)
+		}
+		if _, err = db.Exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host); err != nil || report.JoinedAt.IsZero() {
+			return err
+		}
+		return r.writeServes(ctx, tx, kind, host, report)
 	})
 }
 

@@ -25,19 +25,34 @@ type serves struct {
 	Joined    bool `json:"joined,omitempty"`
 	// Process is unique to the start of a MemberPart.
 	Process string `json:"process,omitempty"`
+	// Since is the time since which the member has counted with at most these versions, and Ended when it has ceased to count.
+	Since time.Time `json:"since,omitzero"`
+	Ended time.Time `json:"ended,omitzero"`
+	// Before are versions that were replaced by lower ones, the last ones first.
+	Before []replaced `json:"before,omitempty"`
 }
 
 // maxServes is the maximum size of serves as JSON, in bytes.
 const maxServes = 4000
+
+// maxInterfaces is the maximum size of Self.Interfaces as JSON, in bytes. A row also has those of earlier processes.
+const maxInterfaces = 1200
 
 // text returns the form in the database. A service that reports no versions has the empty one, unless it is announced.
 func (s serves) text() (string, error) {
 	if s.Interfaces == nil && s.Process == "" {
 		return "", nil
 	}
-	raw, err := json.Marshal(s)
-	if err == nil && len(raw) > maxServes {
-		err = fault.New(fault.Invalid, "the versions of a member's interfaces are %d bytes of JSON, more than %d", len(raw), maxServes)
+	raw, err := json.Marshal(s.Interfaces)
+	if err == nil && len(raw) > maxInterfaces {
+		err = fault.New(fault.Invalid, "the versions of a member's interfaces are %d bytes of JSON, more than %d", len(raw), maxInterfaces)
+	}
+	if err != nil {
+		return "", err
+	}
+	if raw, err = json.Marshal(s); err == nil && len(raw) > maxServes { // a process of the release before had more
+		s.Before = nil
+		raw, err = json.Marshal(s)
 	}
 	return string(raw), err
 }
@@ -59,10 +74,12 @@ func (r *Registry) Announce(ctx context.Context, s Self) error {
 
 func (r *Registry) announce(ctx context.Context, s Self, process string) error {
 	return r.enter(ctx, s, func(ctx context.Context, tx *sqlx.Tx, e entry) error {
+		now := serves{Interfaces: s.Interfaces, JoinedAt: e.now, Announced: true, Process: process}.after(e.is, r.cfg.DownAfter, e.now)
 		if e.is == nil {
-			return r.insert(ctx, tx, s, e, serves{Interfaces: s.Interfaces, JoinedAt: e.now, Announced: true, Process: process}, true)
+			return r.insert(ctx, tx, s, e, now, true)
 		}
-		text, err := serves{Interfaces: s.Interfaces, JoinedAt: e.is.JoinedAt, Announced: true, Process: process}.text()
+		now.JoinedAt = e.is.JoinedAt
+		text, err := now.text()
 		if err != nil {
 			return err
 		}
@@ -80,12 +97,19 @@ func (r *Registry) withdraw(ctx context.Context, kind, host, process string) err
 		}
 		s := list[0].serves
 		s.Announced = false
-		text, err := s.text()
-		if err == nil {
-			_, err = db.Exec(ctx, tx, `UPDATE members SET serves = ? WHERE kind = ? AND host = ?`, text, kind, host)
+		if list[0].Departed {
+			s.Ended = list[0].SeenAt.Add(list[0].age)
 		}
-		return err
+		return r.writeServes(ctx, tx, kind, host, s)
 	})
+}
+
+func (r *Registry) writeServes(ctx context.Context, tx *sqlx.Tx, kind, host string, s serves) error {
+	text, err := s.text()
+	if err == nil {
+		_, err = db.Exec(ctx, tx, `UPDATE members SET serves = ? WHERE kind = ? AND host = ?`, text, kind, host)
+	}
+	return err
 }
 
 // Announcement returns a part that records the versions of the service before it serves, and withdraws them after it has served. Add it
@@ -96,16 +120,12 @@ func (r *Registry) withdraw(ctx context.Context, kind, host, process string) err
 //	app.Add("member", member)
 //
 // Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions
-// count. Errors of its Start: those of [Registry.Join].
+// count. If the process is older than one that has run, Start blocks for up to MemberConfig.LowerWait, until the RPC clients know the
+// versions of the process, see [Registry.ServeDelay]. It then logs one WARN. When its ctx ends first, Start withdraws the announcement
+// and returns the error of ctx. Other errors: those of [Registry.Join].
 func (p *MemberPart) Announcement() service.Part { return announcement{p} }
 
 type announcement struct{ p *MemberPart }
-
-func (a announcement) Start(ctx context.Context) error {
-	err := a.p.r.announce(ctx, a.p.cfg.Self, a.p.process)
-	a.p.announced = err == nil
-	return err
-}
 
 func (a announcement) Stop(ctx context.Context) error {
 	return a.p.r.withdraw(ctx, a.p.cfg.Kind, a.p.cfg.Host, a.p.process)

@@ -113,7 +113,7 @@ func TestAnnouncement(t *testing.T) {
 		must(newer.Announcement().Stop(ctx))
 		is("served", false, false, "1.5")
 
-		older := r.Member(membership.MemberConfig{Self: serving("h1", "1.4")})
+		older := r.Member(membership.MemberConfig{Self: serving("h1", "1.4"), LowerWait: time.Millisecond})
 		must(older.Announcement().Start(ctx))
 		is("rolled back, does not serve yet", true, false, "1.4")
 		must(older.Start(ctx))

@@ -354,6 +354,9 @@ func (u *upgrade) judge(what string, killed bool) {
 	if lost+stuck+doubled+broken+skipped+fields > 0 {
 		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, skipped, fields)
 	}
+	if n := u.logged(sentTooEarly); n > 0 {
+		u.Errorf("%d methods of the next release were sent to a process that did not have them, want 0", n)
+	}
 	if checked == 0 && strings.Contains(what, "next") {
 		u.Error("no operation of the next release was checked")
 	}
@@ -450,9 +453,6 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 			}
 			return nil
 		})
-		if n := u.logged(sentTooEarly); n > 0 {
-			u.Errorf("%d methods of the next release were sent before all servers had them, want 0", n)
-		}
 		for _, host := range slices.Backward(order) {
 			u.replace(host, to, from, kill)
 		}

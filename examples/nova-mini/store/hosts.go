@@ -183,7 +183,8 @@ type Ratios struct{ CPU, RAM, Disk float64 }
 
 // ClaimHost makes a process the owner of a host: the only process that does the work of the host. Errors: Invalid if
 // the host's name is not valid or the process has no id; membership.ErrHeld if another process owns the host and has sent a
-// heartbeat within downAfter.
+// heartbeat within downAfter; Unavailable with the reason VersionsNotKnown if the process must wait before it serves, see
+// membership.Registry.ServeDelay. It then calls ClaimHost again.
 func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, downAfter time.Duration) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
@@ -191,10 +192,20 @@ func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, down
 	if r.Instance.ID == "" {
 		return fault.New(fault.Invalid, "claim host %s: the process has no id", r.Host)
 	}
-	err := s.Members(downAfter).Join(ctx, membership.Self{
-		Kind: ComputeBinary, Host: r.Host, Version: 1, Interfaces: r.Interfaces, Instance: membership.Instance(r.Instance),
-	})
+	members := s.Members(downAfter)
+	self := membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Interfaces: r.Interfaces, Instance: membership.Instance(r.Instance)}
+	if err := members.Announce(ctx, self); err != nil {
+		return err
+	}
+	wait, err := members.ServeDelay(ctx, ComputeBinary, r.Host, 0)
 	if err != nil {
+		return err
+	}
+	if wait > 0 {
+		return fault.WithReason(fault.New(fault.Unavailable, "claim host %s: the process is older than another one that has run, and waits until the RPC clients know its versions, for %v more",
+			r.Host, wait.Round(time.Second)), "VersionsNotKnown", nil)
+	}
+	if err := members.Join(ctx, self); err != nil {
 		return err
 	}
 	return s.Number(ctx, ComputeBinary, r.Host)

@@ -237,7 +237,7 @@ func startWorker(t *testing.T, b urlbus.Bus, r *membership.Registry, host string
 	if minor >= 5 {
 		rpc.Handle(w.server, clone, done)
 	}
-	w.member = r.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume", Host: host, Interfaces: rpccaps.Of(w.server)}})
+	w.member = r.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume", Host: host, Interfaces: rpccaps.Of(w.server)}, LowerWait: time.Millisecond})
 	w.versions = w.member.Announcement()
 	for _, p := range []service.Part{w.versions, w.server, w.member} {
 		if err := p.Start(t.Context()); err != nil {

@@ -1,0 +1,167 @@
+package membership
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// clientsRead is the default of MemberConfig.LowerWait: rpc.ClientConfig.CapsEvery (10 s), the second for which an answer of
+	// rpccaps is repeated, and a second for the read.
+	clientsRead = 12 * time.Second
+	// keepReplaced is how long a row keeps the versions that were replaced, and maxReplaced is how many.
+	keepReplaced, maxReplaced = 5 * time.Minute, 2
+	// withdrawTimeout bounds the end of an announcement whose wait was canceled.
+	withdrawTimeout = 5 * time.Second
+)
+
+// replaced are the versions that a member had, and when it last counted with them.
+type replaced struct {
+	Interfaces map[string][]string `json:"interfaces"`
+	Until      time.Time           `json:"until"`
+}
+
+// after returns s with the history of the member that it replaces.
+func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serves {
+	s.Since = now
+	if was == nil {
+		return s
+	}
+	for _, b := range was.serves.Before {
+		if now.Sub(b.Until) < keepReplaced {
+			s.Before = append(s.Before, b)
+		}
+	}
+	includes := true
+	for name, versions := range was.Interfaces {
+		includes = includes && !exceeds(versions, s.Interfaces[name])
+	}
+	switch {
+	case !includes:
+		s.Before = append([]replaced{{was.Interfaces, was.lastCounted(downAfter, now)}}, s.Before...)
+		s.Before = s.Before[:min(len(s.Before), maxReplaced)]
+	case was.Counts() && len(was.Interfaces) == len(s.Interfaces):
+		s.Since = was.since()
+	}
+	return s
+}
+
+// since returns from when on the member has counted with at most its versions.
+func (m Member) since() time.Time {
+	if m.serves.Since.IsZero() { // written by the release before
+		return m.JoinedAt
+	}
+	return m.serves.Since
+}
+
+// lastCounted returns the time until which the member has counted. Of a member that an operator has forced down, it is the latest
+// possible time.
+func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
+	switch {
+	case m.Counts():
+		return now
+	case !m.serves.Ended.IsZero():
+		return m.serves.Ended
+	}
+	return m.SeenAt.Add(downAfter)
+}
+
+// ServeDelay returns how long the process of a member must wait before it serves, after it was announced or has joined. The delay is 0 unless
+// an RPC client may still send what the process does not know: in the last window, members counted that have higher versions, and
+// no member that counts had such low versions all the time. A process that starts or restarts with the
+// versions of the others, or with higher ones, need not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
+func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
+	window = cmp.Or(window, clientsRead)
+	list, err := r.List(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	at := slices.IndexFunc(list, func(m Member) bool { return m.Kind == kind && m.Host == host })
+	if at < 0 {
+		return 0, nil
+	}
+	now := list[at].SeenAt.Add(list[at].age) // by the database's clock
+	var delay time.Duration
+	for name, own := range list[at].Interfaces {
+		if since, lowered := r.lowers(list, name, own, now, window); lowered {
+			delay = max(delay, since.Add(window).Sub(now))
+		}
+	}
+	return min(delay, window), nil
+}
+
+// lowers reports whether members have counted in the last window with versions of an interface that exceed own, and since when a
+// member has counted whose versions do not.
+func (r *Registry) lowers(list []Member, name string, own []string, now time.Time, window time.Duration) (since time.Time, lowered bool) {
+	since = now
+	for _, m := range list {
+		if versions := m.Interfaces[name]; m.Counts() && len(versions) > 0 && !exceeds(versions, own) && m.since().Before(since) {
+			since = m.since()
+		}
+		for _, had := range append([]replaced{{m.Interfaces, m.lastCounted(r.cfg.DownAfter, now)}}, m.serves.Before...) {
+			lowered = lowered || now.Sub(had.Until) < window && exceeds(had.Interfaces[name], own)
+		}
+	}
+	return since, lowered
+}
+
+// exceeds reports whether one of the versions is not served by a process that serves own. A version in another form than MAJOR.MINOR
+// is not sent by any client.
+func exceeds(versions, own []string) bool {
+	return slices.ContainsFunc(versions, func(v string) bool {
+		major, minor, ok := parseVersion(v)
+		return ok && !slices.ContainsFunc(own, func(o string) bool {
+			ownMajor, ownMinor, ok := parseVersion(o)
+			return ok && ownMajor == major && ownMinor >= minor
+		})
+	})
+}
+
+func parseVersion(text string) (major, minor int, ok bool) {
+	first, second, _ := strings.Cut(text, ".")
+	major, err := strconv.Atoi(first)
+	minor, err2 := strconv.Atoi(second)
+	return major, minor, err == nil && err2 == nil
+}
+
+// awaitClients waits as long as ServeDelay says. When ctx ends first, it returns the error of ctx.
+func (p *MemberPart) awaitClients(ctx context.Context) error {
+	for logged := false; ; logged = true {
+		delay, err := p.r.ServeDelay(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.LowerWait)
+		if err != nil || delay <= 0 {
+			return err
+		}
+		if !logged {
+			p.cfg.Logger.WarnContext(ctx, "waiting before serving, because this process is older than another one that has run: RPC clients must first learn its versions; the service is not ready",
+				"member", p.cfg.Kind, "host", p.cfg.Host, "wait", delay)
+		}
+		t := time.NewTimer(delay)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// Start announces, and waits until the clients know it.
+func (a announcement) Start(ctx context.Context) error {
+	err := a.p.r.announce(ctx, a.p.cfg.Self, a.p.process)
+	if err == nil {
+		err = a.p.awaitClients(ctx)
+	} else if ctx.Err() == nil {
+		return err
+	}
+	if a.p.announced = err == nil; err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTimeout)
+	defer cancel()
+	return errors.Join(err, a.Stop(ctx)) // if ctx has ended, the announcement may have been written
+}

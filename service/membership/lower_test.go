@@ -1,0 +1,144 @@
+package membership_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/logtest"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// lowerWait is so long that no test waits for its end.
+const lowerWait = 50 * time.Second
+
+// TestServeDelay: a process waits before it serves if RPC clients may send what it does not know. It does not wait if it starts, restarts or is
+// upgraded as usual.
+func TestServeDelay(t *testing.T) {
+	t.Parallel()
+	type event struct{ what, host, version string }
+	tests := []struct {
+		name   string
+		events []event // the last one starts the process that may have to wait
+		waits  bool
+	}{
+		{"the first process", []event{{"announce", "h1", "1.4"}}, false},
+		{"the second process", []event{{"join", "h1", "1.4"}, {"announce", "h2", "1.4"}}, false},
+		{"a restart", []event{{"join", "h1", "1.4"}, {"leave", "h1", ""}, {"announce", "h1", "1.4"}}, false},
+		{"a restart after SIGKILL", []event{{"join", "h1", "1.4"}, {"announce", "h1", "1.4"}}, false},
+		{"an upgrade", []event{{"join", "h1", "1.4"}, {"join", "h2", "1.4"}, {"leave", "h1", ""}, {"announce", "h1", "1.5"}}, false},
+		{"the next major version too", []event{{"join", "h1", "1.4"}, {"announce", "h1", "1.4 2.0"}}, false},
+		{"an older process returns", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"announce", "h1", "1.4"}}, true},
+		{"an older process returns after SIGKILL", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}}, true},
+		{"an older process returns on another host", []event{{"join", "h1", "1.5"}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process has left", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process was forced down", []event{{"join", "h1", "1.5"}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process left long ago", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
+		{"all old processes return at once", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
+		{"the one that waits is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
+		{"the one that waits is stopped and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"leave", "h1", ""}, {"announce", "h1", "1.4"}}, true},
+		{"another one starts while it waits", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
+		{"the wait has passed", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"time passes", "", ""}, {"announce", "h1", "1.4"}}, false},
+		{"the wait of another one has passed", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
+		{"an older process was there all the time", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"announce", "h3", "1.4"}}, false},
+		{"the older one restarts, so that caps go up in between", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"leave", "h2", ""}, {"announce", "h2", "1.4"}}, true},
+		{"a major version is missing", []event{{"join", "h1", "1.4 2.0"}, {"announce", "h2", "1.4"}}, true},
+		{"versions in a form of a later release", []event{{"join", "h1", "2-beta"}, {"announce", "h2", "1.4"}}, false},
+	}
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		r := membership.New(membership.Config{DB: d})
+		for _, tt := range tests {
+			if _, err := d.ExecContext(ctx, `DELETE FROM members`); err != nil {
+				t.Fatal(err)
+			}
+			window, host := lowerWait, ""
+			for _, e := range tt.events {
+				var err error
+				switch host = e.host; e.what {
+				case "join":
+					err = r.Join(ctx, serving(host, splitVersions(e.version)...))
+				case "announce":
+					err = r.Announce(ctx, serving(host, splitVersions(e.version)...))
+				case "leave":
+					err = r.Leave(ctx, "worker", host, "")
+				case "force down":
+					err = r.ForceDown(ctx, "worker", host, true)
+				case "time passes":
+					window = 50 * time.Millisecond
+					waittest.Pass(t, 2*window, "a short window")
+				}
+				if err != nil {
+					t.Fatalf("%s: %v: %v", tt.name, e, err)
+				}
+			}
+			got, err := r.ServeDelay(ctx, "worker", host, window)
+			if err != nil || got > 0 != tt.waits || got > window {
+				t.Errorf("%s: delay %v, %v; want one: %v", tt.name, got, err, tt.waits)
+			}
+		}
+	})
+}
+
+func splitVersions(text string) []string {
+	if len(text) > 3 && text[3] == ' ' {
+		return []string{text[:3], text[4:]}
+	}
+	return []string{text}
+}
+
+// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and says so once. When it is canceled, it ends at once,
+// and the member does not count any more.
+func TestAnnouncementWaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		r := membership.New(membership.Config{DB: d})
+		if err := r.Join(t.Context(), serving("h1", "1.5")); err != nil {
+			t.Fatal(err)
+		}
+		start := func(ctx context.Context, wait time.Duration) (int, error) {
+			log, lines := logtest.New()
+			err := r.Member(membership.MemberConfig{Self: serving("h2", "1.4"), LowerWait: wait, Logger: log}).Announcement().Start(ctx)
+			return lines.Count(slog.LevelWarn, "waiting before serving"), err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			_, err := start(ctx, time.Hour)
+			ended <- err
+		}()
+		waittest.Succeeds(t, "the announcement", func() error {
+			m, err := r.Get(t.Context(), "worker", "h2")
+			if err == nil && !m.Counts() {
+				err = errors.New("it does not count")
+			}
+			return err
+		})
+		select {
+		case err := <-ended:
+			t.Fatalf("the announcement did not wait: %v", err)
+		default:
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("canceled: %v", err)
+		}
+		if m, err := r.Get(t.Context(), "worker", "h2"); err != nil || m.Counts() {
+			t.Errorf("after it was canceled: %+v, %v", m, err)
+		}
+		const wait = 300 * time.Millisecond
+		began := time.Now()
+		if n, err := start(t.Context(), wait); err != nil || n != 1 || time.Since(began) < wait/2 {
+			t.Errorf("%d warnings, %v, after %v", n, err, time.Since(began))
+		}
+		if n, err := start(t.Context(), wait); err != nil || n != 0 {
+			t.Errorf("started again with the same versions: %d warnings, %v", n, err)
+		}
+	})
+}
