@@ -64,13 +64,13 @@ func ParseOptions(options json.RawMessage, into any) error {
 	return nil
 }
 
-// optionError returns the error for an option with a wrong name or value. Its details have the name, too.
+// optionError returns the error for an option with a wrong name or value. Meta has the name, too.
 func optionError(name, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "option %s: %s", name, text), "", map[string]string{"option": name})
 }
 
-// optionFields returns the fields of the struct that into points to: by the names of options, and those
-// of families by their prefixes.
+// optionFields returns two maps of the fields of the struct: names, by option name, and families, the map fields of tags
+// such as "label_*", by the text before the asterisk.
 func optionFields(into any) (names, families map[string]reflect.Value) {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
@@ -221,6 +221,9 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 			return fault.New(fault.Invalid, "the driver's options are not a JSON object: %w", err)
 		}
 	}
+	if own == nil { // Options is the JSON null
+		own = map[string]any{}
+	}
 	p := pluginOptions{c.SHA256, c.User, c.MaxFiles, c.MaxMemoryMiB, c.MaxCrashes, c.StartTimeout}
 	names, _ := optionFields(&p)
 	for _, name := range slices.Sorted(maps.Keys(section)) {
@@ -246,7 +249,8 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 	return nil
 }
 
-// assignPluginOption sets and checks a field of pluginOptions. The error is a predicate without the value.
+// assignPluginOption sets and checks a field of pluginOptions. The error text has no subject, such as
+// "is too small": the caller writes the value before it.
 func assignPluginOption(f reflect.Value, name, value string) error {
 	if err := assignOption(f, value); err != nil {
 		return err

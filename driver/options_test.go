@@ -67,7 +67,16 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
-// TestConfigure: an option for the worker is applied or refused; none is ignored.
+// TestConfigureNull: Options that are the JSON null have no options.
+func TestConfigureNull(t *testing.T) {
+	t.Parallel()
+	got := driver.PluginConfig{Options: json.RawMessage("null")}
+	if err := got.Configure(map[string]string{"size": "big"}); err != nil || string(got.Options) != `{"size":"big"}` {
+		t.Errorf("%s, %v", got.Options, err)
+	}
+}
+
+// TestConfigure: an option of the worker service sets its field, every other option is for the driver, and a misspelled one is refused.
 func TestConfigure(t *testing.T) {
 	t.Parallel()
 	sum := strings.Repeat("0a", 32)

@@ -58,6 +58,7 @@ const (
 //
 //   - scheduler.ErrNoValidHost: no host is feasible in its current state. Placed is not nil and has the decision. With all
 //     other errors Placed is nil.
+//   - ErrChanged: Placer.Claim set a Generation, and the claim has changed since it was read.
 //   - Unavailable: no ranked host accepted the claim in 20 decisions. It wraps the error of the last claim.
 //   - NotFound: the consumer has a claim on a host that is not a candidate host.
 //   - The errors of the store, of Hosts, of the filters and of the weighers.
@@ -93,7 +94,8 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]) (refused, err error) {
 	ranked := placed.Decision.Ranked
 	for i, r := range ranked {
-		err := p.Store.Claim(ctx, p.claim(req, r.Host))
+		c := p.claim(req, r.Host)
+		err := p.Store.Claim(ctx, c)
 		switch {
 		case err == nil:
 			placed.Host = r.Host
@@ -104,7 +106,7 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 		case !mayTryNextHost(err):
 			return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), err)
 		case errors.Is(err, ErrChanged):
-			if err := p.findClaim(ctx, req, placed); err != nil || placed.AlreadyClaimed {
+			if err := p.findClaim(ctx, c, err, placed); err != nil || placed.AlreadyClaimed {
 				return nil, err
 			}
 		}
@@ -115,12 +117,17 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 	return placed.Refused[len(placed.Refused)-1], nil
 }
 
-// findClaim sets placed to the host of the claim that the consumer already has, if any.
-func (p *Placer[R, H]) findClaim(ctx context.Context, req R, placed *Placed[H]) error {
-	c := p.claim(req, placed.Decision.Ranked[0].Host)
+// findClaim sets placed to the host of the claim that the consumer already has, if c is a new claim. If c has an old generation of
+// the consumer's claim, every host would refuse it, and findClaim returns refused, the error of c.
+func (p *Placer[R, H]) findClaim(ctx context.Context, c Claim, refused error, placed *Placed[H]) error {
 	have, err := p.Store.Claims(ctx, c.Consumer)
-	if err != nil || len(have) == 0 || have[0].Generation == 0 || c.Generation != 0 {
+	switch {
+	case err != nil:
 		return err
+	case c.Generation > 0 && (len(have) == 0 || have[0].Generation != c.Generation):
+		return fmt.Errorf("place the request: %w", refused)
+	case c.Generation != 0 || len(have) == 0 || have[0].Generation == 0:
+		return nil
 	}
 	hosts, err := p.Hosts(ctx, true)
 	if err != nil {
@@ -134,7 +141,8 @@ func (p *Placer[R, H]) findClaim(ctx context.Context, req R, placed *Placed[H]) 
 	return nil
 }
 
-// mayTryNextHost reports whether the error of a claim concerns only its host, so that another host may succeed.
+// mayTryNextHost reports whether another host may succeed after the error of a claim. After ErrChanged, findClaim finds out whether
+// the consumer's own claim has changed.
 func mayTryNextHost(err error) bool {
 	return errors.Is(err, ErrNoRoom) || errors.Is(err, ErrGroup) || errors.Is(err, ErrChanged) || errors.Is(err, fault.NotFound)
 }

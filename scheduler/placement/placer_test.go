@@ -137,6 +137,33 @@ func TestPlaceElsewhere(t *testing.T) {
 	}
 }
 
+// TestPlaceStale: a request with an old generation of the consumer's claim fails after one claim, because no host can accept it.
+func TestPlaceStale(t *testing.T) {
+	t.Parallel()
+	s := &countingStore{Memory: &placement.Memory{}}
+	put(t, s, "n1", 4)
+	put(t, s, "n2", 4)
+	p := newPlacer(t, s)
+	p.Claim = func(req *request, h *provider) placement.Claim {
+		return placement.Claim{Consumer: req.Consumer, Generation: 7, Allocations: []placement.Allocation{{Provider: h.ID, Resources: req.Resources}}}
+	}
+	if got, err := p.Place(t.Context(), vcpus("a", 1)); !errors.Is(err, placement.ErrChanged) || got != nil || s.claims != 1 {
+		t.Errorf("%+v, %v after %d claims, want ErrChanged after 1", got, err, s.claims)
+	}
+}
+
+// countingStore counts the calls of Claim.
+type countingStore struct {
+	*placement.Memory
+
+	claims int
+}
+
+func (s *countingStore) Claim(ctx context.Context, claims ...placement.Claim) error {
+	s.claims++
+	return s.Memory.Claim(ctx, claims...)
+}
+
 // noRecount is a store whose Recount fails.
 type noRecount struct{ *placement.Memory }
 
