@@ -304,7 +304,11 @@ func (p *process) checkHandshake(line string) error {
 		for i, v := range p.protocols {
 			ours[i] = strconv.Itoa(v)
 		}
-		return fault.New(fault.Invalid, "it has protocol %s, but this worker supports only %s", parts[1], strings.Join(ours, " and "))
+		todo := "install an earlier program, or upgrade the worker"
+		if err != nil || v < p.protocols[0] {
+			todo = "install a later program"
+		}
+		return fault.New(fault.Invalid, "it has protocol %s, but this worker supports only %s: %s", quoteProtocol(parts[1]), strings.Join(ours, " and "), todo)
 	}
 	switch host, _, _ := net.SplitHostPort(parts[3]); {
 	case parts[2] == "unix":
@@ -316,6 +320,14 @@ func (p *process) checkHandshake(line string) error {
 		return fault.New(fault.Invalid, "its handshake has no certificate: a driver must use TLS")
 	}
 	return nil
+}
+
+// quoteProtocol returns the version of a protocol as it is if it is a number, and otherwise in quotes.
+func quoteProtocol(v string) string {
+	if _, err := strconv.Atoi(v); err == nil {
+		return v
+	}
+	return quoteText(v)
 }
 
 // lineWriter writes to the log what go-plugin receives of the program's standard output and error over the

@@ -186,7 +186,7 @@ func (r *replacement) use(old *process) *process {
 }
 
 // swapBeside changes to the new program, whose driver is open, while calls on the old program continue.
-func (r *replacement) swapBeside(_, _ context.Context, old *process) (after *process, failed, err error) {
+func (r *replacement) swapBeside(life, _ context.Context, old *process) (after *process, failed, err error) {
 	if r.p.hasExited() {
 		failed = r.end(nil)
 		if old == nil {
@@ -196,7 +196,7 @@ func (r *replacement) swapBeside(_, _ context.Context, old *process) (after *pro
 	}
 	r.use(old)
 	if old != nil {
-		r.retireProcess(old)
+		r.retireProcess(life, old)
 	}
 	return r.p, nil, nil
 }
@@ -216,7 +216,7 @@ func (r *replacement) swapAfter(life, ctx context.Context, old *process) (after 
 		r.link.cur.Store(nil)
 		program := old.program
 		old.program = nil // stays open for the restart
-		r.closeReplaced(old)
+		r.closeReplaced(context.WithoutCancel(life), old)
 		defer func() {
 			if failed == nil {
 				_ = program.Close() // the file was only read
@@ -285,8 +285,9 @@ func (r *retirement) hurry(ctx context.Context) {
 }
 
 // retireProcess ends a program that was replaced when its calls have ended, or after DrainTimeout. It does not block.
-func (s *supervisor) retireProcess(old *process) {
-	ctx, cancel := context.WithTimeout(context.Background(), old.cfg.DrainTimeout)
+func (s *supervisor) retireProcess(life context.Context, old *process) {
+	life = context.WithoutCancel(life) // close waits for the retirement
+	ctx, cancel := context.WithTimeout(life, old.cfg.DrainTimeout)
 	r := &retirement{route: old.route, cancel: cancel, done: make(chan struct{})}
 	old.route.retired.Store(true)
 	s.retire.Store(r)
@@ -295,20 +296,20 @@ func (s *supervisor) retireProcess(old *process) {
 		defer cancel()
 		if !old.route.awaitIdle(ctx) {
 			old.route.cutStreams("its program was replaced")
-			soon, stop := context.WithTimeout(context.Background(), killTime/10)
+			soon, stop := context.WithTimeout(life, killTime/10)
 			defer stop()
 			if !old.route.awaitIdle(soon) {
 				old.fail(fault.New(fault.Timeout, "it was killed because %d calls did not end after its replacement", old.route.n.Load()))
 				<-old.exited
 			}
 		}
-		s.closeReplaced(old)
+		s.closeReplaced(life, old)
 	}()
 }
 
 // closeReplaced closes the driver of a program that was replaced, ends the program, and logs how it has ended.
-func (s *supervisor) closeReplaced(old *process) {
-	ctx, cancel := context.WithTimeout(context.Background(), old.cfg.CloseTimeout)
+func (s *supervisor) closeReplaced(ctx context.Context, old *process) {
+	ctx, cancel := context.WithTimeout(ctx, old.cfg.CloseTimeout)
 	defer cancel()
 	var err error
 	if old.hasExited() {

@@ -104,7 +104,7 @@ func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed i
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				id := fmt.Sprintf("%d-%d", c, i)
-				pid, err := r.p.Driver().Echo(r.t.Context(), "append:"+id)
+				pid, err := r.p.Driver().Echo(context.WithoutCancel(ctx), "append:"+id)
 				mu.Lock()
 				switch {
 				case err == nil:
