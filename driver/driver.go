@@ -58,6 +58,9 @@ type Info struct {
 	Version string `json:"version"`
 	// Capabilities are the capabilities that the driver has.
 	Capabilities []Capability `json:"capabilities,omitempty"`
+	// Concurrent reports that two programs of the driver, of this version and of a later one, may be open at a time with the
+	// same options. [Plugin.Replace] uses it. A driver that keeps its state in memory, or that has a lock, is not Concurrent.
+	Concurrent bool `json:"concurrent,omitempty"`
 }
 
 // Capability is the name of something that a driver may lack, such as "snapshot". A component

@@ -66,7 +66,7 @@ func (r remote) Info(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	info := Info{Name: resp.GetName(), Version: resp.GetVersion()}
+	info := Info{Name: resp.GetName(), Version: resp.GetVersion(), Concurrent: resp.GetConcurrent()}
 	for _, c := range resp.GetCapabilities() {
 		info.Capabilities = append(info.Capabilities, Capability(c))
 	}
@@ -75,7 +75,7 @@ func (r remote) Info(ctx context.Context) (Info, error) {
 
 // Close implements [Driver]. Through a link it ends the program, too.
 func (r remote) Close() error {
-	if l, ok := r.conn.(*link); ok {
+	if l, ok := r.conn.(*view); ok {
 		return l.close()
 	}
 	_, err := r.rpc.Close(context.Background(), &driverpb.CloseRequest{})

@@ -13,84 +13,172 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// link is the connection to the process that runs now. Kind.Client gets it as its
-// grpc.ClientConnInterface, so the driver that Kind.Client returns stays usable when the program is restarted.
+// link leads calls to the process that runs now. Kind.Client gets a view of the link, so the driver that Kind.Client returns
+// stays usable when the program is restarted or replaced.
 type link struct {
 	name    string
 	observe func(method string, took time.Duration, err error) // or nil
-	check   func() error                                       // returns the reason why conn is nil
+	check   func() error                                       // returns the reason why cur is nil
 	end     func(context.Context) error                        // closes the driver, as supervisor.close
 
-	conn atomic.Pointer[grpc.ClientConn] // nil while no program can be called
-
-	shut   atomic.Bool   // set by drain
-	n      atomic.Int64  // running calls
-	idle   chan struct{} // gets an element when n becomes 0 after shut was set
-	cut    chan struct{} // closed to cancel streams
-	cutOne sync.Once
+	cur  atomic.Pointer[route]         // nil while no program can be called
+	held atomic.Pointer[chan struct{}] // while it is not nil, new calls wait until the channel is closed
+	shut atomic.Bool                   // set by drain
 }
 
-// newLink returns a link without a connection. Its check and end must be set.
+// newLink returns a link without a process. Its check and end must be set.
 func newLink(name string, observe func(string, time.Duration, error)) *link {
-	return &link{name: name, observe: observe, idle: make(chan struct{}, 1), cut: make(chan struct{})}
+	return &link{name: name, observe: observe}
 }
 
 // close closes the driver without a deadline of the caller.
 func (l *link) close() error { return l.end(context.Background()) }
 
-// begin returns the connection for one call, or an error with
-// code Unavailable. Call ended after the call.
-func (l *link) begin() (*grpc.ClientConn, error) {
-	l.n.Add(1)
-	c := l.conn.Load()
-	if l.shut.Load() {
-		l.ended()
-		return nil, fault.New(fault.Unavailable, "driver %s is closed", l.name)
-	}
-	if c == nil {
-		l.ended()
-		if err := l.check(); err != nil {
-			return nil, err
+// view returns a connection for the driver of a protocol.
+func (l *link) view(protocol int) *view { return &view{link: l, protocol: protocol} }
+
+// begin returns the process for one call, or an error with code Unavailable. It blocks while calls are held. The end of ctx
+// ends it with Timeout or Canceled. Call leave of the route after the call.
+func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
+	for {
+		if l.shut.Load() {
+			return nil, fault.New(fault.Unavailable, "driver %s is closed", l.name)
 		}
-		return nil, fault.New(fault.Unavailable, "driver %s is being restarted", l.name) // the program was restarted between Load and check
+		if held := l.held.Load(); held != nil {
+			select {
+			case <-*held:
+				continue
+			case <-ctx.Done():
+				return nil, fault.New(fault.CodeOf(ctx.Err()), "driver %s: wait for the replacement of its program: %w", l.name, ctx.Err())
+			}
+		}
+		r := l.cur.Load()
+		if r == nil {
+			if err := l.check(); err != nil {
+				return nil, err
+			}
+			return nil, fault.New(fault.Unavailable, "driver %s is being restarted", l.name) // the program was restarted between Load and check
+		}
+		if r.protocol != protocol {
+			return nil, fault.New(fault.Unavailable, "driver %s: its program was replaced by one with protocol %d, but this call is of protocol %d: take the driver from the plugin again", l.name, r.protocol, protocol)
+		}
+		if r.enter() {
+			if !l.shut.Load() {
+				return r, nil
+			}
+			r.leave() // drain has begun, and may not wait for this call
+		}
+		// Otherwise the route was retired between Load and enter. By now cur, held or shut has another value.
 	}
-	return c, nil
 }
 
-// ended records the end of a call.
-func (l *link) ended() {
-	if l.n.Add(-1) == 0 && l.shut.Load() {
+// hold makes new calls wait until the returned function is called.
+func (l *link) hold() (release func()) {
+	c := make(chan struct{})
+	l.held.Store(&c)
+	return func() {
+		l.held.Store(nil)
+		close(c)
+	}
+}
+
+// drain refuses new calls, cancels streams, and waits for running calls until ctx ends.
+func (l *link) drain(ctx context.Context) {
+	l.shut.Store(true)
+	if r := l.cur.Load(); r != nil {
+		r.retired.Store(true)
+		r.cutStreams("the driver is closed")
+		r.awaitIdle(ctx)
+	}
+}
+
+// route is the way to one process. It counts the calls and streams that run there.
+type route struct {
+	conn     *grpc.ClientConn
+	protocol int
+
+	retired atomic.Bool   // no call may begin
+	n       atomic.Int64  // running calls and streams
+	idle    chan struct{} // gets an element when n becomes 0 while retired is set
+	cut     chan struct{} // closed to cancel streams
+	cutOne  sync.Once
+	why     string // why streams were canceled; valid when cut is closed
+}
+
+func newRoute(p *process) *route {
+	return &route{conn: p.conn, protocol: p.protocol, idle: make(chan struct{}, 1), cut: make(chan struct{})}
+}
+
+// enter records the beginning of a call, and returns false if no call may begin.
+func (r *route) enter() bool {
+	r.n.Add(1)
+	if r.retired.Load() {
+		r.leave()
+		return false
+	}
+	return true
+}
+
+// leave records the end of a call.
+func (r *route) leave() {
+	if r.n.Add(-1) == 0 && r.retired.Load() {
 		select {
-		case l.idle <- struct{}{}:
+		case r.idle <- struct{}{}:
 		default:
 		}
 	}
 }
 
-// drain refuses new calls, cancels streams, and waits for running calls
-// until ctx ends.
-func (l *link) drain(ctx context.Context) {
-	l.shut.Store(true)
-	l.cutOne.Do(func() { close(l.cut) })
-	for l.n.Load() > 0 {
+// awaitIdle waits until a retired route has no calls, and returns false if ctx ends first.
+func (r *route) awaitIdle(ctx context.Context) bool {
+	for r.n.Load() > 0 {
 		select {
-		case <-l.idle:
+		case <-r.idle:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
+	return true
+}
+
+// cutStreams cancels the running streams. Their errors contain why.
+func (r *route) cutStreams(why string) {
+	r.cutOne.Do(func() {
+		r.why = why
+		close(r.cut)
+	})
+}
+
+// view is the connection of a driver of one protocol. With a fixed route its calls go to one process, which the link does not
+// use yet.
+type view struct {
+	*link
+
+	protocol int
+	fixed    *route // or nil
+}
+
+// begin is link.begin, except for a fixed route.
+func (l *view) begin(ctx context.Context) (*route, error) {
+	if l.fixed == nil {
+		return l.link.begin(ctx, l.protocol)
+	}
+	if !l.fixed.enter() {
+		return nil, fault.New(fault.Unavailable, "driver %s is closed", l.name)
+	}
+	return l.fixed, nil
 }
 
 // Invoke implements grpc.ClientConnInterface.
-func (l *link) Invoke(ctx context.Context, method string, req, resp any, opts ...grpc.CallOption) error {
+func (l *view) Invoke(ctx context.Context, method string, req, resp any, opts ...grpc.CallOption) error {
 	began := time.Now()
-	c, err := l.begin()
+	r, err := l.begin(ctx)
 	if err == nil {
 		var out outcome
-		if err = c.Invoke(outgoingContext(ctx), method, req, resp, out.options(opts)...); err != nil {
+		if err = r.conn.Invoke(outgoingContext(ctx), method, req, resp, out.options(opts)...); err != nil {
 			err = out.err(ctx, l.name, method, err)
 		}
-		l.ended()
+		r.leave()
 	}
 	if l.observe != nil {
 		l.observe(method, time.Since(began), err)
@@ -99,26 +187,26 @@ func (l *link) Invoke(ctx context.Context, method string, req, resp any, opts ..
 }
 
 // NewStream implements grpc.ClientConnInterface.
-func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (l *view) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	began := time.Now()
-	c, err := l.begin()
+	r, err := l.begin(ctx)
 	if err != nil {
 		if l.observe != nil {
 			l.observe(method, time.Since(began), err)
 		}
 		return nil, err
 	}
-	defer l.ended() // drain cancels streams and does not wait for them
-	s := &clientStream{link: l, method: method, began: began, user: ctx, many: desc.ServerStreams}
+	s := &clientStream{link: l.link, route: r, method: method, began: began, user: ctx, many: desc.ServerStreams}
 	ctx, s.cancel = context.WithCancel(outgoingContext(ctx))
 	go func() {
+		defer r.leave() // finish cancels ctx, too
 		select {
-		case <-l.cut:
+		case <-r.cut:
 		case <-ctx.Done():
 		}
 		s.cancel()
 	}()
-	s.ClientStream, err = c.NewStream(ctx, desc, method, s.out.options(opts)...)
+	s.ClientStream, err = r.conn.NewStream(ctx, desc, method, s.out.options(opts)...)
 	if err != nil {
 		return nil, s.finish(err)
 	}
@@ -129,6 +217,7 @@ func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 type clientStream struct {
 	grpc.ClientStream
 	link   *link
+	route  *route
 	method string
 	began  time.Time
 	user   context.Context //nolint:containedctx // the caller's context, which explains errors of the stream
@@ -143,8 +232,8 @@ func (s *clientStream) finish(err error) error {
 	s.cancel()
 	if !errors.Is(err, io.EOF) {
 		select {
-		case <-s.link.cut:
-			err = fault.New(fault.Canceled, "driver %s: %s was cut off: the driver is closed", s.link.name, shortMethod(s.method))
+		case <-s.route.cut:
+			err = fault.New(fault.Canceled, "driver %s: %s was cut off: %s", s.link.name, shortMethod(s.method), s.route.why)
 		default:
 			err = s.out.err(s.user, s.link.name, s.method, err)
 		}

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -54,6 +55,8 @@ type PluginConfig struct {
 	PingEvery, PingTimeout time.Duration
 	// CloseTimeout is the maximum duration of a Close whose context has no deadline. Default 10 s.
 	CloseTimeout time.Duration
+	// DrainTimeout is how long the calls on a program may take after its replacement, see [Plugin.Replace]. Default 5 min.
+	DrainTimeout time.Duration
 	// MinDelay and MaxDelay bound the back-off before a restart. The delay is random: up to
 	// MinDelay after the first crash within CrashWindow, up to twice as long after each further
 	// one, and MaxDelay at most. Defaults 100 ms and 30 s.
@@ -81,6 +84,7 @@ func (c *PluginConfig) setDefaults() {
 		{&c.PingEvery, 5 * time.Second},
 		{&c.PingTimeout, 10 * time.Second},
 		{&c.CloseTimeout, 10 * time.Second},
+		{&c.DrainTimeout, 5 * time.Minute},
 		{&c.MinDelay, 100 * time.Millisecond},
 		{&c.MaxDelay, 30 * time.Second},
 		{&c.CrashWindow, time.Minute},
@@ -121,10 +125,14 @@ type Status struct {
 	State State
 	// PID is the id of the program's process, 0 without a process.
 	PID int
-	// Since is the time at which State began.
+	// Protocol is the version of the kind's protocol that the program of the last start has, 0 for a driver in this process.
+	Protocol int
+	// Since is the time at which State began, or of the last replacement.
 	Since time.Time
 	// Restarts is the number of restarts.
 	Restarts int
+	// Replacements is the number of replacements by [Plugin.Replace].
+	Replacements int
 	// Err is the last reason why the program ended or did not start. Nil: it has neither
 	// ended nor failed to start.
 	Err error
@@ -136,13 +144,16 @@ type Status struct {
 // service. Make one with [New] or [Registry.New], which start nothing, or with [Launch], which starts it. It is safe for
 // concurrent use.
 type Plugin[D Driver] struct {
-	launch func(context.Context) (D, *supervisor, error)
-	closed chan struct{} // closed when Close has ended
+	launch  func(context.Context) (map[int]D, *supervisor, error)
+	plan    func(PluginConfig) (*plan, error) // of another configuration; nil: a driver in this process
+	client  func(*view) D                     // nil: a driver in this process
+	options json.RawMessage                   // of a driver in this process
+	closed  chan struct{}                     // closed when Close has ended
 
 	starting chan struct{} // has an element while a Start runs
 
 	mu      sync.Mutex
-	d       D
+	d       map[int]D // by protocol; of a driver in this process at 0
 	started bool
 	sup     *supervisor // nil: a driver in this process, or not started
 	since   time.Time
@@ -157,6 +168,32 @@ type Plugin[D Driver] struct {
 // user could replace it. New panics if k is incomplete.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
+	pl, err := newPlan(k.Name, cfg)
+	if err != nil {
+		return nil, err
+	}
+	protocols := []int{k.Protocol}
+	if k.Protocol > 1 {
+		protocols = append(protocols, k.Protocol-1)
+	}
+	p := newPlugin(func(ctx context.Context) (map[int]D, *supervisor, error) {
+		sup, err := startSupervised(ctx, k.Name, protocols, pl)
+		if err != nil {
+			return nil, nil, err
+		}
+		d := make(map[int]D, len(protocols))
+		for _, v := range protocols {
+			d[v] = k.Client(sup.link.view(v), v)
+		}
+		return d, sup, nil
+	})
+	p.plan = func(cfg PluginConfig) (*plan, error) { return newPlan(k.Name, cfg) }
+	p.client = func(v *view) D { return k.Client(v, v.protocol) }
+	return p, nil
+}
+
+// newPlan checks the configuration and the program of a driver of a kind.
+func newPlan(kind string, cfg PluginConfig) (*plan, error) {
 	cfg.setDefaults()
 	if cfg.SHA256 != "" {
 		if err := checkSum(cfg.SHA256); err != nil {
@@ -168,7 +205,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 			return nil, optionError("plugin_user", err.Error())
 		}
 	}
-	path, err := findProgram(k.Name, cfg.Program, cfg.Dir)
+	path, err := findProgram(kind, cfg.Program, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -177,21 +214,11 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 		return nil, err
 	}
 	_ = f.Close() // the file was only read
-	protocols := []int{k.Protocol}
-	if k.Protocol > 1 {
-		protocols = append(protocols, k.Protocol-1)
-	}
-	return newPlugin(func(ctx context.Context) (d D, _ *supervisor, _ error) {
-		sup, protocol, err := startSupervised(ctx, k.Name, protocols, path, cfg)
-		if err != nil {
-			return d, nil, err
-		}
-		return k.Client(sup.link, protocol), sup, nil
-	}), nil
+	return &plan{path: path, cfg: cfg}, nil
 }
 
 // newPlugin returns a plugin that launch starts. launch returns no supervisor for a driver in this process.
-func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *Plugin[D] {
+func newPlugin[D Driver](launch func(context.Context) (map[int]D, *supervisor, error)) *Plugin[D] {
 	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
 
@@ -226,6 +253,23 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 //
 // The program never outlives this process, even if this process is killed.
 func (p *Plugin[D]) Start(ctx context.Context) error {
+	return p.exclusively(ctx, func(ctx context.Context, started bool) error {
+		if started {
+			return nil
+		}
+		d, sup, err := p.launch(ctx)
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.d, p.sup, p.started, p.since = d, sup, true, time.Now()
+		return nil
+	})
+}
+
+// exclusively calls f while no other start or replacement runs. Close cancels the context of f.
+func (p *Plugin[D]) exclusively(ctx context.Context, f func(ctx context.Context, started bool) error) error {
 	select {
 	case p.starting <- struct{}{}:
 	case <-ctx.Done():
@@ -238,29 +282,66 @@ func (p *Plugin[D]) Start(ctx context.Context) error {
 	started, closing := p.started, p.closing
 	p.abort = cancel
 	p.mu.Unlock()
-	switch {
-	case closing:
+	if closing {
 		return fault.New(fault.Precondition, "the driver is closed")
-	case started:
-		return nil
 	}
-	d, sup, err := p.launch(ctx)
-	if err != nil {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.d, p.sup, p.started, p.since = d, sup, true, time.Now()
-	return nil
+	return f(ctx, started)
+}
+
+// Replace replaces the running program without a restart of this process. cfg is the new configuration, with the same kind of
+// driver; its Observe and Logger are not used. If neither cfg nor the file of the program has changed, Replace does nothing. A
+// file without a checksum in cfg has changed if it is another file, or has another size or time of modification.
+//
+// The new program is started and checked: its checksum and owner, its protocol, Open, and Info. It must have all capabilities of
+// the running program, if that one answers. If check is not nil, it is called with the new driver, and must return nil. If a
+// step fails, the running program stays, and the error has the reason. Then new calls go to the new program, and Replace returns.
+//
+//   - If [Info.Concurrent] of the running program is true, both programs run at a time. Calls that run on the old program may
+//     continue for DrainTimeout. Then its streams are canceled, and a program with running calls is killed, so that these calls
+//     fail with Unknown. Another Replace waits for the end of the old program.
+//   - Otherwise the old program is closed before the new one is opened. New calls wait. Running calls may continue for half of
+//     the time until the deadline of ctx, at most for DrainTimeout; then Replace fails with Timeout, and nothing has changed.
+//     Streams are canceled after 1 s. If the new program is refused, the old one is started again.
+//
+// While the program is down, Replace starts the new one at once. Close cancels a running Replace. Errors, besides those of Start:
+// Precondition if a capability is missing, if the plugin is not started, or if the driver is in this process and its options have
+// changed.
+func (p *Plugin[D]) Replace(ctx context.Context, cfg PluginConfig, check func(context.Context, D) error) error {
+	return p.exclusively(ctx, func(ctx context.Context, started bool) error {
+		switch {
+		case !started:
+			return fault.New(fault.Precondition, "replace the program of the driver: it is not started")
+		case p.plan == nil && bytes.Equal(p.options, cfg.Options):
+			return nil
+		case p.plan == nil:
+			return fault.New(fault.Precondition, "the driver is built in: restart this process for its new options")
+		}
+		next, err := p.plan(cfg)
+		if err != nil {
+			return p.sup.notReplaced(err)
+		}
+		now := p.sup.plan.Load().cfg
+		next.cfg.Observe, next.cfg.Logger = now.Observe, now.Logger
+		return p.sup.replace(ctx, next, func(ctx context.Context, v *view) error {
+			if check == nil {
+				return nil
+			}
+			return check(ctx, p.client(v))
+		})
+	})
 }
 
 // Driver returns the driver, or the zero value of its type before Start. The driver stays the same when its program is
-// restarted. While the program is down, its methods fail with Unavailable at once: nothing was executed. A call during
+// restarted or replaced, unless the new program has another protocol: then the methods of the earlier driver fail with Unavailable. So
+// call Driver for each use. While the program is down, its methods fail with Unavailable at once: nothing was executed. A call during
 // which the program ends fails with Unknown: it may have been executed.
 func (p *Plugin[D]) Driver() D {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.d
+	if p.sup != nil {
+		return p.d[p.sup.getStatus().Protocol]
+	}
+	return p.d[0]
 }
 
 // Status returns the plugin's status.
@@ -337,7 +418,7 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	case sup != nil:
 		p.err = sup.close(ctx)
 	case started:
-		p.err = d.Close()
+		p.err = d[0].Close()
 	}
 }
 
@@ -356,10 +437,12 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 		if err := cfg.forProgram(); err != nil {
 			return nil, fmt.Errorf("open driver %s: %w", name, err)
 		}
-		return newPlugin(func(ctx context.Context) (D, *supervisor, error) {
+		p := newPlugin(func(ctx context.Context) (map[int]D, *supervisor, error) {
 			d, err := r.Open(ctx, name, cfg.Options)
-			return d, nil, err
-		}), nil
+			return map[int]D{0: d}, nil, err
+		})
+		p.options = cfg.Options
+		return p, nil
 	}
 	cfg.Program = name
 	p, err := New(k, cfg)

@@ -130,7 +130,7 @@ func TestVersions(t *testing.T) {
 	dir := installPrograms(t, "good", "old", "new", "other")
 	for name, want := range map[string]string{
 		"good": "3", "old": "2",
-		"new":   dir + "/armature-echo-new: it has protocol 4, but this worker supports only 3 and 2",
+		"new":   dir + "/armature-echo-new: it has protocol 4, but this worker supports only 3 and 2: install an earlier program, or upgrade the worker",
 		"other": dir + `/armature-echo-other: it is a driver of the kind "volume", want echo`,
 	} {
 		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: name, Dir: dir})

@@ -49,8 +49,9 @@ const outputTimeout = 200 * time.Millisecond
 type process struct {
 	cfg       *PluginConfig
 	path      string
-	program   *os.File // the checked file at path; open until the program runs
+	program   *os.File // the checked file at path; open until cleanUp, so that the program can be started again
 	protocols []int
+	again     bool // execute the open file, as with a checksum
 
 	cmd    *exec.Cmd
 	proc   atomic.Pointer[os.Process] // nil until the program runs
@@ -62,6 +63,7 @@ type process struct {
 
 	conn     *grpc.ClientConn
 	protocol int
+	route    *route // for the calls of the worker; nil before the handshake
 
 	exited  chan struct{} // closed when the program has ended
 	status  error         // how the program has ended; valid once exited is closed
@@ -75,17 +77,28 @@ type process struct {
 // or could be changed by another user.
 var errRefused = errors.New("it was not started")
 
-// startProcess runs the program and opens its driver before ctx ends. After an error no process and no directory is left.
-func startProcess(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
-	program, err := openProgram(path, cfg.SHA256)
+// openRefused is openProgram with errRefused as the class of its errors.
+func openRefused(path, pin string) (*os.File, error) {
+	f, err := openProgram(path, pin)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	defer func() { _ = program.Close() }() // the file was only read
+	return f, nil
+}
+
+// startProcess runs the program and makes the handshake before ctx ends. The driver is not open yet. program is the checked
+// file at path; the process closes it. If again is true, the file is executed even if another file has its path meanwhile. After
+// an error no process and no directory is left.
+func startProcess(ctx context.Context, program *os.File, again bool, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	p := &process{
-		cfg: cfg, path: path, program: program, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
+		cfg: cfg, path: path, program: program, again: again, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
 		exited: make(chan struct{}), drained: make(chan struct{}),
 	}
+	return p, p.attempt(ctx, p.connect)
+}
+
+// attempt calls f, which is a part of the start. If f fails or ctx ends, attempt ends the program and returns the reason.
+func (p *process) attempt(ctx context.Context, f func(context.Context) error) error {
 	late := func() error {
 		ended := ctx.Err()
 		if ended == nil {
@@ -94,20 +107,20 @@ func startProcess(ctx context.Context, kind string, protocols []int, path string
 		return fault.New(fault.CodeOf(ended), "it did not start in time: %w", ended)
 	}
 	stop := context.AfterFunc(ctx, func() { p.fail(late()) })
-	err = p.connect(ctx, kind)
+	err := f(ctx)
 	if !stop() || errors.Is(err, context.DeadlineExceeded) {
 		err = late()
 	}
 	if err != nil {
 		p.fail(err)
 		p.cleanUp()
-		return nil, p.explain(err)
+		return p.explain(err)
 	}
-	return p, nil
+	return nil
 }
 
-// connect starts the program, makes the handshake, and opens the driver.
-func (p *process) connect(ctx context.Context, kind string) error {
+// connect starts the program and makes the handshake.
+func (p *process) connect(ctx context.Context) error {
 	var err error
 	if p.dir, err = tempdir.Make(p.cfg.SocketDir, socketPrefix); err != nil {
 		return fmt.Errorf("socket_dir: %w", err)
@@ -150,7 +163,8 @@ func (p *process) connect(ctx context.Context, kind string) error {
 	}
 	p.protocol = p.client.NegotiatedVersion()
 	p.conn = raw.(*grpc.ClientConn)
-	return p.openDriver(ctx, kind)
+	p.route = newRoute(p)
+	return nil
 }
 
 // openDriver calls the driver's Open, and checks the kind of the driver.
@@ -193,7 +207,7 @@ const maxSocket = 107
 // prepare makes the command for [process.Start].
 func (p *process) prepare(ctx context.Context, env []string, dir, cert string) error {
 	p.cmd = exec.Command(p.path, p.cfg.Args...) //nolint:noctx // fail ends it
-	if p.cfg.SHA256 != "" {
+	if p.cfg.SHA256 != "" || p.again {
 		p.executeOpen()
 	}
 	p.cmd.Dir = "/"
@@ -290,7 +304,11 @@ func (p *process) checkHandshake(line string) error {
 		for i, v := range p.protocols {
 			ours[i] = strconv.Itoa(v)
 		}
-		return fault.New(fault.Invalid, "it has protocol %s, but this worker supports only %s", parts[1], strings.Join(ours, " and "))
+		todo := "install an earlier program, or upgrade the worker"
+		if err != nil || v < p.protocols[0] {
+			todo = "install a later program"
+		}
+		return fault.New(fault.Invalid, "it has protocol %s, but this worker supports only %s: %s", quoteProtocol(parts[1]), strings.Join(ours, " and "), todo)
 	}
 	switch host, _, _ := net.SplitHostPort(parts[3]); {
 	case parts[2] == "unix":
@@ -302,6 +320,14 @@ func (p *process) checkHandshake(line string) error {
 		return fault.New(fault.Invalid, "its handshake has no certificate: a driver must use TLS")
 	}
 	return nil
+}
+
+// quoteProtocol returns the version of a protocol as it is if it is a number, and otherwise in quotes.
+func quoteProtocol(v string) string {
+	if _, err := strconv.Atoi(v); err == nil {
+		return v
+	}
+	return quoteText(v)
 }
 
 // lineWriter writes to the log what go-plugin receives of the program's standard output and error over the
@@ -368,6 +394,16 @@ func (p *process) setRunning() {
 	}
 }
 
+// hasExited reports whether the program has ended.
+func (p *process) hasExited() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // fail kills the program and stores the reason. Only the first reason is kept.
 func (p *process) fail(reason error) {
 	p.mu.Lock()
@@ -420,6 +456,7 @@ func (p *process) cleanUp() {
 	if p.client != nil {
 		p.client.Kill() // closes the connection; it does not block, because the program is dead
 	}
+	_ = p.program.Close() // the file was only read
 	if p.dir != nil {
 		_ = p.dir.Remove() // sweepSockets of a later process removes the rest
 	}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -120,7 +121,11 @@ func (c *echoClient) Count(ctx context.Context, n int, f func(int) error) error 
 }
 
 // echo implements echoer in the driver's process.
-type echo struct{ dir string }
+type echo struct {
+	dir  string
+	o    echoOptions
+	lock *os.File // or nil
+}
 
 var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
 
@@ -130,6 +135,12 @@ type echoOptions struct {
 	Crash  string `json:"crash"` // a path: Open crashes while this file exists
 	Fail   string `json:"fail"`  // a path: Open fails while this file exists
 	Hang   bool   `json:"hang"`  // Open never returns
+	Gate   string `json:"gate"`  // a path: Open writes its process id to GATE.pid and waits for this file
+	// Concurrent and Lacks change the driver's Info: it declares Concurrent, and lacks its capability.
+	Concurrent bool   `json:"concurrent"`
+	Lacks      bool   `json:"lacks"`
+	Lock       string `json:"lock"` // a path: the driver has a lock on this file while it is open
+	Serial     int    `json:"serial"`
 }
 
 func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
@@ -152,7 +163,31 @@ func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
 		<-ctx.Done()
 		select {} // a driver that ignores the end of its context
 	}
-	return &echo{dir: o.Dir}, nil
+	lock, err := o.pass()
+	if err != nil {
+		return nil, err
+	}
+	return &echo{o.Dir, o, lock}, nil
+}
+
+// pass waits for the gate and takes the lock.
+func (o *echoOptions) pass() (lock *os.File, err error) {
+	if o.Gate != "" {
+		if err := errors.Join(os.WriteFile(o.Gate+".new", []byte(strconv.Itoa(os.Getpid())), 0o600), os.Rename(o.Gate+".new", o.Gate+".pid")); err != nil {
+			return nil, err
+		}
+		for _, err := os.Stat(o.Gate); err != nil; _, err = os.Stat(o.Gate) {
+			time.Sleep(time.Millisecond) //nolint:forbidigo // a file cannot be waited for
+		}
+	}
+	if o.Lock == "" {
+		return nil, nil //nolint:nilnil // the driver has no lock
+	}
+	lock, err = os.OpenFile(o.Lock, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	return lock, err
 }
 
 // panicInGoroutine crashes the process: the recover of the gRPC handler does not catch a panic of another goroutine.
@@ -162,10 +197,19 @@ func panicInGoroutine(msg string) {
 }
 
 func (e *echo) Info(context.Context) (driver.Info, error) {
-	return driver.Info{Name: "echo", Version: "1.2", Capabilities: []driver.Capability{"count"}}, nil
+	info := driver.Info{Name: "echo", Version: "1.2", Capabilities: []driver.Capability{"count"}, Concurrent: e.o.Concurrent}
+	if e.o.Lacks {
+		info.Capabilities = nil
+	}
+	return info, nil
 }
 
 func (e *echo) Close() error {
+	if e.lock != nil {
+		if err := e.lock.Close(); err != nil {
+			return err
+		}
+	}
 	if e.dir != "" {
 		return os.WriteFile(filepath.Join(e.dir, "closed"), nil, 0o600)
 	}
@@ -214,6 +258,13 @@ func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 		return strconv.FormatBool(ok && time.Until(d) > 0 && time.Until(d) < time.Minute), nil
 	case "env":
 		return strings.Join(os.Environ(), "\n"), nil
+	case "append": // the argument and the process id to a file
+		f, err := os.OpenFile(filepath.Join(e.dir, "calls"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return "", err
+		}
+		_, err = fmt.Fprintf(f, "%s %d\n", arg, os.Getpid())
+		return strconv.Itoa(os.Getpid()), errors.Join(err, f.Close())
 	case "pid":
 		return strconv.Itoa(os.Getpid()), nil
 	case "uid":

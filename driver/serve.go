@@ -226,7 +226,7 @@ func (s *server) Info(ctx context.Context, _ *driverpb.InfoRequest) (*driverpb.I
 	if err != nil {
 		return nil, err
 	}
-	resp := &driverpb.InfoResponse{Name: info.Name, Version: info.Version}
+	resp := &driverpb.InfoResponse{Name: info.Name, Version: info.Version, Concurrent: info.Concurrent}
 	for _, c := range info.Capabilities {
 		resp.Capabilities = append(resp.Capabilities, string(c))
 	}

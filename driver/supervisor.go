@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -22,145 +24,214 @@ type supervisor struct {
 
 	name      string
 	kind      string
-	protocols []int // allowed for a restarted program: the protocol of the first one
-	path      string
-	cfg       PluginConfig
+	protocols []int // allowed
 	log       *slog.Logger
+	plan      atomic.Pointer[plan] // what is started; changed by a replacement
+
+	swaps  chan swap                  // to restartLoop
+	retire atomic.Pointer[retirement] // of the last program that was replaced beside its successor, or nil
 
 	stop     context.CancelFunc // of restartLoop
 	done     chan struct{}      // closed when restartLoop has ended
+	crashes  []time.Time        // within CrashWindow; used by restartLoop alone
 	last     *process           // the running process when restartLoop ended, or nil
 	once     sync.Once          // of close
 	closeErr error              // of the first close
 
 	mu     sync.Mutex
 	status Status
+	file   os.FileInfo // of the program that was started last
 }
 
-// startSupervised starts the program and keeps it running. It returns the protocol that the program speaks.
-func startSupervised(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
-	name := strings.TrimPrefix(filepath.Base(path), "armature-"+kind+"-")
-	s := &supervisor{name: name, kind: kind, path: path, cfg: cfg, log: cfg.Logger.With("driver", name), done: make(chan struct{})}
-	sweepSockets(ctx, &s.cfg, s.log)
-	p, err := s.start(ctx, protocols)
-	if err != nil {
-		return nil, 0, err
+// plan says which program runs and how.
+type plan struct {
+	path string
+	cfg  PluginConfig
+}
+
+// startSupervised starts the program and keeps it running.
+func startSupervised(ctx context.Context, kind string, protocols []int, pl *plan) (*supervisor, error) {
+	name := strings.TrimPrefix(filepath.Base(pl.path), "armature-"+kind+"-")
+	s := &supervisor{
+		name: name, kind: kind, protocols: protocols, log: pl.cfg.Logger.With("driver", name),
+		swaps: make(chan swap), done: make(chan struct{}),
 	}
-	s.protocols = []int{p.protocol}
-	s.link = newLink(name, cfg.Observe)
+	s.plan.Store(pl)
+	sweepSockets(ctx, &pl.cfg, s.log)
+	p, err := s.start(ctx, pl)
+	if err != nil {
+		return nil, err
+	}
+	s.link = newLink(name, pl.cfg.Observe)
 	s.link.check, s.link.end = s.check, s.close
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.setUp(p)
 	go s.restartLoop(runCtx, p)
-	return s, p.protocol, nil
+	return s, nil
 }
 
-// start starts the program within StartTimeout.
-func (s *supervisor) start(ctx context.Context, protocols []int) (*process, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
+// start starts the program of a plan, and opens its driver, within StartTimeout.
+func (s *supervisor) start(ctx context.Context, pl *plan) (*process, error) {
+	program, err := openRefused(pl.path, pl.cfg.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	if file, err := program.Stat(); err == nil {
+		s.mu.Lock()
+		s.file = file
+		s.mu.Unlock()
+	}
+	return s.startFile(ctx, pl, program, false)
+}
+
+// startFile is start with an open program, see startProcess.
+func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, again bool) (*process, error) {
+	ctx, cancel := context.WithTimeout(ctx, pl.cfg.StartTimeout)
 	defer cancel()
-	return startProcess(ctx, s.kind, protocols, s.path, &s.cfg, s.log)
+	p, err := startProcess(ctx, program, again, s.protocols, pl.path, &pl.cfg, s.log)
+	if err != nil {
+		return nil, err
+	}
+	return p, s.openDriver(ctx, p)
 }
 
-// restartLoop restarts the program whenever it ends.
+// openDriver opens the driver of a process. After an error the process has ended.
+func (s *supervisor) openDriver(ctx context.Context, p *process) error {
+	return p.attempt(ctx, func(ctx context.Context) error { return p.openDriver(ctx, s.kind) })
+}
+
+// restartLoop restarts the program whenever it ends, and replaces it on request.
 func (s *supervisor) restartLoop(ctx context.Context, p *process) {
 	defer close(s.done)
-	var crashes []time.Time
+	for ctx.Err() == nil {
+		swap := s.awaitEnd(ctx, p)
+		var err error // the reason why no program runs
+		switch {
+		case swap != nil:
+			p, err = swap(ctx, p)
+		case ctx.Err() == nil:
+			s.link.cur.Store(nil)
+			s.setDown(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
+			p.cleanUp()
+			err = p.explain(nil)
+		}
+		if err != nil {
+			if p = s.restart(ctx, err); p == nil {
+				return
+			}
+		}
+	}
+	s.last = p
+}
+
+// restart starts the program again, after err and as many further attempts as needed. It returns nil if ctx ends first.
+func (s *supervisor) restart(ctx context.Context, err error) (p *process) {
 	for {
-		s.awaitEnd(ctx, p)
+		s.crashes = slices.DeleteFunc(s.crashes, func(at time.Time) bool { return time.Since(at) > s.plan.Load().cfg.CrashWindow })
+		if !errors.Is(err, errRefused) { // this crash counts, however short the window is
+			s.crashes = append(s.crashes, time.Now())
+		}
+		for delay := s.noteDown(ctx, err, len(s.crashes)); ; delay = time.Until(s.getStatus().Next) {
+			swap := s.awaitRestart(ctx, delay)
+			if swap == nil {
+				break
+			}
+			if p, err := swap(ctx, nil); err == nil {
+				return p
+			}
+		}
 		if ctx.Err() != nil {
-			s.last = p
-			return
+			return nil
 		}
-		s.link.conn.Store(nil)
-		s.setDown(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
-		p.cleanUp()
-		for err := p.explain(nil); err != nil; {
-			crashes = slices.DeleteFunc(crashes, func(at time.Time) bool { return time.Since(at) > s.cfg.CrashWindow })
-			if !errors.Is(err, errRefused) { // this crash counts, however short the window is
-				crashes = append(crashes, time.Now())
-			}
-			if !s.awaitRestart(ctx, err, len(crashes)) {
-				return
-			}
-			if p, err = s.start(ctx, s.protocols); ctx.Err() != nil {
-				s.last = p
-				return
-			}
+		if p, err = s.start(ctx, s.plan.Load()); err == nil {
+			s.setUp(p)
+			return p
 		}
-		s.setUp(p)
+		if ctx.Err() != nil {
+			return nil
+		}
 	}
 }
 
-// awaitEnd blocks until the program has ended or ctx ends. It kills a program that hangs.
-func (s *supervisor) awaitEnd(ctx context.Context, p *process) {
-	t := time.NewTicker(s.cfg.PingEvery)
+// awaitEnd blocks until the program has ended, ctx ends, or a swap is requested, which it returns. It kills a program that hangs.
+func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
+	t := time.NewTicker(p.cfg.PingEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-p.exited:
-			return
+			return nil
+		case swap := <-s.swaps:
+			return swap
 		case <-t.C:
 		}
-		ping, cancel := context.WithTimeout(ctx, s.cfg.PingTimeout)
+		ping, cancel := context.WithTimeout(ctx, p.cfg.PingTimeout)
 		err := p.ping(ping)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
-			p.fail(fault.New(fault.Timeout, "it was killed because it hung: no heartbeat within %v", s.cfg.PingTimeout))
+			p.fail(fault.New(fault.Timeout, "it was killed because it hung: no heartbeat within %v", p.cfg.PingTimeout))
 			<-p.exited
 		}
 	}
 }
 
-// awaitRestart waits until the program is to be restarted after an error, and returns false if ctx ends first.
-func (s *supervisor) awaitRestart(ctx context.Context, err error, crashes int) bool {
-	if errors.Is(err, errRefused) {
-		return s.awaitRecheck(ctx, err)
+// awaitRestart waits for the time of the next start. It returns a swap that is requested before, or nil, also if ctx ends first.
+func (s *supervisor) awaitRestart(ctx context.Context, delay time.Duration) swap {
+	t := time.NewTimer(delay)
+	defer t.Stop()
+	select {
+	case swap := <-s.swaps:
+		return swap
+	case <-t.C:
+	case <-ctx.Done():
 	}
-	return s.backOff(ctx, err, crashes)
+	return nil
 }
 
-// backOff waits before the restart after the n-th crash within CrashWindow. It returns false if ctx ends first.
-func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
-	state, delay := Restarting, s.cfg.Cooldown
-	if n <= s.cfg.MaxCrashes {
-		delay = backoff.FullJitter(n, s.cfg.MinDelay, s.cfg.MaxDelay)
+// noteDown sets and logs the state of a program that has ended or was refused. n is the number of crashes within CrashWindow. It
+// returns the time until the next start. A refusal is not a crash: an operator must repair the file or the configuration. Of
+// consecutive refusals the first is logged as ERROR, the others as DEBUG.
+func (s *supervisor) noteDown(ctx context.Context, err error, n int) (delay time.Duration) {
+	cfg := &s.plan.Load().cfg
+	if errors.Is(err, errRefused) {
+		level := slog.LevelError
+		if s.getStatus().State == Refused {
+			level = slog.LevelDebug
+		}
+		s.setDown(Refused, err, time.Now().Add(cfg.MaxDelay))
+		s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", cfg.MaxDelay)
+		return cfg.MaxDelay
+	}
+	state, delay := Restarting, cfg.Cooldown
+	if n <= cfg.MaxCrashes {
+		delay = backoff.FullJitter(n, cfg.MinDelay, cfg.MaxDelay)
 	} else {
 		state = Broken
 		delay += rand.N(delay/10 + 1)
 	}
 	s.setDown(state, err, time.Now().Add(delay))
-	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	return backoff.Sleep(ctx, delay)
+	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", cfg.CrashWindow, "state", string(state), "restart_in", delay)
+	return delay
 }
 
-// awaitRecheck waits before the next check of a program that was refused. A refusal is not a crash: an operator must
-// repair the file or the configuration. Of consecutive refusals the first is logged as ERROR, the others as DEBUG. It
-// returns false if ctx ends first.
-func (s *supervisor) awaitRecheck(ctx context.Context, err error) bool {
-	level := slog.LevelError
-	if s.getStatus().State == Refused {
-		level = slog.LevelDebug
-	}
-	s.setDown(Refused, err, time.Now().Add(s.cfg.MaxDelay))
-	s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", s.cfg.MaxDelay)
-	return backoff.Sleep(ctx, s.cfg.MaxDelay)
-}
-
-// setUp makes p the process that gets the calls.
+// setUp makes p the process that gets the calls. A process that runs at first, or after a crash, is not a replacement.
 func (s *supervisor) setUp(p *process) {
-	s.link.conn.Store(p.conn) // before the state, so that a caller that sees the state Up can call the driver
+	s.link.cur.Store(p.route) // before the state, so that a caller that sees the state Up can call the driver
 	s.mu.Lock()
 	if s.status.State != "" {
 		s.status.Restarts++
 	}
-	s.status.State, s.status.PID, s.status.Since, s.status.Next = Up, p.pid(), time.Now(), time.Time{}
+	s.setUpLocked(p)
 	restarts := s.status.Restarts
 	s.mu.Unlock()
-	s.log.Info("driver program is up", "program", s.path, "pid", p.pid(), "protocol", p.protocol, "restarts", restarts)
+	s.log.Info("driver program is up", "program", p.path, "pid", p.pid(), "protocol", p.protocol, "restarts", restarts)
+}
+
+func (s *supervisor) setUpLocked(p *process) {
+	s.status.State, s.status.PID, s.status.Protocol, s.status.Since, s.status.Next = Up, p.pid(), p.protocol, time.Now(), time.Time{}
 }
 
 // setDown sets the state of a plugin without a program.
@@ -189,7 +260,7 @@ func (s *supervisor) check() error {
 		return fault.New(fault.Unavailable, "driver %s is closed", s.name)
 	case Broken:
 		return fault.New(fault.Unavailable, "driver %s crashed more than %d times within %v, and is restarted in %v: %w",
-			s.name, s.cfg.MaxCrashes, s.cfg.CrashWindow, time.Until(st.Next).Round(time.Millisecond), st.Err)
+			s.name, s.plan.Load().cfg.MaxCrashes, s.plan.Load().cfg.CrashWindow, time.Until(st.Next).Round(time.Millisecond), st.Err)
 	case Refused:
 		return fault.New(fault.Unavailable, "the program of driver %s is refused, and is checked again in %v: %w", s.name, time.Until(st.Next).Round(time.Millisecond), st.Err)
 	default:
@@ -202,10 +273,14 @@ func (s *supervisor) check() error {
 func (s *supervisor) close(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.cfg.CloseTimeout)
+		ctx, cancel = context.WithTimeout(ctx, s.plan.Load().cfg.CloseTimeout)
 		defer cancel()
 	}
 	s.once.Do(func() {
+		if r := s.retire.Load(); r != nil {
+			r.hurry(ctx)
+			defer func() { <-r.done }()
+		}
 		s.link.drain(ctx)
 		s.stop()
 		<-s.done
@@ -214,7 +289,7 @@ func (s *supervisor) close(ctx context.Context) error {
 				s.closeErr = fmt.Errorf("close driver %s: %w", s.name, err)
 			}
 		}
-		s.link.conn.Store(nil)
+		s.link.cur.Store(nil)
 		s.setDown(Closed, s.getStatus().Err, time.Time{})
 	})
 	return s.closeErr

@@ -214,7 +214,12 @@ type InfoResponse struct {
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// The capabilities that the driver has. Their names are defined by the kind
 	// of driver.
-	Capabilities  []string `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities []string `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// Whether two programs of the driver, this one and a later version, may be open
+	// at a time with the same options. A worker that replaces a program opens the new
+	// one beside it if this is true. Otherwise it closes the old one first. A driver
+	// that keeps its state in memory, or that has a lock, leaves it false.
+	Concurrent    bool `protobuf:"varint,4,opt,name=concurrent,proto3" json:"concurrent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -268,6 +273,13 @@ func (x *InfoResponse) GetCapabilities() []string {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetConcurrent() bool {
+	if x != nil {
+		return x.Concurrent
+	}
+	return false
 }
 
 type CloseRequest struct {
@@ -351,11 +363,14 @@ const file_driver_driverpb_driver_proto_rawDesc = "" +
 	"\aoptions\x18\x01 \x01(\fR\aoptions\"\"\n" +
 	"\fOpenResponse\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\"\r\n" +
-	"\vInfoRequest\"`\n" +
+	"\vInfoRequest\"\x80\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\"\n" +
-	"\fcapabilities\x18\x03 \x03(\tR\fcapabilities\"\x0e\n" +
+	"\fcapabilities\x18\x03 \x03(\tR\fcapabilities\x12\x1e\n" +
+	"\n" +
+	"concurrent\x18\x04 \x01(\bR\n" +
+	"concurrent\"\x0e\n" +
 	"\fCloseRequest\"\x0f\n" +
 	"\rCloseResponse2\xec\x01\n" +
 	"\x06Driver\x12I\n" +

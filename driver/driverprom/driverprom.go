@@ -11,6 +11,7 @@
 //	request_duration_seconds  histogram  driver, host, method         duration of calls and streams
 //	up                        gauge      driver, host                 1 while the driver can be called
 //	restarts_total            counter    driver, host                 restarts of programs
+//	replacements_total        counter    driver, host                 replacements of running programs
 //	request_seconds           histogram  driver, host, method         deprecated: request_duration_seconds
 //
 // driver is the name of the driver, and host the host that it manages. code is OK or a fault code, such as Timeout,
@@ -37,6 +38,7 @@ type Metrics struct {
 	seconds  *prometheus.HistogramVec // the deprecated name of duration
 	up       *prometheus.Desc
 	restarts *prometheus.Desc
+	replaced *prometheus.Desc
 
 	mu      sync.Mutex
 	plugins map[key]Plugin
@@ -59,6 +61,7 @@ func New() *Metrics {
 		seconds:  histogram("request_seconds", "Deprecated: use request_duration_seconds."),
 		up:       prometheus.NewDesc(prefix+"up", "1 while the driver can be called.", []string{"driver", "host"}, nil),
 		restarts: prometheus.NewDesc(prefix+"restarts_total", "Restarts of programs.", []string{"driver", "host"}, nil),
+		replaced: prometheus.NewDesc(prefix+"replacements_total", "Replacements of running programs.", []string{"driver", "host"}, nil),
 		plugins:  make(map[key]Plugin),
 	}
 }
@@ -77,7 +80,7 @@ func (m *Metrics) Observe(driver, host string) func(method string, took time.Dur
 	}
 }
 
-// Add adds the metrics up and restarts_total of a driver's plugin. It replaces an earlier plugin of the same driver and
+// Add adds the metrics up, restarts_total and replacements_total of a driver's plugin. It replaces an earlier plugin of the same driver and
 // host.
 func (m *Metrics) Add(driver, host string, p Plugin) {
 	m.mu.Lock()
@@ -92,6 +95,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.seconds.Describe(ch)
 	ch <- m.up
 	ch <- m.restarts
+	ch <- m.replaced
 }
 
 // Collect implements prometheus.Collector.
@@ -108,5 +112,6 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, up, k.driver, k.host)
 		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(st.Restarts), k.driver, k.host)
+		ch <- prometheus.MustNewConstMetric(m.replaced, prometheus.CounterValue, float64(st.Replacements), k.driver, k.host)
 	}
 }

@@ -66,6 +66,8 @@ func TestMetrics(t *testing.T) {
 		"up{driver=fake,host=node-2}":                                            1,
 		"restarts_total{driver=acme,host=node-1}":                                8,
 		"restarts_total{driver=fake,host=node-2}":                                0,
+		"replacements_total{driver=acme,host=node-1}":                            0,
+		"replacements_total{driver=fake,host=node-2}":                            0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

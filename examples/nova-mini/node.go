@@ -470,7 +470,7 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 		return nil, n.optionError("DEFAULT", "compute_driver", err)
 	}
 	n.tell.drivers.Add(n.driverName(), host, p)
-	n.app.Add("driver "+host, &driverPart{p, n.options}) // without a label: its errors already name the option
+	n.app.Add("driver "+host, &driverPart{p, n.options, n.log, host}) // without a label: its errors already name the option
 	w := worker.New(worker.Config{
 		Host: host, Driver: p.Driver, Client: n.client, Logger: n.log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
@@ -485,6 +485,32 @@ type driverPart struct {
 	*driver.Plugin[compute.Driver]
 
 	options *options
+	log     *slog.Logger
+	host    string
+}
+
+// Reload replaces the driver's program if the program or its options have changed. The new program must report the resources of
+// the host. A built-in driver keeps its options, and a change is logged.
+func (p *driverPart) Reload(ctx context.Context) error {
+	cfg, err := p.options.driverConfigFrom(p.options.config.Current().Drivers[p.options.driverSection()], p.host)
+	if err == nil {
+		cfg.Program = p.options.ComputeDriver
+		err = p.Replace(ctx, cfg, func(ctx context.Context, d compute.Driver) error {
+			if _, err := d.Resources(ctx); err != nil {
+				return fmt.Errorf("read the resources of host %s: %w", p.host, err)
+			}
+			return nil
+		})
+	}
+	switch {
+	case err == nil:
+		return nil
+	case slices.Contains(builtInDrivers().Names(), p.options.ComputeDriver):
+		p.log.WarnContext(ctx, "changed options of the driver require a restart", "driver", p.options.ComputeDriver, "host", p.host, "error", err)
+		return nil
+	default:
+		return p.options.optionError("DEFAULT", "compute_driver", err)
+	}
 }
 
 // Start starts the driver.

@@ -64,7 +64,7 @@ type settings struct {
 	Policy           policyOptions                `section:"oslo_policy"`
 	SSL              sslOptions                   `section:"ssl"`
 	Telemetry        telemetryOptions             `section:"opentelemetry"`
-	Drivers          map[string]map[string]string `sections:"driver_" protects:"true"`
+	Drivers          map[string]map[string]string `sections:"driver_" protects:"true" reloadable:"true"`
 }
 
 // options are the settings in the form in which a process uses them.
@@ -303,9 +303,13 @@ func (o *options) policy(log *slog.Logger) policy.Config {
 // driverConfig returns the configuration of a host's driver: the options of the driver's section, the host's name, and a
 // directory for the driver's data. Options of the section that begin with plugin_ are about the driver's program.
 func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
-	name := o.driverSection()
+	return o.driverConfigFrom(o.Drivers[o.driverSection()], host)
+}
+
+// driverConfigFrom is driverConfig with the options of a section, which a reload may have changed.
+func (o *options) driverConfigFrom(section map[string]string, host string) (driver.PluginConfig, error) {
 	for _, given := range []string{"host", "dir"} { // refused: the driver would use the name or the data of another host
-		if _, ok := o.Drivers[name][given]; ok {
+		if _, ok := section[given]; ok {
 			return driver.PluginConfig{}, fault.WithReason(
 				fault.New(fault.Invalid, "option %s: cannot be set here: host comes from host of [DEFAULT], and dir is instances/HOST in state_path", given),
 				"", map[string]string{"option": given})
@@ -316,7 +320,7 @@ func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
 		return driver.PluginConfig{}, err
 	}
 	cfg := driver.PluginConfig{Dir: o.PluginDir, Options: options}
-	if err := cfg.Configure(o.Drivers[name]); err != nil {
+	if err := cfg.Configure(section); err != nil {
 		return cfg, err
 	}
 	return cfg, nil

@@ -69,6 +69,7 @@ type family struct {
 	values   map[string]map[string]string
 	field    reflect.Value
 	protects bool // has the tag protects
+	reload   bool // has the tag reloadable
 }
 
 func newLoader() *loader {
@@ -239,7 +240,7 @@ func (l *loader) declareFields(v reflect.Value, section string) {
 			require("sections", "map[string]map[string]string", f.Type() == reflect.TypeFor[map[string]map[string]string]())
 			values := map[string]map[string]string{}
 			f.Set(reflect.ValueOf(values))
-			l.families = append(l.families, family{tag.Get("sections"), values, f, tag.Get("protects") == "true"})
+			l.families = append(l.families, family{tag.Get("sections"), values, f, tag.Get("protects") == "true", tag.Get("reloadable") == "true"})
 		case field.Anonymous && f.Kind() == reflect.Struct:
 			l.declareFields(f, section)
 		}

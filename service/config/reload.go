@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -99,7 +101,7 @@ func (c *Config[T]) OnChange(check func(old, next *T) error, apply func(old, nex
 }
 
 // Reload loads the configuration again. Options with the tag reloadable change all together. After an
-// error none has changed. A change of any other option, or of a family of sections, is logged and takes effect
+// error none has changed. A change of any other option, or of a family of sections without that tag, is logged and takes effect
 // after a restart. The error is that of [Load] or of a check function, with code Invalid. One reload runs at
 // a time; a second one waits.
 func (c *Config[T]) Reload(context.Context) error {
@@ -110,7 +112,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
-	next.values, next.files, next.places = l.listValues(), l.files, old.places // families keep their values
+	next.values, next.files, next.places = l.listValues(), l.files, keepPlaces(l, old.places)
 	changes := keepFixed(l, old, next, cmp.Or(c.src.Logger, slog.Default()))
 	l.logWarnings(c.src, c.logged)
 	if len(changes) == 0 {
@@ -153,12 +155,35 @@ func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (change
 	}
 	for i, f := range l.families {
 		prev := oldLoader.families[i].field
-		if !reflect.DeepEqual(f.field.Interface(), prev.Interface()) {
+		switch {
+		case reflect.DeepEqual(f.field.Interface(), prev.Interface()):
+		case f.reload:
+			changes = append(changes, []any{"sections", f.prefix + "*"})
+			continue
+		default:
 			log.Warn("changed sections require a restart", "sections", f.prefix+"*")
 		}
 		f.field.Set(prev)
 	}
 	return changes
+}
+
+// keepPlaces returns the origins of the options in families after a reload: the old ones of families that cannot be reloaded.
+func keepPlaces(l *loader, old map[string]string) map[string]string {
+	places := map[string]string{}
+	for _, source := range []struct {
+		places map[string]string
+		reload bool
+	}{{old, false}, {l.places, true}} {
+		for key, where := range source.places {
+			if slices.ContainsFunc(l.families, func(f family) bool {
+				return f.reload == source.reload && strings.HasPrefix(key, strings.ToLower(f.prefix))
+			}) {
+				places[key] = where
+			}
+		}
+	}
+	return places
 }
 
 // checkReload returns the objections of the struct's Validate and of the check functions to a change, as Invalid.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -152,5 +153,36 @@ func TestWhereAfterReload(t *testing.T) {
 	}
 	if c.Current().Workers != 4 || c.Where("driver_x", "a") != file+":5" || c.Where("driver_x", "b") != "" {
 		t.Errorf("%d workers, a from %s, b from %q; want 4, line 5 and nothing", c.Current().Workers, c.Where("driver_x", "a"), c.Where("driver_x", "b"))
+	}
+}
+
+// TestReloadSections: a family of sections with the tag reloadable changes at a reload, and so do the origins of its options.
+func TestReloadSections(t *testing.T) {
+	t.Parallel()
+	type options struct {
+		Drivers map[string]map[string]string `sections:"driver_" reloadable:"true"`
+		Fixed   map[string]map[string]string `sections:"fixed_"`
+	}
+	file := filepath.Join(t.TempDir(), "test.conf")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("[driver_a]\nx = 1\n[fixed_a]\nx = 1\n")
+	c, err := config.Open[options](config.Source{Files: []string{file}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("\n[driver_a]\nx = 2\n[fixed_a]\nx = 2\n")
+	if err := c.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.Current(); now.Drivers["a"]["x"] != "2" || now.Fixed["a"]["x"] != "1" {
+		t.Errorf("%+v", now)
+	}
+	if got := c.Where("driver_a", "x") + " " + c.Where("fixed_a", "x"); got != file+":3 "+file+":4" {
+		t.Errorf("origins %s", got)
 	}
 }

@@ -13,7 +13,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0c\x64river.proto\x12\x12\x61rmature.driver.v1\"\x1e\n\x0bOpenRequest\x12\x0f\n\x07options\x18\x01 \x01(\x0c\"\x1c\n\x0cOpenResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\"\r\n\x0bInfoRequest\"C\n\x0cInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\"\x0e\n\x0c\x43loseRequest\"\x0f\n\rCloseResponse2\xec\x01\n\x06\x44river\x12I\n\x04Open\x12\x1f.armature.driver.v1.OpenRequest\x1a .armature.driver.v1.OpenResponse\x12I\n\x04Info\x12\x1f.armature.driver.v1.InfoRequest\x1a .armature.driver.v1.InfoResponse\x12L\n\x05\x43lose\x12 .armature.driver.v1.CloseRequest\x1a!.armature.driver.v1.CloseResponseB1Z/github.com/armature-go/armature/driver/driverpbb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0c\x64river.proto\x12\x12\x61rmature.driver.v1\"\x1e\n\x0bOpenRequest\x12\x0f\n\x07options\x18\x01 \x01(\x0c\"\x1c\n\x0cOpenResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\"\r\n\x0bInfoRequest\"W\n\x0cInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\x12\x12\n\nconcurrent\x18\x04 \x01(\x08\"\x0e\n\x0c\x43loseRequest\"\x0f\n\rCloseResponse2\xec\x01\n\x06\x44river\x12I\n\x04Open\x12\x1f.armature.driver.v1.OpenRequest\x1a .armature.driver.v1.OpenResponse\x12I\n\x04Info\x12\x1f.armature.driver.v1.InfoRequest\x1a .armature.driver.v1.InfoResponse\x12L\n\x05\x43lose\x12 .armature.driver.v1.CloseRequest\x1a!.armature.driver.v1.CloseResponseB1Z/github.com/armature-go/armature/driver/driverpbb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'driver_pb2', globals())
@@ -28,11 +28,11 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _INFOREQUEST._serialized_start=98
   _INFOREQUEST._serialized_end=111
   _INFORESPONSE._serialized_start=113
-  _INFORESPONSE._serialized_end=180
-  _CLOSEREQUEST._serialized_start=182
-  _CLOSEREQUEST._serialized_end=196
-  _CLOSERESPONSE._serialized_start=198
-  _CLOSERESPONSE._serialized_end=213
-  _DRIVER._serialized_start=216
-  _DRIVER._serialized_end=452
+  _INFORESPONSE._serialized_end=200
+  _CLOSEREQUEST._serialized_start=202
+  _CLOSEREQUEST._serialized_end=216
+  _CLOSERESPONSE._serialized_start=218
+  _CLOSERESPONSE._serialized_end=233
+  _DRIVER._serialized_start=236
+  _DRIVER._serialized_end=472
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ import (
 type Config struct {
 	// Host is the name of the host. It stays the same after every restart.
 	Host string
-	// Driver returns the driver. It is called for each use, from Start on, and always returns the same driver.
+	// Driver returns the driver. It is called for each use, from Start on, because the driver may be replaced.
 	Driver func() compute.Driver
 	Client *rpc.Client
 	// Process returns the identity of this start of the process, with which the service claims the host. It is called
@@ -197,26 +197,26 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 
 // runAction does an action through the driver. Errors: errPartial, if the action is done in part.
 func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver(), req.ServerID
+	id := req.ServerID
 	switch req.Action {
 	case compute.Stop:
-		return retryDriver(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
 	case compute.Start:
-		return retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
+		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
 	case compute.SoftReboot:
 		return retryDriver(ctx, func() error {
-			err := d.Reboot(ctx, id, false)
+			err := s.cfg.Driver().Reboot(ctx, id, false)
 			if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
-				err = d.Reboot(ctx, id, true)
+				err = s.cfg.Driver().Reboot(ctx, id, true)
 			}
 			return err
 		})
 	case compute.HardReboot:
-		return retryDriver(ctx, func() error { return d.Reboot(ctx, id, true) })
+		return retryDriver(ctx, func() error { return s.cfg.Driver().Reboot(ctx, id, true) })
 	case compute.Resize:
 		return s.resize(ctx, req)
 	case compute.ConfirmResize:
-		return retryDriver(ctx, func() error { return d.ConfirmResize(ctx, id) })
+		return retryDriver(ctx, func() error { return s.cfg.Driver().ConfirmResize(ctx, id) })
 	case compute.RevertResize:
 		return s.revert(ctx, req)
 	default:
@@ -229,12 +229,12 @@ var errPartial = errors.New("done in part")
 
 // resize gives the server its new size. If that fails, resize gives the server its old size back.
 func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver(), req.ServerID
+	id := req.ServerID
 	var info driver.Info
 	var is compute.Instance
 	err := retryDriver(ctx, func() (err error) {
-		if info, err = d.Info(ctx); err == nil {
-			is, err = d.Get(ctx, id)
+		if info, err = s.cfg.Driver().Info(ctx); err == nil {
+			is, err = s.cfg.Driver().Get(ctx, id)
 		}
 		return err
 	})
@@ -247,13 +247,13 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 		return nil // an earlier delivery of the message has resized the server, and the report was lost
 	}
 	if is.Resources != req.Resources {
-		err = retryDriver(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
 		if err == nil {
-			err = retryDriver(ctx, func() error { return d.Resize(ctx, id, req.Resources) })
+			err = retryDriver(ctx, func() error { return s.cfg.Driver().Resize(ctx, id, req.Resources) })
 		}
 	}
 	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
 	}
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -266,18 +266,18 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 
 // revert gives the server its old size back. Errors: errPartial.
 func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver(), req.ServerID
+	id := req.ServerID
 	err := retryDriver(ctx, func() error {
-		err := d.RevertResize(ctx, id)
+		err := s.cfg.Driver().RevertResize(ctx, id)
 		if errors.Is(err, fault.Precondition) { // the server runs, and has a resize to revert; without one it need not be stopped
-			if err = d.PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
-				err = d.RevertResize(ctx, id)
+			if err = s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
+				err = s.cfg.Driver().RevertResize(ctx, id)
 			}
 		}
 		return err
 	})
 	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
 	}
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errPartial, err)
