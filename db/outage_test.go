@@ -37,10 +37,11 @@ func TestOutage(t *testing.T) {
 type outage struct {
 	*testing.T
 
-	server        *testenv.Service
-	url           string
-	d             *sqlx.DB
-	done, unknown int // transactions of which the result is known or not
+	server  *testenv.Service
+	url     string
+	d       *sqlx.DB
+	done    int // transactions that succeeded
+	unknown int // transactions that failed with Unknown
 }
 
 // add is a transaction that adds 1 to the row's n.
@@ -149,8 +150,8 @@ func (o *outage) hang() {
 	}
 }
 
-// cancelWhileHung: the context ends between two statements of a server that hangs. No statement runs then, so only the ROLLBACK
-// must be bounded.
+// cancelWhileHung: the server hangs, and the context ends after the UPDATE and before COMMIT. No statement runs at that moment, so
+// only the ROLLBACK has to be bounded.
 func (o *outage) cancelWhileHung() {
 	o.Helper()
 	before := get[int](o.T, o.d, "SELECT n FROM things")

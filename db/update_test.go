@@ -52,7 +52,7 @@ func TestUpdateIf(t *testing.T) {
 				map[string]string{"status": "in-use"},
 			},
 			{
-				"another of several",
+				"none of several allowed values",
 				db.Update{Key: key, If: db.Values{"status": []string{"available", "error"}, "version": 7}},
 				fault.Conflict,
 				"volumes id=v site=1: status is in-use, want one of available, error",

@@ -21,9 +21,9 @@ func DeadAddr(t testing.TB) string {
 	return addr
 }
 
-// Forward listens on addr until the test ends, and forwards each connection to the address
-// to. It does not block.
-func Forward(t testing.TB, addr, to string) {
+// Forward listens on addr until the test ends, and forwards each connection to
+// target. It does not block.
+func Forward(t testing.TB, addr, target string) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr) //nolint:noctx // listening on loopback does not block
 	if err != nil {
@@ -47,7 +47,7 @@ func Forward(t testing.TB, addr, to string) {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", to) //nolint:noctx // dialing loopback does not block
+			out, err := net.Dial("tcp", target) //nolint:noctx // dialing loopback does not block
 			if err != nil {
 				_ = in.Close()
 				continue

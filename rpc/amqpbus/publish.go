@@ -56,7 +56,7 @@ func (p *publisher) keepChannelOpen(life context.Context) {
 		}
 		p.cur.Store(c)
 		p.link.Notify()
-		<-c.lost // the end of the connection ends the channel; Close of the channel could write between the frames of a message
+		<-c.lost // the channel is not closed here, because Close could write between the frames of a message; it ends with its connection
 		p.cur.Store(nil)
 	}
 }
@@ -96,7 +96,7 @@ func (p *publisher) openChannel() (c *publishChannel, changed, full <-chan struc
 	return p.cur.Load(), s.Changed, nil
 }
 
-// confirmInterval is the time between two checks of the confirmations of messages of Send, for which no goroutine waits.
+// confirmInterval is how often the messages of Send are checked for confirmations. No goroutine waits for these messages.
 const confirmInterval = 20 * time.Millisecond
 
 // publishChannel is one channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned messages. A
@@ -133,7 +133,7 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 	// reads the confirmation of that message.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
 	if err := ch.Confirm(false); err != nil {
-		_ = ch.Close() // after an error it is closed, too
+		_ = ch.Close() // its error is ignored: the broker may have closed the channel already
 		return nil, err
 	}
 	c := &publishChannel{

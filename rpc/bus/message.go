@@ -68,8 +68,8 @@ type Message struct {
 	// Payload is the request or the response. A bus does not look into it.
 	Payload []byte
 
-	// Resent, if it is not nil, is called by a bus before it sends the message again, as long as no attempt can have had an effect.
-	// An attempt has none if a subscriber rejected the message, for example. Resent must not block. It is not sent.
+	// A bus calls Resent before it sends the message again, if all earlier attempts certainly had no effect; for example, a subscriber
+	// rejected the message. Resent must not block. Nil: no call. It is not on the wire.
 	Resent func()
 
 	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again
@@ -135,7 +135,7 @@ func (m *Message) Persistent() bool { return m.Durable || m.Dead != nil }
 // Size returns how many bytes of a message count against the limit of a bus: its id, its metadata and its payload.
 func (m *Message) Size() int { return m.metadataSize() + len(m.Payload) }
 
-// envelopeSize is about the size of the envelope without its texts of unbounded length, in bytes.
+// envelopeSize approximates the size, in bytes, of the fields of the envelope whose length is bounded.
 const envelopeSize = 64
 
 func (m *Message) metadataSize() int {

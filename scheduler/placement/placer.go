@@ -19,8 +19,8 @@ type Placer[R Requester, H Hosted] struct {
 	// Hosts returns the candidate hosts. If fresh is true, it must read their current state. Otherwise it may return
 	// known states, such as those of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
-	// Claim returns the claim of a request on a host. If its Generation is 0, it is a new claim, and Place also finds a
-	// claim that the consumer already has. Default: a new claim of the request's Consumer, with its Resources, all from
+	// Claim returns the claim of a request on a host. Generation 0 makes a new claim. If the consumer already
+	// has a claim, Place then returns the host of that claim. Default: a new claim of the request's Consumer, with its Resources, all from
 	// the host, and its Group.
 	Claim func(req R, host H) Claim
 }
@@ -42,8 +42,9 @@ type Placed[H Hosted] struct {
 }
 
 const (
-	// maxRounds is the number of decisions after which Place gives up because no ranked host accepted the claim. Usually
-	// other claims came first. Then another placer has placed its request, so the placers together make progress.
+	// maxRounds is the number of decisions after which Place gives up because no ranked host accepted the claim. The usual
+	// cause is another placer that claimed the host first. Each such failure means that the other one has succeeded, so the placers
+	// together make progress.
 	maxRounds = 20
 	// maxRefused is the number of refused claims after which Place reads the hosts' current state.
 	maxRefused = 5

@@ -62,7 +62,7 @@ func serveKeystone(w http.ResponseWriter, r *http.Request) {
 }
 
 // Keystone validates the tokens of an API service. The handler finds the identity in its context. A client
-// with an unknown token gets status 401 and the place of Keystone.
+// with an unknown token gets status 401, and Keystone's URL in the header WWW-Authenticate.
 func ExampleKeystone() {
 	keystone := httptest.NewServer(http.HandlerFunc(serveKeystone))
 	defer keystone.Close()

@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestWaitForPast: a step that waits without a delay, or returns WaitFor long after its deadline, times out by its limit. It is not
-// called more often than every 10 ms.
+// TestWaitForPast: a step whose WaitFor has a delay of zero or less, or that returns WaitFor after its Limit has passed, ends as TimedOut.
+// It is not called more often than every 10 ms.
 func TestWaitForPast(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -51,12 +51,13 @@ func TestWaitForPast(t *testing.T) {
 	})
 }
 
-// brokenError is an error of a step whose nil pointer is not nil as an error.
+// brokenError is an error type of a step: a nil *brokenError is not a nil error, and its Error panics.
 type brokenError struct{ text string }
 
 func (e *brokenError) Error() string { return e.text }
 
-// TestBrokenError: an error whose methods panic is an Internal error, as the panic of a step is, whichever function returns it.
+// TestBrokenError: if a function of an operation returns an error whose Error method panics, the operation fails with Internal, as after
+// a panic of the function itself.
 func TestBrokenError(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -128,7 +129,8 @@ func TestBrokenError(t *testing.T) {
 	})
 }
 
-// TestReportedBackOff: an operation that a report sends back to an earlier step continues after the back-off of the step's Retry.
+// TestReportedBackOff: an operation that a report sends back to an earlier step continues after the back-off of the
+// reported step's Retry.
 func TestReportedBackOff(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -260,7 +262,7 @@ func TestRepeatedReport(t *testing.T) {
 	})
 }
 
-// TestRetryMinDelay: a MinDelay above the default of MaxDelay is the delay. A negative time is a programmer's error.
+// TestRetryMinDelay: a MinDelay above the default MaxDelay (3 s) is used unchanged as the delay. A negative time is a programmer's error.
 func TestRetryMinDelay(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

@@ -103,7 +103,7 @@ func TestScheme(t *testing.T) {
 	}
 }
 
-// TestQuorum: with Quorum the bus shares the quorum queues of amqpbus, which RabbitMQ refuses to a bus without it. A URL
+// TestQuorum: with Quorum the bus subscribes to the quorum queues of amqpbus. Without Quorum, RabbitMQ refuses the subscription. A URL
 // that asks for TLS gets TLS or no connection.
 func TestQuorum(t *testing.T) {
 	t.Parallel()
