@@ -44,31 +44,37 @@ func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 		if l.shut.Load() {
 			return nil, fault.New(fault.Unavailable, "driver %s is closed", l.name)
 		}
-		if held := l.held.Load(); held != nil {
-			select {
-			case <-*held:
-				continue
-			case <-ctx.Done():
-				return nil, fault.New(fault.CodeOf(ctx.Err()), "driver %s: wait for the replacement of its program: %w", l.name, ctx.Err())
-			}
+		if err := l.awaitHeld(ctx); err != nil {
+			return nil, err
 		}
-		r := l.cur.Load()
-		if r == nil {
+		switch r := l.cur.Load(); {
+		case r == nil:
 			if err := l.check(); err != nil {
 				return nil, err
 			}
-			return nil, fault.New(fault.Unavailable, "driver %s is being restarted", l.name) // the program was restarted between Load and check
-		}
-		if r.protocol != protocol {
+			// Another program was started, or calls were held, between Load and check.
+		case r.protocol != protocol:
 			return nil, fault.New(fault.Unavailable, "driver %s: its program was replaced by one with protocol %d, but this call is of protocol %d: take the driver from the plugin again", l.name, r.protocol, protocol)
-		}
-		if r.enter() {
-			if !l.shut.Load() {
-				return r, nil
-			}
+		case !r.enter(): // the route was retired after Load; by now cur, held or shut has another value
+		case l.shut.Load():
 			r.leave() // drain has begun, and may not wait for this call
+		default:
+			return r, nil
 		}
-		// Otherwise the route was retired between Load and enter. By now cur, held or shut has another value.
+	}
+}
+
+// awaitHeld waits while calls are held. The end of ctx ends it with Timeout or Canceled.
+func (l *link) awaitHeld(ctx context.Context) error {
+	held := l.held.Load()
+	if held == nil {
+		return nil
+	}
+	select {
+	case <-*held:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "driver %s: wait for the replacement of its program: %w", l.name, ctx.Err())
 	}
 }
 

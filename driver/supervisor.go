@@ -132,17 +132,9 @@ func (s *supervisor) restart(ctx context.Context, err error) (p *process) {
 		if !errors.Is(err, errRefused) { // this crash counts, however short the window is
 			s.crashes = append(s.crashes, time.Now())
 		}
-		for delay := s.noteDown(ctx, err, len(s.crashes)); ; delay = time.Until(s.getStatus().Next) {
-			swap := s.awaitRestart(ctx, delay)
-			if swap == nil {
-				break
-			}
-			if p, err := swap(ctx, nil); err == nil {
-				return p
-			}
-		}
-		if ctx.Err() != nil {
-			return nil
+		s.noteDown(ctx, err, len(s.crashes))
+		if p = s.awaitRestart(ctx); p != nil || ctx.Err() != nil {
+			return p
 		}
 		if p, err = s.start(ctx, s.plan.Load()); err == nil {
 			s.setUp(p)
@@ -178,23 +170,29 @@ func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
 	}
 }
 
-// awaitRestart waits for the time of the next start. It returns a swap that is requested before, or nil, also if ctx ends first.
-func (s *supervisor) awaitRestart(ctx context.Context, delay time.Duration) swap {
-	t := time.NewTimer(delay)
+// awaitRestart waits for the time of the next start. If a swap is requested before, and starts a program, it returns that process.
+// Otherwise it returns nil, also if ctx ends first.
+func (s *supervisor) awaitRestart(ctx context.Context) *process {
+	t := time.NewTimer(time.Until(s.getStatus().Next))
 	defer t.Stop()
-	select {
-	case swap := <-s.swaps:
-		return swap
-	case <-t.C:
-	case <-ctx.Done():
+	for {
+		select {
+		case swap := <-s.swaps:
+			if p, err := swap(ctx, nil); err == nil {
+				return p
+			}
+		case <-t.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return nil
 }
 
-// noteDown sets and logs the state of a program that has ended or was refused. n is the number of crashes within CrashWindow. It
-// returns the time until the next start. A refusal is not a crash: an operator must repair the file or the configuration. Of
+// noteDown sets and logs the state of a program that has ended or was refused. n is the number of crashes within CrashWindow. A
+// refusal is not a crash: an operator must repair the file or the configuration. Of
 // consecutive refusals the first is logged as ERROR, the others as DEBUG.
-func (s *supervisor) noteDown(ctx context.Context, err error, n int) (delay time.Duration) {
+func (s *supervisor) noteDown(ctx context.Context, err error, n int) {
 	cfg := &s.plan.Load().cfg
 	if errors.Is(err, errRefused) {
 		level := slog.LevelError
@@ -203,7 +201,7 @@ func (s *supervisor) noteDown(ctx context.Context, err error, n int) (delay time
 		}
 		s.setDown(Refused, err, time.Now().Add(cfg.MaxDelay))
 		s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", cfg.MaxDelay)
-		return cfg.MaxDelay
+		return
 	}
 	state, delay := Restarting, cfg.Cooldown
 	if n <= cfg.MaxCrashes {
@@ -214,7 +212,6 @@ func (s *supervisor) noteDown(ctx context.Context, err error, n int) (delay time
 	}
 	s.setDown(state, err, time.Now().Add(delay))
 	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	return delay
 }
 
 // setUp makes p the process that gets the calls. A process that runs at first, or after a crash, is not a replacement.
