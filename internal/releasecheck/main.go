@@ -129,7 +129,7 @@ func checkAPI(old string) (broken []string, err error) {
 	for line := range strings.Lines(out) {
 		line = strings.TrimRight(line, "\n")
 		switch change, ok := strings.CutPrefix(line, "- "); {
-		case !ok, inTree(change, "examples"):
+		case !ok, startsWith(change, "examples/"):
 		case slices.ContainsFunc(stable, func(pkg string) bool { return inPackage(change, pkg) }):
 			broken = append(broken, line)
 		default:
@@ -142,22 +142,14 @@ func checkAPI(old string) (broken []string, err error) {
 // inPackage reports whether a change that apidiff prints is in a package. It has one of the forms "./PKG.NAME: ...", "package ./PKG: ..."
 // and "package MODULE/PKG: ...".
 func inPackage(change, pkg string) bool {
-	for _, before := range []string{"./", "package ./", "package " + module + "/"} {
-		if rest, ok := strings.CutPrefix(change, before+pkg); ok && rest != "" && (rest[0] == '.' || rest[0] == ':') {
-			return true
-		}
-	}
-	return false
+	return startsWith(change, pkg+".") || startsWith(change, pkg+":")
 }
 
-// inTree reports whether a change is in a package below a directory.
-func inTree(change, dir string) bool {
-	for _, before := range []string{"./", "package ./", "package " + module + "/"} {
-		if strings.HasPrefix(change, before+dir+"/") {
-			return true
-		}
-	}
-	return false
+// startsWith reports whether the path of a change starts with a text.
+func startsWith(change, text string) bool {
+	return slices.ContainsFunc([]string{"./", "package ./", "package " + module + "/"}, func(before string) bool {
+		return strings.HasPrefix(change, before+text)
+	})
 }
 
 // checkContracts runs the tests of the release's golden files, which are in files named contract_test.go, with those golden files.

@@ -381,24 +381,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 func (c *chaos) judge(begin time.Time) {
 	c.Helper()
 	cl := c.newClient(c.urls[0])
-	var list []servers.Server
-	var stuck int
-	for end := time.Now().Add(2 * time.Minute); ; {
-		stuck = 0
-		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(c.Context())
-		if err == nil {
-			list, err = servers.ExtractServers(pages)
-		}
-		for _, s := range list {
-			if s.TaskState != "" || s.Status == "BUILD" {
-				stuck++
-			}
-		}
-		if err == nil && stuck == 0 || time.Now().After(end) {
-			break
-		}
-		waittest.Spend(time.Second)
-	}
+	list, stuck := c.awaitNoTasks(cl, 2*time.Minute)
 	waittest.Pass(c, 3*time.Second, "drivers remove the files of the last deleted servers")
 	lost, broken := 0, 0
 	placed := map[string]string{}

@@ -28,6 +28,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
@@ -402,4 +403,25 @@ func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Dura
 		return nil
 	})
 	return by
+}
+
+// awaitNoTasks waits until no server has a task, or until limit has passed. It returns the servers, and how many of them have one.
+func (c *cloud) awaitNoTasks(cl *gophercloud.ServiceClient, limit time.Duration) (list []servers.Server, stuck int) {
+	c.Helper()
+	for end := time.Now().Add(limit); ; {
+		stuck = 0
+		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(c.Context())
+		if err == nil {
+			list, err = servers.ExtractServers(pages)
+		}
+		for _, s := range list {
+			if s.TaskState != "" || s.Status == "BUILD" {
+				stuck++
+			}
+		}
+		if err == nil && stuck == 0 || time.Now().After(end) {
+			return list, stuck
+		}
+		waittest.Spend(500 * time.Millisecond)
+	}
 }

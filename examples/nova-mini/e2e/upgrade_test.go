@@ -294,24 +294,7 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
-	var list []servers.Server
-	var stuck int
-	for end := time.Now().Add(90 * time.Second); ; {
-		stuck = 0
-		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(u.Context())
-		if err == nil {
-			list, err = servers.ExtractServers(pages)
-		}
-		for _, s := range list {
-			if s.TaskState != "" || s.Status == "BUILD" {
-				stuck++
-			}
-		}
-		if err == nil && stuck == 0 || time.Now().After(end) {
-			break
-		}
-		waittest.Spend(500 * time.Millisecond)
-	}
+	list, stuck := u.awaitNoTasks(cl, 90*time.Second)
 	lost, broken, doubled := 0, 0, 0
 	u.mu.Lock()
 	defer u.mu.Unlock()
