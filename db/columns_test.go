@@ -69,7 +69,7 @@ type (
 func TestColumnsRefused(t *testing.T) {
 	t.Parallel()
 	const embedded = "sqlx does not read a column into an embedded field: give the field with the tag "
-	for name, columns := range map[string]func() string{
+	for want, columns := range map[string]func() string{
 		"db.Columns: db_test.labels: " + embedded + `"labels" a name`:                                              db.Columns[labels],
 		"db.Columns: db_test.stamped: " + embedded + `"created_at" a name`:                                         db.Columns[stamped],
 		`db.Columns: db_test.dotted: the tag "t.a" is not the name of a column: it has a dot or a quote`:           db.Columns[dotted],
@@ -78,8 +78,8 @@ func TestColumnsRefused(t *testing.T) {
 	} {
 		func() {
 			defer func() {
-				if got := recover(); got != name {
-					t.Errorf("panic %v, want %s", got, name)
+				if got := recover(); got != want {
+					t.Errorf("panic %v, want %s", got, want)
 				}
 			}()
 			t.Errorf("columns %s", columns())

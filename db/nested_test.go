@@ -340,8 +340,8 @@ func (l *lines) Write(b []byte) (int, error) {
 	return l.Buffer.Write(b)
 }
 
-// take returns the log and clears it.
-func (l *lines) take() string {
+// drain returns the log and clears it.
+func (l *lines) drain() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	defer l.Reset()
@@ -364,7 +364,7 @@ func TestSlowQuery(t *testing.T) {
 		}
 		d := open(time.Nanosecond)
 		exec(t, d, "CREATE TABLE s (v VARCHAR(255) NOT NULL)")
-		log.take()
+		log.drain()
 		for name, f := range map[string]func() error{
 			"exec": func() error {
 				_, err := d.ExecContext(t.Context(), "INSERT INTO s\n (v)  VALUES (?)", "secret")
@@ -394,7 +394,7 @@ func TestSlowQuery(t *testing.T) {
 			if err := f(); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-			got := log.take()
+			got := log.drain()
 			want := map[string]string{
 				"exec": `query="INSERT INTO s (v) VALUES (?)"`, "query": `query="SELECT COUNT(*) FROM s WHERE v = ?"`,
 				"prepared": `query="SELECT COUNT(*) FROM s WHERE v <> ?"`, "in a transaction": `query="UPDATE s SET v = ?"`,
@@ -405,7 +405,7 @@ func TestSlowQuery(t *testing.T) {
 		}
 		fast := open(time.Hour)
 		exec(t, fast, "INSERT INTO s (v) VALUES ('x')")
-		if got := log.take(); got != "" {
+		if got := log.drain(); got != "" {
 			t.Errorf("a fast statement was logged: %s", got)
 		}
 	})

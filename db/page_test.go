@@ -385,7 +385,7 @@ func TestPagePlans(t *testing.T) {
 				}
 				continue
 			}
-			logged := strings.Split(strings.TrimSpace(log.take()), "\n")
+			logged := strings.Split(strings.TrimSpace(log.drain()), "\n")
 			var last struct{ Query string }
 			if err := json.Unmarshal([]byte(logged[len(logged)-1]), &last); err != nil {
 				t.Fatal(err)

@@ -1,6 +1,6 @@
-// Package driver opens the driver that a worker's configuration names. Drivers for different technologies
-// have one interface. A driver is built into the worker, or it is a vendor's program, which may be written in any
-// language that has gRPC.
+// Package driver opens the driver that a worker's configuration names. The worker is the process that uses the driver, usually the
+// worker service of a host. Drivers for different technologies have one interface. A driver is built into the worker, or it is a
+// vendor's program, which may be written in any language that has gRPC.
 //
 // A component embeds [Driver] in the interface of its own kind of driver. It describes with
 // a [Kind] how that interface crosses a process boundary, and registers the drivers that are

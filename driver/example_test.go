@@ -23,7 +23,7 @@ func ExampleLaunch() {
 	}
 	p, err := driver.Launch(ctx, echoKind, driver.PluginConfig{
 		Program: self,
-		Options: json.RawMessage(`{"colour": "blue"}`),
+		Options: json.RawMessage(`{"color": "blue"}`),
 		Logger:  slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

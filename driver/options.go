@@ -29,11 +29,13 @@ import (
 //		return nil, err
 //	}
 //
-// A field is a string, bool, int, float64 or [time.Duration] (seconds, or a form such as 1m30s). A
-// value may be a text, as all values of a configuration file are, or a JSON boolean or number. A field whose option is
-// not set keeps its value. A map[string]string field whose tag ends with an asterisk, such as
-// "label_*", has every option whose name begins with the text before the asterisk. Its keys are the rests of the names. If
-// a name belongs to several such fields, the field with the longest text before the asterisk has the option.
+// A field has the type string, bool, int, int64, float64 or [time.Duration] (seconds, or a form such as 1m30s), or a named
+// type of one of these kinds. A value may be a text, as all values of a configuration file are, or a JSON boolean or number. A
+// field whose option is not set keeps its value.
+//
+// A map[string]string field whose tag ends with an asterisk, such as "label_*", gets the options whose names begin with the text
+// before the asterisk and are longer than it. The rest of the name is the key. If a name belongs to several fields, the field whose
+// tag is this name gets the option, otherwise the field with the longest text before the asterisk.
 //
 // An option that the struct does not have, or a value that is not of the field's type, is an error
 // with code Invalid. The error has the option's name in its text and as Meta["option"]. A misspelled option is never
@@ -64,7 +66,8 @@ func ParseOptions(options json.RawMessage, into any) error {
 	return nil
 }
 
-// optionError returns the error for an option with a wrong name or value. Meta has the name, too.
+// optionError returns the error for an option with a wrong name or value. The name is also in the text and in
+// Meta["option"].
 func optionError(name, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "option %s: %s", name, text), "", map[string]string{"option": name})
 }
@@ -191,7 +194,7 @@ func parseSeconds(value string) (time.Duration, error) {
 	return d, nil
 }
 
-// pluginOptions are the options of a driver's section that are for the worker and not for the driver.
+// pluginOptions are the options of a driver's section that the worker reads and the driver does not get.
 type pluginOptions struct {
 	SHA256       string        `option:"plugin_sha256"`
 	User         string        `option:"plugin_user"`
@@ -201,7 +204,7 @@ type pluginOptions struct {
 	StartTimeout time.Duration `option:"plugin_start_timeout"`
 }
 
-// maxTypos is the distance, in bytes, up to which a name is similar to an option of the worker.
+// maxTypos is the largest edit distance, in bytes, at which an unknown name counts as similar to an option of pluginOptions.
 const maxTypos = 2
 
 // Configure sets c from the section of a driver in a configuration file. The options plugin_sha256,
@@ -211,9 +214,11 @@ const maxTypos = 2
 //
 // Configure returns Invalid, with the option's name in the text and as Meta["option"], in two cases:
 //
-//   - A value is empty, negative, or not of the option's type.
+//   - A value is empty, negative, or not of the option's type, or it is 0 for plugin_max_crashes or plugin_start_timeout.
 //   - A name is unknown, and it begins with plugin_ or is similar to one of the options above. So a misspelled option that
 //     protects, such as the checksum, is never ignored.
+//
+// Configure also returns Invalid, without an option's name, if Options is not a JSON object. After an error c is unchanged.
 func (c *PluginConfig) Configure(section map[string]string) error {
 	own := map[string]any{}
 	if len(c.Options) > 0 {
@@ -266,7 +271,7 @@ func assignPluginOption(f reflect.Value, name, value string) error {
 	return nil
 }
 
-// isSimilar reports whether an unknown name may be a misspelling of one of the worker's options.
+// isSimilar reports whether an unknown name may be a misspelling of one of pluginOptions.
 func isSimilar(name string, names map[string]reflect.Value) bool {
 	name = strings.ToLower(strings.ReplaceAll(name, "-", "_"))
 	if strings.HasPrefix(name, "plugin_") {

@@ -90,7 +90,7 @@ func TestConfigure(t *testing.T) {
 		{"plugin_max_files", "100", driver.PluginConfig{MaxFiles: 100}, ""},
 		{"plugin_start_timeout", "1m", driver.PluginConfig{StartTimeout: time.Minute}, ""},
 		{"plugin_start_timeout", "90", driver.PluginConfig{StartTimeout: 90 * time.Second}, ""},
-		{"colour", "red", driver.PluginConfig{Options: json.RawMessage(`{"colour":"red","host":"h1"}`)}, ""},
+		{"color", "red", driver.PluginConfig{Options: json.RawMessage(`{"color":"red","host":"h1"}`)}, ""},
 		{"plugin_sha265", sum, driver.PluginConfig{}, "option plugin_sha265: no such option; the nearest is plugin_sha256"},
 		{"plugin_sha512", sum, driver.PluginConfig{}, "option plugin_sha512: no such option"},
 		{"plugn_sha256", sum, driver.PluginConfig{}, "option plugn_sha256: no such option; the nearest is plugin_sha256"},

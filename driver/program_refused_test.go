@@ -82,7 +82,7 @@ func TestNotADriver(t *testing.T) {
 		{"good", driver.PluginConfig{SHA256: strings.Repeat("0", 64)}, fault.Denied, "but the configuration requires 000"},
 		{"good", driver.PluginConfig{SocketDir: "/proc"}, fault.Internal, "socket_dir: "},
 		{"good", driver.PluginConfig{SocketDir: long}, fault.Invalid, "too long for the path of a socket"},
-		{"good", driver.PluginConfig{Options: json.RawMessage(`{"colour":"red"}`)}, fault.Invalid, `option colour: "red" is not blue`},
+		{"good", driver.PluginConfig{Options: json.RawMessage(`{"color":"red"}`)}, fault.Invalid, `option color: "red" is not blue`},
 		{"good", driver.PluginConfig{Options: json.RawMessage(`{"hang":true}`), StartTimeout: time.Second}, fault.Timeout, "it did not start in time: context deadline exceeded"},
 	}
 	for _, tt := range tests {

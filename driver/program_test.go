@@ -130,12 +130,12 @@ type echo struct {
 var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
 
 type echoOptions struct {
-	Dir    string `json:"dir"`
-	Colour string `json:"colour"`
-	Crash  string `json:"crash"` // a path: Open crashes while this file exists
-	Fail   string `json:"fail"`  // a path: Open fails while this file exists
-	Hang   bool   `json:"hang"`  // Open never returns
-	Gate   string `json:"gate"`  // a path: Open writes its process id to GATE.pid and waits for this file
+	Dir   string `json:"dir"`
+	Color string `json:"color"`
+	Crash string `json:"crash"` // a path: Open crashes while this file exists
+	Fail  string `json:"fail"`  // a path: Open fails while this file exists
+	Hang  bool   `json:"hang"`  // Open never returns
+	Gate  string `json:"gate"`  // a path: Open writes its process id to GATE.pid and waits for this file
 	// Concurrent and Lacks change the driver's Info: it declares Concurrent, and lacks its capability.
 	Concurrent bool   `json:"concurrent"`
 	Lacks      bool   `json:"lacks"`
@@ -150,8 +150,8 @@ func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
 			return nil, fault.New(fault.Invalid, "options: %w", err)
 		}
 	}
-	if o.Colour != "" && o.Colour != "blue" {
-		return nil, fault.New(fault.Invalid, "option colour: %q is not blue", o.Colour)
+	if o.Color != "" && o.Color != "blue" {
+		return nil, fault.New(fault.Invalid, "option color: %q is not blue", o.Color)
 	}
 	if _, err := os.Stat(o.Crash); err == nil {
 		panicInGoroutine("Open wants to crash")

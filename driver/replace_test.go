@@ -210,7 +210,7 @@ func TestReplaceRefused(t *testing.T) {
 			{"echo no library >&2; exit 7", nil, nil, fault.Internal, "no library"},
 			{"new", nil, nil, fault.Invalid, "protocol 4"},
 			{"exec sleep 1000", func(_ *echoOptions, cfg *driver.PluginConfig) { cfg.StartTimeout = 200 * time.Millisecond }, nil, fault.Timeout, "did not start in time"},
-			{"good", func(o *echoOptions, _ *driver.PluginConfig) { o.Colour = "red" }, nil, fault.Invalid, "colour"},
+			{"good", func(o *echoOptions, _ *driver.PluginConfig) { o.Color = "red" }, nil, fault.Invalid, "color"},
 			{"good", func(o *echoOptions, _ *driver.PluginConfig) { o.Crash = r.path }, nil, fault.Internal, "Open wants to crash"},
 			{"good", func(o *echoOptions, _ *driver.PluginConfig) { o.Lacks = true }, nil, fault.Precondition, "the capability count"},
 			{"good", nil, fault.New(fault.Unavailable, "the array is away"), fault.Unavailable, "the array is away"},
@@ -421,7 +421,7 @@ func TestReplaceDown(t *testing.T) {
 				}
 				waittest.Until(t, "the state", func() bool { return r.p.Status().State == state })
 				bad := r.o
-				bad.Colour = "red"
+				bad.Color = "red"
 				if err := r.replace(bad); err == nil || r.p.Status().State == driver.Up {
 					t.Errorf("a wrong program: %v, %+v", err, r.p.Status())
 				}

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestOperating: the file in docs/operating.md is accepted, the commands in it work, and its options, pages and commands
-// exist.
+// TestOperating: in docs/operating.md, the configuration file is accepted, the commands in blocks `console` work, and the errors in
+// blocks `errors` are those that the program prints. The commands in blocks `sh` are tested in package e2e.
 func TestOperating(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../../docs/operating.md")

@@ -30,7 +30,7 @@ type outgoing struct {
 	m             *bus.Message
 	exchange, key string
 	awaited       bool        // a goroutine waits until done is called
-	done          func(error) // is called once with the outcome, if the message was written
+	done          func(error) // is called once with the outcome, unless send returned an error
 	confirm       *amqp.DeferredConfirmation
 }
 
@@ -100,7 +100,7 @@ func (p *publisher) openChannel() (c *publishChannel, changed, full <-chan struc
 const confirmInterval = 20 * time.Millisecond
 
 // publishChannel is one channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned messages. A
-// confirmation wakes the goroutine only if Publish waits for it.
+// confirmation notifies the goroutine only if Publish waits for it.
 //
 // The channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames of a
 // message, and RabbitMQ closes a connection on which these frames mix.
@@ -114,12 +114,12 @@ type publishChannel struct {
 	tick   *time.Timer        // runs while others has messages
 
 	mu        sync.Mutex
-	awaited   []*outgoing     // messages of Publish without an outcome yet, in the order of sending
+	awaited   []*outgoing     // messages of Publish without an outcome yet, about in the order of sending
 	others    []*outgoing     // the same for messages of Send
 	returned  map[string]bool // ids of messages that came back before send added them to a list
 	lostError error           // the outcome of messages that are sent after the channel was closed; nil while it is open
 
-	declared  sync.Map // the fanout exchanges that were declared on this channel
+	declared  sync.Map // the names of the fanout exchanges that declare has declared
 	declaring singleflight.Group
 }
 
@@ -298,8 +298,9 @@ func (c *publishChannel) failUnconfirmed() {
 	}
 }
 
-// outcome returns nil if the broker accepted a message, errRefused if it refused the message, and errLost if the channel was closed
-// before the broker did either.
+// outcome returns nil if the broker accepted a message. If the broker refused the message, outcome returns errRefused, or errLost if
+// the channel has been closed since, because the two cannot be told apart then. If the channel was closed before the broker answered,
+// outcome returns errLost.
 func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():

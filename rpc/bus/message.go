@@ -24,12 +24,12 @@ const (
 	Probe     Kind = "probe"  // asks a server, on its private topic, for a heartbeat
 )
 
-// Message is a typed envelope and a payload. A bus carries all fields. It may read ID, Kind, Durable, Deadline, ReplyTo,
-// Correlation and Dead; the other fields are for package rpc alone.
+// Message is a typed envelope and a payload. A bus carries all fields except Resent and Malformed. It may read ID, Kind, Durable,
+// Deadline, ReplyTo, Correlation and Dead, and calls Resent. The other fields are for package rpc alone.
 type Message struct {
 	// ID is the same for all deliveries of a message, and no other message has it.
 	ID string
-	// Kind is what the message is for. Empty if the message could not be read, see Malformed.
+	// Kind is what the message is for. Empty if the kind could not be read, see Malformed.
 	Kind Kind
 	// Interface, Method and Version name the method of a request. Version is the oldest version of the interface that has
 	// the method.
@@ -81,7 +81,7 @@ type Message struct {
 
 // Dead is why a message is a dead letter.
 type Dead struct {
-	Reason    string    // a fault code and the last error, or "malformed: ..."
+	Reason    string    // a text for people: a fault code and the last error, or "malformed: ..."
 	Topic     string    // the topic that the message was published to
 	Server    string    // the host that dead-lettered the message; empty if that server has no host name
 	At        time.Time // when the message was dead-lettered
@@ -285,7 +285,7 @@ func (m *Message) decodeEnvelope(s string) error {
 	case Call, Cast, Fanout, Cancel:
 		m.Kind = k // set even if the rest cannot be read: the bus still has to route the message
 	default:
-		return fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", KeyEnvelope, s)
+		return fault.New(fault.Invalid, "the metadata's %q is %q, want a kind of message, such as call or cast", KeyEnvelope, s)
 	}
 	name, rest, _ := strings.Cut(rest, " ")
 	version, rest, _ := strings.Cut(rest, " ")

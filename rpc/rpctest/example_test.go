@@ -26,8 +26,8 @@ func (e *example) Cleanup(f func())               { e.cleanups = append(e.cleanu
 func (e *example) Fatalf(format string, a ...any) { fmt.Printf(format+"\n", a...) }
 func (e *example) Errorf(string, ...any)          {} // ignored: a real test has ended at Fatalf before these calls
 
-// end runs the cleanups, as the end of a test does.
-func (e *example) end() {
+// runCleanups runs the cleanups, as the end of a test does.
+func (e *example) runCleanups() {
 	for _, f := range e.cleanups {
 		defer f()
 	}
@@ -42,7 +42,7 @@ var (
 // A test of a client serves only the methods that the client needs. Calls of other methods fail with ErrNoSuchMethod.
 func ExampleServe() {
 	t := new(example) // in a test, its own t
-	defer t.end()
+	defer t.runCleanups()
 	client := rpctest.Serve(t, volumes, func(s *rpc.Server) {
 		rpc.Handle(s, create, func(_ context.Context, name *string) (*int, error) {
 			if *name == "" {
@@ -72,7 +72,7 @@ func ExampleServe() {
 // A test protects an interface against incompatible changes: a committed file has its methods and their types.
 func ExampleContract() {
 	t := new(example) // in a test, its own t
-	defer t.end()
+	defer t.runCleanups()
 	dir, err := os.MkdirTemp("", "contract")
 	if err != nil {
 		fmt.Println(err)

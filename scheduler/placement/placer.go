@@ -19,9 +19,9 @@ type Placer[R Requester, H Hosted] struct {
 	// Hosts returns the candidate hosts. If fresh is true, it must read their current state. Otherwise it may return
 	// known states, such as those of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
-	// Claim returns the claim of a request on a host. Generation 0 makes a new claim. If the consumer already
-	// has a claim, Place then returns the host of that claim. Default: a new claim of the request's Consumer, with its Resources, all from
-	// the host, and its Group.
+	// Claim returns the claim of a request on a host. Generation 0 makes a new claim: if the consumer already has a claim, Place
+	// returns the host of that claim. Default: a new claim of the request's Consumer, with its Resources, all from the host, and its
+	// Group.
 	Claim func(req R, host H) Claim
 }
 

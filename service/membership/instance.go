@@ -52,7 +52,7 @@ func (i Instance) text() (string, error) {
 // parseInstance reads a text of Instance.text.
 func parseInstance(text string) (i Instance) {
 	if text != "" {
-		_ = json.Unmarshal([]byte(text), &i) // a text that cannot be read gives no ID, and so belongs to no process
+		_ = json.Unmarshal([]byte(text), &i) // a text that is not JSON gives no ID, so the member belongs to no process
 	}
 	return i
 }
@@ -79,7 +79,7 @@ func (m Member) admit(i Instance) error {
 }
 
 // Holds returns nil if the member belongs to the instance, or does not exist, and [ErrHeld] otherwise. The instance is
-// empty for a member that may be several processes. In a transaction of [db.Tx] it reads in the transaction.
+// empty for a member that several processes may be, see Instance.ID. In a transaction of [db.Tx] it reads in the transaction.
 func (r *Registry) Holds(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ?`, kind, host)

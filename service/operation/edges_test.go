@@ -63,7 +63,7 @@ func TestBrokenError(t *testing.T) {
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		broken := error((*brokenError)(nil))
 		for _, where := range []string{"Do", "DoTx", "GoTo", "Undo", "UndoTx", "Reported", "reported GoTo", "report", "OnEnd"} {
-			is := func(here string, err error) error {
+			errorIn := func(here string, err error) error {
 				if here == where {
 					return err
 				}
@@ -82,21 +82,21 @@ func TestBrokenError(t *testing.T) {
 					case undoes:
 						return errors.New("no")
 					}
-					return errors.Join(is("Do", broken), is("GoTo", operation.GoTo("first", 3, broken)))
+					return errors.Join(errorIn("Do", broken), errorIn("GoTo", operation.GoTo("first", 3, broken)))
 				},
-				DoTx:   func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return is("DoTx", broken) },
-				Undo:   func(context.Context, *operation.Op, *input) error { return is("Undo", broken) },
-				UndoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return is("UndoTx", broken) },
+				DoTx:   func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return errorIn("DoTx", broken) },
+				Undo:   func(context.Context, *operation.Op, *input) error { return errorIn("Undo", broken) },
+				UndoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return errorIn("UndoTx", broken) },
 				Reported: func(context.Context, *sqlx.Tx, *operation.Op, *input, error) error {
 					if where == "reported GoTo" {
 						return operation.GoTo("first", 3, broken)
 					}
-					return is("Reported", broken)
+					return errorIn("Reported", broken)
 				},
 			})
 			operation.OnEnd(b.runner, kind, func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *input) error {
 				if op.State == operation.Succeeded {
-					return is("OnEnd", broken)
+					return errorIn("OnEnd", broken)
 				}
 				return nil
 			})
@@ -106,7 +106,7 @@ func TestBrokenError(t *testing.T) {
 			if waits {
 				b.waitsFor(id, "x")
 				token := b.token(where)
-				err := b.runner.EndStep(t.Context(), token, "x", is("report", broken))
+				err := b.runner.EndStep(t.Context(), token, "x", errorIn("report", broken))
 				if where == "report" {
 					if err != nil {
 						t.Errorf("%s: %v", where, err)
@@ -136,16 +136,16 @@ func TestReportedBackOff(t *testing.T) {
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		const first = 400 * time.Millisecond
-		told := b.waiting("b")
-		told.Retry.MinDelay = first
-		told.Reported = func(_ context.Context, _ *sqlx.Tx, _ *operation.Op, in *input, err error) error {
+		reportedStep := b.waiting("b")
+		reportedStep.Retry.MinDelay = first
+		reportedStep.Reported = func(_ context.Context, _ *sqlx.Tx, _ *operation.Op, in *input, err error) error {
 			if err != nil {
 				in.Kept++
 				return operation.GoTo("a", 3, err)
 			}
 			return nil
 		}
-		operation.Handle(b.runner, create, b.step("a", nil, nil), told)
+		operation.Handle(b.runner, create, b.step("a", nil, nil), reportedStep)
 		b.start()
 		id := b.begin(create, "r")
 		for n := range 2 {
@@ -195,7 +195,7 @@ func TestReportedTx(t *testing.T) {
 		}, operation.Step[input]{Name: "b", Do: wait})
 		b.start()
 		id := b.begin(create, "r")
-		end := func(step string, report error) {
+		endStep := func(step string, report error) {
 			t.Helper()
 			b.waitsForStep(id, step)
 			token := b.token("r")
@@ -211,9 +211,9 @@ func TestReportedTx(t *testing.T) {
 				}
 			}
 		}
-		end("a", nil)
-		end("b", errors.New("fire"))
-		end("a", nil)
+		endStep("a", nil)
+		endStep("b", errors.New("fire"))
+		endStep("a", nil)
 		o := b.ends(id, operation.Failed)
 		var got []string
 		if err := d.SelectContext(t.Context(), &got, `SELECT step FROM effects WHERE operation_id = ? AND (step = 'done' AND n = 11 OR step = 'undone' AND n = 12) ORDER BY step`, id); err != nil {

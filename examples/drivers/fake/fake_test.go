@@ -313,7 +313,7 @@ func TestOpen(t *testing.T) {
 		name, options, says string
 	}{
 		{"no host", `{}`, "host"},
-		{"unknown option", `{"host": "h", "colour": "red"}`, "colour"},
+		{"unknown option", `{"host": "h", "color": "red"}`, "color"},
 		{"not a number", `{"host": "h", "vcpus": "many"}`, "vcpus"},
 		{"not a fault", `{"host": "h", "fault_spawn": "explode"}`, "option fault_spawn: fault \"explode\""},
 		{"not a method", `{"host": "h", "fault_explode": "fail"}`, "the method does not exist; use one of: spawn,"},

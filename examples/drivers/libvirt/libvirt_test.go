@@ -360,7 +360,7 @@ func TestOpen(t *testing.T) {
 		{map[string]string{"images_path": "relative"}, fault.Invalid, "option images_path"},
 		{map[string]string{"images_path": dir + "/none"}, fault.Invalid, "is not a directory"},
 		{map[string]string{"images_path": dir, "virt_type": "xen"}, fault.Invalid, "option virt_type"},
-		{map[string]string{"images_path": dir, "colour": "red"}, fault.Invalid, "option colour: no such option"},
+		{map[string]string{"images_path": dir, "color": "red"}, fault.Invalid, "option color: no such option"},
 		{map[string]string{"images_path": dir, "wait_soft_reboot_seconds": "long"}, fault.Invalid, "option wait_soft_reboot_seconds"},
 		{map[string]string{"images_path": dir, "connection_uri": "qemu+unix:///system?socket=/nonexistent"}, fault.Unavailable, "install libvirt-daemon and libvirt-daemon-driver-qemu, and start libvirtd"},
 	} {

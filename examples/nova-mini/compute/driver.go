@@ -29,8 +29,9 @@ import (
 // Errors: NotFound if the server does not exist; Invalid if the id or another argument is not valid in any state;
 // Precondition if the server's state does not allow the call.
 //
-// The methods after Resources are optional; the last word of a method's comment is its capability. A driver lists its
-// capabilities in its Info, and embeds [Unsupported] for the methods that it lacks.
+// The methods after Resources are optional. The last sentence of a method's comment names the capability that a driver with this
+// method has; Console has one for each type of console. A driver lists its capabilities in its Info, and embeds [Unsupported] for
+// the methods that it lacks.
 type Driver interface {
 	driver.Driver
 
@@ -89,7 +90,7 @@ type Driver interface {
 	// from the end; 0: all lines. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
 	// Console returns where the console of a Running server can be reached, until the server stops. Invalid: the driver
-	// does not support the type. CapVNCConsole for VNC, CapSerialConsole for Serial.
+	// does not support the type. CapVNCConsole (VNC), CapSerialConsole (Serial).
 	Console(ctx context.Context, id string, t ConsoleType) (Console, error)
 	// LiveMigrate moves a Running server to the host with this name while it runs. When it returns, the server is on the other host
 	// and no longer on this one. It is not an error if the server is there already. CapLiveMigrate.
@@ -112,7 +113,8 @@ type Driver interface {
 	// CapDiagnostics.
 	Diagnostics(ctx context.Context, id string) (map[string]string, error)
 	// Events calls f for each change of a server, whatever caused it, one call after the other. It blocks until ctx ends
-	// or f returns an error, and returns the error of ctx or of f. The first event is EventBegan, which is sent at once.
+	// or f returns an error, and returns the error of ctx or of f. If the driver is a program that ends, Events returns Unavailable or
+	// Unknown: changes may be missing, so call Events and List again. The first event is EventBegan, which is sent at once.
 	// Every change after it is reported. To learn the state before, call List after EventBegan. CapEvents.
 	Events(ctx context.Context, f func(Event) error) error
 }

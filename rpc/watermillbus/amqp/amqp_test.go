@@ -74,8 +74,8 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// opener is what a program registers with urlbus.
-var opener = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+// schemes are the kinds of buses that a program registers with urlbus, by URL scheme.
+var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
 	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 }}
 
@@ -86,7 +86,7 @@ func TestScheme(t *testing.T) {
 	if _, err := urlbus.Open(url, urlbus.Config{}); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("without the package: %v, want Invalid", err)
 	}
-	b, err := urlbus.Open(url, urlbus.Config{Exchange: newExchange(), Logger: slog.New(slog.DiscardHandler), Schemes: opener})
+	b, err := urlbus.Open(url, urlbus.Config{Exchange: newExchange(), Logger: slog.New(slog.DiscardHandler), Schemes: schemes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,15 +97,15 @@ func TestScheme(t *testing.T) {
 	if err := b.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := urlbus.Open("watermill-amqp://u:hunter2@a,b/", urlbus.Config{Schemes: opener}); fault.CodeOf(err) != fault.Invalid ||
+	if _, err := urlbus.Open("watermill-amqp://u:hunter2@a,b/", urlbus.Config{Schemes: schemes}); fault.CodeOf(err) != fault.Invalid ||
 		!strings.Contains(err.Error(), "2 brokers are given") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("two brokers: %v, want Invalid", err)
 	}
 }
 
-// TestQuorum: with Quorum the bus subscribes to the quorum queues of amqpbus. Without Quorum, RabbitMQ refuses the subscription. A URL
+// TestQuorumAndTLS: with Quorum the bus subscribes to the quorum queues of amqpbus. Without Quorum, RabbitMQ refuses the subscription. A URL
 // that asks for TLS gets TLS or no connection.
-func TestQuorum(t *testing.T) {
+func TestQuorumAndTLS(t *testing.T) {
 	t.Parallel()
 	broker, exchange := envtest.URL(t, testenv.AMQPVar), newExchange()
 	own, err := amqpbus.New(amqpbus.Config{URLs: []string{broker}, Exchange: exchange, Quorum: true, Logger: slog.New(slog.DiscardHandler)})
@@ -120,7 +120,7 @@ func TestQuorum(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, quorum := range []bool{true, false} {
-		b, err := urlbus.Open("watermill-"+broker, urlbus.Config{Exchange: exchange, Quorum: quorum, Logger: slog.New(slog.DiscardHandler), Schemes: opener})
+		b, err := urlbus.Open("watermill-"+broker, urlbus.Config{Exchange: exchange, Quorum: quorum, Logger: slog.New(slog.DiscardHandler), Schemes: schemes})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +135,7 @@ func TestQuorum(t *testing.T) {
 		cancel()
 		_ = b.Stop(t.Context())
 	}
-	b, err := urlbus.Open("watermill-"+broker+"?ssl=1", urlbus.Config{Exchange: exchange, Logger: slog.New(slog.DiscardHandler), Schemes: opener})
+	b, err := urlbus.Open("watermill-"+broker+"?ssl=1", urlbus.Config{Exchange: exchange, Logger: slog.New(slog.DiscardHandler), Schemes: schemes})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func TestRun(t *testing.T) {
 			"pause                FAIL", "after Pause the server is", "The rule: Pause and Unpause work in RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",
 		}},
-		{"bad option", []string{"--option", "colour=red"}, 2, []string{"option colour: no such option"}},
+		{"bad option", []string{"--option", "color=red"}, 2, []string{"option color: no such option"}},
 		{"none", []string{"--plugin", "/bin/true"}, 2, []string{"/bin/true: it ended by itself"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
