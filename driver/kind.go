@@ -29,7 +29,7 @@ type Kind[D Driver] struct {
 	Name string
 	// Protocol is the version of the kind's protocol in this build, from
 	// 1. Increase it when older programs would misunderstand the worker. A new
-	// method, field or capability is no reason.
+	// method, field or capability needs no new version.
 	Protocol int
 	// Register registers the kind's services, implemented by d. It must call no method
 	// of d, because d is nil if only the services' names are needed.
@@ -49,9 +49,8 @@ func (k *Kind[D]) check() {
 	}
 }
 
-// Remote returns the methods of [Driver] of the driver behind c. If c is
-// the connection that a [Plugin] has given to Kind.Client, Close ends the program as [Plugin.Close]
-// does.
+// Remote returns a client of the driver behind c. The client has only the methods of [Driver]. If c is the connection that a
+// [Plugin] has given to Kind.Client, Close also ends the program, as [Plugin.Close] does.
 func Remote(c grpc.ClientConnInterface) Driver { return remote{driverpb.NewDriverClient(c), c} }
 
 // remote calls the service of driver.proto.
@@ -73,7 +72,7 @@ func (r remote) Info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
-// Close implements [Driver]. Through a link it ends the program, too.
+// Close implements [Driver]. On the connection of a Plugin, a view, it also ends the program.
 func (r remote) Close() error {
 	if l, ok := r.conn.(*view); ok {
 		return l.close()

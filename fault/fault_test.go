@@ -26,7 +26,7 @@ func TestCodeOf(t *testing.T) {
 		{"plain", io.EOF, fault.Internal},
 		{"new", fault.New(fault.NotFound, "x"), fault.NotFound},
 		{"wrapped", fmt.Errorf("a: %w", fault.New(fault.Denied, "x")), fault.Denied},
-		{"outermost wins", fault.New(fault.Unknown, "a: %w", errNoRoom), fault.Unknown},
+		{"the outermost code", fault.New(fault.Unknown, "a: %w", errNoRoom), fault.Unknown},
 		{"code itself", fmt.Errorf("a: %w", fault.Conflict), fault.Conflict},
 		{"deadline", fmt.Errorf("a: %w", context.DeadlineExceeded), fault.Timeout},
 		{"canceled", context.Canceled, fault.Canceled},
@@ -116,7 +116,7 @@ func TestFrom(t *testing.T) {
 	}
 }
 
-// TestCodeFromNewerPeer: a code this version does not know must not break it.
+// TestCodeFromNewerPeer: a code that this release does not know is read as Internal.
 func TestCodeFromNewerPeer(t *testing.T) {
 	t.Parallel()
 	var e fault.Error
@@ -155,7 +155,7 @@ func TestUserMessage(t *testing.T) {
 		{"private within, twice", fault.New(fault.Exhausted, "no room: %w", fault.New(fault.Invalid, "a: %w", private)), "no room: a: internal error", false},
 		{"as a value", fault.New(fault.Exhausted, "no room: %v", private), "no room: internal error", false},
 		{"for users", fault.WithUser(private, "Come back later."), "Come back later.", false},
-		{"for users, of nothing", fault.WithUser(nil, "x"), "", false},
+		{"for users, of nil", fault.WithUser(nil, "x"), "", false},
 	} {
 		if got := fault.UserMessage(tt.err); got != tt.want || fault.IsPrivate(tt.err) != tt.private {
 			t.Errorf("%s: %q, private %t, want %q", tt.name, got, fault.IsPrivate(tt.err), tt.want)
@@ -177,7 +177,7 @@ func TestUserMessage(t *testing.T) {
 	}
 }
 
-// TestWith: reason, details and privacy are those of a new error; the error that it wraps stays what it was.
+// TestWith: WithReason, WithPrivate and WithUser return a new error. The error that it wraps does not change.
 func TestWith(t *testing.T) {
 	t.Parallel()
 	base := fault.WithReason(fault.New(fault.Exhausted, "claim: %w", errNoRoom), "", map[string]string{"host": "n1"})
@@ -187,7 +187,7 @@ func TestWith(t *testing.T) {
 		err  error
 		want fault.Error
 	}{
-		{"no reason: that of what is wrapped", base, fault.Error{Code: fault.Exhausted, Reason: "NoRoom", Msg: "claim: no room on host", Meta: map[string]string{"host": "n1"}}},
+		{"without a reason: the reason of the wrapped error", base, fault.Error{Code: fault.Exhausted, Reason: "NoRoom", Msg: "claim: no room on host", Meta: map[string]string{"host": "n1"}}},
 		{"another reason, more details", fault.WithReason(base, "NoDisk", details), fault.Error{
 			Code: fault.Exhausted, Reason: "NoDisk", Msg: "claim: no room on host", Meta: map[string]string{"host": "n2", "class": "DISK_GB"},
 		}},
@@ -210,7 +210,7 @@ func TestWith(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 		if tt.want.Reason != "Short" && !errors.Is(tt.err, errNoRoom) {
-			t.Errorf("%s: it does not match what it wraps", tt.name)
+			t.Errorf("%s: it does not match the error that it wraps", tt.name)
 		}
 	}
 	if !errors.Is(tests[1].err, fault.Sentinel(fault.Exhausted, "NoDisk", "")) {
@@ -218,7 +218,7 @@ func TestWith(t *testing.T) {
 	}
 	for _, err := range []error{fault.WithReason(nil, "X", nil), fault.WithPrivate(nil), fault.WithUser(nil, "x")} {
 		if err != nil {
-			t.Errorf("made of nil: %v", err)
+			t.Errorf("made of nil: %v, want nil", err)
 		}
 	}
 }

@@ -78,16 +78,16 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 		w.heard = start
 		m.Heartbeat = c.cfg.HeartbeatTimeout / 2
 	}
-	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // otherwise a probe finds out nothing
-		m.FirstHeartbeat = c.watchCall(w, info) //nolint:contextcheck // what it sends is for later calls, too
+	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // with less time, the deadline passes before a lost server is detected
+		m.FirstHeartbeat = c.watchCall(w, info) //nolint:contextcheck // its probes and pings are also for later calls
 	}
-	m.Resent = func() { // instances that were gone by then have not had the call
+	m.Resent = func() { // an instance that has ended before this time did not get the call
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		w.sent = time.Now()
 	}
 	c.mu.Lock()
-	w.sent = time.Now() // after the probe: an instance that the probe finds gone has not had the call
+	w.sent = time.Now() // after the probe: an instance that the probe does not find has not had this call
 	c.pending[m.ID] = w
 	c.mu.Unlock()
 	c.bus.Send(ctx, topicOf(m.Kind, info.Interface, info.Host), m, w.sendEnded)

@@ -11,29 +11,29 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// How a client learns that the process of a server is gone: see ADR 21.
+// The times by which a client detects that the process of a server has ended: see ADR 21.
 const (
 	// firstBeat is how soon after the start of a call's handler the server sends the first heartbeat, which names its
 	// instance. atOnce is used instead while the client knows no instance.
 	firstBeat = 100 * time.Millisecond
 	atOnce    = time.Millisecond
-	// watchEvery is how often the pending calls are checked, and the instances whose topics are gone are probed. Other
-	// instances are probed when the client has not heard from them for probeAfter, or for suspectAfter if a call has no
-	// heartbeat by then.
+	// watchEvery is how often the pending calls are checked, and the instances whose topics no longer exist are probed. Another
+	// instance is probed if the client has not heard from it for probeAfter, or for suspectAfter while a call waits for its first
+	// heartbeat.
 	watchEvery   = 100 * time.Millisecond
 	suspectAfter = 200 * time.Millisecond
 	probeAfter   = 400 * time.Millisecond
-	// lostAfter is for how long all probes of an instance must find no topic. A server that only lost its connection
-	// restores its topic sooner.
+	// lostAfter is for how long all probes of an instance must find no topic before the instance counts as lost. A server that
+	// only lost its connection restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
-	// servedAfter is a time after the answer to a ping. By then, every call that was sent before the ping has left the topic:
+	// servedAfter is the time after the answer to a ping at which every call that was sent before the ping has left the topic:
 	// its server has sent the first heartbeat, or the bus has sent the call again. A bus delivers a call, or sends it again,
 	// within 600 ms.
 	servedAfter = 800 * time.Millisecond
-	// pausedAfter is how long an instance may leave probes unanswered. If it left them unanswered for longer before its topic
-	// was gone, its process was paused and not killed. Then the heartbeat timeout ends its calls.
+	// pausedAfter is how long an instance may leave probes unanswered. If probes were unanswered for longer before the topic
+	// disappeared, the process was paused and not killed. Then the heartbeat timeout ends its calls.
 	pausedAfter = time.Second
-	// awayEvery is how often a topic is pinged if calls wait in it although no instance is left.
+	// awayEvery is how often a topic is pinged while calls wait in it and all known instances are lost.
 	awayEvery = time.Second
 	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
 	learnEvery = 30 * time.Second
@@ -53,7 +53,7 @@ type ping struct {
 }
 
 // watchCall begins to watch the server of a call, and returns how soon the call wants its first heartbeat. It sends its pings
-// and probes before the call is sent. So an instance that they find gone has not had the call.
+// and probes before the call is sent. So if they find that an instance has ended, this instance has not received the call.
 func (c *Client) watchCall(w *waiter, info Info) (first time.Duration) {
 	c.mu.Lock()
 	r := c.routeLocked(info)
@@ -118,8 +118,8 @@ func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	return r.recent
 }
 
-// tick checks the pending calls: it ends those that are lost, probes the instances that may be gone, and pings the topics
-// whose calls may be lost with these instances.
+// tick checks the pending calls: it ends those that are lost, probes the instances that may have ended, and pings the topics
+// whose calls these instances may have received.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {
@@ -157,7 +157,7 @@ func (c *Client) countCallsLocked() {
 	}
 }
 
-// dueProbesLocked returns the instances to be probed: those that have a call, and those that may have one.
+// dueProbesLocked returns the instances to probe now: those that have a call, and those that may have one.
 func (c *Client) dueProbesLocked(now time.Time) (due []*peer) {
 	add := func(p *peer, quiet time.Duration) {
 		if p.probeDue(now, quiet) {
@@ -185,7 +185,7 @@ func (c *Client) dueProbesLocked(now time.Time) (due []*peer) {
 	return due
 }
 
-// duePingsLocked returns the routes whose topics are to be pinged.
+// duePingsLocked returns the routes whose topics must be pinged now.
 func (c *Client) duePingsLocked(now time.Time) (due []*route) {
 	for _, r := range c.routes {
 		if r.pingDue(now) {

@@ -11,9 +11,9 @@ type peer struct {
 	probed     time.Time // when the last probe was sent
 	probing    bool      // the last probe has no outcome yet
 	unanswered time.Time // when the first unanswered probe was sent; zero: no probe is unanswered
-	gone       time.Time // when the first probe without a topic was sent, since the last one that found the topic; zero: the last probe found it
-	goneUntil  time.Time // when the last probe without a topic was sent
-	paused     bool      // probes were unanswered for more than pausedAfter before the topic was gone
+	gone       time.Time // when the first probe was sent that found no topic, after the last one that found the topic; zero: the last probe found it
+	goneUntil  time.Time // when the last probe was sent that found no topic
+	paused     bool      // probes were unanswered for more than pausedAfter before the topic disappeared
 }
 
 // hear records that a message came from the instance.
@@ -21,8 +21,8 @@ func (p *peer) hear(now time.Time) {
 	p.heard, p.unanswered, p.gone, p.paused = now, time.Time{}, time.Time{}, false
 }
 
-// probeDue reports whether the instance is to be probed: its topic is gone, or the client has neither heard from it nor
-// probed it for the time quiet.
+// probeDue reports whether the instance must be probed now: the last probe found no topic, or for the time quiet the client has
+// neither heard from the instance nor probed it.
 func (p *peer) probeDue(now time.Time, quiet time.Duration) bool {
 	return !p.probing && (!p.gone.IsZero() || now.Sub(p.heard) >= quiet && now.Sub(p.probed) >= quiet)
 }
@@ -49,7 +49,7 @@ func (p *peer) lost() bool {
 	return !p.gone.IsZero() && !p.paused && p.goneUntil.Sub(p.gone) >= lostAfter
 }
 
-// forgotten reports whether the client need not remember the instance any longer.
+// forgotten reports whether the client no longer needs to remember the instance.
 func (p *peer) forgotten(now time.Time) bool { return !p.probing && now.Sub(p.heard) > forgetAfter }
 
 // route is the destination of calls: an interface and a host, or [Any]. Its methods decide when to ping its topic and which calls
@@ -65,14 +65,14 @@ type route struct {
 	learnt   time.Time // when all servers were last asked for their instances
 	pinged   time.Time // when its topic was last pinged
 	nameless time.Time // when the last message that names no instance came
-	missing  time.Time // when the first ping without a topic was sent, since the last one that found the topic; zero: the last ping found it
-	missed   time.Time // when the last ping without a topic was sent
+	missing  time.Time // when the first ping was sent that found no topic, after the last one that found the topic; zero: the last ping found it
+	missed   time.Time // when the last ping was sent that found no topic
 	served   []served  // the recently answered pings of its topic
 
-	// Of the calls that are pending, counted by Client.tick:
+	// The fields below describe the pending calls. Client.tick sets them.
 	calls     int
 	unknown   time.Time // when the first call without a known instance was sent; zero: there is no such call
-	lostUntil time.Time // calls without a known instance that were sent until then are lost; zero: no call is lost
+	lostUntil time.Time // calls without a known instance are lost if they were sent at this time or before; zero: no call is lost
 }
 
 // served is an answered ping of a topic. The calls that were sent before the ping no longer wait in the topic.
@@ -93,8 +93,8 @@ func (r *route) suspicious(now time.Time) bool {
 	return !r.unknown.IsZero() && now.Sub(r.unknown) >= suspectAfter
 }
 
-// pingDue reports whether the topic is to be pinged. It is pinged if an instance that may have had a call is gone. It is also pinged
-// if no instance is left: then calls wait in the topic until the broker removes it.
+// pingDue reports whether the topic must be pinged now. This is so if an instance that may have received a pending call may have
+// ended. It is also so if all known instances are lost, because calls then wait in the topic until the broker removes it.
 func (r *route) pingDue(now time.Time) bool {
 	quiet := now.Sub(r.pinged)
 	if r.unknown.IsZero() || quiet < suspectAfter {
@@ -132,11 +132,12 @@ func (r *route) answered(s served) {
 	r.served = append(recent, s)
 }
 
-// lostBefore returns a time. The calls without a known instance that were sent until then are lost: an instance that may have had
-// them is gone, and they do not wait in the topic. This is so in three cases:
+// lostBefore returns a time: the calls without a known instance are lost if they were sent at this time or before. Such calls do
+// not wait in the topic, and the instance that may have received them has ended. This is so in three cases:
 //
-//   - No instance is left.
-//   - An instance is left and has answered a ping of the topic that was sent after the calls. It has sent no heartbeat for them.
+//   - All known instances are lost.
+//   - Another instance still runs. It has answered a ping of the topic that was sent after the calls, and it has sent no heartbeat
+//     for them.
 //   - The broker has removed the topic, and the calls with it.
 //
 // Zero: no call is lost. The result is also zero while messages come that name no instance, because the loss of their servers cannot

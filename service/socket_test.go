@@ -22,7 +22,7 @@ import (
 func TestSocketMode(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux makes the socket with the mode that it had before bind")
+		t.Skip("only on Linux the file of a socket gets the mode that the socket had before bind")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD=socket", "SERVICE_TEST_SOCKET="+filepath.Join(t.TempDir(), "s.sock"))

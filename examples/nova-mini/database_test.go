@@ -16,7 +16,7 @@ import (
 )
 
 // TestUpgrade runs the commands with which an operator upgrades: check, sync, check. Then it runs the audit of claims.
-func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the default logger
+func TestUpgrade(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))
 	conf := filepath.Join(dir, "nova.conf")

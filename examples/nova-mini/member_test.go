@@ -17,7 +17,7 @@ import (
 )
 
 // TestMemberCommands: the list shows the process that owns a host. A host is free after its service has been removed.
-func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set the default logger
+func TestMemberCommands(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		conf := filepath.Join(t.TempDir(), "nova.conf")
 		if err := os.WriteFile(conf, []byte("[database]\nconnection = "+url+"\n"), 0o600); err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // TestOperationCommand: the commands list, show, cancel and retry operations.
-func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others set the default logger
+func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))
 	conf := filepath.Join(dir, "nova.conf")

@@ -16,7 +16,7 @@ import (
 
 // TestReportAtStop: a heartbeat that the stop of the process cancels, or that fails because a part of the process has
 // drained, is not a failure: the log has no warning.
-func TestReportAtStop(t *testing.T) { //nolint:paralleltest // the others set the default logger
+func TestReportAtStop(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	for name, heartbeat := range map[string]func(ctx context.Context, n *node) error{
 		"canceled": func(ctx context.Context, _ *node) error { <-ctx.Done(); return ctx.Err() },
 		"drained": func(_ context.Context, n *node) error {
@@ -54,7 +54,7 @@ func TestReportAtStop(t *testing.T) { //nolint:paralleltest // the others set th
 
 // TestReport: heartbeats that fail are retried with back-off, up to report_interval. The log has a line for the first
 // failure and a line for the next success.
-func TestReport(t *testing.T) { //nolint:paralleltest // the others set the default logger
+func TestReport(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&out, nil))

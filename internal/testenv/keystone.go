@@ -22,7 +22,7 @@ import (
 // Keystone starts an identity service. The service keeps its files in dir, which must exist.
 // The caller removes dir. The user admin has the role admin in the project admin and in
 // the whole system. Tests create users and projects with the API. The start needs about
-// 10 s of processor time. The errors are as those of [NATS].
+// 10 s of processor time. The errors are those of [NATS].
 func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	manage, err := findKeystone()
 	if err != nil {

@@ -107,7 +107,7 @@ func TestBrokerLimit(t *testing.T) {
 
 // TestLargeReceived: messages above the limit of a server become dead letters with their whole payload. The server has at most
 // one copy of a message in memory.
-func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the memory of the process
+func TestLargeReceived(t *testing.T) { //nolint:paralleltest // the test measures the memory of the process
 	url := envtest.URL(t, testenv.AMQPVar)
 	const letters, size = 4, 12 << 20
 	exchange := "large." + strings.ToLower(t.Name())

@@ -107,7 +107,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	}
 }
 
-// cut resets all connections, as a firewall does that has lost their state. It returns their number.
+// cut resets all connections, as a firewall that has lost their state does. It returns their number.
 func (p *proxy) cut() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -260,7 +260,7 @@ func TestStreamDeleted(t *testing.T) {
 	}
 }
 
-// TestCut: a connection is cut, and later stalls. No message is lost, and a message that was received
+// TestCut: a connection is cut, and the next one stalls. No message is lost, and a message that was received
 // over a lost connection can be acknowledged over the next one.
 func TestCut(t *testing.T) {
 	t.Parallel()
@@ -424,7 +424,7 @@ func TestOldestFirst(t *testing.T) {
 	next := 0
 	if err := rpc.DeadLetters(limited(t), b, iface, func(l *rpc.DeadLetter) rpc.Verdict {
 		if l.ID != strconv.Itoa(next) {
-			t.Errorf("letter %s came as number %d", l.ID, next)
+			t.Errorf("dead letter %s came as number %d", l.ID, next)
 		}
 		next++
 		return rpc.Drop
@@ -432,6 +432,6 @@ func TestOldestFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	if next != total {
-		t.Errorf("%d letters, want %d", next, total)
+		t.Errorf("%d dead letters, want %d", next, total)
 	}
 }

@@ -81,8 +81,8 @@ type Deprecated struct {
 type Config struct {
 	// File is a file in YAML or JSON. It maps names of rules to checks. Dirs are directories. All
 	// their files, with any extension, are read after File, in the order of their names; a later file
-	// overrides an earlier one. Three kinds of entries are not read: hidden files and directories below, as in
-	// oslo.policy, and editors' copies (name~ and #name#).
+	// overrides an earlier one. Hidden files and subdirectories are not read, as in oslo.policy, and
+	// editors' copies (name~ and #name#) are not read either.
 	File string
 	Dirs []string
 	// Required are the paths among File and Dirs that must exist, such as a file that the operator

@@ -41,8 +41,8 @@ const (
 	ruleHypervisor    = "os_compute_api:os-hypervisors:show"
 )
 
-// splitRules are rules that Nova 21.0.0 split. Policy files may still have such a rule. Then it counts for its parts: the rules
-// whose names begin with the older name and a colon.
+// splitRules are rules that Nova 21.0.0 split. Policy files may still have such a rule. Then its check applies to each
+// rule whose name begins with the older name and a colon.
 var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services"}
 
 // olderName returns the older name of a rule, or nil if the rule had no other name.

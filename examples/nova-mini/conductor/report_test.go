@@ -23,7 +23,7 @@ func TestOtherHost(t *testing.T) {
 		b.notify(id)
 		r := get(b, b.builds)
 		waittest.Until(b, "an operation that waits for h1", func() bool { return b.operation(id).WaitsFor == "h1" })
-		if err := b.svc.Runner.Stop(b.Context()); err != nil { // a running one would repeat the step after a late notification
+		if err := b.svc.Runner.Stop(b.Context()); err != nil { // a running runner would repeat the step after a late notification
 			b.Fatal(err)
 		}
 		if peer := b.operation(id).WaitsFor; peer != "h1" {

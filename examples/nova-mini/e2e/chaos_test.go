@@ -278,7 +278,7 @@ func (c *chaos) idle(ctx context.Context, n int, id string) error {
 // TestChaos: all services on RabbitMQ and MariaDB, 16 clients and 300 servers, while every process, the broker and the
 // database are killed. No accepted server is lost, stuck, built twice or in ERROR, and no host has an orphan. The test runs
 // with `make chaos`.
-func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alone
+func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use the processor
 	whole, err := time.ParseDuration(os.Getenv("ARMATURE_CHAOS"))
 	if err != nil {
 		t.Skip("run it with make chaos, which sets its duration in ARMATURE_CHAOS")

@@ -448,7 +448,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 
 // TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails. With SIGKILL requests may
 // fail, but no server is lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
-func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine alone
+func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use the processor
 	scenario(t)
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("ARMATURE_UPGRADE_SEED"); text != "" {
