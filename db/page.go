@@ -21,8 +21,8 @@ type SortKey struct {
 
 // Page describes the rows that [List] reads: up to Limit rows after a marker, in a
 // total order. This is OpenStack's pagination with limit and marker, by keyset: a
-// late page costs as much as the first one. A row that is inserted or deleted
-// between two pages does not make another row appear twice or not at all.
+// late page costs as much as the first one. If a row is inserted or deleted between
+// two pages, every other row still appears exactly once.
 //
 // From, Key and Limit are required.
 type Page struct {
@@ -41,11 +41,11 @@ type Page struct {
 	// Sort is the order. [List] appends Key, in the direction of the last column, so that the
 	// order is total. Columns after Key in Sort have no effect. A column must not be a
 	// FLOAT, because MySQL rounds the values of a FLOAT when it returns them. A page is cheap
-	// with an index on the columns of Sort and Key, if all have one direction.
+	// if all columns have the same direction and an index has the columns of Sort and Key.
 	Sort []SortKey
 	// Key is a unique column without NULLs. Markers are its values.
 	Key string
-	// Marker is the Key of the last row of the page before. It is empty for the first page. The
+	// Marker is the Key of the last row of the previous page. It is empty for the first page. The
 	// marker's row must exist and match Within. It need not match Where any more.
 	Marker string
 	// Limit bounds the rows of the page. 0 is allowed.
@@ -88,7 +88,7 @@ func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, 
 
 // ListFunc is [List] with a condition that SQL cannot express: the page has only rows for
 // which keep returns true. T is a struct. ListFunc reads rows one by one until the page is
-// full, so Where should exclude most of the other rows. The pointer that keep gets is valid
+// full, so Where should exclude most of the rows that keep rejects. The pointer that keep gets is valid
 // during the call only.
 func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep func(*T) bool) (rows []T, more bool, err error) {
 	p.Columns = columnsOr[T](p.Columns)
@@ -251,8 +251,9 @@ func textValue(v any, t *sql.ColumnType) any {
 }
 
 // checkNulls sets k.notNull on SQLite if the column has no NULL now. SQLite's planner
-// uses no index for k < ? OR k IS NULL, even if k cannot be NULL. A row with a NULL
-// that is inserted later may be missing, as any row that is inserted between pages.
+// uses no index for k < ? OR k IS NULL, even if k cannot be NULL. If a row with a NULL
+// is inserted later, the page may lack it, as it may lack any row that is inserted between
+// two pages.
 func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey) error {
 	if d, ok := q.(interface{ DriverName() string }); !ok || d.DriverName() != driverSQLite || !k.nullsLast() {
 		return nil

@@ -21,9 +21,9 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// unread starts a server with handlers that read a body and handlers that do not. Some are plain handlers, others belong to
+// startBodyServer starts a server with handlers that read a body and handlers that do not. Some are plain handlers, others belong to
 // package api.
-func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
+func startBodyServer(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := api.New(api.Config{
@@ -68,7 +68,7 @@ func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 func TestUnsentBodies(t *testing.T) {
 	t.Parallel()
 	const timeout = 500 * time.Millisecond
-	addr := unread(t, service.HTTPConfig{BodyTimeout: timeout}).Addr()
+	addr := startBodyServer(t, service.HTTPConfig{BodyTimeout: timeout}).Addr()
 	lengths := []string{"Content-Length: 10\r\n", "Content-Length: 10\r\nExpect: 100-continue\r\n", "Transfer-Encoding: chunked\r\n"}
 	var clients sync.WaitGroup
 	for _, path := range []string{"/secret", "/open", "/readyz", "/livez", "/missing", "/plain/read", "/plain/unread"} {
@@ -118,15 +118,15 @@ func TestUnsentBodies(t *testing.T) {
 }
 
 // TestBodyDeadlineEnds: the deadline applies to the body alone. A handler that has read the body may work
-// for longer, and the connection accepts the next request, over HTTP/2, too.
+// for longer, and the connection accepts the next request. The same holds over HTTP/2.
 func TestBodyDeadlineEnds(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	a := newAuthority(t, dir)
 	a.sign(t, dir, "server", 2)
 	const timeout = 200 * time.Millisecond
-	plain := unread(t, service.HTTPConfig{BodyTimeout: timeout})
-	secure := unread(t, service.HTTPConfig{BodyTimeout: timeout, CertFile: dir + "/server.pem", KeyFile: dir + "/server.key"})
+	plain := startBodyServer(t, service.HTTPConfig{BodyTimeout: timeout})
+	secure := startBodyServer(t, service.HTTPConfig{BodyTimeout: timeout, CertFile: dir + "/server.pem", KeyFile: dir + "/server.key"})
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.pool, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true}
 	t.Cleanup(tr.CloseIdleConnections)
 	for url, proto := range map[string]int{"http://" + plain.Addr(): 1, "https://" + secure.Addr(): 2} {

@@ -145,7 +145,7 @@ func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) err
 	defer cancel()
 	said, err := rpc.Call(ctx, c.client, speak, g.Host, g)
 	if err == nil {
-		g.Text = said.Text // only this: a host of another release does not know all fields
+		g.Text = said.Text // only Text, because a host of another release may not return all fields
 		return nil
 	}
 	switch fault.CodeOf(err) { //nolint:exhaustive // the other codes are not about the host
@@ -259,7 +259,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
-	app.AddLabeled("versions", "option host", member.Announcement()) // others know them before the worker serves
+	app.AddLabeled("versions", "option host", member.Announcement()) // other processes learn the versions before the worker serves
 	app.AddLabeled("worker", "option host", worker)
 	app.AddLabeled("member", "option host", member)
 	app.Add("operations", c.runner)

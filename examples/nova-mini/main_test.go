@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// output keeps what the program prints, and signals more after each write.
+// output keeps what the program prints, and sends on the channel more after each write.
 type output struct {
 	mu   sync.Mutex
 	buf  bytes.Buffer
@@ -41,7 +41,7 @@ func (o *output) Write(p []byte) (int, error) {
 	n, err := o.buf.Write(p)
 	select {
 	case o.more <- struct{}{}:
-	default: // a signal waits already
+	default: // the channel is full: the reader has not seen the last write yet
 	}
 	return n, err
 }

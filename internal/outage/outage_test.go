@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/internal/outage"
 )
 
-// TestLog: an outage is one WARN, then one in each minute. Its end is one INFO, and the next outage is a WARN at once.
+// TestLog: an outage is logged with WARN at its start and then once a minute, and its end with INFO. The next outage is logged with
+// WARN at once.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -61,7 +62,7 @@ func TestLimiter(t *testing.T) {
 	})
 }
 
-// TestGroup: the outage of two members is one WARN, and it ends when both work.
+// TestGroup: the outage of two members is logged as one WARN. It ends when both members work.
 func TestGroup(t *testing.T) {
 	t.Parallel()
 	log, lines := logtest.New()

@@ -29,8 +29,8 @@ const (
 	progressInterval = ackWait / 4
 	// requestTimeout is how long JetStream keeps a request for messages.
 	requestTimeout = 10 * time.Second
-	// dedupWindow is how long JetStream recognizes duplicates of a message. A message whose outcome is still unknown
-	// after it is not sent again. Existing streams keep their own value.
+	// dedupWindow is how long JetStream recognizes duplicates of a message. If the outcome of a message is still unknown after
+	// this time, the message is not sent again. Existing streams keep their own value.
 	dedupWindow = 2 * time.Minute
 	// restoreDelay is the maximum delay between a refused request and the next one; the minimum is half of it.
 	restoreDelay = 250 * time.Millisecond
@@ -47,8 +47,8 @@ const (
 	verbProgress = "+WPI"
 )
 
-// A stream's name cannot have the characters . / and \ of a subject. Two tildes and a letter replace a character that is neither
-// allowed nor a dot. They cannot come from dots, because a subject has no two dots in a row.
+// A stream's name cannot have the characters . / and \ of a subject. One tilde replaces a dot. Two tildes and a letter replace
+// each other forbidden character, and a tilde. Dots never become two tildes, because a subject has no two dots in a row.
 var (
 	escapeStream      = strings.NewReplacer(".", "~", "~", "~~t", "/", "~~s", `\`, "~~b")
 	escapeOlderStream = strings.NewReplacer(".", "~", "/", "~", `\`, "~")
@@ -57,13 +57,13 @@ var (
 // streamName returns the name of the stream for a subject. Different subjects have different streams.
 func (b *Bus) streamName(subject string) string {
 	if name, ok := b.olderStreams.Load(subject); ok {
-		return name.(string) //nolint:forcetypeassert // findOlder alone stores
+		return name.(string) //nolint:forcetypeassert // only findOlder stores values
 	}
 	return escapeStream.Replace(subject)
 }
 
-// findOlder looks for a stream that an earlier release has created for the subject. If the subject has one of the characters ~ / \,
-// that stream has another name than a new one. If the stream exists and has only this subject, the bus goes on using it.
+// findOlder looks for a stream that an earlier release has created for the subject. Earlier releases named the stream differently if
+// the subject has one of the characters ~ / \. If such a stream exists and has only this subject, the bus continues to use it.
 func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject string) error {
 	older := escapeOlderStream.Replace(subject)
 	if older == escapeStream.Replace(subject) {
@@ -243,8 +243,9 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	}
 }
 
-// awaitRequest waits until all messages of the last request have come, or the stream has no more, at most flushTimeout. Otherwise a
-// message that JetStream sends while the subscription ends would be lost, and delivered later, marked as redelivered.
+// awaitRequest waits until all messages of the last request have come, or the stream has no more messages. It waits for at most
+// flushTimeout. Without this wait, a message that JetStream sends while the subscription ends would be lost. JetStream would deliver it
+// later, marked as redelivered.
 func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 	ctx, cancel := context.WithTimeout(epoch, flushTimeout)
 	defer cancel()
@@ -315,7 +316,7 @@ func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	}
 	select {
 	case q.out <- d:
-	default: // more messages than slots, because NATS answered an earlier request that was taken for lost
+	default: // more messages than slots, because NATS answered an earlier request that counted as lost
 		go func() { _ = d.Nack() }() // after an error JetStream redelivers the message after ackWait
 	}
 }

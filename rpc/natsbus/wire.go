@@ -15,8 +15,8 @@ import (
 const (
 	// uuidHeader is the header with the UUID of a message in the format of watermill-nats.
 	uuidHeader = "_watermill_message_uuid"
-	// encodedHeader is the header for metadata that a NATS header would change. It has
-	// one percent-encoded "key=value" for each.
+	// encodedHeader is the header for metadata that NATS would change in a header of their own. It has one value for each,
+	// the percent-encoded "key=value".
 	encodedHeader = "Armature-Metadata"
 )
 

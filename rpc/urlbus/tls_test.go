@@ -101,7 +101,7 @@ func TestTLS(t *testing.T) {
 				{name: "right authority", query: "?ssl=1&ssl_ca_file=" + f.ca + mine},
 				{name: "older names", query: "?rabbit_use_ssl=True&kombu_ssl_ca_certs=" + f.ca + mine},
 				{name: "by the configuration", cfg: urlbus.Config{TLS: true, TLSFiles: tlsfile.Client{CAFile: f.ca, CertFile: f.cert, KeyFile: f.key}}},
-				{name: "the URL comes first", query: "?ssl_ca_file=" + f.ca + mine, cfg: urlbus.Config{TLS: true, TLSFiles: tlsfile.Client{CAFile: f.otherCA}}},
+				{name: "the URL takes precedence", query: "?ssl_ca_file=" + f.ca + mine, cfg: urlbus.Config{TLS: true, TLSFiles: tlsfile.Client{CAFile: f.otherCA}}},
 				{name: "unknown authority", query: "?ssl=1" + mine, want: fault.Denied, says: "x509"},
 				{name: "wrong authority", query: "?ssl=1&ssl_ca_file=" + f.otherCA + mine, want: fault.Denied, says: "x509"},
 				{name: "wrong name", host: "127.0.0.1", query: "?ssl=1&ssl_ca_file=" + f.ca + mine, want: fault.Denied, says: "127.0.0.1"},

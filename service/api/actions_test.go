@@ -92,8 +92,8 @@ func TestActions(t *testing.T) {
 	wantFault(t, send(t, m, "POST", "/v3/disks/7/action", `hello`, "X-Auth-Token", "t", "Content-Type", "text/plain"), 415, "badMediaType", "The media type of the body must be application/json.")
 }
 
-// TestActionsOpenAPI: handlers of actions are one operation, with the bodies and replies
-// of all actions of the version.
+// TestActionsOpenAPI: all actions of a pattern are one operation of the document, with the bodies and replies of the
+// actions that exist in the version.
 func TestActionsOpenAPI(t *testing.T) {
 	t.Parallel()
 	m := actionMux(api.Config{})

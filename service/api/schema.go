@@ -81,7 +81,7 @@ func schemaAt(list []*schema, v Version) *schema {
 	return nil
 }
 
-// Where a value is, in the words of the errors of validate.
+// The errors of validate say with one of these texts where the value is.
 const (
 	inBody  = "field/attribute"
 	inQuery = "query parameters"
@@ -94,7 +94,7 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	if err == nil {
 		return nil
 	}
-	ve, ok := err.(*jsonschema.ValidationError) //nolint:errorlint // it is never wrapped
+	ve, ok := err.(*jsonschema.ValidationError) //nolint:errorlint // the compiler never wraps it
 	if !ok {
 		return fault.New(fault.Invalid, "validate %s: %w", what, err)
 	}
@@ -379,7 +379,7 @@ func quotePython(s string) string {
 	return out.String()
 }
 
-// formatBound formats a bound of a number as Python does: an integer without a point.
+// formatBound formats a bound of a number as Python does: an integer without a decimal point.
 func formatBound(r *big.Rat) string {
 	if r.IsInt() {
 		return r.Num().String()

@@ -25,12 +25,12 @@ type row struct {
 	Active          *string    `db:"active"` // the resource until the operation ends
 	Priority        int        `db:"priority"`
 	State           State      `db:"state"`
-	Outcome         State      `db:"outcome"` // the state of the end after undoing
+	Outcome         State      `db:"outcome"` // the final state after the compensation
 	KindVersion     int        `db:"kind_version"`
 	Steps           string     `db:"steps"`     // the names of the steps as a JSON array; "" until a runner has seen the operation
 	Step            int        `db:"step"`      // the position of the step to do or to undo
 	StepName        string     `db:"step_name"` // the step to do or to undo; "" until a runner has seen the operation
-	Entry           int        `db:"entry"`     // the number of the token: another random one for each entry into a step, 0 for the first
+	Entry           int        `db:"entry"`     // the number in the token: 0 at first, and a new random number at each later entry into a step
 	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
 	Attempts        int        `db:"attempts"`  // attempts that have failed in a row in this entry
 	Waits           int        `db:"waits"`     // how often the step has waited in this entry
@@ -80,7 +80,7 @@ func (r *row) setData(data json.RawMessage) {
 	}
 }
 
-// err returns the error because of which the operation is undone.
+// err returns the error that caused the compensation.
 func (r *row) err() error {
 	var code fault.Code
 	_ = code.UnmarshalText([]byte(r.ErrorCode)) // a code of a later release stays Internal
@@ -130,12 +130,12 @@ func (r *row) waitsForAnother(peer string) bool {
 	return r.Peer != nil && *r.Peer != db.Cut(peer, maxID)
 }
 
-// over reports whether the operation has ended for good. An operation that has timed out while no process knew it has ended, and has not been
-// compensated: it is still due.
+// over reports whether nothing remains to do for the operation. If an operation timed out while no process knew it, it has ended but
+// is not compensated yet, so it is still due.
 func (r *row) over() bool { return r.State.Ended() && r.DueAt == nil }
 
-// end makes the operation one that has ended.
-func (r *row) end(state State, now time.Time) {
+// markEnded records that the operation has ended in a state.
+func (r *row) markEnded(state State, now time.Time) {
 	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
 }
 
@@ -166,32 +166,32 @@ func (k *kind) stepDone(r *row, now time.Time) {
 		return
 	}
 	r.Step++
-	r.end(Succeeded, now)
+	r.markEnded(Succeeded, now)
 }
 
-// compensate ends what goes forward: the steps are undone, from this one on.
+// compensate ends the forward part of the operation and begins the compensation, with the current step first.
 func (k *kind) compensate(r *row, outcome State, err error, now time.Time) {
 	r.State, r.Outcome, r.DeadlineAt = Undoing, outcome, now.Add(r.timeout())
 	r.setError(err)
 	k.enterUndo(r, min(r.Step, len(k.steps)-1), now)
 }
 
-// stepUndone goes on to the step before.
+// stepUndone goes on to the previous step.
 func (k *kind) stepUndone(r *row, now time.Time) { k.enterUndo(r, r.Step-1, now) }
 
-// enterUndo makes the last step up to this one that has something to undo the next one. Without one the operation
-// has ended.
+// enterUndo enters the next step to compensate: the given step, or the nearest one before it that has an Undo or an UndoTx. If no such
+// step exists, the operation has ended.
 func (k *kind) enterUndo(r *row, step int, now time.Time) {
 	for step >= 0 && !k.steps[step].undoes() {
 		step--
 	}
 	if k.enter(r, step, now); step < 0 {
-		r.end(r.Outcome, now)
+		r.markEnded(r.Outcome, now)
 	}
 }
 
-// saveRow writes next over prev, which is the row as it was read. It returns 0 if the row has changed since. A renewal of
-// the lease does not count: due_at is kept unless next changes it.
+// saveRow replaces prev, the row as it was read, by next. It returns 0 if the row has changed since it was read. A renewal of the
+// lease is not such a change, and saveRow keeps the renewed due_at unless next has another one than prev.
 func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64, error) {
 	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, kind_version = ?, steps = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
 		peer = ?, events = ?, data = ?, error_code = ?, error = ?, fence = ?, owner = ?, due_at = CASE WHEN ? THEN due_at ELSE ? END, deadline_at = ?,

@@ -28,7 +28,8 @@ type RunnerConfig struct {
 	// Lease is the length of the lease of an operation. If the holder does not renew the lease for this time, another process
 	// continues the operation. The lease is renewed every third of that time. Default 15 s.
 	Lease time.Duration
-	// Poll is the time between two polls for operations, without a notification. Default 1 s.
+	// Poll is the interval at which the runner looks for due operations in the database. A notification does not wait for it.
+	// Default 1 s.
 	Poll time.Duration
 	// MaxInFlight is how many operations run at once. Operations with a priority above 0 have a quarter more slots. Default 64.
 	MaxInFlight int
@@ -72,7 +73,7 @@ type slot struct {
 // notification names an operation to look at now, by its ID or by its resource.
 type notification struct {
 	id, resource string
-	due          time.Time // if set, the operation is skipped when it is now due later: it has run since the notification was scheduled
+	due          time.Time // if set: skip the operation if it is due later than this, because it has run since the notification was scheduled
 }
 
 // kind is a Kind with its steps.
@@ -119,8 +120,8 @@ func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 // The function must have no effect outside tx, because it is called again if the transaction is rolled back. If it fails after the last
 // step, its error is treated as an error of that step. If it fails after undoing, it is called again, with a back-off, until the time for
 // undoing is over; then the operation ends without it, which is logged and counted, see [Stats]. The function is not called for an
-// operation that another one preempts, nor when an operation times out that no runner knows. If a runner compensates this later, the
-// function is called then.
+// operation that another one preempts. If an operation times out that no runner knows, the function is called later, when a runner
+// compensates the operation.
 //
 // OnEnd must be called after [Handle] for the kind and before Start, and panics otherwise or if it is called twice.
 func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error) {
@@ -135,13 +136,13 @@ func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx,
 // monotonic clock, which cannot be set, is added.
 type clock struct {
 	at       time.Time // the database's time
-	measured time.Time // when, with a monotonic reading
+	measured time.Time // when at was read, by the process's monotonic clock
 	last     time.Time // the result of the last call of Runner.now
 }
 
 // now returns the database's time. It is ahead of the database's clock by at most the duration of the query that has measured it,
 // which is usually milliseconds, and which dispatch bounds. It never goes back by less than a second. It goes back by more if the
-// database's clock was set back, or if the query before had taken that much longer.
+// database's clock was set back, or if the previous query had taken that much longer than the last one.
 func (r *Runner) now() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,8 +163,9 @@ func (r *Runner) setClock(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// The earliest moment, so that now is ahead and a lease that this process writes ends late rather than early. A lease of another
-	// process seems to end early by the same time; the fencing token then stops the writes of that process.
+	// The time before the query, so that now is never behind the database's clock: a lease that this process writes ends late rather
+	// than early. A lease of another process may seem to end early by the duration of the query; then the fencing token stops the
+	// writes of that process.
 	r.clock.at, r.clock.measured = at, before
 	return nil
 }
@@ -171,7 +173,7 @@ func (r *Runner) setClock(ctx context.Context) error {
 // Start begins to run operations. Errors: Unavailable if the database cannot be reached; Invalid if Host has more than
 // 200 bytes or is not UTF-8.
 func (r *Runner) Start(ctx context.Context) error {
-	if err := checkText("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
+	if err := checkText("host", r.cfg.Host, 200); err != nil { // the column owner has the host and a random text
 		return err
 	}
 	if err := r.setClock(ctx); err != nil {
@@ -228,8 +230,8 @@ type Stats struct {
 	// NotUndone is the number of steps that could not be undone in time, plus the number of operations that ended without their [OnEnd]
 	// because it failed. Their effects, such as a claim, remain. The log has an error for each.
 	NotUndone uint64
-	// Unknown is the number of operations that wait for another runner, because this one does not know them in full, and that no other
-	// runner has continued for the length of a lease. It is counted every third of a lease.
+	// Unknown is the number of operations that this runner does not know in full, see [Step], and that no other runner has continued
+	// for the length of a lease. They are counted every third of a lease.
 	Unknown int
 }
 
@@ -242,8 +244,8 @@ func (r *Runner) Stats() Stats {
 
 // Notify makes the runner look at an operation now, also if the operation waits ([WaitFor]). It does not block. If all slots are busy,
 // the operation becomes due in the database, and the first process with a free slot continues it. A notification is lost if 256 others
-// are queued in this runner, if the database cannot be reached, and if another process runs the operation. Then an operation that is
-// due is delayed until the next poll, and an operation that waits until the end of the delay of WaitFor. [Runner.Signal] reports
+// are queued in this runner, if the database cannot be reached, or if another process runs the operation. Then the operation
+// continues later: at the next poll if it is due, and after the delay of WaitFor if it waits. [Runner.Signal] reports
 // its errors, and does not depend on the queue.
 func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 
@@ -276,10 +278,10 @@ func (r *Runner) Signal(ctx context.Context, peer string) error {
 	return err
 }
 
-// makeDue makes the waiting operations that match a condition due now. Rows that are due already are left alone: lease moves the
-// deadlines by the time since due_at.
+// makeDue makes the waiting operations that match a condition due now. It does not change operations that are due already: if they
+// have been due for long, lease extends their deadlines by the time since due_at.
 func (r *Runner) makeDue(ctx context.Context, where, arg string) error {
-	return db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock
+	return db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // Tx repeats the function after a deadlock
 		_, err := db.Exec(ctx, tx, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE `+where+` AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, arg)
 		return err
 	})
@@ -320,7 +322,7 @@ func (r *Runner) poll(ctx context.Context) error {
 	if len(r.names) == 0 {
 		return nil
 	}
-	for learned := true; learned; { // what this process does not know must not fill the page
+	for learned := true; learned; { // operations that this process does not know must not use up the LIMIT
 		where, args := r.excludeUnknown()
 		args = append([]any{r.now(), r.names}, append(args, 2*r.cfg.MaxInFlight)...)
 		n := len(r.unknown)
@@ -332,8 +334,8 @@ func (r *Runner) poll(ctx context.Context) error {
 	return r.sweepUnknown(ctx)
 }
 
-// lookAt acquires the operation that a notification names, also if the operation waits. If the operation runs in this process, it is
-// looked at after that.
+// lookAt acquires the operation that a notification names, also if the operation waits. If the operation runs in this process, lookAt
+// notes the notification, and the operation is looked at when it no longer runs.
 func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	switch {
 	case n == notification{}:

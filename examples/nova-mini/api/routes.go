@@ -66,7 +66,7 @@ func (s *server) flavorRoutes(mux *api.Mux) {
 func (s *server) serverRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, api.Route{
 		Pattern: "POST /v2.1/servers", Rule: ruleCreate, Summary: "Create a server",
-		NoEffect: []string{"server.config_drive", "server.max_count", "server.min_count", "server.networks"}, // spellings of false and of 1; no network yet
+		NoEffect: []string{"server.config_drive", "server.max_count", "server.min_count", "server.networks"}, // only values that mean false, 1 or no network are accepted
 		Body:     serverCreate, Reply: serverMade, Status: http.StatusAccepted, Errors: failsOfBody(http.StatusServiceUnavailable),
 	}, s.createServer)
 	api.HandleRoute(mux, api.Route{

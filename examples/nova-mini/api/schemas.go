@@ -120,7 +120,7 @@ var (
 	flavorShort = exactObject(fields{"id": flavorIDs, "name": upTo255, "links": links})
 	flavorLong  = exactObject(fields{
 		"id": flavorIDs, "name": upTo255, "ram": amount, "vcpus": amount, "disk": amount, "OS-FLV-EXT-DATA:ephemeral": amount,
-		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" for none, until microversion 2.75
+		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" if the flavor has no swap, as in Nova before microversion 2.75
 		"OS-FLV-DISABLED:disabled": boolean, "os-flavor-access:is_public": boolean, "rxtx_factor": `{"type": "number"}`, "links": links,
 	})
 	flavorOne  = allVersions(exactObject(fields{"flavor": flavorLong}))

@@ -36,7 +36,7 @@ func TestActions(t *testing.T) {
 			}
 			b.notify(id)
 			r := get(b, b.acts)
-			for want := b.token(id); r.Token != want; { // a repeated request of the action before
+			for want := b.token(id); r.Token != want; { // a repeated request of the previous action
 				r = get(b, b.acts)
 			}
 			if err := b.wanted(r.Token); err != nil {

@@ -296,9 +296,9 @@ func TestHostAllInOne(t *testing.T) {
 	}
 }
 
-// TestDeafDriver: while a driver's Info fails, the service is not ready, logs the reason in one line, keeps running, and
+// TestFailingDriver: while a driver's Info fails, the service is not ready, logs the reason in one line, keeps running, and
 // receives no message. It becomes ready when the driver answers.
-func TestDeafDriver(t *testing.T) {
+func TestFailingDriver(t *testing.T) {
 	t.Parallel()
 	scenario(t)
 	c := newCloud(t, withSim(t, "fault_info = fail 4\n"))

@@ -73,18 +73,18 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 			}
 			t.Logf("%d ACTIVE, %d ERROR", len(by["ACTIVE"]), len(by["ERROR"]))
 			c.hostsUp(cl, 1)
-			c.gone(len(by["ACTIVE"]))
+			c.awaitServersOnHosts(len(by["ACTIVE"]))
 			c.consistent(by["ACTIVE"])
 		})
 	}
 }
 
-// gone waits until exactly left servers are on the hosts.
-func (c *cloud) gone(left int) {
+// awaitServersOnHosts waits until exactly n servers are on the hosts.
+func (c *cloud) awaitServersOnHosts(n int) {
 	c.Helper()
 	c.poll("the hosts to have only the ACTIVE servers", 90*time.Second, func() error {
-		if n := len(c.onHosts()); n != left {
-			return fmt.Errorf("the hosts have %d servers, want %d", n, left)
+		if got := len(c.onHosts()); got != n {
+			return fmt.Errorf("the hosts have %d servers, want %d", got, n)
 		}
 		return nil
 	})

@@ -68,7 +68,7 @@ type filter = scheduler.Filter[*spec, *store.Host]
 // DefaultFilters are the filters that are used if the configuration names none.
 var DefaultFilters = []string{"tried", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
 
-// nova has Nova's names of filters, with the names of the filters here that do the same.
+// nova maps names of Nova's filters to the filters of this package and of package placement that do the same.
 var nova = map[string][]string{
 	"ComputeFilter":                     {"disabled", "down"},
 	"ComputeCapabilitiesFilter":         {"capabilities"},
@@ -87,7 +87,7 @@ var nova = map[string][]string{
 	"AggregateTypeAffinityFilter":       {"aggregate_type"},
 }
 
-// builtIn has Nova's filters that need no filter here, with the reason.
+// builtIn maps names of Nova's filters to the reason why nova-mini needs no filter for them.
 var builtIn = map[string]string{
 	"RetryFilter":            "a host on which a build has failed is not asked again",
 	"AvailabilityZoneFilter": "nova-mini has no availability zones, so every host is in the requested zone",
@@ -238,7 +238,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the context of the error
+		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the texts that callers have put before the error
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
@@ -247,7 +247,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 		s.fleet.Update(placed.Host.Name(), func(h *store.Host) *store.Host { // until the next Refresh
 			next := *h
 			next.Provider = h.With(&q.Request)
-			next.Tasks = h.Tasks // the database does not count tasks
+			next.Tasks = h.Tasks // With has added one, but nova-mini does not count tasks
 			return &next
 		})
 	}

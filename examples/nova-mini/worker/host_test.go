@@ -118,7 +118,7 @@ func TestLoseHost(t *testing.T) {
 		t.Errorf("stop: %v, or it frees the host of another process", err)
 	}
 	if len(d.log) > 0 {
-		t.Errorf("the driver did %v", d.log)
+		t.Errorf("the driver was called: %v", d.log)
 	}
 }
 
@@ -140,33 +140,33 @@ func TestOlderConductor(t *testing.T) {
 	}
 }
 
-// deafDriver fails to return its Info or its Resources.
-type deafDriver struct {
+// failingDriver is a driver whose Info and Resources fail if the fields say so.
+type failingDriver struct {
 	*fakeDriver
 
 	info, resources atomic.Pointer[error]
 }
 
-func (d *deafDriver) Info(ctx context.Context) (driver.Info, error) {
+func (d *failingDriver) Info(ctx context.Context) (driver.Info, error) {
 	if err := d.info.Load(); err != nil {
 		return driver.Info{}, *err
 	}
 	return d.fakeDriver.Info(ctx)
 }
 
-func (d *deafDriver) Resources(ctx context.Context) (compute.Resources, error) {
+func (d *failingDriver) Resources(ctx context.Context) (compute.Resources, error) {
 	if err := d.resources.Load(); err != nil {
 		return compute.Resources{}, *err
 	}
 	return d.fakeDriver.Resources(ctx)
 }
 
-// TestDeafDriver: a compute service whose driver does not report the resources of the host is not ready, and sends no
+// TestFailingDriver: a compute service whose driver does not report the resources of the host is not ready, and sends no
 // heartbeat.
-func TestDeafDriver(t *testing.T) {
+func TestFailingDriver(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	d := &deafDriver{fakeDriver: b.driver}
+	d := &failingDriver{fakeDriver: b.driver}
 	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
 	for name, set := range map[string]*atomic.Pointer[error]{"info": &d.info, "resources": &d.resources} {
 		bad := fault.New(fault.Internal, "%s is away", name)

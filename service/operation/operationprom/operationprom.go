@@ -7,11 +7,11 @@
 // The metrics, all with the prefix armature_operation_:
 //
 //	running           gauge    host  operations that run in this process now
-//	unknown           gauge    host  operations that wait for another runner, because this one does not know them in full
+//	unknown           gauge    host  operations that wait for another runner, because this one does not know all their steps
 //	not_undone_total  counter  host  steps that were not undone in time, and operations that ended without their OnEnd
 //
-// They are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During an upgrade the value of
-// the newest release counts: as long as it is above 0, operations wait that no running process knows.
+// They are the fields of [operation.Stats]. All runners of one release have the same value of unknown. During an upgrade
+// look at a runner of the newest release: if its value is above 0, no running process knows these operations.
 package operationprom
 
 import (
@@ -40,7 +40,7 @@ func New() *Metrics {
 	return &Metrics{
 		runners:   map[string]*operation.Runner{},
 		running:   desc("running", "Operations that run in this process now."),
-		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know them in full."),
+		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know all their steps."),
 		notUndone: desc("not_undone_total", "Steps that were not undone in time, and operations that ended without their OnEnd."),
 	}
 }

@@ -152,7 +152,7 @@ func testDestroyAgain(e *env) {
 		e.with(func(s compute.Spec) {
 			e.reach(s.ID, state)
 			e.must(fmt.Sprintf("destroy in %v", state), destroy(s.ID))
-			e.gone(s.ID)
+			e.mustNotExist(s.ID)
 			e.must("destroy again", destroy(s.ID))
 		})
 	}
@@ -363,7 +363,7 @@ func testCanceled(e *env) {
 		checkCanceled(fmt.Sprintf("a destroy after %v", after), e.Driver().Destroy(ctx, s.ID))
 		cancel()
 		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
-		e.gone(s.ID)
+		e.mustNotExist(s.ID)
 	}
 }
 
@@ -430,6 +430,6 @@ func testCrashes(e *env) {
 			}
 		}
 		crashed("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
-		e.gone(s.ID)
+		e.mustNotExist(s.ID)
 	}
 }

@@ -151,7 +151,7 @@ func (e *env) with(f func(s compute.Spec)) {
 		if err != nil {
 			e.Errorf("destroy: %v", errorText(err))
 		}
-		e.gone(s.ID)
+		e.mustNotExist(s.ID)
 	}()
 	e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
 	f(s)
@@ -171,8 +171,8 @@ func (e *env) state(after, id string, want compute.PowerState) compute.Instance 
 	return got
 }
 
-// gone checks that a server does not exist.
-func (e *env) gone(id string) {
+// mustNotExist checks that a server does not exist.
+func (e *env) mustNotExist(id string) {
 	e.Helper()
 	e.want(fault.NotFound, "get of a destroyed server", func(ctx context.Context, d compute.Driver) error {
 		_, err := d.Get(ctx, id)
