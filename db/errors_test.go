@@ -27,8 +27,8 @@ func TestError(t *testing.T) {
 		args        []any
 		code        fault.Code
 		reason      string
-		sqlite      string // detail "key"
-		mysql       string
+		sqlite      string // Meta["key"] on SQLite
+		mysql       string // Meta["key"] on MySQL
 		skipSQLite  bool
 	}{
 		{name: "unique", query: "INSERT INTO things (id, name) VALUES ('2', 'a')", code: fault.Conflict, reason: "DuplicateKey", sqlite: "things.name", mysql: "things_name"},
@@ -88,7 +88,7 @@ func TestError(t *testing.T) {
 	})
 }
 
-// TestErrorOfServer: codes of errors that the test does not provoke on a server.
+// TestErrorOfServer: the codes for numbers of MySQL's errors that a test cannot easily provoke on a server.
 func TestErrorOfServer(t *testing.T) {
 	t.Parallel()
 	for number, want := range map[uint16]fault.Code{
@@ -109,8 +109,7 @@ func TestErrorOfServer(t *testing.T) {
 	}
 }
 
-// TestErrorUnchanged: Error returns an error that is not a driver's, or has a code,
-// as it is.
+// TestErrorUnchanged: Error returns an error unchanged if it does not come from a driver, or has a code already.
 func TestErrorUnchanged(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{

@@ -41,8 +41,8 @@ func Example() {
 	// Output: true
 }
 
-// A claim: the check and the change are one transaction. Tx runs the transaction
-// again if another one was first.
+// A claim: the check and the change are one transaction. Tx repeats the transaction
+// if it conflicts with another one.
 func ExampleTx() {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
@@ -212,7 +212,7 @@ func ExampleMigrateData() {
 	reports = db.MigrateData(ctx, d, 0, bytes)
 	fmt.Println(reports.Done(), reports[0].Left, reports.ExitCode())
 
-	checks := db.CheckUpgrade(ctx, db.DataCheck(d, bytes)) // of the next version
+	checks := db.CheckUpgrade(ctx, db.DataCheck(d, bytes)) // a check of the next version
 	fmt.Println(checks.ExitCode())
 	// Output:
 	// 2 1 1
@@ -248,7 +248,7 @@ func ExampleReaders() {
 	ctx := context.Background()
 	primary := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)")
 	defer primary.Close()
-	replica := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)") // it is behind
+	replica := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)") // it does not have the latest rows yet
 	defer replica.Close()
 	readers := db.NewReaders(primary, replica)
 

@@ -96,7 +96,7 @@ func TestDown(t *testing.T) {
 			if err := syscall.Kill(p.Status().PID, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			waittest.Until(t, "the circuit", func() bool { return p.Status().State == driver.Broken })
+			waittest.Until(t, "the state Broken", func() bool { return p.Status().State == driver.Broken })
 			_, err := p.Driver().Echo(t.Context(), "x")
 			if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "crashed more than 3 times within 1m0s, and is restarted in ") {
 				t.Errorf("a call: %v: %v; want Unavailable with %q", fault.CodeOf(err), err, says)

@@ -146,23 +146,23 @@ func TestCloseWhileStarting(t *testing.T) {
 	}
 }
 
-// TestCloseOfDeaf: the open function or the Close of a driver in this process does not return. The plugin's Close
+// TestCloseOfHungBuiltIn: the open function or the Close of a driver in this process does not return. The plugin's Close
 // abandons the driver when its context ends. If the open function returns later, the driver is closed then.
-func TestCloseOfDeaf(t *testing.T) {
+func TestCloseOfHungBuiltIn(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"open", "close"} {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel()
 			resume, entered, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var r driver.Registry[echoer]
-			r.Add("deaf", func(context.Context, json.RawMessage) (echoer, error) {
+			r.Add("hung", func(context.Context, json.RawMessage) (echoer, error) {
 				if where == "open" {
 					close(entered)
 					<-resume
 				}
-				return deaf{where, entered, resume, closed}, nil
+				return hungDriver{where, entered, resume, closed}, nil
 			})
-			p, err := r.New(echoKind, "deaf", driver.PluginConfig{Logger: slog.New(slog.DiscardHandler)})
+			p, err := r.New(echoKind, "hung", driver.PluginConfig{Logger: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -187,17 +187,17 @@ func TestCloseOfDeaf(t *testing.T) {
 	}
 }
 
-// deaf is a driver that hangs.
-type deaf struct {
+// hungDriver is a driver that hangs.
+type hungDriver struct {
 	where                   string
 	entered, resume, closed chan struct{}
 }
 
-func (deaf) Info(context.Context) (driver.Info, error)         { return driver.Info{Name: "deaf"}, nil }
-func (deaf) Echo(context.Context, string) (string, error)      { return "", nil }
-func (deaf) Count(context.Context, int, func(int) error) error { return nil }
+func (hungDriver) Info(context.Context) (driver.Info, error)         { return driver.Info{Name: "hung"}, nil }
+func (hungDriver) Echo(context.Context, string) (string, error)      { return "", nil }
+func (hungDriver) Count(context.Context, int, func(int) error) error { return nil }
 
-func (d deaf) Close() error {
+func (d hungDriver) Close() error {
 	if d.where == "close" {
 		close(d.entered)
 		<-d.resume

@@ -42,7 +42,7 @@ type openCast struct {
 	done     chan struct{} // closed when the delivery has ended
 }
 
-// progressOf returns a number that is greater for each newer copy of a message that servers publish.
+// progressOf orders the copies of a message that servers publish: a newer copy has a greater number.
 func progressOf(m *bus.Message) int {
 	return m.Failures + m.Redeliveries + int(m.Waited.Milliseconds())
 }
@@ -55,7 +55,7 @@ func lifeKey(m *bus.Message) string { return m.ID + "/" + strconv.Itoa(m.Requeue
 
 // serveDurable handles a cast of an AtLeastOnce method. A second delivery of a message waits until the
 // first has ended: then the server knows whether the message was handled, or was replaced by a newer copy.
-// If the second delivery is the newer copy, its arrival tells the first delivery that the publish was confirmed.
+// If the second delivery is the newer copy, its arrival shows that the first delivery has published it.
 func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 	ctx, d.stop = s.handlerContext(ctx, d)
 	defer d.stop()
@@ -109,7 +109,7 @@ func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 }
 
 // attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. If open is
-// true, the caller ends the delivery by err; otherwise the delivery has ended.
+// true, the caller must end the delivery with the result err; otherwise the delivery has ended.
 func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool, err error) {
 	if _, seen := s.handled.get(d.id); seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
@@ -120,7 +120,7 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 		s.countLostServer(ctx, work, d)
 		return false, nil
 	}
-	if !s.track(d) { //nolint:contextcheck // a call has the same id; a heartbeat has its own time limit
+	if !s.track(d) { //nolint:contextcheck // false if a running call has the same id; a heartbeat has its own timeout
 		s.waitRunning(retryLater)
 		_ = d.Nack() // on an error the bus redelivers it by itself
 		return false, nil
@@ -217,8 +217,8 @@ func (s *Server) requeue(ctx, work context.Context, d *delivery, next *bus.Messa
 // replace publishes next in place of m, and acknowledges m when the bus has confirmed next. Until then m stays
 // unacknowledged: an unconfirmed publish has an unknown outcome, and m must not be returned to the bus, where it
 // would be delivered beside next. If the connection is lost before the confirmation, next is published again. On an
-// error the caller ends the delivery of m: next was certainly not published, or the server ends. [Server.superseded]
-// compares with progress.
+// error the caller must end the delivery of m: next was certainly not published, or the server stops. progress is the
+// number of next for [Server.superseded].
 func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Message, topic string, progress int) error {
 	ctx, cancel := s.untilStopped(work)
 	defer cancel()

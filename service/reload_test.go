@@ -68,8 +68,9 @@ func TestReloadWhileDraining(t *testing.T) {
 	}
 }
 
-// runChild runs the child in a mode, and returns the lines that it writes. When the child has written a line, runChild sends
-// the signals under this line to the child. The key of a line that the child has written before has a + for each time.
+// runChild runs the child in a mode, and returns the lines that the child writes. After each line, runChild sends signals to the
+// child. The key in signals is the line. If the child writes the line a second time, the key is the line and +, then the line and
+// ++, and so on.
 func runChild(t *testing.T, mode string, signals map[string][]syscall.Signal) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout)

@@ -444,7 +444,7 @@ func TestStartWaitsForAnother(t *testing.T) {
 	})
 }
 
-// TestStartGivesUp: any other error ends the start at once. The error has the label, and no log line about a drain follows.
+// TestStartGivesUp: an error other than Unavailable ends the start at once. The error has the label, and no log line about a drain follows.
 // An App that waits can be stopped.
 func TestStartGivesUp(t *testing.T) {
 	t.Parallel()

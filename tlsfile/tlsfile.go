@@ -38,8 +38,8 @@ type Client struct {
 // Config reads the files and returns the client's configuration: TLS 1.2 or later, and the server's
 // certificate is always verified. The caller owns the result. Errors, each with the file's name:
 //
-//   - Invalid: a file cannot be read or is not valid PEM; it has no certificate or key; the key is not the
-//     certificate's; or only one of CertFile and KeyFile is set.
+//   - Invalid: a file cannot be read or is not valid PEM; it has no certificate or key; the key does not
+//     match the certificate; or only one of CertFile and KeyFile is set.
 //   - Denied: other users can read or change the private key, see [Pair].
 func (c Client) Config() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
@@ -86,7 +86,7 @@ func Pool(file string) (*x509.CertPool, error) {
 //     and have no permissions beyond mode 0600, or belong to root and have none beyond mode 0640, so that
 //     a group such as ssl-cert may read it. The owner may also have permission to execute. The rule is
 //     PostgreSQL's. It does not apply to systems without such owners and modes.
-//   - Invalid: a file cannot be read or has no valid PEM, or the key is not the certificate's.
+//   - Invalid: a file cannot be read or has no valid PEM, or the key does not match the certificate.
 func Pair(certFile, keyFile string) (tls.Certificate, error) {
 	cert, err := os.ReadFile(certFile)
 	if err != nil {

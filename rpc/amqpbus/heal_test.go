@@ -334,7 +334,7 @@ func runOrder(t *testing.T, raw string, seed uint64, i int) {
 				case err != nil && c != fault.Unavailable && c != fault.Unknown && c != fault.Timeout:
 					fail("call: %v (%v)", err, c)
 				case time.Since(began) > 3*time.Second:
-					fail("a call with 2 s took %v", time.Since(began))
+					fail("a call with a deadline of 2 s took %v", time.Since(began))
 				}
 			})
 		default:

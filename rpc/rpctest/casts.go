@@ -387,7 +387,7 @@ func testDead(b *bench) {
 		b.Fatalf("%d dead letters, error %v; want the 3 that were kept", n, err)
 	}
 	if a := receive(b, got, "a dead letter sent again") + receive(b, got, "the other one"); a != 1 {
-		b.Errorf("the sum of what was sent again is %d, want 1", a)
+		b.Errorf("the sum of the numbers in the requeued messages is %d, want 1", a)
 	}
 	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
 		b.Errorf("dead letter %s still exists", l.ID)

@@ -39,7 +39,7 @@ type Config struct {
 	// MaxMessage is the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
 	// bus.DefaultMaxMessage. memory:// always has the default.
 	MaxMessage int
-	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
+	// TLS makes the bus use TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
 	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
 	// memory:// does not use them.

@@ -15,9 +15,9 @@ type baseKey struct{}
 // Base returns the scheme and host for the links of a reply, such as
 // "https://api.example.org:8776", without a slash at the end. It is [Config.PublicURL] if that is set.
 //
-// Otherwise the host is that of the Host header, if the header names the local end of the connection: by its address, as
-// localhost, or by the name that the client has verified by TLS. A Host header with another name is not used, because
-// the client can write any name. In this case the host is the address of the local end. The first such request is logged
+// Otherwise Base uses the host of the Host header, if the header names the local end of the connection: by the end's address, as
+// localhost, or by the server name of the TLS handshake. Base does not use a Host header with another name, because the client
+// can write any name. In this case the host is the address of the local end. The first such request is logged
 // as WARN, because PublicURL may be missing.
 func Base(r *http.Request) string {
 	m, _ := r.Context().Value(baseKey{}).(*Mux)

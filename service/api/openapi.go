@@ -18,9 +18,9 @@ type About struct {
 	Title, Description, Version string
 }
 
-// OpenAPI returns the OpenAPI 3.1 document of the API in one microversion, or, for an API without microversions and the zero
-// Version, of all routes. It describes the routes by their schemas, or without a schema by the types of their
-// handlers. The actions of one pattern are one operation. Health routes are not in the document. It panics if a type
+// OpenAPI returns the OpenAPI 3.1 document of the API in the microversion v. For an API without microversions, v is the zero
+// Version, and the document has all routes. A route is described by its schemas. If it has no schema for its body or its reply, that
+// one is described by the type of the handler. The actions of one pattern are one operation. Health routes are not in the document. It panics if a type
 // cannot be described, which is a programmer's error.
 func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	paths := map[string]any{}

@@ -137,8 +137,8 @@ func (o *option) textUnmarshaler() encoding.TextUnmarshaler {
 	return u
 }
 
-// assignValue sets the field and checks choices, regex and bounds. The error is a predicate without the
-// text, such as "is not an integer": the text may be secret, see describeError.
+// assignValue sets the field and checks choices, regex and bounds. The error text has no subject, such as
+// "is not an integer", because the value may be secret. describeError adds the subject.
 func (o *option) assignValue(text string) error {
 	if u := o.textUnmarshaler(); u != nil {
 		if text == "" {
@@ -221,8 +221,8 @@ func (o *option) compareBound(tag, text string) (c int, verb string) {
 	return c, "is"
 }
 
-// describeError returns a sentence from the value and a predicate of assignValue. The value of a secret
-// option is not in it.
+// describeError returns a sentence: the value, and the error text of assignValue. For a secret option the sentence
+// does not have the value.
 func (o *option) describeError(err error) string {
 	if o.hasTag("secret") {
 		return "the value " + err.Error()

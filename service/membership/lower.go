@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// clientsRead is the default of MemberConfig.LowerWait: rpc.ClientConfig.CapsEvery (10 s), the second for which an answer of
-	// rpccaps is repeated, and a second for the read.
+	// clientsRead is the default of MemberConfig.LowerWait. It is the sum of rpc.ClientConfig.CapsEvery (10 s), of the second for
+	// which rpccaps repeats an answer, and of a second for the read.
 	clientsRead = 12 * time.Second
-	// keepReplaced is how long a row keeps the versions that were replaced, and maxReplaced is how many.
+	// keepReplaced is how long a row keeps the versions that were replaced. maxReplaced is how many of them it keeps.
 	keepReplaced, maxReplaced = 5 * time.Minute, 2
 	// withdrawTimeout bounds the end of an announcement whose wait was canceled.
 	withdrawTimeout = 5 * time.Second
@@ -26,7 +26,7 @@ type replaced struct {
 	Until      time.Time           `json:"until"`
 }
 
-// after returns s with the history of the member that it replaces.
+// after returns s with the history of was, the member that s replaces. nil: s replaces no member.
 func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serves {
 	s.Since = now
 	if was == nil {
@@ -51,7 +51,7 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	return s
 }
 
-// since returns from when on the member has counted with at most its versions.
+// since returns the time since which the member has counted with its present versions or lower ones, and never with higher ones.
 func (m Member) since() time.Time {
 	if m.serves.Since.IsZero() { // written by the release before
 		return m.JoinedAt
@@ -59,8 +59,8 @@ func (m Member) since() time.Time {
 	return m.serves.Since
 }
 
-// lastCounted returns the time until which the member has counted. Of a member that an operator has forced down, it is the latest
-// possible time.
+// lastCounted returns the time until which the member has counted. If an operator has forced the member down, that time is not known,
+// and lastCounted returns the latest possible time.
 func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 	switch {
 	case m.Counts():
@@ -72,9 +72,9 @@ func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 }
 
 // ServeDelay returns how long the process of a member must wait before it serves, after it was announced or has joined. The delay is 0 unless
-// an RPC client may still send what the process does not know: in the last window, members counted that have higher versions, and
-// no member that counts had such low versions all the time. A process that starts or restarts with the
-// versions of the others, or with higher ones, need not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
+// an RPC client may still send what the process does not know. This is so if, in the last window, a member with higher versions has
+// counted, and no member that counts has had versions as low as those of the process for the whole window. A process that starts or
+// restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
 func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
 	window = cmp.Or(window, clientsRead)
 	list, err := r.List(ctx, "")
@@ -95,8 +95,9 @@ func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window tim
 	return min(delay, window), nil
 }
 
-// lowers reports whether members have counted in the last window with versions of an interface that exceed own, and since when a
-// member has counted whose versions do not.
+// lowers compares own, the versions of one interface in a new process, with those of the members. lowered reports whether a member has
+// counted in the last window with versions that exceed own. since is the time since which a member has counted with versions that do
+// not exceed own, or now.
 func (r *Registry) lowers(list []Member, name string, own []string, now time.Time, window time.Duration) (since time.Time, lowered bool) {
 	since = now
 	for _, m := range list {
@@ -110,8 +111,8 @@ func (r *Registry) lowers(list []Member, name string, own []string, now time.Tim
 	return since, lowered
 }
 
-// exceeds reports whether one of the versions is not served by a process that serves own. A version in another form than MAJOR.MINOR
-// is not sent by any client.
+// exceeds reports whether a process that serves own lacks one of the versions. It ignores a version that is not of the form
+// MAJOR.MINOR, because no client sends such a version.
 func exceeds(versions, own []string) bool {
 	return slices.ContainsFunc(versions, func(v string) bool {
 		major, minor, ok := parseVersion(v)

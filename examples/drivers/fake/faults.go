@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// methods are the names by which faults name the methods of a compute.Driver.
+// methods are the names of compute.Driver's methods in options and metadata that define faults.
 var methods = []string{
 	"spawn", "destroy", "list", "get", "power_on", "power_off", "reboot", "resources", "pause", "unpause",
 	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "console_log", "console", "live_migrate",
@@ -147,7 +147,8 @@ func (d *Driver) withFaults(ctx context.Context, method, id string, metadata map
 	return d.injectFaults(ctx, method, id, list, true)
 }
 
-// injectFaults injects those of the faults that come before the effect of a call, or if after is true, those that come after it.
+// injectFaults injects the faults of list that come before the effect of a call. If after is true, it injects the faults that come
+// after the effect.
 func (d *Driver) injectFaults(ctx context.Context, method, id string, list []callFault, after bool) error {
 	for i := range list {
 		if t := &list[i]; after == (t.after || t.what == "wrong") {

@@ -151,7 +151,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	if err != nil {
 		return err
 	}
-	if slices.Contains(data.Tried, got.Host) { // an earlier call of select has claimed the host late
+	if slices.Contains(data.Tried, got.Host) { // an earlier call of Select has claimed the host after its caller had stopped waiting
 		if err := s.cfg.Store.ReleaseClaim(ctx, op.Resource); err != nil {
 			return err
 		}
