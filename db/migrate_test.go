@@ -56,7 +56,7 @@ func TestMigrateAtOnce(t *testing.T) {
 	})
 }
 
-// TestMigrateReleasesAtOnce: db sync of two releases run at the same time, on an empty database and on one of the release before. The
+// TestMigrateReleasesAtOnce: db sync of two releases run at the same time, on an empty database and on one of the previous release. The
 // database then has the newer schema, each file is applied once, and the older program can start; and it cannot if the newer release
 // breaks it, whichever came first.
 func TestMigrateReleasesAtOnce(t *testing.T) {

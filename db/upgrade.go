@@ -27,7 +27,7 @@ func SchemaCheck(d *sqlx.DB, list ...Migrations) UpgradeCheck {
 }
 
 // DataCheck returns an UpgradeCheck that fails with Precondition if rows still have
-// an old form. The list has the data migrations of the version before, because the new
+// an old form. The list has the data migrations of the previous version, because the new
 // version neither reads the old form nor converts the rows.
 func DataCheck(d *sqlx.DB, list ...DataMigration) UpgradeCheck {
 	return UpgradeCheck{"Data migrations", func(ctx context.Context) (string, error) {
@@ -42,7 +42,7 @@ func DataCheck(d *sqlx.DB, list ...DataMigration) UpgradeCheck {
 			}
 		}
 		if len(text) > 0 {
-			return "", fault.New(fault.Precondition, "rows have an old form, run the data migrations with the version before: %s", strings.Join(text, ", "))
+			return "", fault.New(fault.Precondition, "rows have an old form, run the data migrations with the previous version: %s", strings.Join(text, ", "))
 		}
 		return "", nil
 	}}

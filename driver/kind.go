@@ -35,7 +35,7 @@ type Kind[D Driver] struct {
 	// of d, because d is nil if only the services' names are needed.
 	Register func(s grpc.ServiceRegistrar, d D)
 	// Client returns a driver that makes its calls on c. protocol is the program's: Kind.Protocol
-	// or the version before it, because workers can use programs of both. Info and Close of the driver
+	// or the previous version, because workers can use programs of both. Info and Close of the driver
 	// must be those of Remote(c).
 	Client func(c grpc.ClientConnInterface, protocol int) D
 }

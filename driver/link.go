@@ -37,8 +37,8 @@ func (l *link) close() error { return l.end(context.Background()) }
 // view returns a connection for the driver of a protocol.
 func (l *link) view(protocol int) *view { return &view{link: l, protocol: protocol} }
 
-// begin returns the process for one call, or an error with code Unavailable. It blocks while calls are held. The end of ctx
-// ends it with Timeout or Canceled. Call leave of the route after the call.
+// begin returns the process for one call, or an error with code Unavailable. It blocks while calls are held. If ctx ends
+// first, it returns Timeout or Canceled. The caller must call leave of the route after the call.
 func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 	for {
 		if l.shut.Load() {
@@ -64,7 +64,7 @@ func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 	}
 }
 
-// awaitHeld waits while calls are held. The end of ctx ends it with Timeout or Canceled.
+// awaitHeld waits while calls are held. If ctx ends first, it returns Timeout or Canceled.
 func (l *link) awaitHeld(ctx context.Context) error {
 	held := l.held.Load()
 	if held == nil {

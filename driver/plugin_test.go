@@ -124,7 +124,7 @@ func options(t testing.TB, o echoOptions) json.RawMessage {
 	return raw
 }
 
-// TestVersions: a worker accepts programs of its own protocol and of the one before.
+// TestVersions: a worker accepts programs of its own protocol and of the previous one.
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	dir := installPrograms(t, "good", "old", "new", "other")

@@ -46,7 +46,7 @@ type connection struct {
 // recent says how the last messages were published over a connection.
 type recent struct {
 	last    atomic.Pointer[amqp.DeferredConfirmation] // the confirmation of the last message
-	inOrder atomic.Int32                              // how many messages in a row were published after the one before was confirmed, at most aloneAfter
+	inOrder atomic.Int32                              // how many messages in a row were published after the previous one was confirmed, at most aloneAfter
 }
 
 // aloneAfter is the value of inOrder at which the sender counts as alone. A smaller value would be wrong: of 16 concurrent callers,

@@ -19,7 +19,7 @@ import (
 
 // liveExpiry is how long the queue of a Live topic stays after its last consumer has
 // ended. In this time a server can restore its connection, or restart, and no message is
-// lost. After it, a call to the server fails at once. The value never changes, because it is
+// lost. After this time, a call to the server fails at once. The value never changes, because it is
 // an argument of existing queues.
 const liveExpiry = 10 * time.Second
 
@@ -196,7 +196,7 @@ func (c *consumer) logAttempt(ctx context.Context, err error) {
 	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
 }
 
-// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals pass: the exclusive queue
+// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals are temporary: the exclusive queue
 // of a lost connection exists until the broker has detected the loss, and is then deleted.
 func isFinal(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
@@ -265,7 +265,7 @@ func (in *consumeChannel) windowFull() bool {
 }
 
 // cancelToWiden cancels the consumer if its prefetch is used up and a new consumer could receive more messages. Messages that
-// RabbitMQ has already sent are delivered before reopenWider opens the new consumer. So none is requeued and marked as redelivered.
+// RabbitMQ has already sent are delivered before reopenWider opens the new consumer. So none of them is requeued and marked as redelivered.
 func (c *consumer) cancelToWiden(in *consumeChannel) {
 	all, _, bytes := in.acks.unacked(in.base)
 	if !in.windowFull() || in.widening {

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc/watermillbus"
 )
 
-// stockAMQP returns a bus of stock watermill-amqp publishers and subscribers, configured as
-// its users would.
+// stockAMQP returns a bus of stock watermill-amqp publishers and subscribers, with the configuration
+// that users of watermill-amqp would choose.
 func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 	t.Helper()
 	log := watermill.NopLogger{}
@@ -66,8 +66,8 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 			return amqp.NewSubscriber(c, log)
 		},
 		Redelivered: amqp.MetadataRedeliveredKey,
-		// Each lane is a channel and some requests to the broker: more of them, in
-		// all tests at once, delay the broker's heartbeats too long.
+		// Each lane opens a channel and sends some requests to the broker. With more
+		// lanes in all parallel tests, the broker's heartbeats come too late.
 		Lanes: 16,
 	})
 	if err != nil {

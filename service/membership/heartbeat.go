@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/db"
 )
 
-// gatherTime is how long a heartbeat waits for others, to be written with them: a process through which many
-// members send heartbeats writes all of them in one transaction.
+// gatherTime is how long a heartbeat waits for other heartbeats. All of them are written in one transaction, because many
+// members may send their heartbeats through one process.
 const gatherTime = 50 * time.Millisecond
 
 // writeTimeout bounds the writing of a batch.
@@ -25,7 +25,7 @@ const maxWritten = 500
 // heartbeats are the heartbeats that wait to be written.
 type heartbeats struct {
 	mu   sync.Mutex
-	next *batch // that the first caller of it will write; nil: no heartbeat waits
+	next *batch // gets new heartbeats, until its first caller writes it; nil: no heartbeat waits
 }
 
 // batch is heartbeats that are written together.
@@ -36,7 +36,7 @@ type batch struct {
 	refused map[heartbeat]error
 }
 
-// heartbeat is one of an instance of a member.
+// heartbeat is a heartbeat of an instance of a member.
 type heartbeat struct{ kind, host, instance string }
 
 // Heartbeat notes that a member is alive, and that it is the given instance, or "" for a member that may be several
@@ -46,7 +46,7 @@ func (r *Registry) Heartbeat(ctx context.Context, kind, host, instance string) e
 	own := heartbeat{kind, host, instance}
 	b, first := r.heartbeats.add(own)
 	if first {
-		r.writeBatch(b) //nolint:contextcheck // it belongs to many callers, so not to one's context or transaction
+		r.writeBatch(b) //nolint:contextcheck // the batch belongs to several callers, so it uses neither the context nor the transaction of one of them
 	}
 	select {
 	case <-b.done:
@@ -59,7 +59,8 @@ func (r *Registry) Heartbeat(ctx context.Context, kind, host, instance string) e
 	return b.refused[own]
 }
 
-// add adds a heartbeat to the next batch and reports whether it is the first of it: its caller writes the batch.
+// add adds a heartbeat to the next batch. first reports whether the heartbeat is the first one of the batch. If it is, the caller must
+// write the batch.
 func (h *heartbeats) add(own heartbeat) (b *batch, first bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

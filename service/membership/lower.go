@@ -53,7 +53,7 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 
 // since returns the time since which the member has counted with its present versions or lower ones, and never with higher ones.
 func (m Member) since() time.Time {
-	if m.serves.Since.IsZero() { // written by the release before
+	if m.serves.Since.IsZero() { // written by the previous release
 		return m.JoinedAt
 	}
 	return m.serves.Since

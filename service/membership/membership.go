@@ -117,7 +117,7 @@ func (m Member) Unfit() string {
 	return m.Why
 }
 
-// Join makes a service a member, again if it was one before. What an operator has set stays: disabled and forced down.
+// Join makes a service a member. It may have been a member before. What an operator has set stays: disabled and forced down.
 // Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another process,
 // which the error names. If several instances join at once, one of them becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {

@@ -50,7 +50,7 @@ func (s serves) text() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if raw, err = json.Marshal(s); err == nil && len(raw) > maxServes { // a process of the release before had more
+	if raw, err = json.Marshal(s); err == nil && len(raw) > maxServes { // a process of the previous release had more
 		s.Before = nil
 		raw, err = json.Marshal(s)
 	}

@@ -27,8 +27,8 @@ const (
 		WHERE kind = 'worker' AND host = ?`
 )
 
-// TestServes: a member has the versions of the process that has joined last. A process of the release before, which knows nothing of
-// versions, reports none, also if its row has those of a newer process; and so does a report in a form of a later release.
+// TestServes: a member has the versions of the process that has joined last. A process of the previous release, which knows nothing of
+// versions, has none, even if its row still has those of a newer process. A report in a form of a later release counts as none, too.
 func TestServes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -57,11 +57,11 @@ func TestServes(t *testing.T) {
 			}
 		}
 		exec(insertBefore, "h1", "an id")
-		is("a member of the release before", "h1")
+		is("a member of the previous release", "h1")
 		join(serving("h1", "1.4", "2.0"))
 		is("upgraded", "h1", "1.4", "2.0")
 		exec(updateBefore, "h1")
-		is("back to the release before", "h1")
+		is("back to the previous release", "h1")
 		join(serving("h1", "2.0"))
 		is("upgraded again", "h1", "2.0")
 		join(membership.Self{Kind: "worker", Host: "h1"})
@@ -81,7 +81,7 @@ func TestServes(t *testing.T) {
 }
 
 // TestAnnouncement: a process counts with its versions from before it serves until after it has served, and is up only in between. The
-// announcement of an older process replaces the versions of the newer one before.
+// announcement of an older process replaces the versions of the newer process before the older one serves.
 func TestAnnouncement(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

@@ -50,7 +50,7 @@ func TestActions(t *testing.T) {
 				b.Errorf("report: %v, want %v", err, want)
 			}
 		}
-		for range 20 { // each action begins as soon as the one before has ended
+		for range 20 { // each action begins as soon as the previous one has ended
 			for _, a := range []compute.Action{compute.Stop, compute.Start} {
 				end(begin(a), "", nil)
 			}

@@ -39,7 +39,7 @@ var upgradeServices = map[string]string{
 // upgradeRelease is a program and its configuration.
 type upgradeRelease struct {
 	name, program, conf string
-	lines               string // of the section DEFAULT that only this release knows
+	lines               string // lines of the section DEFAULT with options that only this release knows
 }
 
 // upgrade is a cloud whose processes are replaced while clients use it.
@@ -107,7 +107,8 @@ func (u *upgrade) logged(text string) (n int) {
 	return n
 }
 
-// The lines of a next release when one of its methods was sent to a process that does not have it, and when a process has handled one.
+// Log lines of the next release: one of its methods was sent to a process that does not have the method; a process has handled one of
+// its methods.
 const sentTooEarly, servedNext = "next: sent too early", "next: served"
 
 // awaitReady waits until a process is ready. If the process is an API, awaitReady also waits until the balancer sends requests to it.
@@ -289,8 +290,8 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 	return false
 }
 
-// judge waits until no server has a task. It fails the test if a server is lost, stuck, doubled or in ERROR, or, without killed, if a
-// request failed.
+// judge waits until no server has a task. It fails the test if a server is lost, stuck, doubled or in ERROR. If killed is false, it also
+// fails the test if a request failed.
 func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
@@ -432,7 +433,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 		u.checkColumns()
 		u.poll("the methods of the next release to be used", 30*time.Second, func() error {
 			if u.logged(servedNext) == 0 {
-				return errors.New("they are not")
+				return errors.New("no process has logged one")
 			}
 			return nil
 		})
