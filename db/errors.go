@@ -39,15 +39,15 @@ const (
 // For users any other error is a failure of the component.
 //
 //   - NotFound: the query has no rows.
-//   - Conflict, reason DuplicateKey: the unique key exists already. The detail
-//     "key" is the key's name on MySQL and its columns on SQLite.
+//   - Conflict, reason DuplicateKey: the unique key exists already. Meta["key"]
+//     is the key's name on MySQL and its columns on SQLite.
 //   - Precondition: a foreign key forbids the change (reason ForeignKey), the
 //     database does not exist, or SQLite's file cannot be opened or is not a database.
 //   - Invalid: the column does not accept the value.
 //   - Exhausted: the disk or the table is full, or the statement is too large.
 //   - Unauthenticated, Denied: the database rejects the user.
-//   - Unavailable, and nothing is done: another transaction was first (reason
-//     Contention), the server is read-only (reason ReadOnly), there is no connection,
+//   - Unavailable; the statement had no effect: it conflicts with another transaction
+//     (reason Contention), the server is read-only (reason ReadOnly), there is no connection,
 //     there are too many connections, or the server shuts down.
 //   - Timeout: the statement took longer than the server's limit.
 //   - Unknown: the connection was lost while the statement ran. The statement may
@@ -158,8 +158,8 @@ func classifyMySQL(e *mysql.MySQLError) (fault.Code, string) {
 	return fault.Internal, ""
 }
 
-// isContention reports whether another transaction was first, so that this one can
-// run again: a deadlock, a lock wait timeout, a row that changed after it was
+// isContention reports whether the transaction conflicts with another one and can be
+// repeated: a deadlock, a lock wait timeout, a row that changed after it was
 // read, or a conflict of Galera, which may also come at COMMIT.
 func isContention(e *mysql.MySQLError) bool {
 	switch e.Number {

@@ -64,8 +64,8 @@ func (m *migrator) readState(ctx context.Context, s *sequence) (st state, err er
 	return st, nil
 }
 
-// dropReplaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
-// last of these files, its row becomes that of the first file.
+// dropReplaced drops the rows of the files that the first file of the sequence replaces. Only the row of the last of these files stays:
+// it becomes the row of the first file.
 func (s *sequence) dropReplaced(rows []appliedRow) ([]appliedRow, error) {
 	first := s.files[0]
 	if len(rows) == 0 || first.replaces.sum == "" {
@@ -110,8 +110,8 @@ func (st *state) addRow(s *sequence, r appliedRow) error {
 	return nil
 }
 
-// adoptedState returns the state of a database without a table of versions. The database may still have the first files, because a
-// component had copied their SQL: then their applied-if queries succeed.
+// adoptedState returns the state of a database without a table of versions. The first files may be applied already, because a component
+// had copied their SQL into its own migrations. Then their applied-if queries succeed.
 func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err error) {
 	for i, f := range s.files {
 		missing, err := m.empty || f.appliedIf == "", error(nil)

@@ -53,7 +53,7 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// TestErrors: errors keep code, reason and details, and have the name of the driver.
+// TestErrors: errors keep their code, reason and Meta, and have the name of the driver.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	d := launchPlugin(t, driver.PluginConfig{}).Driver()
@@ -202,7 +202,7 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestLaunchByName: a name is a built-in driver, or else a program.
+// TestLaunchByName: a name means the built-in driver with this name. Without such a driver it means a program.
 func TestLaunchByName(t *testing.T) {
 	t.Parallel()
 	var r driver.Registry[echoer]

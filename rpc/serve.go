@@ -12,7 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// delivery is a message that the server has received, until it is acknowledged or returned and, if it is a call, answered.
+// delivery is a message in the server, from its receipt until it is acknowledged or returned. If it is a call, the delivery lasts until
+// the reply is sent.
 type delivery struct {
 	*bus.Delivery
 
@@ -76,9 +77,9 @@ func (d *delivery) releaseSlot() {
 	}
 }
 
-// workLoop is one of the goroutines that run handlers. Only one of them receives at a time. When it has a slot and a
-// message, it first passes the receiving on: by the baton to a waiting goroutine, or to a new one. Then it handles its
-// message itself, so no message changes goroutines.
+// workLoop is one of the goroutines that run handlers. Only one of them receives at a time. A goroutine that has received a
+// message first lets another one receive: it passes the baton to a waiting goroutine, or starts a new one. Then it handles its message
+// itself, so no message changes goroutines.
 func (s *Server) workLoop(work context.Context, in *[4]inlet) {
 	for {
 		m, topic := s.receive(in)
@@ -223,7 +224,7 @@ func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error,
 	}
 	ctx, d.stop = s.handlerContext(ctx, d)
 	defer d.stop()
-	if !s.track(d) { //nolint:contextcheck // a heartbeat has its own time limit
+	if !s.track(d) { //nolint:contextcheck // a heartbeat has its own timeout
 		return nil, nil, false
 	}
 	resp, err = s.invoke(ctx, d)
@@ -259,7 +260,7 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 		}
 	}()
 	name, iface := s.cfg.Interface.Name, s.cfg.Interface.ofMajor(d.info.Version.Major)
-	switch { // the version first: a method that is newer than the server is not known to it
+	switch { // the version is checked first, because the server does not know a method that is newer than itself
 	case d.info.Interface == name && (iface == nil || !iface.Version.Accepts(d.info.Version)):
 		return nil, fmt.Errorf("%s needs version %s, the server has %s: %w", d.info, d.info.Version, s.versionText(), ErrUnsupportedVersion)
 	case d.info.Interface != name || !d.known:
@@ -270,7 +271,7 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 		return nil, fault.New(fault.Invalid, "%s: decode the request: %w", d.info, err)
 	}
 	if resp, err = s.chain.invoke(ctx, d.info, req, d.method.call); err != nil {
-		_ = err.Error() // a panic in it, such as of a nil pointer in err, is one of the handler
+		_ = err.Error() // if Error panics, for example because err holds a nil pointer, the handler has panicked
 	}
 	return resp, err
 }

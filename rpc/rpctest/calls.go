@@ -87,7 +87,7 @@ func testErrors(b *bench) {
 		b.Errorf("newer method: %v, want ErrUnsupportedVersion from the peer", err)
 	}
 	for _, v := range []rpc.Version{newer.Since, {Major: iface.Version.Major + 1}} {
-		later := &rpc.Interface{Name: iface.Name, Version: v} // that of a later release, which has a method more
+		later := &rpc.Interface{Name: iface.Name, Version: v} // the interface of a later release, which has one more method
 		unknown = rpc.Method[note, note]{Interface: later, Name: "unknown", Since: v}
 		if _, err = rpc.Call(b.ctx(), c, unknown, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
 			b.Errorf("unknown method of the later version %s: %v, want ErrUnsupportedVersion from the peer", v, err)

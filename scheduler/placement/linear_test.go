@@ -73,7 +73,7 @@ func TestLinearizable(t *testing.T) {
 				case got != porcupine.Ok:
 					t.Fatalf("the history of %d operations is not linearizable: %s", len(history), got)
 				case refused == 0:
-					t.Errorf("no claim of %d operations found no room: that proves nothing", len(history))
+					t.Errorf("every claim of %d operations found room: this proves nothing", len(history))
 				default:
 					t.Logf("%d operations, %d refused: linearizable", len(history), refused)
 				}

@@ -77,7 +77,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("the log has a change that a check function rejected:\n%s", &out)
 	}
 	if first.Workers != 2 {
-		t.Errorf("the struct of before the reloads has changed: %+v", first)
+		t.Errorf("the struct that Current returned before the reloads has changed: %+v", first)
 	}
 	for _, want := range []string{"changed option requires a restart\" section=DEFAULT option=wait", "changed sections require a restart\" sections=driver_*", "option=workers"} {
 		if !strings.Contains(out.String(), want) {

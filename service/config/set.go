@@ -150,7 +150,7 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 		l.addUnknown(r, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
 	case !r.isFile():
 		l.addUnknown(r, "", "%s: no such section%s", where, l.hintSection(section))
-	default: // the head of a file's section is the error already
+	default: // the error of the section's head is enough
 	}
 }
 
@@ -251,7 +251,7 @@ func (l *loader) readSecret(o *option, r rank, where, key, path string) {
 		l.addError("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
 	if o.rank == r && o.byFile == "" {
-		fail("%s is set, too: remove one of them", o.name)
+		fail("%s is also set: remove one of them", o.name)
 		return
 	}
 	info, err := os.Stat(path)

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// assignField sets an option's field from the text of its value. The error is a
-// predicate without the text, such as "is not an integer".
+// assignField sets an option's field from the text of its value. The error
+// text has no subject, such as "is not an integer", because the value may be secret.
 func assignField(f reflect.Value, text string) error {
 	if f.Type() == reflect.TypeFor[time.Duration]() {
 		d, err := parseDuration(text)
@@ -83,7 +83,7 @@ func parseDuration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// numberError returns the predicate for an error of package strconv.
+// numberError returns the error of assignField for an error of package strconv.
 func numberError(err error, want string) error {
 	if errors.Is(err, strconv.ErrRange) {
 		return errors.New("is out of range")

@@ -81,8 +81,8 @@ func copyWhile(to, from net.Conn, deliver func([]byte) bool) {
 	}
 }
 
-// TestLostCommit: the answer to the COMMIT of a step is lost. The runner finds out that the step was committed: what it did is done
-// once, and the next step sees its data.
+// TestLostCommit: the answer to the COMMIT of a step is lost. The runner finds out that the step was committed: the effects of the
+// step exist once, and the next step sees the data of the step.
 func TestLostCommit(t *testing.T) {
 	t.Parallel()
 	direct := dbtest.MySQL(t)

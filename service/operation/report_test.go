@@ -24,8 +24,8 @@ func (b *bench) waiting(name string) operation.Step[input] {
 	return b.step(name, func(*operation.Op) error { return operation.WaitFor("", time.Hour) }, nil)
 }
 
-// waits waits until an operation waits and has called a step more than n times. It returns the number of calls, which a late
-// notification can increase.
+// waits blocks until an operation waits for a report and has called a step more than n times. It returns the number of calls. A late
+// notification can increase this number.
 func (b *bench) waits(id, step string, n int) int {
 	b.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -53,7 +53,7 @@ func (b *bench) token(resource string) string {
 	return op.Token
 }
 
-// TestReport: a step whose work another process does ends with the result that this process reports. The report and other
+// TestReport: if another process does the work of a step, the step ends with the result that the other process reports. The report and other
 // changes of the same transaction are written together, or not at all.
 func TestReport(t *testing.T) {
 	t.Parallel()
@@ -365,12 +365,12 @@ func TestReportedUndo(t *testing.T) {
 	})
 }
 
-// TestReportedRetries: errors that are reported count for Retry.Max, and are tried again after a back-off, also while the
-// step is undone.
+// TestReportedRetries: a reported error counts for Retry.Max, and the step is repeated after a back-off. The same holds while the step
+// is undone.
 func TestReportedRetries(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // a poll often comes before the end of a back-off is noticed
+		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // polls come often, also while a back-off lasts
 		tokens := make(chan string, 100)
 		operation.Handle(b.runner, create, operation.Step[input]{
 			Name: "a", Retry: operation.Retry{Max: 2},
@@ -404,7 +404,8 @@ func TestReportedRetries(t *testing.T) {
 	})
 }
 
-// TestCancelOfLaterStep: an operation at a step that this release does not know is not undone by it, but by the release that knows the step.
+// TestCancelOfLaterStep: if an operation is canceled at a step that this release does not know, only a runner of the release that knows
+// the step undoes it.
 func TestCancelOfLaterStep(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -464,7 +465,7 @@ func TestUndoTx(t *testing.T) {
 				}
 			}
 			if o, err := b.ops.Show(t.Context(), id); err != nil || !o.State.Ended() {
-				t.Errorf("the effect is there, the end is not: %+v, %v", o, err)
+				t.Errorf("the effect exists, but the operation has not ended: %+v, %v", o, err)
 			}
 		}()
 		o := b.ends(id, operation.TimedOut)
@@ -496,13 +497,13 @@ func TestPurge(t *testing.T) {
 		stays := b.begin(create, "stays")
 		b.waits(stays, "b", 1)
 		if n, err := b.ops.Purge(t.Context(), time.Hour); err != nil || n != 0 {
-			t.Errorf("Purge of what is an hour old: %d, %v", n, err)
+			t.Errorf("Purge of operations that ended more than an hour ago: %d, %v", n, err)
 		}
 		if n, err := b.ops.Purge(t.Context(), 0); err != nil || n != 1 {
-			t.Errorf("Purge of all: %d, %v", n, err)
+			t.Errorf("Purge of all ended operations: %d, %v", n, err)
 		}
 		if _, err := b.ops.Show(t.Context(), old); !errors.Is(err, fault.NotFound) {
-			t.Errorf("Show of one that is gone: %v", err)
+			t.Errorf("Show of a deleted operation: %v", err)
 		}
 		var n int
 		if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id <> ?`, stays); err != nil || n != 0 {

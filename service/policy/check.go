@@ -35,7 +35,7 @@ type (
 	// comparison compares a value of the user, or a literal, with the template's text.
 	comparison struct {
 		kind    string
-		literal bool // kind is a value, not the name of one
+		literal bool // kind is the value itself, not the name of a value of the user
 		want    template
 	}
 )

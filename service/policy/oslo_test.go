@@ -98,7 +98,7 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 			writeRandom(filepath.Join(c.Dir, name))
 		}
 	}
-	if rng.IntN(4) == 0 { // a directory below, which is skipped
+	if rng.IntN(4) == 0 { // a subdirectory, which is skipped
 		if err := os.Mkdir(filepath.Join(c.Dir, "sub.yaml"), 0o750); err != nil {
 			t.Fatal(err)
 		}

@@ -84,7 +84,7 @@ func TestServerFilters(t *testing.T) {
 		c.filled()
 		visible := map[string][]item{
 			"admin":  must(c.list("admin", "servers", "all_tenants=1")),
-			"member": must(c.list("admin", "servers", "")), // of the same project, with the hosts
+			"member": must(c.list("admin", "servers", "")), // the servers of the member's project, with the hosts that only the administrator sees
 		}
 		if len(visible["admin"]) != 30 || len(visible["member"]) != 15 {
 			c.Fatalf("%d and %d servers", len(visible["admin"]), len(visible["member"]))
@@ -136,7 +136,7 @@ func TestServerFilters(t *testing.T) {
 		}
 		for _, tt := range []struct{ who, query, want string }{
 			{"admin", "status=ERROR&status=build&name=web&all_tenants=1", ""},
-			{"admin", "tenant_id=p2", ""}, // the own project is a condition, too, so the list is empty, as in Nova
+			{"admin", "tenant_id=p2", ""}, // the client's own project is a condition, too, so the list is empty, as in Nova
 			{"admin", "name=[", `400 "message":"Invalid input for query parameters name. Value: [. '[' is not a 'regex'"`},
 			{"member", "changes-since=invalid+date", `400 "message":"Invalid input for query parameters changes-since. Value: invalid date. 'invalid date' is not a 'date-time'"`},
 			{"member", "changes-since=", "400 is not a 'date-time'"},

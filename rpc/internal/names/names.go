@@ -12,7 +12,7 @@ import (
 // no more.
 const Max = 255
 
-// Fault returns what is wrong with a name, as the predicate of a sentence. It is empty if the name is valid.
+// Fault returns what is wrong with a name, without the subject, such as "is empty". It returns "" if the name is valid.
 func Fault(name string) string {
 	switch {
 	case isPlain(name): // the usual case, checked fast

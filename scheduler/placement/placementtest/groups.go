@@ -97,12 +97,12 @@ func testGroupRace(b bench) {
 	for i := range 3 {
 		p := b.provider(fmt.Sprint("n", i))
 		if p.Members["anti"] != 2 {
-			b.Errorf("%s has %d of anti", p.ID, p.Members["anti"])
+			b.Errorf("%s has %d members of the group anti, want 2", p.ID, p.Members["anti"])
 		}
 		if p.Members["near"] > 0 {
 			hosts++
 			if p.Members["near"] != 10 {
-				b.Errorf("%s has %d of near, want 10", p.ID, p.Members["near"])
+				b.Errorf("%s has %d members of the group near, want 10", p.ID, p.Members["near"])
 			}
 		}
 	}
