@@ -39,7 +39,7 @@ func checkout(t *testing.T) string {
 		switch {
 		case d.IsDir() && (d.Name() == ".git" || rel == "bin"):
 			return fs.SkipDir
-		case d.Name() == ".git": // that of a worktree is a file, which names the repository: the copy must not have it
+		case d.Name() == ".git": // in a worktree .git is a file that names the repository; the copy must not have it
 			return nil
 		case d.IsDir():
 			return os.MkdirAll(filepath.Join(dir, rel), 0o750)
@@ -61,8 +61,8 @@ func checkout(t *testing.T) string {
 // cloneCommand is how the documents get the project.
 const cloneCommand = "git clone https://github.com/armature-go/armature"
 
-// cloneProject runs the command, in an empty directory, with a repository of the files of this module in the place of the
-// project's. It returns the directory.
+// cloneProject runs cloneCommand in an empty directory, and returns the directory. Instead of the project's repository, the command
+// clones a repository with the files of this module.
 func cloneProject(t *testing.T) string {
 	t.Helper()
 	origin, dir := checkout(t), t.TempDir()
@@ -131,7 +131,7 @@ func readme(t *testing.T, dir string) {
 	}
 	running := inBackground(t, dir, command, []string{"OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0", "TMPDIR=" + t.TempDir()})
 	var paste []string
-	if err := waittest.Poll(3*time.Minute, func() error { // it is compiled first
+	if err := waittest.Poll(3*time.Minute, func() error { // the command compiles the program first
 		if paste = regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(running.printed(), -1); len(paste) >= 3 {
 			return nil
 		}
@@ -178,7 +178,7 @@ func tutorial(t *testing.T, dir string) {
 			env = append(env, "OS_DEFAULT__LISTEN="+addr)
 		}
 		running := inBackground(t, dir, command, env)
-		if err := waittest.Poll(3*time.Minute, func() error { // it is compiled first
+		if err := waittest.Poll(3*time.Minute, func() error { // the command compiles the program first
 			out, err := sh(t, dir, "curl -sf http://"+addr+"/readyz")
 			if err != nil {
 				err = fmt.Errorf("%s: it is not ready: %s\n%s", command, out, running.printed())

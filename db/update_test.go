@@ -124,7 +124,7 @@ func TestUpdateIf(t *testing.T) {
 				t.Errorf("%s: %v %q, want %v %q", tt.name, fault.CodeOf(err), err, tt.want, tt.msg)
 			}
 			if diff := cmp.Diff(tt.meta, fault.From(err).Meta); tt.meta != nil && diff != "" {
-				t.Errorf("%s: details (-want +got):\n%s", tt.name, diff)
+				t.Errorf("%s: Meta (-want +got):\n%s", tt.name, diff)
 			}
 			if tt.want == fault.Conflict && fault.From(err).Reason != "Changed" {
 				t.Errorf("%s: reason %q, want Changed", tt.name, fault.From(err).Reason)

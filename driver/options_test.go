@@ -37,10 +37,10 @@ func TestParseOptions(t *testing.T) {
 		{"none", "", acmeOptions{VCPUs: 16}, ""},
 		{"null", "null", acmeOptions{VCPUs: 16}, ""},
 		{"texts", `{"host":"h1","vcpus":"4","ratio":"1.5","quiet":"Yes","wait":"90"}`, acmeOptions{Host: "h1", VCPUs: 4, Ratio: 1.5, Quiet: true, Wait: 90 * time.Second}, ""},
-		{"JSON's own", `{"vcpus":4,"ratio":1.5,"quiet":true,"wait":"1m30s"}`, acmeOptions{VCPUs: 4, Ratio: 1.5, Quiet: true, Wait: 90 * time.Second}, ""},
+		{"JSON values", `{"vcpus":4,"ratio":1.5,"quiet":true,"wait":"1m30s"}`, acmeOptions{VCPUs: 4, Ratio: 1.5, Quiet: true, Wait: 90 * time.Second}, ""},
 		{"a family", `{"label_a":"1","label_b":"2"}`, acmeOptions{VCPUs: 16, Labels: map[string]string{"a": "1", "b": "2"}}, ""},
 		{"a family in a family", `{"label_a":"1","label_color_b":"2"}`, acmeOptions{VCPUs: 16, Labels: map[string]string{"a": "1"}, Colors: map[string]string{"b": "2"}}, ""},
-		{"misspelt", `{"dri":"/x"}`, acmeOptions{}, "option dri: no such option; the nearest is dir"},
+		{"misspelled", `{"dri":"/x"}`, acmeOptions{}, "option dri: no such option; the nearest is dir"},
 		{"another case", `{"Dir":"/x"}`, acmeOptions{}, "option Dir: no such option; the nearest is dir"},
 		{"no tag", `{"Other":"1"}`, acmeOptions{}, "option Other: no such option"},
 		{"nothing of a family", `{"label_":"1"}`, acmeOptions{}, "option label_: no such option; the nearest is label_..."},
@@ -67,7 +67,7 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
-// TestConfigureNull: Options that are the JSON null have no options.
+// TestConfigureNull: if Options is the JSON null, the driver has no options of its own before.
 func TestConfigureNull(t *testing.T) {
 	t.Parallel()
 	got := driver.PluginConfig{Options: json.RawMessage("null")}

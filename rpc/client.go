@@ -43,8 +43,8 @@ type ClientConfig struct {
 	// Caps limits, by interface name, the versions that the client may send. An interface
 	// that is not a key has the limit of AutoCaps, if any. Default: no limit.
 	Caps Versions
-	// AutoCaps returns the caps of the interfaces that Caps does not name: the versions that all servers accept that run
-	// now, so that a rolling upgrade sends no message that a server does not know. An interface that the answer does not
+	// AutoCaps returns the caps of the interfaces that Caps does not name: the versions that all running servers
+	// accept, so that a rolling upgrade sends no message that a server does not know. An interface that the answer does not
 	// name has the lowest version as its cap: MAJOR.0 of the oldest major version, see Interface.Older. An interface with an
 	// empty list may not be used at all.
 	//
@@ -58,8 +58,8 @@ type ClientConfig struct {
 	// CapsEvery is the time between two calls of AutoCaps; each is shortened at random by up to a tenth. A server that starts
 	// with an older version than all others gets messages that it does not know for at most this long. Default 10 s.
 	CapsEvery time.Duration
-	// CapsWait is how long messages wait for the first success of AutoCaps, within their own deadlines. After it the client is
-	// ready without the caps: it logs a warning, sends only messages of the lowest version, and tries on.
+	// CapsWait is how long messages wait for the first success of AutoCaps, within their own deadlines. After this time the
+	// client is ready without the caps: it logs a warning, sends only messages of the lowest version, and continues to call AutoCaps.
 	// Default 10 s.
 	CapsWait time.Duration
 	// Interceptors run around each message, the first outermost.
@@ -90,7 +90,7 @@ type Client struct {
 	listening   atomic.Bool // the reply topic is subscribed to
 	subscribing singleflight.Group
 
-	skewLines outage.Limiter // of the lines about servers whose clocks disagree
+	skewLines outage.Limiter // limits the log lines about servers whose clocks disagree
 
 	life  context.Context //nolint:containedctx // the client's own life, ended by Close
 	end   context.CancelFunc
@@ -250,8 +250,8 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 // [Any] or the name of one server. Cast returns when the broker has confirmed the
 // message; the message of an [AtLeastOnce] method then survives a restart of the broker.
 // The message has no deadline: it waits in its queue while the server is down. ctx, or
-// ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: as
-// [Call], but the handler's stay in the server's log.
+// ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: those of
+// [Call], except the handler's error, which only the server's log has.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {
 	_, err := c.send(ctx, m.Interface, m.info(bus.Cast, host), req, nil)
 	return err

@@ -54,8 +54,8 @@ func certificate(t *testing.T) (pool *x509.CertPool, file string) {
 	return pool, file
 }
 
-// TestHTTPS: with a certificate the API uses HTTPS with HTTP/2, and the links in its replies begin with https://. A page of a
-// dashboard in allowed_origin may use it.
+// TestHTTPS: with a certificate the API uses HTTPS with HTTP/2, and the links in its replies begin with https://. A web
+// page whose origin is in allowed_origin may use the API.
 func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	pool, file := certificate(t)
 	conf := filepath.Join(t.TempDir(), "nova-mini.conf")

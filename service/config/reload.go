@@ -133,7 +133,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	return nil
 }
 
-// keepFixed sets the options that cannot be reloaded, and the families, back to their old values, with a warning for each that
+// keepFixed sets the options and families that cannot be reloaded back to their old values, and logs a warning for each one that
 // would have changed. It returns the fields of a log line for each option that changes.
 func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (changes [][]any) {
 	oldLoader := newLoader()
@@ -189,7 +189,7 @@ func keepPlaces(l *loader, old map[string]string) map[string]string {
 // checkReload returns the objections of the struct's Validate and of the check functions to a change, as Invalid.
 func (c *Config[T]) checkReload(old, next *T) error {
 	var errs []error
-	if v, ok := any(next).(interface{ Validate() error }); ok { // loadStruct validated without the options that stay
+	if v, ok := any(next).(interface{ Validate() error }); ok { // loadStruct has validated the new values, but not together with the options that stay
 		if err := v.Validate(); err != nil {
 			errs = append(errs, fault.New(fault.Invalid, "%w", err))
 		}

@@ -33,7 +33,7 @@ func must(err error) {
 	}
 }
 
-// A service joins and sends heartbeats. The others see whether it is up, and otherwise why not.
+// A service joins and sends heartbeats. Other services see whether it is up, and if it is not, the reason.
 func Example() {
 	ctx := context.Background()
 	d := openMembers(ctx)

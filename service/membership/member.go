@@ -22,8 +22,8 @@ type MemberConfig struct {
 	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
 	// start while an older member exists. Default 0: any version.
 	MinVersion int
-	// LowerWait is the longest time that the Announcement of a process waits that is older than one that has run: the time until every RPC
-	// client has read its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
+	// LowerWait is how long the Announcement of a process waits at most if the process is older than another one that has run. In this
+	// time every RPC client reads its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
 	// together with CapsEvery.
 	LowerWait time.Duration
 	// Logger defaults to slog.Default().
@@ -37,7 +37,7 @@ type MemberPart struct {
 	cfg MemberConfig
 
 	process   string // unique to this start
-	announced bool   // by the Announcement, which starts before
+	announced bool   // set by the Announcement, which starts before
 
 	cancel context.CancelFunc
 	done   chan struct{}

@@ -15,7 +15,7 @@ func lostLease(ctx context.Context) bool { return errors.Is(context.Cause(ctx), 
 
 // keepLease renews a lease every third of its duration until ctx ends. It calls lose with errLost when the lease
 // was lost, and when it could not be renewed for two thirds of its duration, because then another process may
-// take it soon. renew reports whether the lease is still held.
+// acquire it soon. renew reports whether the lease is still held.
 func keepLease(ctx context.Context, lease time.Duration, renew func(context.Context) (held bool, err error), lose context.CancelCauseFunc) {
 	tick := time.NewTicker(lease / 3)
 	defer tick.Stop()

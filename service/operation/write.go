@@ -21,10 +21,10 @@ func (e *endError) Unwrap() error { return e.error }
 // errStep marks the error of a function that is part of a transaction.
 var errStep = errors.New("part of the transaction failed")
 
-// write changes the row, adds an event, calls also, and calls OnEnd if the operation ends, all in one transaction. While the database
-// is down, it retries until the lease is lost. It reports whether this process has to continue. The error is the one of also, or an
-// endError of OnEnd; then nothing was written.
-func (x *execution) write(ctx context.Context, change func(*row), e *Event, also func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
+// write changes the row, adds an event, calls inTx, and calls OnEnd if the operation ends, all in one transaction. e and inTx may be
+// nil. While the database is down, write retries until the lease is lost. more reports whether this process has to continue the
+// operation. err is the error of inTx, or an endError of OnEnd; then nothing was written.
+func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
 	// A result is written even if ctx has ended, as in a drain.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.cfg.Lease)
 	defer cancel()
@@ -38,7 +38,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 		change(&next)
 		next.UpdatedAt = x.now()
 		var partErr error
-		err := x.writeOnce(wctx, &next, e, also, &partErr)
+		err := x.writeOnce(wctx, &next, e, inTx, &partErr)
 		switch {
 		case err == nil:
 			x.row = &next
@@ -62,9 +62,9 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 }
 
 // writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
-func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
+func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
 	ends := next.over() && x.kind.onEnd != nil && !x.skipOnEnd
-	if e == nil && also == nil && !ends {
+	if e == nil && inTx == nil && !ends {
 		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
 		if err == nil && n == 0 {
 			err = x.checkWritten(ctx, next)
@@ -77,7 +77,8 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also fun
 	before := *next
 	err := db.Tx(ctx, x.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		*next, *partErr = before, nil // the transaction may run several times
-		// First, so that what was committed by an attempt whose answer was lost is not done again.
+		// The row is saved first. If an earlier attempt was committed and its answer was lost, the row has changed, and inTx and OnEnd
+		// are not called a second time.
 		n, err := saveRow(ctx, tx, x.row, next)
 		if err != nil {
 			return err
@@ -85,7 +86,7 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also fun
 		if n == 0 {
 			return errLost
 		}
-		if *partErr = x.callParts(ctx, tx, next, also, ends); *partErr != nil {
+		if *partErr = x.callParts(ctx, tx, next, inTx, ends); *partErr != nil {
 			return fmt.Errorf("%w: %w", errStep, *partErr)
 		}
 		if e == nil {
@@ -99,10 +100,10 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also fun
 	return err
 }
 
-// callParts does what belongs to a change of the row in its transaction: also, and OnEnd if the operation ends.
-func (x *execution) callParts(ctx context.Context, tx *sqlx.Tx, next *row, also func(context.Context, *sqlx.Tx, *row) error, ends bool) error {
-	if also != nil {
-		if err := also(ctx, tx, next); err != nil {
+// callParts calls what belongs into the transaction of a change of the row: inTx, and OnEnd if the operation ends.
+func (x *execution) callParts(ctx context.Context, tx *sqlx.Tx, next *row, inTx func(context.Context, *sqlx.Tx, *row) error, ends bool) error {
+	if inTx != nil {
+		if err := inTx(ctx, tx, next); err != nil {
 			return err
 		}
 	}
@@ -129,7 +130,7 @@ func (x *execution) checkWritten(ctx context.Context, next *row) error {
 		return err
 	}
 	if have.Fence == next.Fence && have.State == next.State && have.Entry == next.Entry && have.Events == next.Events && have.Owner == next.Owner {
-		*next = *have // with what parts of the transaction have changed in the data
+		*next = *have // have includes the changes of the data by inTx and OnEnd
 		return nil
 	}
 	return errLost

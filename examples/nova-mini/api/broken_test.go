@@ -19,7 +19,7 @@ import (
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		own := must(c.list("member", "servers", "status=ACTIVE"))[0].text("id")
 		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET host = 'node-7' WHERE id = ?`, own); err != nil {
 			c.Fatal(err)

@@ -157,8 +157,8 @@ func ids(items []item) (out []string) {
 	return out
 }
 
-// filled adds servers in every state to two projects.
-func (c *cloud) filled() {
+// addServers adds servers in every state to two projects.
+func (c *cloud) addServers() {
 	c.Helper()
 	base := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
 	str := func(s string) *string { return &s }

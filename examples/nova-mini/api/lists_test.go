@@ -81,7 +81,7 @@ func TestServerFilters(t *testing.T) {
 		}, []string{"2026-11-26T10:00:03Z", "2026-11-26T11:00:04+01:00", "2051-01-01T12:34:00Z", "2000-01-01T00:00:00Z"}},
 	}
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		visible := map[string][]item{
 			"admin":  must(c.list("admin", "servers", "all_tenants=1")),
 			"member": must(c.list("admin", "servers", "")), // the servers of the member's project, with the hosts that only the administrator sees
@@ -171,8 +171,8 @@ func TestServerOrder(t *testing.T) {
 		"project_id": "tenant_id", "user_id": "user_id", "task_state": "OS-EXT-STS:task_state", "vm_state": "OS-EXT-STS:vm_state",
 	}
 	eachCloud(t, func(c *cloud) {
-		c.filled()
-		c.ordered("servers", "all_tenants=1&", append(strings.Fields(novaSortKeys), strings.Fields(novaIgnored)...), shown, "desc", "created_at", "created")
+		c.addServers()
+		c.checkOrder("servers", "all_tenants=1&", append(strings.Fields(novaSortKeys), strings.Fields(novaIgnored)...), shown, "desc", "created_at", "created")
 		for _, tt := range []struct{ who, query, says string }{
 			{"member", "sort_key=host", "403 Only administrators can sort servers by host"},
 			{"member", "sort_key=node", "403 Only administrators can sort servers by node"},
@@ -195,8 +195,8 @@ func TestServerOrder(t *testing.T) {
 	})
 }
 
-// ordered checks each of Nova's sort keys of a list.
-func (c *cloud) ordered(kind, query string, keys []string, shown map[string]string, dir, first, firstShown string) {
+// checkOrder checks each of Nova's sort keys of a list.
+func (c *cloud) checkOrder(kind, query string, keys []string, shown map[string]string, dir, first, firstShown string) {
 	c.Helper()
 	for _, key := range keys {
 		for _, how := range []string{"asc", "desc", ""} {
@@ -275,7 +275,7 @@ func compare(a, b any) int {
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		for _, path := range []string{"/servers", "/servers/detail", "/flavors", "/flavors/detail"} {
 			for _, query := range []string{"?limit=0", "?limit=0&sort_key=flavorid", "?limit=0&sort_key=uuid", "?limit=0&name=web"} {
 				if strings.Contains(query, "uuid") == strings.HasPrefix(path, "/flavors") && strings.Contains(query, "_key") {
@@ -323,7 +323,7 @@ func TestFlavorLists(t *testing.T) {
 				c.Fatal(err)
 			}
 		}
-		c.ordered("flavors", "is_public=None&", strings.Fields(novaFlavorSorts), shown, "asc", "flavorid", "id")
+		c.checkOrder("flavors", "is_public=None&", strings.Fields(novaFlavorSorts), shown, "asc", "flavorid", "id")
 		every, _ := c.list("admin", "flavors", "is_public=none")
 		if len(every) != 9 {
 			c.Fatalf("%d flavors", len(every))
@@ -402,7 +402,7 @@ func TestHostLists(t *testing.T) {
 func TestMarkers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		own, _ := c.list("member", "servers", "")
 		all, _ := c.list("admin", "servers", "all_tenants=1")
 		var foreign string

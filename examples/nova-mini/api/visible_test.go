@@ -25,7 +25,7 @@ func TestTenancy(t *testing.T) {
 		rules[i].Check = "@"
 	}
 	eachCloudWith(t, rules, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // as an older release has left it
 			c.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestTenancy(t *testing.T) {
 func TestPrivateFlavors(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		var own string
 		for _, i := range must(c.list("member", "servers", "status=ACTIVE")) {
 			own = i.text("id")
@@ -142,7 +142,7 @@ func TestAttributes(t *testing.T) {
 	}
 	for name, rules := range map[string][]policy.Rule{"Nova's rules": api.Rules(), "for readers": loose} {
 		eachCloudWith(t, rules, func(c *cloud) {
-			c.filled()
+			c.addServers()
 			victim := must(c.list("member", "servers", "status=SHUTOFF"))[0].text("id")
 			if err := c.store.BeginAction(c.Context(), victim, compute.Start); err != nil {
 				c.Fatal(err)
@@ -186,7 +186,7 @@ func TestAttributes(t *testing.T) {
 func TestResizeWithoutRoom(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		own := must(c.list("member", "servers", "vm_state=stopped&flavor=1"))[0].text("id")
 		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: "n1", Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 			c.Fatal(err)
@@ -208,7 +208,7 @@ func TestResizeWithoutRoom(t *testing.T) {
 func TestBlanks(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		c.filled()
+		c.addServers()
 		own, _ := c.list("admin", "servers", "")
 		id := own[0].text("id")
 		for _, path := range []string{"/servers/" + id, "/flavors/1"} {

@@ -171,8 +171,8 @@ func (b *bench) setPast(table, column string) {
 // expire ends all leases and delays of operations.
 func (b *bench) expire() { b.Helper(); b.setPast("operations", "due_at") }
 
-// operation returns the operation on a server that has not ended. If all have ended, it returns the only one. If several have ended,
-// the newest one cannot be found: in a bubble, where no time passes, all have the same created_at.
+// operation returns the open operation on a server. If no operation is open, it returns the only one that has ended. If several have
+// ended, it fails the test, because the newest one cannot be found: in a bubble, where no time passes, all have the same created_at.
 func (b *bench) operation(id string) *operation.Operation {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Open: true})
