@@ -135,8 +135,8 @@ func (r *Request[B]) Accepted(location string) {
 }
 
 // Handle registers a handler of all versions for a pattern, see [HandleRoute].
-func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
-	HandleRoute(m, Route{Pattern: pattern}, h)
+func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
+	HandleRoute(to, Route{Pattern: pattern}, h)
 }
 
 // HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics
@@ -155,7 +155,8 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 //
 // A request whose pattern has no handler for its version is answered with 404, or with 405 if another method of the
 // path has a handler.
-func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
+func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
+	m, def := to.expand(def)
 	var b B
 	var rep R
 	_, noBody := any(b).(None)
