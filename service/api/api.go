@@ -23,7 +23,8 @@
 // The Go types of a handler's bodies say what JSON the bodies have: the type of each value, which fields there are in which
 // microversion, and which callers may use them. The schema by which a request is validated, the fields that are decoded and
 // encoded, and the OpenAPI document come from the types alone. A field is required unless it has the option omitempty or
-// omitzero. Only a pointer may be null. An object has no other fields than those of its struct. These tags say more:
+// omitzero. Only a pointer may be null. In a reply, a nil
+// pointer with omitempty is left out, and so never null. An object has no other fields than those of its struct. These tags say more:
 //
 //   - since:"2.19" and until:"2.46": the first and the last microversion of the field. Several fields may have one name
 //     in JSON, each in its own versions, for example when a field changes its type. Only the first of them has the name in its

@@ -103,7 +103,11 @@ func (s *shape) describeFields(t reflect.Type, v Version, object map[string]any)
 			}
 			continue
 		}
-		one := s.describe(p.Type, v)
+		t := p.Type
+		if s.isReply && p.optional { // nil: the field is missing, and never null
+			t = structAt(t)
+		}
+		one := s.describe(t, v)
 		if p.quoted {
 			one = map[string]any{"type": "string"}
 		}

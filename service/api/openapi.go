@@ -224,7 +224,7 @@ func (m *Mux) errorSchema() map[string]any {
 			"properties": map[string]any{"code": status, "message": map[string]any{"type": "string"}},
 		}}
 	}
-	item, _ := mustShape("errors", reflect.TypeFor[errorItem]()).document(Version{}).(map[string]any)
+	item, _ := mustShape("errors", reflect.TypeFor[errorItem](), true).document(Version{}).(map[string]any)
 	if props, ok := item["properties"].(map[string]any); ok {
 		props["status"] = status
 	}

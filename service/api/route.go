@@ -168,7 +168,7 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 	}
 	r := &route{
 		Route: def, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
-		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B]()), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R]()),
+		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
 		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
 	r.serve = func(rec *recorder, hr *http.Request) {
@@ -200,11 +200,11 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 
 // mustShape returns the shape of the type of a body, or nil for None and for an interface. It panics if the type's tags are
 // wrong, because this is a programmer's error.
-func mustShape(what string, t reflect.Type) *shape {
+func mustShape(what string, t reflect.Type, isReply bool) *shape {
 	if t == reflect.TypeFor[None]() || t.Kind() == reflect.Interface {
 		return nil
 	}
-	s, err := shapeOf(t)
+	s, err := shapeOf(t, isReply)
 	if err != nil {
 		panic("api: " + what + ": " + err.Error() + " (registered at " + callerLine() + ")")
 	}
@@ -220,7 +220,7 @@ func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, er
 			return p, nil
 		}
 		var err error
-		if s, err = shapeOf(v.Type()); err != nil {
+		if s, err = shapeOf(v.Type(), true); err != nil {
 			return nil, err
 		}
 		if s.varies() {

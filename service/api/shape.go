@@ -30,6 +30,7 @@ const maxRules = 8
 // shape is what a Go type says about a body: which fields it has in which version, who may see them, and their schemas.
 type shape struct {
 	of        reflect.Type
+	isReply   bool
 	spans     map[span]string // the versions of fields, each with the name of a field that has them
 	edges     []Version       // sorted; at each of them, a field begins or has just ended
 	rules     []string        // of the tags, sorted
@@ -45,15 +46,22 @@ type viewKey struct {
 	allowed  uint64 // bits: the rules that allow the caller
 }
 
-// shapes has the shapes of all types, by reflect.Type.
+// shapeKey is the type of a body, and whether the body is that of a reply.
+type shapeKey struct {
+	of      reflect.Type
+	isReply bool
+}
+
+// shapes has all shapes, by shapeKey.
 var shapes sync.Map
 
-// shapeOf returns the shape of a type. Invalid tags are an error.
-func shapeOf(t reflect.Type) (*shape, error) {
-	if s, ok := shapes.Load(t); ok {
+// shapeOf returns the shape of a type, as the type of a request or of a reply. Invalid tags are an error.
+func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
+	key := shapeKey{t, isReply}
+	if s, ok := shapes.Load(key); ok {
 		return s.(*shape), nil //nolint:forcetypeassert // see shapes
 	}
-	s := &shape{of: t, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, depends: map[reflect.Type]bool{}}
+	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, depends: map[reflect.Type]bool{}}
 	if _, err := s.learn(t, map[reflect.Type]bool{}); err != nil {
 		return nil, err
 	}
@@ -68,7 +76,7 @@ func shapeOf(t reflect.Type) (*shape, error) {
 	if s.rules = slices.Compact(s.rules); len(s.rules) > maxRules {
 		return nil, fmt.Errorf("%s: its fields have %d rules, more than %d: use one rule for several fields", t, len(s.rules), maxRules)
 	}
-	got, _ := shapes.LoadOrStore(t, s)
+	got, _ := shapes.LoadOrStore(key, s)
 	return got.(*shape), nil //nolint:forcetypeassert // see shapes
 }
 

@@ -149,16 +149,12 @@ type serverView struct {
 	TaskState       *string            `json:"OS-EXT-STS:task_state"`
 	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,error"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
-	VolumesAttached []volumeView       `json:"os-extended-volumes:volumes_attached" max:"0"`
+	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView         `json:"fault,omitempty"`
 
 	Host           *string `json:"OS-EXT-SRV-ATTR:host" rule:"os_compute_api:os-extended-server-attributes"`
 	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name" rule:"os_compute_api:os-extended-server-attributes"`
 	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname" rule:"os_compute_api:os-extended-server-attributes"`
-}
-
-type volumeView struct {
-	ID string `json:"id"`
 }
 
 type bookmark struct {
@@ -197,7 +193,7 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 		Flavor: marked("flavors", srv.FlavorID), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
 		Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
 		LaunchedAt: formatMicros(srv.LaunchedAt),
-		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: []volumeView{}, Host: srv.Host, HypervisorHost: srv.Host,
+		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: alwaysEmptyList{}, Host: srv.Host, HypervisorHost: srv.Host,
 	}
 	if srv.ImageRef != "" {
 		image := marked("images", srv.ImageRef)

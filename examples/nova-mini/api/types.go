@@ -75,6 +75,12 @@ type alwaysEmpty string
 // JSONSchema implements api.JSONSchemer.
 func (alwaysEmpty) JSONSchema() string { return `{"const": ""}` }
 
+// alwaysEmptyList is an array without values, for an attribute that nova-mini does not have.
+type alwaysEmptyList []struct{}
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysEmptyList) JSONSchema() string { return `{"type": "array", "maxItems": 0}` }
+
 // alwaysNull is null, for an attribute that nova-mini does not have.
 type alwaysNull struct{}
 
@@ -134,6 +140,6 @@ func (v imageView) MarshalJSON() ([]byte, error) {
 // JSONSchema implements api.JSONSchemer.
 func (imageView) JSONSchema() string {
 	return `{"anyOf": [{"const": ""}, {"type": "object", "additionalProperties": false, "required": ["id", "links"], "properties": {
-		"id": {"type": "string"}, "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"], "properties": {
-			"rel": {"enum": ["bookmark"]}, "href": {"type": "string", "format": "uri"}}, "additionalProperties": false}}}}]}`
+		"id": {"type": "string"}, "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"], "additionalProperties": false, "properties": {
+			"rel": {"enum": ["self", "bookmark", "next", "describedby"]}, "href": {"type": "string", "format": "uri"}, "type": {"type": "string"}}}}}}]}`
 }
