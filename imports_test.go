@@ -87,7 +87,7 @@ var rules = map[string][]string{
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {
-		"service/...", "internal/outage", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
+		"service/...", "internal/outage", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
 	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},

@@ -33,7 +33,9 @@ func startBodyServer(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 		},
 	})
 	m.Health(func(context.Context) error { return nil })
-	type thing struct{ Name string }
+	type thing struct {
+		Name string `json:"name"`
+	}
 	api.Handle(m, "POST /secret", func(context.Context, *api.Request[thing]) (api.None, error) { return api.None{}, nil })
 	api.HandleRoute(m, api.Route{Pattern: "POST /open", Public: true}, func(context.Context, *api.Request[thing]) (api.None, error) { return api.None{}, nil })
 	mux := http.NewServeMux()

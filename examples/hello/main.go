@@ -83,8 +83,13 @@ type component struct {
 	driver  func() Greeter
 }
 
+// newGreeting is the body of a request for a greeting.
+type newGreeting struct {
+	Name string `json:"name" min:"1" max:"255"`
+}
+
 // create accepts a request for a greeting. It writes the row and the row's operation in one transaction.
-func (c *component) create(ctx context.Context, r *api.Request[Greeting]) (g Greeting, err error) {
+func (c *component) create(ctx context.Context, r *api.Request[newGreeting]) (g Greeting, err error) {
 	g, op := Greeting{ID: uuid.NewString(), Name: r.Body.Name}, ""
 	err = db.Tx(ctx, c.db, func(ctx context.Context, tx *sqlx.Tx) (err error) {
 		if _, err = tx.NamedExecContext(ctx, `INSERT INTO greetings (id, name, text, host) VALUES (:id, :name, '', '')`, g); err != nil {
@@ -249,9 +254,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	mux := api.New(api.Config{Authenticate: authenticate, Inflight: app.Inflight(), Logger: log})
 	mux.Health(app.Ready)
 	mux.Discover(api.Discovery{ID: "v1", Path: "/v1"})
-	api.HandleRoute(mux, api.Route{Pattern: "POST /v1/greetings", Body: []api.Schema{{
-		JSON: `{"type": "object", "required": ["name"], "additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 255}}}`,
-	}}}, c.create)
+	api.Handle(mux, "POST /v1/greetings", c.create)
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
 	server := service.HTTP(o.Listen, mux)
 

@@ -18,6 +18,35 @@
 // A private error (fault.IsPrivate), such as one of the database, is a failure of the service. Its status is 503 if
 // certainly nothing was executed, 504 if this is not known, and 500 for other errors.
 //
+// # Types of bodies
+//
+// The Go types of a handler's bodies say what JSON the bodies have: the type of each value, which fields there are in which
+// microversion, and which callers may use them. The schema by which a request is validated, the fields that are decoded and
+// encoded, and the OpenAPI document come from the types alone. A field is required unless it has the option omitempty or
+// omitzero. Only a pointer may be null. In a reply, a nil
+// pointer with omitempty is left out, and so never null. An object has no other fields than those of its struct. These tags say more:
+//
+//   - since:"2.19" and until:"2.46": the first and the last microversion of the field. Several fields may have one name
+//     in JSON, each in its own versions, for example when a field changes its type. Only the first of them has the name in its
+//     tag json, because go vet refuses a second one; the others have the tag name:"flavor".
+//   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
+//     is left out for others; a request of others that has the field is Denied. In a request it is never required. A type has
+//     at most 8 rules.
+//   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
+//     array or map.
+//   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.
+//   - format:"uuid": a format of JSON Schema: date, date-time, email, hostname, ipv4, ipv6, regex, time, uri or uuid.
+//   - enum:"fast,slow": the values of a string or an integer.
+//   - doc:"...": a description for the OpenAPI document.
+//
+// Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
+// [JSONSchemer]. A type with its own MarshalJSON or UnmarshalJSON and no such method may have any JSON. A value in a field of
+// an interface type is encoded as it is: tags of the value's type that depend on the version or the caller have no effect
+// there. A handler's whole reply may be an interface.
+//
+// Tags that contradict each other, that do not fit the type of the field, or that have no effect in the API, panic when the
+// route is registered.
+//
 // The package is not a server: package service listens.
 package api
 

@@ -14,7 +14,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedBody()} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), r.wrongBody()} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -27,6 +27,39 @@ func (m *Mux) unenforcedRule(r *route) string {
 		return ""
 	}
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
+}
+
+// unusedFields returns an error text if a tag of a body's type has no effect in this API, or "".
+func (m *Mux) unusedFields(s *shape) string {
+	if s == nil {
+		return ""
+	}
+	if len(s.rules) > 0 && m.cfg.Enforce == nil {
+		return fmt.Sprintf("%s: the rule %s of a field is never enforced: Config.Enforce is nil", s.of, s.rules[0])
+	}
+	if m.versions == nil {
+		return ""
+	}
+	all := span{m.versions.min, m.versions.max}
+	for in, field := range s.spans {
+		if !in.overlaps(all) {
+			return fmt.Sprintf("%s: the versions %s are outside of the API's, %s", field, in, all)
+		}
+	}
+	return ""
+}
+
+// wrongBody returns an error text if the schema of the body's type cannot be used in a version, or "".
+func (r *route) wrongBody() string {
+	if r.inShape == nil {
+		return ""
+	}
+	for _, v := range append([]Version{{}}, r.inShape.edges...) {
+		if _, err := r.inShape.schemaAt(v); err != nil {
+			return "the schema of the body: " + err.Error()
+		}
+	}
+	return ""
 }
 
 // unusedVersions returns an error text with the versions of a route or of its schemas that no request can have, or "".

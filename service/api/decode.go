@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"reflect"
-	"strconv"
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -21,16 +20,35 @@ import (
 // maxShown is the maximum length of a value of the request in an error, in bytes.
 const maxShown = 400
 
-// decode reads the body into v, a pointer, and validates it: by the schema s, or by v's type if s is nil.
-func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
-	raw, err := m.checkedBody(rec, r)
+// decode reads the body of a route into p, a pointer. It validates the body by the route's schema of the version, or by the
+// type of the body.
+func (m *Mux) decode(rec *recorder, hr *http.Request, r *route, p any) error {
+	raw, err := m.checkedBody(rec, hr)
 	if err != nil {
 		return err
 	}
-	if s != nil {
-		return decodeBySchema(s, raw, v)
+	s := schemaAt(r.body, rec.version)
+	if s == nil {
+		if s, err = r.inShape.schemaAt(rec.version); err != nil {
+			return err
+		}
 	}
-	return decodeByType(raw, v)
+	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return fault.New(fault.Invalid, "Malformed request body")
+	}
+	if err := s.validate(inBody, raw, instance); err != nil {
+		return err
+	}
+	for _, rule := range r.inShape.rulesOf(r.inShape.usedRules(instance, rec.version)) {
+		if err := m.enforceField(hr, rule); err != nil {
+			return err
+		}
+	}
+	if err := json.Unmarshal(raw, r.inShape.see(p, rec.version, allRules)); err != nil {
+		return bodyError(raw, err)
+	}
+	return nil
 }
 
 // checkedBody returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.
@@ -53,34 +71,6 @@ func (m *Mux) checkedBody(rec *recorder, r *http.Request) ([]byte, error) {
 	}
 	rec.body = raw
 	return raw, nil
-}
-
-// decodeByType decodes a body without a schema into v. Fields that v does not have are errors.
-func decodeByType(raw []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return bodyError(raw, err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fault.New(fault.Invalid, "Malformed request body")
-	}
-	return nil
-}
-
-// decodeBySchema validates a body by a schema and decodes it into v.
-func decodeBySchema(s *schema, raw []byte, v any) error {
-	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-	if err != nil {
-		return fault.New(fault.Invalid, "Malformed request body")
-	}
-	if err := s.validate(inBody, raw, instance); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		return bodyError(raw, err)
-	}
-	return nil
 }
 
 // readBody reads the body, of at most MaxBody bytes. Its deadline was set by serve.
@@ -121,12 +111,6 @@ func bodyError(raw []byte, err error) error {
 			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shortenText(pythonStr(value)), msg)
 		}
 		return fieldError(field, msg)
-	}
-	// encoding/json has no type for this error. Its text has been the same since Go 1.10.
-	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		if name, uerr := strconv.Unquote(quoted); uerr == nil {
-			return fieldError(shortenText(name), unexpectedName(name))
-		}
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok { // from an UnmarshalJSON of the component
 		return e

@@ -125,7 +125,7 @@ func TestPanic(t *testing.T) {
 	t.Parallel()
 	m, out := newMux(api.Config{})
 	api.Handle(m, "GET /panic", func(context.Context, *api.Request[api.None]) (api.None, error) { panic("argh") })
-	api.Handle(m, "GET /nojson", func(context.Context, *api.Request[api.None]) (chan int, error) { return nil, nil })
+	api.Handle(m, "GET /nojson", func(context.Context, *api.Request[api.None]) (any, error) { return make(chan int), nil })
 	for range 2 { // the second request shows that the process still runs
 		if w := send(t, m, "GET", "/panic", ""); w.Code != 500 || strings.Contains(w.Body.String(), "argh") {
 			t.Errorf("panic: %d %s", w.Code, w.Body)

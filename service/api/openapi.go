@@ -1,16 +1,12 @@
 package api
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/google/jsonschema-go/jsonschema"
 )
 
 // About is the info object of an OpenAPI document. Description may be empty.
@@ -121,10 +117,7 @@ func (r *route) describeBody(v Version) any {
 	if s := schemaAt(r.body, v); s != nil {
 		return s.doc
 	}
-	if r.in == reflect.TypeFor[None]() {
-		return nil
-	}
-	return inferSchema(r.in)
+	return r.inShape.document(v)
 }
 
 // describeReply returns the schema of the reply, or nil if the reply has no body or its type is an interface.
@@ -132,10 +125,7 @@ func (r *route) describeReply(v Version) any {
 	if s := schemaAt(r.reply, v); s != nil {
 		return s.doc
 	}
-	if r.out == reflect.TypeFor[None]() || r.out.Kind() == reflect.Interface {
-		return nil
-	}
-	return inferSchema(r.out)
+	return r.outShape.document(v)
 }
 
 // operationID returns a unique name for the operation. Routes of one pattern share it.
@@ -213,21 +203,16 @@ func (s *schema) parameters() []any {
 	return out
 }
 
-// inferSchema returns a JSON Schema of a Go type. It panics if the type cannot be described.
-func inferSchema(t reflect.Type) any {
-	s, err := jsonschema.ForType(t, &jsonschema.ForOptions{IgnoreInvalidTypes: true})
+// document returns the schema of a version for the OpenAPI document, or nil if s is nil.
+func (s *shape) document(v Version) any {
+	if s == nil {
+		return nil
+	}
+	out, err := s.schemaAt(v)
 	if err != nil {
-		panic(fmt.Sprintf("api: describe %s: %v", t, err))
+		panic("api: " + err.Error())
 	}
-	raw, err := json.Marshal(s)
-	var out any
-	if err == nil {
-		err = json.Unmarshal(raw, &out)
-	}
-	if err != nil {
-		panic(fmt.Sprintf("api: describe %s: %v", t, err))
-	}
-	return out
+	return out.doc
 }
 
 // errorSchema returns the schema of the body of an error.
@@ -239,7 +224,7 @@ func (m *Mux) errorSchema() map[string]any {
 			"properties": map[string]any{"code": status, "message": map[string]any{"type": "string"}},
 		}}
 	}
-	item, _ := inferSchema(reflect.TypeFor[errorItem]()).(map[string]any)
+	item, _ := mustShape("errors", reflect.TypeFor[errorItem](), true).document(Version{}).(map[string]any)
 	if props, ok := item["properties"].(map[string]any); ok {
 		props["status"] = status
 	}

@@ -123,8 +123,8 @@ func wrongQuery(name, value, detail string) error {
 
 // Link is a link in OpenStack's form.
 type Link struct {
-	Rel  string `json:"rel"`
-	Href string `json:"href"`
+	Rel  string `json:"rel" enum:"self,bookmark,next,previous,describedby,alternate,collection"`
+	Href string `json:"href" format:"uri"`
 	Type string `json:"type,omitempty"`
 }
 

@@ -29,8 +29,8 @@ type Route struct {
 	// as "3.4". Empty: the first and the last version of the API. Several handlers may have one
 	// pattern, each for its own range of versions.
 	Min, Max string
-	// Body are the schemas of the body, each for a range of versions. In a version without a schema, the body must
-	// fit the handler's type and have no other fields.
+	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot
+	// describe. In a version without a schema, the handler's type is the schema, see the package's comment.
 	Body []Schema
 	// NoEffect names the properties of the body that a schema allows although the handler's type
 	// has no field for them. Clients may send such properties, which change nothing. The form is
@@ -42,7 +42,8 @@ type Route struct {
 	// A property of type integer, number or boolean has the parsed value. In a version without a schema,
 	// every query is accepted.
 	Query []Schema
-	// Reply are the schemas of the reply, each for a range of versions. The OpenAPI document has them, and
+	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
+	// without a schema, the handler's type is the schema. The OpenAPI document has them, and
 	// package apitest compares replies with that document in tests. Replies are not checked in production.
 	Reply []Schema
 	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None].
@@ -71,6 +72,7 @@ type route struct {
 	params             []string // of the path
 	body, query, reply []*schema
 	in, out            reflect.Type
+	inShape, outShape  *shape // nil: no body, or a reply whose type is an interface
 	serve              func(rec *recorder, r *http.Request)
 }
 
@@ -133,8 +135,8 @@ func (r *Request[B]) Accepted(location string) {
 }
 
 // Handle registers a handler of all versions for a pattern, see [HandleRoute].
-func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
-	HandleRoute(m, Route{Pattern: pattern}, h)
+func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
+	HandleRoute(to, Route{Pattern: pattern}, h)
 }
 
 // HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics
@@ -146,14 +148,15 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 // value with the content type application/json, and have at most MaxBody bytes. The replies to other bodies are 415 and
 // 413. The reply is 400, with the name of a wrong field, if the body
 //
-//   - does not fit the route's schema, or, without a schema, does not fit the type B or has other fields;
+//   - does not fit the route's schema, or, without a schema, the type B, see the package's comment;
 //   - is nested more than MaxDepth deep;
 //   - has an object with a name twice;
 //   - is not valid UTF-8, or has half of a surrogate pair.
 //
 // A request whose pattern has no handler for its version is answered with 404, or with 405 if another method of the
 // path has a handler.
-func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
+func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
+	m, def := to.expand(def)
 	var b B
 	var rep R
 	_, noBody := any(b).(None)
@@ -165,12 +168,13 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 	}
 	r := &route{
 		Route: def, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
+		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
 		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
 	r.serve = func(rec *recorder, hr *http.Request) {
 		req := &Request[B]{Request: hr, Version: rec.version, Status: def.Status, ReplyHeader: rec.Header()}
 		if !noBody {
-			if err := m.decode(rec, hr, schemaAt(r.body, rec.version), &req.Body); err != nil {
+			if err := m.decode(rec, hr, r, &req.Body); err != nil {
 				m.fail(rec, hr, err)
 				return
 			}
@@ -183,10 +187,60 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 		case none:
 			rec.WriteHeader(req.Status)
 		default:
-			m.reply(rec, hr, req.Status, reply)
+			seen, err := m.visible(rec, hr, r.outShape, &reply)
+			if err != nil {
+				m.fail(rec, hr, fmt.Errorf("encode reply: %w", err))
+				return
+			}
+			m.reply(rec, hr, req.Status, seen)
 		}
 	}
 	m.addRoute(r)
+}
+
+// mustShape returns the shape of the type of a body, or nil for None and for an interface. It panics if the type's tags are
+// wrong, because this is a programmer's error.
+func mustShape(what string, t reflect.Type, isReply bool) *shape {
+	if t == reflect.TypeFor[None]() || t.Kind() == reflect.Interface {
+		return nil
+	}
+	s, err := shapeOf(t, isReply)
+	if err != nil {
+		panic("api: " + what + ": " + err.Error() + " (registered at " + callerLine() + ")")
+	}
+	return s
+}
+
+// visible returns the reply that p points to, with the fields that the version has and the caller may see. If s is nil, p
+// points to a value of an interface type. A reply with wrong tags is an error.
+func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, error) {
+	if s == nil {
+		v := reflect.ValueOf(p).Elem().Elem() // the value in the interface
+		if !v.IsValid() {
+			return p, nil
+		}
+		var err error
+		if s, err = shapeOf(v.Type(), true); err != nil {
+			return nil, err
+		}
+		if s.varies() {
+			copied := reflect.New(v.Type())
+			copied.Elem().Set(v)
+			p = copied.Interface()
+		}
+	}
+	if !s.varies() {
+		return p, nil
+	}
+	return s.see(p, rec.version, s.allowedRules(func(rule string) error { return m.enforceField(hr, rule) })), nil
+}
+
+// enforceField returns an error if the caller may not use the fields with a rule.
+func (m *Mux) enforceField(hr *http.Request, rule string) error {
+	if m.cfg.Enforce == nil {
+		return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
+	}
+	return m.cfg.Enforce(hr.Context(), rule, nil)
 }
 
 // addRoute registers a route. It panics as HandleRoute says.
@@ -203,8 +257,8 @@ func (m *Mux) addRoute(r *route) {
 			panic(fmt.Sprintf("api: %s: the versions %s overlap with %s of another handler (registered at %s and at %s)", r.Pattern, r.span, o.span, o.at, r.at))
 		}
 	}
-	if r.span != (span{}) && (m.versions == nil || !m.versions.coversPath(path[strings.IndexByte(path, '/'):])) {
-		panic(fmt.Sprintf("api: %s has versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
+	if r.hasVersions() && (m.versions == nil || !m.versions.coversPath(path[strings.IndexByte(path, '/'):])) {
+		panic(fmt.Sprintf("api: %s or fields of its bodies have versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
 	}
 	m.checkRoute(r)
 	r.id = m.operationID(r)
@@ -221,6 +275,11 @@ func (m *Mux) addRoute(r *route) {
 			m.dispatch(w.(*recorder), hr, m.routes[pattern], path) //nolint:forcetypeassert // ServeHTTP alone calls this
 		})
 	}
+}
+
+// hasVersions reports whether the route, or a field of its bodies, is only in some versions.
+func (r *route) hasVersions() bool {
+	return r.span != (span{}) || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
 }
 
 // pathParams returns the names of the parameters in a pattern's path.

@@ -42,25 +42,11 @@ func compileSchemas(what string, list []Schema) []*schema {
 	var out []*schema
 	for i, s := range list {
 		name := fmt.Sprintf("%s, schema %d", what, i+1)
-		doc, err := jsonschema.UnmarshalJSON(strings.NewReader(s.JSON))
+		next, err := compileSchema(s.JSON)
 		if err != nil {
 			panic("api: " + name + ": " + err.Error())
 		}
-		object, ok := doc.(map[string]any)
-		if !ok {
-			panic("api: " + name + ": a schema must be an object")
-		}
-		c := jsonschema.NewCompiler()
-		c.DefaultDraft(jsonschema.Draft2020)
-		c.AssertFormat()
-		if err := c.AddResource("mem:///schema.json", doc); err != nil {
-			panic("api: " + name + ": " + err.Error())
-		}
-		compiled, err := c.Compile("mem:///schema.json")
-		if err != nil {
-			panic("api: " + name + ": " + err.Error())
-		}
-		next := &schema{span: newSpan(s.Min, s.Max), compiled: compiled, doc: object}
+		next.span = newSpan(s.Min, s.Max)
 		for _, o := range out {
 			if o.overlaps(next.span) {
 				panic(fmt.Sprintf("api: %s: the versions %s overlap with %s", name, next.span, o.span))

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -160,17 +161,36 @@ func (v *versioned) chooseVersion(want string) (Version, error) {
 // span is a range of versions, including both ends. A zero end means no limit.
 type span struct{ min, max Version }
 
-// newSpan returns a range. An empty text means no limit. It panics if the range is malformed or empty.
+// newSpan returns a range. It panics if the range is malformed or empty.
 func newSpan(low, high string) span {
-	var s span
+	s, err := parseSpan(low, high)
+	if err != nil {
+		panic("api: " + err.Error())
+	}
+	return s
+}
+
+// parseSpan returns a range. An empty text means no limit.
+func parseSpan(low, high string) (s span, err error) {
 	if low != "" {
-		s.min = mustVersion(low)
+		s.min, err = ParseVersion(low)
 	}
-	if high != "" {
-		s.max = mustVersion(high)
+	if high != "" && err == nil {
+		s.max, err = ParseVersion(high)
 	}
-	if s.max != (Version{}) && s.max.before(s.min) {
-		panic("api: the first version " + low + " is after the last version " + high)
+	if err == nil && s.max != (Version{}) && s.max.before(s.min) {
+		err = errors.New("the first version " + low + " is after the last version " + high)
+	}
+	return s, err
+}
+
+// intersect returns the range of the versions that are in both ranges.
+func (s span) intersect(t span) span {
+	if s.min.before(t.min) {
+		s.min = t.min
+	}
+	if s.max == (Version{}) || t.max != (Version{}) && t.max.before(s.max) {
+		s.max = t.max
 	}
 	return s
 }

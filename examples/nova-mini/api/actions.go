@@ -40,7 +40,7 @@ func (s *server) actionHandler(rule string, a compute.Action) func(context.Conte
 
 type reboot struct {
 	Reboot struct {
-		Type string `json:"type"`
+		Type string `json:"type" enum:"HARD,Hard,hard,SOFT,Soft,soft"`
 	} `json:"reboot"`
 }
 
@@ -54,7 +54,8 @@ func (s *server) reboot(ctx context.Context, r *api.Request[reboot]) (api.None, 
 
 type resize struct {
 	Resize struct {
-		FlavorRef json.RawMessage `json:"flavorRef"`
+		FlavorRef  reference `json:"flavorRef"`
+		DiskConfig string    `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
 	} `json:"resize"`
 }
 
@@ -84,13 +85,25 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 
 type console struct {
 	Console struct {
-		Length json.RawMessage `json:"length"`
+		Length lineCount `json:"length,omitzero"`
 	} `json:"os-getConsoleOutput"`
+}
+
+// lineCount is a number of lines, or a number as a text. -1 and null are all lines.
+type lineCount struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (lineCount) JSONSchema() string {
+	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$", "minimum": -1}`
+}
+
+type consoleOutput struct {
+	Output string `json:"output"`
 }
 
 // lines returns the number of lines that the client asks for. 0: all lines.
 func (c *console) lines() int {
-	n, err := strconv.Atoi(plainText(c.Console.Length))
+	n, err := strconv.Atoi(plainText(c.Console.Length.RawMessage))
 	if err != nil { // the request has no number of lines, or a number above the largest int
 		return 0
 	}
@@ -110,22 +123,22 @@ func hideDetails(err error, text string) error {
 }
 
 // console reads the server's console log from the compute service of the server's host.
-func (s *server) console(ctx context.Context, r *api.Request[console]) (map[string]string, error) {
+func (s *server) console(ctx context.Context, r *api.Request[console]) (out consoleOutput, err error) {
 	id := r.PathValue("id")
 	srv, err := s.server(ctx, ruleConsole, id)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	if srv.Host == nil {
-		return nil, fault.New(fault.Conflict, "Instance %s is not ready", id)
+		return out, fault.New(fault.Conflict, "Instance %s is not ready", id)
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: id, Lines: r.Body.lines()})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
-		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
+		return out, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
 	case err != nil:
 		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", id, "host", *srv.Host, "error", err)
-		return nil, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
+		return out, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
 	}
-	return map[string]string{"output": got.Output}, nil
+	return consoleOutput{got.Output}, nil
 }

@@ -149,10 +149,9 @@ func (s *server) notifyConductor(ctx context.Context, id string) {
 func formatSeconds(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
 // formatMicros formats a time as Nova formats the others: in UTC, with microseconds, without a zone.
-func formatMicros(t *time.Time) *string {
+func formatMicros(t *time.Time) *micros {
 	if t == nil {
 		return nil
 	}
-	out := t.UTC().Format("2006-01-02T15:04:05.000000")
-	return &out
+	return new(micros(t.UTC().Format("2006-01-02T15:04:05.000000")))
 }

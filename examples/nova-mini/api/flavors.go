@@ -12,35 +12,43 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
+// flavorID is the id of a flavor in a reply.
+type flavorID string
+
+// JSONSchema implements api.JSONSchemer.
+func (flavorID) JSONSchema() string {
+	return `{"type": "string", "pattern": "^[a-zA-Z0-9. _-]{1,255}$"}`
+}
+
 type flavorBrief struct {
-	ID    string     `json:"id"`
-	Name  string     `json:"name"`
+	ID    flavorID   `json:"id"`
+	Name  string     `json:"name" min:"1" max:"255"`
 	Links []api.Link `json:"links"`
 }
 
+type oneFlavor struct {
+	Flavor flavorView `json:"flavor"`
+}
+
 type flavorView struct {
-	ID        string     `json:"id"`
-	Name      string     `json:"name"`
-	RAM       int        `json:"ram"`
-	Disk      int        `json:"disk"`
-	Swap      any        `json:"swap"` // "" for none, until microversion 2.75
-	Ephemeral int        `json:"OS-FLV-EXT-DATA:ephemeral"`
+	ID        flavorID   `json:"id"`
+	Name      string     `json:"name" min:"1" max:"255"`
+	RAM       int        `json:"ram" min:"0"`
+	Disk      int        `json:"disk" min:"0"`
+	Swap      swapMiB    `json:"swap"`
+	Ephemeral int        `json:"OS-FLV-EXT-DATA:ephemeral" min:"0"`
 	Disabled  bool       `json:"OS-FLV-DISABLED:disabled"`
-	VCPUs     int        `json:"vcpus"`
+	VCPUs     int        `json:"vcpus" min:"0"`
 	Public    bool       `json:"os-flavor-access:is_public"`
 	RxTx      float64    `json:"rxtx_factor"`
 	Links     []api.Link `json:"links"`
 }
 
 func viewFlavor(r *http.Request, f *store.Flavor) flavorView {
-	v := flavorView{
-		ID: f.ID, Name: f.Name, RAM: f.MemoryMiB, Disk: f.DiskGiB, Swap: "", Ephemeral: f.EphemeralGiB,
+	return flavorView{
+		ID: flavorID(f.ID), Name: f.Name, RAM: f.MemoryMiB, Disk: f.DiskGiB, Swap: swapMiB(f.SwapMiB), Ephemeral: f.EphemeralGiB,
 		VCPUs: f.VCPUs, Public: f.Public, RxTx: f.RxTxFactor, Links: linksTo(r, "flavors", f.ID),
 	}
-	if f.SwapMiB > 0 {
-		v.Swap = f.SwapMiB
-	}
-	return v
 }
 
 type flavorPage[T any] struct {
@@ -72,7 +80,7 @@ func flavorList[T any](ctx context.Context, s *server, r *http.Request, view fun
 
 func (s *server) listFlavors(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorBrief], error) {
 	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorBrief {
-		return flavorBrief{ID: f.ID, Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID)}
+		return flavorBrief{ID: flavorID(f.ID), Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID)}
 	})
 }
 
@@ -80,45 +88,61 @@ func (s *server) listFlavorDetails(ctx context.Context, r *api.Request[api.None]
 	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
 }
 
-func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (map[string]flavorView, error) {
+func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (out oneFlavor, err error) {
 	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	return map[string]flavorView{"flavor": viewFlavor(r.Request, f)}, nil
+	return oneFlavor{viewFlavor(r.Request, f)}, nil
 }
 
 type createFlavor struct {
 	Flavor newFlavor `json:"flavor"`
 }
 
-// newFlavor is the body of a request to create a flavor. Nova accepts its numbers also as text.
+// newFlavor is the body of a request to create a flavor.
 type newFlavor struct {
-	Name      string          `json:"name"`
-	ID        json.RawMessage `json:"id"` // null or "auto" for a UUID
-	RAM       json.RawMessage `json:"ram"`
-	VCPUs     json.RawMessage `json:"vcpus"`
-	Disk      json.RawMessage `json:"disk"`
-	Swap      json.RawMessage `json:"swap"`
-	Ephemeral json.RawMessage `json:"OS-FLV-EXT-DATA:ephemeral"`
-	RxTx      json.RawMessage `json:"rxtx_factor"`
-	Public    json.RawMessage `json:"os-flavor-access:is_public"`
+	Name      name        `json:"name"`
+	ID        newFlavorID `json:"id,omitzero"` // null or "auto" for a UUID
+	RAM       positive    `json:"ram"`
+	VCPUs     positive    `json:"vcpus"`
+	Disk      natural     `json:"disk"`
+	Swap      natural     `json:"swap,omitzero"`
+	Ephemeral natural     `json:"OS-FLV-EXT-DATA:ephemeral,omitzero"`
+	RxTx      factor      `json:"rxtx_factor,omitzero"`
+	Public    boolean     `json:"os-flavor-access:is_public,omitzero"`
+}
+
+// newFlavorID is the id of a new flavor. Nova also accepts a number.
+type newFlavorID struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (newFlavorID) JSONSchema() string {
+	return `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`
+}
+
+// factor is a positive number, or a number as a text, see parseFactor.
+type factor struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (factor) JSONSchema() string {
+	return `{"type": ["number", "string"], "pattern": "^[0-9]+(\\.[0-9]+)?$", "exclusiveMinimum": 0, "maximum": 3.40282e+38}`
 }
 
 // flavor returns the flavor that the client asks for. Errors: Invalid.
 func (n *newFlavor) flavor() (*store.Flavor, error) {
-	f := &store.Flavor{Name: n.Name, Public: len(n.Public) == 0 || isTrue(plainText(n.Public))}
+	f := &store.Flavor{Name: string(n.Name), Public: len(n.Public.RawMessage) == 0 || isTrue(plainText(n.Public.RawMessage))}
 	for _, v := range []struct {
 		name string
 		raw  json.RawMessage
 		low  int
 		to   *int
 	}{
-		{"ram", n.RAM, 1, &f.MemoryMiB},
-		{"vcpus", n.VCPUs, 1, &f.VCPUs},
-		{"disk", n.Disk, 0, &f.DiskGiB},
-		{"ephemeral", n.Ephemeral, 0, &f.EphemeralGiB},
-		{"swap", n.Swap, 0, &f.SwapMiB},
+		{"ram", n.RAM.RawMessage, 1, &f.MemoryMiB},
+		{"vcpus", n.VCPUs.RawMessage, 1, &f.VCPUs},
+		{"disk", n.Disk.RawMessage, 0, &f.DiskGiB},
+		{"ephemeral", n.Ephemeral.RawMessage, 0, &f.EphemeralGiB},
+		{"swap", n.Swap.RawMessage, 0, &f.SwapMiB},
 	} {
 		var err error
 		if *v.to, err = parseWhole(v.name, v.raw, v.low); err != nil {
@@ -126,10 +150,10 @@ func (n *newFlavor) flavor() (*store.Flavor, error) {
 		}
 	}
 	var err error
-	if f.RxTxFactor, err = parseFactor(n.RxTx); err != nil {
+	if f.RxTxFactor, err = parseFactor(n.RxTx.RawMessage); err != nil {
 		return nil, err
 	}
-	switch f.ID = plainText(n.ID); {
+	switch f.ID = plainText(n.ID.RawMessage); {
 	case f.ID == "" || f.ID == "auto":
 		f.ID = uuid.NewString()
 	case len(f.ID) > 255: // a number
@@ -138,15 +162,15 @@ func (n *newFlavor) flavor() (*store.Flavor, error) {
 	return f, nil
 }
 
-func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor]) (map[string]flavorView, error) {
+func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor]) (out oneFlavor, err error) {
 	f, err := r.Body.Flavor.flavor()
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
-		return nil, err
+		return out, err
 	}
-	return map[string]flavorView{"flavor": viewFlavor(r.Request, f)}, nil
+	return oneFlavor{viewFlavor(r.Request, f)}, nil
 }
 
 func (s *server) deleteFlavor(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
@@ -158,15 +182,15 @@ type flavorAccess struct {
 }
 
 type flavorTenant struct {
-	FlavorID string `json:"flavor_id"`
-	TenantID string `json:"tenant_id"`
+	FlavorID flavorID `json:"flavor_id"`
+	TenantID string   `json:"tenant_id" min:"1" max:"255"`
 }
 
 func (s *server) access(ctx context.Context, id string) (flavorAccess, error) {
 	out := flavorAccess{Access: []flavorTenant{}}
 	projects, err := s.cfg.Store.FlavorProjects(ctx, id)
 	for _, p := range projects {
-		out.Access = append(out.Access, flavorTenant{id, p})
+		out.Access = append(out.Access, flavorTenant{flavorID(id), p})
 	}
 	return out, err
 }
@@ -183,7 +207,7 @@ func (s *server) showAccess(ctx context.Context, r *api.Request[api.None]) (flav
 }
 
 type tenantAccess struct {
-	Tenant string `json:"tenant"`
+	Tenant string `json:"tenant" min:"1" max:"255"`
 }
 
 type addAccess struct {

@@ -45,7 +45,7 @@ var serverFilters = map[string]filter{
 	"power_state":       matchesRegexp("power_state", func(s *store.Server) *string { return new(strconv.Itoa(int(s.PowerState()))) }),
 	"availability_zone": matchesRegexp("availability_zone", func(s *store.Server) *string { return new(zoneOf(s)) }),
 	"created_at":        matchesRegexp("created_at", func(s *store.Server) *string { return new(formatSeconds(s.CreatedAt)) }),
-	"launched_at":       matchesRegexp("launched_at", func(s *store.Server) *string { return formatMicros(s.LaunchedAt) }),
+	"launched_at":       matchesRegexp("launched_at", func(s *store.Server) *string { return (*string)(formatMicros(s.LaunchedAt)) }),
 	"changes-since":     changedSince,
 	"deleted":           isDeleted,
 	"status":            hasStatus,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -26,20 +25,31 @@ type createServer struct {
 	Server newServer `json:"server"`
 }
 
-// newServer has the fields of the schema that have an effect.
+// newServer is the server that a client asks for. The last five fields have one value, or no effect: there are no networks yet.
 type newServer struct {
-	Name      string            `json:"name"`
-	FlavorRef json.RawMessage   `json:"flavorRef"`
-	ImageRef  string            `json:"imageRef"`
-	Metadata  map[string]string `json:"metadata"`
-	KeyName   string            `json:"key_name"`
-	Zone      string            `json:"availability_zone"`
+	Name        name             `json:"name"`
+	FlavorRef   reference        `json:"flavorRef"`
+	ImageRef    string           `json:"imageRef,omitempty" max:"255"` // any text, because nova-mini has no images
+	Metadata    metadata         `json:"metadata,omitempty"`
+	KeyName     name             `json:"key_name,omitempty"`
+	Zone        name             `json:"availability_zone,omitempty"`
+	DiskConfig  string           `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
+	ConfigDrive alwaysFalse      `json:"config_drive,omitzero"`
+	MinCount    alwaysOne        `json:"min_count,omitzero"`
+	MaxCount    alwaysOne        `json:"max_count,omitzero"`
+	Networks    []networkRequest `json:"networks,omitempty"`
+}
+
+type networkRequest struct {
+	FixedIP ipAddress `json:"fixed_ip,omitempty"`
+	Port    *string   `json:"port,omitempty" format:"uuid"`
+	UUID    string    `json:"uuid,omitempty"`
 }
 
 // flavor returns the flavor that a reference names: a flavor's id, or a link to a flavor. Errors: Invalid, if the flavor
 // does not exist or the client must not use it.
-func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor, error) {
-	id := plainText(ref)
+func (s *server) flavor(ctx context.Context, ref reference) (*store.Flavor, error) {
+	id := plainText(ref.RawMessage)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
 		id = id[i+1:]
 	}
@@ -51,92 +61,100 @@ func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor
 }
 
 type createdServer struct {
-	ID             string              `json:"id"`
-	Links          []api.Link          `json:"links"`
-	DiskConfig     string              `json:"OS-DCF:diskConfig"`
-	SecurityGroups []map[string]string `json:"security_groups"`
-	AdminPass      string              `json:"adminPass"`
+	Server createdView `json:"server"`
 }
 
-func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (map[string]createdServer, error) {
+type createdView struct {
+	ID             string          `json:"id" format:"uuid"`
+	Links          []api.Link      `json:"links"`
+	DiskConfig     string          `json:"OS-DCF:diskConfig" enum:"MANUAL"`
+	SecurityGroups []securityGroup `json:"security_groups"`
+	AdminPass      string          `json:"adminPass"`
+}
+
+type securityGroup struct {
+	Name string `json:"name"`
+}
+
+func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
 	in := r.Body.Server
 	switch {
 	case in.KeyName != "": // nova-mini has no key pairs
-		return nil, fault.New(fault.Invalid, "Invalid key_name provided.")
+		return out, fault.New(fault.Invalid, "Invalid key_name provided.")
 	case len(in.Metadata) > maxMetadata:
-		return nil, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
+		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
 	case in.Zone != "" && in.Zone != zone:
-		return nil, fault.New(fault.Invalid, "The requested availability zone is not available")
+		return out, fault.New(fault.Invalid, "The requested availability zone is not available")
 	}
 	f, err := s.flavor(ctx, in.FlavorRef)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	if err := s.checkBus(ctx); err != nil {
-		return nil, err
+		return out, err
 	}
 	who := reqctx.From(ctx)
 	need := f.Resources()
 	srv := &store.Server{
-		ID: uuid.NewString(), Name: in.Name, ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
+		ID: uuid.NewString(), Name: string(in.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
-		Metadata: db.JSONOf(in.Metadata),
+		Metadata: db.JSONOf(map[string]string(in.Metadata)),
 	}
 	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
-		return nil, err
+		return out, err
 	}
 	s.notifyConductor(ctx, srv.ID)
 	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
-	return map[string]createdServer{"server": {
-		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []map[string]string{{"name": "default"}},
+	out.Server = createdView{
+		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []securityGroup{{"default"}},
 		AdminPass: strings.ReplaceAll(uuid.NewString(), "-", "")[:12],
-	}}, nil
+	}
+	return out, nil
 }
 
 type serverBrief struct {
-	ID    string     `json:"id"`
-	Name  string     `json:"name"`
+	ID    string     `json:"id" format:"uuid"`
+	Name  string     `json:"name" min:"1" max:"255"`
 	Links []api.Link `json:"links"`
 }
 
-type serverView struct {
-	ID              string              `json:"id"`
-	Name            string              `json:"name"`
-	Status          string              `json:"status"`
-	TenantID        string              `json:"tenant_id"`
-	UserID          string              `json:"user_id"`
-	Metadata        map[string]string   `json:"metadata"`
-	HostID          string              `json:"hostId"`
-	Image           any                 `json:"image"` // "" for none
-	Flavor          bookmark            `json:"flavor"`
-	Created         string              `json:"created"`
-	Updated         string              `json:"updated"`
-	Addresses       map[string]any      `json:"addresses"`
-	AccessIPv4      string              `json:"accessIPv4"`
-	AccessIPv6      string              `json:"accessIPv6"`
-	Links           []api.Link          `json:"links"`
-	DiskConfig      string              `json:"OS-DCF:diskConfig"`
-	Progress        *int                `json:"progress,omitempty"`
-	Zone            string              `json:"OS-EXT-AZ:availability_zone"`
-	ConfigDrive     string              `json:"config_drive"`
-	KeyName         *string             `json:"key_name"`
-	LaunchedAt      *string             `json:"OS-SRV-USG:launched_at"`
-	TerminatedAt    *string             `json:"OS-SRV-USG:terminated_at"`
-	TaskState       *string             `json:"OS-EXT-STS:task_state"`
-	VMState         string              `json:"OS-EXT-STS:vm_state"`
-	PowerState      compute.PowerState  `json:"OS-EXT-STS:power_state"`
-	VolumesAttached []map[string]string `json:"os-extended-volumes:volumes_attached"`
-	Fault           *faultView          `json:"fault,omitempty"`
-
-	*extendedView // nil, and so left out, if the client must not see it
+type oneServer struct {
+	Server serverView `json:"server"`
 }
 
-// extendedView has the attributes that reveal the host of a server.
-type extendedView struct {
-	Host           *string `json:"OS-EXT-SRV-ATTR:host"`
-	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name"`
-	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
+type serverView struct {
+	ID              string             `json:"id" format:"uuid"`
+	Name            string             `json:"name" min:"1" max:"255"`
+	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,ERROR"`
+	TenantID        string             `json:"tenant_id"`
+	UserID          string             `json:"user_id"`
+	Metadata        metadata           `json:"metadata"`
+	HostID          string             `json:"hostId" pattern:"^([0-9a-f]{56})?$"`
+	Image           imageView          `json:"image"`
+	Flavor          bookmark           `json:"flavor"`
+	Created         string             `json:"created" format:"date-time" pattern:"Z$"`
+	Updated         string             `json:"updated" format:"date-time" pattern:"Z$"`
+	Addresses       struct{}           `json:"addresses"`
+	AccessIPv4      alwaysEmpty        `json:"accessIPv4"`
+	AccessIPv6      alwaysEmpty        `json:"accessIPv6"`
+	Links           []api.Link         `json:"links"`
+	DiskConfig      string             `json:"OS-DCF:diskConfig" enum:"MANUAL"`
+	Progress        *int               `json:"progress,omitempty" min:"0"`
+	Zone            string             `json:"OS-EXT-AZ:availability_zone" enum:",nova"`
+	ConfigDrive     alwaysEmpty        `json:"config_drive"`
+	KeyName         alwaysNull         `json:"key_name"`
+	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
+	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
+	TaskState       *string            `json:"OS-EXT-STS:task_state"`
+	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,error"`
+	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
+	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
+	Fault           *faultView         `json:"fault,omitempty"`
+
+	Host           *string `json:"OS-EXT-SRV-ATTR:host" rule:"os_compute_api:os-extended-server-attributes"`
+	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name" rule:"os_compute_api:os-extended-server-attributes"`
+	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname" rule:"os_compute_api:os-extended-server-attributes"`
 }
 
 type bookmark struct {
@@ -146,7 +164,7 @@ type bookmark struct {
 
 type faultView struct {
 	Code    int    `json:"code"`
-	Created string `json:"created"`
+	Created string `json:"created" format:"date-time" pattern:"Z$"`
 	Message string `json:"message"`
 	Details string `json:"details,omitempty"`
 }
@@ -165,20 +183,21 @@ func zoneOf(s *store.Server) string {
 // progressing are the statuses of servers that are shown with a progress, as in Nova.
 var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
 
-// viewServer returns the attributes of a server that the client may see.
+// viewServer returns the attributes of a server.
 func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
-		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, Image: "",
+		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V,
 		Flavor: marked("flavors", srv.FlavorID), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
-		Addresses: map[string]any{}, Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
+		Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
 		LaunchedAt: formatMicros(srv.LaunchedAt),
-		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: []map[string]string{},
+		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: alwaysEmptyList{}, Host: srv.Host, HypervisorHost: srv.Host,
 	}
 	if srv.ImageRef != "" {
-		v.Image = marked("images", srv.ImageRef)
+		image := marked("images", srv.ImageRef)
+		v.Image = imageView{&image}
 	}
 	if srv.Host != nil {
 		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // distinguishes hosts without naming them, as in Nova
@@ -192,9 +211,6 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
 			v.Fault.Details = srv.FaultDetails
 		}
-	}
-	if s.cfg.Policy.Enforce(r.Context(), ruleExtended, map[string]any{"project_id": srv.ProjectID}) == nil {
-		v.extendedView = &extendedView{Host: srv.Host, HypervisorHost: srv.Host}
 	}
 	return v
 }
@@ -236,12 +252,12 @@ func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]
 	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
-func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {
+func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (out oneServer, err error) {
 	v, err := s.server(ctx, ruleShow, r.PathValue("id"))
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	return map[string]serverView{"server": s.viewServer(r.Request, v)}, nil
+	return oneServer{s.viewServer(r.Request, v)}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {

@@ -52,7 +52,7 @@ func TestBodies(t *testing.T) {
 		{"POST", servers, server(`, "user_data": "eA=="`), 400, "Additional properties are not allowed ('user_data' was unexpected)"},
 		{"POST", servers, `{"server": {"name": "x", "flavorRef": "none"}, "os:scheduler_hints": {}}`, 400, "Additional properties are not allowed ('os:scheduler_hints' was unexpected)"},
 
-		{"POST", flavors, `{"flavor": {"name": "f"}}`, 400, "Invalid input for field/attribute flavor. Value: {'name': 'f'}. 'disk' is a required property"},
+		{"POST", flavors, `{"flavor": {"name": "f"}}`, 400, "Invalid input for field/attribute flavor. Value: {'name': 'f'}. 'ram' is a required property"},
 		{"POST", flavors, flavor(`, "id": " a"`), 400, "Invalid input for field/attribute id. Value:  a. ' a' does not match"},
 		{"POST", flavors, flavor(`, "id": ` + strings.Repeat("7", 256)), 400, "Invalid input received: id has 256 characters, more than 255."},
 		{"POST", flavors, flavor(`, "swap": "-1"`), 400, "Invalid input for field/attribute swap. Value: -1. '-1' does not match '^[0-9]*$'"},

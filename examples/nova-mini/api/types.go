@@ -1,0 +1,145 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+)
+
+// This file has the types of values that occur in several bodies, and whose JSON their Go types do not tell. They accept what
+// Nova 2.1 accepts.
+
+// name is a printable text without a space at either end.
+type name string
+
+// JSONSchema implements api.JSONSchemer.
+func (name) JSONSchema() string {
+	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
+}
+
+// metadata is the metadata of a server.
+type metadata map[string]string
+
+// JSONSchema implements api.JSONSchemer.
+func (metadata) JSONSchema() string {
+	return `{"type": "object", "additionalProperties": false, "patternProperties": {"^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255}}}`
+}
+
+// reference is a flavor's id as a text or a number, or a link that ends with it.
+type reference struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (reference) JSONSchema() string { return `{"type": ["string", "integer"], "minLength": 1}` }
+
+// positive and natural are integers, or integers as text, up to MySQL's largest INT, see parseWhole.
+type (
+	positive struct{ json.RawMessage }
+	natural  struct{ json.RawMessage }
+)
+
+// JSONSchema implements api.JSONSchemer.
+func (positive) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 1, "maximum": 2147483647}`
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (natural) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
+}
+
+// falseTexts are all values that Nova accepts for false.
+const falseTexts = `false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"`
+
+// boolean has all values that Nova accepts as a boolean.
+type boolean struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (boolean) JSONSchema() string {
+	return `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", ` + falseTexts + `]}`
+}
+
+// alwaysFalse is a boolean that must be false.
+type alwaysFalse struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysFalse) JSONSchema() string { return `{"enum": [` + falseTexts + `]}` }
+
+// alwaysOne is a number that must be 1, or 1 as a text.
+type alwaysOne struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysOne) JSONSchema() string { return `{"enum": [1, "1"]}` }
+
+// alwaysEmpty is an empty text, for an attribute that nova-mini does not have.
+type alwaysEmpty string
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysEmpty) JSONSchema() string { return `{"const": ""}` }
+
+// alwaysEmptyList is an array without values, for an attribute that nova-mini does not have.
+type alwaysEmptyList []struct{}
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysEmptyList) JSONSchema() string { return `{"type": "array", "maxItems": 0}` }
+
+// alwaysNull is null, for an attribute that nova-mini does not have.
+type alwaysNull struct{}
+
+// MarshalJSON returns null.
+func (alwaysNull) MarshalJSON() ([]byte, error) { return []byte("null"), nil }
+
+// JSONSchema implements api.JSONSchemer.
+func (alwaysNull) JSONSchema() string { return `{"type": "null"}` }
+
+// micros is a time with microseconds and without a zone, as Nova shows some times.
+type micros string
+
+// JSONSchema implements api.JSONSchemer.
+func (micros) JSONSchema() string {
+	return `{"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{6}$"}`
+}
+
+// ipAddress is an IPv4 or IPv6 address.
+type ipAddress string
+
+// JSONSchema implements api.JSONSchemer.
+func (ipAddress) JSONSchema() string {
+	return `{"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}`
+}
+
+// swapMiB is the size of a swap disk, or an empty text for none, as in Nova until microversion 2.75.
+type swapMiB int
+
+// MarshalJSON returns the size, or an empty text.
+func (s swapMiB) MarshalJSON() ([]byte, error) {
+	if s == 0 {
+		return []byte(`""`), nil
+	}
+	return json.Marshal(int(s))
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (swapMiB) JSONSchema() string {
+	return `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`
+}
+
+// imageView is a reference to an image, or an empty text for a server without an image.
+type imageView struct{ *bookmark }
+
+// MarshalJSON returns the reference, or an empty text.
+func (v imageView) MarshalJSON() ([]byte, error) {
+	if v.bookmark == nil {
+		return []byte(`""`), nil
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // like the rest of the reply
+	err := enc.Encode(v.bookmark)
+	return buf.Bytes(), err
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (imageView) JSONSchema() string {
+	return `{"anyOf": [{"const": ""}, {"type": "object", "additionalProperties": false, "required": ["id", "links"], "properties": {
+		"id": {"type": "string"}, "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"], "additionalProperties": false, "properties": {
+			"rel": {"enum": ["self", "bookmark", "next", "describedby"]}, "href": {"type": "string", "format": "uri"}, "type": {"type": "string"}}}}}}]}`
+}

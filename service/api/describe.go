@@ -1,0 +1,269 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// known are the schemas of types whose JSON their methods do not tell.
+var known = map[reflect.Type]map[string]any{
+	reflect.TypeFor[time.Time]():       {"type": "string", "format": "date-time"},
+	reflect.TypeFor[net.IP]():          {"type": "string"},
+	reflect.TypeFor[json.Number]():     {"type": "number"},
+	reflect.TypeFor[json.RawMessage](): {},
+	reflect.TypeFor[[]byte]():          {"type": "string", "contentEncoding": "base64"},
+}
+
+// schemaAt returns the schema of a version. Fields with a rule are not required.
+func (s *shape) schemaAt(v Version) (*schema, error) {
+	at := s.interval(v)
+	if have, ok := s.schemas.Load(at); ok {
+		return have.(*schema), nil //nolint:forcetypeassert // see schemas
+	}
+	text, err := json.Marshal(s.describe(s.of, v))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.of, err)
+	}
+	out, err := compileSchema(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.of, err)
+	}
+	s.schemas.Store(at, out)
+	return out, nil
+}
+
+// describe returns the schema of a type in a version.
+func (s *shape) describe(t reflect.Type, v Version) map[string]any {
+	if t.Kind() == reflect.Pointer {
+		return orNull(s.describe(t.Elem(), v))
+	}
+	if own, ok := s.ownSchema[t]; ok {
+		return maps.Clone(own)
+	}
+	switch kind := t.Kind(); kind {
+	case reflect.Slice:
+		return map[string]any{"type": "array", "items": s.describe(t.Elem(), v)}
+	case reflect.Array:
+		return map[string]any{"type": "array", "items": s.describe(t.Elem(), v), "minItems": t.Len(), "maxItems": t.Len()}
+	case reflect.Map:
+		return map[string]any{"type": "object", "additionalProperties": s.describe(t.Elem(), v)}
+	case reflect.Struct:
+		out := map[string]any{"type": "object", "additionalProperties": false, "properties": map[string]any{}, "required": []string{}}
+		s.describeFields(t, v, out)
+		return out
+	case reflect.Interface:
+		return map[string]any{}
+	default:
+		out := map[string]any{"type": schemaType(t)}
+		if low, high, ok := boundsOf(t); ok {
+			out["minimum"], out["maximum"] = low, high
+		}
+		return out
+	}
+}
+
+// boundsOf returns the bounds of an integer type of at most 32 bits. A larger number that does not fit is found when the
+// value is decoded.
+func boundsOf(t reflect.Type) (low int64, high uint64, ok bool) {
+	switch t.Kind() { //nolint:exhaustive // the others are not integers
+	case reflect.Int8, reflect.Int16, reflect.Int32:
+		return -1 << (t.Bits() - 1), 1<<(t.Bits()-1) - 1, true
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+		return 0, 1<<t.Bits() - 1, true
+	case reflect.Uint, reflect.Uint64, reflect.Uintptr:
+		return 0, math.MaxUint64, true
+	}
+	return 0, 0, false
+}
+
+// describeFields adds the fields of a struct to the schema of an object.
+func (s *shape) describeFields(t reflect.Type, v Version, object map[string]any) {
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range list {
+		switch {
+		case !p.has(v):
+			continue
+		case p.flat:
+			required := object["required"]
+			s.describeFields(structAt(p.Type), v, object)
+			if p.Type.Kind() == reflect.Pointer { // nil: none of the fields
+				object["required"] = required
+			}
+			continue
+		}
+		t := p.Type
+		if s.isReply && p.optional { // nil: the field is missing, and never null
+			t = structAt(t)
+		}
+		one := s.describe(t, v)
+		if p.quoted {
+			one = map[string]any{"type": "string"}
+		}
+		for name, c := range constraints {
+			if text, ok := p.Tag.Lookup(name); ok {
+				_ = c(&p, text, one) // learn has reported its errors
+			}
+		}
+		object["properties"].(map[string]any)[p.name] = one //nolint:forcetypeassert // describe sets it
+		if !p.optional && p.rule == "" {
+			object["required"] = append(object["required"].([]string), p.name) //nolint:forcetypeassert // describe sets it
+		}
+	}
+}
+
+// orNull returns a schema that also allows null.
+func orNull(s map[string]any) map[string]any {
+	text, ok := s["type"].(string)
+	switch {
+	case len(s) == 0: // anything, null too
+	case ok && s["enum"] == nil && s["const"] == nil:
+		s["type"] = []string{text, "null"}
+	default:
+		return map[string]any{"anyOf": []any{s, map[string]any{"type": "null"}}}
+	}
+	return s
+}
+
+// constraints are the tags that restrict the value of a field. Each adds its keyword to the field's schema.
+var constraints = map[string]func(p *property, text string, s map[string]any) error{
+	"min": func(p *property, text string, s map[string]any) error { return addBound(p, s, text, 0) },
+	"max": func(p *property, text string, s map[string]any) error { return addBound(p, s, text, 1) },
+	"pattern": func(p *property, text string, s map[string]any) error {
+		if _, err := regexp.Compile(text); err != nil {
+			return err
+		}
+		return addKeyword(p, s, "pattern", text, "string")
+	},
+	"format": func(p *property, text string, s map[string]any) error {
+		if !slices.Contains(formats, text) {
+			return fmt.Errorf("the format must be one of %s", strings.Join(formats, ", "))
+		}
+		return addKeyword(p, s, "format", text, "string")
+	},
+	"enum": func(p *property, text string, s map[string]any) error {
+		var values []any
+		for one := range strings.SplitSeq(text, ",") {
+			var v any = one
+			if schemaType(structAt(p.Type)) == "integer" {
+				n, err := strconv.ParseInt(one, 10, 64)
+				if err != nil {
+					return err
+				}
+				v = n
+			}
+			if slices.Contains(values, v) {
+				return fmt.Errorf("the value %q is there twice", one)
+			}
+			values = append(values, v)
+		}
+		if p.Type.Kind() == reflect.Pointer {
+			values = append(values, nil)
+		}
+		return addKeyword(p, s, "enum", values, "string", "integer")
+	},
+	"doc": func(_ *property, text string, s map[string]any) error {
+		s["description"] = text
+		return nil
+	},
+}
+
+// formats are the formats of the tag format.
+var formats = []string{"date", "date-time", "email", "hostname", "ipv4", "ipv6", "regex", "time", "uri", "uuid"}
+
+// boundNames are the keywords of the tags min and max, by the type of the value in JSON.
+var boundNames = map[string][2]string{
+	"string": {"minLength", "maxLength"}, "integer": {"minimum", "maximum"}, "number": {"minimum", "maximum"},
+	"array": {"minItems", "maxItems"}, "object": {"minProperties", "maxProperties"},
+}
+
+// addBound adds the bound of a tag: 0 is min, and 1 is max.
+func addBound(p *property, s map[string]any, text string, which int) error {
+	kind := schemaType(structAt(p.Type))
+	names, ok := boundNames[kind]
+	n, err := strconv.ParseFloat(text, 64)
+	switch {
+	case !ok || structAt(p.Type).Kind() == reflect.Struct:
+		return fmt.Errorf("a value of type %s has no bounds", p.Type)
+	case err != nil:
+		return err
+	case kind != "number" && (n != math.Trunc(n) || kind != "integer" && n < 0):
+		return errors.New("the bound must be an integer, and a length not below 0")
+	}
+	s[names[which]] = json.Number(text)
+	return nil
+}
+
+// addKeyword adds a keyword to the schema of a field whose value has one of the types.
+func addKeyword(p *property, s map[string]any, keyword string, value any, types ...string) error {
+	if kind := schemaType(structAt(p.Type)); !slices.Contains(types, kind) {
+		return fmt.Errorf("the field must be of type %s, and not %s", strings.Join(types, " or "), p.Type)
+	}
+	s[keyword] = value
+	return nil
+}
+
+// checkConstraints returns an error if the tags of a field cannot be used with its type, or contradict one another.
+func (p *property) checkConstraints(s *shape) error {
+	out := map[string]any{}
+	for _, name := range slices.Sorted(maps.Keys(constraints)) {
+		text, ok := p.Tag.Lookup(name)
+		if !ok {
+			continue
+		}
+		err := constraints[name](p, text, out)
+		if _, own := s.ownSchema[structAt(p.Type)]; own && err == nil && name != "doc" {
+			err = fmt.Errorf("%s describes its own JSON: write the restriction there", p.Type)
+		}
+		if p.flat || p.quoted {
+			err = errors.New("an embedded struct, and a value with the option string, cannot have it")
+		}
+		if err != nil {
+			return fmt.Errorf("field %s: the tag %s:%q: %w", p.Name, name, text, err)
+		}
+	}
+	for _, names := range boundNames {
+		low, okLow := out[names[0]].(json.Number)
+		high, okHigh := out[names[1]].(json.Number)
+		if a, _ := low.Float64(); okLow && okHigh {
+			if b, _ := high.Float64(); a > b {
+				return fmt.Errorf("field %s: min %s is greater than max %s", p.Name, low, high)
+			}
+		}
+	}
+	return nil
+}
+
+// compileSchema compiles the text of a schema.
+func compileSchema(text string) (*schema, error) {
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	object, ok := doc.(map[string]any)
+	if !ok {
+		return nil, errors.New("a schema must be an object")
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.AssertFormat()
+	if err := c.AddResource("mem:///schema.json", doc); err != nil {
+		return nil, err
+	}
+	compiled, err := c.Compile("mem:///schema.json")
+	if err != nil {
+		return nil, err
+	}
+	return &schema{compiled: compiled, doc: object}, nil
+}

@@ -1,0 +1,50 @@
+package api
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Router registers routes: a [Mux], or a [Group] of one.
+type Router interface {
+	// expand returns the Mux, and the route with all that its groups say.
+	expand(def Route) (*Mux, Route)
+}
+
+func (m *Mux) expand(def Route) (*Mux, Route) { return m, def }
+
+// Group registers routes that have something in common.
+type Group struct {
+	of  Router
+	def Route
+}
+
+// NewGroup returns a group of routes. Its routes have what def says, and each says the rest:
+//
+//   - Pattern is the beginning of the paths, without a method, such as "/v1/volumes". The pattern of a route has its method and
+//     the rest of the path, such as "GET /{id}", or only the method, such as "POST".
+//   - Min, Max, Rule, Status and Summary are those of a route that does not have its own.
+//   - Errors are added to those of each route.
+//   - Public is for all routes.
+//
+// NewGroup panics if def has other fields, or a Pattern with a method.
+func NewGroup(of Router, def Route) *Group {
+	if def.Action != "" || def.Body != nil || def.Query != nil || def.Reply != nil || def.NoEffect != nil {
+		panic("api: the group " + def.Pattern + ": Action, Body, NoEffect, Query and Reply are for one route (registered at " + callerLine() + ")")
+	}
+	if strings.Contains(def.Pattern, " ") {
+		panic("api: the group " + def.Pattern + ": its pattern is the beginning of a path, without a method (registered at " + callerLine() + ")")
+	}
+	return &Group{of, def}
+}
+
+func (g *Group) expand(def Route) (*Mux, Route) {
+	method, path, _ := strings.Cut(def.Pattern, " ")
+	def.Pattern = method + " " + g.def.Pattern + path
+	def.Min, def.Max = cmp.Or(def.Min, g.def.Min), cmp.Or(def.Max, g.def.Max)
+	def.Rule, def.Status, def.Summary = cmp.Or(def.Rule, g.def.Rule), cmp.Or(def.Status, g.def.Status), cmp.Or(def.Summary, g.def.Summary)
+	def.Errors = slices.Concat(g.def.Errors, def.Errors)
+	def.Public = def.Public || g.def.Public
+	return g.of.expand(def)
+}

@@ -1,0 +1,464 @@
+package api
+
+import (
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"unsafe"
+)
+
+// JSONSchemer is implemented by a type that describes its own JSON, such as a number that a client may also send as a
+// text. JSONSchema returns a JSON Schema (draft 2020-12), an object, that is the same for each call. The zero value must
+// have the method. Fields of such a type cannot have the tags since, until and rule, and a field with such a type cannot
+// have the tags min, max, pattern, format and enum.
+type JSONSchemer interface {
+	JSONSchema() string
+}
+
+// maxRules is the maximum number of rules in the tags of one body. A reply has a Go type of its own for each set of rules
+// that allow a caller to see a field.
+const maxRules = 8
+
+// shape is what a Go type says about a body: which fields it has in which version, who may see them, and their schemas.
+type shape struct {
+	of        reflect.Type
+	isReply   bool
+	spans     map[span]string // the versions of fields, each with the name of a field that has them
+	edges     []Version       // sorted; at each of them, a field begins or has just ended
+	rules     []string        // of the tags, sorted
+	ownSchema map[reflect.Type]map[string]any
+	depends   map[reflect.Type]bool // the struct types with the tags since, until or rule, at any depth
+	views     sync.Map              // viewKey -> reflect.Type
+	schemas   sync.Map              // int, see interval -> *schema
+}
+
+// viewKey selects the fields of a view.
+type viewKey struct {
+	interval int    // between two edges
+	allowed  uint64 // bits: the rules that allow the caller
+}
+
+// shapeKey is the type of a body, and whether the body is that of a reply.
+type shapeKey struct {
+	of      reflect.Type
+	isReply bool
+}
+
+// shapes has all shapes, by shapeKey.
+var shapes sync.Map
+
+// shapeOf returns the shape of a type, as the type of a request or of a reply. Invalid tags are an error.
+func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
+	key := shapeKey{t, isReply}
+	if s, ok := shapes.Load(key); ok {
+		return s.(*shape), nil //nolint:forcetypeassert // see shapes
+	}
+	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, depends: map[reflect.Type]bool{}}
+	if _, err := s.learn(t, map[reflect.Type]bool{}); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(s.edges, func(a, b Version) int {
+		if a.before(b) {
+			return -1
+		}
+		return 1
+	})
+	s.edges = slices.Compact(s.edges)
+	slices.Sort(s.rules)
+	if s.rules = slices.Compact(s.rules); len(s.rules) > maxRules {
+		return nil, fmt.Errorf("%s: its fields have %d rules, more than %d: use one rule for several fields", t, len(s.rules), maxRules)
+	}
+	got, _ := shapes.LoadOrStore(key, s)
+	return got.(*shape), nil //nolint:forcetypeassert // see shapes
+}
+
+// learn reads the tags of a type, and of the types in it. It reports whether a field, at any depth, depends on the version or
+// on the caller.
+func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error) {
+	if depends, ok := s.depends[t]; ok {
+		return depends, nil
+	}
+	if _, ok := s.ownSchema[t]; ok {
+		return false, nil
+	}
+	if own, ok, err := ownSchema(t); ok || err != nil {
+		s.ownSchema[t] = own
+		return false, errors.Join(err, refuseVersionedFields(t))
+	}
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array:
+		return s.learn(t.Elem(), inside)
+	case reflect.Map:
+		if t.Key().Kind() != reflect.String && !t.Key().Implements(textMarshaler) {
+			return false, fmt.Errorf("%s: the names of an object must be strings", t)
+		}
+		depends, err := s.learn(t.Elem(), inside)
+		if depends {
+			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, which a map cannot express: use a struct, or a slice", t, t.Elem())
+		}
+		return false, err
+	case reflect.Struct:
+	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
+		return false, fmt.Errorf("JSON cannot express the type %s", t)
+	default:
+		return false, nil
+	}
+	if inside[t] {
+		return false, fmt.Errorf("%s contains itself: give it a method JSONSchema (api.JSONSchemer)", t)
+	}
+	inside[t] = true
+	defer delete(inside, t)
+	return s.learnStruct(t, inside)
+}
+
+// learnStruct is learn for a struct.
+func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool, error) {
+	fields, err := propertiesOf(t)
+	if err != nil {
+		return false, err
+	}
+	depends := false
+	for _, f := range fields {
+		inner, err := s.learn(f.Type, inside)
+		if err != nil {
+			return false, err
+		}
+		depends = depends || inner || f.depends()
+		if f.rule != "" {
+			s.rules = append(s.rules, f.rule)
+		}
+		s.addSpan(t.String()+"."+f.Name, f.span)
+		if err := f.checkConstraints(s); err != nil {
+			return false, err
+		}
+	}
+	s.depends[t] = depends
+	return depends, s.checkNames(t, fields)
+}
+
+// addSpan notes the versions of a field.
+func (s *shape) addSpan(field string, in span) {
+	if in == (span{}) {
+		return
+	}
+	s.spans[in] = field
+	if in.min != (Version{}) {
+		s.edges = append(s.edges, in.min)
+	}
+	if in.max != (Version{}) {
+		s.edges = append(s.edges, Version{in.max.Major, in.max.Minor + 1})
+	}
+}
+
+// checkNames returns an error if two fields have one name in a version, because encoding/json then uses none of them, or only
+// the outer one.
+func (s *shape) checkNames(t reflect.Type, fields []property) error {
+	have := map[string][]property{}
+	var add func(fields []property, in span, where string) error
+	add = func(fields []property, in span, where string) error {
+		for _, f := range fields {
+			f.span = in.intersect(f.span)
+			f.Name = where + f.Name
+			if f.flat {
+				inner, err := propertiesOf(structAt(f.Type))
+				if err == nil {
+					err = add(inner, f.span, f.Name+".")
+				}
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			for _, o := range have[f.name] {
+				if o.overlaps(f.span) {
+					return fmt.Errorf("%s: the fields %s and %s both have the name %q in the versions %s and %s: rename one, or separate them by since and until",
+						t, o.Name, f.Name, f.name, o.span, f.span)
+				}
+			}
+			have[f.name] = append(have[f.name], f)
+		}
+		return nil
+	}
+	return add(fields, span{}, "")
+}
+
+// property is a field of a struct that JSON has.
+type property struct {
+	reflect.StructField
+	span
+
+	index    int    // of the field in the struct
+	name     string // in JSON
+	options  string // of the tag json
+	optional bool   // the field may be missing
+	flat     bool   // an embedded struct: JSON has its fields instead
+	quoted   bool   // a number or a bool as a text
+	rule     string // of the callers who may use the field
+}
+
+// depends reports whether the field depends on the version or on the caller.
+func (p *property) depends() bool { return p.span != (span{}) || p.rule != "" }
+
+// versionTags are the tags that select the versions and the callers of a field.
+var versionTags = []string{"since", "until", "rule", "name"}
+
+// propertiesOf returns the fields of a struct that JSON has, in their order.
+func propertiesOf(t reflect.Type) ([]property, error) {
+	var out []property
+	for i := range t.NumField() {
+		f := t.Field(i)
+		p := property{StructField: f, index: i, name: f.Name, rule: f.Tag.Get("rule")}
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		p.flat = f.Anonymous && name == "" && structAt(f.Type).Kind() == reflect.Struct
+		if f.Tag.Get("json") == "-" || !f.IsExported() && !p.flat {
+			if tag := firstTag(f.Tag, slices.Concat(versionTags, slices.Sorted(maps.Keys(constraints)))); tag != "" {
+				return nil, fmt.Errorf("%s.%s has the tag %s, but JSON does not have the field: remove the tag, or export the field", t, f.Name, tag)
+			}
+			continue
+		}
+		if name != "" {
+			p.name = name
+		}
+		p.options = options
+		for option := range strings.SplitSeq(options, ",") {
+			p.optional = p.optional || option == "omitempty" || option == "omitzero"
+			p.quoted = p.quoted || option == "string"
+		}
+		var err error
+		if p.span, err = parseSpan(f.Tag.Get("since"), f.Tag.Get("until")); err != nil {
+			return nil, fmt.Errorf("%s.%s: the tags since and until: %w", t, f.Name, err)
+		}
+		if other, ok := f.Tag.Lookup("name"); ok {
+			if p.name = other; other == "" || p.span == (span{}) {
+				return nil, fmt.Errorf("%s.%s: the tag name is for a field with since or until that shares its name with another field: write the name in the tag json", t, f.Name)
+			}
+		}
+		if _, ok := f.Tag.Lookup("rule"); ok && (p.rule == "" || p.flat) {
+			return nil, fmt.Errorf("%s.%s: the tag rule must be the name of a rule, and be on a field with a name in JSON", t, f.Name)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// firstTag returns the first of the names that is a tag of the field, or "".
+func firstTag(tags reflect.StructTag, names []string) string {
+	for _, name := range names {
+		if _, ok := tags.Lookup(name); ok {
+			return name
+		}
+	}
+	return ""
+}
+
+var (
+	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
+	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
+	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
+	jsonSchemer     = reflect.TypeFor[JSONSchemer]()
+)
+
+// ownSchema returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
+func ownSchema(t reflect.Type) (map[string]any, bool, error) {
+	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
+		return nil, false, nil
+	}
+	at := reflect.PointerTo(t)
+	switch {
+	case at.Implements(jsonSchemer):
+		text := reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // checked
+		var out map[string]any
+		if err := json.Unmarshal([]byte(text), &out); err != nil || out == nil {
+			return nil, true, fmt.Errorf("%s: its method JSONSchema does not return an object in JSON: %q", t, shortenText(text))
+		}
+		if _, err := compileSchema(text); err != nil {
+			return nil, true, fmt.Errorf("%s: its method JSONSchema: %w", t, err)
+		}
+		return out, true, nil
+	case known[t] != nil:
+		return known[t], true, nil
+	case at.Implements(jsonMarshaler), at.Implements(jsonUnmarshaler):
+		return map[string]any{}, true, nil
+	case at.Implements(textMarshaler):
+		return map[string]any{"type": "string"}, true, nil
+	}
+	return nil, false, nil
+}
+
+// refuseVersionedFields returns an error if a type that encodes itself has fields whose tags would have no effect.
+func refuseVersionedFields(t reflect.Type) error {
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	for f := range t.Fields() {
+		if tag := firstTag(f.Tag, versionTags); tag != "" {
+			return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, t)
+		}
+	}
+	return nil
+}
+
+// interval returns the number of edges up to a version: between two edges, all versions have the same fields.
+func (s *shape) interval(v Version) int {
+	n, _ := slices.BinarySearchFunc(s.edges, v, func(edge, v Version) int {
+		if v.before(edge) {
+			return 1
+		}
+		return -1
+	})
+	return n
+}
+
+// allRules is the mask of a caller who may use each field.
+const allRules = ^uint64(0)
+
+// varies reports whether the fields differ between versions or callers.
+func (s *shape) varies() bool { return len(s.edges) > 0 || len(s.rules) > 0 }
+
+// allowedRules returns the mask of the rules of fields for which enforce returns no error.
+func (s *shape) allowedRules(enforce func(rule string) error) uint64 {
+	var out uint64
+	for i, rule := range s.rules {
+		if enforce(rule) == nil {
+			out |= 1 << i
+		}
+	}
+	return out
+}
+
+// see returns a pointer to the value that p points to, with a type that has only the fields of a version and of a caller. p
+// is a pointer to a value of the shape's type. The result shares its memory.
+func (s *shape) see(p any, v Version, allowed uint64) any {
+	if !s.varies() {
+		return p
+	}
+	view := s.view(v, allowed)
+	return reflect.NewAt(view, unsafe.Pointer(reflect.ValueOf(p).Pointer())).Interface() //nolint:gosec // a view has the same layout
+}
+
+// structAt returns t without its pointers.
+func structAt(t reflect.Type) reflect.Type {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t
+}
+
+// view returns the type of a version and a caller. Its memory has the same layout as the shape's type.
+func (s *shape) view(v Version, allowed uint64) reflect.Type {
+	allowed &= 1<<len(s.rules) - 1
+	key := viewKey{s.interval(v), allowed}
+	if t, ok := s.views.Load(key); ok {
+		return t.(reflect.Type) //nolint:forcetypeassert // see views
+	}
+	t := s.build(s.of, v, allowed)
+	s.views.Store(key, t)
+	return t
+}
+
+// build returns the view of a type in the shape.
+func (s *shape) build(t reflect.Type, v Version, allowed uint64) reflect.Type {
+	switch t.Kind() { //nolint:exhaustive // learn refuses a map whose fields differ; the others contain no type
+	case reflect.Pointer:
+		return reflect.PointerTo(s.build(t.Elem(), v, allowed))
+	case reflect.Slice:
+		if elem := s.build(t.Elem(), v, allowed); elem != t.Elem() {
+			return reflect.SliceOf(elem)
+		}
+	case reflect.Array:
+		if elem := s.build(t.Elem(), v, allowed); elem != t.Elem() {
+			return reflect.ArrayOf(t.Len(), elem)
+		}
+	case reflect.Struct:
+		if s.depends[t] {
+			return s.buildStruct(t, v, allowed)
+		}
+	}
+	return t
+}
+
+// buildStruct is build for a struct. Fields of other versions and callers stay in the memory, but JSON does not have them.
+func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.Type {
+	fields := make([]reflect.StructField, t.NumField())
+	for i := range fields { // hidden, until a property says something else
+		fields[i] = reflect.StructField{Name: "Hidden" + strconv.Itoa(i), Type: t.Field(i).Type, Tag: `json:"-"`}
+	}
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range list {
+		if !p.has(v) || p.rule != "" && allowed&s.bit(p.rule) == 0 {
+			continue
+		}
+		f := reflect.StructField{Name: p.Name, Tag: p.Tag}
+		if p.flat { // reflect.StructOf refuses embedded types with methods, and unexported ones
+			f.Anonymous, f.Name, f.Type = true, "Embedded"+strconv.Itoa(p.index), s.buildStruct(structAt(p.Type), v, allowed)
+			if p.Type.Kind() == reflect.Pointer {
+				f.Type = reflect.PointerTo(f.Type)
+			}
+		} else {
+			f.Type, f.Tag = s.build(p.Type, v, allowed), reflect.StructTag(fmt.Sprintf("json:%q", p.name+","+p.options))
+		}
+		fields[p.index] = f
+	}
+	return reflect.StructOf(fields)
+}
+
+// bit returns the bit of a rule in a mask.
+func (s *shape) bit(rule string) uint64 {
+	return 1 << slices.Index(s.rules, rule)
+}
+
+// usedRules returns the rules of the fields that a decoded body has, as a mask.
+func (s *shape) usedRules(body any, v Version) uint64 {
+	if len(s.rules) == 0 {
+		return 0
+	}
+	return s.usedIn(s.of, body, v)
+}
+
+// usedIn is usedRules for a part of the body.
+func (s *shape) usedIn(t reflect.Type, value any, v Version) (used uint64) {
+	t = structAt(t)
+	switch t.Kind() { //nolint:exhaustive // the others have no rules
+	case reflect.Slice, reflect.Array:
+		list, _ := value.([]any)
+		for _, one := range list {
+			used |= s.usedIn(t.Elem(), one, v)
+		}
+	case reflect.Struct:
+		object, ok := value.(map[string]any)
+		if !ok || !s.depends[t] {
+			return 0
+		}
+		list, _ := propertiesOf(t) // learn has reported its errors
+		for _, p := range list {
+			inner, ok := object[p.name]
+			switch {
+			case !p.has(v):
+			case p.flat:
+				used |= s.usedIn(p.Type, value, v)
+			case ok:
+				if used |= s.usedIn(p.Type, inner, v); p.rule != "" {
+					used |= s.bit(p.rule)
+				}
+			}
+		}
+	}
+	return used
+}
+
+// rulesOf returns the rules of a mask.
+func (s *shape) rulesOf(mask uint64) []string {
+	var out []string
+	for ; mask != 0; mask &= mask - 1 {
+		out = append(out, s.rules[bits.TrailingZeros64(mask)])
+	}
+	return out
+}

@@ -1,0 +1,389 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apitest"
+)
+
+// textOrNumber is a number that a client may also send as a text.
+type textOrNumber int
+
+func (n *textOrNumber) UnmarshalJSON(raw []byte) error {
+	_, err := fmt.Sscanf(strings.Trim(string(raw), `"`), "%d", (*int)(n))
+	return err
+}
+
+func (textOrNumber) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]+$", "minimum": 1}`
+}
+
+type owner struct {
+	User    string `json:"user" since:"3.2"`
+	Project string `json:"project"`
+}
+
+type secrets struct {
+	Host string `json:"host" rule:"disk:host"`
+	Rack *int   `json:"rack" rule:"disk:rack" since:"3.3"`
+}
+
+type attachment struct {
+	Server string `json:"server"`
+	Device string `json:"device,omitempty" since:"3.4"`
+}
+
+// typedDisk has each kind of field whose presence depends on the version or on the caller.
+type typedDisk struct {
+	hidden      int               //nolint:unused // moves the fields that follow in memory
+	ID          string            `json:"id" format:"uuid"`
+	Name        string            `json:"name" min:"1" max:"8" pattern:"^[a-z]+$"`
+	Description *string           `json:"description" since:"3.2" max:"5"`
+	Kind        string            `json:"kind" until:"3.3" enum:"fast,slow"`
+	KindName    kindRef           `json:"new_kind" name:"kind" since:"3.4"`
+	Size        textOrNumber      `json:"size"`
+	Tags        []string          `json:"tags" since:"3.3" max:"2"`
+	Meta        map[string]string `json:"meta,omitempty"`
+	Attached    []attachment      `json:"attached"`
+	Parent      *attachment       `json:"parent" since:"3.2"`
+	Created     time.Time         `json:"created" doc:"When the disk was created."`
+	Ignored     string            `json:"-"`
+	Always      any               `json:"always"`
+	owner
+	*secrets
+}
+
+type kindRef struct {
+	Name string `json:"name"`
+	Cost int    `json:"cost" since:"3.5" min:"0" max:"10"`
+}
+
+type oneDisk struct {
+	Disk typedDisk `json:"disk"`
+}
+
+var versionsOfDisks = &api.Microversions{Service: "volume", Min: "3.1", Max: "3.5"}
+
+// enforceRoles allows a rule to callers who have it as a role.
+func enforceRoles(ctx context.Context, rule string, _ map[string]any) error {
+	if slices.Contains(reqctx.From(ctx).Roles, rule) {
+		return nil
+	}
+	return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
+}
+
+// rolesOf returns an identity with the roles in the header X-Auth-Token.
+func rolesOf(r *http.Request) (reqctx.Request, error) {
+	return reqctx.Request{Roles: strings.Split(r.Header.Get("X-Auth-Token"), ",")}, nil
+}
+
+func sampleDisk() typedDisk {
+	text, rack := "big", 4
+	return typedDisk{
+		ID: "b9a4bc4e-9a3f-4d5b-8a3a-0a7b2a3f2a11", Name: "a", Description: &text, Kind: "fast", KindName: kindRef{"fast", 3}, Size: 7, Tags: []string{"x"},
+		Attached: []attachment{{"s1", "vda"}}, Parent: &attachment{"p", "vdb"}, Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Ignored: "i", Always: 1,
+		owner: owner{"u", "p"}, secrets: &secrets{"h", &rack},
+	}
+}
+
+func newDisks(t *testing.T) *api.Mux {
+	t.Helper()
+	m := api.New(api.Config{Microversions: versionsOfDisks, Authenticate: rolesOf, Enforce: enforceRoles})
+	api.Handle(m, "GET /disk", func(context.Context, *api.Request[api.None]) (oneDisk, error) { return oneDisk{sampleDisk()}, nil })
+	api.Handle(m, "GET /any", func(context.Context, *api.Request[api.None]) (any, error) { return oneDisk{sampleDisk()}, nil })
+	api.Handle(m, "GET /disks", func(context.Context, *api.Request[api.None]) (*[]*typedDisk, error) {
+		one := sampleDisk()
+		one.secrets = nil
+		return &[]*typedDisk{&one, nil}, nil
+	})
+	api.Handle(m, "POST /disk", func(_ context.Context, r *api.Request[oneDisk]) (map[string]string, error) {
+		return map[string]string{"got": fmt.Sprintf("%+v", r.Body.Disk)}, nil
+	})
+	return m
+}
+
+// keysOf returns the paths of all values in a reply.
+func keysOf(t *testing.T, raw []byte) []string {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatalf("%v: %s", err, raw)
+	}
+	var out []string
+	var walk func(v any, path string)
+	walk = func(v any, path string) {
+		switch v := v.(type) {
+		case map[string]any:
+			for name, one := range v {
+				walk(one, path+"."+name)
+			}
+		case []any:
+			for _, one := range v {
+				walk(one, path+"[]")
+			}
+		default:
+			out = append(out, strings.TrimPrefix(path, "."))
+		}
+	}
+	walk(v, "")
+	slices.Sort(out)
+	return out
+}
+
+// TestVersionedReply: a reply has exactly the fields of the version and of the caller.
+func TestVersionedReply(t *testing.T) {
+	t.Parallel()
+	m := newDisks(t)
+	always := []string{"always", "attached[].server", "created", "id", "name", "project", "size"}
+	tests := []struct {
+		version, roles string
+		want           []string
+	}{
+		{"3.1", "", []string{"kind"}},
+		{"3.1", "disk:host", []string{"kind", "host"}},
+		{"3.2", "disk:rack", []string{"kind", "description", "parent.server", "user"}},
+		{"3.3", "disk:rack", []string{"kind", "description", "parent.server", "user", "tags[]", "rack"}},
+		{"3.4", "", []string{"kind.name", "description", "parent.server", "parent.device", "attached[].device", "user", "tags[]"}},
+		{"3.5", "disk:host,disk:rack", []string{"kind.name", "kind.cost", "description", "parent.server", "parent.device", "attached[].device", "user", "tags[]", "host", "rack"}},
+	}
+	for _, tt := range tests {
+		for _, path := range []string{"/disk", "/any"} {
+			w := send(t, m, "GET", path, "", "OpenStack-API-Version", "volume "+tt.version, "X-Auth-Token", tt.roles)
+			var want []string
+			for _, name := range append(slices.Clone(always), tt.want...) {
+				want = append(want, "disk."+name)
+			}
+			slices.Sort(want)
+			if diff := cmp.Diff(want, keysOf(t, w.Body.Bytes())); diff != "" || w.Code != 200 {
+				t.Errorf("%s of %s as %q: status %d (-want +got):\n%s", path, tt.version, tt.roles, w.Code, diff)
+			}
+			c, err := apitest.NewChecker(m.OpenAPI(api.About{}, must(api.ParseVersion(tt.version))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path == "/any" { // the document does not have its type
+				continue
+			}
+			if err := c.Check("GET", path, w.Code, w.Body.Bytes()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	w := send(t, m, "GET", "/disks", "", "OpenStack-API-Version", "volume 3.2", "X-Auth-Token", "disk:host")
+	if want := `[{"id":"b9a4bc4e-9a3f-4d5b-8a3a-0a7b2a3f2a11","name":"a","description":"big","kind":"fast","size":7,"attached":[{"server":"s1"}],` +
+		`"parent":{"server":"p"},"created":"2026-01-02T03:04:05Z","always":1,"user":"u","project":"p"},null]`; w.Body.String() != want {
+		t.Errorf("list:\n%s\nwant\n%s", w.Body, want)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// TestVersionedBody: a body may have exactly the fields of the version and of the caller, with values that fit the tags.
+func TestVersionedBody(t *testing.T) {
+	t.Parallel()
+	m := newDisks(t)
+	const id = `"id":"b9a4bc4e-9a3f-4d5b-8a3a-0a7b2a3f2a11"`
+	const rest = `,"attached":[],"created":"2026-01-02T03:04:05Z","always":null,"project":"p"`
+	v1 := func(fields string) string {
+		return `{"disk":{` + id + `,"name":"a","kind":"fast","size":"7"` + rest + fields + `}}`
+	}
+	v5 := func(fields string) string {
+		return `{"disk":{` + id + `,"name":"a","kind":{"name":"k","cost":10},"size":7,"description":null,"tags":["x"],"parent":{"server":"s"},"user":"u"` + rest + fields + `}}`
+	}
+	tests := []struct {
+		name, version, roles, body string
+		status                     int
+		want                       string
+	}{
+		{"first version", "3.1", "", v1(""), 200, "Size:7"},
+		{"last version", "3.5", "", v5(""), 200, "Cost:10"},
+		{"field of a later version", "3.1", "", v1(`,"description":"d"`), 400, "Additional properties are not allowed ('description' was unexpected)"},
+		{"field of a later version in an array", "3.1", "", strings.Replace(v1(""), `"attached":[]`, `"attached":[{"server":"s","device":"d"}]`, 1), 400, "('device' was unexpected)"},
+		{"field with another type in the version", "3.4", "", strings.Replace(v1(`,"description":null,"tags":[],"parent":null,"user":"u"`), `"size":"7"`, `"size":7`, 1), 400, "'fast' is not of type 'object'"},
+		{"field is missing in its version", "3.2", "", v1(""), 400, "is a required property"},
+		{"another case", "3.1", "", strings.Replace(v1(""), `"name"`, `"Name"`, 1), 400, "'name' is a required property"},
+		{"name of a Go field", "3.1", "", v1(`,"Ignored":"x"`), 400, "('Ignored' was unexpected)"},
+		{"field with a rule", "3.1", "disk:host", v1(`,"host":"h"`), 200, "secrets:0x"},
+		{"field with a rule, another caller", "3.1", "disk:rack", v1(`,"host":"h"`), 403, "Policy doesn't allow disk:host to be performed."},
+		{"field with a rule before its version", "3.1", "disk:rack", v1(`,"rack":1`), 400, "('rack' was unexpected)"},
+		{"two rules, one allowed", "3.5", "disk:host", v5(`,"host":"h","rack":null`), 403, "Policy doesn't allow disk:rack"},
+		{"too long", "3.1", "", strings.Replace(v1(""), `"name":"a"`, `"name":"abcdefghi"`, 1), 400, "'abcdefghi' is too long"},
+		{"too short", "3.1", "", strings.Replace(v1(""), `"name":"a"`, `"name":""`, 1), 400, "name. Value: . ''"},
+		{"pattern", "3.1", "", strings.Replace(v1(""), `"name":"a"`, `"name":"A"`, 1), 400, "'A' does not match '^[a-z]+$'"},
+		{"format", "3.1", "", strings.Replace(v1(""), `"id":"b9a4`, `"id":"xyz`, 1), 400, "is not a 'uuid'"},
+		{"enum", "3.1", "", strings.Replace(v1(""), `"kind":"fast"`, `"kind":"odd"`, 1), 400, "'odd' is not one of ['fast', 'slow']"},
+		{"too large", "3.5", "", strings.Replace(v5(""), `"cost":10`, `"cost":11`, 1), 400, "11 is greater than the maximum of 10"},
+		{"too small", "3.5", "", strings.Replace(v5(""), `"cost":10`, `"cost":-1`, 1), 400, "-1 is less than the minimum of 0"},
+		{"too many", "3.5", "", strings.Replace(v5(""), `["x"]`, `["x","y","z"]`, 1), 400, "is too long"},
+		{"null for a value", "3.1", "", strings.Replace(v1(""), `"name":"a"`, `"name":null`, 1), 400, "None is not of type 'string'"},
+		{"null for a list", "3.5", "", strings.Replace(v5(""), `["x"]`, `null`, 1), 400, "None is not of type 'array'"},
+		{"a type with a schema of its own", "3.1", "", strings.Replace(v1(""), `"size":"7"`, `"size":"7x"`, 1), 400, "'7x' does not match '^[0-9]+$'"},
+		{"no object", "3.1", "", `[]`, 400, "[] is not of type 'object'"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := send(t, m, "POST", "/disk", tt.body, "OpenStack-API-Version", "volume "+tt.version, "X-Auth-Token", tt.roles)
+			var out any
+			if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil {
+				t.Fatal(err)
+			}
+			if text := fmt.Sprint(out); w.Code != tt.status || !strings.Contains(text, tt.want) {
+				t.Errorf("status %d, want %d with %q:\n%s", w.Code, tt.status, tt.want, text)
+			}
+		})
+	}
+}
+
+type selfMarshaled struct {
+	A int `json:"a" since:"3.2"`
+}
+
+func (selfMarshaled) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
+
+type badSchema struct{}
+
+func (badSchema) JSONSchema() string { return `{"type": "nothing"}` }
+
+type recursive struct {
+	Next *recursive `json:"next"`
+}
+
+type sinceInside struct {
+	A int `json:"a" since:"3.2"`
+}
+
+// TestWrongTags: a type whose tags contradict each other or have no effect panics when its route is registered, with the place
+// and what to do.
+func TestWrongTags(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name     string
+		register func(m *api.Mux)
+		want     string
+	}{
+		{"since after until", body[struct {
+			A int `json:"a" since:"3.4" until:"3.2"`
+		}], "A: the tags since and until: the first version 3.4 is after the last version 3.2"},
+		{"no version", body[struct {
+			A int `json:"a" since:"four"`
+		}], "API Version String four is of invalid format"},
+		{"after the last version of the API", body[struct {
+			A int `json:"a" since:"3.9"`
+		}], "the versions 3.9 to the last are outside of the API's, 3.1 to 3.5"},
+		{"before the first version of the API", body[struct {
+			A int `json:"a" until:"3.0"`
+		}], "the versions the first to 3.0 are outside of the API's"},
+		{"two fields of one name", body[struct {
+			A int `json:"a" until:"3.3"`
+			B int `json:"b" name:"a" since:"3.3"`
+		}], `the fields A and B both have the name "a" in the versions`},
+		{"a second name in each version", body[struct {
+			A int `json:"b" name:"a"`
+		}], "write the name in the tag json"},
+		{"a name of an embedded struct", body[struct {
+			A int `json:"user"`
+			owner
+		}], `the fields A and owner.User both have the name "user"`},
+		{"unexported field", body[struct {
+			a int `since:"3.2"`
+			B int
+		}], "a has the tag since, but JSON does not have the field"},
+		{"ignored field", body[struct {
+			A int `json:"-" max:"3"`
+		}], "A has the tag max, but JSON does not have the field"},
+		{"field of a type with MarshalJSON", body[selfMarshaled], "A: the tag since has no effect"},
+		{"field in a map", body[map[string]sinceInside], "use a struct, or a slice"},
+		{"min above max", body[struct {
+			A string `json:"a" min:"5" max:"4"`
+		}], "field A: min 5 is greater than max 4"},
+		{"length below zero", body[struct {
+			A string `json:"a" min:"-1"`
+		}], "not below 0"},
+		{"bounds of a bool", body[struct {
+			A bool `json:"a" max:"1"`
+		}], "a value of type bool has no bounds"},
+		{"bounds of a struct", body[struct {
+			A owner `json:"a" max:"1"`
+		}], "has no bounds"},
+		{"bound of a type with a schema", body[struct {
+			A textOrNumber `json:"a" max:"1"`
+		}], "describes its own JSON"},
+		{"pattern of a number", body[struct {
+			A int `json:"a" pattern:"^1$"`
+		}], "must be of type string, and not int"},
+		{"malformed pattern", body[struct {
+			A string `json:"a" pattern:"("`
+		}], `the tag pattern:"("`},
+		{"unknown format", body[struct {
+			A string `json:"a" format:"uid"`
+		}], "the format must be one of date,"},
+		{"enum value of another type", body[struct {
+			A int `json:"a" enum:"1,two"`
+		}], `the tag enum:"1,two"`},
+		{"enum value twice", body[struct {
+			A string `json:"a" enum:"x,x"`
+		}], `the value "x" is there twice`},
+		{"empty rule", body[struct {
+			A string `json:"a" rule:""`
+		}], "the tag rule must be the name of a rule"},
+		{"malformed schema", body[badSchema], "its method JSONSchema"},
+		{"type that contains itself", body[recursive], "contains itself"},
+		{"value that JSON does not have", body[struct{ A func() }], "JSON cannot express the type func()"},
+		{"number as a name", body[map[int]string], "the names of an object must be strings"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			defer func() {
+				p := fmt.Sprint(recover())
+				if !strings.Contains(p, tt.want) || !strings.Contains(p, "POST /x") || !strings.Contains(p, "shape_test.go:") {
+					t.Errorf("panic %q, want %q with the route and the line", p, tt.want)
+				}
+			}()
+			tt.register(api.New(api.Config{Microversions: versionsOfDisks, Enforce: enforceRoles}))
+		})
+	}
+	t.Run("rule without Enforce", func(t *testing.T) {
+		t.Parallel()
+		defer func() {
+			if p := fmt.Sprint(recover()); !strings.Contains(p, "the rule disk:host of a field is never enforced: Config.Enforce is nil") {
+				t.Errorf("panic %q", p)
+			}
+		}()
+		body[struct {
+			A string `json:"a" rule:"disk:host"`
+		}](api.New(api.Config{}))
+	})
+	t.Run("versions without Microversions", func(t *testing.T) {
+		t.Parallel()
+		defer func() {
+			if p := fmt.Sprint(recover()); !strings.Contains(p, "fields of its bodies have versions, but its path is not under the Prefix of Microversions") {
+				t.Errorf("panic %q", p)
+			}
+		}()
+		body[sinceInside](api.New(api.Config{}))
+	})
+}
+
+// body registers a route with a body of type B.
+func body[B any](m *api.Mux) {
+	api.Handle(m, "POST /x", func(context.Context, *api.Request[B]) (api.None, error) { return api.None{}, nil })
+}
