@@ -1,10 +1,12 @@
 package db
 
 import (
+	"cmp"
 	"database/sql/driver"
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -81,9 +83,9 @@ func parseMySQL(u *url.URL) (target, error) {
 	case strings.ContainsAny(name, "/@:"):
 		return target{}, fault.New(fault.Invalid, "mysql database URL has a database name with a /, @ or : in it: %s", wantURL)
 	}
-	port := u.Port()
-	if port == "" {
-		port = "3306"
+	port := cmp.Or(u.Port(), "3306")
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return target{}, fault.New(fault.Invalid, "mysql database URL has port %.60s, want a number from 1 to 65535", port)
 	}
 	query := u.Query()
 	delete(query, "charset") // SQLAlchemy's option; the charset is always utf8mb4

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc/bus"
 )
 
@@ -99,7 +100,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrHeartbeatLost) || errors.Is(err, ErrServerLost) {
 			c.cancel(ctx, info, m.ID)
 		}
-		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
+		return nil, fmt.Errorf("call %s: %w%s", info, err, text.After(time.Since(start)))
 	}
 	b, err := decodeReply(r)
 	if err != nil {

@@ -112,6 +112,19 @@ func TestCapsAwaited(t *testing.T) {
 	})
 }
 
+// TestErrorTime: the error of a call that fails at once names no time.
+func TestErrorTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := rpc.NewClient(rpctest.NewBus(t), rpc.ClientConfig{})
+		defer c.Close()
+		const want = "call backup.lowest: publish to backup.calls: no server listens"
+		if _, err := rpc.Call(t.Context(), c, lowest, rpc.Any, new(string)); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	})
+}
+
 // TestCapsUnknown: after 10 s without caps the client goes on with the lowest version and says so once, until it knows the caps.
 func TestCapsUnknown(t *testing.T) {
 	t.Parallel()

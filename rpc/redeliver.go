@@ -152,7 +152,9 @@ func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	if fault.CodeOf(err) == fault.Unavailable {
 		// It does not count as a failed attempt, because nothing was done. Waited is a sum of delays, not a time, because
 		// the clocks of servers differ.
-		reason = fmt.Sprintf("%s (tried for %v)", reason, d.Waited.Round(time.Second))
+		if tried := d.Waited.Round(time.Second); tried > 0 {
+			reason = fmt.Sprintf("%s (tried for %v)", reason, tried)
+		}
 		delay = backoff.Jitter(min(max(d.Waited, minRedeliver), maxRedeliver))
 		next.Waited += delay
 		giveUp = d.Waited >= s.cfg.MaxUnavailable

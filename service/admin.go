@@ -41,14 +41,14 @@ type AdminConfig struct {
 // Validate returns Invalid if Addr is malformed, or if other machines can reach it and Hosts is empty.
 // The Start of the part that [App.Admin] returns does the same check.
 func (c AdminConfig) Validate() error {
-	if strings.HasPrefix(c.Addr, "unix:") || len(c.Hosts) > 0 {
+	if strings.HasPrefix(c.Addr, "unix:") {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(c.Addr)
+	host, err := splitAddr(c.Addr)
 	if err != nil {
 		return fault.New(fault.Invalid, "admin address %q: %w; write 127.0.0.1:9774 or unix:/run/admin.sock", c.Addr, err)
 	}
-	if !isLoopback(host) {
+	if len(c.Hosts) == 0 && !isLoopback(host) {
 		return fault.New(fault.Invalid, "admin address %q can be reached from other machines, and clients are not asked for an identity: "+
 			"listen on 127.0.0.1, [::1] or unix:/path, or name the hosts by which other machines may reach it", c.Addr)
 	}

@@ -69,6 +69,12 @@ func TestAdminAddress(t *testing.T) {
 		{"192.0.2.1:0", nil, false},
 		{"9774", nil, false},
 		{"0.0.0.0:0", []string{"node1.example.org"}, true},
+		{"0.0.0.0", []string{"node1.example.org"}, false},
+		{"9774", []string{"node1.example.org"}, false},
+		{"127.0.0.1:97740", nil, false},
+		{"127.0.0.1:-1", nil, false},
+		{"127.0.0.1:admni", nil, false},
+		{"0.0.0.0:97740", []string{"node1.example.org"}, false},
 	} {
 		app := service.New(service.Config{Name: "test", Logger: slog.New(slog.DiscardHandler)})
 		cfg := service.AdminConfig{Addr: tt.addr, Hosts: tt.hosts}

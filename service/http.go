@@ -79,10 +79,23 @@ func (c HTTPConfig) checkAddr() error {
 	if strings.HasPrefix(c.Addr, "unix:") {
 		return nil
 	}
-	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+	if _, err := splitAddr(c.Addr); err != nil {
 		return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
 	}
 	return nil
+}
+
+// splitAddr returns the host of an address to listen on. It returns an error if the address has no port, or one that does not exist.
+// The port may be the name of a service, such as "https".
+func splitAddr(addr string) (host string, err error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	if _, err := net.DefaultResolver.LookupPort(context.Background(), "tcp", port); err != nil { // reads only files
+		return "", fmt.Errorf("port %q is neither a number from 0 to 65535 nor the name of a service", port)
+	}
+	return host, nil
 }
 
 // HTTPPart is a listening server of HTTP/1.1 and, with TLS, HTTP/2. Make one with
@@ -153,7 +166,7 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.cfg.checkAddr(); err != nil {
+	if err := p.cfg.checkAddr(); err != nil { //nolint:contextcheck // it does not block
 		return err
 	}
 	var tlsConfig *tls.Config

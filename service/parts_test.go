@@ -78,10 +78,12 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 // TestHTTPMalformedAddress: Start and Validate make the same check of the address.
 func TestHTTPMalformedAddress(t *testing.T) {
 	t.Parallel()
-	cfg := service.HTTPConfig{Addr: "127.0.0.1", Handler: http.NotFoundHandler()}
-	for what, err := range map[string]error{"Start": service.NewHTTP(cfg).Start(t.Context()), "Validate": cfg.Validate()} {
-		if err == nil || fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "127.0.0.1") {
-			t.Errorf("%s = %v (%v), want Invalid with the address", what, err, fault.CodeOf(err))
+	for _, addr := range []string{"127.0.0.1", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:80x"} {
+		cfg := service.HTTPConfig{Addr: addr, Handler: http.NotFoundHandler()}
+		for what, err := range map[string]error{"Start": service.NewHTTP(cfg).Start(t.Context()), "Validate": cfg.Validate()} {
+			if err == nil || fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), addr) {
+				t.Errorf("%s = %v (%v), want Invalid with the address", what, err, fault.CodeOf(err))
+			}
 		}
 	}
 }

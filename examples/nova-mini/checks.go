@@ -78,7 +78,7 @@ var checks = []check{
 	{"scheduler all-in-one", "filter_scheduler.enabled_filters", func(o *options) error { return o.schedulerConfig().Validate() }},
 	{"api all-in-one", "DEFAULT.osapi_compute_listen", func(o *options) error {
 		host := strings.TrimSuffix(strings.TrimPrefix(o.Listen, "["), "]")
-		if net.ParseIP(host) == nil && !hostName.MatchString(host) {
+		if net.ParseIP(host) == nil && !isHostName(host) {
 			return fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)
 		}
 		return nil
@@ -139,9 +139,15 @@ var checks = []check{
 	{"compute all-in-one", "DEFAULT.compute_driver DEFAULT.plugin_dir", (*options).checkDriver},
 }
 
-// hostName matches the name of a host in DNS or in /etc/hosts. It does not match a malformed IP address with dots, such as
-// 10.0.0.300.
-var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$`)
+// hostName matches the name of a host in DNS or in /etc/hosts, and also texts whose last label has only digits.
+var hostName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)\.?$`)
+
+// isHostName reports whether s is the name of a host. The last label of such a name does not have only digits (RFC 1123), so a
+// malformed IP address is not one.
+func isHostName(s string) bool {
+	m := hostName.FindStringSubmatch(s)
+	return m != nil && strings.Trim(m[3], "0123456789") != ""
+}
 
 // validate runs the checks of the given services, without the network. The error has one line for each wrong option, with
 // the option's place. Without services, validate runs the checks that apply to every command.
@@ -267,7 +273,10 @@ func (o *options) checkAdmin() error {
 	}
 	admin := o.admin()
 	if err := admin.Validate(); err != nil {
-		return fmt.Errorf("%w, with the names in the option admin_hosts", err)
+		if (service.HTTPConfig{Addr: admin.Addr}).Validate() == nil { // the address is well-formed, and other machines can reach it
+			return fmt.Errorf("%w, with the names in the option admin_hosts", err)
+		}
+		return err
 	}
 	if path, ok := strings.CutPrefix(admin.Addr, "unix:"); ok {
 		return checkSocket(path)

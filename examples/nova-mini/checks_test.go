@@ -68,6 +68,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"an unknown filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFilter, RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", `"RamFilter" does not exist: the known names are`},
 		{"policy file missing", "api", good + "[oslo_policy]\npolicy_file = none.yaml\n", "FILE:9: [oslo_policy] policy_file", "none.yaml does not exist"},
 		{"policy file wrong", "api", good + "[oslo_policy]\npolicy_file = bad.yaml\n", "bad.yaml:1", "the nearest is os_compute_api:servers:start"},
+		{"address, only a number", "api", good + "[DEFAULT]\nosapi_compute_listen = 127001\n", "FILE:9: [DEFAULT] osapi_compute_listen", "neither an address"},
 		{"certificate missing", "api", good + "[wsgi]\nssl_cert_file = DIR/none.pem\nssl_key_file = DIR/none.pem\n", "FILE:9: [wsgi] ssl_cert_file", "no such file"},
 		{"certificate, not PEM", "api", good + "[wsgi]\nssl_cert_file = FILE\nssl_key_file = FILE\n", "FILE:9: [wsgi] ssl_cert_file", "certificate"},
 		{"certificate without a key", "api", good + "[wsgi]\nssl_cert_file = FILE\n", "FILE:9: [wsgi] ssl_cert_file", "HTTPS needs both"},
@@ -85,6 +86,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"admin socket below a file", "conductor", good + "[DEFAULT]\nadmin_listen = unix:FILE/run/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "not a directory"},
 		{"admin with a long path", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/" + strings.Repeat("x", 100) + "/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "choose a shorter one"},
 		{"admin without a port", "conductor", good + "[DEFAULT]\nadmin_listen = 127.0.0.1\n", "FILE:9: [DEFAULT] admin_listen", "127.0.0.1:9774"},
+		{"admin without a port, for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0\nadmin_hosts = node1\n", "FILE:9: [DEFAULT] admin_listen", "missing port in address; write 127.0.0.1:9774 or unix:/run/admin.sock"},
+		{"admin with a port above 65535", "conductor", good + "[DEFAULT]\nadmin_listen = 127.0.0.1:97740\n", "FILE:9: [DEFAULT] admin_listen", "port \"97740\" is neither"},
 		{"admin at the API's address", "api", good + "[DEFAULT]\nadmin_listen = 127.0.0.1:8774\n", "FILE:9: [DEFAULT] admin_listen", "another port"},
 		{"link prefix", "api", good + "[api]\ncompute_link_prefix = nova.example.org\n", "FILE:9: [api] compute_link_prefix", "does not match"},
 		{"origin", "api", good + "[cors]\nallowed_origin = dashboard.example.org\n", "FILE:9: [cors] allowed_origin", "does not match"},
@@ -139,6 +142,9 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 				if n := strings.Count(text, "\n"); n != 0 {
 					t.Errorf("%v: %d faults, want exactly one:\n%v", args, n+1, err)
 				}
+				if strings.Contains(text, "admin_hosts") && !strings.Contains(tt.says, "admin_hosts") {
+					t.Errorf("%v: admin_hosts would not help: %v", args, err)
+				}
 				if strings.Contains(text, "hush") {
 					t.Errorf("%v: the error has a password: %v", args, err)
 				}
@@ -170,6 +176,9 @@ func TestGoodFiles(t *testing.T) {
 	for _, text := range []string{
 		good, withKeystone, good + "[driver_fake]\nvcpus = 4\nfault_spawn = slow 1s\n",
 		good + "[filter_scheduler]\nenabled_filters = RetryFilter, AvailabilityZoneFilter, ComputeFilter\n",
+		good + "[DEFAULT]\nosapi_compute_listen = api.1.example.org\n[api]\nnoauth2_remote = true\n",
+		good + "[DEFAULT]\nosapi_compute_listen = db.3com.com\n[api]\nnoauth2_remote = true\n",
+		good + "[DEFAULT]\nosapi_compute_listen = 1.example.org.\n[api]\nnoauth2_remote = true\n",
 		good + "[DEFAULT]\nosapi_compute_listen = [::1]\nadmin_listen = unix:/run/nova/{service}.sock\n",
 		strings.Replace(good, "mysql://u:hush@127.0.0.1:1/nova", "sqlite:////DIR/a%3Fb.db", 1),
 	} {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -24,6 +25,14 @@ func Comment(w io.Writer, words string) {
 	if line != "#" {
 		_, _ = fmt.Fprintln(w, line) // w keeps the error
 	}
+}
+
+// After returns " after 1.2s", to be appended to an error, or "" for less than half a millisecond.
+func After(d time.Duration) string {
+	if d = d.Round(time.Millisecond); d <= 0 {
+		return ""
+	}
+	return " after " + d.String()
 }
 
 // Nearest returns a clause with the known name that is most similar to name, to be appended to an

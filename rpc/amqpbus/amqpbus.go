@@ -44,6 +44,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/outage"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/rpc/internal/life"
@@ -169,8 +170,8 @@ func (b *Bus) Start(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
-			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+		return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up%s: %v",
+			broker.Redacted(b.cfg.URLs...), text.After(time.Since(begin)), err)
 	})
 }
 
@@ -284,7 +285,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+		ctx, cancel = withMaxWait(ctx)
 		defer cancel()
 	}
 	return b.publishRetrying(ctx, b.newOutgoing(topic, m), nil)
@@ -302,7 +303,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 	}
 	if b.isLarge(o) {
 		if !b.life.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			ctx, cancel := withMaxWait(ctx)
 			defer cancel()
 			done(b.publishError(topic, b.publishRetrying(ctx, o, nil)))
 		}) {
@@ -325,7 +326,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 // retrySend sends a message again, in a goroutine, if mayRetry allows it. err is the error of the first attempt.
 func (b *Bus) retrySend(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
 	if !b.mayRetry(o, err) || !b.life.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		ctx, cancel := withMaxWait(ctx)
 		defer cancel()
 		done(b.publishError(topic, b.publishRetrying(ctx, o, err)))
 	}) {
@@ -350,21 +351,18 @@ func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
 	return o
 }
 
-// writeMessage writes a message to a channel. It waits for a connection until ctx ends, at most
-// a minute. After an error, o.done is not called.
+// writeMessage writes a message to a channel. It waits for a connection until ctx ends, at most maxWait; then it returns errNotSent.
+// After an error, o.done is not called.
 func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {
 		return bus.ErrClosed
 	}
-	if err := ctx.Err(); err != nil {
-		return notSent(err)
+	if ctx.Err() != nil {
+		return notSent(endOf(ctx))
 	}
 	c, err := b.awaitChannel(ctx)
 	if err == nil && o.exchange != "" {
 		err = c.declare(ctx, o.exchange)
-	}
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return notSent(err)
 	}
 	if err != nil {
 		return err
@@ -397,7 +395,7 @@ func (b *Bus) publishRetrying(ctx context.Context, o *outgoing, last error) erro
 		Send:      func(error) error { return b.publishOnce(ctx, o) },
 	}.Resend(ctx, last)
 	if ctx.Err() != nil && errors.Is(err, errNotSent) {
-		return notSent(ctx.Err())
+		return notSent(endOf(ctx))
 	}
 	return err
 }
@@ -416,7 +414,7 @@ func (b *Bus) publishOnce(ctx context.Context, o *outgoing) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", ctx.Err())
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", endOf(ctx))
 	}
 }
 

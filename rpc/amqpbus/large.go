@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -33,23 +34,25 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 	select {
 	case b.largeSlots <- struct{}{}:
 	case <-ctx.Done():
-		return notSent(ctx.Err())
+		return notSent(endOf(ctx))
 	case <-b.life.Done():
 		return bus.ErrClosed
 	}
 	b.largeOnce.Do(func() { b.life.Go(func() { b.large.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
 	done := make(chan error, 1)
+	var decided atomic.Bool // that the message is written, or that it is not sent
 	if !b.life.Go(func() {
 		defer func() { <-b.largeSlots }()
-		ctx, cancel := context.WithCancel(ctx)
+		waiting, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-		conn, err := b.large.get(ctx)
-		if err != nil {
-			done <- cmp.Or(b.life.Usable(), notSent(err))
-			return
+		conn, err := b.large.get(waiting)
+		switch {
+		case err != nil:
+			done <- cmp.Or(b.life.Usable(), notSent(cmp.Or(endOf(ctx), err)))
+		case decided.CompareAndSwap(false, true):
+			done <- b.publishAlone(conn.Connection, o)
 		}
-		done <- b.publishAlone(conn.Connection, o)
 	}) {
 		<-b.largeSlots
 		return bus.ErrClosed
@@ -58,7 +61,10 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", ctx.Err())
+		if decided.CompareAndSwap(false, true) {
+			return notSent(endOf(ctx))
+		}
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", endOf(ctx))
 	}
 }
 
@@ -66,7 +72,7 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	ch, err := conn.Channel()
 	if err != nil {
-		return errNotSent
+		return channelError(err)
 	}
 	defer ch.Close() //nolint:errcheck // it may be closed already
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))

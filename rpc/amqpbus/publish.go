@@ -61,21 +61,42 @@ func (p *publisher) keepChannelOpen(life context.Context) {
 	}
 }
 
-// awaitChannel returns an open channel. It waits for one until ctx ends, for at most a minute.
+// maxWait is how long the bus waits for RabbitMQ where the caller has set no deadline.
+const maxWait = time.Minute
+
+// errMaxWait is why a context of withMaxWait has ended.
+var errMaxWait = fault.New(fault.Timeout, "the context has no deadline, and the bus's own limit of %v has passed", maxWait)
+
+// withMaxWait returns a context that also ends after maxWait.
+func withMaxWait(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, maxWait, errMaxWait)
+}
+
+// endOf returns why a context has ended: its error, or errMaxWait if maxWait has passed.
+func endOf(ctx context.Context) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errMaxWait) {
+		return cause
+	}
+	return ctx.Err()
+}
+
+// awaitChannel returns an open channel. It waits for one until ctx ends, at most maxWait; then it returns errNotSent.
 func (b *Bus) awaitChannel(ctx context.Context) (*publishChannel, error) {
 	p := b.publishers[b.next.Add(1)%uint64(len(b.publishers))]
 	c, changed, full := p.openChannel()
 	if c != nil {
 		return c, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
+	limit := time.NewTimer(maxWait)
+	defer limit.Stop()
 	for ; c == nil; c, changed, full = p.openChannel() {
 		select {
 		case <-full: // blocks for ever if full is nil
 		case <-changed:
+		case <-limit.C:
+			return nil, errNotSent
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, notSent(endOf(ctx))
 		case <-b.life.Done():
 			return nil, bus.ErrClosed
 		}
@@ -153,27 +174,22 @@ func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	done := c.declaring.DoChan(exchange, func() (any, error) {
 		ch, err := c.conn.Channel()
 		if err != nil {
-			return nil, err
+			return nil, channelError(err)
 		}
 		defer func() { _ = ch.Close() }() // after a refusal it is closed already
-		if err = ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err == nil {
-			c.declared.Store(exchange, true)
+		if err := ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+			return nil, refusalError(err, "the exchange "+exchange)
 		}
-		return nil, err
+		c.declared.Store(exchange, true)
+		return nil, nil
 	})
 	select {
 	case r := <-done:
-		if e, ok := errors.AsType[*amqp.Error](r.Err); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed) {
-			return refusalError(e, "the exchange "+exchange)
-		}
-		if r.Err != nil { // the connection is lost
-			return errNotSent
-		}
-		return nil
+		return r.Err
 	case <-c.lost:
 		return errNotSent
 	case <-ctx.Done():
-		return notSent(ctx.Err())
+		return notSent(endOf(ctx))
 	}
 }
 
@@ -321,9 +337,18 @@ func (o *outgoing) confirmed() bool {
 	}
 }
 
-// notSent returns the error of a message that was not sent before its context ended. err is the error of the context.
+// notSent returns the error of a message that was not sent before its context ended. err is the result of endOf.
 func notSent(err error) error {
 	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ could not be reached or accepted no messages: %w", err)
+}
+
+// channelError returns the error of a message whose channel could not be opened: Exhausted if the connection has as many channels as
+// RabbitMQ allows, or errNotSent if the connection was lost.
+func channelError(err error) error {
+	if errors.Is(err, amqp.ErrChannelMax) {
+		return fault.New(fault.Exhausted, "not sent: the connection to RabbitMQ has as many channels as RabbitMQ allows (channel_max): %w", err)
+	}
+	return errNotSent
 }
 
 // refusalError returns the error for a queue or an exchange that the broker refuses: Denied or Precondition, or errNotSent if the
@@ -335,7 +360,7 @@ func refusalError(err error, what string) error {
 		return fault.New(fault.Denied, "RabbitMQ denies %s: %w", what, err)
 	case ok && e.Code == amqp.PreconditionFailed:
 		return fault.New(fault.Precondition, "RabbitMQ has %s with other properties: %w", what, err)
-	case ok && e.Server:
+	case ok && e.Server && e.Recover: // without Recover, the error has ended the connection
 		return fault.New(fault.Precondition, "RabbitMQ refuses %s: %w", what, err)
 	}
 	return errNotSent

@@ -42,6 +42,11 @@ func TestMetadata(t *testing.T) {
 				"rpc": "cast backup.start 2.1", "context": "{}", "reason": "no", "topic": "backup", "server": "h", "died_at": "2026-11-23T07:38:13.5Z", "truncated": "9",
 			},
 		},
+		{
+			bus.Message{Kind: bus.Cast, Interface: "backup", Method: "start", Version: v21, Dead: &bus.Dead{Topic: "backup", At: at}},
+			map[string]string{"rpc": "cast backup.start 2.1", "reason": "", "topic": "backup", "died_at": "2026-11-23T07:38:13.5Z"},
+		},
+		{bus.Message{Kind: bus.Fanout, Interface: "backup", Method: "start", Version: v21, Dead: &bus.Dead{}}, map[string]string{"rpc": "fanout backup.start 2.1", "reason": ""}},
 		{bus.Message{Kind: bus.Reply, Correlation: "c", Instance: "i"}, map[string]string{"rpc": "reply", "correlation_id": "c", "instance": "i"}},
 		{bus.Message{Kind: bus.Heartbeat, Correlation: "c"}, map[string]string{"rpc": "beat", "correlation_id": "c"}},
 	}

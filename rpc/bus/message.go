@@ -157,8 +157,8 @@ func (m *Message) Metadata() iter.Seq2[string, string] {
 		ok := put(KeyEnvelope, m.Envelope()) && put(KeyReplyTo, m.ReplyTo) && put(KeyCorrelation, m.Correlation) && put(KeyInstance, m.Instance) &&
 			count(keyFailures, m.Failures) && count(keyWaited, int(m.Waited.Milliseconds())) &&
 			count(keyRedeliveries, m.Redeliveries) && count(keyRequeues, m.Requeues)
-		if d := m.Dead; d != nil {
-			ok = ok && put(keyReason, d.Reason) && put(keyTopic, d.Topic) && put(keyDiedAt, d.at()) &&
+		if d := m.Dead; d != nil { // Reason is written also if it is empty: it marks a dead letter
+			ok = ok && yield(keyReason, d.Reason) && put(keyTopic, d.Topic) && put(keyDiedAt, d.at()) &&
 				put(keyServer, d.Server) && count(keyTruncated, d.Truncated)
 		}
 		if !ok {
@@ -239,7 +239,7 @@ func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Mess
 		case keyRequeues:
 			m.Requeues = decodeCount(v)
 		case keyReason:
-			dead.Reason, isDead = v, v != ""
+			dead.Reason, isDead = v, true
 		case keyTopic:
 			dead.Topic = v
 		case keyServer:

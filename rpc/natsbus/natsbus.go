@@ -46,6 +46,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/outage"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/rpc/internal/life"
@@ -145,8 +146,8 @@ func (b *Bus) Start(ctx context.Context) error {
 			}
 			c.close()
 		}
-		return fault.New(startErrorCode(err), "connect to NATS at %s: gave up after %v: %v",
-			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+		return fault.New(startErrorCode(err), "connect to NATS at %s: gave up%s: %v",
+			broker.Redacted(b.cfg.URLs...), text.After(time.Since(begin)), err)
 	})
 }
 

@@ -187,7 +187,8 @@ type AuditConfig struct {
 	Repair bool
 	// MinAge is the least time since the last change of a claim that may count as orphaned or different. A component may
 	// claim before it writes its own record, so MinAge should be longer than the time between the two. Default 5 minutes.
-	// Negative: every claim may count. A missing claim counts at once.
+	// Negative: every claim may count. A missing claim counts at once, unless it
+	// was made while Audit read Want.
 	MinAge time.Duration
 }
 
@@ -215,6 +216,9 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 		return nil, err
 	}
 	out := compareClaims(have, want, now.Add(-cfg.MinAge))
+	if out, err = dropMadeMeanwhile(ctx, s, out); err != nil {
+		return nil, err
+	}
 	if cfg.Repair {
 		for i := range out {
 			out[i].Err = out[i].repair(ctx, s, cfg)
@@ -252,6 +256,27 @@ func compareClaims(have, want []Claim, changedBefore time.Time) (out []Finding) 
 		}
 	}
 	return out
+}
+
+// dropMadeMeanwhile removes the findings of missing claims that were made after Audit had read the claims.
+func dropMadeMeanwhile(ctx context.Context, s Store, found []Finding) ([]Finding, error) {
+	var missing []string
+	for i := range found {
+		if found[i].Kind == "missing" {
+			missing = append(missing, found[i].Claim.Consumer)
+		}
+	}
+	made := map[string]bool{}
+	for part := range slices.Chunk(missing, 1000) { // SQLite allows 32,766 parameters of a statement
+		claims, err := s.Claims(ctx, part...)
+		if err != nil {
+			return nil, err
+		}
+		for i := range claims {
+			made[claims[i].Consumer] = claims[i].Generation != 0
+		}
+	}
+	return slices.DeleteFunc(found, func(f Finding) bool { return f.Kind == "missing" && made[f.Claim.Consumer] }), nil
 }
 
 // repair makes the claim that should exist, or releases an orphaned claim, if Want still says so. Otherwise it returns

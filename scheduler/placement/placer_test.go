@@ -317,6 +317,44 @@ func TestAudit(t *testing.T) {
 	})
 }
 
+// TestAuditConcurrentClaim: a claim that is made, together with its record, after Audit has read the claims is not missing.
+func TestAuditConcurrentClaim(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		s := placement.NewSQL(d)
+		put(t, s, "n1", 10)
+		claim := placement.Claim{Consumer: "c", Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": 1}}}}
+		lost := claim
+		lost.Consumer = "lost"
+		for _, repair := range []bool{false, true} {
+			if err := s.Claim(t.Context(), placement.Claim{Consumer: "c"}); err != nil && !errors.Is(err, placement.ErrChanged) {
+				t.Fatal(err)
+			}
+			made := false
+			found, err := placement.Audit(t.Context(), s, placement.AuditConfig{Repair: repair, Want: func(ctx context.Context, _ ...string) ([]placement.Claim, error) {
+				if !made {
+					made = true
+					if err := s.Claim(ctx, claim); err != nil {
+						return nil, err
+					}
+				}
+				return []placement.Claim{claim, lost}, nil
+			}})
+			if err != nil || len(found) != 1 || found[0].Kind != "missing" || found[0].Claim.Consumer != "lost" || found[0].Repaired != repair {
+				t.Errorf("repair %v: %+v, %v; want that only \"lost\" is missing", repair, found, err)
+			}
+			have, err := s.Claims(t.Context(), "c")
+			if err != nil || len(have) != 1 || have[0].Generation == 0 {
+				t.Fatalf("%+v, %v", have, err)
+			}
+			claim.Generation = 0
+			if err := s.Claim(t.Context(), placement.Claim{Consumer: "c", Generation: have[0].Generation}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // TestClaimTx: a claim and the component's own rows are one transaction.
 func TestClaimTx(t *testing.T) {
 	t.Parallel()

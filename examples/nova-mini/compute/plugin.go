@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"slices"
 	"time"
 
@@ -44,7 +45,7 @@ func (s *server) PowerOn(ctx context.Context, r *pb.PowerOnRequest) (*pb.PowerOn
 }
 
 func (s *server) PowerOff(ctx context.Context, r *pb.PowerOffRequest) (*pb.PowerOffResponse, error) {
-	return &pb.PowerOffResponse{}, s.d.PowerOff(ctx, r.GetId(), time.Duration(r.GetGraceMs())*time.Millisecond)
+	return &pb.PowerOffResponse{}, s.d.PowerOff(ctx, r.GetId(), fromMillis(r.GetGraceMs()))
 }
 
 func (s *server) Reboot(ctx context.Context, r *pb.RebootRequest) (*pb.RebootResponse, error) {
@@ -143,12 +144,14 @@ func (s *server) ConsoleLog(r *pb.ConsoleLogRequest, stream grpc.ServerStreaming
 type writer func(part []byte) error
 
 func (w writer) Write(b []byte) (int, error) {
+	sent := 0
 	for part := range slices.Chunk(b, 64<<10) {
 		if err := w(part); err != nil {
-			return 0, err
+			return sent, err
 		}
+		sent += len(part)
 	}
-	return len(b), nil
+	return sent, nil
 }
 
 func (s *server) Console(ctx context.Context, r *pb.ConsoleRequest) (*pb.ConsoleResponse, error) {
@@ -175,7 +178,7 @@ func (s *server) Diagnostics(ctx context.Context, r *pb.DiagnosticsRequest) (*pb
 
 func (s *server) Events(_ *pb.EventsRequest, stream grpc.ServerStreamingServer[pb.EventsResponse]) error {
 	return s.d.Events(stream.Context(), func(e Event) error {
-		return stream.Send(&pb.EventsResponse{ServerId: e.ServerID, Type: toEvent[e.Type], TimeUnixNs: e.Time.UnixNano()})
+		return stream.Send(&pb.EventsResponse{ServerId: e.ServerID, Type: toEvent[e.Type], TimeUnixNs: toUnixNano(e.Time)})
 	})
 }
 
@@ -202,7 +205,7 @@ func (c *client) PowerOn(ctx context.Context, id string) error {
 }
 
 func (c *client) PowerOff(ctx context.Context, id string, grace time.Duration) error {
-	_, err := c.rpc.PowerOff(ctx, &pb.PowerOffRequest{Id: id, GraceMs: int64((grace + time.Millisecond - 1) / time.Millisecond)})
+	_, err := c.rpc.PowerOff(ctx, &pb.PowerOffRequest{Id: id, GraceMs: toMillis(grace)})
 	return err
 }
 
@@ -366,7 +369,7 @@ func (c *client) Events(ctx context.Context, f func(Event) error) error {
 		if err != nil {
 			return err
 		}
-		e := Event{ServerID: r.GetServerId(), Time: time.Unix(0, r.GetTimeUnixNs()).UTC()}
+		e := Event{ServerID: r.GetServerId(), Time: fromUnixNano(r.GetTimeUnixNs())}
 		for t, n := range toEvent {
 			if n == r.GetType() {
 				e.Type = t
@@ -408,6 +411,43 @@ func fromInstance(i *pb.Instance) Instance {
 		ID: i.GetId(), Name: i.GetName(), Power: PowerState(i.GetPower()), Resources: fromResources(i.GetResources()),
 		Rescued: i.GetRescued(), Volumes: i.GetVolumes(), Interfaces: i.GetInterfaces(),
 	}
+}
+
+// toMillis returns d in milliseconds, rounded up.
+func toMillis(d time.Duration) int64 {
+	ms := int64(d / time.Millisecond)
+	if d%time.Millisecond > 0 {
+		ms++
+	}
+	return ms
+}
+
+// fromMillis returns a duration of ms milliseconds. A duration that is too long for the type becomes the longest one of its sign.
+func fromMillis(ms int64) time.Duration {
+	const most = math.MaxInt64 / int64(time.Millisecond)
+	switch {
+	case ms > most:
+		return math.MaxInt64
+	case ms < -most:
+		return math.MinInt64
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
+// toUnixNano returns a time in nanoseconds since 1970; 0 for the zero time.
+func toUnixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// fromUnixNano is the inverse of toUnixNano.
+func fromUnixNano(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
 }
 
 var toEvent = map[EventType]pb.EventType{

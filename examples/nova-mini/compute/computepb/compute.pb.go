@@ -2944,7 +2944,7 @@ type EventsResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	ServerId string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	Type     EventType              `protobuf:"varint,2,opt,name=type,proto3,enum=armature.compute.v1.EventType" json:"type,omitempty"`
-	// Nanoseconds since 1970, UTC.
+	// Nanoseconds since 1970, UTC; 0: the time is not known.
 	TimeUnixNs    int64 `protobuf:"varint,3,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
