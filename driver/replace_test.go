@@ -92,7 +92,7 @@ func (r *replaceable) awaitOne() {
 	})
 }
 
-// callers calls the driver all the time. The returned function ends the calls and checks that each was executed by exactly one
+// callers calls the driver from four goroutines, each about 200 times a second: more would leave no time to the programs that start. The returned function ends the calls and checks that each was executed by exactly one
 // program. It returns the ids of the programs, and how many calls failed with the accepted codes.
 func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed int) {
 	r.t.Helper()
@@ -102,7 +102,10 @@ func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed i
 	ran, lost, refused := map[string]string{}, map[string]bool{}, atomic.Int64{}
 	for c := range 4 {
 		wg.Go(func() {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
 			for i := 0; ctx.Err() == nil; i++ {
+				<-pace.C
 				id := fmt.Sprintf("%d-%d", c, i)
 				pid, err := r.p.Driver().Echo(context.WithoutCancel(ctx), "append:"+id)
 				mu.Lock()
