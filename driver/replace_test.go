@@ -44,7 +44,7 @@ func startReplaceable(t *testing.T, concurrent, pinned bool, change func(cfg *dr
 		r.o.Lock = filepath.Join(dir, "lock")
 	}
 	r.program = filepath.Join(installPrograms(t, "good", "old", "new"), "armature-echo-")
-	r.cfg = driver.PluginConfig{Program: "script", Dir: t.TempDir(), SocketDir: socketDir(t), Logger: slog.New(slog.NewTextHandler(r.log, nil))}
+	r.cfg = driver.PluginConfig{Program: "script", Dir: t.TempDir(), SocketDir: socketDir(t), Env: raceEnv, Logger: slog.New(slog.NewTextHandler(r.log, nil))}
 	r.path = filepath.Join(r.cfg.Dir, "armature-echo-script")
 	r.install("good", pinned)
 	if change != nil {
