@@ -402,6 +402,9 @@ func launchPlugin(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if p.Status().State == driver.Closed { // by the test
+			return
+		}
 		if err := p.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
 		}

@@ -187,6 +187,7 @@ func TestReplace(t *testing.T) {
 			t.Errorf("the calls ran in %d programs, want 10 or 11", len(pids))
 		}
 		r.awaitOne()
+		waittest.Until(t, "the last line", func() bool { return r.log.count("replaced driver program ended") == 10 })
 		if replaced, ended := r.log.count("driver program replaced"), r.log.count("replaced driver program ended"); replaced != 10 || ended != 10 || r.log.count("level=WARN") > 0 {
 			t.Errorf("%d replacements and %d ends in the log, want 10 and 10, and no warning", replaced, ended)
 		}

@@ -190,7 +190,7 @@ func (c *Client) Reload(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, capsTimeout)
 	defer cancel()
-	defer context.AfterFunc(c.life, cancel)()
+	defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // Close ends it
 	if err := c.refreshCaps(ctx); err != nil && c.life.Err() == nil {
 		c.cfg.Logger.WarnContext(ctx, "version caps not refreshed, the last ones stay", "error", err)
 	}
