@@ -51,7 +51,7 @@ var rules = map[string][]string{
 	"tlsfile": {"fault"},
 
 	"rpc":                   {"rpc/bus", "rpc/internal/names", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
-	"rpc/bus":               {"rpc/internal/names", "fault"},
+	"rpc/bus":               {"rpc/internal/names", "internal/version", "fault"},
 	"rpc/membus":            {"rpc/bus"},
 	"rpc/amqpbus":           {"rpc/bus", "internal/backoff", "tlsfile", "internal/outage", "rpc/internal/...", "internal/text", "fault", amqp, "golang.org/x/sync"},
 	"rpc/natsbus":           {"rpc/bus", "internal/backoff", "tlsfile", "internal/outage", "rpc/internal/...", "internal/text", "fault", nats},
@@ -87,10 +87,10 @@ var rules = map[string][]string{
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {
-		"service/...", "internal/outage", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
+		"service/...", "internal/outage", "internal/version", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 	"service/membership/rpccaps":      {"service/membership", "rpc", "golang.org/x/sync"},
 	"service/operation/operationprom": {"service/operation", prometheus},
 	"service/operation":               {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
@@ -113,6 +113,7 @@ var rules = map[string][]string{
 	"internal/certtest":     {},
 	"internal/guidetest":    {},
 	"internal/waittest":     {},
+	"internal/version":      {},
 
 	"examples/...": nil, // not checked: examples may import any package
 }

@@ -446,6 +446,16 @@ func (p *process) ping(ctx context.Context) error {
 	return nil
 }
 
+// killIfHung kills the program if it sends no heartbeat within PingTimeout, and waits for its end.
+func (p *process) killIfHung(ctx context.Context) {
+	ping, cancel := context.WithTimeout(ctx, p.cfg.PingTimeout)
+	defer cancel()
+	if err := p.ping(ping); errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		p.fail(fault.New(fault.Timeout, "it was killed because it hung: no heartbeat within %v", p.cfg.PingTimeout))
+		<-p.exited
+	}
+}
+
 // cleanUp waits for the end of a program that was told to end or has ended. Then it closes the connection and removes the
 // socket's directory.
 func (p *process) cleanUp() {

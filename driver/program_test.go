@@ -382,6 +382,9 @@ func installPrograms(t testing.TB, programs ...string) (dir string) {
 	return dir
 }
 
+// raceEnv is the environment of driver programs: otherwise a program that is built with the race detector waits for a second when it ends.
+var raceEnv = []string{"GORACE=atexit_sleep_ms=0"}
+
 // launchPlugin starts cfg.Program, by default "good", and closes it at the end of the test.
 func launchPlugin(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] {
 	t.Helper()
@@ -391,11 +394,17 @@ func launchPlugin(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] 
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Env == nil {
+		cfg.Env = raceEnv
+	}
 	p, err := driver.Launch(t.Context(), echoKind, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if p.Status().State == driver.Closed { // by the test
+			return
+		}
 		if err := p.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
 		}

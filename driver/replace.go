@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -215,14 +216,14 @@ func (r *replacement) swapAfter(life, ctx context.Context, old *process) (after 
 		}
 		r.link.cur.Store(nil)
 		program := old.program
-		old.program = nil // stays open for the restart
-		r.closeReplaced(context.WithoutCancel(life), old)
+		old.program = nil    // stays open for the restart
+		r.closeReplaced(old) //nolint:contextcheck // only Close ends it
 		defer func() {
 			if failed == nil {
 				_ = program.Close() // the file was only read
 				return
 			}
-			if after, err = r.startAgain(life, now, program); err != nil {
+			if after, err = r.startAgain(r.urgent, now, program); err != nil {
 				r.setDown(Restarting, err, time.Now())
 			}
 		}()
@@ -243,7 +244,10 @@ func (r *replacement) awaitCalls(ctx context.Context, old *process) error {
 		limit = min(limit, time.Until(d)/2)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
+	var pings sync.WaitGroup
+	defer pings.Wait()
 	defer cancel()
+	pings.Go(func() { old.killWhenHung(ctx) }) // restartLoop waits here and sends no pings
 	old.route.retired.Store(true)
 	defer time.AfterFunc(streamTime, func() { old.route.cutStreams("its program is being replaced") }).Stop()
 	if old.route.awaitIdle(ctx) {
@@ -251,6 +255,22 @@ func (r *replacement) awaitCalls(ctx context.Context, old *process) error {
 	}
 	old.route.retired.Store(false)
 	return fault.New(fault.Timeout, "calls that run on the old program did not end within %v; try again", limit.Round(time.Millisecond))
+}
+
+// killWhenHung kills the program when it hangs, until ctx or the program ends.
+func (p *process) killWhenHung(ctx context.Context) {
+	t := time.NewTicker(p.cfg.PingEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			p.killIfHung(ctx)
+		case <-p.exited:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // startAgain starts the file of a program that has ended for a replacement.
@@ -273,28 +293,21 @@ func (s *supervisor) startAgain(ctx context.Context, now *plan, program *os.File
 
 // retirement is a program that was replaced, and still has calls.
 type retirement struct {
-	route  *route
-	cancel context.CancelFunc // ends the wait for the calls
-	done   chan struct{}      // closed when the program has ended
-}
-
-// hurry cancels the streams of the program. When ctx ends, the program is killed.
-func (r *retirement) hurry(ctx context.Context) {
-	r.route.cutStreams("the driver is closed")
-	context.AfterFunc(ctx, r.cancel)
+	route *route
+	done  chan struct{} // closed when the program has ended
 }
 
 // retireProcess ends a program that was replaced when its calls have ended, or after DrainTimeout. It does not block.
 func (s *supervisor) retireProcess(life context.Context, old *process) {
 	life = context.WithoutCancel(life) // close waits for the retirement
-	ctx, cancel := context.WithTimeout(life, old.cfg.DrainTimeout)
-	r := &retirement{route: old.route, cancel: cancel, done: make(chan struct{})}
+	r := &retirement{route: old.route, done: make(chan struct{})}
 	old.route.retired.Store(true)
 	s.retire.Store(r)
 	go func() {
 		defer close(r.done)
+		ctx, cancel := context.WithTimeout(s.urgent, old.cfg.DrainTimeout)
 		defer cancel()
-		if !old.route.awaitIdle(ctx) {
+		if !old.route.awaitIdle(ctx) { //nolint:contextcheck // only Close ends it
 			old.route.cutStreams("its program was replaced")
 			soon, stop := context.WithTimeout(life, killTime/10)
 			defer stop()
@@ -303,13 +316,14 @@ func (s *supervisor) retireProcess(life context.Context, old *process) {
 				<-old.exited
 			}
 		}
-		s.closeReplaced(life, old)
+		s.closeReplaced(old) //nolint:contextcheck // only Close ends it
 	}()
 }
 
-// closeReplaced closes the driver of a program that was replaced, ends the program, and logs how it has ended.
-func (s *supervisor) closeReplaced(ctx context.Context, old *process) {
-	ctx, cancel := context.WithTimeout(ctx, old.cfg.CloseTimeout)
+// closeReplaced closes the driver of a program that was replaced, ends the program, and logs how it has ended. It takes at most
+// CloseTimeout, and ends with the context of Close.
+func (s *supervisor) closeReplaced(old *process) {
+	ctx, cancel := context.WithTimeout(s.urgent, old.cfg.CloseTimeout)
 	defer cancel()
 	var err error
 	if old.hasExited() {

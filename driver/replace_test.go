@@ -44,7 +44,7 @@ func startReplaceable(t *testing.T, concurrent, pinned bool, change func(cfg *dr
 		r.o.Lock = filepath.Join(dir, "lock")
 	}
 	r.program = filepath.Join(installPrograms(t, "good", "old", "new"), "armature-echo-")
-	r.cfg = driver.PluginConfig{Program: "script", Dir: t.TempDir(), SocketDir: socketDir(t), Logger: slog.New(slog.NewTextHandler(r.log, nil))}
+	r.cfg = driver.PluginConfig{Program: "script", Dir: t.TempDir(), SocketDir: socketDir(t), Env: raceEnv, Logger: slog.New(slog.NewTextHandler(r.log, nil))}
 	r.path = filepath.Join(r.cfg.Dir, "armature-echo-script")
 	r.install("good", pinned)
 	if change != nil {
@@ -92,7 +92,7 @@ func (r *replaceable) awaitOne() {
 	})
 }
 
-// callers calls the driver all the time. The returned function ends the calls and checks that each was executed by exactly one
+// callers calls the driver from four goroutines, each about 200 times a second: more would leave no time to the programs that start. The returned function ends the calls and checks that each was executed by exactly one
 // program. It returns the ids of the programs, and how many calls failed with the accepted codes.
 func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed int) {
 	r.t.Helper()
@@ -102,7 +102,10 @@ func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed i
 	ran, lost, refused := map[string]string{}, map[string]bool{}, atomic.Int64{}
 	for c := range 4 {
 		wg.Go(func() {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
 			for i := 0; ctx.Err() == nil; i++ {
+				<-pace.C
 				id := fmt.Sprintf("%d-%d", c, i)
 				pid, err := r.p.Driver().Echo(context.WithoutCancel(ctx), "append:"+id)
 				mu.Lock()
@@ -184,6 +187,7 @@ func TestReplace(t *testing.T) {
 			t.Errorf("the calls ran in %d programs, want 10 or 11", len(pids))
 		}
 		r.awaitOne()
+		waittest.Until(t, "the last line", func() bool { return r.log.count("replaced driver program ended") == 10 })
 		if replaced, ended := r.log.count("driver program replaced"), r.log.count("replaced driver program ended"); replaced != 10 || ended != 10 || r.log.count("level=WARN") > 0 {
 			t.Errorf("%d replacements and %d ends in the log, want 10 and 10, and no warning", replaced, ended)
 		}

@@ -31,6 +31,9 @@ type supervisor struct {
 	swaps  chan swap                  // to restartLoop
 	retire atomic.Pointer[retirement] // of the last program that was replaced beside its successor, or nil
 
+	urgent context.Context    //nolint:containedctx // of what must end when the context of Close ends
+	kill   context.CancelFunc // ends urgent
+
 	stop     context.CancelFunc // of restartLoop
 	done     chan struct{}      // closed when restartLoop has ended
 	crashes  []time.Time        // within CrashWindow; used by restartLoop alone
@@ -66,6 +69,7 @@ func startSupervised(ctx context.Context, kind string, protocols []int, pl *plan
 	s.link.check, s.link.end = s.check, s.close
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
+	s.urgent, s.kill = context.WithCancel(context.WithoutCancel(ctx))
 	s.setUp(p)
 	go s.restartLoop(runCtx, p)
 	return s, nil
@@ -136,12 +140,51 @@ func (s *supervisor) restart(ctx context.Context, err error) (p *process) {
 		if p = s.awaitRestart(ctx); p != nil || ctx.Err() != nil {
 			return p
 		}
-		if p, err = s.start(ctx, s.plan.Load()); err == nil {
-			s.setUp(p)
+		if p, err = s.startOrSwap(ctx); err == nil {
 			return p
 		}
 		if ctx.Err() != nil {
 			return nil
+		}
+	}
+}
+
+// startOrSwap starts the program of the plan. A swap that is requested meanwhile ends that start, because it may hang; if the swap starts no
+// program, the start is repeated.
+func (s *supervisor) startOrSwap(ctx context.Context) (*process, error) {
+	type result struct {
+		p   *process
+		err error
+	}
+	for {
+		start, cancel := context.WithCancel(ctx)
+		started := make(chan result, 1)
+		go func() {
+			p, err := s.start(start, s.plan.Load())
+			started <- result{p, err}
+		}()
+		var r result
+		var change swap
+		select {
+		case r = <-started:
+		case change = <-s.swaps:
+			cancel()
+			r = <-started
+		}
+		cancel()
+		if r.err == nil {
+			s.setUp(r.p)
+		}
+		switch {
+		case change == nil && r.err != nil:
+			return nil, r.err
+		case change == nil:
+			return r.p, nil
+		case r.err == nil: // the start has succeeded just before
+			return change(ctx, r.p)
+		}
+		if p, err := change(ctx, nil); err == nil {
+			return p, nil
 		}
 	}
 }
@@ -160,13 +203,7 @@ func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
 			return swap
 		case <-t.C:
 		}
-		ping, cancel := context.WithTimeout(ctx, p.cfg.PingTimeout)
-		err := p.ping(ping)
-		cancel()
-		if errors.Is(err, context.DeadlineExceeded) {
-			p.fail(fault.New(fault.Timeout, "it was killed because it hung: no heartbeat within %v", p.cfg.PingTimeout))
-			<-p.exited
-		}
+		p.killIfHung(ctx)
 	}
 }
 
@@ -274,8 +311,10 @@ func (s *supervisor) close(ctx context.Context) error {
 		defer cancel()
 	}
 	s.once.Do(func() {
+		defer s.kill()
+		defer context.AfterFunc(ctx, s.kill)()
 		if r := s.retire.Load(); r != nil {
-			r.hurry(ctx)
+			r.route.cutStreams("the driver is closed")
 			defer func() { <-r.done }()
 		}
 		s.link.drain(ctx)

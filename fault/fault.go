@@ -272,6 +272,15 @@ func wrappedBy(err error) error {
 	return nil
 }
 
+// Errors of versions. Package rpc returns them under the same names. They are here because a process may retry after them without knowing
+// package rpc: during a rolling upgrade a peer may have the version soon. The request was not executed.
+var (
+	// ErrUnsupportedVersion: the peer does not serve the version that the request needs.
+	ErrUnsupportedVersion = Sentinel(Unimplemented, "UnsupportedVersion", "unsupported version")
+	// ErrVersionCap: a process that runs does not serve the version that the request needs, so that it was not sent.
+	ErrVersionCap = Sentinel(Precondition, "VersionCap", "the version cap forbids the method")
+)
+
 // Sentinel returns an error for a package variable. errors.Is matches it by
 // reason, also after an RPC. Reasons are CamelCase and unique in a component.
 func Sentinel(code Code, reason, msg string) error {

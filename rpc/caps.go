@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,7 @@ type caps struct {
 	current atomic.Pointer[knownCaps] // nil: not known
 	begun   atomic.Bool               // keepCaps runs
 	asked   chan struct{}             // makes keepCaps read the caps now
-	flight  singleflight.Group        // of RefreshCaps
+	flight  singleflight.Group        // of refreshCaps
 
 	mu      sync.Mutex
 	settled chan struct{} // closed when the caps are known, or CapsWait has passed
@@ -180,10 +181,17 @@ func (c *Client) Check(context.Context) error {
 	return fault.New(fault.Unavailable, "the version caps are not known yet")
 }
 
-// Reload implements service.Reloader: it is [Client.RefreshCaps]. A failure is logged and not returned, because it must not keep
-// other parts from reloading.
+// Reload implements service.Reloader: it calls ClientConfig.AutoCaps now, for example after an upgrade is finished, and waits for it, for up
+// to 10 s. A failure is logged as WARN and not returned, because it must not keep other parts from reloading; then the last caps stay. Close
+// ends it. Without AutoCaps, and after Close, Reload does nothing.
 func (c *Client) Reload(ctx context.Context) error {
-	if err := c.RefreshCaps(ctx); err != nil {
+	if c.cfg.AutoCaps == nil || c.life.Err() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, capsTimeout)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // Close ends it
+	if err := c.refreshCaps(ctx); err != nil && c.life.Err() == nil {
 		c.cfg.Logger.WarnContext(ctx, "version caps not refreshed, the last ones stay", "error", err)
 	}
 	return nil
@@ -192,13 +200,8 @@ func (c *Client) Reload(ctx context.Context) error {
 // askingKey is the key of the client in the context of its AutoCaps.
 type askingKey struct{}
 
-// RefreshCaps calls ClientConfig.AutoCaps now, for example after an upgrade is
-// finished, and waits for it. It returns the error of AutoCaps; then the last caps
-// stay. Without AutoCaps it does nothing.
-func (c *Client) RefreshCaps(ctx context.Context) error {
-	if c.cfg.AutoCaps == nil {
-		return nil
-	}
+// refreshCaps calls ClientConfig.AutoCaps, which is not nil, and waits for it. It returns the error of AutoCaps; then the last caps stay.
+func (c *Client) refreshCaps(ctx context.Context) error {
 	defer c.startCaps()
 	began := time.Now()
 	got, err := c.cfg.AutoCaps(context.WithValue(ctx, askingKey{}, c), c)
@@ -209,7 +212,9 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 		return fmt.Errorf("read the version caps: %w", err)
 	}
 	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has ended earlier
-		k.current.Store(&knownCaps{maps.Clone(got), began})
+		next := &knownCaps{maps.Clone(got), began}
+		k.current.Store(next)
+		c.logCaps(ctx, last, next)
 	}
 	if k.gaveUp {
 		k.gaveUp = false
@@ -219,13 +224,41 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 	return nil
 }
 
-// refreshShared is RefreshCaps, by one call for all that call it at the same time.
+// logCaps logs each interface whose caps have changed.
+func (c *Client) logCaps(ctx context.Context, last, next *knownCaps) {
+	if last == nil {
+		return
+	}
+	text := func(v Versions, name string) string {
+		switch list, named := v[name]; {
+		case !named:
+			return "lowest"
+		case len(list) == 0:
+			return "none"
+		default:
+			return textOf(list)
+		}
+	}
+	names := slices.Sorted(maps.Keys(last.versions))
+	for name := range next.versions {
+		if _, named := last.versions[name]; !named {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		if from, to := text(last.versions, name), text(next.versions, name); from != to {
+			c.cfg.Logger.InfoContext(ctx, "version caps changed", "interface", name, "from", from, "to", to)
+		}
+	}
+}
+
+// refreshShared is refreshCaps, by one call for all that call it at the same time.
 func (c *Client) refreshShared(ctx context.Context) error {
 	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
 		ctx, cancel := context.WithTimeout(c.life, capsTimeout)
 		defer cancel()
 		ended := make(chan error, 1)
-		if !c.spawn(func() { ended <- c.RefreshCaps(ctx) }) { // Close waits for it
+		if !c.spawn(func() { ended <- c.refreshCaps(ctx) }) { // Close waits for it
 			return nil, ErrClosed
 		}
 		return nil, <-ended
@@ -252,7 +285,7 @@ func (c *Client) keepCaps() {
 	delay := capsRetry
 	for {
 		var err error
-		if k := c.caps.current.Load(); k == nil || time.Since(k.at) > freshCaps { // otherwise RefreshCaps has just read them
+		if k := c.caps.current.Load(); k == nil || time.Since(k.at) > freshCaps { // otherwise Reload has just read them
 			err = c.refreshShared(c.life)
 		}
 		if c.life.Err() != nil {

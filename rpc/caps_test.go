@@ -1,10 +1,10 @@
 package rpc_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +23,25 @@ var errNoTable = errors.New("no services table")
 type capSource struct {
 	asked  atomic.Int64
 	answer atomic.Pointer[rpc.Versions] // nil: it fails
-	log    bytes.Buffer
+	log    logBuffer
+}
+
+// logBuffer is a log that a test reads while a client writes to it.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 func (s *capSource) set(v rpc.Versions) { s.answer.Store(&v) }
@@ -245,15 +263,81 @@ func TestCapsChange(t *testing.T) {
 		if err := callStart(t.Context(), c); !errors.Is(err, rpc.ErrNoConsumer) {
 			t.Errorf("while AutoCaps fails: %v, want the last caps", err)
 		}
-		if err := c.RefreshCaps(t.Context()); !errors.Is(err, errNoTable) {
-			t.Errorf("RefreshCaps: %v", err)
-		}
-		if err := c.Reload(t.Context()); err != nil {
-			t.Errorf("Reload: %v, which would keep other parts from reloading", err)
+		if err := c.Reload(t.Context()); err != nil || !strings.Contains(s.log.String(), "version caps not refreshed, the last ones stay\" error=\"read the version caps: no services table") {
+			t.Errorf("Reload: %v, which would keep other parts from reloading; the log:\n%s", err, s.log.String())
 		}
 		s.set(rpc.Versions{"backup": {{Major: 2}}})
 		if err := c.Reload(t.Context()); err != nil || c.Allows(iface, start.Since) {
 			t.Errorf("after a reload: %v; allows 2.1: %v", err, c.Allows(iface, start.Since))
+		}
+	})
+}
+
+// TestReloadClosed: Close ends a Reload that waits, and Reload of a closed client does nothing. A Reload without a deadline ends after 10 s.
+func TestReloadClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		c := rpc.NewClient(rpctest.NewBus(t), rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
+			asked.Add(1)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		began, reloaded := time.Now(), make(chan error)
+		reload := func() { reloaded <- c.Reload(context.WithoutCancel(t.Context())) }
+		go reload()
+		if err := <-reloaded; err != nil || time.Since(began) != 10*time.Second {
+			t.Errorf("Reload: %v after %v, want 10 s", err, time.Since(began))
+		}
+		go reload()
+		synctest.Wait()
+		began = time.Now()
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-reloaded; err != nil || time.Since(began) > 0 {
+			t.Errorf("Reload while the client is closed: %v after %v", err, time.Since(began))
+		}
+		before := asked.Load()
+		go reload()
+		if err := <-reloaded; err != nil || asked.Load() != before {
+			t.Errorf("Reload of a closed client: %v, it has called AutoCaps: %v", err, asked.Load() != before)
+		}
+	})
+}
+
+// TestCapsLogged: each change of the caps is one line, and no line is repeated.
+func TestCapsLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var s capSource
+		s.set(rpc.Versions{"backup": {{Major: 2}}, "restore": {{Major: 1}}})
+		c := s.client(t)
+		defer c.Close()
+		if err := c.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []rpc.Versions{
+			{"backup": {iface.Version}, "restore": {{Major: 1}}},
+			{"backup": {}, "restore": {{Major: 1}}},
+			{"backup": {{Major: 2}, {Major: 3, Minor: 4}}, "volume": {{Major: 1, Minor: 1}}},
+		} {
+			sleep(time.Minute)
+			s.set(v)
+		}
+		sleep(time.Minute)
+		var got []string
+		for line := range strings.Lines(s.log.String()) {
+			if _, rest, ok := strings.Cut(line, "level=INFO msg=\"version caps changed\" "); ok {
+				got = append(got, strings.TrimSpace(rest))
+			}
+		}
+		want := []string{
+			"interface=backup from=2.0 to=" + iface.Version.String(), "interface=backup from=" + iface.Version.String() + " to=none",
+			"interface=backup from=none to=\"2.0 and 3.4\"", "interface=restore from=1.0 to=lowest", "interface=volume from=lowest to=1.1",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("logged %q, want %q", got, want)
 		}
 	})
 }
@@ -281,7 +365,7 @@ func TestCapsOfMajors(t *testing.T) {
 		} {
 			if tt.caps != nil { // before, nothing is known
 				s.set(tt.caps)
-				if err := c.RefreshCaps(t.Context()); err != nil {
+				if err := c.Reload(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -325,7 +409,7 @@ func TestCapsRefused(t *testing.T) {
 			return rpc.Versions{"backup": {iface.Version}}, nil
 		}})
 		defer c.Close()
-		if err := c.RefreshCaps(t.Context()); err != nil {
+		if err := c.Reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		sleep(time.Minute)
@@ -364,21 +448,22 @@ func TestCapsByCall(t *testing.T) {
 		}
 		defer func() { _ = srv.Stop(t.Context()) }()
 		for m, want := range map[string]error{ask.Name: nil, late.Name: rpc.ErrVersionCap} {
-			c := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
+			var asked error // of the last AutoCaps
+			c := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 				method := ask
 				if m == late.Name {
 					method = late
 				}
 				v, err := rpc.Call(ctx, c, method, rpc.Any, &rpc.None{})
-				if err != nil {
+				if asked = err; err != nil {
 					return nil, err
 				}
 				return *v, nil
 			}})
 			defer c.Close()
 			began := time.Now()
-			if err := c.RefreshCaps(t.Context()); !errors.Is(err, want) || time.Since(began) > time.Second {
-				t.Errorf("%s: %v after %v, want %v", m, err, time.Since(began), want)
+			if _ = c.Reload(t.Context()); !errors.Is(asked, want) || time.Since(began) > time.Second { // it does not fail
+				t.Errorf("%s: %v after %v, want %v", m, asked, time.Since(began), want)
 			}
 			if c.Allows(i, i.Version) != (want == nil) {
 				t.Errorf("%s: Allows 1.1 is %v", m, want != nil)
@@ -388,7 +473,7 @@ func TestCapsByCall(t *testing.T) {
 			}
 			for _, none := range []bool{true, false} { // caps that forbid the interface do not keep the client from asking
 				noneInCommon.Store(none)
-				if err := c.RefreshCaps(t.Context()); err != nil || c.Allows(i, i.Version) == none {
+				if err := c.Reload(t.Context()); err != nil || c.Allows(i, i.Version) == none {
 					t.Errorf("%s: no version in common is %v: %v, Allows 1.1 is %v", m, none, err, c.Allows(i, i.Version))
 				}
 			}

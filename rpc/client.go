@@ -49,7 +49,7 @@ type ClientConfig struct {
 	// empty list may not be used at all.
 	//
 	// The client calls AutoCaps from Start or its first message on, once in each CapsEvery, after an ErrUnsupportedVersion, in
-	// [Client.RefreshCaps], and before a message fails with ErrVersionCap. While AutoCaps fails, the last caps stay, and messages cause a call at most every
+	// [Client.Reload], and before a message fails with ErrVersionCap. While AutoCaps fails, the last caps stay, and messages cause a call at most every
 	// 100 ms. AutoCaps must be safe for
 	// concurrent use. It may send messages through the client that it is given, if it passes its context on and the
 	// messages need the lowest version: these do not wait for the caps. Package service/membership/rpccaps has implementations.

@@ -130,7 +130,7 @@ func ExampleClient_Allows() {
 	client := cappedClient(bus, []string{"node-1"})
 	defer client.Close()
 
-	fmt.Println(client.RefreshCaps(ctx))
+	fmt.Println(client.Reload(ctx))
 	fmt.Println(storeFile(ctx, client, "monday"))
 	name := "monday"
 	_, err := rpc.Call(ctx, client, storeFast, "node-1", &name)
@@ -141,7 +141,7 @@ func ExampleClient_Allows() {
 		rpc.Handle(s, storeSlow, store)
 		rpc.Handle(s, storeFast, store)
 	})()
-	fmt.Println(client.RefreshCaps(ctx)) // without this call the client learns it within CapsEvery
+	fmt.Println(client.Reload(ctx)) // without this call the client learns it within CapsEvery
 	fmt.Println(storeFile(ctx, client, "monday"))
 	// Output:
 	// <nil>

@@ -245,9 +245,9 @@ var (
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
 	// ErrUnsupportedVersion: the server's interface is older than the method, or the server does not serve the
 	// major version. The server may know the method or not. The request was not executed.
-	ErrUnsupportedVersion = fault.Sentinel(fault.Unimplemented, "UnsupportedVersion", "unsupported version")
+	ErrUnsupportedVersion = fault.ErrUnsupportedVersion
 	// ErrVersionCap: the method needs a version that the client's version caps do not allow. Nothing was sent.
-	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids the method")
+	ErrVersionCap = fault.ErrVersionCap
 	// ErrHeartbeatLost: no heartbeat came from the server of a long call for
 	// ClientConfig.HeartbeatTimeout. The request may have been executed.
 	ErrHeartbeatLost = fault.Sentinel(fault.Unknown, "Silent", "no heartbeat from the server")

@@ -149,7 +149,7 @@ func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	reason := fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
 	var delay time.Duration
 	giveUp := isFinal(err)
-	if fault.CodeOf(err) == fault.Unavailable {
+	if fault.CodeOf(err) == fault.Unavailable || errors.Is(err, ErrUnsupportedVersion) { // the server may be upgraded
 		// It does not count as a failed attempt, because nothing was done. Waited is a sum of delays, not a time, because
 		// the clocks of servers differ.
 		if tried := d.Waited.Round(time.Second); tried > 0 {

@@ -338,3 +338,64 @@ func TestUnavailable(t *testing.T) {
 		})
 	}
 }
+
+// TestCastOfNewerVersion: a cast that needs a version that the server does not have waits for a server that has it. Without one it is
+// dead-lettered after MaxUnavailable.
+func TestCastOfNewerVersion(t *testing.T) {
+	t.Parallel()
+	for _, upgraded := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			bus := rpctest.NewBus(t)
+			old := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Logger: slog.New(slog.DiscardHandler)})
+			rpc.Handle(old, keep, func(context.Context, *string) (*rpc.None, error) { return &rpc.None{}, nil })
+			if err := old.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := bus.Publish(t.Context(), "backup", rpctest.Message("newer", "cast backup.copy 2.9 at-least-once", `"x"`)); err != nil {
+				t.Fatal(err)
+			}
+			letters := func() int {
+				t.Helper()
+				n := 0
+				if err := rpc.DeadLetters(t.Context(), bus, iface, func(*rpc.DeadLetter) rpc.Verdict { n++; return rpc.Keep }); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			pass(10 * time.Minute)
+			if n := letters(); n > 0 {
+				t.Errorf("%d dead letters after 10 minutes", n)
+			}
+			if !upgraded {
+				pass(2 * time.Hour)
+				if n := letters(); n != 1 {
+					t.Errorf("%d dead letters after 2 hours, want 1", n)
+				}
+				if err := old.Stop(t.Context()); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err := old.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+			newer := &rpc.Interface{Name: iface.Name, Version: rpc.Version{Major: 2, Minor: 9}}
+			var runs atomic.Int64
+			next := rpc.NewServer(bus, rpc.ServerConfig{Interface: newer})
+			rpc.Handle(next, rpc.Method[string, rpc.None]{Interface: newer, Name: "copy", Since: newer.Version, Delivery: rpc.AtLeastOnce}, func(context.Context, *string) (*rpc.None, error) {
+				runs.Add(1)
+				return &rpc.None{}, nil
+			})
+			if err := next.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Minute)
+			if runs.Load() != 1 || letters() != 0 {
+				t.Errorf("handled %d times, %d dead letters", runs.Load(), letters())
+			}
+			if err := next.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

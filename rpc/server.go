@@ -33,8 +33,8 @@ type ServerConfig struct {
 	// MaxDeliveries is the failed delivery attempt after which a cast of an AtLeastOnce method is dead-lettered.
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
-	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable.
-	// That code says that nothing was done, for example because a database cannot be reached. MaxUnavailable bounds the sum
+	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable or with
+	// ErrUnsupportedVersion, which a server that is upgraded may handle. Unavailable says that nothing was done, for example because a database cannot be reached. MaxUnavailable bounds the sum
 	// of the delays between these attempts. After that the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
 	// Interceptors run around each handler, the first outermost.

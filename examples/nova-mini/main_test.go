@@ -108,7 +108,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
 		"debug/loglevel": {`"INFO"`},
-		"debug/report":   {"==== goroutines ====", "0 run here; 0 wait for a conductor that knows them; 0 steps were not undone", "4 hosts, reports "},
+		"debug/report":   {"==== goroutines ====", "0 run here; 0 are unknown and wait for another conductor; 0 steps were not undone", "4 hosts, reports "},
 		"debug/config":   {`"name": "compute_driver"`},
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()

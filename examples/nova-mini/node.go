@@ -338,7 +338,7 @@ func (n *node) addConductor(host string) {
 	n.tell.runners.Add(host, c.Runner)
 	n.app.AddReport("operations", func(w io.Writer) error {
 		s := c.Runner.Stats()
-		_, err := fmt.Fprintf(w, "%d run here; %d wait for a conductor that knows them; %d steps were not undone, or ends not written\n", s.Running, s.Unknown, s.NotUndone)
+		_, err := fmt.Fprintf(w, "%d run here; %d are unknown and wait for another conductor; %d steps were not undone, or ends not written\n", s.Running, s.Unknown, s.NotUndone)
 		return err
 	})
 	n.join(store.ConductorBinary, host, member)

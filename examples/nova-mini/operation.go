@@ -95,7 +95,7 @@ func (f *flags) listOperations() *cobra.Command {
 	flags.StringVar(&filter.Kind, "kind", "", "only operations of this kind, such as server.create")
 	flags.StringVar(&state, "state", "", "only operations in this state: "+strings.Join(states, ", "))
 	flags.BoolVar(&filter.Open, "open", false, "only operations that have not ended")
-	flags.BoolVar(&filter.NoRunner, "no-runner", false, "only operations that no running conductor knows: they wait for a conductor of the release that began them")
+	flags.BoolVar(&filter.Unknown, "unknown", false, "only unknown operations: no running conductor knows them, and they wait for a conductor of the release that began them")
 	flags.IntVar(&filter.Limit, "limit", 100, "highest number of operations")
 	flags.StringVar(&filter.Marker, "marker", "", "ID of the last operation of the previous page")
 	return cmd
@@ -121,11 +121,11 @@ func (f *flags) showOperations() *cobra.Command {
 	}
 }
 
-// runnerOf returns the conductor that runs an operation, "none knows it", or "-".
+// runnerOf returns the conductor that runs an operation, "unknown operation", or "-".
 func runnerOf(o *operation.Operation) string {
 	switch {
-	case o.NoRunnerSince != nil:
-		return "none knows it"
+	case o.UnknownSince != nil:
+		return "unknown operation"
 	case o.Owner != "" && !o.State.Ended():
 		return o.Owner
 	}

@@ -55,7 +55,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests o
 	if got := run("", "operation", "list", "--state", "failed"); strings.Contains(got, id) {
 		t.Errorf("list of failed operations: %s", got)
 	}
-	if got := run("", "operation", "list", "--no-runner"); strings.Contains(got, id) {
+	if got := run("", "operation", "list", "--unknown"); strings.Contains(got, id) {
 		t.Errorf("list of operations that no conductor knows: %s", got)
 	}
 	// A conductor that does not know server.create finds the operation.
@@ -68,7 +68,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests o
 	if err := other.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := run("", "operation", "list", "--no-runner"); !strings.Contains(got, id+"  server.create  s1      running  none knows it") {
+	if got := run("", "operation", "list", "--unknown"); !strings.Contains(got, id+"  server.create  s1      running  unknown operation") {
 		t.Errorf("list of operations that no conductor knows: %s", got)
 	}
 	run("is running", "operation", "retry", id)

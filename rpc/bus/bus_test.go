@@ -62,6 +62,26 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
+// TestVersions: a message without a version needs 1.0. A text that is not MAJOR.MINOR is no version.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	old := bus.Decode("id", maps.All(map[string]string{"rpc": "cast backup.start"}), nil)
+	if old.Version.Major != 1 || old.Version.Minor != 0 || old.Malformed != nil {
+		t.Errorf("no version: %v, %v", old.Version, old.Malformed)
+	}
+	for _, text := range []string{"+1.+3", "1.-3", "1", "01.3", "1.03", "1.3.4", "one"} {
+		if _, _, err := bus.ParseVersion(text); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("ParseVersion(%q): %v", text, err)
+		}
+		if m := bus.Decode("id", maps.All(map[string]string{"rpc": "cast backup.start " + text}), nil); fault.CodeOf(m.Malformed) != fault.Invalid {
+			t.Errorf("a message of version %q: %v, %v", text, m.Version, m.Malformed)
+		}
+	}
+	if _, _, err := bus.ParseVersion(""); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("ParseVersion of an empty text: %v", err)
+	}
+}
+
 // FuzzDecode: Decode of any metadata neither fails nor loses metadata: the decoded message, encoded and decoded again, is
 // the same.
 func FuzzDecode(f *testing.F) {

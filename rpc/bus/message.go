@@ -1,13 +1,13 @@
 package bus
 
 import (
-	"cmp"
 	"iter"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/version"
 )
 
 // Kind says what a message is for. On the wire it is a word.
@@ -288,15 +288,17 @@ func (m *Message) decodeEnvelope(s string) error {
 		return fault.New(fault.Invalid, "the metadata's %q is %q, want a kind of message, such as call or cast", KeyEnvelope, s)
 	}
 	name, rest, _ := strings.Cut(rest, " ")
-	version, rest, _ := strings.Cut(rest, " ")
+	needs, rest, _ := strings.Cut(rest, " ")
 	dot := strings.LastIndexByte(name, '.')
 	if dot <= 0 || dot == len(name)-1 {
 		return fault.New(fault.Invalid, "the metadata's %q is %q, want an interface and a method, such as backup.list, after the kind", KeyEnvelope, s)
 	}
 	m.Interface, m.Method = name[:dot], name[dot+1:]
-	var err error
-	if m.Version.Major, m.Version.Minor, err = ParseVersion(version); err != nil {
-		return err
+	if m.Version.Major = 1; needs != "" { // a missing version is 1.0 and not the latest one: only old clients send none
+		var err error
+		if m.Version.Major, m.Version.Minor, err = ParseVersion(needs); err != nil {
+			return err
+		}
 	}
 	var unknown []string
 	for rest != "" {
@@ -340,16 +342,10 @@ func (m *Message) decodeOption(word string) (known bool, err error) {
 	return true, nil
 }
 
-// ParseVersion reads a version such as "2.1". An empty text is 1.0 and not the latest version, because only old clients
-// send no version. The error has code Invalid.
+// ParseVersion reads a version such as "2.1": two decimal numbers without signs and without leading zeros. The error has code Invalid.
 func ParseVersion(s string) (major, minor int, err error) {
-	if s == "" {
-		return 1, 0, nil
-	}
-	a, b, _ := strings.Cut(s, ".")
-	major, err = strconv.Atoi(a)
-	minor, err2 := strconv.Atoi(b)
-	if cmp.Or(err, err2) != nil || major < 0 || minor < 0 {
+	major, minor, ok := version.Parse(s)
+	if !ok {
 		return 0, 0, fault.New(fault.Invalid, "version %q is not of the form major.minor", s)
 	}
 	return major, minor, nil

@@ -3,11 +3,13 @@ package api
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/version"
 )
 
 // Version is a microversion, such as 2.53. The zero value means no version.
@@ -15,22 +17,11 @@ type Version struct{ Major, Minor int }
 
 // ParseVersion parses a version such as "2.53". Invalid, with OpenStack's text: s has another form.
 func ParseVersion(s string) (Version, error) {
-	major, minor, ok := strings.Cut(s, ".")
-	a, errA := parseNumber(major)
-	b, errB := parseNumber(minor)
-	if !ok || errA != nil || errB != nil || a == 0 {
+	a, b, ok := version.Parse(s)
+	if !ok || a == 0 || max(a, b) > math.MaxUint16 {
 		return Version{}, fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", shortenText(s))
 	}
 	return Version{a, b}, nil
-}
-
-// parseNumber parses a number of at most 16 bits without a sign and without a leading zero.
-func parseNumber(s string) (int, error) {
-	if s == "" || len(s) > 1 && s[0] == '0' || strings.Trim(s, "0123456789") != "" {
-		return 0, strconv.ErrSyntax
-	}
-	n, err := strconv.ParseUint(s, 10, 16)
-	return int(n), err
 }
 
 func (v Version) String() string { return strconv.Itoa(v.Major) + "." + strconv.Itoa(v.Minor) }

@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/armature-go/armature/internal/version"
 )
 
 const (
@@ -115,19 +115,12 @@ func (r *Registry) lowers(list []Member, name string, own []string, now time.Tim
 // MAJOR.MINOR, because no client sends such a version.
 func exceeds(versions, own []string) bool {
 	return slices.ContainsFunc(versions, func(v string) bool {
-		major, minor, ok := parseVersion(v)
+		major, minor, ok := version.Parse(v)
 		return ok && !slices.ContainsFunc(own, func(o string) bool {
-			ownMajor, ownMinor, ok := parseVersion(o)
+			ownMajor, ownMinor, ok := version.Parse(o)
 			return ok && ownMajor == major && ownMinor >= minor
 		})
 	})
-}
-
-func parseVersion(text string) (major, minor int, ok bool) {
-	first, second, _ := strings.Cut(text, ".")
-	major, err := strconv.Atoi(first)
-	minor, err2 := strconv.Atoi(second)
-	return major, minor, err == nil && err2 == nil
 }
 
 // awaitClients waits as long as ServeDelay says. When ctx ends first, it returns the error of ctx.

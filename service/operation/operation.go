@@ -39,7 +39,7 @@
 //
 // Processes of two releases may run side by side, and one release may be replaced by the other and back. A runner runs an operation only if
 // it knows the operation in full: the kind, the version of the kind, and each step, see [Step]. Fields of the data that a release does not
-// know stay, see [Kind]. An operation that no running process knows waits. After the length of a lease, [Store.List] and
+// know stay, see [Kind]. An operation that no running process knows is unknown: it waits. After the length of a lease, [Store.List] and
 // [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a runner that knows it runs
 // again, this undoes its steps and calls its [OnEnd]. Until then its resource is not free, because half of its work may be done: other
 // operations get ErrBusy, but one that preempts ends it, and [Store.Cancel] frees the resource without undoing.

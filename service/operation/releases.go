@@ -163,7 +163,7 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 		}
 	}
 	if was := r.unknownCount.Swap(int64(n)); was == 0 && n > 0 {
-		r.cfg.Logger.WarnContext(ctx, "operations wait for a runner that knows them", "operations", n, "unknown", names)
+		r.cfg.Logger.WarnContext(ctx, "unknown operations wait for a process of another release", "operations", n, "unknown", names)
 	}
 	r.swept = time.Now()
 	return nil

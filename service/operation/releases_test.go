@@ -267,9 +267,9 @@ func TestRowsByPosition(t *testing.T) {
 	})
 }
 
-// TestNoRunner: operations that no running process knows are counted and listed, also if they are more than a page of a poll, and do not hide
+// TestUnknown: operations that no running process knows are counted and listed, also if they are more than a page of a poll, and do not hide
 // those that this process knows. The mark goes when a runner continues them.
-func TestNoRunner(t *testing.T) {
+func TestUnknown(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		const many = 30
@@ -288,12 +288,12 @@ func TestNoRunner(t *testing.T) {
 		this.ends(known, operation.Succeeded)
 		list := func() (n int) {
 			t.Helper()
-			found, err := this.ops.List(t.Context(), operation.Filter{NoRunner: true})
+			found, err := this.ops.List(t.Context(), operation.Filter{Unknown: true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			for i := range found {
-				if o := &found[i]; o.State == operation.Running && o.NoRunnerSince.After(o.Created.Add(releaseLease-time.Millisecond)) && !o.NotCompensated {
+				if o := &found[i]; o.State == operation.Running && o.UnknownSince.After(o.Created.Add(releaseLease-time.Millisecond)) && !o.NotCompensated {
 					n++
 				}
 			}
@@ -382,7 +382,7 @@ func TestNotCompensated(t *testing.T) {
 		for resource, id := range ids {
 			o := this.ends(id, operation.TimedOut)
 			begin := map[bool]string{true: "no disk", false: "operation not done within 2s"}[resource == "undoing"]
-			if !o.NotCompensated || o.NoRunnerSince == nil || o.Ended == nil || !strings.HasPrefix(o.Error, begin+"; not compensated: no running process knows kind disk.create version 0 with the steps a, new: start") {
+			if !o.NotCompensated || o.UnknownSince == nil || o.Ended == nil || !strings.HasPrefix(o.Error, begin+"; not compensated: no running process knows kind disk.create version 0 with the steps a, new: start") {
 				t.Errorf("%s: %+v", resource, o)
 			}
 			if resource != "undoing" && o.Ended.Before(o.Created.Add(kind.Timeout)) {
@@ -423,7 +423,7 @@ func TestNotCompensated(t *testing.T) {
 				return err == nil && o.State.Ended() && !o.NotCompensated
 			})
 			o := back.ends(ids[resource], want)
-			if !strings.HasSuffix(events(o), "new:undone a:undone") || strings.Contains(o.Error, "compensated") || o.NoRunnerSince != nil {
+			if !strings.HasSuffix(events(o), "new:undone a:undone") || strings.Contains(o.Error, "compensated") || o.UnknownSince != nil {
 				t.Errorf("%s: events %s, %+v", resource, events(o), o)
 			}
 			if _, err := back.ops.Current(ctx, resource); fault.CodeOf(err) != fault.NotFound {
@@ -512,7 +512,7 @@ func TestKilledRelease(t *testing.T) {
 		this.start()
 		waittest.Until(t, "the mark of an operation that no running process knows", func() bool { return this.runner.Stats().Unknown == 1 })
 		waiting, err := this.ops.List(t.Context(), operation.Filter{Open: true})
-		if err != nil || len(waiting) != 1 || waiting[0].Owner != "" || waiting[0].NoRunnerSince == nil {
+		if err != nil || len(waiting) != 1 || waiting[0].Owner != "" || waiting[0].UnknownSince == nil {
 			t.Errorf("%+v, %v; want an operation that waits, and not the killed process as its owner", waiting, err)
 		}
 		if o, err := this.ops.Show(t.Context(), id); err != nil || o.State != operation.Running || o.StepName != "new" || events(o) != "a:done" {

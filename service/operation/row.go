@@ -136,7 +136,7 @@ func (r *row) over() bool { return r.State.Ended() && r.DueAt == nil }
 
 // markEnded records that the operation has ended in a state.
 func (r *row) markEnded(state State, now time.Time) {
-	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
+	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt, r.UnknownAt = state, nil, nil, &now, nil, nil, nil
 }
 
 // retryLater makes the operation wait for its next attempt.

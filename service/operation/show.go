@@ -22,8 +22,8 @@ type Operation struct {
 	// NotCompensated means that the operation has timed out while no running process knew it, and that its steps are not undone. A runner
 	// that knows the operation undoes them. Until then the resource is not free.
 	NotCompensated bool `json:"not_compensated,omitempty"`
-	// NoRunnerSince is since when the operation has waited for a runner, because no running process knows it in full, see [Step].
-	NoRunnerSince *time.Time `json:"no_runner_since,omitempty"`
+	// UnknownSince is since when the operation is unknown: it waits, because no running process knows it in full, see [Step].
+	UnknownSince *time.Time `json:"unknown_since,omitempty"`
 	// KindVersion is the version of the kind whose steps the operation has. Steps are the names of these steps. They are empty until a
 	// runner has seen the operation.
 	KindVersion int      `json:"kind_version"`
@@ -85,9 +85,9 @@ func (r *row) view() Operation {
 		out.WaitsFor = *r.Peer
 	}
 	if r.DueAt != nil {
-		out.NotCompensated, out.NoRunnerSince = r.State.Ended(), r.UnknownAt
+		out.NotCompensated, out.UnknownSince = r.State.Ended(), r.UnknownAt
 	}
-	if out.NoRunnerSince != nil { // the row still has the last owner, whose lease has expired
+	if out.UnknownSince != nil { // the row still has the last owner, whose lease has expired
 		out.Owner = ""
 	}
 	return out
@@ -99,8 +99,8 @@ type Filter struct {
 	State          State
 	// Open lists only operations that have not ended, or are not compensated.
 	Open bool
-	// NoRunner lists only operations that no running process knows in full, see [Step].
-	NoRunner bool
+	// Unknown lists only unknown operations: those that no running process knows in full, see [Step].
+	Unknown bool
 	// Marker is the ID of the last operation of the page before.
 	Marker string
 	// Limit is the highest number of operations that are returned. Default 1000.
@@ -137,7 +137,7 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	if f.Open {
 		add("active IS NOT NULL")
 	}
-	if f.NoRunner {
+	if f.Unknown {
 		add("unknown_at IS NOT NULL AND due_at IS NOT NULL")
 	}
 	if f.Limit == 0 {

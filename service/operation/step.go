@@ -90,7 +90,8 @@ type Step[D any] struct {
 
 // Retry is the retry policy of a step.
 type Retry struct {
-	// Codes are the codes of transient errors. Default: Unavailable, Unknown and Timeout. An error of [Transient] is always
+	// Codes are the codes of transient errors. Default: Unavailable, Unknown and Timeout, and also fault.ErrUnsupportedVersion and
+	// fault.ErrVersionCap, because during a rolling upgrade the peer may be upgraded soon. An error of [Transient] is always
 	// transient, and an error of [Permanent] never, for every code.
 	Codes []fault.Code
 	// Max is the highest number of retries after transient errors in a row. Default: limited only by time.
@@ -120,7 +121,7 @@ func (p Retry) transient(err error) bool {
 		return m.transient
 	}
 	if p.Codes == nil {
-		return isTransient(err)
+		return isTransient(err) || errors.Is(err, fault.ErrUnsupportedVersion) || errors.Is(err, fault.ErrVersionCap)
 	}
 	return slices.Contains(p.Codes, fault.CodeOf(err))
 }

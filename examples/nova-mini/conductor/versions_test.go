@@ -1,6 +1,7 @@
 package conductor_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 )
@@ -62,5 +64,43 @@ func TestVersionsOfHosts(t *testing.T) {
 			}
 		}
 		is("a report to an upgraded conductor", "h9", newer, rpc.Version{Major: 1, Minor: 9})
+	})
+}
+
+// TestVersionsRefused: a compute service reports only versions of its own interface, and one that clients can use. Another report is refused
+// and changes nothing, because it would block or lower an interface for all clients.
+func TestVersionsRefused(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
+		ctx := b.Context()
+		before, err := b.store.VersionCaps().Read(ctx, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for says, interfaces := range map[string]map[string][]string{
+			`"conductor"`: {"compute": {"1.4"}, "conductor": {"1.0"}},
+			`"scheduler"`: {"scheduler": {"9.0"}},
+			"0.5":         {"compute": {"0.5"}},
+			"+1.+4":       {"compute": {"+1.+4", ""}},
+			"[]":          {"compute": {}},
+		} {
+			process := compute.Process{ID: "i-1", Process: "p"}
+			_, claimErr := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: "h7", Instance: process, Interfaces: interfaces})
+			_, reportErr := b.svc.ReportHost(ctx, &compute.HostReport{
+				Host: "h7", Driver: "d", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}, Instance: "i-1", Claim: &process, Interfaces: interfaces,
+			})
+			for what, err := range map[string]error{"claim host h7": claimErr, "report of host h7": reportErr} {
+				if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), says) {
+					b.Errorf("%s with %v: %v, want Invalid", what, interfaces, err)
+				}
+			}
+		}
+		if _, err := b.store.Members(time.Minute).Get(ctx, store.ComputeBinary, "h7"); fault.CodeOf(err) != fault.NotFound {
+			b.Errorf("the host of the refused claims: %v, want NotFound", err)
+		}
+		after, err := b.store.VersionCaps().Read(ctx, nil)
+		if diff := cmp.Diff(before, after); err != nil || diff != "" {
+			b.Errorf("the caps: %v (-before +after):\n%s", err, diff)
+		}
 	})
 }

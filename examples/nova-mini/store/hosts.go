@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -41,10 +43,8 @@ func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// VersionCaps returns what computes the version caps of RPC clients from the services.
-func (s *Store) VersionCaps() *rpccaps.Caps {
-	return rpccaps.New(rpccaps.Config{Members: s.members, Unreported: compute.Unreported})
-}
+// VersionCaps returns what computes the version caps of RPC clients from the services. It is always the same, so that it logs a change once.
+func (s *Store) VersionCaps() *rpccaps.Caps { return s.caps }
 
 // Number gives a service a number if the service has no number yet. In the result of Services, a member without a number
 // has the number 0; a number without a member is left out.
@@ -181,8 +181,30 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // Ratios are the allocation ratios of a host's resources: the capacity for claims is the host's amount times the ratio.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
+// checkVersions checks the versions that a compute service reports. They are the caps of every RPC client, so a report about the
+// interface of another service, or without a version that clients can use, would block this interface for all. Errors: Invalid.
+func checkVersions(interfaces map[string][]string) error {
+	oldest := compute.Worker
+	for oldest.Older != nil {
+		oldest = oldest.Older
+	}
+	for name, list := range interfaces {
+		if name != oldest.Name {
+			return fault.New(fault.Invalid, "it reports versions of the interface %s, but a compute service serves only %s", strconv.QuoteToASCII(name), oldest.Name)
+		}
+		if !slices.ContainsFunc(list, func(text string) bool {
+			var v rpc.Version
+			return v.UnmarshalText([]byte(text)) == nil && v.Major >= oldest.Version.Major
+		}) {
+			return fault.New(fault.Invalid, "it reports no version of the interface %s that RPC clients can use: %q has no version MAJOR.MINOR from %d.0 on",
+				name, list, oldest.Version.Major)
+		}
+	}
+	return nil
+}
+
 // ClaimHost makes a process the owner of a host: the only process that does the work of the host. Errors: Invalid if
-// the host's name is not valid or the process has no id; membership.ErrHeld if another process owns the host and has sent a
+// the host's name is not valid, the process has no id, or its versions cannot be used; membership.ErrHeld if another process owns the host and has sent a
 // heartbeat within downAfter; Unavailable with the reason VersionsNotKnown if the process must wait before it serves, see
 // membership.Registry.ServeDelay. It then calls ClaimHost again.
 func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, downAfter time.Duration) error {
@@ -191,6 +213,9 @@ func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, down
 	}
 	if r.Instance.ID == "" {
 		return fault.New(fault.Invalid, "claim host %s: the process has no id", r.Host)
+	}
+	if err := checkVersions(r.Interfaces); err != nil {
+		return fmt.Errorf("claim host %s: %w", r.Host, err)
 	}
 	members := s.Members(downAfter)
 	self := membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Interfaces: r.Interfaces, Instance: membership.Instance(r.Instance)}
@@ -228,6 +253,9 @@ func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
+	}
+	if err := checkVersions(r.Interfaces); err != nil {
+		return fmt.Errorf("report of host %s: %w", r.Host, err)
 	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
 		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)

@@ -11,9 +11,11 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -33,12 +35,17 @@ type Store struct {
 	claims  *placement.SQL
 	ops     *operation.Store
 	members *membership.Registry
+	caps    *rpccaps.Caps
 	reports reports
 }
 
 // New returns a store on a migrated database. The store does not close the database.
 func New(d *sqlx.DB) *Store {
-	return &Store{db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d})}
+	members := membership.New(membership.Config{DB: d})
+	return &Store{
+		db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
+		caps: rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
+	}
 }
 
 // get reads one row into out. It returns the error missing if the query has no row.

@@ -50,7 +50,7 @@ func Example() {
 	fmt.Println(errors.Is(err, rpc.ErrVersionCap), client.Allows(snapshots, clone.Since))
 
 	must(members.Leave(ctx, "snapshots", "node-2", "")) // to be upgraded
-	must(client.RefreshCaps(ctx))                       // within 10 s the client learns it by itself
+	must(client.Reload(ctx))                            // within 10 s the client learns it by itself
 	_, err = rpc.Call(ctx, client, clone, "node-1", &name)
 	fmt.Println(err, client.Allows(snapshots, clone.Since))
 	must(member.Stop(ctx))

@@ -26,8 +26,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +61,9 @@ type Config struct {
 	// need not be supported any more. An interface that is missing here counts with its lowest version: the oldest major version
 	// that a member reports, with the minor version 0. A component that reports versions since its first release leaves Unreported nil.
 	Unreported rpc.Versions
+	// Logger gets one line when a member begins to keep the caps of an interface below the newest version, and one when the report of a
+	// member cannot be used. Default slog.Default().
+	Logger *slog.Logger
 }
 
 // Caps computes version caps from the members. It is safe for concurrent use.
@@ -66,6 +71,9 @@ type Caps struct {
 	cfg    Config
 	flight singleflight.Group
 	last   atomic.Pointer[answer]
+
+	mu    sync.Mutex
+	noted map[note]bool // what the last Read has found, and was logged
 }
 
 // answer is a result of Read.
@@ -75,7 +83,10 @@ type answer struct {
 }
 
 // New returns a Caps. It does not read the database.
-func New(cfg Config) *Caps { return &Caps{cfg: cfg} }
+func New(cfg Config) *Caps {
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
+	return &Caps{cfg: cfg}
+}
 
 // Read reads the members and returns the caps. It is for rpc.ClientConfig.AutoCaps. Errors: those of [membership.Registry.List].
 func (c *Caps) Read(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
@@ -83,7 +94,9 @@ func (c *Caps) Read(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
 	if err != nil {
 		return nil, err
 	}
-	return common(list, c.cfg.Unreported), nil
+	services := readReports(list, c.cfg.Unreported)
+	c.log(ctx, services)
+	return common(services, c.cfg.Unreported), nil
 }
 
 // answerAge is how long an answer is repeated, so that many processes that ask at the same time cost one read.
@@ -140,25 +153,34 @@ func Ask(method rpc.Method[rpc.None, rpc.Versions], unreported rpc.Versions) fun
 	}
 }
 
-// common returns what all members serve that count.
-func common(list []membership.Member, unreported rpc.Versions) rpc.Versions {
+// readReports returns the members that count, with the versions that each of them serves.
+func readReports(list []membership.Member, unreported rpc.Versions) []service {
 	services := make([]service, len(list))
 	for i := range list {
-		services[i] = service{&list[i], parse(list[i].Interfaces)}
+		services[i] = service{Member: &list[i], report: parse(list[i].Interfaces, unreported)}
 	}
-	out := rpc.Versions{}
 	lowest := lowestOfKinds(services)
-	for _, s := range services {
-		if !s.Counts() {
-			continue
-		}
+	services = slices.DeleteFunc(services, func(s service) bool { return !s.Counts() })
+	for i, s := range services {
+		services[i].serves = rpc.Versions{}
 		for name, assumed := range lowest[s.Kind] {
 			if given, ok := unreported[name]; ok {
 				assumed = given
 			}
 			if versions := s.versions(name, assumed); versions != nil {
-				out[name] = intersect(out, name, versions)
+				services[i].serves[name] = versions
 			}
+		}
+	}
+	return services
+}
+
+// common returns what all services serve.
+func common(services []service, unreported rpc.Versions) rpc.Versions {
+	out := rpc.Versions{}
+	for _, s := range services {
+		for name, versions := range s.serves {
+			out[name] = intersect(out, name, versions)
 		}
 	}
 	for name, versions := range unreported {
@@ -169,11 +191,12 @@ func common(list []membership.Member, unreported rpc.Versions) rpc.Versions {
 	return out
 }
 
-// service is a member and what can be read of its report.
+// service is a member and its versions.
 type service struct {
 	*membership.Member
 
-	report rpc.Versions
+	report rpc.Versions // what can be read of its report
+	serves rpc.Versions // what others must assume
 }
 
 // versions returns what the service serves of an interface of its kind: assumed, if its report does not say so, or nil if it
@@ -210,14 +233,18 @@ func lowestOfKinds(services []service) map[string]rpc.Versions {
 }
 
 // parse reads the report of a member: of each major version the newest one. Versions in an unknown form are left out, and so are
-// interfaces without another one.
-func parse(report map[string][]string) rpc.Versions {
+// major versions that are older than all unreported ones, which no release reports. An interface without another version is left out.
+func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
 	for name, texts := range report {
 		var versions []rpc.Version
+		oldest := 0
+		if known := unreported[name]; len(known) > 0 {
+			oldest = known[0].Major
+		}
 		for _, text := range texts {
 			var v rpc.Version
-			if v.UnmarshalText([]byte(text)) == nil {
+			if v.UnmarshalText([]byte(text)) == nil && v.Major >= oldest {
 				versions = append(versions, v)
 			}
 		}

@@ -1,6 +1,7 @@
 package rpccaps_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -149,6 +150,12 @@ func TestCommon(t *testing.T) {
 			want:    rpc.Versions{"volume": v("1.0")},
 		},
 		{
+			name:       "a report without a version that can be used counts like no report",
+			members:    []member{{"w", "h1", volume("1.4"), nil}, {"w", "h2", volume("0.5", "+1.9"), nil}, {"w", "h3", volume(), nil}},
+			unreported: rpc.Versions{"volume": v("1.3")},
+			want:       rpc.Versions{"volume": v("1.3")},
+		},
+		{
 			name:    "several minor versions of a major one",
 			members: []member{{"w", "h1", volume("1.2", "2.1", "1.4", "1.3"), nil}, {"w", "h2", volume("1.5", "1.5", "2.0"), nil}},
 			want:    rpc.Versions{"volume": v("1.4", "2.0")},
@@ -176,6 +183,48 @@ func TestCommon(t *testing.T) {
 			}
 			if answer, err := caps.Answer(t.Context(), nil); err != nil || cmp.Diff(got, *answer) != "" {
 				t.Errorf("%s: Answer %v, %v; Read %v", tt.name, answer, err, got)
+			}
+		}
+	})
+}
+
+// TestLog: the log says once which member keeps the caps low, and which report cannot be used, and again when that has changed.
+func TestLog(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		var lines bytes.Buffer // only this goroutine logs
+		r := membership.New(membership.Config{DB: d})
+		caps := rpccaps.New(rpccaps.Config{Members: r, Unreported: rpc.Versions{"volume": v("1.2")}, Logger: slog.New(slog.NewTextHandler(&lines, nil))})
+		join := func(host string, versions ...string) func(context.Context) error {
+			return func(ctx context.Context) error {
+				return r.Join(ctx, membership.Self{Kind: "w", Host: host, Interfaces: map[string][]string{"volume": versions}})
+			}
+		}
+		leaveHost := func(ctx context.Context) error { return r.Leave(ctx, "w", "h2", "") }
+		for _, step := range []struct {
+			do         func(context.Context) error
+			low, wrong int // lines in all
+			says       string
+		}{
+			{join("h1", "1.4"), 0, 0, ""},
+			{join("h2", "1.3"), 1, 0, "level=INFO msg=\"member keeps the version caps of an interface low\" member=w host=h2 interface=volume versions=[1.3] newest=1.4"},
+			{join("h3", "1.4"), 1, 0, ""},
+			{leaveHost, 1, 0, ""},
+			{join("h2", "0.5"), 2, 1, `level=WARN msg="member reports no version of an interface that can be used, it counts as a member without a report" member=w host=h2 interface=volume versions="[\"0.5\"]"`},
+			{join("h2", "1.4"), 2, 1, ""},
+			{join("h2", "1.3"), 3, 1, ""},
+		} {
+			if err := step.do(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				if _, err := caps.Read(t.Context(), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			text := lines.String()
+			if low, wrong := strings.Count(text, "caps of an interface low"), strings.Count(text, "can be used"); low != step.low || wrong != step.wrong || !strings.Contains(text, step.says) {
+				t.Errorf("%d lines about low caps and %d about wrong reports, want %d and %d with %s:\n%s", low, wrong, step.low, step.wrong, step.says, text)
 			}
 		}
 	})

@@ -7,7 +7,7 @@
 // The metrics, all with the prefix armature_operation_:
 //
 //	running           gauge    host  operations that run in this process now
-//	unknown           gauge    host  operations that wait for another runner, because this one does not know all their steps
+//	unknown           gauge    host  unknown operations: they wait for another runner, because this one does not know them in full
 //	not_undone_total  counter  host  steps that were not undone in time, and operations that ended without their OnEnd
 //
 // They are the fields of [operation.Stats]. All runners of one release have the same value of unknown. During an upgrade
