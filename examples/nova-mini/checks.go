@@ -139,8 +139,7 @@ var checks = []check{
 	{"compute all-in-one", "DEFAULT.compute_driver DEFAULT.plugin_dir", (*options).checkDriver},
 }
 
-// hostName matches the name of a host in DNS or in /etc/hosts. It does not match a malformed IP address with dots, such as
-// 10.0.0.300.
+// hostName matches the name of a host in DNS or in /etc/hosts. It does not match a malformed IP address.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$`)
 
 // validate runs the checks of the given services, without the network. The error has one line for each wrong option, with

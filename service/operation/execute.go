@@ -366,7 +366,7 @@ func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change
 
 // endUndone ends an operation whose steps are undone and whose OnEnd has failed before.
 func (x *execution) endUndone(ctx context.Context, late bool) bool {
-	end := func(r *row) { r.markEnded(cmp.Or(r.Outcome, Failed), x.now()) }
+	end := func(r *row) { r.end(cmp.Or(r.Outcome, Failed), x.now()) }
 	more, err := x.write(ctx, end, nil, nil)
 	switch {
 	case err == nil:

@@ -241,7 +241,7 @@ func (s *Store) preempt(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time)
 	}
 	next := *other
 	next.setError(fault.New(fault.Canceled, "preempted by %s %s", r.Kind, r.ID))
-	next.markEnded(Canceled, now)
+	next.end(Canceled, now)
 	next.Fence, next.UpdatedAt = next.Fence+1, now
 	_, err = saveRow(ctx, tx, other, &next)
 	return err

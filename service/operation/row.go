@@ -134,8 +134,8 @@ func (r *row) waitsForAnother(peer string) bool {
 // is not compensated yet, so it is still due.
 func (r *row) over() bool { return r.State.Ended() && r.DueAt == nil }
 
-// markEnded records that the operation has ended in a state.
-func (r *row) markEnded(state State, now time.Time) {
+// end records that the operation has ended in a state.
+func (r *row) end(state State, now time.Time) {
 	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
 }
 
@@ -166,7 +166,7 @@ func (k *kind) stepDone(r *row, now time.Time) {
 		return
 	}
 	r.Step++
-	r.markEnded(Succeeded, now)
+	r.end(Succeeded, now)
 }
 
 // compensate ends the forward part of the operation and begins the compensation, with the current step first.
@@ -186,7 +186,7 @@ func (k *kind) enterUndo(r *row, step int, now time.Time) {
 		step--
 	}
 	if k.enter(r, step, now); step < 0 {
-		r.markEnded(r.Outcome, now)
+		r.end(r.Outcome, now)
 	}
 }
 

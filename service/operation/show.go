@@ -215,7 +215,7 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, now time.Time) error {
 		if r.State.Ended() && !r.over() {
 			r.setError(fault.New(fault.Canceled, "%s%sit was canceled", why, notCompensated))
-			r.markEnded(Canceled, now)
+			r.end(Canceled, now)
 			return nil
 		}
 		if r.State != Running {
