@@ -105,7 +105,7 @@
 //	}
 //
 // Package placement has the filters and weighers of Nova and Cinder, and claims. A claim reserves resources of the chosen host in
-// one transaction, so that two schedulers cannot give away the same capacity. All filters and weighers accept a host that embeds a
+// one transaction, so that two schedulers cannot claim the same capacity. All filters and weighers accept a host that embeds a
 // placement.Provider.
 //
 //	func claim(ctx context.Context, s placement.Store, volume, node string, gib int64) error {

@@ -15,8 +15,8 @@ import (
 const rollbackTimeout = time.Second
 
 // mysqlDB is a connector that bounds the end of transactions. database/sql gives
-// COMMIT and ROLLBACK no context, so they would block as long as a server hangs,
-// and with them the caller of Tx.
+// COMMIT and ROLLBACK no context. So without a bound they, and the caller of Tx,
+// would block as long as a server hangs.
 type mysqlDB struct {
 	driver.Connector
 
@@ -118,8 +118,8 @@ type mysqlTx struct {
 	c   *mysqlConn
 }
 
-// Commit sends COMMIT and returns at the latest when the context ends. If the context ends first, the
-// driver has closed the connection, unless it did not send COMMIT.
+// Commit sends COMMIT and returns at the latest when the context ends. If the context ends after
+// COMMIT was sent, the driver closes the connection.
 func (t *mysqlTx) Commit() error {
 	_, err := t.c.ExecContext(t.ctx, "COMMIT", nil)
 	if _, answered := errors.AsType[*mysql.MySQLError](err); err != nil && !answered && t.c.IsValid() {

@@ -60,8 +60,8 @@ func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	}
 }
 
-// deletedServers returns the retention of the deleted servers, with history. Where has an OR, so that a statement that adds terms
-// without parentheses removes other rows.
+// deletedServers returns the retention of the deleted servers, with history. Where has an OR: if a statement of Purge adds its terms
+// without parentheses, it removes other rows, and the tests fail.
 func deletedServers() db.Retention {
 	return db.Retention{
 		Table: "servers", Where: "deleted_at < ? OR name = ?", Args: []any{longAgo.AddDate(1, 0, 0), "none"},

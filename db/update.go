@@ -67,7 +67,7 @@ type Update struct {
 //
 //   - NotFound: the row does not exist.
 //   - Conflict, reason Changed: the row does not have the values of If. The message names each column that differs, with its
-//     value and the expected one. The details map the column to the row's value as text, "NULL" if it is NULL.
+//     value and the expected one. Meta maps the column to the row's value as text, "NULL" if it is NULL.
 //   - Invalid: Key or Set is empty; a name has characters other than letters, digits and _; a number is NaN or infinite; or a
 //     value is not allowed in its field: [NotNull] outside of If or in a slice, [Expr] outside of Set or empty, a slice in Set.
 //   - Unavailable, reason Contention: other writers changed the row during each of 20 attempts.

@@ -60,8 +60,8 @@ const (
 	// Timeout means the deadline passed. Whether the request was executed is
 	// not known.
 	Timeout
-	// Unknown means the peer was lost after it took the request: it may have
-	// been executed. Only an idempotent request may be sent again.
+	// Unknown means the peer was lost after it received the request, which may
+	// have been executed. Only an idempotent request may be sent again.
 	Unknown
 	// Canceled means the caller gave up the request.
 	Canceled
@@ -123,7 +123,7 @@ type Error struct {
 	Reason string `json:"reason,omitempty"`
 	// Msg is for people. Nothing may be parsed out of it.
 	Msg string `json:"msg"`
-	// Meta holds details for programs, such as the name of a field.
+	// Meta holds values for programs, by name, such as the name of a field.
 	Meta map[string]string `json:"meta,omitempty"`
 	// User is the message for users of the component. It is set where Msg tells operators more
 	// than users may know, such as the name of a table or a broker. If it is empty, Msg is for
@@ -163,7 +163,7 @@ func (e *Error) Is(target error) bool {
 
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
 // format may use %w. The error then also matches the wrapped error, and has the
-// reason and the details of the wrapped error when it crosses the wire. If an error
+// reason and the Meta of the wrapped error when it crosses the wire. If an error
 // among args is private or has a message for users, the new error also has a message for
 // users. In this message, the [UserMessage] of that error replaces its text.
 func New(code Code, format string, args ...any) error {
@@ -194,13 +194,13 @@ func isServiceFailure(c Code) bool {
 	return c == Internal || c == Unavailable || c == Timeout || c == Unknown
 }
 
-// WithReason returns err with a reason, by which errors.Is matches it, and with details for programs,
-// such as the name of a field. The result wraps err and has its code, its text and its details. If
-// both have a detail of the same name, the new one counts. If reason is empty, the result has the reason of err.
-// WithReason copies details. It returns nil for nil.
+// WithReason returns err with a reason, by which errors.Is matches it, and with values for programs in Meta,
+// such as the name of a field. The result wraps err and has its code, its text and its Meta. If
+// meta and the Meta of err have a value of the same name, the one in meta counts. If reason is empty, the result has
+// the reason of err. WithReason copies meta. It returns nil for nil.
 //
 //	fault.WithReason(fault.New(fault.Invalid, "size %d is too large", n), "", map[string]string{"field": "size"})
-func WithReason(err error, reason string, details map[string]string) error {
+func WithReason(err error, reason string, meta map[string]string) error {
 	if err == nil {
 		return nil
 	}
@@ -208,10 +208,10 @@ func WithReason(err error, reason string, details map[string]string) error {
 	if reason != "" {
 		out.Reason = reason
 	}
-	if out.Meta == nil && len(details) > 0 {
-		out.Meta = make(map[string]string, len(details))
+	if out.Meta == nil && len(meta) > 0 {
+		out.Meta = make(map[string]string, len(meta))
 	}
-	maps.Copy(out.Meta, details)
+	maps.Copy(out.Meta, meta)
 	return out
 }
 
@@ -307,13 +307,13 @@ func CodeOf(err error) Code {
 }
 
 // From returns the form in which err crosses a process boundary. It has the code of
-// [CodeOf] and the whole text. It has the first reason, and all details, of the outermost
-// [Error] and of the Errors that it wraps; an outer detail replaces an inner one of the same
-// name. If an error wraps several errors, only the first Error among them counts.
+// [CodeOf] and the whole text. It has the first reason, and all values of Meta, of the
+// outermost [Error] and of the Errors that it wraps; an outer value replaces an inner one of the
+// same name. If an error wraps several errors, only the first Error among them counts.
 //
-// User is the message for users of the outermost [Error], or its text if plain errors are
-// around it, because their texts are not for users. If the outermost Error has no message for
-// users, User stays empty for a private error and for the codes Internal, Unavailable, Timeout and Unknown.
+// User is the message for users of the outermost [Error]. If that Error has none, and plain errors
+// wrap it, User is its text, because the texts of the plain errors are not for users. In this case
+// User stays empty for a private error and for the codes Internal, Unavailable, Timeout and Unknown.
 //
 // From returns nil for nil. The result shares no memory with err.
 func From(err error) *Error {
@@ -329,13 +329,13 @@ func From(err error) *Error {
 	}
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
 		out.Reason = cmp.Or(out.Reason, e.Reason)
-		out.addDetails(e.Meta)
+		out.addMeta(e.Meta)
 	}
 	return out
 }
 
-// addDetails adds the details that e does not have.
-func (e *Error) addDetails(meta map[string]string) {
+// addMeta adds the values whose names e.Meta does not have.
+func (e *Error) addMeta(meta map[string]string) {
 	if e.Meta == nil && len(meta) > 0 {
 		e.Meta = make(map[string]string, len(meta))
 	}

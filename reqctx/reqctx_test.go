@@ -106,7 +106,7 @@ func TestIsZero(t *testing.T) {
 	}
 }
 
-// TestJSON: one form on every wire, and older programs write other names for the ids.
+// TestJSON: a request has one form on every wire. The other names that older programs write for the ids are also read.
 func TestJSON(t *testing.T) {
 	t.Parallel()
 	full := reqctx.Request{

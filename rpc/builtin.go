@@ -37,7 +37,7 @@ func builtinMethod(i *Interface, name string) Method[None, Description] {
 }
 
 // Ping calls a server of the interface and returns how long the answer took. The
-// server needs a free handler slot to answer, as for every call. Errors: as [Call].
+// server needs a free handler slot to answer, as for every call. Errors: those of [Call].
 func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Duration, error) {
 	start := time.Now()
 	_, err := Call(ctx, c, builtinMethod(i, methodPing), host, &None{})
@@ -45,7 +45,7 @@ func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Durat
 }
 
 // Describe returns the description of a server of the interface: its version and its methods, both of the interface's major version, and
-// the requests that it handles now. Errors: as [Call].
+// the requests that it handles now. Errors: those of [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }

@@ -258,7 +258,7 @@ func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 }
 
 // Fanout sends the request to all servers of the interface that run now, and does not
-// wait for them. Errors: as [Cast]. It is not an error if no server runs.
+// wait for them. Errors: those of [Cast]. It is not an error if no server runs.
 func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], req *Req) error {
 	_, err := c.send(ctx, m.Interface, m.info(bus.Fanout, Any), req, nil)
 	return err

@@ -133,7 +133,7 @@ func encodeResponse(resp any) (payload []byte, err error) {
 	return payload, err
 }
 
-// encodeError returns an error as JSON of at most maxText bytes. A longer error loses its details and the ends of its texts.
+// encodeError returns an error as JSON of at most maxText bytes. A longer error loses its Meta and the ends of its texts.
 func encodeError(e *fault.Error) string {
 	encoded, _ := json.Marshal(e) // cannot fail: the value has only strings and booleans
 	for size := maxText / 2; len(encoded) > maxText; size /= 2 {

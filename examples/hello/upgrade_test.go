@@ -41,7 +41,8 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// replaceable is a process of hello whose program can be replaced. in is held while it is replaced, and by each request to it.
+// replaceable is a process of hello whose program can be replaced. in is locked while the process is replaced, and read-locked during
+// each request to it.
 type replaceable struct {
 	host, addr string
 	in         sync.RWMutex

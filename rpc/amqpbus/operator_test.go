@@ -164,7 +164,7 @@ func (h *healing) blockBroker() {
 		start := time.Now()
 		err := rpc.Cast(ctx, h.client, keep, "h", new(int))
 		if spent := time.Since(start); spent > time.Second {
-			h.Errorf("a cast with 200 ms took %v: %v", spent, err)
+			h.Errorf("a cast with a deadline of 200 ms took %v: %v", spent, err)
 		}
 		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "accepts no messages") {
 			return fmt.Errorf("Check: %w, Blocked: %v", err, h.cliBus.Capabilities().Stats().Blocked)

@@ -54,7 +54,7 @@ type Bus interface {
 	Subscribe(ctx context.Context, s Subscription) (<-chan *Delivery, error)
 
 	// CreateTopic makes a Shared topic, so that messages for it are kept before it has a subscriber. It is not an error
-	// if the topic exists. Errors: as Subscribe.
+	// if the topic exists. Errors: those of Subscribe.
 	CreateTopic(ctx context.Context, topic string) error
 
 	// Capabilities returns what the bus can do. It does not block.
@@ -107,7 +107,7 @@ type Capabilities struct {
 	// ConsumerTimeout is how long a subscriber may keep a delivery before the broker delivers it again. Zero: no limit.
 	ConsumerTimeout time.Duration
 	// NoConsumer: Publish to a topic without a subscriber fails with ErrNoConsumer at once, unless the topic is
-	// Shared and exists. Without it, clients cannot detect that a server's process is gone.
+	// Shared and exists. Without it, clients cannot detect that a server's process has ended.
 	NoConsumer bool
 	// LiveTopics: a Live topic ends soon after its last subscriber. Without it, a call to a server that has left
 	// waits until its deadline.
@@ -174,8 +174,8 @@ var (
 // Delivery is a message that a subscriber has received, until Ack or Nack. Ack and Nack are safe for concurrent use.
 type Delivery struct {
 	*Message
-	// Redelivered: an earlier delivery of this message was not acknowledged, perhaps because its subscriber died. A
-	// bus in the memory of its subscribers' process need not set it.
+	// Redelivered: an earlier delivery of this message was not acknowledged, perhaps because its subscriber died. An
+	// in-memory bus need not set it.
 	Redelivered bool
 
 	acks  Acknowledger
@@ -195,13 +195,13 @@ func NewDelivery(m *Message, redelivered bool, acks Acknowledger) *Delivery {
 
 // Ack acknowledges the message, which is then not delivered again. After an error it is delivered again: the connection
 // was lost. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
-func (d *Delivery) Ack() error { return d.end(true) }
+func (d *Delivery) Ack() error { return d.endOnce(true) }
 
 // Nack returns the message to its topic, which delivers it again. After an error the broker
 // does so later, by itself. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
-func (d *Delivery) Nack() error { return d.end(false) }
+func (d *Delivery) Nack() error { return d.endOnce(false) }
 
-func (d *Delivery) end(ack bool) error {
+func (d *Delivery) endOnce(ack bool) error {
 	if d.acks == nil || !d.ended.CompareAndSwap(false, true) {
 		return nil
 	}
@@ -250,7 +250,8 @@ func TooLarge(size, limit int) error {
 }
 
 // CheckTopic returns Invalid unless name, which includes all prefixes and suffixes, can be the name of a topic on every
-// broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, *, > and empty parts between dots.
+// broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, * and >, and without an empty part between
+// two dots.
 func CheckTopic(name string) error {
 	if detail := names.Fault(name); detail != "" {
 		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), detail)

@@ -160,7 +160,7 @@ func compareShapes(path string, was, is any) (changes []string, hasAdditions boo
 
 // shapeText returns a shape as JSON.
 func shapeText(v any) string {
-	text, _ := json.Marshal(v) // v was decoded from JSON, or made for it
+	text, _ := json.Marshal(v) // v was decoded from JSON, or shapeOf has made it
 	return string(text)
 }
 

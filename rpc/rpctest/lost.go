@@ -297,8 +297,8 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 	l.checkOnce(killed)
 }
 
-// checkOnce checks that no call was handled twice. A call whose handler had just begun at the kill may be, because the
-// broker may not have read its acknowledgement.
+// checkOnce checks that no call was handled twice. A call whose handler had just begun at the kill may be handled twice,
+// because the broker may not have read its acknowledgement.
 func (l *lost) checkOnce(killed time.Time) {
 	l.Helper()
 	const just = 20 * time.Millisecond
@@ -416,7 +416,7 @@ func (l *lost) testAway() {
 }
 
 // testGone calls a server that was killed a moment ago, and is not started again. A warm client finds out before the call that the
-// instance is gone. A broker that keeps calls for a server that is down drops them after 10 s.
+// instance has ended. A broker that keeps calls for a server that is down drops them after 10 s.
 func (l *lost) testGone(warm bool) {
 	l.Helper()
 	const keeps, within = 10 * time.Second, 6 * time.Second

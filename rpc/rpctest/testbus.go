@@ -138,7 +138,7 @@ var rules = []rule{
 	{"restarts", "a message whose handler had not begun when its server stopped does not count as lost with the server", testRestarts, nil},
 	{"stop", "a server that stops answers the calls whose handlers run", testStop, nil},
 	{"hosts", "a cast to a host whose name has unusual characters is handled once", testHosts, nil},
-	{"stopfull", "the calls that wait at a full server that stops are handled by the others", testStopFull, nil},
+	{"stopfull", "if a full server stops, other servers handle the calls that wait at it", testStopFull, nil},
 	{"load", "under load, no message is lost, handled twice or answered with another one's reply", testLoad, nil},
 	{"cancel", "the caller's cancellation reaches the handler's context", testCancel, nil},
 	{"heartbeat", "a call lives longer than the heartbeat timeout while its server sends heartbeats, and fails without them", testHeartbeat, nil},

@@ -106,7 +106,7 @@ type Store interface {
 	Recount(ctx context.Context, dry bool) ([]*Provider, error)
 }
 
-// Release releases the claim of a consumer. It is not an error if the consumer has no claim. Errors: as [Store].Claim.
+// Release releases the claim of a consumer. It is not an error if the consumer has no claim. Errors: those of [Store].Claim.
 func Release(ctx context.Context, s Store, consumer string) error {
 	return s.Claim(ctx, Claim{Consumer: consumer, Generation: Any})
 }

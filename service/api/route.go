@@ -272,7 +272,7 @@ func (m *Mux) addRoute(r *route) {
 			}
 		}()
 		m.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-			m.dispatch(w.(*recorder), hr, m.routes[pattern], path) //nolint:forcetypeassert // ServeHTTP alone calls this
+			m.dispatch(w.(*recorder), hr, m.routes[pattern], path) //nolint:forcetypeassert // only ServeHTTP calls this
 		})
 	}
 }

@@ -40,7 +40,7 @@ func (l *loader) namesIn(section string) map[string]*option {
 	return out
 }
 
-// maxTypos is the distance, in bytes, up to which two names are similar.
+// maxTypos is the largest edit distance, in bytes, at which two names count as similar.
 const maxTypos = 2
 
 // similarNames reports whether a and b differ by typing errors: at most maxTypos, and fewer in short names.
@@ -50,7 +50,7 @@ func similarNames(a, b string) bool {
 	return text.Distance(strings.ToLower(a), strings.ToLower(b)) <= limit
 }
 
-// isNear reports whether a section may be meant for the family, and is not a section of it.
+// isNear reports whether the name of a section outside of the family may be a misspelling of a name in the family.
 func (f *family) isNear(section string) bool {
 	limit := min(maxTypos, len(f.prefix)/3)
 	for n := max(0, len(f.prefix)-limit); n <= min(len(section), len(f.prefix)+limit); n++ {

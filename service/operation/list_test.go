@@ -91,7 +91,7 @@ func TestLeader(t *testing.T) {
 			return fence
 		}
 		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
-			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
+			t.Errorf("fencing tokens %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
 		err := a.Only(func(held context.Context, _ int64) error { // longer than its lease
 			waittest.Pass(t, 2200*time.Millisecond, "longer than the lease, by the database's clock")
@@ -135,7 +135,7 @@ func TestLeader(t *testing.T) {
 		}
 		wg.Wait()
 		if slices.Sort(firsts[:]); firsts[7] != 1 || firsts[6] != 0 {
-			t.Errorf("of eight that began at once, fences %v", firsts)
+			t.Errorf("fencing tokens of eight processes that began at once: %v", firsts)
 		}
 	})
 }

@@ -208,7 +208,7 @@ func TestSignal(t *testing.T) {
 		}
 		b.waitsFor(other, "host-2")
 		if strings.Contains(b.j.String(), "z-1") {
-			t.Errorf("what waits for another peer went on: %s", &b.j)
+			t.Errorf("an operation that waits for another peer continued: %s", &b.j)
 		}
 	})
 }
@@ -294,7 +294,7 @@ func TestDeadlines(t *testing.T) {
 		}
 		waittest.Pass(t, 2*limit, "no runner is started, by the database's clock")
 		before := told.Load()
-		// A host that comes back at the same time as the first runner does not take the time away.
+		// If a host comes back at the same time as the first runner, the step still gets its time.
 		if err := newBench(t, d, operation.RunnerConfig{}).runner.Signal(t.Context(), "host"); err != nil {
 			t.Fatal(err)
 		}
@@ -349,7 +349,7 @@ func TestCurrent(t *testing.T) {
 				t.Errorf("locked: %+v", op)
 			}
 			if _, err := b.ops.Lock(ctx, tx, "disk-2"); !errors.Is(err, fault.NotFound) {
-				t.Errorf("lock of nothing: %v", err)
+				t.Errorf("lock of a resource without an operation: %v", err)
 			}
 			return nil
 		})

@@ -33,7 +33,7 @@ func TestInTransaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := b.ops.Show(t.Context(), id); fault.CodeOf(err) != fault.NotFound {
-			t.Errorf("what was rolled back is there: %v", err)
+			t.Errorf("an operation whose transaction was rolled back exists: %v", err)
 		}
 		if list, err := b.ops.List(t.Context(), operation.Filter{}); err != nil || len(list) > 0 {
 			t.Errorf("list: %+v, %v", list, err)
@@ -105,7 +105,7 @@ func TestDrain(t *testing.T) {
 			t.Errorf("Drain = %v", err)
 		}
 		if o, err := b.ops.Show(t.Context(), id); err != nil || o.StepsDone != 1 || o.Owner != "" {
-			t.Errorf("given back: %+v, %v", o, err)
+			t.Errorf("the released operation: %+v, %v", o, err)
 		}
 		second := newBench(t, d, operation.RunnerConfig{Lease: time.Hour})
 		operation.Handle(second.runner, create, second.step("a", nil, nil), second.step("b", nil, nil))

@@ -94,7 +94,7 @@ func TestGuest(t *testing.T) {
 	go func() {
 		g.ended <- d.Events(ctx, func(e compute.Event) error { g.heard <- e; return nil })
 	}()
-	g.hears(compute.EventBegan)
+	g.awaitEvent(compute.EventBegan)
 	g.testSpawn()
 	g.testReboot()
 	g.testResize()
@@ -123,8 +123,8 @@ func (g *guest) must(what string, err error) {
 	}
 }
 
-// hears waits for an event, and drops the events before it.
-func (g *guest) hears(want compute.EventType) {
+// awaitEvent waits for an event, and drops earlier events.
+func (g *guest) awaitEvent(want compute.EventType) {
 	g.Helper()
 	for timeout := time.After(10 * time.Second); ; {
 		select {
@@ -142,7 +142,7 @@ func (g *guest) hears(want compute.EventType) {
 func (g *guest) testSpawn() {
 	g.Helper()
 	g.must("spawn", g.d.Spawn(g.ctx, compute.Spec{ID: guestID, Name: "real <guest> & \"more\"", ImageRef: "guest", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}}))
-	g.hears(compute.EventStarted)
+	g.awaitEvent(compute.EventStarted)
 	wait(g.T, "the guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 1 CPUs") })
 	if last := console(g.T, g.d, 1); strings.Contains(last, "Linux version") || strings.Count(last, "\n") > 1 {
 		g.Errorf("the last line is %q", last)
@@ -214,7 +214,7 @@ func (g *guest) testCrash() {
 		<-g.heard
 	}
 	g.must("kill QEMU", syscall.Kill(qemu(g.T), syscall.SIGKILL))
-	g.hears(compute.EventCrashed)
+	g.awaitEvent(compute.EventCrashed)
 	if p := power(g.T, g.d); p != compute.Crashed {
 		g.Errorf("after its QEMU was killed, the guest is %v", p)
 	}

@@ -261,7 +261,7 @@ func (b *Bus) wrapLoss(err error) error {
 	}
 }
 
-// Send implements [bus.Bus]. Errors: as Publish.
+// Send implements [bus.Bus]. Errors: those of Publish.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	inner, err := b.usable()
 	if err != nil {

@@ -10,7 +10,7 @@
 //	unknown           gauge    host  unknown operations: they wait for another runner, because this one does not know them in full
 //	not_undone_total  counter  host  steps that were not undone in time, and operations that ended without their OnEnd
 //
-// They are the fields of [operation.Stats]. All runners of one release have the same value of unknown. During an upgrade
+// They are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During an upgrade
 // look at a runner of the newest release: if its value is above 0, no running process knows these operations.
 package operationprom
 
@@ -40,7 +40,7 @@ func New() *Metrics {
 	return &Metrics{
 		runners:   map[string]*operation.Runner{},
 		running:   desc("running", "Operations that run in this process now."),
-		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know all their steps."),
+		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know them in full."),
 		notUndone: desc("not_undone_total", "Steps that were not undone in time, and operations that ended without their OnEnd."),
 	}
 }
