@@ -21,7 +21,7 @@ func TestAfterCommit(t *testing.T) {
 			err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
 				return db.Tx(ctx, d, func(ctx context.Context, _ *sqlx.Tx) error { // joins
 					for range 2 {
-						db.AfterCommit(ctx, d, func() { seen = append(seen, count(t, d)) })
+						db.AfterCommit(ctx, d, func() { seen = append(seen, count(t, d)) }) //nolint:contextcheck // after the transaction of ctx
 					}
 					return errors.Join(insert(ctx, d, "a"), end)
 				})
