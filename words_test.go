@@ -35,8 +35,9 @@ var replacedWords = []struct {
 	{regexp.MustCompile(`(?i)\bstrangers?\b`), "orphan"},
 }
 
-// logText matches a log line that begins with "a ". Such a line is a sentence and not an event.
-var logText = regexp.MustCompile(`\.(?:Debug|Info|Warn|Error)(?:Context)?\((?:[\w.()]+, )?"an? `)
+// logText matches the call of a logger whose text begins with "a ". Such a text is a sentence and not an event. The text may be on
+// the next line.
+var logText = regexp.MustCompile(`\.(?:Debug|Info|Warn|Error|Log)(?:Context|Attrs)?\(\s*(?:[\w.()]+,\s*)*"an? `)
 
 // quoted matches a name in a document, between backquotes.
 var quoted = regexp.MustCompile("`[^`]*`")
@@ -109,9 +110,11 @@ func TestWords(t *testing.T) {
 // goHits returns the findings in the comments and texts of a Go file.
 func goHits(path string) (found []string, err error) {
 	src, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
+	return goHitsIn(path, src), err
+}
+
+// goHitsIn is goHits for the text of a file.
+func goHitsIn(path string, src []byte) (found []string) {
 	set := token.NewFileSet()
 	file := set.AddFile(path, set.Base(), len(src))
 	var s scanner.Scanner
@@ -128,12 +131,30 @@ func goHits(path string) (found []string, err error) {
 			found = append(found, judgeWords(fmt.Sprintf("%s:%d", path, file.Line(pos)+i), line)...)
 		}
 	}
-	for i, line := range strings.Split(string(src), "\n") {
-		if logText.MatchString(line) && !strings.HasSuffix(path, "_test.go") { // in a test, Error is a method of testing.T
-			found = append(found, fmt.Sprintf("%s:%d: a log line begins with \"a \": write an event, such as \"lease lost\"", path, i+1))
+	if strings.HasSuffix(path, "_test.go") { // there, Error is a method of testing.T
+		return found
+	}
+	for _, at := range logText.FindAllIndex(src, -1) {
+		found = append(found, fmt.Sprintf("%s:%d: a log line begins with \"a \": write an event, such as \"lease lost\"", path, file.Line(file.Pos(at[0]))))
+	}
+	return found
+}
+
+// TestLogText: a log text that is a sentence is found, also on the line after the call.
+func TestLogText(t *testing.T) {
+	t.Parallel()
+	for src, want := range map[string]string{
+		"package p\n\nfunc f() { log.Warn(\"a lease was lost\", \"id\", 1) }\n":                               "p.go:3",
+		"package p\n\nfunc f() {\n\tlog.WarnContext(ctx,\n\t\t\"a lease was lost\", \"id\", 1)\n}\n":          "p.go:4",
+		"package p\n\nfunc f() {\n\tlog.Info(\n\t\t\"an operation ended\",\n\t)\n}\n":                         "p.go:4",
+		"package p\n\nfunc f() { log.Log(ctx, slog.LevelInfo, \"a lease was lost\") }\n":                      "p.go:3",
+		"package p\n\nfunc f() { log.Warn(\"lease lost\", \"id\", \"a b\"); g(ctx, \"a c\"); log.Info(x) }\n": "",
+	} {
+		found := goHitsIn("p.go", []byte(src))
+		if got := strings.Join(found, "\n"); len(found) > 1 || !strings.HasPrefix(got, want) || want == "" && got != "" {
+			t.Errorf("%s\nfound %q, want %q", src, got, want)
 		}
 	}
-	return found, nil
 }
 
 // textHits returns the findings in those lines of a document that are not code.

@@ -75,6 +75,23 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 	}
 }
 
+// AfterCommit calls f after the transaction on d that ctx carries is committed, for example to notify a process that reads what the
+// transaction has written. If the transaction is rolled back, f is not called; after Unknown it is. If [Tx] repeats the transaction, only
+// the calls of the last attempt count. Without a transaction in ctx, f is called now.
+//
+// The outermost Tx calls the functions before it returns, in the order of the calls of AfterCommit. So f must not block, and must not
+// panic.
+func AfterCommit(ctx context.Context, d *sqlx.DB, f func()) {
+	o := currentTx(ctx, d)
+	if o == nil {
+		f()
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.committed = append(o.committed, f)
+}
+
 // openTx is a transaction that a context carries.
 type openTx struct {
 	d     *sqlx.DB
@@ -82,9 +99,10 @@ type openTx struct {
 	outer *openTx                   // a transaction around this one, on another handle
 	now   atomic.Pointer[time.Time] // the database's time, after it was read once
 
-	mu      sync.Mutex
-	ended   bool
-	failure error // the first error of an inner function
+	mu        sync.Mutex
+	ended     bool
+	failure   error    // the first error of an inner function
+	committed []func() // are called after COMMIT
 }
 
 type txKey struct{}
@@ -172,7 +190,12 @@ func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) 
 		}
 		return markRolledBack("", "connection lost before COMMIT", err)
 	}
-	return commitTx(ctx, d, tx)
+	if err = commitTx(ctx, d, tx); err == nil || fault.CodeOf(err) == fault.Unknown {
+		for _, f := range o.committed {
+			f()
+		}
+	}
+	return err
 }
 
 // markRolledBack gives the loss of a connection before COMMIT the code Unavailable,

@@ -32,9 +32,11 @@ func Forward(t testing.TB, addr, target string) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var open []net.Conn
+	ended := false
 	t.Cleanup(func() {
 		_ = l.Close()
 		mu.Lock()
+		ended = true
 		for _, c := range open {
 			_ = c.Close()
 		}
@@ -53,7 +55,9 @@ func Forward(t testing.TB, addr, target string) {
 				continue
 			}
 			mu.Lock()
-			open = append(open, in, out)
+			if open = append(open, in, out); ended { // it was accepted while Cleanup ran
+				_, _ = in.Close(), out.Close()
+			}
 			mu.Unlock()
 			for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
 				wg.Go(func() {

@@ -124,7 +124,7 @@ func testTooLarge(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 7}); err != nil {
 		b.Fatal(err)
 	}
-	if n := receive(b, took, "a cast after the refusals"); n != 7 {
+	if n := receiveValue(b, took, "a cast after the refusals"); n != 7 {
 		b.Errorf("got %d, want 7: a refused message must not arrive", n)
 	}
 }

@@ -130,7 +130,7 @@ func testMajors(b *bench) {
 	if err := errors.Join(rpc.Cast(b.ctx(), both[1], keep1, "a", &note{Text: "one"}), rpc.Cast(b.ctx(), both[2], keep2, "a", &text)); err != nil {
 		b.Error(err)
 	}
-	if got := map[string]bool{receive(b, kept, "a cast"): true, receive(b, kept, "the other cast"): true}; !got["one"] || !got["two"] {
+	if got := map[string]bool{receiveValue(b, kept, "a cast"): true, receiveValue(b, kept, "the other cast"): true}; !got["one"] || !got["two"] {
 		b.Errorf("the casts of both versions: %v", got)
 	}
 	if _, err := rpc.Call(b.ctx(), both[1], echo2, rpc.Any, &text); !errors.Is(err, rpc.ErrVersionCap) {
@@ -175,7 +175,7 @@ func testContext(b *bench) {
 	if fault.CodeOf(err) != fault.Timeout || fault.IsRemote(err) {
 		b.Errorf("error %v, want the client's own Timeout", err)
 	}
-	s := receive(b, got, "the call")
+	s := receiveValue(b, got, "the call")
 	if d := s.deadline.Sub(deadline).Abs(); d > time.Millisecond {
 		b.Errorf("the handler's deadline is off by %v", d)
 	}
@@ -215,7 +215,7 @@ func testExpired(b *bench) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	receive(b, entered, "the first call")
+	receiveValue(b, entered, "the first call")
 	short, cancel := context.WithTimeout(b.ctx(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := rpc.Call(short, c, echo, "a", &note{}); fault.CodeOf(err) != fault.Timeout {
@@ -228,7 +228,7 @@ func testExpired(b *bench) {
 	if _, err := busy.Wait(b.ctx()); err != nil {
 		b.Errorf("the call that was running: %v", err)
 	}
-	receive(b, entered, "the cast behind the expired call")
+	receiveValue(b, entered, "the cast behind the expired call")
 	if n := ran.Load(); n != 1 {
 		b.Errorf("the handler ran %d times, want 1", n)
 	}
@@ -255,9 +255,9 @@ func testCancel(b *bench) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		receive(b, entered, "the call")
+		receiveValue(b, entered, "the call")
 		cancel()
-		if err := receive(b, ended, "the end of the handler"); !errors.Is(err, context.Canceled) {
+		if err := receiveValue(b, ended, "the end of the handler"); !errors.Is(err, context.Canceled) {
 			b.Errorf("the handler of a canceled call to %q: %v", host, err)
 		}
 		if _, err := p.Wait(b.ctx()); fault.CodeOf(err) != fault.Canceled {
@@ -287,7 +287,7 @@ func testHeartbeat(b *bench) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	receive(b, entered, "the first call")
+	receiveValue(b, entered, "the first call")
 	// The second call waits for the slot of the first one, without heartbeats.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
 	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {

@@ -28,7 +28,7 @@ func testCast(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 1}); err != nil {
 		b.Fatal(err)
 	}
-	if n := receive(b, got, "the cast"); n != 1 {
+	if n := receiveValue(b, got, "the cast"); n != 1 {
 		b.Errorf("got %d, want 1", n)
 	}
 	if err := first.Stop(b.ctx()); err != nil {
@@ -38,14 +38,14 @@ func testCast(b *bench) {
 		b.Fatalf("cast to a server that is down: %v", err)
 	}
 	b.serve("a", 0, register)
-	if n := receive(b, got, "the cast to the server that was down"); n != 2 {
+	if n := receiveValue(b, got, "the cast to the server that was down"); n != 2 {
 		b.Errorf("got %d, want 2", n)
 	}
 	// A further message shows that no copy of the others is queued before it.
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
 		b.Fatal(err)
 	}
-	if n := receive(b, got, "the last cast"); n != 3 {
+	if n := receiveValue(b, got, "the last cast"); n != 3 {
 		b.Errorf("got %d, want 3", n)
 	}
 }
@@ -71,7 +71,7 @@ func testFanout(b *bench) {
 			b.Fatal(err)
 		}
 		for range 3 {
-			seen[receive(b, got, "the fanout")]++
+			seen[receiveValue(b, got, "the fanout")]++
 		}
 	}
 	want := map[string]int{"a0": 1, "b0": 1, "c0": 1, "a1": 1, "b1": 1, "c1": 1}
@@ -111,11 +111,11 @@ func testSlots(b *bench) {
 		}
 	}
 	for range slots {
-		receive(b, entered, "the first handlers")
+		receiveValue(b, entered, "the first handlers")
 	}
 	b.serve("idle", slots, handler("idle"))
 	for range total - slots {
-		if host := receive(b, entered, "the rest at the idle server"); host != "idle" {
+		if host := receiveValue(b, entered, "the rest at the idle server"); host != "idle" {
 			b.Errorf("a server without a free slot took a message")
 		}
 	}
@@ -150,11 +150,11 @@ func testBusy(b *bench) {
 		calls = append(calls, p)
 	}
 	for range slots {
-		receive(b, entered, "the first handlers")
+		receiveValue(b, entered, "the first handlers")
 	}
 	b.serve("idle", slots, handler("idle"))
 	for range total - slots {
-		if host := receive(b, entered, "the rest at the idle server"); host != "idle" {
+		if host := receiveValue(b, entered, "the rest at the idle server"); host != "idle" {
 			b.Errorf("a server without a free slot took a call")
 		}
 	}
@@ -189,12 +189,12 @@ func testRedelivery(b *bench) {
 	}
 	seen := map[int]int{}
 	for range 4 {
-		seen[receive(b, got, "the deliveries")]++
+		seen[receiveValue(b, got, "the deliveries")]++
 	}
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
 		b.Fatal(err)
 	}
-	seen[receive(b, got, "the last delivery")]++
+	seen[receiveValue(b, got, "the last delivery")]++
 	if diff := cmp.Diff(map[int]int{1: 3, 2: 1, 3: 1}, seen); diff != "" {
 		b.Errorf("deliveries (-want +got):\n%s", diff)
 	}
@@ -214,11 +214,11 @@ func testRequeue(b *bench) {
 	}
 	seen := map[string]int{}
 	for range 5 {
-		m := receive(b, first, "a message")
+		m := receiveValue(b, first, "a message")
 		seen[string(m.Payload)]++
 		endDelivery(b, m, true)
 	}
-	held := receive(b, first, "a message to requeue")
+	held := receiveValue(b, first, "a message to requeue")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
 		endDelivery(b, m, false)
@@ -229,7 +229,7 @@ func testRequeue(b *bench) {
 		b.Fatal(err)
 	}
 	for range total - 5 {
-		m := receive(b, second, "the rest")
+		m := receiveValue(b, second, "the rest")
 		seen[string(m.Payload)]++
 		endDelivery(b, m, true)
 	}
@@ -289,7 +289,7 @@ func testRestarts(b *bench) {
 	b.Logf("%d of %d casts ran in %d lives of the server", len(ran), total, lives)
 	mu.Unlock()
 	last := b.serve("a", slots, handle)
-	receive(b, all, "the last cast")
+	receiveValue(b, all, "the last cast")
 	st := last.Stats()
 	if n := stats.Redelivered + st.Redelivered; n > 0 {
 		b.Errorf("%d casts count as lost with a server, although each server was stopped in order", n)
@@ -321,7 +321,7 @@ func testDuplicate(b *bench) {
 	send("twice", 1)
 	send("once", 2)
 	for _, want := range []int{1, 2} {
-		if n := receive(b, got, "the messages"); n != want {
+		if n := receiveValue(b, got, "the messages"); n != want {
 			b.Errorf("got %d, want %d", n, want)
 		}
 	}
@@ -386,7 +386,7 @@ func testDead(b *bench) {
 	if err != nil || n != 3 {
 		b.Fatalf("%d dead letters, error %v; want the 3 that were kept", n, err)
 	}
-	if a := receive(b, got, "a dead letter sent again") + receive(b, got, "the other one"); a != 1 {
+	if a := receiveValue(b, got, "a dead letter sent again") + receiveValue(b, got, "the other one"); a != 1 {
 		b.Errorf("the sum of the numbers in the requeued messages is %d, want 1", a)
 	}
 	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {

@@ -33,7 +33,7 @@ func testStop(b *bench) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	receive(b, entered, "the call")
+	receiveValue(b, entered, "the call")
 	stopped := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -47,7 +47,7 @@ func testStop(b *bench) {
 	if got, err := p.Wait(b.ctx()); err != nil || got.N != 5 {
 		b.Errorf("a call in flight at Stop: %v, %v; want its answer", got, err)
 	}
-	if err := receive(b, stopped, "the end of Stop"); err != nil {
+	if err := receiveValue(b, stopped, "the end of Stop"); err != nil {
 		b.Errorf("Stop: %v", err)
 	}
 }
@@ -90,7 +90,7 @@ func testLoad(b *bench) {
 		})
 	}
 	wg.Wait()
-	receive(b, all, "the last of the casts")
+	receiveValue(b, all, "the last of the casts")
 	if n := c.Stats().Late; n != 0 {
 		b.Errorf("%d replies came twice or late", n)
 	}
@@ -163,7 +163,7 @@ func testDescribe(b *bench) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	receive(b, entered, "the call")
+	receiveValue(b, entered, "the call")
 	if _, err := rpc.Ping(b.ctx(), c, iface, "a"); err != nil {
 		b.Errorf("ping: %v", err)
 	}
@@ -237,7 +237,7 @@ func testHosts(b *bench) {
 	}
 	for i, host := range hosts {
 		for n := range 2 {
-			if g := receive(b, got[i], "the cast to "+host); g != 10*i+n {
+			if g := receiveValue(b, got[i], "the cast to "+host); g != 10*i+n {
 				b.Errorf("host %s has got %d, want %d", host, g, 10*i+n)
 			}
 		}

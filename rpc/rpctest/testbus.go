@@ -82,8 +82,8 @@ func (b *bench) ctx() context.Context {
 
 func (b *bench) newClient() *rpc.Client { return newClient(b, b.client, rpc.ClientConfig{}) }
 
-// receive waits for a value, at most caseTimeout.
-func receive[T any](b *bench, ch <-chan T, what string) T {
+// receiveValue waits for a value, at most caseTimeout.
+func receiveValue[T any](b *bench, ch <-chan T, what string) T {
 	b.Helper()
 	select {
 	case v := <-ch:

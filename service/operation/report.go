@@ -53,14 +53,17 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 		next, endErr = r.endStep(ctx, tx, o, err)
 		return endErr
 	})
-	switch {
-	case txErr != nil:
-	case next != nil && next.DueAt != nil && next.DueAt.After(next.UpdatedAt): // a notification would end the back-off
-		r.lookAfter(next.DueAt.Sub(next.UpdatedAt), next)
-	default:
-		r.Notify(id)
+	if txErr != nil {
+		return txErr
 	}
-	return txErr
+	db.AfterCommit(ctx, r.cfg.Store.db, func() { // the caller's transaction: before its end, this runner would read the old row
+		if next != nil && next.DueAt != nil && next.DueAt.After(next.UpdatedAt) { // a notification would end the back-off
+			r.lookAfter(next.DueAt.Sub(next.UpdatedAt), next)
+			return
+		}
+		r.Notify(id)
+	})
+	return nil
 }
 
 // endStep ends the current step of an operation that is locked. It returns the operation's next row.

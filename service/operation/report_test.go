@@ -409,7 +409,7 @@ func TestReportedRetries(t *testing.T) {
 func TestCancelOfLaterStep(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
+		b := newBench(t, d, operation.RunnerConfig{Lease: 600 * time.Millisecond})
 		next := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(b.runner, create, b.step("a", nil, nil))
 		operation.Handle(next.runner, create, next.step("a", nil, nil), next.step("new", nil, nil))
@@ -421,7 +421,7 @@ func TestCancelOfLaterStep(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.start()
-		waittest.Pass(t, 200*time.Millisecond, "some polls")
+		waittest.Until(t, "the runner to find the operation and to leave it", func() bool { return b.runner.Stats().Unknown == 1 })
 		next.start()
 		if o := b.ends(id, operation.Canceled); b.j.String() != "" || next.j.String() != "-new -a" || events(o) != "new:undone a:undone" {
 			t.Errorf("this release did %s, the next one %s, events %s", &b.j, &next.j, events(o))

@@ -273,7 +273,7 @@ func (r *Runner) send(n notification) {
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	err := r.makeDue(ctx, `peer = ?`, peer)
 	if err == nil {
-		r.send(notification{}) // a poll
+		db.AfterCommit(ctx, r.cfg.Store.db, func() { r.send(notification{}) }) // a poll
 	}
 	return err
 }

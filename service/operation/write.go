@@ -39,6 +39,9 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 		next.UpdatedAt = x.now()
 		var partErr error
 		err := x.writeOnce(wctx, &next, e, inTx, &partErr)
+		if errors.Is(err, errLost) && attempt > 0 {
+			err = x.checkWritten(wctx, &next)
+		}
 		switch {
 		case err == nil:
 			x.row = &next
@@ -61,13 +64,13 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 	}
 }
 
-// writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
+// writeOnce makes one attempt of write. The error is errLost if the row has changed, also by an earlier attempt, and wraps errStep if partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
 	ends := next.over() && x.kind.onEnd != nil && !x.skipOnEnd
 	if e == nil && inTx == nil && !ends {
 		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
 		if err == nil && n == 0 {
-			err = x.checkWritten(ctx, next)
+			err = errLost
 		}
 		return err
 	}
@@ -75,7 +78,7 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx fun
 		next.Events++
 	}
 	before := *next
-	err := db.Tx(ctx, x.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
+	return db.Tx(ctx, x.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		*next, *partErr = before, nil // the transaction may run several times
 		// The row is saved first. If an earlier attempt was committed and its answer was lost, the row has changed, and inTx and OnEnd
 		// are not called a second time.
@@ -94,10 +97,6 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx fun
 		}
 		return insertEvent(ctx, tx, next.ID, x.row.Events, e, x.now())
 	})
-	if errors.Is(err, errLost) {
-		return x.checkWritten(ctx, next)
-	}
-	return err
 }
 
 // callParts calls what belongs into the transaction of a change of the row: inTx, and OnEnd if the operation ends.
@@ -122,7 +121,7 @@ func (x *execution) callEnd(ctx context.Context, tx *sqlx.Tx, next *row) error {
 	})
 }
 
-// checkWritten is called for a change that found no row. It returns nil if an earlier attempt, whose answer was lost, has written the
+// checkWritten is called for a repeated change that found no row. It returns nil if an earlier attempt, whose answer was lost, has written the
 // change. Otherwise the lease is lost.
 func (x *execution) checkWritten(ctx context.Context, next *row) error {
 	have, err := x.cfg.Store.read(ctx, x.cfg.Store.db, next.ID, "")
