@@ -227,8 +227,7 @@ func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, down
 		return err
 	}
 	if wait > 0 {
-		return fault.WithReason(fault.New(fault.Unavailable, "claim host %s: the process is older than another one that has run, and waits until the RPC clients know its versions, for %v more",
-			r.Host, wait.Round(time.Second)), "VersionsNotKnown", nil)
+		return fmt.Errorf("claim host %s: %w, for %v more", r.Host, compute.ErrVersionsNotKnown, wait.Round(time.Second))
 	}
 	if err := members.Join(ctx, self); err != nil {
 		return err
