@@ -250,11 +250,8 @@ func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 // costs one read and the heartbeat. Errors: Invalid if the report is not valid; membership.ErrHeld if the process does not
 // own the host. After Invalid no host has been added; after ErrHeld nothing has changed.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
-	if err := rpc.CheckHost(r.Host); err != nil {
+	if err := checkReport(r); err != nil {
 		return err
-	}
-	if err := checkVersions(r.Interfaces); err != nil {
-		return fmt.Errorf("report of host %s: %w", r.Host, err)
 	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
 		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
@@ -288,6 +285,17 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		s.reports.put(r, ratios, generation)
 	}
 	return err
+}
+
+// checkReport checks the host and the versions of a report. Errors: Invalid.
+func checkReport(r *compute.HostReport) error {
+	if err := rpc.CheckHost(r.Host); err != nil {
+		return err
+	}
+	if err := checkVersions(r.Interfaces); err != nil {
+		return fmt.Errorf("report of host %s: %w", r.Host, err)
+	}
+	return nil
 }
 
 // recordVersions records the versions of the interfaces that a compute service serves, if they are not known: a conductor of a release

@@ -73,10 +73,9 @@ func (s *Service) awaitClients(ctx context.Context, p compute.Process, err error
 // Stop frees the host, so that another process can claim it at once. It waits up to 2 s for a conductor. If no conductor
 // answers, the host is free when service_down_time has passed since the last heartbeat. Stop does not fail.
 func (s *Service) Stop(ctx context.Context) error {
-	if s.instance == "" || s.held.Err() != nil {
-		return nil
+	if s.instance != "" && s.held.Err() == nil {
+		s.freeHost(ctx, s.instance)
 	}
-	s.freeHost(ctx, s.instance)
 	return nil
 }
 
