@@ -193,8 +193,8 @@ func (r *Registry) insert(ctx context.Context, tx *sqlx.Tx, s Self, e entry, rep
 	return err
 }
 
-// Leave makes a member down at once, because its process stops. It changes nothing, and returns nil, if the member does not
-// exist or belongs to another instance.
+// Leave makes a member down at once, because its process stops. If the instance has only announced itself, see [Registry.Announce], Leave
+// ends the announcement. It changes nothing, and returns nil, if the member does not exist or belongs to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
 	return r.leave(ctx, kind, host, instance, "")
 }
@@ -203,8 +203,13 @@ func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error
 func (r *Registry) leave(ctx context.Context, kind, host, instance, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
-		if err != nil || len(list) == 0 || list[0].Instance.ID != instance {
+		switch {
+		case err != nil || len(list) == 0:
 			return err
+		case list[0].Instance.ID != instance && instance != "" && list[0].serves.Process == instance: // it has only announced itself
+			return r.writeServes(ctx, tx, kind, host, list[0].withdrawn())
+		case list[0].Instance.ID != instance:
+			return nil
 		}
 		if now := list[0].serves; process != "" && now.Process != process && now.Joined {
 			return nil

@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"time"
@@ -67,9 +68,9 @@ func parseServes(text string, joinedAt time.Time) (s serves) {
 
 // Announce records the versions of a service before it serves, so that others send nothing that it does not know. From then on the member
 // counts for them, see [Member.Counts], although it is not up before [Registry.Join]. Errors: those of Registry.Join.
-// [MemberPart.Announcement] calls it.
+// [MemberPart.Announcement] calls it. If Self has an Instance, [Registry.Leave] with its ID ends the announcement.
 func (r *Registry) Announce(ctx context.Context, s Self) error {
-	return r.announce(ctx, s, uuid.NewString())
+	return r.announce(ctx, s, cmp.Or(s.Instance.ID, uuid.NewString()))
 }
 
 func (r *Registry) announce(ctx context.Context, s Self, process string) error {
@@ -95,13 +96,18 @@ func (r *Registry) withdraw(ctx context.Context, kind, host, process string) err
 		if err != nil || len(list) == 0 || list[0].serves.Process != process {
 			return err
 		}
-		s := list[0].serves
-		s.Announced = false
-		if list[0].Departed {
-			s.Ended = list[0].SeenAt.Add(list[0].age)
-		}
-		return r.writeServes(ctx, tx, kind, host, s)
+		return r.writeServes(ctx, tx, kind, host, list[0].withdrawn())
 	})
+}
+
+// withdrawn returns what the member serves after the end of its announcement.
+func (m Member) withdrawn() serves {
+	s := m.serves
+	s.Announced = false
+	if m.Departed {
+		s.Ended = m.SeenAt.Add(m.age)
+	}
+	return s
 }
 
 func (r *Registry) writeServes(ctx context.Context, tx *sqlx.Tx, kind, host string, s serves) error {

@@ -277,6 +277,8 @@ func TestUnknownFieldsOf(t *testing.T) {
 		Any   any               `json:"any,omitempty"`
 		List  []element         `json:"list,omitempty"`
 		Texts map[string]string `json:"texts,omitempty"`
+		Other element           `json:"other,omitzero"`
+		Two   [2]element        `json:"two,omitzero"`
 	}
 	for name, tt := range map[string]struct {
 		raw, want string
@@ -298,7 +300,15 @@ func TestUnknownFieldsOf(t *testing.T) {
 		"an empty one with a new field":     {`{"in":{"x":1}}`, `{"in":{"a":1,"x":1}}`, func(d *data) { d.In.A = 1 }},
 		"an object that becomes an array":   {`{"any":{"a":1},"x":1}`, `{"any":[1],"x":1}`, func(d *data) { d.Any = []int{1} }},
 		"a field of the next release twice": {`{"x":1,"x":2,"n":1}`, `{"n":2,"x":2}`, func(d *data) { d.N = 2 }},
-		"spaces":                            {` { "x" : 1.50 , "n" : 1 } `, `{"n":2,"x":1.50}`, func(d *data) { d.N = 2 }},
+		// The limits of ADR 30.
+		"a value that is moved":                   {`{"in":{"a":1,"x":1}}`, `{"other":{"a":1}}`, func(d *data) { d.Other, d.In = d.In, element{} }},
+		"an array of the size of the type":        {`{"two":[{"a":1,"x":1},{"a":2,"x":2}]}`, `{"two":[{"a":9,"x":1},{"a":2,"x":2}]}`, func(d *data) { d.Two[0].A = 9 }},
+		"an array with more elements":             {`{"two":[{"a":1,"x":1},{"a":2},{"a":3}]}`, `{"two":[{"a":9},{"a":2}]}`, func(d *data) { d.Two[0].A = 9 }},
+		"an array with fewer elements":            {`{"two":[{"a":1,"x":1}]}`, `{"two":[{"a":9},{"a":0}]}`, func(d *data) { d.Two[0].A = 9 }},
+		"an array that is not changed":            {`{"two":[{"a":1,"x":1},{"a":2},{"a":3}],"n":1}`, `{"two":[{"a":1,"x":1},{"a":2},{"a":3}],"n":2}`, func(d *data) { d.N = 2 }},
+		"keys that differ by case":                {`{"n":1,"N":2}`, `{"n":3}`, func(d *data) { d.N++ }},
+		"keys that differ by case, and no change": {`{"n":1,"N":2,"in":{"a":1}}`, `{"n":1,"in":{"a":2}}`, func(d *data) { d.In.A = 2 }},
+		"spaces": {` { "x" : 1.50 , "n" : 1 } `, `{"n":2,"x":1.50}`, func(d *data) { d.N = 2 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

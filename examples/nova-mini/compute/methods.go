@@ -243,6 +243,10 @@ type SelectReply struct {
 	Host string `json:"host"`
 }
 
+// ErrVersionsNotKnown means that a claim is refused because the process is older than another one that has run, and must not serve before
+// the RPC clients know its versions. The claim has announced them. The process claims again, or leaves the host.
+var ErrVersionsNotKnown = fault.Sentinel(fault.Unavailable, "VersionsNotKnown", "the process is older than another one that has run, and waits until the RPC clients know its versions")
+
 // ErrStale means that a step is not, or is no longer, the current step of the server's operation. For example, the server
 // was deleted, or is being built on another host.
 var ErrStale = fault.Sentinel(fault.Conflict, "StaleAttempt", "the attempt is not the server's current one")

@@ -1,6 +1,7 @@
 package conductor_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,52 @@ func TestVersionsRefused(t *testing.T) {
 		after, err := b.store.VersionCaps().Read(ctx, nil)
 		if diff := cmp.Diff(before, after); err != nil || diff != "" {
 			b.Errorf("the caps: %v (-before +after):\n%s", err, diff)
+		}
+	})
+}
+
+// TestVersionsNotKnown: the claim of a process that is older than another one is refused, and announces its versions. When the process
+// leaves the host, they do not count any more.
+func TestVersionsNotKnown(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
+		ctx := b.Context()
+		if _, err := b.db.ExecContext(ctx, `UPDATE members SET forced_down = TRUE`); err != nil { // h1 and h2 of the test
+			b.Fatal(err)
+		}
+		claim := func(host, id, version string) error {
+			_, err := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: host, Instance: compute.Process{ID: id, Process: id}, Interfaces: map[string][]string{"compute": {version}}})
+			return err
+		}
+		caps := func(what string, want rpc.Version) {
+			b.Helper()
+			got, err := b.store.VersionCaps().Read(ctx, nil)
+			if diff := cmp.Diff([]rpc.Version{want}, got["compute"]); err != nil || diff != "" {
+				b.Errorf("%s: %v (-want +got):\n%s", what, err, diff)
+			}
+		}
+		for _, host := range []string{"h8", "h9"} {
+			if err := claim(host, "new-"+host, "1.9"); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := b.svc.LeaveHost(ctx, &compute.LeaveHostRequest{Host: "h9", Instance: "new-h9"}); err != nil {
+			b.Fatal(err)
+		}
+		newest, older := rpc.Version{Major: 1, Minor: 9}, rpc.Version{Major: 1, Minor: 4}
+		for _, host := range []string{"h9", "h10"} { // a host that has left, and one that is new
+			for range 2 {
+				if err := claim(host, "old-"+host, "1.4"); !errors.Is(err, compute.ErrVersionsNotKnown) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "claim host "+host) {
+					b.Errorf("%s: %v, want ErrVersionsNotKnown", host, err)
+				}
+				caps("announced by "+host, older)
+			}
+			for _, id := range []string{"another", "old-" + host} {
+				if _, err := b.svc.LeaveHost(ctx, &compute.LeaveHostRequest{Host: host, Instance: id}); err != nil {
+					b.Fatal(err)
+				}
+				caps(host+" left by "+id, map[bool]rpc.Version{true: older, false: newest}[id == "another"])
+			}
 		}
 	})
 }

@@ -227,8 +227,7 @@ func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, down
 		return err
 	}
 	if wait > 0 {
-		return fault.WithReason(fault.New(fault.Unavailable, "claim host %s: the process is older than another one that has run, and waits until the RPC clients know its versions, for %v more",
-			r.Host, wait.Round(time.Second)), "VersionsNotKnown", nil)
+		return fmt.Errorf("claim host %s: %w, for %v more", r.Host, compute.ErrVersionsNotKnown, wait.Round(time.Second))
 	}
 	if err := members.Join(ctx, self); err != nil {
 		return err
@@ -251,11 +250,8 @@ func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 // costs one read and the heartbeat. Errors: Invalid if the report is not valid; membership.ErrHeld if the process does not
 // own the host. After Invalid no host has been added; after ErrHeld nothing has changed.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
-	if err := rpc.CheckHost(r.Host); err != nil {
+	if err := checkReport(r); err != nil {
 		return err
-	}
-	if err := checkVersions(r.Interfaces); err != nil {
-		return fmt.Errorf("report of host %s: %w", r.Host, err)
 	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
 		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
@@ -289,6 +285,17 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		s.reports.put(r, ratios, generation)
 	}
 	return err
+}
+
+// checkReport checks the host and the versions of a report. Errors: Invalid.
+func checkReport(r *compute.HostReport) error {
+	if err := rpc.CheckHost(r.Host); err != nil {
+		return err
+	}
+	if err := checkVersions(r.Interfaces); err != nil {
+		return fmt.Errorf("report of host %s: %w", r.Host, err)
+	}
+	return nil
 }
 
 // recordVersions records the versions of the interfaces that a compute service serves, if they are not known: a conductor of a release

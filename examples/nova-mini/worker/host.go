@@ -28,6 +28,9 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 	p := s.cfg.Process()
 	_, err := askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p, Interfaces: s.interfaces})
+	if errors.Is(err, compute.ErrVersionsNotKnown) {
+		err = s.awaitClients(ctx, p, err)
+	}
 	switch {
 	case err == nil:
 		s.instance = p.ID
@@ -44,18 +47,44 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 }
 
+// claimEvery is the time between two claims of a process that waits until the RPC clients know its versions.
+const claimEvery = time.Second
+
+// awaitClients repeats the claim until the RPC clients know the versions of the process. If ctx ends first, it frees the host: the claim has
+// announced these versions, and they would keep the caps low although the process does not run.
+func (s *Service) awaitClients(ctx context.Context, p compute.Process, err error) error {
+	s.cfg.Logger.WarnContext(ctx, "waiting before serving, because this process is older than another one that has run; the service is not ready", "error", err)
+	for errors.Is(err, compute.ErrVersionsNotKnown) {
+		t := time.NewTimer(claimEvery)
+		select {
+		case <-t.C:
+			_, err = askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p, Interfaces: s.interfaces})
+		case <-ctx.Done():
+			t.Stop()
+		}
+		if ctx.Err() != nil {
+			s.freeHost(context.WithoutCancel(ctx), p.ID)
+			return fault.New(fault.CodeOf(ctx.Err()), "claim host %s: %w", s.cfg.Host, ctx.Err())
+		}
+	}
+	return err
+}
+
 // Stop frees the host, so that another process can claim it at once. It waits up to 2 s for a conductor. If no conductor
 // answers, the host is free when service_down_time has passed since the last heartbeat. Stop does not fail.
 func (s *Service) Stop(ctx context.Context) error {
-	if s.instance == "" || s.held.Err() != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, leaveTime)
-	defer cancel()
-	if _, err := rpc.Call(ctx, s.cfg.Client, compute.LeaveHost, rpc.Any, &compute.LeaveHostRequest{Host: s.cfg.Host, Instance: s.instance}); err != nil {
-		s.cfg.Logger.InfoContext(ctx, "host not freed, no conductor answered", "error", err)
+	if s.instance != "" && s.held.Err() == nil {
+		s.freeHost(ctx, s.instance)
 	}
 	return nil
+}
+
+func (s *Service) freeHost(ctx context.Context, instance string) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	if _, err := rpc.Call(ctx, s.cfg.Client, compute.LeaveHost, rpc.Any, &compute.LeaveHostRequest{Host: s.cfg.Host, Instance: instance}); err != nil {
+		s.cfg.Logger.InfoContext(ctx, "host not freed, no conductor answered", "error", err)
+	}
 }
 
 // loseHost stops all work, because another process owns the host.

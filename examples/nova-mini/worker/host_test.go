@@ -3,10 +3,12 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/armature-go/armature/driver"
@@ -184,5 +186,53 @@ func TestFailingDriver(t *testing.T) {
 			t.Errorf("%s: after the driver has answered: %v", name, err)
 		}
 		get(t, b.seen)
+	}
+}
+
+// TestStopWhileWaiting: a process waits because it is older than another one that has run. When it is stopped, it frees its host, because
+// the claim has announced its versions. Otherwise it starts when the RPC clients know them.
+func TestStopWhileWaiting(t *testing.T) {
+	t.Parallel()
+	for _, stopped := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
+			client := rpc.NewClient(bus, rpc.ClientConfig{})
+			defer client.Close()
+			conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet})
+			claims, left := 0, make(chan string, 1)
+			rpc.Handle(conductor, compute.ClaimHost, func(context.Context, *compute.ClaimHostRequest) (*rpc.None, error) {
+				if claims++; stopped || claims < 5 {
+					return nil, fmt.Errorf("claim host h1: %w, for 9s more", compute.ErrVersionsNotKnown)
+				}
+				return &rpc.None{}, nil
+			})
+			rpc.Handle(conductor, compute.LeaveHost, func(_ context.Context, r *compute.LeaveHostRequest) (*rpc.None, error) {
+				left <- r.Instance
+				return &rpc.None{}, nil
+			})
+			if err := conductor.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }() // at the end
+			svc := worker.New(worker.Config{
+				Host: "h1", Driver: func() compute.Driver { return &fakeDriver{servers: map[string]bool{}} }, Client: client, Logger: quiet,
+				Process: func() compute.Process { return compute.Process{ID: "i-1"} },
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if stopped {
+				time.AfterFunc(2500*time.Millisecond, cancel) // as SIGTERM does
+			}
+			err := svc.Start(ctx)
+			if !stopped {
+				if err != nil || claims != 5 {
+					t.Errorf("start: %v after %d claims", err, claims)
+				}
+				return
+			}
+			if fault.CodeOf(err) != fault.Canceled || len(left) != 1 || <-left != "i-1" {
+				t.Errorf("stopped while it waits: %v, the host was freed %d times", err, len(left))
+			}
+		})
 	}
 }
