@@ -60,9 +60,7 @@ func (s *shape) describe(t reflect.Type, v Version) map[string]any {
 	case reflect.Map:
 		return map[string]any{"type": "object", "additionalProperties": s.describe(t.Elem(), v)}
 	case reflect.Struct:
-		out := map[string]any{"type": "object", "additionalProperties": false, "properties": map[string]any{}, "required": []string{}}
-		s.describeFields(t, v, out)
-		return out
+		return s.describeStruct(t, v)
 	case reflect.Interface:
 		return map[string]any{}
 	default:
@@ -88,39 +86,37 @@ func boundsOf(t reflect.Type) (low int64, high uint64, ok bool) {
 	return 0, 0, false
 }
 
-// describeFields adds the fields of a struct to the schema of an object.
-func (s *shape) describeFields(t reflect.Type, v Version, object map[string]any) {
-	list, _ := propertiesOf(t) // learn has reported its errors
-	for _, p := range list {
-		switch {
-		case !p.has(v):
-			continue
-		case p.flat:
-			required := object["required"]
-			s.describeFields(structAt(p.Type), v, object)
-			if p.Type.Kind() == reflect.Pointer { // nil: none of the fields
-				object["required"] = required
-			}
+// describeStruct returns the schema of a struct in a version.
+func (s *shape) describeStruct(t reflect.Type, v Version) map[string]any {
+	properties, required := map[string]any{}, []string{}
+	for _, p := range s.fields[t] {
+		if !p.has(v) {
 			continue
 		}
-		t := p.Type
-		if s.isReply && p.optional { // nil: the field is missing, and never null
-			t = structAt(t)
-		}
-		one := s.describe(t, v)
-		if p.quoted {
-			one = map[string]any{"type": "string"}
-		}
-		for name, c := range constraints {
-			if text, ok := p.Tag.Lookup(name); ok {
-				_ = c(&p, text, one) // learn has reported its errors
-			}
-		}
-		object["properties"].(map[string]any)[p.name] = one //nolint:forcetypeassert // describe sets it
+		properties[p.name] = s.describeField(&p, v)
 		if !p.optional && p.rule == "" {
-			object["required"] = append(object["required"].([]string), p.name) //nolint:forcetypeassert // describe sets it
+			required = append(required, p.name)
 		}
 	}
+	return map[string]any{"type": "object", "additionalProperties": false, "properties": properties, "required": required}
+}
+
+// describeField returns the schema of a field's value, with the restrictions of its tags.
+func (s *shape) describeField(p *property, v Version) map[string]any {
+	t := p.Type
+	if s.isReply && p.optional { // nil: the field is missing, and never null
+		t = structAt(t)
+	}
+	out := s.describe(t, v)
+	if p.quoted {
+		out = map[string]any{"type": "string"}
+	}
+	for name, add := range constraints {
+		if text, ok := p.Tag.Lookup(name); ok {
+			_ = add(p, text, out) // learn has reported its errors
+		}
+	}
+	return out
 }
 
 // orNull returns a schema that also allows null.
@@ -233,13 +229,18 @@ func (p *property) checkConstraints(s *shape) error {
 			return fmt.Errorf("field %s: the tag %s:%q: %w", p.Name, name, text, err)
 		}
 	}
+	return checkBounds(p.Name, out)
+}
+
+// checkBounds returns an error if a lower bound of a schema is above the upper one.
+func checkBounds(field string, s map[string]any) error {
 	for _, names := range boundNames {
-		low, okLow := out[names[0]].(json.Number)
-		high, okHigh := out[names[1]].(json.Number)
-		if a, _ := low.Float64(); okLow && okHigh {
-			if b, _ := high.Float64(); a > b {
-				return fmt.Errorf("field %s: min %s is greater than max %s", p.Name, low, high)
-			}
+		low, okLow := s[names[0]].(json.Number)
+		high, okHigh := s[names[1]].(json.Number)
+		a, errA := low.Float64()
+		b, errB := high.Float64()
+		if okLow && okHigh && errA == nil && errB == nil && a > b {
+			return fmt.Errorf("field %s: min %s is greater than max %s", field, low, high)
 		}
 	}
 	return nil

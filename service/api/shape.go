@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math/bits"
 	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"unsafe"
 )
@@ -35,9 +33,10 @@ type shape struct {
 	edges     []Version       // sorted; at each of them, a field begins or has just ended
 	rules     []string        // of the tags, sorted
 	ownSchema map[reflect.Type]map[string]any
-	depends   map[reflect.Type]bool // the struct types with the tags since, until or rule, at any depth
-	views     sync.Map              // viewKey -> reflect.Type
-	schemas   sync.Map              // int, see interval -> *schema
+	fields    map[reflect.Type][]property // of the struct types, with those of embedded structs
+	depends   map[reflect.Type]bool       // the struct types with the tags since, until or rule, at any depth
+	views     sync.Map                    // viewKey -> reflect.Type
+	schemas   sync.Map                    // int, see interval -> *schema
 }
 
 // viewKey selects the fields of a view.
@@ -61,7 +60,7 @@ func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 	if s, ok := shapes.Load(key); ok {
 		return s.(*shape), nil //nolint:forcetypeassert // see shapes
 	}
-	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, depends: map[reflect.Type]bool{}}
+	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, fields: map[reflect.Type][]property{}, depends: map[reflect.Type]bool{}}
 	if _, err := s.learn(t, map[reflect.Type]bool{}); err != nil {
 		return nil, err
 	}
@@ -141,7 +140,8 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		}
 	}
 	s.depends[t] = depends
-	return depends, s.checkNames(t, fields)
+	s.fields[t] = flatten(fields)
+	return depends, checkNames(t, s.fields[t])
 }
 
 // addSpan notes the versions of a field.
@@ -160,103 +160,18 @@ func (s *shape) addSpan(field string, in span) {
 
 // checkNames returns an error if two fields have one name in a version, because encoding/json then uses none of them, or only
 // the outer one.
-func (s *shape) checkNames(t reflect.Type, fields []property) error {
+func checkNames(t reflect.Type, fields []property) error {
 	have := map[string][]property{}
-	var add func(fields []property, in span, where string) error
-	add = func(fields []property, in span, where string) error {
-		for _, f := range fields {
-			f.span = in.intersect(f.span)
-			f.Name = where + f.Name
-			if f.flat {
-				inner, err := propertiesOf(structAt(f.Type))
-				if err == nil {
-					err = add(inner, f.span, f.Name+".")
-				}
-				if err != nil {
-					return err
-				}
-				continue
+	for _, f := range fields {
+		for _, o := range have[f.name] {
+			if o.overlaps(f.span) {
+				return fmt.Errorf("%s: the fields %s and %s both have the name %q in the versions %s and %s: rename one, or separate them by since and until",
+					t, o.Name, f.Name, f.name, o.span, f.span)
 			}
-			for _, o := range have[f.name] {
-				if o.overlaps(f.span) {
-					return fmt.Errorf("%s: the fields %s and %s both have the name %q in the versions %s and %s: rename one, or separate them by since and until",
-						t, o.Name, f.Name, f.name, o.span, f.span)
-				}
-			}
-			have[f.name] = append(have[f.name], f)
 		}
-		return nil
+		have[f.name] = append(have[f.name], f)
 	}
-	return add(fields, span{}, "")
-}
-
-// property is a field of a struct that JSON has.
-type property struct {
-	reflect.StructField
-	span
-
-	index    int    // of the field in the struct
-	name     string // in JSON
-	options  string // of the tag json
-	optional bool   // the field may be missing
-	flat     bool   // an embedded struct: JSON has its fields instead
-	quoted   bool   // a number or a bool as a text
-	rule     string // of the callers who may use the field
-}
-
-// depends reports whether the field depends on the version or on the caller.
-func (p *property) depends() bool { return p.span != (span{}) || p.rule != "" }
-
-// versionTags are the tags that select the versions and the callers of a field.
-var versionTags = []string{"since", "until", "rule", "name"}
-
-// propertiesOf returns the fields of a struct that JSON has, in their order.
-func propertiesOf(t reflect.Type) ([]property, error) {
-	var out []property
-	for i := range t.NumField() {
-		f := t.Field(i)
-		p := property{StructField: f, index: i, name: f.Name, rule: f.Tag.Get("rule")}
-		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		p.flat = f.Anonymous && name == "" && structAt(f.Type).Kind() == reflect.Struct
-		if f.Tag.Get("json") == "-" || !f.IsExported() && !p.flat {
-			if tag := firstTag(f.Tag, slices.Concat(versionTags, slices.Sorted(maps.Keys(constraints)))); tag != "" {
-				return nil, fmt.Errorf("%s.%s has the tag %s, but JSON does not have the field: remove the tag, or export the field", t, f.Name, tag)
-			}
-			continue
-		}
-		if name != "" {
-			p.name = name
-		}
-		p.options = options
-		for option := range strings.SplitSeq(options, ",") {
-			p.optional = p.optional || option == "omitempty" || option == "omitzero"
-			p.quoted = p.quoted || option == "string"
-		}
-		var err error
-		if p.span, err = parseSpan(f.Tag.Get("since"), f.Tag.Get("until")); err != nil {
-			return nil, fmt.Errorf("%s.%s: the tags since and until: %w", t, f.Name, err)
-		}
-		if other, ok := f.Tag.Lookup("name"); ok {
-			if p.name = other; other == "" || p.span == (span{}) {
-				return nil, fmt.Errorf("%s.%s: the tag name is for a field with since or until that shares its name with another field: write the name in the tag json", t, f.Name)
-			}
-		}
-		if _, ok := f.Tag.Lookup("rule"); ok && (p.rule == "" || p.flat) {
-			return nil, fmt.Errorf("%s.%s: the tag rule must be the name of a rule, and be on a field with a name in JSON", t, f.Name)
-		}
-		out = append(out, p)
-	}
-	return out, nil
-}
-
-// firstTag returns the first of the names that is a tag of the field, or "".
-func firstTag(tags reflect.StructTag, names []string) string {
-	for _, name := range names {
-		if _, ok := tags.Lookup(name); ok {
-			return name
-		}
-	}
-	return ""
+	return nil
 }
 
 var (
@@ -393,7 +308,7 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 	}
 	list, _ := propertiesOf(t) // learn has reported its errors
 	for _, p := range list {
-		if !p.has(v) || p.rule != "" && allowed&s.bit(p.rule) == 0 {
+		if !p.has(v) || allowed&s.bit(p.rule) != s.bit(p.rule) {
 			continue
 		}
 		f := reflect.StructField{Name: p.Name, Tag: p.Tag}
@@ -410,8 +325,11 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 	return reflect.StructOf(fields)
 }
 
-// bit returns the bit of a rule in a mask.
+// bit returns the bit of a rule in a mask, or 0 for no rule.
 func (s *shape) bit(rule string) uint64 {
+	if rule == "" {
+		return 0
+	}
 	return 1 << slices.Index(s.rules, rule)
 }
 
@@ -433,21 +351,10 @@ func (s *shape) usedIn(t reflect.Type, value any, v Version) (used uint64) {
 			used |= s.usedIn(t.Elem(), one, v)
 		}
 	case reflect.Struct:
-		object, ok := value.(map[string]any)
-		if !ok || !s.depends[t] {
-			return 0
-		}
-		list, _ := propertiesOf(t) // learn has reported its errors
-		for _, p := range list {
-			inner, ok := object[p.name]
-			switch {
-			case !p.has(v):
-			case p.flat:
-				used |= s.usedIn(p.Type, value, v)
-			case ok:
-				if used |= s.usedIn(p.Type, inner, v); p.rule != "" {
-					used |= s.bit(p.rule)
-				}
+		object, _ := value.(map[string]any)
+		for _, p := range s.fields[t] {
+			if inner, ok := object[p.name]; ok && p.has(v) {
+				used |= s.usedIn(p.Type, inner, v) | s.bit(p.rule)
 			}
 		}
 	}
