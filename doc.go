@@ -240,6 +240,14 @@
 //		app.Add("operations", runner)
 //	}
 //
+// # service/quota: what a project may use
+//
+// A claim counts in the transaction that writes the component's row, so that a limit holds with any number of API processes.
+//
+//	func useQuota(ctx context.Context, tx *sqlx.Tx, q *quota.Store, id, project string, size int64) error {
+//		return q.Reserve(ctx, tx, quota.Claim{Consumer: id, Project: project, Amounts: map[string]int64{"backups": 1, "gigabytes": size}})
+//	}
+//
 // examples/hello is a whole component in two files, main.go and wire.go, which docs/tutorial.md builds. examples/nova-mini is a component with all that
 // production needs. docs/architecture.md has the picture.
 package armature

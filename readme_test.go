@@ -81,7 +81,7 @@ func TestTour(t *testing.T) {
 		"github.com/jmoiron/sqlx",
 		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus", module + "/rpc/bus",
 		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/auth", module + "/service/config",
-		module + "/service/membership", module + "/service/operation", module + "/service/policy",
+		module + "/service/membership", module + "/service/operation", module + "/service/policy", module + "/service/quota",
 	} {
 		b.WriteString("\t\"" + i + "\"\n")
 	}

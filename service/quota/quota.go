@@ -1,0 +1,488 @@
+// Package quota limits what a project may use of a class, such as "volumes" or "gigabytes". Any number of processes may share the
+// database: a limit is never exceeded, because usage is counted in the transaction in which the component writes its own
+// row.
+//
+//	q := quota.New(quota.Config{DB: d, Limits: map[string]int64{"volumes": 10, "gigabytes": 1000}})
+//	err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+//		if err := q.Reserve(ctx, tx, quota.Claim{Consumer: v.ID, Project: v.ProjectID, Amounts: map[string]int64{"volumes": 1, "gigabytes": v.Size}}); err != nil {
+//			return err // 403: errors.Is(err, quota.ErrExceeded)
+//		}
+//		return insertVolume(ctx, tx, v)
+//	})
+//
+// A claim belongs to a consumer, such as the id of a resource. So a retry counts once, [Store.Release] needs the
+// consumer only, and [Store.Repair] can count usage again. A reservation is a claim that ends by itself, unless it is
+// committed, for example if a client has to confirm a resize.
+//
+// The tables are those of [Migrations].
+package quota
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+)
+
+// Migrations creates the tables, on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before its own.
+var Migrations = db.Embedded("quota", migrations)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Unlimited is the limit of a class without a limit.
+const Unlimited = -1
+
+// ErrExceeded is the error of a claim for which a limit leaves no room. Its code is Exhausted, which package api answers with 403.
+// Meta has "class", "limit", "used" and "requested", each as a text.
+var ErrExceeded = &fault.Error{Code: fault.Exhausted, Reason: "QuotaExceeded", Msg: "quota exceeded"}
+
+// Config configures a [Store]. DB and Limits are required.
+type Config struct {
+	// DB is the database with the tables. The caller closes it.
+	DB *sqlx.DB
+	// Limits are the classes, each with the limit of a project that has no limit of its own. [Unlimited]: no limit. A class
+	// that is not in Limits does not exist.
+	Limits map[string]int64
+}
+
+// Store counts usage. It is safe for concurrent use.
+type Store struct {
+	cfg Config
+}
+
+// New returns a Store. It panics without a DB, without a class, or if a class has an empty name, a name of more than 64
+// bytes or a limit below -1, because these are programmers' errors.
+func New(cfg Config) *Store {
+	if cfg.DB == nil || len(cfg.Limits) == 0 {
+		panic("quota: Config needs a DB and Limits")
+	}
+	for class, limit := range cfg.Limits {
+		if class == "" || len(class) > 64 || limit < Unlimited {
+			panic(fmt.Sprintf("quota: class %q has the limit %d: the name must have 1 to 64 bytes, and the limit must be at least -1 (no limit)", class, limit))
+		}
+	}
+	cfg.Limits = maps.Clone(cfg.Limits)
+	return &Store{cfg}
+}
+
+// Claim is what a consumer uses.
+type Claim struct {
+	// Consumer is the id of what uses the amounts, such as a resource, of 1 to 64 bytes. It has one claim.
+	Consumer string
+	// Project is the project whose limits apply, of 1 to 255 bytes. The claim of a consumer keeps its project.
+	Project string
+	// Amounts are the amounts by class, each at least 0. A class that is missing has the amount 0.
+	Amounts map[string]int64
+	// For is how long the claim lasts unless it is committed, by the database's clock. 0: it lasts until it is released.
+	For time.Duration
+}
+
+// check returns an error if the claim is malformed.
+func (s *Store) check(c Claim) error {
+	switch {
+	case c.Consumer == "" || len(c.Consumer) > 64:
+		return fault.New(fault.Invalid, "quota claim: the consumer %.80q must have 1 to 64 bytes", c.Consumer)
+	case c.Project == "" || len(c.Project) > 255:
+		return fault.New(fault.Invalid, "quota claim of %s: the project %.80q must have 1 to 255 bytes", c.Consumer, c.Project)
+	case c.For < 0:
+		return fault.New(fault.Invalid, "quota claim of %s: it lasts for %v: write a duration above 0, or 0 for no end", c.Consumer, c.For)
+	}
+	for class, n := range c.Amounts {
+		if err := s.checkClass(class); err != nil {
+			return err
+		}
+		if n < 0 {
+			return fault.New(fault.Invalid, "quota claim of %s: the amount of %s is %d, below 0", c.Consumer, class, n)
+		}
+	}
+	return nil
+}
+
+// checkClass returns an error if a class does not exist.
+func (s *Store) checkClass(class string) error {
+	if _, ok := s.cfg.Limits[class]; !ok {
+		return fault.New(fault.Invalid, "quota class %.80q does not exist; the classes are %s", class, strings.Join(slices.Sorted(maps.Keys(s.cfg.Limits)), ", "))
+	}
+	return nil
+}
+
+// claimRow is a row of quota_claims.
+type claimRow struct {
+	Consumer string     `db:"consumer"`
+	Class    string     `db:"class"`
+	Project  string     `db:"project"`
+	Amount   int64      `db:"amount"`
+	Until    *time.Time `db:"until"`
+}
+
+// Reserve makes the claim of a consumer, or replaces it: the amounts are then the new ones, whether they are more or less. tx is
+// a transaction of [db.Tx] on the database. The claim counts when tx commits. Until then, other transactions that claim from the same
+// project and class wait. Call it late in tx, so that they wait briefly.
+//
+// Errors: ErrExceeded, if a class whose amount grows would have more than its limit; Invalid, if the claim is malformed; Conflict, if the
+// consumer has a claim of another project; those of the database. After an error, tx must be rolled back.
+func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, c Claim) error {
+	if err := s.check(c); err != nil {
+		return err
+	}
+	until, err := endOf(ctx, tx, c.For)
+	if err != nil {
+		return err
+	}
+	var have map[string]claimRow
+	classes := s.classes()
+	if err = insertClaims(ctx, tx, c, classes, until); errors.Is(err, fault.Conflict) { // the consumer has a claim
+		if have, err = claimOf(ctx, tx, c.Consumer); err == nil { // without rows for classes that are new in Limits
+			classes = slices.DeleteFunc(classes, func(class string) bool { _, ok := have[class]; return ok })
+			err = insertClaims(ctx, tx, c, classes, until)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("quota claim of %s: %w", c.Consumer, err)
+	}
+	changes := map[string]int64{}
+	maps.Copy(changes, c.Amounts)
+	for class, row := range have {
+		if row.Project != c.Project {
+			return fault.New(fault.Conflict, "quota claim of %s: it belongs to the project %s, and not to %s: release it first", c.Consumer, row.Project, c.Project)
+		}
+		changes[class] -= row.Amount
+	}
+	if err := s.addUsage(ctx, tx, c.Project, changes); err != nil {
+		return err
+	}
+	for class, row := range have {
+		_, err := db.Exec(ctx, tx, `UPDATE quota_claims SET amount = ?, until = ? WHERE consumer = ? AND class = ?`, c.Amounts[class], until, c.Consumer, row.Class)
+		if err != nil {
+			return fmt.Errorf("quota claim of %s: %w", c.Consumer, err)
+		}
+	}
+	return nil
+}
+
+// classes returns the classes, sorted: transactions lock rows in this order, so that no two wait for each other.
+func (s *Store) classes() []string { return slices.Sorted(maps.Keys(s.cfg.Limits)) }
+
+// endOf returns the end of a claim that lasts for d, or nil if it has no end.
+func endOf(ctx context.Context, tx *sqlx.Tx, d time.Duration) (*time.Time, error) {
+	if d == 0 {
+		return nil, nil //nolint:nilnil // no end
+	}
+	now, err := db.Now(ctx, tx)
+	if err != nil {
+		return nil, fmt.Errorf("quota: read the time: %w", err)
+	}
+	until := now.Add(d)
+	return &until, nil
+}
+
+// insertClaims inserts a row for each class, with the amount 0 for a class that the claim does not have. So a later change finds
+// all rows, and locks no gap between rows, in which other transactions insert theirs.
+func insertClaims(ctx context.Context, tx *sqlx.Tx, c Claim, classes []string, until *time.Time) error {
+	if len(classes) == 0 {
+		return nil
+	}
+	var values []string
+	var args []any
+	for _, class := range classes {
+		values = append(values, "(?, ?, ?, ?, ?)")
+		args = append(args, c.Consumer, class, c.Project, c.Amounts[class], until)
+	}
+	_, err := db.Exec(ctx, tx, `INSERT INTO quota_claims (consumer, class, project, amount, until) VALUES `+strings.Join(values, ", "), args...)
+	return err
+}
+
+// claimOf locks and returns the rows of a consumer's claim, by class.
+func claimOf(ctx context.Context, tx *sqlx.Tx, consumer string) (map[string]claimRow, error) {
+	var rows []claimRow
+	if err := tx.SelectContext(ctx, &rows, `SELECT `+db.Columns[claimRow]()+` FROM quota_claims WHERE consumer = ? ORDER BY class FOR UPDATE`, consumer); err != nil {
+		return nil, fmt.Errorf("read the quota claim of %s: %w", consumer, db.Error(err))
+	}
+	out := make(map[string]claimRow, len(rows))
+	for _, row := range rows {
+		out[row.Class] = row
+	}
+	return out, nil
+}
+
+// usageRow is a row of quota_usage.
+type usageRow struct {
+	Class string `db:"class"`
+	Used  int64  `db:"used"`
+	Max   *int64 `db:"max"`
+}
+
+// addUsage changes the usage of a project by the amounts of the classes. It returns ErrExceeded if an amount is above 0 and the
+// limit leaves no room.
+func (s *Store) addUsage(ctx context.Context, tx *sqlx.Tx, project string, changes map[string]int64) error {
+	maps.DeleteFunc(changes, func(_ string, n int64) bool { return n == 0 })
+	if len(changes) == 0 {
+		return nil
+	}
+	classes := slices.Sorted(maps.Keys(changes))
+	rows, err := lockUsage(ctx, tx, project, classes)
+	if err != nil {
+		return err
+	}
+	text, args := "", []any{}
+	var textSb241 strings.Builder
+	for _, class := range classes {
+		row, n := rows[class], changes[class]
+		if limit := s.limitOf(row); n > 0 && limit != Unlimited && n > limit-row.Used {
+			return exceeded(class, n, row.Used, limit)
+		}
+		textSb241.WriteString(" WHEN ? THEN ?")
+		args = append(args, class, max(row.Used+n, 0))
+	}
+	text += textSb241.String()
+	query, args, err := sqlx.In(`UPDATE quota_usage SET used = CASE class`+text+` END WHERE project = ? AND class IN (?)`, append(args, project, classes)...)
+	if err == nil {
+		_, err = db.Exec(ctx, tx, query, args...)
+	}
+	if err != nil {
+		return fmt.Errorf("change the quota usage of project %s: %w", project, err)
+	}
+	return nil
+}
+
+// lockUsage locks and returns the rows of a project's usage, by class. It inserts those that do not exist.
+func lockUsage(ctx context.Context, tx *sqlx.Tx, project string, classes []string) (map[string]usageRow, error) {
+	query, args, err := sqlx.In(`SELECT class, used, max FROM quota_usage WHERE project = ? AND class IN (?) ORDER BY class FOR UPDATE`, project, classes)
+	if err != nil {
+		return nil, fmt.Errorf("read the quota usage of project %s: %w", project, err)
+	}
+	for range 2 {
+		var rows []usageRow
+		if err := tx.SelectContext(ctx, &rows, query, args...); err != nil {
+			return nil, fmt.Errorf("read the quota usage of project %s: %w", project, db.Error(err))
+		}
+		out := map[string]usageRow{}
+		for _, row := range rows {
+			out[row.Class] = row
+		}
+		if len(out) == len(classes) {
+			return out, nil
+		}
+		for _, class := range classes {
+			if _, ok := out[class]; ok {
+				continue
+			}
+			_, err := db.Exec(ctx, tx, `INSERT INTO quota_usage (project, class, used) VALUES (?, ?, 0)`, project, class)
+			if err != nil && !errors.Is(err, fault.Conflict) { // Conflict: another transaction has inserted it
+				return nil, fmt.Errorf("insert the quota usage of project %s: %w", project, err)
+			}
+		}
+	}
+	return nil, fault.New(fault.Unavailable, "the quota usage of project %s was deleted meanwhile: try again", project)
+}
+
+// limitOf returns the limit of a project for the class of a row.
+func (s *Store) limitOf(row usageRow) int64 {
+	if row.Max != nil {
+		return *row.Max
+	}
+	if limit, ok := s.cfg.Limits[row.Class]; ok {
+		return limit
+	}
+	return Unlimited // a class that was removed from Limits, whose claims are released
+}
+
+// exceeded returns ErrExceeded with the figures.
+func exceeded(class string, requested, used, limit int64) error {
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	err := fault.New(fault.Exhausted, "Quota exceeded for %s: Requested %d, but already used %d of %d %s", class, requested, used, limit, class)
+	return fault.WithReason(err, ErrExceeded.Reason, map[string]string{
+		"class": class, "requested": number(requested), "used": number(used), "limit": number(limit),
+	})
+}
+
+// Commit makes the reservation of a consumer last until it is released. Without a claim it returns NotFound, for example
+// because the reservation has ended and was released.
+func (s *Store) Commit(ctx context.Context, tx *sqlx.Tx, consumer string) error {
+	n, err := db.Exec(ctx, tx, `UPDATE quota_claims SET until = NULL WHERE consumer = ?`, consumer)
+	switch {
+	case err != nil:
+		return fmt.Errorf("commit the quota claim of %s: %w", consumer, err)
+	case n == 0:
+		return fault.New(fault.NotFound, "commit the quota claim of %.80s: it does not exist, or has ended", consumer)
+	}
+	return nil
+}
+
+// Release ends the claim of a consumer. Without a claim it does nothing, so it may be repeated. Errors: those of the database.
+func (s *Store) Release(ctx context.Context, tx *sqlx.Tx, consumer string) error {
+	have, err := claimOf(ctx, tx, consumer)
+	if err != nil || len(have) == 0 {
+		return err
+	}
+	changes, project := map[string]int64{}, ""
+	for class, row := range have {
+		changes[class], project = -row.Amount, row.Project
+	}
+	if err := s.addUsage(ctx, tx, project, changes); err != nil {
+		return err
+	}
+	if _, err := db.Exec(ctx, tx, `DELETE FROM quota_claims WHERE consumer = ?`, consumer); err != nil {
+		return fmt.Errorf("release the quota claim of %s: %w", consumer, err)
+	}
+	return nil
+}
+
+// errKept says that a reservation has not ended.
+var errKept = errors.New("the reservation was committed or renewed")
+
+// Expire releases the reservations that have ended, at most 1000, and returns their number. A component calls it on one
+// process now and then, for example each minute. Each reservation is released in a transaction of its own. Errors: those of the
+// database; the reservations that were released before stay released.
+func (s *Store) Expire(ctx context.Context) (released int, err error) {
+	var list []string
+	err = s.cfg.DB.SelectContext(ctx, &list, `SELECT DISTINCT consumer FROM quota_claims WHERE until <= UTC_TIMESTAMP(6) ORDER BY consumer LIMIT 1000`)
+	if err != nil {
+		return 0, fmt.Errorf("read the quota reservations that have ended: %w", db.Error(err))
+	}
+	for _, consumer := range list {
+		err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return s.expire(ctx, tx, consumer) })
+		switch {
+		case err == nil:
+			released++
+		case !errors.Is(err, errKept):
+			return released, err
+		}
+	}
+	return released, nil
+}
+
+// expire releases a reservation that has ended. It returns errKept if the reservation was committed or renewed meanwhile.
+func (s *Store) expire(ctx context.Context, tx *sqlx.Tx, consumer string) error {
+	have, err := claimOf(ctx, tx, consumer)
+	if err != nil {
+		return err
+	}
+	now, err := db.Now(ctx, tx)
+	if err != nil {
+		return fmt.Errorf("quota: read the time: %w", err)
+	}
+	for _, row := range have {
+		if row.Until == nil || row.Until.After(now) {
+			return errKept
+		}
+	}
+	return s.Release(ctx, tx, consumer)
+}
+
+// Usage is what a project uses of a class.
+type Usage struct {
+	Class string
+	// Used is the sum of the claims, with those of reservations. Reserved is the part of reservations.
+	Used, Reserved int64
+	// Limit is the limit, or [Unlimited]. Used is above it if the limit was lowered.
+	Limit int64
+}
+
+// Usage returns what a project uses of each class, sorted by class. Errors: those of the database.
+func (s *Store) Usage(ctx context.Context, project string) ([]Usage, error) {
+	var rows []struct {
+		usageRow
+
+		Reserved int64 `db:"reserved"`
+	}
+	err := s.cfg.DB.SelectContext(ctx, &rows, `SELECT class, used, max, (SELECT COALESCE(SUM(amount), 0) FROM quota_claims c
+		WHERE c.project = u.project AND c.class = u.class AND c.until IS NOT NULL) AS reserved FROM quota_usage u WHERE project = ?`, project)
+	if err != nil {
+		return nil, fmt.Errorf("read the quota usage of project %s: %w", project, db.Error(err))
+	}
+	var out []Usage
+	for _, class := range s.classes() {
+		u := Usage{Class: class, Limit: s.cfg.Limits[class]}
+		for _, row := range rows {
+			if row.Class == class {
+				u.Used, u.Reserved, u.Limit = row.Used, row.Reserved, s.limitOf(row.usageRow)
+			}
+		}
+		out = append(out, u)
+	}
+	return out, nil
+}
+
+// SetLimit sets the limit of a class for one project, and a nil limit removes it: then the limit of [Config] applies again. A limit may
+// be below what the project uses: then no claim may grow. Errors: Invalid, if the class does not exist or the limit is
+// below [Unlimited]; those of the database.
+func (s *Store) SetLimit(ctx context.Context, project, class string, limit *int64) error {
+	if err := s.checkClass(class); err != nil {
+		return err
+	}
+	if project == "" || len(project) > 255 {
+		return fault.New(fault.Invalid, "quota limit of %s: the project %.80q must have 1 to 255 bytes", class, project)
+	}
+	if limit != nil && *limit < Unlimited {
+		return fault.New(fault.Invalid, "quota limit of %s for the project %s: %d is below -1 (no limit)", class, project, *limit)
+	}
+	return db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
+		if _, err := lockUsage(ctx, tx, project, []string{class}); err != nil {
+			return err
+		}
+		if _, err := db.Exec(ctx, tx, `UPDATE quota_usage SET max = ? WHERE project = ? AND class = ?`, limit, project, class); err != nil {
+			return fmt.Errorf("set the limit of %s: %w", class, err)
+		}
+		return nil
+	})
+}
+
+// Repaired is a usage that was wrong.
+type Repaired struct {
+	Project, Class string
+	Was, Is        int64
+}
+
+// Repair counts all usage again from the claims, and returns what was wrong. Usage becomes wrong only if rows are changed by
+// hand, or restored from a copy. Claims may go on meanwhile. Errors: those of the database; what was repaired before stays so.
+func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
+	var keys []struct {
+		Project string `db:"project"`
+		Class   string `db:"class"`
+	}
+	err := s.cfg.DB.SelectContext(ctx, &keys, `SELECT project, class FROM quota_usage UNION SELECT project, class FROM quota_claims ORDER BY project, class`)
+	if err != nil {
+		return nil, fmt.Errorf("read the quota usage: %w", db.Error(err))
+	}
+	var out []Repaired
+	for _, k := range keys {
+		r := Repaired{Project: k.Project, Class: k.Class}
+		if err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return repair(ctx, tx, &r) }); err != nil {
+			return out, err
+		}
+		if r.Was != r.Is {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// repair counts one usage again. It locks the row before it reads the claims, so that it sees all claims of transactions that have
+// changed the row.
+func repair(ctx context.Context, tx *sqlx.Tx, r *Repaired) error {
+	rows, err := lockUsage(ctx, tx, r.Project, []string{r.Class})
+	if err != nil {
+		return err
+	}
+	r.Was = rows[r.Class].Used
+	err = tx.GetContext(ctx, &r.Is, `SELECT COALESCE(SUM(amount), 0) FROM quota_claims WHERE project = ? AND class = ?`, r.Project, r.Class)
+	if err != nil {
+		return fmt.Errorf("count the usage of %s of project %s again: %w", r.Class, r.Project, db.Error(err))
+	}
+	if _, err := db.Exec(ctx, tx, `UPDATE quota_usage SET used = ? WHERE project = ? AND class = ?`, r.Is, r.Project, r.Class); err != nil {
+		return fmt.Errorf("repair the usage of %s of project %s: %w", r.Class, r.Project, err)
+	}
+	return nil
+}
