@@ -235,18 +235,15 @@ func (s *Store) addUsage(ctx context.Context, tx *sqlx.Tx, project string, chang
 	if err != nil {
 		return err
 	}
-	text, args := "", []any{}
-	var textSb241 strings.Builder
+	var args []any
 	for _, class := range classes {
 		row, n := rows[class], changes[class]
 		if limit := s.limitOf(row); n > 0 && limit != Unlimited && n > limit-row.Used {
 			return exceeded(class, n, row.Used, limit)
 		}
-		textSb241.WriteString(" WHEN ? THEN ?")
 		args = append(args, class, max(row.Used+n, 0))
 	}
-	text += textSb241.String()
-	query, args, err := sqlx.In(`UPDATE quota_usage SET used = CASE class`+text+` END WHERE project = ? AND class IN (?)`, append(args, project, classes)...)
+	query, args, err := sqlx.In(`UPDATE quota_usage SET used = CASE class`+strings.Repeat(" WHEN ? THEN ?", len(classes))+` END WHERE project = ? AND class IN (?)`, append(args, project, classes)...)
 	if err == nil {
 		_, err = db.Exec(ctx, tx, query, args...)
 	}
