@@ -24,14 +24,17 @@
 // microversion, and which callers may use them. The schema by which a request is validated, the fields that are decoded and
 // encoded, and the OpenAPI document come from the types alone. A field is required unless it has the option omitempty or
 // omitzero. Only a pointer may be null. In a reply, a nil
-// pointer with omitempty is left out, and so never null. An object has no other fields than those of its struct. These tags say more:
+// pointer with omitempty is left out, and so never null. A handler must not return a nil slice or map without omitempty, which
+// encoding/json encodes as null: package apitest reports it. An object has no other fields than those of its struct. A map must have
+// values whose fields are the same in all versions. A time.Time has the format date-time. These tags say more:
 //
 //   - since:"2.19" and until:"2.46": the first and the last microversion of the field. Several fields may have one name
-//     in JSON, each in its own versions, for example when a field changes its type. Only the first of them has the name in its
-//     tag json, because go vet refuses a second one; the others have the tag name:"flavor".
+//     in JSON, each in its own versions, for example when a field changes its type. The second field has its name in the tag
+//     name, because go vet refuses a name twice in the tag json:
+//     `json:"flavor" until:"2.46"` and `json:"boot_flavor" name:"flavor" since:"2.47"`.
 //   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
-//     is left out for others; a request of others that has the field is Denied. In a request it is never required. A type has
-//     at most 8 rules.
+//     is left out for others; a request of others that has the field is Denied. In a request it is never required. In the
+//     OpenAPI document it has the key x-policy-rule. A type has at most 8 rules.
 //   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
 //     array or map.
 //   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.

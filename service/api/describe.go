@@ -111,6 +111,9 @@ func (s *shape) describeField(p *property, v Version) map[string]any {
 	if p.quoted {
 		out = map[string]any{"type": "string"}
 	}
+	if p.rule != "" {
+		out["x-policy-rule"] = p.rule
+	}
 	for name, add := range constraints {
 		if text, ok := p.Tag.Lookup(name); ok {
 			_ = add(p, text, out) // learn has reported its errors
@@ -150,7 +153,13 @@ var constraints = map[string]func(p *property, text string, s map[string]any) er
 	},
 	"enum": func(p *property, text string, s map[string]any) error {
 		var values []any
+		if text == "" {
+			return errors.New("write the values, separated by commas")
+		}
 		for one := range strings.SplitSeq(text, ",") {
+			if one != strings.TrimSpace(one) {
+				return fmt.Errorf("the value %q begins or ends with a space: write the values without spaces", one)
+			}
 			var v any = one
 			if schemaType(structAt(p.Type)) == "integer" {
 				n, err := strconv.ParseInt(one, 10, 64)

@@ -61,7 +61,11 @@ func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 		return s.(*shape), nil //nolint:forcetypeassert // see shapes
 	}
 	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, fields: map[reflect.Type][]property{}, depends: map[reflect.Type]bool{}}
-	if _, err := s.learn(t, map[reflect.Type]bool{}); err != nil {
+	_, err := s.learn(t, map[reflect.Type]bool{})
+	if err == nil {
+		err = s.checkReach(t, span{})
+	}
+	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(s.edges, func(a, b Version) int {
@@ -156,6 +160,23 @@ func (s *shape) addSpan(field string, in span) {
 	if in.max != (Version{}) {
 		s.edges = append(s.edges, Version{in.max.Major, in.max.Minor + 1})
 	}
+}
+
+// checkReach returns an error if a field is in no version, because the versions of the fields around it exclude its own.
+func (s *shape) checkReach(t reflect.Type, in span) error {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
+		t = t.Elem()
+	}
+	for _, f := range s.fields[t] { // none for a type that is not a struct, or describes itself
+		at := in.intersect(f.span)
+		if at.max != (Version{}) && at.max.before(at.min) {
+			return fmt.Errorf("%s.%s: the field is in the versions %s, and the fields around it in %s: it is in none", t, f.Name, f.span, in)
+		}
+		if err := s.checkReach(f.Type, at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkNames returns an error if two fields have one name in a version, because encoding/json then uses none of them, or only

@@ -266,6 +266,10 @@ type recursive struct {
 	Next *recursive `json:"next"`
 }
 
+type endsEarly struct {
+	Old int `json:"old" until:"3.3"`
+}
+
 type sinceInside struct {
 	A int `json:"a" since:"3.2"`
 }
@@ -341,6 +345,18 @@ func TestWrongTags(t *testing.T) {
 		{"enum value twice", body[struct {
 			A string `json:"a" enum:"x,x"`
 		}], `the value "x" is there twice`},
+		{"no enum value", body[struct {
+			A string `json:"a" enum:""`
+		}], "write the values, separated by commas"},
+		{"space in an enum", body[struct {
+			A string `json:"a" enum:"x, y"`
+		}], "write the values without spaces"},
+		{"field in no version", body[struct {
+			A *[]endsEarly `json:"a" since:"3.4"`
+		}], "the fields around it in 3.4 to the last: it is in none"},
+		{"field of an embedded struct in no version", body[struct {
+			endsEarly `since:"3.4"`
+		}], "it is in none"},
 		{"empty rule", body[struct {
 			A string `json:"a" rule:""`
 		}], "the tag rule must be the name of a rule"},

@@ -163,10 +163,16 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 		}
 	}
 	if was := r.unknownCount.Swap(int64(n)); was == 0 && n > 0 {
-		r.cfg.Logger.WarnContext(ctx, "unknown operations wait for a process of another release", "operations", n, "unknown", names)
+		r.cfg.Logger.WarnContext(ctx, "unknown operations wait for a process of another release", "operations", n, "unknown", distinctTexts(names))
 	}
 	r.swept = time.Now()
 	return nil
+}
+
+// distinctTexts joins texts for a log line, each once.
+func distinctTexts(list []string) string {
+	slices.Sort(list)
+	return strings.Join(slices.Compact(list), "; ")
 }
 
 // markUnknown marks the overdue operations of unknown variants that are not marked yet, and ends those whose deadline has passed.
