@@ -327,7 +327,11 @@ func (u *upgrade) judge(what string, killed bool) {
 	}
 	made := 0
 	for _, name := range u.lost {
+		u.Logf("creation without an answer: %s made %d servers", name, byName[name])
 		made += byName[name]
+	}
+	if killed {
+		u.Logf("requests without an answer:\n%s", strings.Join(u.failures, "\n"))
 	}
 	skipped, fields, checked := u.judgeOperations()
 	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d and fields lost %d of %d operations; methods of the next release: %d served, %d sent to a process that did not have them; of %d creations without an answer %d made a server\n",
@@ -478,6 +482,9 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 		run("last", func(t *testing.T) { upgradeRound(t, seed, last, this, upgradeOrder, false, false) })
 	}
 	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
+	if all {
+		run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
+	}
 	for i := range rounds {
 		order := slices.Clone(upgradeOrder)
 		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
