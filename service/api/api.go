@@ -23,7 +23,8 @@
 // The Go types of a handler's bodies say what JSON the bodies have: the type of each value, which fields there are in which
 // microversion, and which callers may use them. The schema by which a request is validated, the fields that are decoded and
 // encoded, and the OpenAPI document come from the types alone. A field is required unless it has the option omitempty or
-// omitzero. Only a pointer may be null. In a reply, a nil
+// omitzero. Only a pointer may be null, so a handler makes its slices and maps, which encoding/json would otherwise encode
+// as null. In a reply, a nil
 // pointer with omitempty is left out, and so never null. An object has no other fields than those of its struct. These tags say more:
 //
 //   - since:"2.19" and until:"2.46": the first and the last microversion of the field. Several fields may have one name
@@ -31,7 +32,7 @@
 //     tag json, because go vet refuses a second one; the others have the tag name:"flavor".
 //   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
 //     is left out for others; a request of others that has the field is Denied. In a request it is never required. A type has
-//     at most 8 rules.
+//     at most 8 rules. If Enforce fails with an error of status 499 or more, the status of the reply is 500.
 //   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
 //     array or map.
 //   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.

@@ -109,7 +109,9 @@ func (s *shape) describeFields(t reflect.Type, v Version, object map[string]any)
 		}
 		one := s.describe(t, v)
 		if p.quoted {
-			one = map[string]any{"type": "string"}
+			if one = map[string]any{"type": "string"}; t.Kind() == reflect.Pointer {
+				one = orNull(one)
+			}
 		}
 		for name, c := range constraints {
 			if text, ok := p.Tag.Lookup(name); ok {
@@ -194,10 +196,12 @@ func addBound(p *property, s map[string]any, text string, which int) error {
 	names, ok := boundNames[kind]
 	n, err := strconv.ParseFloat(text, 64)
 	switch {
-	case !ok || structAt(p.Type).Kind() == reflect.Struct:
+	case !ok || structAt(p.Type).Kind() == reflect.Struct || structAt(p.Type).Kind() == reflect.Array:
 		return fmt.Errorf("a value of type %s has no bounds", p.Type)
 	case err != nil:
 		return err
+	case !json.Valid([]byte(text)):
+		return errors.New("the bound must be a number in the form of JSON")
 	case kind != "number" && (n != math.Trunc(n) || kind != "integer" && n < 0):
 		return errors.New("the bound must be an integer, and a length not below 0")
 	}
@@ -265,5 +269,7 @@ func compileSchema(text string) (*schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &schema{compiled: compiled, doc: object}, nil
+	names := map[string]bool{}
+	addNames(names, doc)
+	return &schema{compiled: compiled, doc: object, names: names}, nil
 }

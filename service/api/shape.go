@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
+	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 	"unsafe"
 )
 
@@ -36,6 +38,8 @@ type shape struct {
 	rules     []string        // of the tags, sorted
 	ownSchema map[reflect.Type]map[string]any
 	depends   map[reflect.Type]bool // the struct types with the tags since, until or rule, at any depth
+	loose     bool                  // a struct describes itself, so that its schema may allow other names
+	viewed    bool                  // encoding/json needs a view for another reason, see learnStruct
 	views     sync.Map              // viewKey -> reflect.Type
 	schemas   sync.Map              // int, see interval -> *schema
 }
@@ -89,33 +93,38 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 	if _, ok := s.ownSchema[t]; ok {
 		return false, nil
 	}
-	if own, ok, err := ownSchema(t); ok || err != nil {
-		s.ownSchema[t] = own
-		return false, errors.Join(err, refuseVersionedFields(t))
-	}
-	switch t.Kind() {
-	case reflect.Pointer, reflect.Slice, reflect.Array:
-		return s.learn(t.Elem(), inside)
-	case reflect.Map:
-		if t.Key().Kind() != reflect.String && !t.Key().Implements(textMarshaler) {
-			return false, fmt.Errorf("%s: the names of an object must be strings", t)
-		}
-		depends, err := s.learn(t.Elem(), inside)
-		if depends {
-			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, which a map cannot express: use a struct, or a slice", t, t.Elem())
-		}
-		return false, err
-	case reflect.Struct:
-	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
-		return false, fmt.Errorf("JSON cannot express the type %s", t)
-	default:
-		return false, nil
+	if own, ok, err := s.schemaOf(t); ok || err != nil {
+		s.ownSchema[t], s.loose = own, s.loose || t.Kind() == reflect.Struct
+		return false, errors.Join(err, refuseVersionedFields(t, t, map[reflect.Type]bool{}))
 	}
 	if inside[t] {
 		return false, fmt.Errorf("%s contains itself: give it a method JSONSchema (api.JSONSchemer)", t)
 	}
 	inside[t] = true
 	defer delete(inside, t)
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array:
+		return s.learn(t.Elem(), inside)
+	case reflect.Map:
+		if t.Key().Kind() != reflect.String && !s.isText(t.Key()) {
+			return false, fmt.Errorf("%s: the names of an object must be strings", t)
+		}
+		depends, err := s.learn(t.Elem(), inside)
+		if depends {
+			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, or it embeds a pointer to an unexported struct, which a map cannot express: use a struct, or a slice", t, t.Elem())
+		}
+		return false, err
+	case reflect.Struct:
+	case reflect.Interface:
+		if !s.isReply && t.NumMethod() > 0 {
+			return false, fmt.Errorf("a request cannot be decoded into the interface %s: use a struct, or any", t)
+		}
+		return false, nil
+	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
+		return false, fmt.Errorf("JSON cannot express the type %s", t)
+	default:
+		return false, nil
+	}
 	return s.learnStruct(t, inside)
 }
 
@@ -130,6 +139,12 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		inner, err := s.learn(f.Type, inside)
 		if err != nil {
 			return false, err
+		}
+		if inner && f.zero && hasIsZero(f.Type) {
+			return false, fmt.Errorf("%s.%s: the option omitzero cannot use the method IsZero of %s, because its fields differ between versions or callers: use a pointer with omitempty", t, f.Name, f.Type)
+		}
+		if f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply {
+			s.viewed, inner = true, true // encoding/json can set it only in a view
 		}
 		depends = depends || inner || f.depends()
 		if f.rule != "" {
@@ -199,6 +214,7 @@ type property struct {
 	name     string // in JSON
 	options  string // of the tag json
 	optional bool   // the field may be missing
+	zero     bool   // the option omitzero
 	flat     bool   // an embedded struct: JSON has its fields instead
 	quoted   bool   // a number or a bool as a text
 	rule     string // of the callers who may use the field
@@ -227,11 +243,6 @@ func propertiesOf(t reflect.Type) ([]property, error) {
 		if name != "" {
 			p.name = name
 		}
-		p.options = options
-		for option := range strings.SplitSeq(options, ",") {
-			p.optional = p.optional || option == "omitempty" || option == "omitzero"
-			p.quoted = p.quoted || option == "string"
-		}
 		var err error
 		if p.span, err = parseSpan(f.Tag.Get("since"), f.Tag.Get("until")); err != nil {
 			return nil, fmt.Errorf("%s.%s: the tags since and until: %w", t, f.Name, err)
@@ -244,9 +255,47 @@ func propertiesOf(t reflect.Type) ([]property, error) {
 		if _, ok := f.Tag.Lookup("rule"); ok && (p.rule == "" || p.flat) {
 			return nil, fmt.Errorf("%s.%s: the tag rule must be the name of a rule, and be on a field with a name in JSON", t, f.Name)
 		}
+		if err := p.setOptions(t, options); err != nil {
+			return nil, err
+		}
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// setOptions sets the options of the tag json of a field of t, whose name is set.
+func (p *property) setOptions(t reflect.Type, options string) error {
+	if strings.ContainsFunc(p.name, isNoNameRune) {
+		return fmt.Errorf("%s.%s: encoding/json refuses the name %q: use letters, digits and other characters than quotes, backslashes and commas", t, p.Name, p.name)
+	}
+	p.options = options
+	list := strings.Split(options, ",")
+	p.zero, p.quoted = slices.Contains(list, "omitzero"), slices.Contains(list, "string")
+	p.optional = p.zero || slices.Contains(list, "omitempty")
+	if p.quoted && !isQuotable(p.Type) {
+		return fmt.Errorf("%s.%s: the option string of the tag json is for a string, a number or a bool, and not for %s", t, p.Name, p.Type)
+	}
+	return nil
+}
+
+// isNoNameRune reports whether encoding/json ignores a name with this character in a tag.
+func isNoNameRune(r rune) bool {
+	return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r)
+}
+
+// isQuotable reports whether the option string of the tag json has an effect on a type.
+func isQuotable(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer && t.Name() == "" {
+		t = t.Elem()
+	}
+	at := reflect.PointerTo(t)
+	return !slices.Contains([]string{"array", "object"}, schemaType(t)) && !at.Implements(jsonMarshaler) && !at.Implements(jsonUnmarshaler) &&
+		!at.Implements(textMarshaler) && !at.Implements(textUnmarshaler)
+}
+
+// hasIsZero reports whether the option omitzero uses a method of the type.
+func hasIsZero(t reflect.Type) bool {
+	return t.Implements(isZeroer) || reflect.PointerTo(t).Implements(isZeroer)
 }
 
 // firstTag returns the first of the names that is a tag of the field, or "".
@@ -263,44 +312,96 @@ var (
 	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
 	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 	jsonSchemer     = reflect.TypeFor[JSONSchemer]()
+	isZeroer        = reflect.TypeFor[interface{ IsZero() bool }]()
 )
 
-// ownSchema returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
-func ownSchema(t reflect.Type) (map[string]any, bool, error) {
+// isText reports whether a type encodes itself as a text in a reply, or decodes itself from a text in a request.
+func (s *shape) isText(t reflect.Type) bool {
+	if s.isReply {
+		return t.Implements(textMarshaler)
+	}
+	return reflect.PointerTo(t).Implements(textUnmarshaler)
+}
+
+// schemaOf returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
+func (s *shape) schemaOf(t reflect.Type) (map[string]any, bool, error) {
 	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
 		return nil, false, nil
 	}
 	at := reflect.PointerTo(t)
 	switch {
 	case at.Implements(jsonSchemer):
-		text := reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // checked
-		var out map[string]any
-		if err := json.Unmarshal([]byte(text), &out); err != nil || out == nil {
-			return nil, true, fmt.Errorf("%s: its method JSONSchema does not return an object in JSON: %q", t, shortenText(text))
-		}
-		if _, err := compileSchema(text); err != nil {
-			return nil, true, fmt.Errorf("%s: its method JSONSchema: %w", t, err)
-		}
-		return out, true, nil
+		out, err := schemaOfMethod(t)
+		return out, true, err
 	case known[t] != nil:
 		return known[t], true, nil
 	case at.Implements(jsonMarshaler), at.Implements(jsonUnmarshaler):
 		return map[string]any{}, true, nil
-	case at.Implements(textMarshaler):
+	case s.isText(t), s.isReply && s.isText(at):
 		return map[string]any{"type": "string"}, true, nil
+	case isBase64(t):
+		return known[reflect.TypeFor[[]byte]()], true, nil
 	}
 	return nil, false, nil
 }
 
-// refuseVersionedFields returns an error if a type that encodes itself has fields whose tags would have no effect.
-func refuseVersionedFields(t reflect.Type) error {
-	if t.Kind() != reflect.Struct {
+// schemaOfMethod returns the schema of the method JSONSchema.
+func schemaOfMethod(t reflect.Type) (map[string]any, error) {
+	text := textOfMethod(t)
+	var out map[string]any
+	if err := json.Unmarshal([]byte(text), &out); err != nil || out == nil {
+		return nil, fmt.Errorf("%s: its method JSONSchema does not return an object in JSON: %q", t, shortenText(text))
+	}
+	if _, err := compileSchema(text); err != nil {
+		return nil, fmt.Errorf("%s: its method JSONSchema: %w", t, err)
+	}
+	if t.Kind() == reflect.Struct && t.NumField() > 1 {
+		for f := range t.Fields() {
+			if f.Anonymous && reflect.PointerTo(structAt(f.Type)).Implements(jsonSchemer) && textOfMethod(structAt(f.Type)) == text {
+				return nil, fmt.Errorf("%s: its method JSONSchema is that of the embedded %s, which does not describe the other fields: give it its own method, or the embedded type a name in JSON", t, f.Name)
+			}
+		}
+	}
+	return out, nil
+}
+
+// textOfMethod returns the result of the method JSONSchema of a type.
+func textOfMethod(t reflect.Type) string {
+	return reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // the callers have checked it
+}
+
+// isBase64 reports whether encoding/json uses base64 for a type: a slice of bytes that do not encode themselves.
+func isBase64(t reflect.Type) bool {
+	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Uint8 {
+		return false
+	}
+	at := reflect.PointerTo(t.Elem())
+	return !at.Implements(jsonMarshaler) && !at.Implements(textMarshaler)
+}
+
+// refuseVersionedFields returns an error if the type own, which encodes itself, has fields, at any depth, whose tags would have
+// no effect. t is own or a type in it.
+func refuseVersionedFields(own, t reflect.Type, seen map[reflect.Type]bool) error {
+	if seen[t] {
 		return nil
 	}
-	for f := range t.Fields() {
-		if tag := firstTag(f.Tag, versionTags); tag != "" {
-			return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, t)
+	seen[t] = true
+	switch t.Kind() { //nolint:exhaustive // the others contain no fields
+	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+		return refuseVersionedFields(own, t.Elem(), seen)
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if tag := firstTag(f.Tag, versionTags); tag != "" {
+				return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, own)
+			}
+			if f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous {
+				continue
+			}
+			if err := refuseVersionedFields(own, f.Type, seen); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -321,17 +422,21 @@ func (s *shape) interval(v Version) int {
 const allRules = ^uint64(0)
 
 // varies reports whether the fields differ between versions or callers.
-func (s *shape) varies() bool { return len(s.edges) > 0 || len(s.rules) > 0 }
+func (s *shape) varies() bool { return s.viewed || len(s.edges) > 0 || len(s.rules) > 0 }
 
-// allowedRules returns the mask of the rules of fields for which enforce returns no error.
-func (s *shape) allowedRules(enforce func(rule string) error) uint64 {
+// allowedRules returns the mask of the rules of fields for which enforce returns no error. An error that does not deny, such as
+// Unavailable, is returned with status 500, because the request has been executed.
+func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 	var out uint64
 	for i, rule := range s.rules {
-		if enforce(rule) == nil {
+		switch err := enforce(rule); {
+		case err == nil:
 			out |= 1 << i
+		case statusOf(err) >= statusClientGone:
+			return 0, WithStatus(http.StatusInternalServerError, fmt.Errorf("enforce rule %s of a field of the reply: %w", rule, err))
 		}
 	}
-	return out
+	return out, nil
 }
 
 // see returns a pointer to the value that p points to, with a type that has only the fields of a version and of a caller. p
@@ -389,16 +494,16 @@ func (s *shape) build(t reflect.Type, v Version, allowed uint64) reflect.Type {
 func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.Type {
 	fields := make([]reflect.StructField, t.NumField())
 	for i := range fields { // hidden, until a property says something else
-		fields[i] = reflect.StructField{Name: "Hidden" + strconv.Itoa(i), Type: t.Field(i).Type, Tag: `json:"-"`}
+		fields[i] = reflect.StructField{Name: viewName(i), Type: t.Field(i).Type, Tag: `json:"-"`}
 	}
 	list, _ := propertiesOf(t) // learn has reported its errors
 	for _, p := range list {
 		if !p.has(v) || p.rule != "" && allowed&s.bit(p.rule) == 0 {
 			continue
 		}
-		f := reflect.StructField{Name: p.Name, Tag: p.Tag}
+		f := reflect.StructField{Name: viewName(p.index), Tag: p.Tag}
 		if p.flat { // reflect.StructOf refuses embedded types with methods, and unexported ones
-			f.Anonymous, f.Name, f.Type = true, "Embedded"+strconv.Itoa(p.index), s.buildStruct(structAt(p.Type), v, allowed)
+			f.Anonymous, f.Type = true, s.buildStruct(structAt(p.Type), v, allowed)
 			if p.Type.Kind() == reflect.Pointer {
 				f.Type = reflect.PointerTo(f.Type)
 			}
@@ -409,6 +514,9 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 	}
 	return reflect.StructOf(fields)
 }
+
+// viewName returns the name of a field of a view. A name of the field itself could be that of another field here.
+func viewName(index int) string { return "F" + strconv.Itoa(index) }
 
 // bit returns the bit of a rule in a mask.
 func (s *shape) bit(rule string) uint64 {
@@ -452,6 +560,81 @@ func (s *shape) usedIn(t reflect.Type, value any, v Version) (used uint64) {
 		}
 	}
 	return used
+}
+
+// useFieldNames renames the values of a decoded body to the names of the fields that encoding/json sets with them, which may differ
+// by case. It returns the name of a value that the schema has not checked, because the name differs only by case from a property.
+// Otherwise it returns "".
+func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
+	t = structAt(t)
+	if at := reflect.PointerTo(t); at.Implements(jsonUnmarshaler) || at.Implements(textUnmarshaler) {
+		return ""
+	}
+	list, _ := value.([]any)
+	object, _ := value.(map[string]any)
+	switch t.Kind() {
+	case reflect.Struct:
+		return s.useNamesOf(t, object, v)
+	case reflect.Map:
+		list = slices.Collect(maps.Values(object))
+	case reflect.Slice, reflect.Array:
+	default:
+		return ""
+	}
+	for _, one := range list {
+		if name := s.useFieldNames(t.Elem(), one, v); name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// useNamesOf is useFieldNames for a struct.
+func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) string {
+	fields := map[string]reflect.Type{}
+	addFieldTypes(fields, t, v)
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		one, field := object[name], sameName(fields, name)
+		if field == "" {
+			continue
+		}
+		if !s.names[name] && sameName(s.names, name) != "" {
+			return name
+		}
+		delete(object, name)
+		object[field] = one
+		if inner := s.useFieldNames(fields[field], one, v); inner != "" {
+			return inner
+		}
+	}
+	return ""
+}
+
+// sameName returns the key that is equal to a name, or else one that differs only by case, or "".
+func sameName[T any](keys map[string]T, name string) string {
+	if _, ok := keys[name]; ok {
+		return name
+	}
+	for key := range keys {
+		if strings.EqualFold(key, name) {
+			return key
+		}
+	}
+	return ""
+}
+
+// addFieldTypes adds the types of the fields that JSON has in a version, by their names.
+func addFieldTypes(to map[string]reflect.Type, t reflect.Type, v Version) {
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range list {
+		switch {
+		case !p.has(v):
+		case p.flat:
+			addFieldTypes(to, structAt(p.Type), v)
+		default:
+			to[p.name] = p.Type
+		}
+	}
 }
 
 // rulesOf returns the rules of a mask.
