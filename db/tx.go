@@ -77,7 +77,7 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 
 // AfterCommit calls f after the transaction on d that ctx carries is committed, for example to notify a process that reads what the
 // transaction has written. If the transaction is rolled back, f is not called; after Unknown it is. If [Tx] repeats the transaction, only
-// the calls of the last attempt count. Without a transaction in ctx, f is called now.
+// the calls of the last attempt count. Without a transaction in ctx, or if it is committed already, f is called now.
 //
 // The outermost Tx calls the functions before it returns, in the order of the calls of AfterCommit. So f must not block, and must not
 // panic.
@@ -88,8 +88,14 @@ func AfterCommit(ctx context.Context, d *sqlx.DB, f func()) {
 		return
 	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.committed = append(o.committed, f)
+	done := o.done
+	if !done {
+		o.committed = append(o.committed, f)
+	}
+	o.mu.Unlock()
+	if done {
+		f()
+	}
 }
 
 // openTx is a transaction that a context carries.
@@ -102,6 +108,7 @@ type openTx struct {
 	mu        sync.Mutex
 	ended     bool
 	failure   error    // the first error of an inner function
+	done      bool     // after COMMIT
 	committed []func() // are called after COMMIT
 }
 
@@ -191,7 +198,11 @@ func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) 
 		return markRolledBack("", "connection lost before COMMIT", err)
 	}
 	if err = commitTx(ctx, d, tx); err == nil || fault.CodeOf(err) == fault.Unknown {
-		for _, f := range o.committed {
+		o.mu.Lock()
+		o.done = true
+		list := o.committed
+		o.mu.Unlock()
+		for _, f := range list {
 			f()
 		}
 	}

@@ -41,3 +41,20 @@ func TestAfterCommit(t *testing.T) {
 		}
 	})
 }
+
+// TestAfterCommitLater: a function that is added after COMMIT is called, too, for example by another function.
+func TestAfterCommitLater(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
+		called := 0
+		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
+			db.AfterCommit(ctx, d, func() {
+				db.AfterCommit(ctx, d, func() { called++ })
+			})
+			return nil
+		})
+		if err != nil || called != 1 {
+			t.Errorf("called %d times, %v", called, err)
+		}
+	})
+}

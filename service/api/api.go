@@ -34,7 +34,8 @@
 //     `json:"flavor" until:"2.46"` and `json:"boot_flavor" name:"flavor" since:"2.47"`.
 //   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
 //     is left out for others; a request of others that has the field is Denied. In a request it is never required. In the
-//     OpenAPI document it has the key x-policy-rule. A type has at most 8 rules.
+//     OpenAPI document it has the key x-policy-rule. A type has at most 8 rules. If
+//     Enforce fails with an error of status 499 or more, the status of the reply is 500.
 //   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
 //     array or map.
 //   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.

@@ -14,7 +14,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), r.wrongBody()} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -49,14 +49,14 @@ func (m *Mux) unusedFields(s *shape) string {
 	return ""
 }
 
-// wrongBody returns an error text if the schema of the body's type cannot be used in a version, or "".
-func (r *route) wrongBody() string {
-	if r.inShape == nil {
+// wrongSchema returns an error text if the schema of the type of a body cannot be used in a version, or "".
+func wrongSchema(what string, s *shape) string {
+	if s == nil {
 		return ""
 	}
-	for _, v := range append([]Version{{}}, r.inShape.edges...) {
-		if _, err := r.inShape.schemaAt(v); err != nil {
-			return "the schema of the body: " + err.Error()
+	for _, v := range append([]Version{{}}, s.edges...) {
+		if _, err := s.schemaAt(v); err != nil {
+			return "the schema of the " + what + ": " + err.Error()
 		}
 	}
 	return ""

@@ -28,6 +28,7 @@ func (m *Mux) decode(rec *recorder, hr *http.Request, r *route, p any) error {
 		return err
 	}
 	s := schemaAt(r.body, rec.version)
+	loose := s != nil || r.inShape.loose
 	if s == nil {
 		if s, err = r.inShape.schemaAt(rec.version); err != nil {
 			return err
@@ -39,6 +40,11 @@ func (m *Mux) decode(rec *recorder, hr *http.Request, r *route, p any) error {
 	}
 	if err := s.validate(inBody, raw, instance); err != nil {
 		return err
+	}
+	if loose {
+		if name := s.useFieldNames(r.in, instance, rec.version); name != "" {
+			return fault.New(fault.Invalid, "%s", unexpectedName(name))
+		}
 	}
 	for _, rule := range r.inShape.rulesOf(r.inShape.usedRules(instance, rec.version)) {
 		if err := m.enforceField(hr, rule); err != nil {
@@ -165,7 +171,7 @@ func schemaType(t reflect.Type) string {
 	case reflect.Bool:
 		return "boolean"
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
-		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
 		return "integer"
 	case reflect.Float32, reflect.Float64:
 		return "number"

@@ -109,7 +109,9 @@ func (s *shape) describeField(p *property, v Version) map[string]any {
 	}
 	out := s.describe(t, v)
 	if p.quoted {
-		out = map[string]any{"type": "string"}
+		if out = map[string]any{"type": "string"}; t.Kind() == reflect.Pointer {
+			out = orNull(out)
+		}
 	}
 	if p.rule != "" {
 		out["x-policy-rule"] = p.rule
@@ -199,10 +201,12 @@ func addBound(p *property, s map[string]any, text string, which int) error {
 	names, ok := boundNames[kind]
 	n, err := strconv.ParseFloat(text, 64)
 	switch {
-	case !ok || structAt(p.Type).Kind() == reflect.Struct:
+	case !ok || structAt(p.Type).Kind() == reflect.Struct || structAt(p.Type).Kind() == reflect.Array:
 		return fmt.Errorf("a value of type %s has no bounds", p.Type)
 	case err != nil:
 		return err
+	case !json.Valid([]byte(text)):
+		return errors.New("the bound must be a number in the form of JSON")
 	case kind != "number" && (n != math.Trunc(n) || kind != "integer" && n < 0):
 		return errors.New("the bound must be an integer, and a length not below 0")
 	}
@@ -275,5 +279,7 @@ func compileSchema(text string) (*schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &schema{compiled: compiled, doc: object}, nil
+	names := map[string]bool{}
+	addNames(names, doc)
+	return &schema{compiled: compiled, doc: object, names: names}, nil
 }

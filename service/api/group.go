@@ -41,6 +41,9 @@ func NewGroup(of Router, def Route) *Group {
 
 func (g *Group) expand(def Route) (*Mux, Route) {
 	method, path, _ := strings.Cut(def.Pattern, " ")
+	if path != "" && path[0] != '/' { // it would become a part of the last word of the group's path
+		panic("api: " + def.Pattern + " in the group " + g.def.Pattern + ": the path of a route must begin with / (registered at " + callerLine() + ")")
+	}
 	def.Pattern = method + " " + g.def.Pattern + path
 	def.Min, def.Max = cmp.Or(def.Min, g.def.Min), cmp.Or(def.Max, g.def.Max)
 	def.Rule, def.Status, def.Summary = cmp.Or(def.Rule, g.def.Rule), cmp.Or(def.Status, g.def.Status), cmp.Or(def.Summary, g.def.Summary)

@@ -64,3 +64,19 @@ func TestWrongGroup(t *testing.T) {
 		}()
 	}
 }
+
+// TestWrongRouteOfGroup: the rest of a path is not appended to the last word of the group's path.
+func TestWrongRouteOfGroup(t *testing.T) {
+	t.Parallel()
+	for _, pattern := range []string{"GET detail", "GET example.org/x", "GET  /x"} {
+		func() {
+			defer func() {
+				if p := fmt.Sprint(recover()); !strings.Contains(p, pattern+" in the group /v3/disks: the path of a route must begin with /") || !strings.Contains(p, "group_test.go:") {
+					t.Errorf("%s: panic %q", pattern, p)
+				}
+			}()
+			api.Handle(api.NewGroup(api.New(api.Config{}), api.Route{Pattern: "/v3/disks"}), pattern,
+				func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+		}()
+	}
+}

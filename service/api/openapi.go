@@ -225,8 +225,10 @@ func (m *Mux) errorSchema() map[string]any {
 		}}
 	}
 	item, _ := mustShape("errors", reflect.TypeFor[errorItem](), true).document(Version{}).(map[string]any)
+	item = maps.Clone(item) // requests and other documents share the schema
 	if props, ok := item["properties"].(map[string]any); ok {
-		props["status"] = status
+		props = maps.Clone(props)
+		props["status"], item["properties"] = status, props
 	}
 	return map[string]any{"type": "object", "required": []any{"errors"}, "additionalProperties": false, "properties": map[string]any{
 		"errors": map[string]any{"type": "array", "minItems": 1, "items": item},

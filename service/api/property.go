@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // property is a field of a struct that JSON has.
@@ -18,6 +19,7 @@ type property struct {
 	name     string // in JSON
 	options  string // of the tag json
 	optional bool   // the field may be missing
+	zero     bool   // the option omitzero
 	flat     bool   // an embedded struct: JSON has its fields instead
 	quoted   bool   // a number or a bool as a text
 	rule     string // of the callers who may use the field
@@ -41,6 +43,9 @@ func propertiesOf(t reflect.Type) ([]property, error) {
 			}
 			continue
 		}
+		if err == nil {
+			err = p.readOptions()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s.%s: %w", t, p.Name, err)
 		}
@@ -58,10 +63,6 @@ func newProperty(index int, f reflect.StructField) property {
 		p.name = name
 	}
 	p.options = options
-	for option := range strings.SplitSeq(options, ",") {
-		p.optional = p.optional || option == "omitempty" || option == "omitzero"
-		p.quoted = p.quoted || option == "string"
-	}
 	return p
 }
 
@@ -79,6 +80,40 @@ func (p *property) readVersionTags() (err error) {
 		return errors.New("the tag rule must be the name of a rule, and be on a field with a name in JSON")
 	}
 	return nil
+}
+
+// readOptions reads the options of the tag json, and checks the name.
+func (p *property) readOptions() error {
+	if strings.ContainsFunc(p.name, isNoNameRune) {
+		return fmt.Errorf("encoding/json refuses the name %q: use letters, digits and other characters than quotes, backslashes and commas", p.name)
+	}
+	list := strings.Split(p.options, ",")
+	p.zero, p.quoted = slices.Contains(list, "omitzero"), slices.Contains(list, "string")
+	p.optional = p.zero || slices.Contains(list, "omitempty")
+	if p.quoted && !isQuotable(p.Type) {
+		return fmt.Errorf("the option string of the tag json is for a string, a number or a bool, and not for %s", p.Type)
+	}
+	return nil
+}
+
+// isNoNameRune reports whether encoding/json ignores a name with this character in a tag.
+func isNoNameRune(r rune) bool {
+	return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r)
+}
+
+// isQuotable reports whether the option string of the tag json has an effect on a type.
+func isQuotable(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer && t.Name() == "" {
+		t = t.Elem()
+	}
+	at := reflect.PointerTo(t)
+	return !slices.Contains([]string{"array", "object"}, schemaType(t)) && !at.Implements(jsonMarshaler) && !at.Implements(jsonUnmarshaler) &&
+		!at.Implements(textMarshaler) && !at.Implements(textUnmarshaler)
+}
+
+// hasIsZero reports whether the option omitzero uses a method of the type.
+func hasIsZero(t reflect.Type) bool {
+	return t.Implements(isZeroer) || reflect.PointerTo(t).Implements(isZeroer)
 }
 
 // flatten replaces each embedded struct by its fields. Their names in Go have the path of the struct. Fields of an

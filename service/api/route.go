@@ -30,7 +30,8 @@ type Route struct {
 	// pattern, each for its own range of versions.
 	Min, Max string
 	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot
-	// describe. In a version without a schema, the handler's type is the schema, see the package's comment.
+	// describe. In a version without a schema, the handler's type is the schema, see the package's comment. A name in a body
+	// that differs from a property of a schema only by case is refused, unless it is a property, too.
 	Body []Schema
 	// NoEffect names the properties of the body that a schema allows although the handler's type
 	// has no field for them. Clients may send such properties, which change nothing. The form is
@@ -150,6 +151,7 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 //
 //   - does not fit the route's schema, or, without a schema, the type B, see the package's comment;
 //   - is nested more than MaxDepth deep;
+//   - has a number with an exponent of more than three digits;
 //   - has an object with a name twice;
 //   - is not valid UTF-8, or has half of a surrogate pair.
 //
@@ -198,10 +200,10 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 	m.addRoute(r)
 }
 
-// mustShape returns the shape of the type of a body, or nil for None and for an interface. It panics if the type's tags are
+// mustShape returns the shape of the type of a body, or nil for None and for a reply that is an interface. It panics if the type's tags are
 // wrong, because this is a programmer's error.
 func mustShape(what string, t reflect.Type, isReply bool) *shape {
-	if t == reflect.TypeFor[None]() || t.Kind() == reflect.Interface {
+	if t == reflect.TypeFor[None]() || isReply && t.Kind() == reflect.Interface {
 		return nil
 	}
 	s, err := shapeOf(t, isReply)
@@ -232,7 +234,11 @@ func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, er
 	if !s.varies() {
 		return p, nil
 	}
-	return s.see(p, rec.version, s.allowedRules(func(rule string) error { return m.enforceField(hr, rule) })), nil
+	allowed, err := s.allowedRules(func(rule string) error { return m.enforceField(hr, rule) })
+	if err != nil {
+		return nil, err
+	}
+	return s.see(p, rec.version, allowed), nil
 }
 
 // enforceField returns an error if the caller may not use the fields with a rule.

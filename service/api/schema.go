@@ -34,6 +34,25 @@ type schema struct {
 	span
 	compiled *jsonschema.Schema
 	doc      map[string]any
+	names    map[string]bool // of all properties, at any depth
+}
+
+// addNames adds the names of all properties in a part of a schema.
+func addNames(names map[string]bool, part any) {
+	switch part := part.(type) {
+	case []any:
+		for _, one := range part {
+			addNames(names, one)
+		}
+	case map[string]any:
+		properties, _ := part["properties"].(map[string]any)
+		for name := range properties {
+			names[name] = true
+		}
+		for _, one := range part {
+			addNames(names, one)
+		}
+	}
 }
 
 // compileSchemas compiles the schemas of HandleRoute. It panics if a text is not a valid schema, or if two schemas are for

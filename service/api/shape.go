@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
@@ -35,6 +36,8 @@ type shape struct {
 	ownSchema map[reflect.Type]map[string]any
 	fields    map[reflect.Type][]property // of the struct types, with those of embedded structs
 	depends   map[reflect.Type]bool       // the struct types with the tags since, until or rule, at any depth
+	loose     bool                        // a struct describes itself, so that its schema may allow other names
+	viewed    bool                        // encoding/json needs a view for another reason, see learnStruct
 	views     sync.Map                    // viewKey -> reflect.Type
 	schemas   sync.Map                    // int, see interval -> *schema
 }
@@ -92,33 +95,38 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 	if _, ok := s.ownSchema[t]; ok {
 		return false, nil
 	}
-	if own, ok, err := ownSchema(t); ok || err != nil {
-		s.ownSchema[t] = own
-		return false, errors.Join(err, refuseVersionedFields(t))
-	}
-	switch t.Kind() {
-	case reflect.Pointer, reflect.Slice, reflect.Array:
-		return s.learn(t.Elem(), inside)
-	case reflect.Map:
-		if t.Key().Kind() != reflect.String && !t.Key().Implements(textMarshaler) {
-			return false, fmt.Errorf("%s: the names of an object must be strings", t)
-		}
-		depends, err := s.learn(t.Elem(), inside)
-		if depends {
-			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, which a map cannot express: use a struct, or a slice", t, t.Elem())
-		}
-		return false, err
-	case reflect.Struct:
-	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
-		return false, fmt.Errorf("JSON cannot express the type %s", t)
-	default:
-		return false, nil
+	if own, ok, err := s.schemaOf(t); ok || err != nil {
+		s.ownSchema[t], s.loose = own, s.loose || t.Kind() == reflect.Struct
+		return false, errors.Join(err, refuseVersionedFields(t, t, map[reflect.Type]bool{}))
 	}
 	if inside[t] {
 		return false, fmt.Errorf("%s contains itself: give it a method JSONSchema (api.JSONSchemer)", t)
 	}
 	inside[t] = true
 	defer delete(inside, t)
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Array:
+		return s.learn(t.Elem(), inside)
+	case reflect.Map:
+		if t.Key().Kind() != reflect.String && !s.isText(t.Key()) {
+			return false, fmt.Errorf("%s: the names of an object must be strings", t)
+		}
+		depends, err := s.learn(t.Elem(), inside)
+		if depends {
+			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, or it embeds a pointer to an unexported struct, which a map cannot express: use a struct, or a slice", t, t.Elem())
+		}
+		return false, err
+	case reflect.Struct:
+	case reflect.Interface:
+		if !s.isReply && t.NumMethod() > 0 {
+			return false, fmt.Errorf("a request cannot be decoded into the interface %s: use a struct, or any", t)
+		}
+		return false, nil
+	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
+		return false, fmt.Errorf("JSON cannot express the type %s", t)
+	default:
+		return false, nil
+	}
 	return s.learnStruct(t, inside)
 }
 
@@ -133,6 +141,12 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		inner, err := s.learn(f.Type, inside)
 		if err != nil {
 			return false, err
+		}
+		if inner && f.zero && hasIsZero(f.Type) {
+			return false, fmt.Errorf("%s.%s: the option omitzero cannot use the method IsZero of %s, because its fields differ between versions or callers: use a pointer with omitempty", t, f.Name, f.Type)
+		}
+		if f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply {
+			s.viewed, inner = true, true // encoding/json can set it only in a view
 		}
 		depends = depends || inner || f.depends()
 		if f.rule != "" {
@@ -199,44 +213,96 @@ var (
 	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
 	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 	jsonSchemer     = reflect.TypeFor[JSONSchemer]()
+	isZeroer        = reflect.TypeFor[interface{ IsZero() bool }]()
 )
 
-// ownSchema returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
-func ownSchema(t reflect.Type) (map[string]any, bool, error) {
+// isText reports whether a type encodes itself as a text in a reply, or decodes itself from a text in a request.
+func (s *shape) isText(t reflect.Type) bool {
+	if s.isReply {
+		return t.Implements(textMarshaler)
+	}
+	return reflect.PointerTo(t).Implements(textUnmarshaler)
+}
+
+// schemaOf returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
+func (s *shape) schemaOf(t reflect.Type) (map[string]any, bool, error) {
 	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
 		return nil, false, nil
 	}
 	at := reflect.PointerTo(t)
 	switch {
 	case at.Implements(jsonSchemer):
-		text := reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // checked
-		var out map[string]any
-		if err := json.Unmarshal([]byte(text), &out); err != nil || out == nil {
-			return nil, true, fmt.Errorf("%s: its method JSONSchema does not return an object in JSON: %q", t, shortenText(text))
-		}
-		if _, err := compileSchema(text); err != nil {
-			return nil, true, fmt.Errorf("%s: its method JSONSchema: %w", t, err)
-		}
-		return out, true, nil
+		out, err := schemaOfMethod(t)
+		return out, true, err
 	case known[t] != nil:
 		return known[t], true, nil
 	case at.Implements(jsonMarshaler), at.Implements(jsonUnmarshaler):
 		return map[string]any{}, true, nil
-	case at.Implements(textMarshaler):
+	case s.isText(t), s.isReply && s.isText(at):
 		return map[string]any{"type": "string"}, true, nil
+	case isBase64(t):
+		return known[reflect.TypeFor[[]byte]()], true, nil
 	}
 	return nil, false, nil
 }
 
-// refuseVersionedFields returns an error if a type that encodes itself has fields whose tags would have no effect.
-func refuseVersionedFields(t reflect.Type) error {
-	if t.Kind() != reflect.Struct {
+// schemaOfMethod returns the schema of the method JSONSchema.
+func schemaOfMethod(t reflect.Type) (map[string]any, error) {
+	text := textOfMethod(t)
+	var out map[string]any
+	if err := json.Unmarshal([]byte(text), &out); err != nil || out == nil {
+		return nil, fmt.Errorf("%s: its method JSONSchema does not return an object in JSON: %q", t, shortenText(text))
+	}
+	if _, err := compileSchema(text); err != nil {
+		return nil, fmt.Errorf("%s: its method JSONSchema: %w", t, err)
+	}
+	if t.Kind() == reflect.Struct && t.NumField() > 1 {
+		for f := range t.Fields() {
+			if f.Anonymous && reflect.PointerTo(structAt(f.Type)).Implements(jsonSchemer) && textOfMethod(structAt(f.Type)) == text {
+				return nil, fmt.Errorf("%s: its method JSONSchema is that of the embedded %s, which does not describe the other fields: give it its own method, or the embedded type a name in JSON", t, f.Name)
+			}
+		}
+	}
+	return out, nil
+}
+
+// textOfMethod returns the result of the method JSONSchema of a type.
+func textOfMethod(t reflect.Type) string {
+	return reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // the callers have checked it
+}
+
+// isBase64 reports whether encoding/json uses base64 for a type: a slice of bytes that do not encode themselves.
+func isBase64(t reflect.Type) bool {
+	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Uint8 {
+		return false
+	}
+	at := reflect.PointerTo(t.Elem())
+	return !at.Implements(jsonMarshaler) && !at.Implements(textMarshaler)
+}
+
+// refuseVersionedFields returns an error if the type own, which encodes itself, has fields, at any depth, whose tags would have
+// no effect. t is own or a type in it.
+func refuseVersionedFields(own, t reflect.Type, seen map[reflect.Type]bool) error {
+	if seen[t] {
 		return nil
 	}
-	for f := range t.Fields() {
-		if tag := firstTag(f.Tag, versionTags); tag != "" {
-			return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, t)
+	seen[t] = true
+	switch t.Kind() { //nolint:exhaustive // the others contain no fields
+	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+		return refuseVersionedFields(own, t.Elem(), seen)
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if tag := firstTag(f.Tag, versionTags); tag != "" {
+				return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, own)
+			}
+			if f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous {
+				continue
+			}
+			if err := refuseVersionedFields(own, f.Type, seen); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -257,17 +323,21 @@ func (s *shape) interval(v Version) int {
 const allRules = ^uint64(0)
 
 // varies reports whether the fields differ between versions or callers.
-func (s *shape) varies() bool { return len(s.edges) > 0 || len(s.rules) > 0 }
+func (s *shape) varies() bool { return s.viewed || len(s.edges) > 0 || len(s.rules) > 0 }
 
-// allowedRules returns the mask of the rules of fields for which enforce returns no error.
-func (s *shape) allowedRules(enforce func(rule string) error) uint64 {
+// allowedRules returns the mask of the rules of fields for which enforce returns no error. An error that does not deny, such as
+// Unavailable, is returned with status 500, because the request has been executed.
+func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 	var out uint64
 	for i, rule := range s.rules {
-		if enforce(rule) == nil {
+		switch err := enforce(rule); {
+		case err == nil:
 			out |= 1 << i
+		case statusOf(err) >= statusClientGone:
+			return 0, WithStatus(http.StatusInternalServerError, fmt.Errorf("enforce rule %s of a field of the reply: %w", rule, err))
 		}
 	}
-	return out
+	return out, nil
 }
 
 // see returns a pointer to the value that p points to, with a type that has only the fields of a version and of a caller. p
@@ -325,16 +395,16 @@ func (s *shape) build(t reflect.Type, v Version, allowed uint64) reflect.Type {
 func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.Type {
 	fields := make([]reflect.StructField, t.NumField())
 	for i := range fields { // hidden, until a property says something else
-		fields[i] = reflect.StructField{Name: "Hidden" + strconv.Itoa(i), Type: t.Field(i).Type, Tag: `json:"-"`}
+		fields[i] = reflect.StructField{Name: viewName(i), Type: t.Field(i).Type, Tag: `json:"-"`}
 	}
 	list, _ := propertiesOf(t) // learn has reported its errors
 	for _, p := range list {
 		if !p.has(v) || allowed&s.bit(p.rule) != s.bit(p.rule) {
 			continue
 		}
-		f := reflect.StructField{Name: p.Name, Tag: p.Tag}
+		f := reflect.StructField{Name: viewName(p.index), Tag: p.Tag}
 		if p.flat { // reflect.StructOf refuses embedded types with methods, and unexported ones
-			f.Anonymous, f.Name, f.Type = true, "Embedded"+strconv.Itoa(p.index), s.buildStruct(structAt(p.Type), v, allowed)
+			f.Anonymous, f.Type = true, s.buildStruct(structAt(p.Type), v, allowed)
 			if p.Type.Kind() == reflect.Pointer {
 				f.Type = reflect.PointerTo(f.Type)
 			}
@@ -345,6 +415,9 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 	}
 	return reflect.StructOf(fields)
 }
+
+// viewName returns the name of a field of a view. A name of the field itself could be that of another field here.
+func viewName(index int) string { return "F" + strconv.Itoa(index) }
 
 // bit returns the bit of a rule in a mask, or 0 for no rule.
 func (s *shape) bit(rule string) uint64 {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -270,6 +271,36 @@ type endsEarly struct {
 	Old int `json:"old" until:"3.3"`
 }
 
+type tree []tree
+
+type describedGroup struct {
+	Secrets []*secrets `json:"secrets"`
+}
+
+func (describedGroup) JSONSchema() string { return `{"type": "object"}` }
+
+type marshaledList []secrets
+
+func (l marshaledList) MarshalJSON() ([]byte, error) { return json.Marshal([]secrets(l)) }
+
+type describedList struct {
+	Next []describedList `json:"next"`
+}
+
+func (describedList) JSONSchema() string { return `{"type": "object", "properties": {"next": {}}}` }
+
+type zeroWhenNegative struct {
+	A int `json:"a" since:"3.2"`
+}
+
+func (z zeroWhenNegative) IsZero() bool { return z.A <= 0 }
+
+type localRef struct{}
+
+func (localRef) JSONSchema() string {
+	return `{"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}}`
+}
+
 type sinceInside struct {
 	A int `json:"a" since:"3.2"`
 }
@@ -364,6 +395,40 @@ func TestWrongTags(t *testing.T) {
 		{"type that contains itself", body[recursive], "contains itself"},
 		{"value that JSON does not have", body[struct{ A func() }], "JSON cannot express the type func()"},
 		{"number as a name", body[map[int]string], "the names of an object must be strings"},
+		{"slice that contains itself", body[tree], "contains itself"},
+		{"rule inside a type with a schema", body[describedGroup], "secrets.Host: the tag rule has no effect, because api_test.describedGroup has its own"},
+		{"rule inside a slice with MarshalJSON", body[marshaledList], "secrets.Host: the tag rule has no effect, because api_test.marshaledList has its own"},
+		{"schema of an embedded type", body[struct {
+			describedList
+			A int `json:"a"`
+		}], "does not describe the other fields"},
+		{"version in a struct with IsZero", body[struct {
+			A zeroWhenNegative `json:"a,omitzero"`
+		}], "A: the option omitzero cannot use the method IsZero of api_test.zeroWhenNegative"},
+		{"option string of a slice", body[struct {
+			A []int `json:"a,string"` //nolint:staticcheck // refused
+		}], "the option string of the tag json is for a string, a number or a bool"},
+		{"name that encoding/json ignores", body[struct {
+			A int `json:"a'b"` //nolint:staticcheck // refused
+		}], `encoding/json refuses the name "a'b"`},
+		{"name with a comma", body[struct {
+			A int `json:"a" until:"3.1"`
+			B int `json:"b" name:"a,omitempty" since:"3.2"`
+		}], `encoding/json refuses the name "a,omitempty"`},
+		{"bound without an end", body[struct {
+			A float64 `json:"a" max:"Inf"`
+		}], "the bound must be a number in the form of JSON"},
+		{"bounds of an array", body[struct {
+			A [2]int `json:"a" min:"3"`
+		}], "a value of type [2]int has no bounds"},
+		{"interface with methods", body[struct {
+			A fmt.Stringer `json:"a"`
+		}], "a request cannot be decoded into the interface fmt.Stringer"},
+		{"reference that a reply's schema does not have", func(m *api.Mux) {
+			api.Handle(m, "POST /x", func(context.Context, *api.Request[api.None]) (struct{ A localRef }, error) {
+				return struct{ A localRef }{}, nil
+			})
+		}, "the schema of the reply"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -402,4 +467,163 @@ func TestWrongTags(t *testing.T) {
 // body registers a route with a body of type B.
 func body[B any](m *api.Mux) {
 	api.Handle(m, "POST /x", func(context.Context, *api.Request[B]) (api.None, error) { return api.None{}, nil })
+}
+
+type (
+	blob       []byte
+	smallByte  byte
+	textInput  struct{ text string }
+	textOutput int
+)
+
+func (t *textInput) UnmarshalText(raw []byte) error { t.text = string(raw); return nil }
+
+func (t textOutput) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "t%d", t), nil }
+
+// sameShape registers a route whose request and reply have the type T, sends a body, and compares the reply, with the document, too.
+func sameShape[T any](t *testing.T, in, out string) {
+	t.Helper()
+	m := api.New(api.Config{Microversions: versionsOfDisks})
+	api.Handle(m, "POST /x", func(_ context.Context, r *api.Request[T]) (T, error) { return r.Body, nil })
+	w := send(t, m, "POST", "/x", in)
+	if w.Code != 200 || w.Body.String() != out {
+		t.Errorf("%T: status %d, %s; want %s", *new(T), w.Code, w.Body, out)
+		return
+	}
+	c, err := apitest.NewChecker(m.OpenAPI(api.About{}, must(api.ParseVersion("3.1"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Check("POST", "/x", w.Code, w.Body.Bytes()); err != nil {
+		t.Errorf("%T: %v", *new(T), err)
+	}
+}
+
+// TestSchemaIsWhatJSONDoes: a body that encoding/json can decode is accepted, and a reply fits the document.
+func TestSchemaIsWhatJSONDoes(t *testing.T) {
+	t.Parallel()
+	sameShape[map[string]any](t, `{"a":1}`, `{"a":1}`)
+	m := api.New(api.Config{})
+	api.Handle(m, "POST /any", func(_ context.Context, r *api.Request[any]) (any, error) { return r.Body, nil })
+	if w := send(t, m, "POST", "/any", `[1]`); w.Code != 200 || w.Body.String() != "[1]" {
+		t.Errorf("any: status %d, %s", w.Code, w.Body)
+	}
+	sameShape[map[string]blob](t, `{"a":"aGk="}`, `{"a":"aGk="}`)
+	sameShape[map[string][]smallByte](t, `{"a":"aGk="}`, `{"a":"aGk="}`)
+	sameShape[map[string]uintptr](t, `{"a":3}`, `{"a":3}`)
+	sameShape[map[string]textInput](t, `{"a":"x"}`, `{"a":{}}`)
+	sameShape[map[string]textOutput](t, `{"a":3}`, `{"a":"t3"}`)
+	sameShape[struct {
+		A *int `json:"a,string"`
+		B *int `json:"b,string"`
+	}](t, `{"a":null,"b":"3"}`, `{"a":null,"b":"3"}`)
+	sameShape[struct{ *secretless }](t, `{"p":1}`, `{"p":1}`)
+	sameShape[struct { // the names of views are not those of fields
+		owner2
+		Hidden1   int `json:"a"`
+		Embedded0 int `json:"b"`
+		F0        int `json:"c"`
+		Since     int `json:"d" since:"3.2"`
+	}](t, `{"p":1,"a":2,"b":3,"c":4}`, `{"p":1,"a":2,"b":3,"c":4}`)
+}
+
+type secretless struct {
+	P int `json:"p"`
+}
+
+type owner2 secretless
+
+// TestOtherCase: encoding/json ignores the case of names. A value under a name that differs only by case is neither set without
+// its rule, nor without the restrictions of its property.
+func TestOtherCase(t *testing.T) {
+	t.Parallel()
+	type disk struct {
+		Name string `json:"name"`
+		Host string `json:"host" rule:"disk:host"`
+		Free string `json:"free"`
+	}
+	m := api.New(api.Config{Authenticate: rolesOf, Enforce: enforceRoles})
+	api.HandleRoute(m, api.Route{Pattern: "POST /x", Body: []api.Schema{{JSON: `{"properties": {"Disks": {"items": {"properties": {"name": {"maxLength": 3}}}}}}`}}},
+		func(_ context.Context, r *api.Request[struct{ Disks []disk }]) (string, error) {
+			return fmt.Sprintf("%+v", r.Body.Disks), nil
+		})
+	api.Handle(m, "POST /self", func(_ context.Context, r *api.Request[describedSelf]) (string, error) { return r.Body.Name, nil })
+	for _, tt := range []struct {
+		path, body, roles string
+		status            int
+		want              string
+	}{
+		{"/x", `{"Disks":[{"name":"a","FREE":"f"}]}`, "", 200, "{Name:a Host: Free:f}"},
+		{"/x", `{"Disks":[{"host":"h"}]}`, "", 403, "disk:host"},
+		{"/x", `{"Disks":[{"Host":"h"}]}`, "", 403, "disk:host"},
+		{"/x", `{"Disks":[{"ho\u017ft":"h"}]}`, "", 403, "disk:host"},
+		{"/x", `{"Disks":[{"Host":"h"}]}`, "disk:host", 200, "Host:h"},
+		{"/x", `{"Disks":[{"NAME":"too long"}]}`, "", 400, "('NAME' was unexpected)"},
+		{"/x", `{"disks":[{"name":"too long"}]}`, "", 400, "('disks' was unexpected)"},
+		{"/self", `{"name":"abc"}`, "", 200, "abc"},
+		{"/self", `{"Name":"too long"}`, "", 400, "('Name' was unexpected)"},
+	} {
+		if w := send(t, m, "POST", tt.path, tt.body, "X-Auth-Token", tt.roles); w.Code != tt.status || !strings.Contains(w.Body.String(), tt.want) {
+			t.Errorf("%s as %q: status %d, %s; want %d with %q", tt.body, tt.roles, w.Code, w.Body, tt.status, tt.want)
+		}
+	}
+}
+
+type describedSelf struct {
+	Name string `json:"name"`
+}
+
+func (describedSelf) JSONSchema() string {
+	return `{"type": "object", "properties": {"name": {"type": "string", "maxLength": 3}}}`
+}
+
+// TestRuleFails: a reply whose rules cannot be enforced is not sent without its fields.
+func TestRuleFails(t *testing.T) {
+	t.Parallel()
+	m := api.New(api.Config{Enforce: func(context.Context, string, map[string]any) error { return fault.New(fault.Unavailable, "no policy") }})
+	api.Handle(m, "GET /x", func(context.Context, *api.Request[api.None]) (struct {
+		A int `json:"a" rule:"a"`
+	}, error,
+	) {
+		return struct {
+			A int `json:"a" rule:"a"`
+		}{1}, nil
+	})
+	if w := send(t, m, "GET", "/x", ""); w.Code != 500 {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+}
+
+// TestLargeExponents: numbers that a validation would expand to a million digits are refused before it.
+func TestLargeExponents(t *testing.T) {
+	t.Parallel()
+	m := api.New(api.Config{})
+	api.Handle(m, "POST /x", func(_ context.Context, r *api.Request[[]uint]) (int, error) { return len(r.Body), nil })
+	for _, number := range []string{"1e999999", "1E+00999999", "1e-999999"} {
+		begin := time.Now()
+		w := send(t, m, "POST", "/x", "["+strings.Repeat(number+",", 9000)+"1]")
+		if took := time.Since(begin); took > 10*time.Second || w.Code != 400 || !strings.Contains(w.Body.String(), number+" is out of range") {
+			t.Errorf("%s: status %d after %v: %.200s", number, w.Code, took, w.Body)
+		}
+	}
+	if w := send(t, m, "POST", "/x", `[]`); w.Code != 200 {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+}
+
+// TestDocumentsAtOnce: documents share no memory that a call changes. The race detector finds it.
+func TestDocumentsAtOnce(t *testing.T) {
+	t.Parallel()
+	m := newDisks(t)
+	e := api.New(api.Config{ErrorList: "volume"})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if raw, err := json.Marshal(e.OpenAPI(api.About{}, api.Version{})); err != nil || !strings.Contains(string(raw), `"minimum":400`) {
+				t.Errorf("%v: %s", err, raw)
+			}
+			send(t, m, "GET", "/disk", "", "OpenStack-API-Version", "volume 3.4", "X-Auth-Token", "disk:host")
+		})
+	}
+	wg.Wait()
 }

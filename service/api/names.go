@@ -1,0 +1,83 @@
+package api
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// useFieldNames renames the values of a decoded body to the names of the fields that encoding/json sets with them, which may differ
+// by case. It returns the name of a value that the schema has not checked, because the name differs only by case from a property.
+// Otherwise it returns "".
+func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
+	t = structAt(t)
+	if at := reflect.PointerTo(t); at.Implements(jsonUnmarshaler) || at.Implements(textUnmarshaler) {
+		return ""
+	}
+	list, _ := value.([]any)
+	object, _ := value.(map[string]any)
+	switch t.Kind() {
+	case reflect.Struct:
+		return s.useNamesOf(t, object, v)
+	case reflect.Map:
+		list = slices.Collect(maps.Values(object))
+	case reflect.Slice, reflect.Array:
+	default:
+		return ""
+	}
+	for _, one := range list {
+		if name := s.useFieldNames(t.Elem(), one, v); name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// useNamesOf is useFieldNames for a struct.
+func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) string {
+	fields := map[string]reflect.Type{}
+	addFieldTypes(fields, t, v)
+	for _, name := range slices.Sorted(maps.Keys(object)) {
+		one, field := object[name], sameName(fields, name)
+		if field == "" {
+			continue
+		}
+		if !s.names[name] && sameName(s.names, name) != "" {
+			return name
+		}
+		delete(object, name)
+		object[field] = one
+		if inner := s.useFieldNames(fields[field], one, v); inner != "" {
+			return inner
+		}
+	}
+	return ""
+}
+
+// sameName returns the key that is equal to a name, or else one that differs only by case, or "".
+func sameName[T any](keys map[string]T, name string) string {
+	if _, ok := keys[name]; ok {
+		return name
+	}
+	for key := range keys {
+		if strings.EqualFold(key, name) {
+			return key
+		}
+	}
+	return ""
+}
+
+// addFieldTypes adds the types of the fields that JSON has in a version, by their names.
+func addFieldTypes(to map[string]reflect.Type, t reflect.Type, v Version) {
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range list {
+		switch {
+		case !p.has(v):
+		case p.flat:
+			addFieldTypes(to, structAt(p.Type), v)
+		default:
+			to[p.name] = p.Type
+		}
+	}
+}
