@@ -156,8 +156,8 @@ func TestLostRequest(t *testing.T) {
 	})
 }
 
-// unsure is a bus that reports later, for each request, that it may not have been
-// sent.
+// unsure is a bus that reports for each request, some time after Send, that the request
+// may not have been sent.
 type unsure struct {
 	*faulty
 	after time.Duration

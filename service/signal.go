@@ -87,7 +87,7 @@ func (a *App) reportOnSignal(ctx context.Context, done <-chan struct{}) {
 
 // CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called. Call it
 // in the first line of main. Before Run is called, SIGTERM and SIGINT still end the process at once, because
-// nothing is open that needs a drain.
+// the process has no work to drain yet.
 func CatchSignals() {
 	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
 }

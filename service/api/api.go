@@ -29,9 +29,9 @@
 //   - since:"2.19" and until:"2.46": the first and the last microversion of the field. Several fields may have one name
 //     in JSON, each in its own versions, for example when a field changes its type. Only the first of them has the name in its
 //     tag json, because go vet refuses a second one; the others have the tag name:"flavor".
-//   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
-//     is left out for others; a request of others that has the field is Denied. In a request it is never required. A type has
-//     at most 8 rules.
+//   - rule:"volume:show_host": the policy rule of the callers who may use the field. It is checked with a nil target. For other
+//     callers, a reply does not have the field, and a request with the field is Denied. In a request the field is never
+//     required. A type has at most 8 rules.
 //   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
 //     array or map.
 //   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.
@@ -40,7 +40,7 @@
 //   - doc:"...": a description for the OpenAPI document.
 //
 // Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
-// [JSONSchemer]. A type with its own MarshalJSON or UnmarshalJSON and no such method may have any JSON. A value in a field of
+// [JSONSchemer]. A type that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of
 // an interface type is encoded as it is: tags of the value's type that depend on the version or the caller have no effect
 // there. A handler's whole reply may be an interface.
 //

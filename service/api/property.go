@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// property is a field of a struct that JSON has.
+// property is a field of a struct that is also in the struct's JSON.
 type property struct {
 	reflect.StructField
 	span
@@ -20,7 +20,7 @@ type property struct {
 	optional bool   // the field may be missing
 	flat     bool   // an embedded struct: JSON has its fields instead
 	quoted   bool   // a number or a bool as a text
-	rule     string // of the callers who may use the field
+	rule     string // the policy rule of the callers who may use the field; "": all callers
 }
 
 // depends reports whether the field depends on the version or on the caller.
@@ -29,7 +29,7 @@ func (p *property) depends() bool { return p.span != (span{}) || p.rule != "" }
 // versionTags are the tags that select the versions and the callers of a field.
 var versionTags = []string{"since", "until", "rule", "name"}
 
-// propertiesOf returns the fields of a struct that JSON has, in their order.
+// propertiesOf returns the fields of a struct that are also in its JSON, in their order.
 func propertiesOf(t reflect.Type) ([]property, error) {
 	var out []property
 	for i := range t.NumField() {
@@ -81,7 +81,7 @@ func (p *property) readVersionTags() (err error) {
 	return nil
 }
 
-// flatten replaces each embedded struct by its fields. Their names in Go have the path of the struct. Fields of an
+// flatten replaces each embedded struct by its fields. The Name of such a field is its path, such as "Embedded.Field". Fields of an
 // embedded pointer are optional, because the pointer may be nil.
 func flatten(fields []property) []property {
 	var out []property
