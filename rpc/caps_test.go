@@ -143,7 +143,7 @@ func TestErrorTime(t *testing.T) {
 	})
 }
 
-// TestCapsUnknown: after 10 s without caps the client goes on with the lowest version and says so once, until it knows the caps.
+// TestCapsUnknown: after 10 s without caps the client uses the lowest version until it knows the caps. It logs one warning.
 func TestCapsUnknown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -93,8 +93,8 @@ func splitVersions(text string) []string {
 	return []string{text}
 }
 
-// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and says so once. When it is canceled, it ends at once,
-// and the member does not count any more.
+// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and logs one warning. When the announcement is
+// canceled, it ends at once, and the member no longer counts for the version caps.
 func TestAnnouncementWaits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

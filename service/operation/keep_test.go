@@ -100,7 +100,7 @@ func fillData(r *rand.Rand) *nextData {
 	return d
 }
 
-// edit changes a field that both releases know: with equal numbers in the same way in the data of either one.
+// edit changes a field that both releases know. With equal numbers, it changes the data of both releases in the same way.
 func edit(v reflect.Value, r *rand.Rand) {
 	switch f := v.FieldByName([]string{"B", "In", "P", "L", "Map"}[r.IntN(5)]); f.Kind() {
 	case reflect.String:
@@ -188,7 +188,7 @@ func editMap(f reflect.Value, r *rand.Rand, change func(reflect.Value)) {
 }
 
 // TestUnknownFields: steps of this release change the data of operations that the next release has begun. The fields that this release
-// does not know stay, in every struct that stays, and what the steps change or remove is changed and removed.
+// does not know stay, in every struct that the steps do not remove. All other changes of the steps are stored.
 func TestUnknownFields(t *testing.T) {
 	t.Parallel()
 	const steps = 8

@@ -134,8 +134,8 @@ func TestOnEnd(t *testing.T) {
 			{"undone", "undoes", 0, operation.Failed, "end Internal no", "a:done b:failed a:undone", "no"},
 			{"timed out", "waits", 0, operation.TimedOut, "end Timeout operation not done within 2s", "a:undone", "operation not done within 2s"},
 			{"its error is that of the last step", "works", 1, operation.Failed, "end Internal stuck", "a:failed", "stuck"},
-			{"it is tried again after a failure", "fails", 3, operation.Failed, "end Internal no", "a:done b:failed end:retry end:retry", "no"},
-			{"it is tried again after undoing", "undoes", 2, operation.Failed, "end Internal no", "a:done b:failed a:undone end:retry", "no"},
+			{"it is retried after a failure", "fails", 3, operation.Failed, "end Internal no", "a:done b:failed end:retry end:retry", "no"},
+			{"it is retried after undoing", "undoes", 2, operation.Failed, "end Internal no", "a:done b:failed a:undone end:retry", "no"},
 			{"it never works", "fails", 1 << 40, operation.Failed, "", "", "no; the end failed: stuck"},
 		} {
 			failures.Store(tt.failures)

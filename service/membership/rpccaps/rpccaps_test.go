@@ -463,8 +463,8 @@ func TestApp(t *testing.T) {
 	})
 }
 
-// TestUnreachable: without the database, and without a conductor, a client goes on with the lowest version after CapsWait, and says so
-// once. If the conductor is of a release without the method version_caps, the caps are the versions of that release.
+// TestUnreachable: without the database, and without a conductor, a client goes on with the lowest version after CapsWait, and logs
+// one warning. If the conductor is of a release without the method version_caps, the caps are the versions of that release.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	d, err := db.New(db.Config{URL: "mysql://user:password@" + envtest.DeadAddr(t) + "/none"})
