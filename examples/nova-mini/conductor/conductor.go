@@ -182,7 +182,7 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
 // started, its requests are repeated at once, see ClaimHost. For a step with a time limit, the delay is at most a tenth of the
-// limit, because an outage of all conductors that is shorter than the delay does not move the deadline.
+// limit, because the deadline does not move for an outage of all conductors that is shorter than the delay.
 const maxResend = 5 * time.Minute
 
 // waitForReport returns the result of a step that has cast a request to a compute service. err is the result of the cast. If it is
