@@ -159,7 +159,7 @@ func (s *Server) serve(work context.Context, m *bus.Delivery, topic string) {
 	}
 }
 
-// serveCancel handles a cancel message: it ends the context of the call's handler, if that runs.
+// serveCancel handles a cancel message: it ends the context of the call's handler, if the handler runs.
 func (s *Server) serveCancel(d *delivery) {
 	_ = d.Ack() // a redelivery has no effect
 	s.mu.Lock()
