@@ -211,7 +211,7 @@ func (c *Client) refreshCaps(ctx context.Context) error {
 	if k.err, k.ended = err, time.Now(); err != nil {
 		return fmt.Errorf("read the version caps: %w", err)
 	}
-	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has ended earlier
+	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has already stored its caps
 		next := &knownCaps{maps.Clone(got), began}
 		k.current.Store(next)
 		c.logCaps(ctx, last, next)

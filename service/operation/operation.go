@@ -273,7 +273,7 @@ func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, er
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, resource, lock string) (*Op, error) {
 	r, err := s.readActive(ctx, tx, resource, lock)
 	if err == nil && r == nil {
-		err = fault.New(fault.NotFound, "%s has no operation that has not ended", resource)
+		err = fault.New(fault.NotFound, "%s has no open operation", resource)
 	}
 	if err != nil {
 		return nil, err

@@ -321,7 +321,7 @@ func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) 
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
 	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delay
-		s.cfg.Logger.WarnContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "operations of a host not notified, they continue after their delay", "host", req.Host, "error", err)
 	}
 	return &rpc.None{}, nil
 }
