@@ -43,7 +43,7 @@ func TestParseOptions(t *testing.T) {
 		{"misspelled", `{"dri":"/x"}`, acmeOptions{}, "option dri: no such option; the nearest is dir"},
 		{"another case", `{"Dir":"/x"}`, acmeOptions{}, "option Dir: no such option; the nearest is dir"},
 		{"no tag", `{"Other":"1"}`, acmeOptions{}, "option Other: no such option"},
-		{"nothing of a family", `{"label_":"1"}`, acmeOptions{}, "option label_: no such option; the nearest is label_..."},
+		{"a family without a key", `{"label_":"1"}`, acmeOptions{}, "option label_: no such option; the nearest is label_..."},
 		{"not an integer", `{"vcpus":"secret"}`, acmeOptions{}, "option vcpus: is not an integer"},
 		{"not a time", `{"wait":"1e300"}`, acmeOptions{}, "option wait: is out of range"},
 		{"not a number", `{"ratio":"NaN"}`, acmeOptions{}, "option ratio: is not a number"},

@@ -44,12 +44,12 @@ func TestInstances(t *testing.T) {
 			{"a later start with the same lock", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 6}, nil, true},
 			{"an earlier start with the same lock, whose message was late", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 4}, nil, false},
 			{"the same instance", first, nil, true},
-			{"another one after 29 s", other, func(host string) error { age(t, d, host, 29*time.Second); return nil }, false},
-			{"another one after 40 s", other, func(host string) error { age(t, d, host, 40*time.Second); return nil }, true},
-			{"another one after the first has left", other, func(host string) error { return r.Leave(ctx, "worker", host, first.ID) }, true},
-			{"another one after a third has left", other, func(host string) error { return r.Leave(ctx, "worker", host, "i-3") }, false},
-			{"another one after an operator has forced it down", other, func(host string) error { return r.ForceDown(ctx, "worker", host, true) }, true},
-			{"another one after it was removed", other, func(host string) error {
+			{"another instance after 29 s", other, func(host string) error { age(t, d, host, 29*time.Second); return nil }, false},
+			{"another instance after 40 s", other, func(host string) error { age(t, d, host, 40*time.Second); return nil }, true},
+			{"another instance after the first has left", other, func(host string) error { return r.Leave(ctx, "worker", host, first.ID) }, true},
+			{"another instance after a third has left", other, func(host string) error { return r.Leave(ctx, "worker", host, "i-3") }, false},
+			{"another instance after an operator has forced the member down", other, func(host string) error { return r.ForceDown(ctx, "worker", host, true) }, true},
+			{"another instance after the member was removed", other, func(host string) error {
 				return errors.Join(r.ForceDown(ctx, "worker", host, true), r.Remove(ctx, "worker", host))
 			}, true},
 		} {
