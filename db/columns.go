@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	structMapper = reflectx.NewMapperFunc("db", sqlx.NameMapper) // as the handles of package sqlx have it
+	structMapper = reflectx.NewMapperFunc("db", sqlx.NameMapper) // the same mapping as in sqlx's own handles
 	columnLists  sync.Map                                        // from reflect.Type to string
 )
 

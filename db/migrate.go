@@ -253,7 +253,7 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 			continue
 		}
 		err = fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
-		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement had no effect, so the next call must not take its error for a sign that it is done
+		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement had no effect: the next call must not conclude from its error that an earlier process has executed it
 			err = errors.Join(err, m.updateRow(ctx, table, f, f.sumOf(i), sql.NullInt64{Valid: true, Int64: int64(-1 - i)}))
 		}
 		return err

@@ -57,8 +57,8 @@ func TestMigrateAtOnce(t *testing.T) {
 }
 
 // TestMigrateReleasesAtOnce: db sync of two releases run at the same time, on an empty database and on one of the previous release. The
-// database then has the newer schema, each file is applied once, and the older program can start; and it cannot if the newer release
-// breaks it, whichever came first.
+// database then has the newer schema, and each file is applied once. The older program can start, unless the newer release breaks it.
+// The result does not depend on which release was first.
 func TestMigrateReleasesAtOnce(t *testing.T) {
 	t.Parallel()
 	texts := []string{"CREATE TABLE a (i INTEGER NOT NULL PRIMARY KEY)", "INSERT INTO a (i) VALUES (1)", "UPDATE a SET i = i + 1", "ALTER TABLE a ADD COLUMN j INTEGER"}

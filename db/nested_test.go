@@ -51,7 +51,7 @@ func TestTxJoins(t *testing.T) {
 				if err := insert(ctx, d, "a"); err != nil {
 					return err
 				}
-				if err := db.Tx(ctx, other, func(ctx context.Context, _ *sqlx.Tx) error { // and a Tx on d inside of that
+				if err := db.Tx(ctx, other, func(ctx context.Context, _ *sqlx.Tx) error { // a Tx on another handle, and inside it a Tx on d
 					return errors.Join(insert(ctx, other, "o"), db.Tx(ctx, d, func(_ context.Context, inner *sqlx.Tx) error {
 						if inner != outer {
 							t.Error("the inner Tx has another transaction")

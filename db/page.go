@@ -232,7 +232,7 @@ func (p *Page) readMarker(ctx context.Context, q sqlx.QueryerContext, keys []pag
 		values[i] = textValue(v, types[i])
 	}
 	switch id := values[len(values)-1].(type) {
-	case int64, uint64, string: // for MySQL 12 = '12abc' and 'a' = 'a ' are true
+	case int64, uint64, string: // in MySQL, 12 = '12abc' and 'a' = 'a ' are true
 		if fmt.Sprint(id) != p.Marker {
 			return nil, p.markerError()
 		}

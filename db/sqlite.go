@@ -29,7 +29,7 @@ const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
 const timeLayout = "2006-01-02 15:04:05.000000"
 
 // sqliteDriver returns a driver with MySQL's function UTC_TIMESTAMP. It is not the
-// driver that is registered with database/sql: that one belongs to the whole program.
+// driver that is registered with database/sql, because the registered driver belongs to the whole program.
 var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 	d := new(sqlite.Driver)
 	d.MustRegisterScalarFunction("utc_timestamp", 1,

@@ -76,8 +76,9 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 }
 
 // AfterCommit calls f after the transaction on d that ctx carries is committed, for example to notify a process that reads what the
-// transaction has written. If the transaction is rolled back, f is not called; after Unknown it is. If [Tx] repeats the transaction, only
-// the calls of the last attempt count. Without a transaction in ctx, or if it is committed already, f is called now.
+// transaction has written. If the transaction is rolled back, f is not called. If Tx returns Unknown, f is called. If [Tx] repeats the
+// transaction, only the calls of the last attempt count. Without a transaction in ctx, or
+// if it is committed already, f is called now.
 //
 // The outermost Tx calls the functions before it returns, in the order of the calls of AfterCommit. So f must not block, and must not
 // panic.

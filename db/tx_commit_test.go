@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 )
 
-// TestAfterCommit: the functions are called when others can read what the transaction has written, once, and not after a rollback.
+// TestAfterCommit: each function is called once, when other connections can read what the transaction has written. After a rollback
+// it is not called.
 func TestAfterCommit(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

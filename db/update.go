@@ -63,7 +63,7 @@ type Update struct {
 // changed or not. Names of columns and tables have only letters, digits and _.
 //
 // Errors. The text for users (see [fault.WithUser]) names no table and no column. The error's own message, which is for
-// operators and logs, does.
+// operators and logs, names both.
 //
 //   - NotFound: the row does not exist.
 //   - Conflict, reason Changed: the row does not have the values of If. The message names each column that differs, with its

@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// ParseOptions reads the options of a driver, a JSON object or nothing, into the struct that into
-// points to. It is for the first line of a driver's open function:
+// ParseOptions reads the options of a driver into a struct. options is a JSON object or empty; into points to the
+// struct. ParseOptions is for the first line of a driver's open function:
 //
 //	opts := struct {
 //		Dir     string        `option:"dir"`

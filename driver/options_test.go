@@ -25,8 +25,8 @@ type acmeOptions struct {
 	Other int
 }
 
-// TestParseOptions: options are assigned by their exact names. Any other name is an error
-// with the name and the nearest one. An error never has a value.
+// TestParseOptions: options are assigned by their exact names. For any other name, the
+// error has this name and the nearest name. An error never contains the value of an option.
 func TestParseOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -43,7 +43,7 @@ func TestParseOptions(t *testing.T) {
 		{"misspelled", `{"dri":"/x"}`, acmeOptions{}, "option dri: no such option; the nearest is dir"},
 		{"another case", `{"Dir":"/x"}`, acmeOptions{}, "option Dir: no such option; the nearest is dir"},
 		{"no tag", `{"Other":"1"}`, acmeOptions{}, "option Other: no such option"},
-		{"nothing of a family", `{"label_":"1"}`, acmeOptions{}, "option label_: no such option; the nearest is label_..."},
+		{"a family without a key", `{"label_":"1"}`, acmeOptions{}, "option label_: no such option; the nearest is label_..."},
 		{"not an integer", `{"vcpus":"secret"}`, acmeOptions{}, "option vcpus: is not an integer"},
 		{"not a time", `{"wait":"1e300"}`, acmeOptions{}, "option wait: is out of range"},
 		{"not a number", `{"ratio":"NaN"}`, acmeOptions{}, "option ratio: is not a number"},
@@ -67,7 +67,7 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
-// TestConfigureNull: if Options is the JSON null, the driver has no options of its own before.
+// TestConfigureNull: if Options is the JSON null, Configure adds to an empty list of options.
 func TestConfigureNull(t *testing.T) {
 	t.Parallel()
 	got := driver.PluginConfig{Options: json.RawMessage("null")}
@@ -76,7 +76,7 @@ func TestConfigureNull(t *testing.T) {
 	}
 }
 
-// TestConfigure: an option of the worker service sets its field, every other option is for the driver, and a misspelled one is refused.
+// TestConfigure: an option of the worker service sets its field. Every other option is for the driver. A misspelled option is refused.
 func TestConfigure(t *testing.T) {
 	t.Parallel()
 	sum := strings.Repeat("0a", 32)

@@ -172,12 +172,13 @@ func (p *Plugin[D]) exclusively(ctx context.Context, f func(ctx context.Context,
 }
 
 // Replace replaces the running program without a restart of this process. cfg is the new configuration, with the same kind of
-// driver; its Observe and Logger are not used. If neither cfg nor the file of the program has changed, Replace does nothing. A
-// file without a checksum in cfg has changed if it is another file, or has another size or time of modification.
+// driver; its Observe and Logger are not used. If neither cfg nor the file of the program has changed, Replace does nothing. Without a
+// checksum in cfg, the file counts as changed if the path leads to another file, or if its size or modification time differs.
 //
 // The new program is started and checked: its checksum and owner, its protocol, Open, and Info. It must have all capabilities of
-// the running program, if that one answers. If check is not nil, it is called with the new driver, and must return nil. If a
-// step fails, the running program stays, and the error has the reason. Then new calls go to the new program, and Replace returns.
+// the running program, if the running program answers. If check is not nil, it is called with the new driver, and must return nil.
+// If a step fails, the running program stays, and the error has the reason. After all steps, new calls go to the new program, and
+// Replace returns.
 //
 //   - If [Info.Concurrent] of the running program is true, both programs run at a time. Calls that run on the old program may
 //     continue for DrainTimeout. Then its streams are canceled, and a program with running calls is killed, so that these calls

@@ -103,7 +103,7 @@ func (s *supervisor) runs(next *plan, file os.FileInfo) bool {
 func sameConfig(a, b PluginConfig) bool {
 	for _, c := range []*PluginConfig{&a, &b} {
 		c.Observe, c.Logger, c.SHA256 = nil, nil, strings.ToLower(c.SHA256)
-		c.Program, c.Dir = "", "" // their path is compared
+		c.Program, c.Dir = "", "" // the caller compares the path that they lead to
 	}
 	return reflect.DeepEqual(a, b)
 }
@@ -236,8 +236,8 @@ func (r *replacement) swapAfter(life, ctx context.Context, old *process) (after 
 	return r.use(old), nil, nil
 }
 
-// awaitCalls waits until no call runs on the old program: up to half of the time that ctx has, and up to DrainTimeout. After an
-// error the old program gets calls again.
+// awaitCalls waits until no call runs on the old program. It waits for at most DrainTimeout, and for at most half of the time until
+// the deadline of ctx. After an error the old program gets calls again.
 func (r *replacement) awaitCalls(ctx context.Context, old *process) error {
 	limit := old.cfg.DrainTimeout
 	if d, ok := ctx.Deadline(); ok {

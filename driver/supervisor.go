@@ -189,7 +189,8 @@ func (s *supervisor) startOrSwap(ctx context.Context) (*process, error) {
 	}
 }
 
-// awaitEnd blocks until the program has ended, ctx ends, or a swap is requested, which it returns. It kills a program that hangs.
+// awaitEnd blocks until the program has ended, ctx ends, or a swap is requested. It returns the requested swap, or nil. It kills a program
+// that hangs.
 func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
 	t := time.NewTicker(p.cfg.PingEvery)
 	defer t.Stop()

@@ -77,7 +77,7 @@ func programError(path string, err error) error {
 }
 
 // trustedPath resolves the symbolic links of an absolute path. It checks the owner and the mode of each directory and each link
-// on the way. It does not check the file: [checkProgram] does when the file is open. Other users cannot change a checked
+// on the way. It does not check the file: [checkProgram] checks it when it is open. Other users cannot change a checked
 // directory, so the result stays valid.
 func trustedPath(path string) (string, error) {
 	root, err := os.Lstat(string(filepath.Separator))

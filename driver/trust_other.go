@@ -4,7 +4,7 @@ package driver
 
 import "io/fs"
 
-// ownerOf returns false: files of this system have no owner that is a number.
+// ownerOf returns false: on this system the owner of a file is not a number.
 func ownerOf(fs.FileInfo) (int, bool) { return 0, false }
 
 // lookupUser returns "".

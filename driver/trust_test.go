@@ -22,8 +22,8 @@ import (
 // otherUID is the id of a user that is neither root nor the user of the tests.
 const otherUID = 65534
 
-// TestTrust: a program runs only if root and the user of this process alone could replace it. A part that another user
-// could change is the file, a directory of its path, a symbolic link or the link's target. The error has this part, its
+// TestTrust: a program runs only if no user except root and the user of this process could replace it. In each case another user
+// could change one part: the file, a directory of its path, a symbolic link or the link's target. The error names this part, its
 // owner and mode, and the remedy.
 func TestTrust(t *testing.T) {
 	t.Parallel()
@@ -45,30 +45,30 @@ func TestTrust(t *testing.T) {
 		says  string
 	}{
 		{"as it should be", false, func(_ *testing.T, top string) (string, string, error) { return top + "/in", "", nil }, ""},
-		{"plugin_dir for all", false, func(_ *testing.T, top string) (string, string, error) {
+		{"all users can write plugin_dir", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in", os.Chmod(top+"/in", 0o777)
 		}, "mode drwxrwxrwx"},
-		{"plugin_dir for its group", false, func(_ *testing.T, top string) (string, string, error) {
+		{"its group can write plugin_dir", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in", os.Chmod(top+"/in", 0o775)
 		}, "mode drwxrwxr-x"},
-		{"a directory above for all", false, func(_ *testing.T, top string) (string, string, error) {
+		{"all users can write a directory above", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top, os.Chmod(top, 0o777)
 		}, "chmod go-w "},
 		{"a sticky directory above", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", "", os.Chmod(top, 0o777|os.ModeSticky)
 		}, ""},
-		{"the program for its group", false, func(_ *testing.T, top string) (string, string, error) {
+		{"its group can write the program", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in/" + name, os.Chmod(top+"/in/"+name, 0o775)
 		}, "mode -rwxrwxr-x"},
-		{"a link out of a directory for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"a link in a directory that all users can write", false, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
 			return link, link, errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(link, 0o777))
 		}, "mode drwxrwxrwx"},
-		{"a link into a directory for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"a link to a directory that all users can write", false, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
 			return link, top + "/in", errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(top+"/in", 0o777))
 		}, "mode drwxrwxrwx"},
-		{"plugin_dir is a link into a directory for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"plugin_dir is a link to a directory that all users can write", false, func(t *testing.T, top string) (string, string, error) {
 			link := filepath.Join(t.TempDir(), "plugins")
 			return link, top, errors.Join(os.Symlink(top+"/in", link), os.Chmod(top, 0o777))
 		}, "mode drwxrwxrwx"},

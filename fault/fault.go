@@ -277,7 +277,7 @@ func wrappedBy(err error) error {
 var (
 	// ErrUnsupportedVersion: the peer does not serve the version that the request needs.
 	ErrUnsupportedVersion = Sentinel(Unimplemented, "UnsupportedVersion", "unsupported version")
-	// ErrVersionCap: a process that runs does not serve the version that the request needs, so that it was not sent.
+	// ErrVersionCap: a running process does not serve the version that the request needs, so the request was not sent.
 	ErrVersionCap = Sentinel(Precondition, "VersionCap", "the version cap forbids the method")
 )
 

@@ -24,8 +24,8 @@ const (
 	// capsRetry and maxCapsRetry are the first and the longest delay after a call of AutoCaps that failed.
 	capsRetry    = 100 * time.Millisecond
 	maxCapsRetry = 5 * time.Second
-	// freshCaps is how old caps may be that refuse a message. Older ones are read again first, so that the caps of the time before
-	// a server was upgraded, or was known, do not make a message fail.
+	// freshCaps is the maximum age of caps by which a message is refused. Older caps are first read again, because a server may
+	// have been upgraded, or have started, since they were read.
 	freshCaps = time.Second
 )
 
@@ -43,7 +43,7 @@ type caps struct {
 	ended   time.Time     // when that call ended
 }
 
-// knownCaps are an answer of AutoCaps, which does not change.
+// knownCaps are an answer of AutoCaps. They are not changed.
 type knownCaps struct {
 	versions Versions
 	at       time.Time // when the call began
@@ -61,7 +61,7 @@ func (k *knownCaps) allow(i *Interface, v Version) bool {
 	return i.isLowest(v)
 }
 
-// settleLocked lets the messages go that wait for the caps.
+// settleLocked ends the wait of messages for the caps.
 func (k *caps) settleLocked() {
 	select {
 	case <-k.settled:
@@ -93,13 +93,13 @@ func (c *Client) allowed(ctx context.Context, i *Interface, info Info) error {
 	return c.allowedSlowly(ctx, i, info)
 }
 
-// knowsCaps reports whether Allows answers for good.
+// knowsCaps reports whether Allows uses known caps, and not only the lowest version.
 func (c *Client) knowsCaps(i *Interface) bool {
 	_, pinned := c.cfg.Caps[i.Name]
 	return pinned || c.cfg.AutoCaps == nil || c.caps.current.Load() != nil
 }
 
-// allowedSlowly is allowed while the caps are not known, and before a message is refused.
+// allowedSlowly does the work of allowed if the caps are not known, or do not allow the message: it may wait, and read the caps again.
 func (c *Client) allowedSlowly(ctx context.Context, i *Interface, info Info) error {
 	asking := ctx.Value(askingKey{}) == c
 	if asking && i.isLowest(info.Version) {
@@ -112,7 +112,7 @@ func (c *Client) allowedSlowly(ctx context.Context, i *Interface, info Info) err
 		switch k := c.caps.current.Load(); {
 		case k.allow(i, info.Version):
 		case k == nil:
-			c.askCaps() // a later message may find them known
+			c.askCaps() // for later messages
 		case time.Since(k.at) > freshCaps && !c.caps.failedJustNow():
 			_ = c.refreshShared(ctx) // if it fails, the last caps stay
 		}
@@ -211,7 +211,7 @@ func (c *Client) refreshCaps(ctx context.Context) error {
 	if k.err, k.ended = err, time.Now(); err != nil {
 		return fmt.Errorf("read the version caps: %w", err)
 	}
-	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has ended earlier
+	if last := k.current.Load(); last == nil || !last.at.After(began) { // otherwise a call that began later has already stored its caps
 		next := &knownCaps{maps.Clone(got), began}
 		k.current.Store(next)
 		c.logCaps(ctx, last, next)
@@ -252,7 +252,7 @@ func (c *Client) logCaps(ctx context.Context, last, next *knownCaps) {
 	}
 }
 
-// refreshShared is refreshCaps, by one call for all that call it at the same time.
+// refreshShared is refreshCaps, but concurrent calls share one call of AutoCaps.
 func (c *Client) refreshShared(ctx context.Context) error {
 	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
 		ctx, cancel := context.WithTimeout(c.life, capsTimeout)
@@ -298,7 +298,7 @@ func (c *Client) keepCaps() {
 			next = min(delay, c.cfg.CapsEvery)
 			delay = min(2*delay, maxCapsRetry)
 		}
-		if c.caps.current.Load() != nil { // before that, giveUpCaps says it
+		if c.caps.current.Load() != nil { // before the first answer, giveUpCaps logs the error
 			log.Note(c.life, c.cfg.Logger, slog.LevelWarn, "refresh of the version caps", err, false)
 		}
 		t := time.NewTimer(next)

@@ -143,7 +143,7 @@ func TestErrorTime(t *testing.T) {
 	})
 }
 
-// TestCapsUnknown: after 10 s without caps the client goes on with the lowest version and says so once, until it knows the caps.
+// TestCapsUnknown: after 10 s without caps the client uses the lowest version until it knows the caps. It logs one warning.
 func TestCapsUnknown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -236,8 +236,8 @@ func TestCapsClosed(t *testing.T) {
 	})
 }
 
-// TestCapsChange: the caps are read every 10 s, without a message, too. They go down when an older server appears. A message that
-// they refuse makes them be read again first, so that they go up at once. While AutoCaps fails, the last caps stay.
+// TestCapsChange: the caps are read every 10 s, without a message, too. They go down when an older server appears. Before
+// a message is refused, the caps are read again, so that they go up at once. While AutoCaps fails, the last caps stay.
 func TestCapsChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -132,7 +132,7 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	}
 }
 
-// Stats returns the counters. Each is read by itself, so they need not agree with each other.
+// Stats returns the counters. Each counter is read on its own, so one counter may be slightly newer than another.
 func (c *Client) Stats() ClientStats {
 	return ClientStats{
 		Late:          atomic.LoadUint64(&c.stats.Late),

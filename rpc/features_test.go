@@ -35,8 +35,8 @@ func (l lossy) Subscribe(ctx context.Context, s rpcbus.Subscription) (<-chan *rp
 	return out, err
 }
 
-// TestLostServers: a cast with which one server after the other is lost becomes a dead
-// letter. Its redeliveries are not handled, for either kind of Delivery.
+// TestLostServers: if each server that gets a cast is lost, the cast is dead-lettered. A redelivery
+// is not handled, neither of an AtLeastOnce nor of an AtMostOnce cast.
 func TestLostServers(t *testing.T) {
 	t.Parallel()
 	for _, d := range []rpc.Delivery{rpc.AtLeastOnce, rpc.AtMostOnce} {

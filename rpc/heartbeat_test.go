@@ -156,8 +156,8 @@ func TestLostRequest(t *testing.T) {
 	})
 }
 
-// unsure is a bus that reports later, for each request, that it may not have been
-// sent.
+// unsure is a bus that reports for each request, some time after Send, that the request
+// may not have been sent.
 type unsure struct {
 	*faulty
 	after time.Duration
@@ -183,10 +183,10 @@ func TestUnknown(t *testing.T) {
 		want          error
 		after         time.Duration
 	}{
-		{"after the reply", time.Second, 2 * time.Second, false, nil, time.Second},
-		{"before the reply", 2 * time.Second, time.Second, false, nil, 2 * time.Second},
-		{"long before the reply", time.Minute, time.Second, false, fault.Unknown, 4 * time.Second},
-		{"and it was not sent", 0, time.Second, true, fault.Unknown, 4 * time.Second},
+		{"the connection is lost after the reply", time.Second, 2 * time.Second, false, nil, time.Second},
+		{"the connection is lost before the reply", 2 * time.Second, time.Second, false, nil, 2 * time.Second},
+		{"the connection is lost long before the reply", time.Minute, time.Second, false, fault.Unknown, 4 * time.Second},
+		{"the request was not sent", 0, time.Second, true, fault.Unknown, 4 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

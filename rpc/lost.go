@@ -213,7 +213,7 @@ func (c *Client) endLostLocked(now time.Time) {
 		}
 		delete(c.pending, id)
 		atomic.AddUint64(&c.stats.Lost, 1)
-		w.ended <- outcome{err: fmt.Errorf("%w: the broker has not known it for %v, and the request may have been executed", ErrServerLost, lostAfter)}
+		w.ended <- outcome{err: fmt.Errorf("%w: its topic at the broker has been missing for %v; the request may have been executed", ErrServerLost, lostAfter)}
 	}
 }
 

@@ -75,7 +75,7 @@ type Interface struct {
 // Signature describes a method, with its Go types if they are known.
 type Signature struct {
 	Name              string       // on the wire
-	Since             Version      // of the interface, that brought the method
+	Since             Version      // the version of the interface in which the method was added
 	Delivery          Delivery     // of its casts
 	Request, Response reflect.Type `json:"-"` // nil if the description came from another process
 }
@@ -106,8 +106,8 @@ func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
 	return m
 }
 
-// Methods lists the methods that [Define] has added, sorted by name. Within a major version, methods must not go or
-// change; rpctest.Contract checks that.
+// Methods lists the methods that [Define] has added, sorted by name. Within a major version, methods must not be
+// removed or changed; rpctest.Contract checks that.
 func (i *Interface) Methods() []Signature {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -200,7 +200,7 @@ type Method[Req, Resp any] struct {
 	// Name is the method's name on the wire, unique in the interface. It has no
 	// spaces, no dots and no @. Required.
 	Name string
-	// Since is the version of the interface that brought the method. A server
+	// Since is the version of the interface in which the method was added. A server
 	// of an older version, or of another major version, answers with
 	// ErrUnsupportedVersion.
 	Since Version
@@ -241,7 +241,7 @@ var (
 	// ErrNoConsumer: no server for the call runs now, or the host of the cast never had
 	// a server. The request was not executed.
 	ErrNoConsumer = bus.ErrNoConsumer
-	// ErrNoSuchMethod: the server serves the version, and does not know the method.
+	// ErrNoSuchMethod: the server serves the version, but does not know the method.
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
 	// ErrUnsupportedVersion: the server's interface is older than the method, or the server does not serve the
 	// major version. The server may know the method or not. The request was not executed.

@@ -11,8 +11,8 @@ type peer struct {
 	probed     time.Time // when the last probe was sent
 	probing    bool      // the last probe has no outcome yet
 	unanswered time.Time // when the first unanswered probe was sent; zero: no probe is unanswered
-	gone       time.Time // when the first probe was sent that found no topic, after the last one that found the topic; zero: the last probe found it
-	goneUntil  time.Time // when the last probe was sent that found no topic
+	gone       time.Time // the send time of the first probe that found no topic since the last one that found it; zero: the last probe found the topic
+	goneUntil  time.Time // the send time of the last probe that found no topic
 	paused     bool      // probes were unanswered for more than pausedAfter before the topic disappeared
 }
 
@@ -65,8 +65,8 @@ type route struct {
 	learnt   time.Time // when all servers were last asked for their instances
 	pinged   time.Time // when its topic was last pinged
 	nameless time.Time // when the last message that names no instance came
-	missing  time.Time // when the first ping was sent that found no topic, after the last one that found the topic; zero: the last ping found it
-	missed   time.Time // when the last ping was sent that found no topic
+	missing  time.Time // the send time of the first ping that found no topic since the last one that found it; zero: the last ping found the topic
+	missed   time.Time // the send time of the last ping that found no topic
 	served   []served  // the recently answered pings of its topic
 
 	// The fields below describe the pending calls. Client.tick sets them.

@@ -12,8 +12,8 @@ const (
 	rememberTime = time.Hour
 )
 
-// recent is a map of the last size values that were put, each for ttl. It is safe for concurrent
-// use.
+// recent is a map of the values that were put last: at most size values, each for ttl. It is safe for
+// concurrent use.
 type recent[V any] struct {
 	size int
 	ttl  time.Duration

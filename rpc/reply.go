@@ -125,8 +125,8 @@ func clockSkew(err error) time.Duration {
 	return 0
 }
 
-// replyUntil sends a reply again, with back-off, until the broker has confirmed it, the caller's deadline has passed, or
-// replyTimeout. perr is the error of the attempt before. After the server was aborted, only one more attempt
+// replyUntil sends a reply again, with back-off, until the broker has confirmed it, or until the caller's deadline or replyTimeout
+// has passed. perr is the error of the attempt before. After the server was aborted, only one more attempt
 // follows, for at most stopGrace/2.
 func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
 	ctx, cancel := context.WithDeadline(context.Background(), replyDeadline(r, work.Err() != nil))

@@ -55,7 +55,7 @@ func TestVersionAccepts(t *testing.T) {
 	}
 }
 
-// TestCaps: a client sends no message above its cap, and Allows says so before.
+// TestCaps: a client sends no message above its cap, and Allows returns false for such a message.
 func TestCaps(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t) // without a server: a message that is sent fails with another error

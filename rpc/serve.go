@@ -159,7 +159,7 @@ func (s *Server) serve(work context.Context, m *bus.Delivery, topic string) {
 	}
 }
 
-// serveCancel handles a cancel message: it ends the context of the call's handler, if that runs.
+// serveCancel handles a cancel message: it ends the context of the call's handler, if the handler runs.
 func (s *Server) serveCancel(d *delivery) {
 	_ = d.Ack() // a redelivery has no effect
 	s.mu.Lock()
@@ -219,7 +219,7 @@ func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
 // copy.
 func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error, ran bool) { //nolint:revive // the error is the handler's
 	if err := d.Ack(); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, left for its redelivery", "method", d.info.String(), "error", err)
+		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, it will be redelivered", "method", d.info.String(), "error", err)
 		return nil, nil, false
 	}
 	ctx, d.stop = s.handlerContext(ctx, d)

@@ -26,16 +26,17 @@ type ServerConfig struct {
 	// alone. Each server of an interface needs a different one. Empty: only messages
 	// to Any and fanouts reach the server. See [CheckHost].
 	Host string
-	// MaxInFlight is how many handlers run at once, each in a slot. Without a free
-	// slot the server takes no message from the bus, so that another server of the
-	// interface gets it. Default 64.
+	// MaxInFlight is how many handlers run at once, each in a slot. While no slot is
+	// free, the server leaves messages on the bus for other servers of the interface.
+	// Default 64.
 	MaxInFlight int
 	// MaxDeliveries is the failed delivery attempt after which a cast of an AtLeastOnce method is dead-lettered.
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
-	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable or with
-	// ErrUnsupportedVersion, which a server that is upgraded may handle. Unavailable says that nothing was done, for example because a database cannot be reached. MaxUnavailable bounds the sum
-	// of the delays between these attempts. After that the cast is dead-lettered. Default 1 h.
+	// MaxUnavailable bounds the redelivery of a cast of an AtLeastOnce method that fails with Unavailable or with
+	// ErrUnsupportedVersion: it is the maximum sum of the delays between these attempts. After that the cast is
+	// dead-lettered. Unavailable says that nothing was done, for example because a database cannot be reached. After
+	// ErrUnsupportedVersion, another server, or this one after its upgrade, may handle the cast. Default 1 h.
 	MaxUnavailable time.Duration
 	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor
@@ -73,7 +74,7 @@ type Server struct {
 	done       chan struct{} // closed when intake and handlers have ended
 	running    map[string]*delivery
 	openCasts  map[string]*openCast // by id, of AtLeastOnce casts
-	replaced   *recent[int]         // by lifeKey, the progress of the newest copy that this server has published
+	replaced   *recent[int]         // by lifeKey, the progress of a cast in the newest copy that this server has published
 	handled    *recent[struct{}]    // by id, the AtLeastOnce casts that have been handled, so that a redelivery is not handled again
 	heartbeats *time.Timer          // runs sendDueHeartbeats; nil before the first call that wants heartbeats
 	due        time.Time            // when heartbeats fires; zero if it is not set
@@ -147,9 +148,9 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	return s
 }
 
-// Versions returns the versions that the server serves: its interface's name with the version of each major version. It is what
-// other processes must know before they send newer messages, such as by a row of package membership. It is known
-// before Start.
+// Versions returns the versions that the server serves, under its interface's name: one for each major version. Other processes
+// must know these versions before they send newer messages, for example from the server's row of package membership. Versions
+// may be called before Start.
 func (s *Server) Versions() Versions {
 	var list []Version
 	for _, i := range s.cfg.Interface.all() {
@@ -162,7 +163,7 @@ func (s *Server) Versions() Versions {
 // versionText names these versions for an error.
 func (s *Server) versionText() string { return textOf(s.Versions()[s.cfg.Interface.Name]) }
 
-// Stats returns the counters. Each is read by itself, so they need not agree with each other.
+// Stats returns the counters. Each counter is read on its own, so one counter may be slightly newer than another.
 func (s *Server) Stats() ServerStats {
 	st := &s.stats
 	return ServerStats{

@@ -125,8 +125,8 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 // Config configures a [Scheduler]. With the zero value every host is feasible, and the hosts are ranked in the order
 // given.
 type Config[R any, H Host] struct {
-	// Filters judge hosts in this order. A host that one filter rejects is not shown to the filters after it: put
-	// filters first that are cheap or reject many hosts.
+	// Filters judge hosts in this order. A host that one filter rejects is not shown to the filters after it. So the
+	// first filters should be those that are cheap or reject many hosts.
 	Filters []Filter[R, H]
 	// Weighers score the feasible hosts.
 	Weighers []Weighted[R, H]

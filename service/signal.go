@@ -41,11 +41,11 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// reloadOnSignal starts a reload. It starts none if another reload waits to begin, because that one also serves this
-// signal. While parts start, it only notes the signal, and Run reloads when all parts have started.
+// reloadOnSignal starts a reload. If another reload waits to begin, it starts none, because the waiting reload also
+// serves this signal. While parts start, it only notes the signal, and Run reloads when all parts have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	if a.hangup.Swap(true) || a.phase.Load() != running {
-		return // a reload would end with READY=1, and systemd would take the start for complete
+		return // a reload would end with READY=1, so that systemd would regard the start as complete
 	}
 	wg.Go(func() {
 		a.reloadForSignals(ctx, a.sd.notifyReloading)
@@ -87,7 +87,7 @@ func (a *App) reportOnSignal(ctx context.Context, done <-chan struct{}) {
 
 // CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called. Call it
 // in the first line of main. Before Run is called, SIGTERM and SIGINT still end the process at once, because
-// nothing is open that needs a drain.
+// the process has no work to drain yet.
 func CatchSignals() {
 	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
 }

@@ -219,9 +219,9 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// TestSystemd: a service tells systemd its state, and feeds the watchdog even while it is
-// not ready, but not while a check hangs. While it waits for a part each attempt extends the timeout of the
-// start, and a SIGHUP does not make systemd take the start for complete.
+// TestSystemd: a service tells systemd its state. It feeds the watchdog even while it is not ready, but not while a check
+// hangs. While the service waits for a part, each attempt extends the timeout of the start. A SIGHUP during that wait does not
+// report READY=1.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	const waiting = "EXTEND_TIMEOUT_USEC=90000000\nSTATUS=waiting: start part (option x): dial: refused; and more"

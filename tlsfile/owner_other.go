@@ -4,5 +4,5 @@ package tlsfile
 
 import "io/fs"
 
-// fileOwner returns false: files of this system have no owner that is a number.
+// fileOwner returns false: on this system the owner of a file is not a number.
 func fileOwner(fs.FileInfo) (uid int, ok bool) { return 0, false }

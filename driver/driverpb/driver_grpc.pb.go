@@ -93,7 +93,8 @@ type DriverClient interface {
 	// Open makes the driver ready to work, with the options of its section in the
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. Before Open a program must not use what it shares with another
-	// program of the driver, because that one may still be open. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
+	// program of the driver, because the other program may still be open.
+	// INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
 	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
@@ -149,7 +150,8 @@ type DriverServer interface {
 	// Open makes the driver ready to work, with the options of its section in the
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. Before Open a program must not use what it shares with another
-	// program of the driver, because that one may still be open. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
+	// program of the driver, because the other program may still be open.
+	// INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(context.Context, *OpenRequest) (*OpenResponse, error)
 	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)

@@ -73,7 +73,7 @@ type Env[D driver.Driver] struct {
 	options json.RawMessage
 }
 
-// Driver returns the driver. After [Env.Restart] it may be another one.
+// Driver returns the driver. After [Env.Restart] it may be another driver.
 func (e *Env[D]) Driver() D { return e.d }
 
 // Info returns the driver's answer to Info at the beginning of the rule.

@@ -128,7 +128,7 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		}
 		return n
 	}
-	// What was served is counted where it arrives: the log of a client that is killed does not have the refusals that it did not read.
+	// Methods of the next release are counted by the servers: a client that is killed does not log the refusals of its last calls.
 	for i, p := range processes {
 		if n := count("next: served"); n > 0 {
 			t.Errorf("%d methods of the next release were used while only %d of %d processes had them", n, i, len(processes))

@@ -96,8 +96,8 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 		want                int    // the status without a token; 0: it does not start
 		says                string // the error
 	}{
-		{"nothing said", "api", "", "", 0, "[keystone_authtoken]"},
-		{"nothing said, all in one process", "", "", "", 200, ""},
+		{"no option", "api", "", "", 0, "[keystone_authtoken]"},
+		{"no option, all in one process", "", "", "", 200, ""},
 		{"keystone in its older place", "api", "[DEFAULT]\nauth_strategy = keystone\n" + keystone, "", 401, ""},
 		{"keystone in its older place, lenient", "api", "[DEFAULT]\nstrict = false\nauth_strategy = keystone\n" + keystone, "", 401, ""},
 		{"only keystone_authtoken", "api", keystone, "", 401, ""},

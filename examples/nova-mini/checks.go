@@ -35,8 +35,8 @@ var services = []string{"api", "conductor", "scheduler", "compute"}
 type check struct {
 	// of lists the services to which the check applies, separated by spaces. "" means all services and all commands.
 	of string
-	// options lists the checked options as SECTION.NAME, separated by spaces. The error names the first one that is set, or the
-	// first one if none is set. The check is skipped if the value of one of them is already known to be wrong.
+	// options lists the checked options as SECTION.NAME, separated by spaces. The error names the first of these options that is
+	// set, or the first option if none is set. The check is skipped if the value of one of them is already known to be wrong.
 	options string
 	judge   func(o *options) error
 }

@@ -38,7 +38,7 @@ password = hush
 func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the default logger
 	for _, tt := range []struct {
 		name, service, text string
-		where, says         string // FILE stands for the file; where is FILE:LINE: or empty
+		where, says         string // FILE stands for the path of the file; where has the form FILE:LINE: or is empty
 	}{
 		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
 		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},

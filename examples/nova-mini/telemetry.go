@@ -37,7 +37,7 @@ type telemetryOptions struct {
 	CertFile string  `ini:"otlp_certfile" protects:"true" help:"client certificate for the collector"`
 	Server   string  `ini:"otlp_server_name" protects:"true" help:"name that the collector's certificate must have (default: the host of otlp_endpoint)"`
 	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"private key of otlp_certfile, with mode 0600, or 0640 if the file belongs to root"`
-	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"share of the traces that begin in this process and are exported"`
+	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"sampling ratio: the share of new traces that this process exports"`
 }
 
 // collector returns the options of the exporter of traces.

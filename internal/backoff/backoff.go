@@ -54,8 +54,8 @@ func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(max(d/2, 1)) }
 
 // Redial returns the delay before a lost connection is dialed again: a random time between zero and an eighth of the time
 // since the loss; that upper bound is at least low and at most high. The full jitter keeps the processes from flooding a
-// cluster that comes back. The short delays bring a process that was disconnected for a second back before its callers count it
-// as lost (ADR 21).
+// cluster that comes back. With the short delays, a process that was disconnected for a second is connected again before its callers
+// count it as lost (ADR 21).
 func Redial(lost time.Time, low, high time.Duration) time.Duration {
 	return rand.N(min(max(time.Since(lost)/8, low), high))
 }

@@ -56,7 +56,7 @@ func Contract(t testing.TB, name, file, text, remedy string, broken func(old str
 	}
 }
 
-// lastRelease returns the content that a file of the test's package has in the last release. ok is false if that is not asked for, or if the
+// lastRelease returns the content that a file of the test's package has in the last release. ok is false if LastReleaseVar is not set, or if the
 // release has no such file.
 func lastRelease(t testing.TB, file string) (text string, ok bool) {
 	t.Helper()

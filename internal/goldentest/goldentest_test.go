@@ -27,7 +27,7 @@ func contract(t *testing.T, file, text string) (said string) {
 	t.Helper()
 	r := &recorder{TB: t}
 	defer func() {
-		if p := recover(); p != nil && p != any(r) { // r: of Fatalf
+		if p := recover(); p != nil && p != any(r) { // Fatalf panics with r
 			panic(p)
 		}
 		said = r.text

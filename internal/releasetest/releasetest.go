@@ -51,8 +51,8 @@ func This(t testing.TB, pkg string) string {
 	return build(t, pkg, "this")
 }
 
-// Next builds the program of a package of this tree with the changes in testdata/next, which are what a next release would add: a column of
-// each table, a step of each operation, a field of each stored input, and so on.
+// Next builds the program of a package of this tree with the changes in testdata/next. These changes are examples of what a next release
+// could add: a column of each table, a step of each operation, a field of each stored input, and so on.
 func Next(t testing.TB, pkg string) string {
 	t.Helper()
 	path, err := overlay(root(t), t.TempDir())

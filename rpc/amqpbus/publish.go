@@ -56,7 +56,7 @@ func (p *publisher) keepChannelOpen(life context.Context) {
 		}
 		p.cur.Store(c)
 		p.link.Notify()
-		<-c.lost // the channel is not closed here, because Close could write between the frames of a message; it ends with its connection
+		<-c.lost // the channel ends with its connection; it is not closed here, because Close could write between the frames of a message
 		p.cur.Store(nil)
 	}
 }

@@ -42,7 +42,7 @@ type outgoing struct {
 
 	sent    int       // number of attempts
 	unknown bool      // an attempt has ended as Unknown: NATS may have the message
-	began   time.Time // when the first attempt that ended as Unknown began; before that, when the last attempt began
+	began   time.Time // the start of the first attempt that ended as Unknown; while unknown is false, the start of the last attempt
 }
 
 // Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, it waits at most 60 s. A

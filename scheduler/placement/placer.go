@@ -43,8 +43,8 @@ type Placed[H Hosted] struct {
 
 const (
 	// maxRounds is the number of decisions after which Place gives up because no ranked host accepted the claim. The usual
-	// cause is another placer that claimed the host first. Each such failure means that the other one has succeeded, so the placers
-	// together make progress.
+	// cause is another placer that claimed the host first. So each such failure means that another placer has succeeded, and the
+	// placers together make progress.
 	maxRounds = 20
 	// maxRefused is the number of refused claims after which Place reads the hosts' current state.
 	maxRefused = 5
@@ -186,7 +186,7 @@ type AuditConfig struct {
 	// Repair makes Audit change the claims to those of Want. Default: Audit changes nothing.
 	Repair bool
 	// MinAge is the least time since the last change of a claim that may count as orphaned or different. A component may
-	// claim before it writes its own record, so MinAge should be longer than the time between the two. Default 5 minutes.
+	// claim before it writes its own record, so MinAge should be longer than the time from the claim to the record. Default 5 minutes.
 	// Negative: every claim may count. A missing claim counts at once, unless it
 	// was made while Audit read Want.
 	MinAge time.Duration
@@ -279,7 +279,7 @@ func dropMadeMeanwhile(ctx context.Context, s Store, found []Finding) ([]Finding
 	return slices.DeleteFunc(found, func(f Finding) bool { return f.Kind == "missing" && made[f.Claim.Consumer] }), nil
 }
 
-// repair makes the claim that should exist, or releases an orphaned claim, if Want still says so. Otherwise it returns
+// repair makes the claim that should exist, or releases an orphaned claim, if Want still returns the same. Otherwise it returns
 // ErrChanged.
 func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	wanted, err := cfg.Want(ctx, f.Claim.Consumer)

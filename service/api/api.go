@@ -44,7 +44,7 @@
 //   - doc:"...": a description for the OpenAPI document.
 //
 // Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
-// [JSONSchemer]. A type with its own MarshalJSON or UnmarshalJSON and no such method may have any JSON. A value in a field of
+// [JSONSchemer]. A type that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of
 // an interface type is encoded as it is: tags of the value's type that depend on the version or the caller have no effect
 // there. A handler's whole reply may be an interface.
 //

@@ -62,7 +62,7 @@ func wrongSchema(what string, s *shape) string {
 	return ""
 }
 
-// unusedVersions returns an error text with the versions of a route or of its schemas that no request can have, or "".
+// unusedVersions returns an error text if no request can have the versions of the route, or of one of its schemas, or "".
 func (m *Mux) unusedVersions(r *route) string {
 	if m.versions != nil {
 		all := span{m.versions.min, m.versions.max}
@@ -83,8 +83,8 @@ func (m *Mux) unusedVersions(r *route) string {
 	return ""
 }
 
-// unusedBody returns an error text with the part of the schemas of the body that the handler cannot see, or with the names in
-// NoEffect that are not such parts. Otherwise it returns "".
+// unusedBody returns an error text if a schema of the body allows a property that the handler cannot see, or if NoEffect names
+// anything else than such properties. Otherwise it returns "".
 func (r *route) unusedBody() string {
 	if len(r.body) > 0 && r.in == reflect.TypeFor[None]() && r.Action == "" {
 		return "the body has a schema, but the handler takes None and never reads the body"

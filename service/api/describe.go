@@ -17,7 +17,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// known are the schemas of types whose JSON their methods do not tell.
+// known has the schemas of types whose JSON cannot be read from their Go type.
 var known = map[reflect.Type]map[string]any{
 	reflect.TypeFor[time.Time]():       {"type": "string", "format": "date-time"},
 	reflect.TypeFor[net.IP]():          {"type": "string"},

@@ -57,7 +57,7 @@ func TestErrors(t *testing.T) {
 		{"precondition", fault.New(fault.Precondition, "busy"), 409, "conflictingRequest", "busy"},
 		{"exhausted", noHost, 403, "forbidden", "no valid host"},
 		{"plain text around a fault is for the log", fmt.Errorf("on n1: %w", noHost), 403, "forbidden", "no valid host"},
-		{"a fault around a fault is not", fault.New(fault.NotFound, "gone: %w", noHost), 404, "itemNotFound", "gone: no valid host"},
+		{"the text of a fault around a fault is for the client", fault.New(fault.NotFound, "gone: %w", noHost), 404, "itemNotFound", "gone: no valid host"},
 		{"unimplemented", fault.New(fault.Unimplemented, "later"), 501, "notImplemented", "later"},
 		{"unavailable", fault.New(fault.Unavailable, "no bus at 10.0.0.7"), 503, "diskFault", unavailable},
 		{"unavailable, with a text for users", fault.WithUser(fault.New(fault.Unavailable, "no bus at 10.0.0.7"), "We move house."), 503, "diskFault", "We move house."},

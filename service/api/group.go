@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Router registers routes: a [Mux], or a [Group] of one.
+// Router registers routes. It is a [Mux], or a [Group] of a Mux.
 type Router interface {
-	// expand returns the Mux, and the route with all that its groups say.
+	// expand returns the Mux, and the route with the fields that it takes from its groups.
 	expand(def Route) (*Mux, Route)
 }
 
@@ -20,7 +20,7 @@ type Group struct {
 	def Route
 }
 
-// NewGroup returns a group of routes. Its routes have what def says, and each says the rest:
+// NewGroup returns a group of routes. def has the fields that are common to the routes:
 //
 //   - Pattern is the beginning of the paths, without a method, such as "/v1/volumes". The pattern of a route has its method and
 //     the rest of the path, such as "GET /{id}", or only the method, such as "POST".

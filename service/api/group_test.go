@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestGroup: the routes of a group have what the group says, and what they say themselves takes precedence.
+// TestGroup: the routes of a group have the fields of the group. A route's own field takes precedence.
 func TestGroup(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{Microversions: versionsOfDisks, Authenticate: rolesOf, Enforce: enforceRoles})
@@ -47,7 +47,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// TestWrongGroup: what a group cannot say is refused when it is made.
+// TestWrongGroup: NewGroup refuses fields that a group cannot have.
 func TestWrongGroup(t *testing.T) {
 	t.Parallel()
 	for want, def := range map[string]api.Route{

@@ -15,9 +15,9 @@ type About struct {
 }
 
 // OpenAPI returns the OpenAPI 3.1 document of the API in the microversion v. For an API without microversions, v is the zero
-// Version, and the document has all routes. A route is described by its schemas. If it has no schema for its body or its reply, that
-// one is described by the type of the handler. The actions of one pattern are one operation. Health routes are not in the document. It panics if a type
-// cannot be described, which is a programmer's error.
+// Version, and the document has all routes. A route is described by its schemas. A body or a reply without a schema is described
+// by its type in the handler. The actions of one pattern are one operation. Health routes are not in the document. OpenAPI panics
+// if a type cannot be described, which is a programmer's error.
 func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	paths := map[string]any{}
 	for _, r := range m.all {

@@ -10,7 +10,7 @@ import (
 	"unicode"
 )
 
-// property is a field of a struct that JSON has.
+// property is a field of a struct that is also in the struct's JSON.
 type property struct {
 	reflect.StructField
 	span
@@ -22,7 +22,7 @@ type property struct {
 	zero     bool   // the option omitzero
 	flat     bool   // an embedded struct: JSON has its fields instead
 	quoted   bool   // a number or a bool as a text
-	rule     string // of the callers who may use the field
+	rule     string // the policy rule of the callers who may use the field; "": all callers
 }
 
 // depends reports whether the field depends on the version or on the caller.
@@ -31,7 +31,7 @@ func (p *property) depends() bool { return p.span != (span{}) || p.rule != "" }
 // versionTags are the tags that select the versions and the callers of a field.
 var versionTags = []string{"since", "until", "rule", "name"}
 
-// propertiesOf returns the fields of a struct that JSON has, in their order.
+// propertiesOf returns the fields of a struct that are also in its JSON, in their order.
 func propertiesOf(t reflect.Type) ([]property, error) {
 	var out []property
 	for i := range t.NumField() {

@@ -44,8 +44,8 @@ type Route struct {
 	// every query is accepted.
 	Query []Schema
 	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
-	// without a schema, the handler's type is the schema. The OpenAPI document has them, and
-	// package apitest compares replies with that document in tests. Replies are not checked in production.
+	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
+	// and package apitest compares replies with that document in tests. Replies are not checked in production.
 	Reply []Schema
 	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None].
 	Status int

@@ -22,8 +22,8 @@ type JSONSchemer interface {
 	JSONSchema() string
 }
 
-// maxRules is the maximum number of rules in the tags of one body. A reply has a Go type of its own for each set of rules
-// that allow a caller to see a field.
+// maxRules is the maximum number of rules in the tags of one body. The number is limited because a view, which is a Go type, is
+// made for each set of rules that allow a caller.
 const maxRules = 8
 
 // shape is what a Go type says about a body: which fields it has in which version, who may see them, and their schemas.
@@ -31,7 +31,7 @@ type shape struct {
 	of        reflect.Type
 	isReply   bool
 	spans     map[span]string // the versions of fields, each with the name of a field that has them
-	edges     []Version       // sorted; at each of them, a field begins or has just ended
+	edges     []Version       // sorted; from each of them on, the fields differ from those of the version before
 	rules     []string        // of the tags, sorted
 	ownSchema map[reflect.Type]map[string]any
 	fields    map[reflect.Type][]property // of the struct types, with those of embedded structs
@@ -340,8 +340,8 @@ func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 	return out, nil
 }
 
-// see returns a pointer to the value that p points to, with a type that has only the fields of a version and of a caller. p
-// is a pointer to a value of the shape's type. The result shares its memory.
+// see returns p as a pointer to a view, which has only the fields that version v has and the caller may use. p is a pointer to a
+// value of the shape's type. The result points to the same memory as p.
 func (s *shape) see(p any, v Version, allowed uint64) any {
 	if !s.varies() {
 		return p
@@ -358,7 +358,8 @@ func structAt(t reflect.Type) reflect.Type {
 	return t
 }
 
-// view returns the type of a version and a caller. Its memory has the same layout as the shape's type.
+// view returns the Go type with the fields that version v has and the caller may use. It has the same layout in memory as the
+// shape's type.
 func (s *shape) view(v Version, allowed uint64) reflect.Type {
 	allowed &= 1<<len(s.rules) - 1
 	key := viewKey{s.interval(v), allowed}

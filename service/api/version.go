@@ -101,7 +101,7 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 		if _, perr := ParseVersion(want); perr != nil {
 			shown = v.min.String()
 		} else {
-			shown = want // the client's own text, as Nova does
+			shown = want // as in Nova, the error has the client's own text
 		}
 	}
 	reply.Set(versionHeader, v.Service+" "+shown)

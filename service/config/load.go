@@ -42,7 +42,7 @@ type loader struct {
 	families []family
 	strict   *option                      // the option with the tag strict, or nil
 	next     rank                         // rank of the next file
-	others   map[string]map[string]string // values in files that are not declared; variables may use them
+	others   map[string]map[string]string // undeclared options in files, with their values; variables may use them
 	unknown  []unknown
 	places   map[string]string // origins of the options in families, by placeKey
 	files    []string          // the files that were read
@@ -60,7 +60,7 @@ type warning struct {
 // unknown is an option or a section in a file or in the environment that is not declared.
 type unknown struct {
 	text string
-	why  string // why protection may be meant, so that this is always an error; else ""
+	why  string // why the option may be meant for protection, so that it is always an error; "": it is not
 }
 
 // family is a declared family of sections with raw values, see the tag sections.
@@ -325,7 +325,7 @@ var (
 
 // maskPasswords replaces passwords in URLs by ***, also in options without the tag secret. A URL may have several hosts, each
 // with a user and a password, and a value may be a list of URLs. A password may have an @ that is not encoded. If the form is
-// not clear, the result rather lacks a part of a host than has a part of a password.
+// not clear, a part of a host is masked too, so that no part of a password is shown.
 func maskPasswords(s string) string {
 	return urlUsers.ReplaceAllStringFunc(s, func(found string) string {
 		var out strings.Builder

@@ -23,8 +23,8 @@ func of(host string, i membership.Instance) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: 1, Instance: i}
 }
 
-// TestInstances: a member belongs to one process. Another one is refused, and told whose it is, while
-// the first one is up, and let in when that is down, has left, was removed, or has lost its lock.
+// TestInstances: a member belongs to one process. While that process is up, any other process is refused, with an error that names
+// the owner. Another process may join when the owner is down, has left, was removed, or has lost its lock.
 func TestInstances(t *testing.T) {
 	t.Parallel()
 	first := membership.Instance{ID: "i-1", Lock: "boot-1/1/1", Start: 5, Process: "process 1 on machine m1"}
@@ -44,12 +44,12 @@ func TestInstances(t *testing.T) {
 			{"a later start with the same lock", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 6}, nil, true},
 			{"an earlier start with the same lock, whose message was late", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 4}, nil, false},
 			{"the same instance", first, nil, true},
-			{"another one after 29 s", other, func(host string) error { age(t, d, host, 29*time.Second); return nil }, false},
-			{"another one after 40 s", other, func(host string) error { age(t, d, host, 40*time.Second); return nil }, true},
-			{"another one after the first has left", other, func(host string) error { return r.Leave(ctx, "worker", host, first.ID) }, true},
-			{"another one after a third has left", other, func(host string) error { return r.Leave(ctx, "worker", host, "i-3") }, false},
-			{"another one after an operator has forced it down", other, func(host string) error { return r.ForceDown(ctx, "worker", host, true) }, true},
-			{"another one after it was removed", other, func(host string) error {
+			{"another instance after 29 s", other, func(host string) error { age(t, d, host, 29*time.Second); return nil }, false},
+			{"another instance after 40 s", other, func(host string) error { age(t, d, host, 40*time.Second); return nil }, true},
+			{"another instance after the first has left", other, func(host string) error { return r.Leave(ctx, "worker", host, first.ID) }, true},
+			{"another instance after a third has left", other, func(host string) error { return r.Leave(ctx, "worker", host, "i-3") }, false},
+			{"another instance after an operator has forced the member down", other, func(host string) error { return r.ForceDown(ctx, "worker", host, true) }, true},
+			{"another instance after the member was removed", other, func(host string) error {
 				return errors.Join(r.ForceDown(ctx, "worker", host, true), r.Remove(ctx, "worker", host))
 			}, true},
 		} {
@@ -95,7 +95,7 @@ func TestInstances(t *testing.T) {
 	})
 }
 
-// TestJoinRace: of processes that join at once, one becomes the member, whether it is a new one or one
+// TestJoinRace: several processes join at once, and exactly one becomes the member. This holds for a new member, and for a member
 // whose process has died.
 func TestJoinRace(t *testing.T) {
 	t.Parallel()
@@ -126,8 +126,8 @@ func TestJoinRace(t *testing.T) {
 	})
 }
 
-// TestMemberHeld: a part waits while another process is the member, and fails when another process has
-// become it.
+// TestMemberHeld: the part of a member does not start while the member belongs to another process. A started part fails when another
+// process takes over the member.
 func TestMemberHeld(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -169,9 +169,9 @@ func TestMemberHeld(t *testing.T) {
 	})
 }
 
-// TestBeatAfterLeave: a heartbeat that was on its way when its member left does not bring it back, and its host is free
-// at once; a member whose last heartbeat is in the future is down.
-func TestBeatAfterLeave(t *testing.T) {
+// TestHeartbeatAfterLeave: a member leaves while one of its heartbeats is under way. This heartbeat does not make the member up again, and
+// another process may join on the host at once. A member whose last heartbeat is in the future is down.
+func TestHeartbeatAfterLeave(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		t.Helper()

@@ -26,7 +26,7 @@ type replaced struct {
 	Until      time.Time           `json:"until"`
 }
 
-// after returns s with the history of was, the member that s replaces. nil: s replaces no member.
+// after returns s with the history of the member that s replaces. was is this member; nil: s replaces no member.
 func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serves {
 	s.Since = now
 	if was == nil {
@@ -72,9 +72,9 @@ func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 }
 
 // ServeDelay returns how long the process of a member must wait before it serves, after it was announced or has joined. The delay is 0 unless
-// an RPC client may still send what the process does not know. This is so if, in the last window, a member with higher versions has
-// counted, and no member that counts has had versions as low as those of the process for the whole window. A process that starts or
-// restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
+// an RPC client may still send what the process does not know. A client may do so under two conditions: a member with higher versions
+// has counted in the last window, and no member has counted for the whole window with versions as low as those of the process. A process
+// that starts or restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
 func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
 	window = cmp.Or(window, clientsRead)
 	list, err := r.List(ctx, "")

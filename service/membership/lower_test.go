@@ -41,13 +41,13 @@ func TestServeDelay(t *testing.T) {
 		{"the newer process was forced down", []event{{"join", "h1", "1.5"}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process left long ago", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
 		{"all old processes return at once", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
-		{"the one that waits is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
-		{"the one that waits is stopped and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"leave", "h1", ""}, {"announce", "h1", "1.4"}}, true},
-		{"another one starts while it waits", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
+		{"the waiting process is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
+		{"the waiting process is stopped and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"leave", "h1", ""}, {"announce", "h1", "1.4"}}, true},
+		{"another process starts while the first waits", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
 		{"the wait has passed", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"time passes", "", ""}, {"announce", "h1", "1.4"}}, false},
-		{"the wait of another one has passed", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
+		{"the wait of another process has passed", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
 		{"an older process was there all the time", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"announce", "h3", "1.4"}}, false},
-		{"the older one restarts, so that caps go up in between", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"leave", "h2", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the older process restarts, so that caps go up in between", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"leave", "h2", ""}, {"announce", "h2", "1.4"}}, true},
 		{"a major version is missing", []event{{"join", "h1", "1.4 2.0"}, {"announce", "h2", "1.4"}}, true},
 		{"versions in a form of a later release", []event{{"join", "h1", "2-beta"}, {"announce", "h2", "1.4"}}, false},
 	}
@@ -93,8 +93,8 @@ func splitVersions(text string) []string {
 	return []string{text}
 }
 
-// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and says so once. When it is canceled, it ends at once,
-// and the member does not count any more.
+// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and logs one warning. When the announcement is
+// canceled, it ends at once, and the member no longer counts for the version caps.
 func TestAnnouncementWaits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

@@ -64,7 +64,7 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 }
 
 // Failed implements service.Failer: the part fails with [ErrHeld] when another process has become the
-// member while this one could not send heartbeats.
+// member while this process could not send heartbeats.
 func (p *MemberPart) Failed() <-chan error { return p.failed }
 
 // Start joins, and begins to send heartbeats. Precondition: a member of its kind is older than MinVersion. [ErrHeld]: the member belongs to another

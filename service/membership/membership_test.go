@@ -254,9 +254,9 @@ var _ interface {
 	service.Checker
 } = (*membership.MemberPart)(nil)
 
-// BenchmarkBeats is 10,000 members of one database, each of which is seen every 10 s: how
+// BenchmarkHeartbeats is 10,000 members of one database, each of which is seen every 10 s: how
 // much of a core that takes on the service's side, in percent.
-func BenchmarkBeats(b *testing.B) {
+func BenchmarkHeartbeats(b *testing.B) {
 	const members, rate = 10_000, 1000
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 16})
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 type serves struct {
 	// Interfaces is Self.Interfaces.
 	Interfaces map[string][]string `json:"interfaces"`
-	// JoinedAt is the start of the member that this is about. If the member has another one, a process of a release without this
-	// column has joined since.
+	// JoinedAt is the member's JoinedAt when this value was written. If the member now has another JoinedAt, a process of a release
+	// without this column has joined since.
 	JoinedAt time.Time `json:"joined_at"`
 	// Announced: the process serves, or is about to. Joined: it has joined, and not only announced itself.
 	Announced bool `json:"announced,omitempty"`
@@ -89,7 +89,7 @@ func (r *Registry) announce(ctx context.Context, s Self, process string) error {
 	})
 }
 
-// withdraw ends an announcement, if it is still that of the process.
+// withdraw ends the announcement of this process, unless another process has announced itself since.
 func (r *Registry) withdraw(ctx context.Context, kind, host, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)

@@ -108,7 +108,7 @@ func ExampleStep_undo() {
 }
 
 // Another process does the work of a step. It gets the step's token, asks with Wanted whether the work is still needed, and
-// reports the result with End.
+// reports the result with EndStep.
 func ExampleRunner_EndStep() {
 	database, ops, runner := openExample()
 	defer database.Close()

@@ -28,7 +28,7 @@ type execution struct {
 
 	kind *kind
 	slot *slot
-	row  *row // as it stands in the database, but for due_at
+	row  *row // as in the database, except for due_at
 	log  *slog.Logger
 
 	deadline  atomic.Int64 // of row, in Unix microseconds, for the renewal of the lease
@@ -88,7 +88,7 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 		}
 	}
 	due := r.leaseEnd(next.deadline(), now)
-	next.Owner, next.Fence, next.DueAt = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due // the peer stays: only it may report
+	next.Owner, next.Fence, next.DueAt = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due // the peer stays, because only this peer may report
 	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?,
 		kind_version = ?, steps = ?, step = ?, step_name = ?, unknown_at = NULL
 		WHERE id = ? AND fence = ? AND owner = ? AND due_at IS NOT NULL AND (owner = '' OR due_at <= ?)`,
@@ -389,7 +389,7 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
 	delay := s.retry.delay(x.row.Attempts)
 	_, _ = x.write(ctx, func(r *row) {
-		if r.retryLater(x.now(), delay); r.State == Running { // what it is undone for stays
+		if r.retryLater(x.now(), delay); r.State == Running { // the error because of which it is undone stays
 			r.setError(err)
 		}
 	}, x.event(s, "retry", err, began), nil) // the operation does not end, so there is no error

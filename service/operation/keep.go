@@ -8,15 +8,16 @@ import (
 	"strings"
 )
 
-// place is a place in the JSON of an operation's data. A release that does not know all fields of the data changes the data there.
+// place is a place in the JSON of an operation's data: where a step of this release has changed the data. This release may not know all
+// fields of the data.
 type place struct {
 	fresh       func() any // a pointer to a new value of the type of all data
 	open, close string     // the JSON around the place
 }
 
-// merge returns the JSON of the data after a function has changed them. raw is what was stored, before is how the type encodes that, and
-// after is how the type encodes the changed data. So the difference between before and after is what the function has changed, and the
-// difference between raw and before is what the type does not know, which stays. The data are JSON that encoding/json has written.
+// merge returns the JSON of the data after a function has changed them. raw is the stored JSON. before is the JSON that encoding/json makes
+// of the decoded data, and after is the JSON that it makes of the changed data. So before and after differ in what the function has changed.
+// raw and before differ in what the type does not know, which stays. encoding/json has written the data.
 func (p place) merge(raw, before, after json.RawMessage) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
 	switch {
@@ -76,7 +77,7 @@ func (p place) isStruct() bool {
 	return err != nil && strings.HasPrefix(err.Error(), "json: unknown field") // the error has no type
 }
 
-// mergeArrays is merge for arrays. An element that is equal to an element of before stays as that was stored. If the number of elements is
+// mergeArrays is merge for arrays. An element that is equal to an element of before gets the stored form of that element. If the number of elements is
 // the same, a changed element is merged with the element that was at its position.
 func (p place) mergeArrays(raw, before, after json.RawMessage) json.RawMessage {
 	var was, known, now []json.RawMessage

@@ -40,9 +40,10 @@
 // Processes of two releases may run side by side, and one release may be replaced by the other and back. A runner runs an operation only if
 // it knows the operation in full: the kind, the version of the kind, and each step, see [Step]. Fields of the data that a release does not
 // know stay, see [Kind]. An operation that no running process knows is unknown: it waits. After the length of a lease, [Store.List] and
-// [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a runner that knows it runs
-// again, this undoes its steps and calls its [OnEnd]. Until then its resource is not free, because half of its work may be done: other
-// operations get ErrBusy, but one that preempts ends it, and [Store.Cancel] frees the resource without undoing.
+// [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a process with
+// a runner that knows it runs again, the runner undoes its steps and calls its [OnEnd]. Until then its resource is not free, because half of
+// its work may be done: other operations get ErrBusy. But an operation that preempts ends it, and [Store.Cancel] frees the resource
+// without undoing.
 //
 // # Idempotence
 //
@@ -134,7 +135,7 @@ type Kind[D any] struct {
 	// when operations of priority 0 occupy all other slots of a runner. Default 0.
 	Priority int
 	// Preempts means that the operation ends an operation of another kind on its resource, as Canceled, without undoing it and
-	// without its [OnEnd]. It is for deletions, which clean up after all other operations. It does not end one of its own kind.
+	// without its [OnEnd]. It is for deletions, which clean up after all other operations. It does not end an operation of its own kind.
 	Preempts bool
 }
 
@@ -272,7 +273,7 @@ func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, er
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, resource, lock string) (*Op, error) {
 	r, err := s.readActive(ctx, tx, resource, lock)
 	if err == nil && r == nil {
-		err = fault.New(fault.NotFound, "%s has no operation that has not ended", resource)
+		err = fault.New(fault.NotFound, "%s has no open operation", resource)
 	}
 	if err != nil {
 		return nil, err

@@ -33,17 +33,17 @@ func TestRetry(t *testing.T) {
 		says   string
 		took   time.Duration // at least
 	}{
-		{"a code that is transient here", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{gone, gone}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
-		{"a code that is not transient here", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
-		{"no code is", operation.Retry{Codes: []fault.Code{}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
+		{"the step's Codes make NotFound transient", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{gone, gone}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
+		{"the step's Codes lack Unavailable", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
+		{"empty Codes make no code transient", operation.Retry{Codes: []fault.Code{}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
 		{"marked as transient", operation.Retry{}, 0, []error{operation.Transient(gone)}, operation.Succeeded, "a:retry a:done", "", 0},
 		{"marked as permanent", operation.Retry{}, 0, []error{operation.Permanent(away)}, operation.Failed, "a:failed", "away", 0},
 		{"the outermost mark counts", operation.Retry{}, 0, []error{fmt.Errorf("x: %w", operation.Transient(operation.Permanent(gone)))}, operation.Succeeded, "a:retry a:done", "", 0},
 		{"often enough", operation.Retry{Max: 2}, 0, []error{away, away}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
 		{"too often", operation.Retry{Max: 2}, 0, []error{away, away, away}, operation.Failed, "a:retry a:retry a:failed", "away", 0},
 		{"slower", operation.Retry{MinDelay: 400 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 300 * time.Millisecond},
-		{"not slower than that", operation.Retry{MinDelay: time.Hour, MaxDelay: 10 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 0},
-		{"no longer than that", operation.Retry{MinDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond}, time.Second, slicesOf(away, 1000), operation.TimedOut, "", "step a not done within 1s: away", time.Second},
+		{"a MaxDelay below MinDelay is the delay", operation.Retry{MinDelay: time.Hour, MaxDelay: 10 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 0},
+		{"retries end at the step's Limit", operation.Retry{MinDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond}, time.Second, slicesOf(away, 1000), operation.TimedOut, "", "step a not done within 1s: away", time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -133,10 +133,10 @@ func TestOnEnd(t *testing.T) {
 			{"failed", "fails", 0, operation.Failed, "end Internal no", "a:done b:failed", "no"},
 			{"undone", "undoes", 0, operation.Failed, "end Internal no", "a:done b:failed a:undone", "no"},
 			{"timed out", "waits", 0, operation.TimedOut, "end Timeout operation not done within 2s", "a:undone", "operation not done within 2s"},
-			{"its error is that of the last step", "works", 1, operation.Failed, "end Internal stuck", "a:failed", "stuck"},
-			{"it is tried again after a failure", "fails", 3, operation.Failed, "end Internal no", "a:done b:failed end:retry end:retry", "no"},
-			{"it is tried again after undoing", "undoes", 2, operation.Failed, "end Internal no", "a:done b:failed a:undone end:retry", "no"},
-			{"it never works", "fails", 1 << 40, operation.Failed, "", "", "no; the end failed: stuck"},
+			{"an error of OnEnd counts as one of the last step", "works", 1, operation.Failed, "end Internal stuck", "a:failed", "stuck"},
+			{"OnEnd is retried after a failure", "fails", 3, operation.Failed, "end Internal no", "a:done b:failed end:retry end:retry", "no"},
+			{"OnEnd is retried after undoing", "undoes", 2, operation.Failed, "end Internal no", "a:done b:failed a:undone end:retry", "no"},
+			{"OnEnd never succeeds", "fails", 1 << 40, operation.Failed, "", "", "no; the end failed: stuck"},
 		} {
 			failures.Store(tt.failures)
 			id := b.begin(kinds[tt.kind], "")

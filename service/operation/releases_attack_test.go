@@ -140,8 +140,8 @@ func TestLateReturn(t *testing.T) {
 	})
 }
 
-// TestVersionRetried: a step that needs what an older process does not have is retried until that process is upgraded. With
-// Permanent, or with codes of the step's own, it is not.
+// TestVersionRetried: a step that needs what an older process does not have is retried until that process is upgraded. The step is not
+// retried if its error is Permanent, or if its Retry has codes of its own.
 func TestVersionRetried(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

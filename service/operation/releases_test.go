@@ -21,11 +21,11 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// releaseLease is the lease of the runners of the tests of two releases.
+// releaseLease is the lease of each runner in the tests with two releases.
 const releaseLease = 500 * time.Millisecond
 
-// release returns the runner of a release, whose kind create has a version and these steps. A step of which the name ends with ? waits
-// until something continues it. A step of which the name ends with ! fails.
+// release returns the runner of a release. In this release, the kind create has the given version and steps. If the name of a step ends
+// with ?, the step waits until something continues it. If the name ends with !, the step fails.
 func release(t *testing.T, d *sqlx.DB, version int, steps ...string) (*bench, operation.Kind[input]) {
 	t.Helper()
 	b := newBench(t, d, operation.RunnerConfig{Lease: releaseLease})
@@ -53,7 +53,7 @@ func (b *bench) stop() {
 	}
 }
 
-// untouched fails if a started runner does something with an operation for some polls, longer than a lease.
+// untouched fails if the started runner changes the operation within several polls, which take longer than a lease.
 func (b *bench) untouched(id string) {
 	b.Helper()
 	show := func() string {
@@ -96,7 +96,7 @@ func TestReleases(t *testing.T) {
 			this.start()
 			this.untouched(id)
 		},
-		"a rollback, and a version that is forgotten": func(t *testing.T, d *sqlx.DB) {
+		"a rollback, without a new version of the kind": func(t *testing.T, d *sqlx.DB) {
 			this, kind := release(t, d, 0, "a", "b")
 			next, _ := release(t, d, 0, "a", "new?", "b")
 			next.start()
@@ -267,8 +267,8 @@ func TestRowsByPosition(t *testing.T) {
 	})
 }
 
-// TestUnknown: operations that no running process knows are counted and listed, also if they are more than a page of a poll, and do not hide
-// those that this process knows. The mark goes when a runner continues them.
+// TestUnknown: operations that no running process knows are counted and listed, also if one poll does not read all of them. The runner
+// still finds the operations that it knows. The mark of an operation is removed when a runner continues it.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -309,7 +309,7 @@ func TestUnknown(t *testing.T) {
 	})
 }
 
-// TestManyVersions: operations of more versions than a query names do no harm to those that this process knows.
+// TestManyVersions: a runner finds the operations that it knows, also if the others have more versions than one query can name.
 func TestManyVersions(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -440,7 +440,7 @@ func TestNotCompensated(t *testing.T) {
 	})
 }
 
-// killedRelease returns a runner of the next release. new is the step that this release does not know.
+// killedRelease returns a runner of the next release. fresh is the work of the step "new", which this release does not know.
 func killedRelease(d *sqlx.DB, fresh func(ctx context.Context) error) (*operation.Runner, operation.Kind[input]) {
 	kind := create
 	kind.Version = 1

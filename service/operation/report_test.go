@@ -192,8 +192,8 @@ func TestReportOfCanceled(t *testing.T) {
 	})
 }
 
-// TestReported: the function Reported of a step decides in the transaction of the report. It sends the operation back, with
-// its own changes, refuses the report, or lets the step end as reported.
+// TestReported: the function Reported of a step decides in the transaction of the report. It sends the operation back to an earlier
+// step, refuses the report, or lets the step end as reported. Its own changes are in the same transaction.
 func TestReported(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

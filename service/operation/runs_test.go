@@ -64,7 +64,7 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "what passes is tried again", state: operation.Succeeded, did: "a(7) a(7) a(7) b(7)", events: "a:retry a:retry a:done b:done",
+			name: "a transient error is retried", state: operation.Succeeded, did: "a(7) a(7) a(7) b(7)", events: "a:retry a:retry a:done b:done",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{b.step("a", func(op *operation.Op) error {
 					if op.Attempt < 2 {
@@ -120,7 +120,7 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "undoing is tried again, whatever the error", state: operation.Failed, did: "a(7) -a -a -a -a", events: "a:failed a:retry a:retry a:retry a:undone", says: "no",
+			name: "undoing is retried after any error", state: operation.Failed, did: "a(7) -a -a -a -a", events: "a:failed a:retry a:retry a:retry a:undone", says: "no",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{b.step("a", func(*operation.Op) error { return errors.New("no") }, func(op *operation.Op) error {
 					return []error{errors.New("stuck"), fault.New(fault.Invalid, "wrong"), fault.New(fault.Unknown, "lost"), nil}[op.Attempt]

@@ -23,7 +23,7 @@ var tables = []db.Migrations{operation.Migrations, {Files: fstest.MapFS{
 }}}
 
 // newRunner returns a runner that knows the steps of all kinds. A process that runs operations starts it, as a part of its App. A
-// process that only reports, with End, needs the same kinds, and does not start it.
+// process that only reports, with EndStep, needs the same kinds, and does not start it.
 func newRunner(ops *operation.Store, host string, messages chan<- string) *operation.Runner {
 	r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: host, Logger: slog.New(slog.DiscardHandler)})
 	operation.Handle(r, Attach, operation.Step[Volume]{

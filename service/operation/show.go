@@ -28,8 +28,8 @@ type Operation struct {
 	// runner has seen the operation.
 	KindVersion int      `json:"kind_version"`
 	Steps       []string `json:"steps,omitempty"`
-	// StepsDone is the number of completed steps. While they are undone, it is the number of those that are left. StepName is the step
-	// that is done or undone now; it is empty until a runner has seen the operation.
+	// StepsDone is the number of completed steps. During the compensation it is the number of steps that are not undone yet. StepName is
+	// the step that is done or undone now; it is empty until a runner has seen the operation.
 	StepsDone int    `json:"step"`
 	StepName  string `json:"step_name"`
 	// Attempts is the number of attempts at the step that have failed in a row.
@@ -208,8 +208,8 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 	})
 }
 
-// Cancel ends an operation that runs: what it has done is undone, then it is Canceled, and why is its error. The runner that has it
-// stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once and never compensated, without
+// Cancel ends an operation that runs: its steps are undone, then it is Canceled. why is the text of its error. The runner that runs the
+// operation stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once and never compensated, without
 // its [OnEnd], and its resource is free. Errors: NotFound; Precondition if it has ended or is undone already.
 func (s *Store) Cancel(ctx context.Context, id, why string) error {
 	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, now time.Time) error {

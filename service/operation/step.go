@@ -60,8 +60,8 @@ type Step[D any] struct {
 	// an operation only if it has all its steps and the version is not higher than that of its kind. Other operations wait for a runner that knows
 	// them, see [Stats] and [Operation].
 	//
-	// A step is removed in two releases. In the first one Do does nothing, and Undo still undoes what earlier releases have done. In a later
-	// one, when all operations that have the step have ended, the step goes. A step that goes back to a new step ([GoTo]), or needs its data, must
+	// A step is removed in two releases. In the first release Do does nothing, and Undo still undoes what earlier releases have done. A later
+	// release, which starts when all operations with the step have ended, does not have the step. A step that goes back to a new step ([GoTo]), or needs its data, must
 	// expect operations without it. A new step must expect data without the fields that its release has added.
 	Name string
 	// Do does the step's work at least once: it is called again if the process ends before the step is marked as done.

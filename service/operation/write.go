@@ -55,7 +55,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 		case errors.Is(err, errStep):
 			return false, partErr
 		case !isTransient(err):
-			x.log.ErrorContext(ctx, "operation not written, left to the end of its lease", "error", err)
+			x.log.ErrorContext(ctx, "operation not written, it is continued after the end of its lease", "error", err)
 			return false, nil
 		}
 		if !backoff.Sleep(wctx, Retry{}.delay(min(attempt, 3))) {

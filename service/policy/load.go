@@ -163,8 +163,8 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// readFilesLocked reads all files and returns their rules and a checksum of names and contents. On an error
-// it still returns the files without one.
+// readFilesLocked reads all files and returns their rules and a checksum of names and contents. If some files have
+// errors, it returns the rules of the other files, and the errors.
 func (e *Enforcer) readFilesLocked() (out []file, sum string, err error) {
 	names, errs := e.listFilesLocked()
 	h := sha256.New()
@@ -193,8 +193,8 @@ func readRegular(name string) ([]byte, error) {
 	return os.ReadFile(name)
 }
 
-// parseFile parses a file that maps names of rules to checks. It returns all errors, and the rules
-// without one.
+// parseFile parses a file that maps names of rules to checks. It returns all errors, and the rules that
+// have no error.
 func parseFile(name string, raw []byte) (out file, errs []error) {
 	out.name = name
 	var doc, more yaml.Node

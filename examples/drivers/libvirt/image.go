@@ -143,7 +143,7 @@ func (o *options) growDisk(ctx context.Context, id string, gib int) (string, err
 }
 
 // linkOld gives the disk of a server a second name and returns it. The disk keeps this name when it becomes the backing file of a new
-// disk. The name is the first that is free, or that an interrupted call has given to the same disk.
+// disk. The name is the first one that is free, or the one that an interrupted call has given to the same disk.
 func (o *options) linkOld(id string) (string, error) {
 	path := o.file(id, diskFile)
 	for n := 1; ; n++ {

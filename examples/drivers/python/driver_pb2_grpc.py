@@ -40,7 +40,8 @@ class DriverServicer(object):
         """Open makes the driver ready to work, with the options of its section in the
         worker's configuration. It is called once, before any call of the kind's
         service. Before Open a program must not use what it shares with another
-        program of the driver, because that one may still be open. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
+        program of the driver, because the other program may still be open.
+        INVALID_ARGUMENT: an option is wrong; the message has the option's name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,5 +1,5 @@
-// Package api is nova-mini's API service. It implements a part of the Nova v2.1 REST API. It writes a request that changes
-// something to the database. Then it notifies a conductor, which does the work.
+// Package api is nova-mini's API service. It implements a part of the Nova v2.1 REST API. For a request that changes something,
+// it writes an operation to the database. Then it notifies a conductor, which does the work.
 package api
 
 import (

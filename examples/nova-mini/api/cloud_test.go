@@ -45,7 +45,7 @@ type cloud struct {
 	db    *sqlx.DB
 	bus   rpcbus.Bus
 	log   *bytes.Buffer
-	down  error // of the bus
+	down  error // what Config.Bus returns; nil: the bus is up
 }
 
 // eachCloud runs f with an API on every database, with the default rules.

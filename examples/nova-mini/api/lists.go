@@ -94,7 +94,8 @@ func columnIs(column string) filter {
 
 func nameOf(s *store.Server) *string { return &s.Name }
 
-// matchesRegexp filters by a regular expression that must match in the text that of returns. A nil text has no match.
+// matchesRegexp filters by a regular expression. The function of returns the text of a server; the expression must match a part of
+// this text. A nil text does not match.
 func matchesRegexp(name string, of func(*store.Server) *string) filter {
 	return func(q *store.ServerQuery, value string) error {
 		re, err := regexp.Compile(value)

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 )
 
-// This file has the types of values that occur in several bodies, and whose JSON their Go types do not tell. They accept what
-// Nova 2.1 accepts.
+// This file has the types of values that occur in several bodies and that a plain Go type cannot describe. They accept what Nova
+// 2.1 accepts.
 
 // name is a printable text without a space at either end.
 type name string

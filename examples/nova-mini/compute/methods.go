@@ -89,7 +89,7 @@ type DestroyRequest struct {
 	Generation int64  `json:"generation,omitempty"`
 }
 
-// Unreported are the versions that the processes of releases serve that do not report their versions to the database. See rpccaps.Config.
+// Unreported are the versions of the releases whose processes do not report their versions to the database. See rpccaps.Config.
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
 // Conductor is the interface of the conductor. Since 1.4 it stores the versions of the interfaces of workers.

@@ -110,7 +110,7 @@ func TestEventTime(t *testing.T) {
 	}
 }
 
-// TestConsoleLogWritten: if the client goes, Write returns how many bytes were sent before.
+// TestConsoleLogWritten: if the client disconnects during a Write, Write returns the number of bytes sent until then.
 func TestConsoleLogWritten(t *testing.T) {
 	t.Parallel()
 	r := &recorder{}

@@ -182,7 +182,7 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
 // started, its requests are repeated at once, see ClaimHost. For a step with a time limit, the delay is at most a tenth of the
-// limit, because an outage of all conductors that is shorter than the delay does not move the deadline.
+// limit, because the deadline does not move for an outage of all conductors that is shorter than the delay.
 const maxResend = 5 * time.Minute
 
 // waitForReport returns the result of a step that has cast a request to a compute service. err is the result of the cast. If it is
@@ -321,7 +321,7 @@ func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) 
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
 	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delay
-		s.cfg.Logger.WarnContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "operations of a host not notified, they continue after their delay", "host", req.Host, "error", err)
 	}
 	return &rpc.None{}, nil
 }

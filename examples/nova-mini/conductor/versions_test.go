@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestVersionsOfHosts: the claim of a compute service has its versions, and so has its report, because a conductor of an earlier
-// release may have handled the claim. A compute service of an earlier release reports none, and counts with the versions of that release.
+// TestVersionsOfHosts: both the claim and the report of a compute service have its versions, because a conductor of an earlier release may
+// have handled the claim. A compute service of an earlier release reports no versions, and counts with the versions of that release.
 func TestVersionsOfHosts(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
@@ -68,8 +68,8 @@ func TestVersionsOfHosts(t *testing.T) {
 	})
 }
 
-// TestVersionsRefused: a compute service reports only versions of its own interface, and one that clients can use. Another report is refused
-// and changes nothing, because it would block or lower an interface for all clients.
+// TestVersionsRefused: a compute service must report only versions of its own interface, and at least one that clients can use. Any other
+// report is refused and changes nothing, because it would block or lower an interface for all clients.
 func TestVersionsRefused(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {

@@ -14,9 +14,9 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestVersionCaps: while a compute service of an earlier version is registered, an API sends no call that this one does not know. It learns
-// that at SIGHUP, and the end of it at the next call. A compute service that finds no conductor says so once after 10 s,
-// and works when a conductor is back.
+// TestVersionCaps: while a compute service of an earlier version is registered, an API sends no call that this service does not know. The
+// API learns at SIGHUP that the service was registered, and at the next call that it is gone. A compute service that finds no conductor
+// logs one warning after 10 s, and works when a conductor is back.
 func TestVersionCaps(t *testing.T) {
 	t.Parallel()
 	scenario(t)

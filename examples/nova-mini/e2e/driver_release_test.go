@@ -15,7 +15,7 @@ import (
 )
 
 // TestPreviousDriver: a driver program of the previous release keeps the rules with a worker of this release, also if this release
-// had a later protocol. It is replaced by the program of this release without a restart of the worker, and back.
+// had a later protocol. The worker replaces it by the program of this release, and replaces that by the old program, without a restart.
 func TestPreviousDriver(t *testing.T) {
 	t.Parallel()
 	program := releasetest.Last(t, "./examples/drivers/fake/armature-compute-fake")

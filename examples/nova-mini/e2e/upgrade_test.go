@@ -397,7 +397,8 @@ func (u *upgrade) checkColumns() {
 	}
 }
 
-// finish starts a conductor of the next release, if operations are left that only the next release knows, see docs/upgrading.md.
+// finish starts a conductor of the next release if some operations have not ended and only the next release knows them, see
+// docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
 	waittest.Spend(time.Second)

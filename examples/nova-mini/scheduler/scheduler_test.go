@@ -155,7 +155,7 @@ func TestFleet(t *testing.T) {
 		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", true, "work"); err != nil {
 			t.Fatal(err)
 		}
-		choose("b") // not a: the fleet does not know yet that it is disabled, but the claim does
+		choose("b") // the fleet does not know yet that host a is disabled, but the claim on a is refused
 		report("c", 1)
 		choose("c") // a is disabled, b is full, and the fleet did not have c
 		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", false, ""); err != nil {

@@ -43,7 +43,8 @@ func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// VersionCaps returns what computes the version caps of RPC clients from the services. It is always the same, so that it logs a change once.
+// VersionCaps returns the Caps that compute the version caps of RPC clients from the services. Each call returns the same Caps, so that a
+// change is logged once.
 func (s *Store) VersionCaps() *rpccaps.Caps { return s.caps }
 
 // Number gives a service a number if the service has no number yet. In the result of Services, a member without a number
@@ -204,9 +205,9 @@ func checkVersions(interfaces map[string][]string) error {
 }
 
 // ClaimHost makes a process the owner of a host: the only process that does the work of the host. Errors: Invalid if
-// the host's name is not valid, the process has no id, or its versions cannot be used; membership.ErrHeld if another process owns the host and has sent a
-// heartbeat within downAfter; Unavailable with the reason VersionsNotKnown if the process must wait before it serves, see
-// membership.Registry.ServeDelay. It then calls ClaimHost again.
+// the host's name is not valid, the process has no id, or its versions cannot be used; membership.ErrHeld if another process owns the
+// host and has sent a heartbeat within downAfter; Unavailable with the reason VersionsNotKnown if the process must wait before it
+// serves, see membership.Registry.ServeDelay. After the wait the process calls ClaimHost again.
 func (s *Store) ClaimHost(ctx context.Context, r *compute.ClaimHostRequest, downAfter time.Duration) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err

@@ -113,8 +113,8 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	return out, err
 }
 
-// statuses maps vm_state and task_state to Nova's status. A row without a task applies to every task of its vm_state
-// that has no row of its own, and to no task.
+// statuses maps vm_state and task_state to Nova's status. A row without a task applies to servers without a task, and to every
+// task of its vm_state that has no row of its own.
 var statuses = []struct{ vm, task, status string }{
 	{Building, "", "BUILD"},
 	{Active, Rebooting, "REBOOT"},

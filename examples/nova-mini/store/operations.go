@@ -23,7 +23,7 @@ const maxOperationTime = 24 * time.Hour
 var (
 	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: maxOperationTime}
 	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * maxOperationTime, Priority: 10, Preempts: true}
-	// Kinds are the operations of the actions.
+	// Kinds has the kind of operation for each action.
 	Kinds = func() map[compute.Action]operation.Kind[ActData] {
 		out := map[compute.Action]operation.Kind[ActData]{}
 		for a := range actions {

@@ -395,7 +395,7 @@ func TestResize(t *testing.T) {
 		boots  int // how often the guest has been started
 	}{
 		{name: "done", action: compute.Resize, want: large, boots: 2},
-		{name: "of a stopped server", stop: true, action: compute.Resize, want: large, boots: 1},
+		{name: "resize of a stopped server", stop: true, action: compute.Resize, want: large, boots: 1},
 		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is configured to fail", want: small, boots: 2},
 		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is configured to fail", want: small, boots: 2},
 		{name: "done, but the answer of the driver was lost", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},

@@ -44,7 +44,8 @@ func newMux() *api.Mux {
 	return m
 }
 
-// TestChecker: a reply that does not fit the document is found, in a client and in a test that calls the handler; a reply that fits is not.
+// TestChecker: the checker reports a reply that does not fit the document, both in a client and in a test that calls the handler. It
+// reports no reply that fits.
 func TestChecker(t *testing.T) {
 	t.Parallel()
 	m := newMux()

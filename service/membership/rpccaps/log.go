@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// note is a fact about a member that an operator may have to change. Each is logged once while it is true.
+// note is a fact about a member that an operator may have to change. A note is logged once, and not again while it stays true.
 type note struct {
 	level          slog.Level
 	event          string
@@ -19,13 +19,13 @@ type note struct {
 	newest         string
 }
 
-// log logs what has become true since the last call.
+// log logs the notes that were not true at the last call.
 func (c *Caps) log(ctx context.Context, services []service) {
 	now := map[note]bool{}
 	for _, s := range services {
 		for name := range s.Interfaces {
 			if s.report[name] == nil {
-				now[note{slog.LevelWarn, "member reports no version of an interface that can be used, it counts as a member without a report", s.Kind, s.Host, name, fmt.Sprintf("%.200q", s.Interfaces[name]), ""}] = true
+				now[note{slog.LevelWarn, "member reports no usable version of an interface, it counts as a member without a report", s.Kind, s.Host, name, fmt.Sprintf("%.200q", s.Interfaces[name]), ""}] = true
 			}
 		}
 	}

@@ -1,5 +1,5 @@
-// Package rpccaps takes the version caps of RPC clients from the members of a component: a client sends only what every server
-// understands that runs. Package membership does not know package rpc; this package knows both.
+// Package rpccaps takes the version caps of RPC clients from the members of a component: a client sends only what every running
+// server understands. Package membership does not know package rpc; this package knows both.
 //
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: volume.Interface, Host: host})
 //	member := members.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume", Host: host, Interfaces: rpccaps.Of(server)}})
@@ -10,15 +10,15 @@
 //	app.Add("volume rpc", server)
 //	app.Add("member", member)
 //
-// A process without a database asks one that has it, by a method that this one defines and serves:
+// A process without a database asks a process that has the database. The asked process serves a method for this:
 //
 //	var VersionCaps = rpccaps.Define(Conductor)                                     // in the package of the interface
 //	rpc.Handle(server, VersionCaps, caps.Answer)                                    // in the process with the database
 //	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: rpccaps.Ask(VersionCaps, nil)}) // in the process without
 //
-// The cap of an interface is what all members serve that count, see [membership.Member.Counts]: of each major version that all of them
-// have, the lowest minor one. So caps go up when the last old process has left, was removed or was forced down, and go down when an
-// old process announces itself. Clients learn both within ClientConfig.CapsEvery.
+// The caps of an interface are the versions that all counted members serve, see [membership.Member.Counts]. For each major version
+// that all of them have, the cap is the lowest of their minor versions. So caps go up when the last old process has left, was removed
+// or was forced down, and go down when an old process announces itself. Clients learn of a change within ClientConfig.CapsEvery.
 package rpccaps
 
 import (
@@ -56,10 +56,11 @@ func Of(servers ...*rpc.Server) map[string][]string {
 // Config configures a [Caps]. Members is required.
 type Config struct {
 	Members *membership.Registry
-	// Unreported are the versions that members without a report serve, and the caps of interfaces of which no member is known. They are
-	// those of the last release whose processes did not report their versions, and are removed when processes of that release
-	// need not be supported any more. An interface that is missing here counts with its lowest version: the oldest major version
-	// that a member reports, with the minor version 0. A component that reports versions since its first release leaves Unreported nil.
+	// Unreported has the versions of the last release whose processes did not report their versions. A member without a report
+	// counts with these versions. They are also the caps of an interface that no known member serves. Remove them when processes
+	// of that release need not be supported any more. An interface that is missing here counts with its lowest version: the oldest
+	// major version that a member reports, with the minor version 0. A component that reports versions since its first release
+	// leaves Unreported nil.
 	Unreported rpc.Versions
 	// Logger gets one line when a member begins to keep the caps of an interface below the newest version, and one when the report of a
 	// member cannot be used. Default slog.Default().
@@ -73,7 +74,7 @@ type Caps struct {
 	last   atomic.Pointer[answer]
 
 	mu    sync.Mutex
-	noted map[note]bool // what the last Read has found, and was logged
+	noted map[note]bool // the notes of the last Read, all of which are logged
 }
 
 // answer is a result of Read.
@@ -195,12 +196,12 @@ func common(services []service, unreported rpc.Versions) rpc.Versions {
 type service struct {
 	*membership.Member
 
-	report rpc.Versions // what can be read of its report
-	serves rpc.Versions // what others must assume
+	report rpc.Versions // the versions in its report that can be parsed
+	serves rpc.Versions // the versions that clients must assume
 }
 
-// versions returns what the service serves of an interface of its kind: assumed, if its report does not say so, or nil if it
-// does not serve the interface, so that it gets no messages of it.
+// versions returns the versions of an interface of its kind that the service serves. It returns assumed if the report does not have
+// usable versions, and nil if the service does not serve the interface and so gets no messages of it.
 func (s service) versions(name string, assumed []rpc.Version) []rpc.Version {
 	if _, offered := s.Interfaces[name]; s.Interfaces != nil && !offered {
 		return nil
@@ -211,8 +212,8 @@ func (s service) versions(name string, assumed []rpc.Version) []rpc.Version {
 	return assumed
 }
 
-// lowestOfKinds returns, for each kind of service, the interfaces that a member of it reports, with the lowest version of each: the oldest
-// major version that is reported, with the minor version 0.
+// lowestOfKinds returns, for each kind of service, the interfaces that members of this kind report. Each has its lowest version: the
+// oldest major version that a member reports, with the minor version 0.
 func lowestOfKinds(services []service) map[string]rpc.Versions {
 	out := map[string]rpc.Versions{}
 	for _, s := range services {
@@ -232,8 +233,9 @@ func lowestOfKinds(services []service) map[string]rpc.Versions {
 	return out
 }
 
-// parse reads the report of a member: of each major version the newest one. Versions in an unknown form are left out, and so are
-// major versions that are older than all unreported ones, which no release reports. An interface without another version is left out.
+// parse reads the report of a member. It returns the newest minor version of each major version. It ignores versions in an unknown
+// form, and major versions older than the oldest one in unreported, because no release reports these. It leaves out an interface
+// without a usable version.
 func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
 	for name, texts := range report {
@@ -251,7 +253,7 @@ func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 		slices.SortFunc(versions, func(a, b rpc.Version) int {
 			return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(b.Minor, a.Minor))
 		})
-		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // otherwise intersect multiplies them
+		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // with a duplicate, intersect would return duplicates
 		if len(versions) > 0 {
 			out[name] = versions
 		}
@@ -259,7 +261,8 @@ func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	return out
 }
 
-// intersect returns the versions of the interface that both all and serves accept. If all does not name the interface, they are serves.
+// intersect returns the versions of the interface that are in both lists, all[name] and serves. If all does not have the interface,
+// the result is serves.
 func intersect(all rpc.Versions, name string, serves []rpc.Version) []rpc.Version {
 	was, named := all[name]
 	if !named {

@@ -66,7 +66,7 @@ func comeBack(ctx context.Context, r *membership.Registry, m member) error {
 	return errors.Join(r.ForceDown(ctx, m.kind, m.host, true), r.ForceDown(ctx, m.kind, m.host, false))
 }
 
-// TestCommon: the caps are what all members serve that count.
+// TestCommon: the caps are the versions that all counted members serve.
 func TestCommon(t *testing.T) {
 	t.Parallel()
 	volume := func(versions ...string) map[string][]string { return map[string][]string{"volume": versions} }
@@ -77,7 +77,7 @@ func TestCommon(t *testing.T) {
 		want       rpc.Versions
 	}{
 		{name: "no member", want: rpc.Versions{}},
-		{name: "no member, and a release before reports", unreported: rpc.Versions{"volume": v("1.3")}, want: rpc.Versions{"volume": v("1.3")}},
+		{name: "no member, but the versions of a release without reports", unreported: rpc.Versions{"volume": v("1.3")}, want: rpc.Versions{"volume": v("1.3")}},
 		{
 			name:    "the oldest counts",
 			members: []member{{"w", "h1", volume("1.4"), nil}, {"w", "h2", volume("1.2"), nil}, {"w", "h3", volume("1.5"), nil}},
@@ -104,7 +104,7 @@ func TestCommon(t *testing.T) {
 			want:    rpc.Versions{"volume": v("1.0"), "backup": v("2.0"), "api": v("1.7")},
 		},
 		{
-			name:       "a member that reports no versions, of a release that is known",
+			name:       "a member that reports no versions, and the versions of its release are known",
 			members:    []member{{"w", "h1", volume("1.4"), nil}, {"w", "h2", nil, nil}},
 			unreported: rpc.Versions{"volume": v("1.3")},
 			want:       rpc.Versions{"volume": v("1.3")},
@@ -150,7 +150,7 @@ func TestCommon(t *testing.T) {
 			want:    rpc.Versions{"volume": v("1.0")},
 		},
 		{
-			name:       "a report without a version that can be used counts like no report",
+			name:       "a report without a usable version counts as no report",
 			members:    []member{{"w", "h1", volume("1.4"), nil}, {"w", "h2", volume("0.5", "+1.9"), nil}, {"w", "h3", volume(), nil}},
 			unreported: rpc.Versions{"volume": v("1.3")},
 			want:       rpc.Versions{"volume": v("1.3")},
@@ -188,7 +188,8 @@ func TestCommon(t *testing.T) {
 	})
 }
 
-// TestLog: the log says once which member keeps the caps low, and which report cannot be used, and again when that has changed.
+// TestLog: a member that keeps the caps low, and a report that cannot be used, are each logged once. They are logged again only
+// after a change.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -210,7 +211,7 @@ func TestLog(t *testing.T) {
 			{join("h2", "1.3"), 1, 0, "level=INFO msg=\"member keeps the version caps of an interface low\" member=w host=h2 interface=volume versions=[1.3] newest=1.4"},
 			{join("h3", "1.4"), 1, 0, ""},
 			{leaveHost, 1, 0, ""},
-			{join("h2", "0.5"), 2, 1, `level=WARN msg="member reports no version of an interface that can be used, it counts as a member without a report" member=w host=h2 interface=volume versions="[\"0.5\"]"`},
+			{join("h2", "0.5"), 2, 1, `level=WARN msg="member reports no usable version of an interface, it counts as a member without a report" member=w host=h2 interface=volume versions="[\"0.5\"]"`},
 			{join("h2", "1.4"), 2, 1, ""},
 			{join("h2", "1.3"), 3, 1, ""},
 		} {
@@ -223,7 +224,7 @@ func TestLog(t *testing.T) {
 				}
 			}
 			text := lines.String()
-			if low, wrong := strings.Count(text, "caps of an interface low"), strings.Count(text, "can be used"); low != step.low || wrong != step.wrong || !strings.Contains(text, step.says) {
+			if low, wrong := strings.Count(text, "caps of an interface low"), strings.Count(text, "no usable version"); low != step.low || wrong != step.wrong || !strings.Contains(text, step.says) {
 				t.Errorf("%d lines about low caps and %d about wrong reports, want %d and %d with %s:\n%s", low, wrong, step.low, step.wrong, step.says, text)
 			}
 		}
@@ -316,7 +317,7 @@ func TestRolling(t *testing.T) {
 			caps := rpccaps.New(rpccaps.Config{Members: r})
 			srv := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor})
 			rpc.Handle(srv, askCaps, func(ctx context.Context, _ *rpc.None) (*rpc.Versions, error) {
-				return rpccaps.New(rpccaps.Config{Members: r}).Answer(ctx, nil) // a new one repeats no answer
+				return rpccaps.New(rpccaps.Config{Members: r}).Answer(ctx, nil) // a new Caps, so that no earlier answer is repeated
 			})
 			if err := srv.Start(t.Context()); err != nil {
 				t.Fatal(err)
@@ -324,7 +325,7 @@ func TestRolling(t *testing.T) {
 			defer func() { _ = srv.Stop(context.WithoutCancel(t.Context())) }()
 			clients := map[string]*rpc.Client{
 				"with the database": rpc.NewClient(b, rpc.ClientConfig{AutoCaps: caps.Read}),
-				"by the conductor":  rpc.NewClient(b, rpc.ClientConfig{AutoCaps: rpccaps.Ask(askCaps, nil)}),
+				"via the conductor": rpc.NewClient(b, rpc.ClientConfig{AutoCaps: rpccaps.Ask(askCaps, nil)}),
 			}
 			for _, c := range clients {
 				defer c.Close()
@@ -380,7 +381,7 @@ func TestRolling(t *testing.T) {
 	})
 }
 
-// TestAnswer: requests within a second cost one read, and the next second's see what has changed.
+// TestAnswer: all requests within a second get the result of one read. A request after this second gets the result of a new read.
 func TestAnswer(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -462,8 +463,8 @@ func TestApp(t *testing.T) {
 	})
 }
 
-// TestUnreachable: without the database, and without a conductor, a client goes on with the lowest version after CapsWait, and says so
-// once. A conductor of a release that cannot be asked for caps is an answer: the versions of that release.
+// TestUnreachable: without the database, and without a conductor, a client goes on with the lowest version after CapsWait, and logs
+// one warning. If the conductor is of a release without the method version_caps, the caps are the versions of that release.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	d, err := db.New(db.Config{URL: "mysql://user:password@" + envtest.DeadAddr(t) + "/none"})
