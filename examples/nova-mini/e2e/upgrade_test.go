@@ -40,6 +40,7 @@ var upgradeServices = map[string]string{
 type upgradeRelease struct {
 	name, program, conf string
 	lines               string // lines of the section DEFAULT with options that only this release knows
+	wrongClocks         bool   // of two of three processes: an hour forward or back; the program is that of moved
 }
 
 // upgrade is a cloud whose processes are replaced while clients use it.
@@ -94,7 +95,11 @@ func (u *upgrade) launch(host string, r *upgradeRelease) {
 	admin := l.Addr().String()
 	_ = l.Close()
 	u.program, u.conf = r.program, r.conf
-	p := u.startWith(upgradeServices[host], host, "OS_DEFAULT__ADMIN_LISTEN="+admin)
+	env := []string{"OS_DEFAULT__ADMIN_LISTEN=" + admin}
+	if r.wrongClocks {
+		env = append(env, clockVar+"="+[]string{"0@0", "3600@0", "-3600@0"}[slices.Index(upgradeOrder, host)%3])
+	}
+	p := u.startWith(upgradeServices[host], host, env...)
 	p.admin = admin
 	u.logs = append(u.logs, p.log)
 }
@@ -484,6 +489,13 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 	}
 	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
 	if all {
+		run("clocks", func(t *testing.T) {
+			program, err := moved()
+			if err != nil {
+				t.Fatal(err)
+			}
+			upgradeRound(t, seed, &upgradeRelease{name: "this with wrong clocks", program: program, wrongClocks: true}, next, upgradeOrder, false, true)
+		})
 		run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
 	}
 	for i := range rounds {
