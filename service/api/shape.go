@@ -104,19 +104,13 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 	}
 	inside[t] = true
 	defer delete(inside, t)
-	switch t.Kind() {
+	switch t.Kind() { //nolint:exhaustive // the others contain no type
 	case reflect.Pointer, reflect.Slice, reflect.Array:
 		return s.learn(t.Elem(), inside)
 	case reflect.Map:
-		if t.Key().Kind() != reflect.String && !s.isText(t.Key()) {
-			return false, fmt.Errorf("%s: the names of an object must be strings", t)
-		}
-		depends, err := s.learn(t.Elem(), inside)
-		if depends {
-			err = fmt.Errorf("%s: the fields of %s differ between versions or callers, or it embeds a pointer to an unexported struct, which a map cannot express: use a struct, or a slice", t, t.Elem())
-		}
-		return false, err
+		return false, s.learnMap(t, inside)
 	case reflect.Struct:
+		return s.learnStruct(t, inside)
 	case reflect.Interface:
 		if !s.isReply && t.NumMethod() > 0 {
 			return false, fmt.Errorf("a request cannot be decoded into the interface %s: use a struct, or any", t)
@@ -124,10 +118,20 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 		return false, nil
 	case reflect.Chan, reflect.Func, reflect.Complex64, reflect.Complex128, reflect.UnsafePointer:
 		return false, fmt.Errorf("JSON cannot express the type %s", t)
-	default:
-		return false, nil
 	}
-	return s.learnStruct(t, inside)
+	return false, nil
+}
+
+// learnMap is learn for a map.
+func (s *shape) learnMap(t reflect.Type, inside map[reflect.Type]bool) error {
+	if t.Key().Kind() != reflect.String && !s.isText(t.Key()) {
+		return fmt.Errorf("%s: the names of an object must be strings", t)
+	}
+	depends, err := s.learn(t.Elem(), inside)
+	if depends {
+		err = fmt.Errorf("%s: the fields of %s differ between versions or callers, or it embeds a pointer to an unexported struct, which a map cannot express: use a struct, or a slice", t, t.Elem())
+	}
+	return err
 }
 
 // learnStruct is learn for a struct.

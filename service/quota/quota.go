@@ -271,17 +271,23 @@ func lockUsage(ctx context.Context, tx *sqlx.Tx, project string, classes []strin
 		if len(out) == len(classes) {
 			return out, nil
 		}
-		for _, class := range classes {
-			if _, ok := out[class]; ok {
-				continue
-			}
-			_, err := db.Exec(ctx, tx, `INSERT INTO quota_usage (project, class, used) VALUES (?, ?, 0)`, project, class)
-			if err != nil && !errors.Is(err, fault.Conflict) { // Conflict: another transaction has inserted it
-				return nil, fmt.Errorf("insert the quota usage of project %s: %w", project, err)
-			}
+		missing := slices.DeleteFunc(slices.Clone(classes), func(class string) bool { _, ok := out[class]; return ok })
+		if err := insertUsage(ctx, tx, project, missing); err != nil {
+			return nil, err
 		}
 	}
 	return nil, fault.New(fault.Unavailable, "the quota usage of project %s was deleted meanwhile: try again", project)
+}
+
+// insertUsage inserts rows without usage. Rows that exist stay.
+func insertUsage(ctx context.Context, tx *sqlx.Tx, project string, classes []string) error {
+	for _, class := range classes {
+		_, err := db.Exec(ctx, tx, `INSERT INTO quota_usage (project, class, used) VALUES (?, ?, 0)`, project, class)
+		if err != nil && !errors.Is(err, fault.Conflict) { // Conflict: another transaction has inserted it
+			return fmt.Errorf("insert the quota usage of project %s: %w", project, err)
+		}
+	}
+	return nil
 }
 
 // limitOf returns the limit of a project for the class of a row.
