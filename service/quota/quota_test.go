@@ -297,18 +297,25 @@ func runProcess(ctx context.Context, url string) error {
 		}
 		return e.OK, out.Encode(e)
 	}
+	held, size := "", int64(0) // a claim lasts until the next one is made, so that some are refused
 	for i := range 25 {
 		consumer, n := fmt.Sprintf("%d-%d", seed, i), 1+r.Int64N(2)
 		ok, err := do(event{N: n}, func() error { return s.claim(ctx, consumer, "p", n, 0) })
 		if err != nil {
 			return err
 		}
-		if !ok {
-			continue
+		if held != "" {
+			if _, err := do(event{N: size, Release: true}, func() error { return s.release(ctx, held) }); err != nil {
+				return err
+			}
 		}
-		if _, err := do(event{N: n, Release: true}, func() error { return s.release(ctx, consumer) }); err != nil {
-			return err
+		if held, size = "", 0; ok {
+			held, size = consumer, n
 		}
+	}
+	if held != "" {
+		_, err := do(event{N: size, Release: true}, func() error { return s.release(ctx, held) })
+		return err
 	}
 	return nil
 }
