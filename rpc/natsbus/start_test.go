@@ -50,7 +50,7 @@ func TestStartFails(t *testing.T) {
 			err = b.Start(t.Context())
 			if fault.CodeOf(err) != tt.want || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "\n") ||
 				!strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "gave up") {
-				t.Errorf("Start: %v, want one line with %v, %s, "gave up" and no password", err, tt.want, tt.text)
+				t.Errorf("Start: %v, want one line with %v, %s, that it gave up, and no password", err, tt.want, tt.text)
 			}
 			if err := b.Publish(t.Context(), "t", durable("1")); !errors.Is(err, bus.ErrNotStarted) {
 				t.Errorf("Publish afterwards: %v, want ErrNotStarted", err)
