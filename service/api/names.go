@@ -37,7 +37,12 @@ func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
 // useNamesOf is useFieldNames for a struct.
 func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) string {
 	fields := map[string]reflect.Type{}
-	addFieldTypes(fields, t, v)
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range flatten(list) {
+		if p.has(v) {
+			fields[p.name] = p.Type
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(object)) {
 		one, field := object[name], sameName(fields, name)
 		if field == "" {
@@ -66,18 +71,4 @@ func sameName[T any](keys map[string]T, name string) string {
 		}
 	}
 	return ""
-}
-
-// addFieldTypes adds the types of the fields that JSON has in a version, by their names.
-func addFieldTypes(to map[string]reflect.Type, t reflect.Type, v Version) {
-	list, _ := propertiesOf(t) // learn has reported its errors
-	for _, p := range list {
-		switch {
-		case !p.has(v):
-		case p.flat:
-			addFieldTypes(to, structAt(p.Type), v)
-		default:
-			to[p.name] = p.Type
-		}
-	}
 }
