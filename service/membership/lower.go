@@ -3,10 +3,13 @@ package membership
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"time"
+	"unicode/utf8"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/version"
 )
 
@@ -77,22 +80,47 @@ func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 // that starts or restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
 func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
 	window = cmp.Or(window, clientsRead)
+	m, err := r.Get(ctx, kind, host)
+	if errors.Is(err, fault.NotFound) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	if may, err := r.mayLower(ctx, m, window); err != nil || !may {
+		return 0, err
+	}
 	list, err := r.List(ctx, "")
 	if err != nil {
 		return 0, err
 	}
-	at := slices.IndexFunc(list, func(m Member) bool { return m.Kind == kind && m.Host == host })
-	if at < 0 {
-		return 0, nil
+	return r.delay(list, m, window), nil
+}
+
+// mayLower reports whether another member has counted in the last window with versions that exceed those of m. It does not read the
+// members that have the versions of m and have had no others: with many hosts these are almost all members, and each host asks when it
+// starts.
+func (r *Registry) mayLower(ctx context.Context, m *Member, window time.Duration) (bool, error) {
+	same, err := json.Marshal(m.Interfaces)
+	if err != nil {
+		return false, err
 	}
-	now := list[at].SeenAt.Add(list[at].age) // by the database's clock
-	var delay time.Duration
-	for name, own := range list[at].Interfaces {
+	begin := `{"interfaces":` + string(same) + `,` // the first field of serves
+	others, err := r.list(ctx, r.cfg.DB, `WHERE serves <> '' AND (SUBSTR(serves, 1, ?) <> ? OR INSTR(serves, '"before"') > 0)`, utf8.RuneCountInString(begin), begin)
+	if err != nil {
+		return false, err
+	}
+	return r.delay(others, m, window) > 0, nil
+}
+
+// delay returns how long m must wait because of the members in list.
+func (r *Registry) delay(list []Member, m *Member, window time.Duration) (delay time.Duration) {
+	now := m.SeenAt.Add(m.age) // by the database's clock
+	for name, own := range m.Interfaces {
 		if since, lowered := r.lowers(list, name, own, now, window); lowered {
 			delay = max(delay, since.Add(window).Sub(now))
 		}
 	}
-	return min(delay, window), nil
+	return min(delay, window)
 }
 
 // lowers compares own, the versions of one interface in a new process, with those of the members. lowered reports whether a member has

@@ -3,12 +3,14 @@ package membership_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/waittest"
@@ -141,4 +143,34 @@ func TestAnnouncementWaits(t *testing.T) {
 			t.Errorf("started again with the same versions: %d warnings, %v", n, err)
 		}
 	})
+}
+
+// BenchmarkServeDelay measures the question that each host asks when it starts, in a fleet of equal hosts. The ratio is the time with 1,000
+// hosts to the time with 10.
+func BenchmarkServeDelay(b *testing.B) {
+	d, err := db.Open(b.Context(), db.Config{URL: dbtest.SQLite(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := db.Migrate(b.Context(), d, migrations...); err != nil {
+		b.Fatal(err)
+	}
+	r := membership.New(membership.Config{DB: d})
+	ask := func(hosts int) time.Duration {
+		for i := range hosts {
+			if err := r.Join(b.Context(), serving(fmt.Sprintf("h%d", i), "1.4")); err != nil {
+				b.Fatal(err)
+			}
+		}
+		start := time.Now()
+		for range b.N {
+			if _, err := r.ServeDelay(b.Context(), "worker", "h1", 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(start)
+	}
+	few, many := ask(10), ask(1000)
+	b.ReportMetric(float64(many)/float64(few), "ratio")
 }
