@@ -68,7 +68,7 @@ var rules = map[string][]string{
 	"scheduler/placement":               {"scheduler", "internal/backoff", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
-	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
+	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, protobuf, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},

@@ -109,8 +109,8 @@ func methodsOf(t reflect.Type) (out []method) {
 			embeds = true
 			continue
 		}
-		m := method{name: f.Name, field: i, fn: f.Type}
-		if !f.IsExported() || f.Anonymous || f.Type.Kind() != reflect.Func || f.Type.IsVariadic() || !m.parse() {
+		m, ok := newMethod(i, f)
+		if !ok {
 			panic(fmt.Sprintf("driver: Functions: field %s of %v is a %v; each field must be exported, and a func(context.Context[, In]) ([Out, ]error)", f.Name, t, f.Type))
 		}
 		out = append(out, m)
@@ -121,19 +121,23 @@ func methodsOf(t reflect.Type) (out []method) {
 	return out
 }
 
-// parse sets the types of argument and result. It reports whether the function has an allowed type.
-func (m *method) parse() bool {
-	in, out := m.fn.NumIn(), m.fn.NumOut()
-	if in < 1 || in > 2 || out < 1 || out > 2 || m.fn.In(0) != contextType || m.fn.Out(out-1) != errorType {
-		return false
+// newMethod returns the method of a field. ok reports whether the field has an allowed type.
+func newMethod(field int, f reflect.StructField) (m method, ok bool) {
+	if !f.IsExported() || f.Anonymous || f.Type.Kind() != reflect.Func || f.Type.IsVariadic() {
+		return m, false
 	}
+	in, out := f.Type.NumIn(), f.Type.NumOut()
+	if in < 1 || in > 2 || out < 1 || out > 2 || f.Type.In(0) != contextType || f.Type.Out(out-1) != errorType {
+		return m, false
+	}
+	m = method{name: f.Name, field: field, fn: f.Type}
 	if in == 2 {
-		m.in = m.fn.In(1)
+		m.in = f.Type.In(1)
 	}
 	if out == 2 {
-		m.out = m.fn.Out(0)
+		m.out = f.Type.Out(0)
 	}
-	return true
+	return m, true
 }
 
 // caller returns the function of the worker, which calls the program.
@@ -184,7 +188,7 @@ func (m method) call(c grpc.ClientConnInterface, path string, args []reflect.Val
 
 // handler returns the function of the program, which calls the driver's function.
 func (m method) handler(path string) grpc.MethodHandler {
-	return func(d any, ctx context.Context, read func(any) error, around grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC's order
+	return func(d any, ctx context.Context, read func(any) error, around grpc.UnaryServerInterceptor) (any, error) {
 		req := new(wrapperspb.StringValue)
 		if err := read(req); err != nil {
 			return nil, err
@@ -209,7 +213,7 @@ func (m method) serve(ctx context.Context, fn reflect.Value, text string) (*wrap
 		args = append(args, in)
 	}
 	results := fn.Call(args)
-	if err, _ := results[len(results)-1].Interface().(error); err != nil {
+	if err, _ := reflect.TypeAssert[error](results[len(results)-1]); err != nil {
 		return nil, err
 	}
 	resp := new(wrapperspb.StringValue)
