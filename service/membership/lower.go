@@ -42,7 +42,7 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	}
 	includes := true
 	for name, versions := range was.Interfaces {
-		includes = includes && !exceeds(versions, s.Interfaces[name])
+		includes = includes && !exceedsVersions(versions, s.Interfaces[name])
 	}
 	switch {
 	case !includes:
@@ -129,19 +129,19 @@ func (r *Registry) delay(list []Member, m *Member, window time.Duration) (delay 
 func (r *Registry) lowers(list []Member, name string, own []string, now time.Time, window time.Duration) (since time.Time, lowered bool) {
 	since = now
 	for _, m := range list {
-		if versions := m.Interfaces[name]; m.Counts() && len(versions) > 0 && !exceeds(versions, own) && m.since().Before(since) {
+		if versions := m.Interfaces[name]; m.Counts() && len(versions) > 0 && !exceedsVersions(versions, own) && m.since().Before(since) {
 			since = m.since()
 		}
 		for _, had := range append([]replaced{{m.Interfaces, m.lastCounted(r.cfg.DownAfter, now)}}, m.serves.Before...) {
-			lowered = lowered || now.Sub(had.Until) < window && exceeds(had.Interfaces[name], own)
+			lowered = lowered || now.Sub(had.Until) < window && exceedsVersions(had.Interfaces[name], own)
 		}
 	}
 	return since, lowered
 }
 
-// exceeds reports whether a process that serves own lacks one of the versions. It ignores a version that is not of the form
+// exceedsVersions reports whether a process that serves own lacks one of the versions. It ignores a version that is not of the form
 // MAJOR.MINOR, because no client sends such a version.
-func exceeds(versions, own []string) bool {
+func exceedsVersions(versions, own []string) bool {
 	return slices.ContainsFunc(versions, func(v string) bool {
 		major, minor, ok := version.Parse(v)
 		return ok && !slices.ContainsFunc(own, func(o string) bool {
