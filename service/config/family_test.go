@@ -21,7 +21,7 @@ import (
 type backend struct {
 	URL      string        `ini:"url" required:"true" help:"where the backend is"`
 	Size     int           `ini:"size" default:"10" min:"1" max:"99" reloadable:"true"`
-	Wait     time.Duration `ini:"wait" default:"5" deprecated:"patience"`
+	Wait     time.Duration `ini:"wait" default:"5" deprecated:"delay"`
 	Password string        `ini:"password" secret:"true"`
 }
 
@@ -56,7 +56,7 @@ func TestTypedFamily(t *testing.T) {
 	t.Parallel()
 	secret := put(t, filepath.Join(t.TempDir(), "password"), "s3cret\n", 0o600)
 	c, err := load[withBackends](t, []string{"OS_BACKEND_FAST__WAIT=7", "OS_BACKEND_ENV__URL=e://e", "OS_BACKEND_ENV__SIZE=3", "OS_BACKEND_DEFAULTS__KIND=quick"},
-		"[backend_Fast]\nurl = a://b\nsize = 20\n[backend_defaults]\nkind = x\n", "[BACKEND_Fast]\npassword_file = "+secret+"\n[backend_slow]\nurl = c://d\npatience = 9\n")
+		"[backend_Fast]\nurl = a://b\nsize = 20\n[backend_defaults]\nkind = x\n", "[BACKEND_Fast]\npassword_file = "+secret+"\n[backend_slow]\nurl = c://d\ndelay = 9\n")
 	if err != nil {
 		t.Fatal(err)
 	}
