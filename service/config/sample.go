@@ -21,21 +21,32 @@ func Sample(w io.Writer, opts any) error {
 	l.declareFields(work, defaultSection)
 	out := bufio.NewWriter(w)
 	printf := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // Flush returns the error
-	for i, section := range slices.Sorted(maps.Keys(l.options)) {
-		if i > 0 {
-			printf("\n")
-		}
-		printf("[%s]\n", section)
-		for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
-			o := l.options[section][name]
+	list := func(options map[string]*option) {
+		for _, name := range slices.Sorted(maps.Keys(options)) {
+			o := options[name]
 			printf("\n")
 			text.Comment(out, o.describeOption())
 			printf("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
 		}
 	}
-	for _, f := range l.families {
+	for i, section := range slices.Sorted(maps.Keys(l.options)) {
+		if i > 0 {
+			printf("\n")
+		}
+		printf("[%s]\n", section)
+		list(l.options[section])
+	}
+	for i := range l.families {
+		f := &l.families[i]
 		printf("\n")
-		text.Comment(out, fmt.Sprintf("Sections [%sNAME] have options of their own.", f.prefix))
+		if f.elem == nil {
+			text.Comment(out, fmt.Sprintf("Sections [%s%s] have options of their own.", f.prefix, sampleName))
+			continue
+		}
+		text.Comment(out, fmt.Sprintf("Any number of sections [%s%s] may exist. Each has these options.", f.prefix, sampleName))
+		printf("#[%s%s]\n", f.prefix, sampleName)
+		l.declareMember(f, sampleName, "")
+		list(l.options[f.prefix+sampleName])
 	}
 	return out.Flush()
 }
@@ -66,7 +77,7 @@ func (o *option) describeOption() string {
 	if o.hasTag("secret") {
 		about += " Secret: " + o.name + "_file may name a file with the value."
 	}
-	if o.hasTag("reloadable") {
+	if o.reload {
 		about += " A change takes effect on SIGHUP."
 	}
 	if v := o.tag.Get("deprecated"); v != "" {
