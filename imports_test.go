@@ -49,6 +49,7 @@ var rules = map[string][]string{
 	"reqctx": nil,
 
 	"tlsfile": {"fault"},
+	"listing": {"fault"},
 
 	"rpc":                   {"rpc/bus", "rpc/internal/names", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "internal/version", "fault"},
@@ -74,7 +75,7 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"internal/backoff", "fault", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
+	"db":        {"internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
 	"db/dbprom": {"db", "fault", prometheus},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
@@ -88,7 +89,7 @@ var rules = map[string][]string{
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {
-		"service/...", "internal/outage", "internal/version", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
+		"service/...", "internal/outage", "internal/version", "fault", "listing", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
 	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},

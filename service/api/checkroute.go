@@ -23,7 +23,15 @@ func (m *Mux) checkRoute(r *route) {
 
 // unenforcedRule returns an error text if the route has a rule that is never enforced, or "".
 func (m *Mux) unenforcedRule(r *route) string {
-	if r.Rule == "" || m.cfg.Enforce != nil {
+	if m.cfg.Enforce != nil {
+		return ""
+	}
+	if r.list != nil {
+		if rules := r.list.rules(); len(rules) > 0 {
+			return fmt.Sprintf("rule %s of the list is never enforced: Config.Enforce is nil", rules[0])
+		}
+	}
+	if r.Rule == "" {
 		return ""
 	}
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
@@ -68,6 +76,11 @@ func (m *Mux) unusedVersions(r *route) string {
 		all := span{m.versions.min, m.versions.max}
 		if r.span != (span{}) && !r.overlaps(all) {
 			return fmt.Sprintf("the versions %s are outside of the API's, %s", r.span, all)
+		}
+	}
+	if m.versions != nil && r.list != nil {
+		if text := r.list.outside(span{m.versions.min, m.versions.max}); text != "" {
+			return text
 		}
 	}
 	for _, of := range []struct {

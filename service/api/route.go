@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -43,6 +45,9 @@ type Route struct {
 	// A property of type integer, number or boolean has the parsed value. In a version without a schema,
 	// every query is accepted.
 	Query []Schema
+	// List declares the parameters of a list: its filters, sort keys and pages. They make the schema of the query, so Query must be
+	// nil. The handler gets what the request selects in [Request].List.
+	List *listing.Spec
 	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
 	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
 	// and package apitest compares replies with that document in tests. Replies are not checked in production.
@@ -72,6 +77,7 @@ type route struct {
 	method, path       string
 	params             []string // of the path
 	body, query, reply []*schema
+	list               *list // nil: the route has no List
 	in, out            reflect.Type
 	inShape, outShape  *shape // nil: no body, or a reply whose type is an interface
 	serve              func(rec *recorder, r *http.Request)
@@ -120,6 +126,8 @@ type Request[B any] struct {
 	// Version is the microversion that the client has requested. It is zero without
 	// [Config.Microversions], and on a path outside of their Prefix.
 	Version Version
+	// List is what the request selects, if the route has a List.
+	List listing.Query
 	// Status is the status of the reply. The handler may change it; it begins as the route's Status. It
 	// is not used if the handler returns an error.
 	Status int
@@ -173,8 +181,9 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
 		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
+	r.addList()
 	r.serve = func(rec *recorder, hr *http.Request) {
-		req := &Request[B]{Request: hr, Version: rec.version, Status: def.Status, ReplyHeader: rec.Header()}
+		req := &Request[B]{Request: hr, Version: rec.version, List: rec.list, Status: def.Status, ReplyHeader: rec.Header()}
 		if !noBody {
 			if err := m.decode(rec, hr, r, &req.Body); err != nil {
 				m.fail(rec, hr, err)
@@ -198,6 +207,20 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 		}
 	}
 	m.addRoute(r)
+}
+
+// addList adds the parameters of the route's List to its query. It panics if the List is wrong.
+func (r *route) addList() {
+	l, err := newList(r.List, r.span)
+	if err == nil && l != nil && r.Query != nil {
+		err = errors.New("Query must be nil, because List has the parameters of the query")
+	}
+	if err != nil {
+		panic("api: " + r.Pattern + ": List: " + err.Error() + " (registered at " + r.at + ")")
+	}
+	if r.list = l; l != nil {
+		r.query = compileSchemas(r.Pattern+": List", l.schemas(r.span))
+	}
 }
 
 // mustShape returns the shape of the type of a body, or nil for None and for a reply that is an interface. It panics if the type's tags are
@@ -264,7 +287,7 @@ func (m *Mux) addRoute(r *route) {
 		}
 	}
 	if r.hasVersions() && (m.versions == nil || !m.versions.coversPath(path[strings.IndexByte(path, '/'):])) {
-		panic(fmt.Sprintf("api: %s or fields of its bodies have versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
+		panic(fmt.Sprintf("api: %s, or fields of its bodies or parameters of its list, have versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
 	}
 	m.checkRoute(r)
 	r.id = m.operationID(r)
@@ -285,7 +308,7 @@ func (m *Mux) addRoute(r *route) {
 
 // hasVersions reports whether the route, or a field of its bodies, is only in some versions.
 func (r *route) hasVersions() bool {
-	return r.span != (span{}) || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
+	return r.span != (span{}) || r.list != nil && len(r.list.edges) > 0 || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
 }
 
 // pathParams returns the names of the parameters in a pattern's path.
@@ -392,10 +415,28 @@ func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) err
 			return err
 		}
 	}
+	if r.list != nil {
+		return m.readList(rec, hr, r.list, schemaAt(r.query, rec.version))
+	}
 	if s := schemaAt(r.query, rec.version); s != nil {
 		return s.checkQuery(hr.URL.RawQuery)
 	}
 	return nil
+}
+
+// readList reads the query of a list into rec.
+func (m *Mux) readList(rec *recorder, hr *http.Request, l *list, s *schema) error {
+	q, err := parseQuery(hr.URL.RawQuery)
+	if err == nil {
+		err = l.checkRefused(q, rec.version)
+	}
+	if err == nil {
+		err = s.checkQuery(hr.URL.RawQuery)
+	}
+	if err == nil {
+		rec.list, err = l.read(hr.Context(), q, rec.version, m.cfg.Enforce)
+	}
+	return err
 }
 
 // hasPaddedParam reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it

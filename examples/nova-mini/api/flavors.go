@@ -56,36 +56,28 @@ type flavorPage[T any] struct {
 	Links   []api.Link `json:"flavors_links,omitempty"`
 }
 
-func flavorList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Flavor) T) (flavorPage[T], error) {
+func flavorList[T any](ctx context.Context, s *server, r *api.Request[api.None], view func(*store.Flavor) T) (flavorPage[T], error) {
 	out := flavorPage[T]{Flavors: []T{}}
-	p, err := pages.Read(r)
+	q, err := s.flavorQuery(ctx, r.List)
 	if err != nil {
 		return out, err
 	}
-	q, err := s.flavorQuery(ctx, r)
-	if err != nil {
-		return out, err
-	}
-	q.Marker, q.Limit = p.Marker, p.Limit
 	list, err := s.cfg.Store.Flavors(ctx, q)
-	if err != nil {
-		return out, err
-	}
 	for i := range list {
 		out.Flavors = append(out.Flavors, view(&list[i]))
-		out.Links = p.Next(r, len(list), list[i].ID)
+		out.Links = r.NextPage(len(list), list[i].ID)
 	}
-	return out, nil
+	return out, err
 }
 
 func (s *server) listFlavors(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorBrief], error) {
-	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorBrief {
+	return flavorList(ctx, s, r, func(f *store.Flavor) flavorBrief {
 		return flavorBrief{ID: flavorID(f.ID), Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID)}
 	})
 }
 
 func (s *server) listFlavorDetails(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorView], error) {
-	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
+	return flavorList(ctx, s, r, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
 }
 
 func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (out oneFlavor, err error) {

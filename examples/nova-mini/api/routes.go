@@ -32,8 +32,8 @@ func (s *server) routes(mux *api.Mux) {
 }
 
 func (s *server) flavorRoutes(all, withBody *api.Group) {
-	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", Query: flavorQuery}, s.listFlavors)
-	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", Query: flavorQuery}, s.listFlavorDetails)
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", List: &flavors}, s.listFlavors)
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", List: &flavors}, s.listFlavorDetails)
 	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.showFlavor)
 	api.HandleRoute(withBody, api.Route{
 		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict},
@@ -57,9 +57,9 @@ func (s *server) serverRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
 		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable},
 	}, s.createServer)
-	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", Query: serverQuery}, s.listServers)
+	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
 	api.HandleRoute(all, api.Route{
-		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", Query: serverQuery,
+		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", List: &servers,
 	}, s.listServerDetails)
 	api.HandleRoute(all, api.Route{Pattern: "GET /servers/{id}", Summary: "Show a server", Errors: []int{notFound}}, s.showServer)
 	api.HandleRoute(all, api.Route{Pattern: "DELETE /servers/{id}", Summary: "Delete a server", Errors: []int{notFound, unavailable}}, s.deleteServer)

@@ -220,36 +220,28 @@ type serverPage[T any] struct {
 	Links   []api.Link `json:"servers_links,omitempty"`
 }
 
-func serverList[T any](ctx context.Context, s *server, r *http.Request, allRule string, view func(*store.Server) T) (serverPage[T], error) {
+func serverList[T any](ctx context.Context, s *server, r *api.Request[api.None], allRule string, view func(*store.Server) T) (serverPage[T], error) {
 	out := serverPage[T]{Servers: []T{}}
-	p, err := pages.Read(r)
+	q, err := s.serverQuery(ctx, r.Request, r.List, allRule)
 	if err != nil {
 		return out, err
 	}
-	q, err := s.serverQuery(ctx, r, allRule)
-	if err != nil {
-		return out, err
-	}
-	q.Marker, q.Limit = p.Marker, p.Limit
 	list, err := s.cfg.Store.Servers(ctx, q)
-	if err != nil {
-		return out, err
-	}
 	for i := range list {
 		out.Servers = append(out.Servers, view(&list[i]))
-		out.Links = p.Next(r, len(list), list[i].ID)
+		out.Links = r.NextPage(len(list), list[i].ID)
 	}
-	return out, nil
+	return out, err
 }
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
-	return serverList(ctx, s, r.Request, ruleAllTenants, func(v *store.Server) serverBrief {
+	return serverList(ctx, s, r, ruleAllTenants, func(v *store.Server) serverBrief {
 		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
 	})
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
+	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
 func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (out oneServer, err error) {
