@@ -3,7 +3,6 @@ package armature_test
 import (
 	"crypto/sha256"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -42,18 +41,9 @@ func TestPictures(t *testing.T) {
 		t.Fatal("the statuses of servers are not found")
 	}
 	statuses := readFile(t, "docs/pictures/server.dot")
-	for _, s := range strings.Split(enum[1], ",") {
+	for s := range strings.SplitSeq(enum[1], ",") {
 		if !strings.Contains(statuses, s) {
 			t.Errorf("the picture of servers has no status %s", s)
 		}
 	}
-}
-
-func readFile(t *testing.T, name string) string {
-	t.Helper()
-	raw, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(raw)
 }
