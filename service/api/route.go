@@ -61,7 +61,7 @@ type Route struct {
 	Public bool
 	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
 	// the path's parameters, and is nil if the path has none. If a rule depends on
-	// the object itself, such as on its owner, the handler must enforce it. Empty: no rule is
+	// the object itself, such as on its owner, register the handler with [HandleTarget]. Empty: no rule is
 	// enforced. HandleRoute panics for a Rule without a Config.Enforce.
 	Rule string
 	// Summary is one line about the route, for the OpenAPI document.
@@ -78,6 +78,7 @@ type route struct {
 	params             []string // of the path
 	body, query, reply []*schema
 	list               *list // nil: the route has no List
+	ruled              bool  // the handler enforces the Rule
 	in, out            reflect.Type
 	inShape, outShape  *shape // nil: no body, or a reply whose type is an interface
 	serve              func(rec *recorder, r *http.Request)
@@ -167,6 +168,11 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 // path has a handler.
 func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	m, def := to.expand(def)
+	handleRoute(m, def, false, h)
+}
+
+// handleRoute registers a handler. If ruled is set, the handler enforces the Rule itself.
+func handleRoute[B, R any](m *Mux, def Route, ruled bool, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	var b B
 	var rep R
 	_, noBody := any(b).(None)
@@ -177,7 +183,7 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 		}
 	}
 	r := &route{
-		Route: def, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
+		Route: def, ruled: ruled, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
 		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
 		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
@@ -410,7 +416,7 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 
 // checkPolicyAndQuery returns an error if the policy denies the request, or if the query does not fit its schema.
 func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) error {
-	if r.Rule != "" && m.cfg.Enforce != nil {
+	if r.Rule != "" && !r.ruled && m.cfg.Enforce != nil {
 		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.policyTarget(hr)); err != nil {
 			return err
 		}

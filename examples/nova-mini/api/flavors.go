@@ -80,11 +80,7 @@ func (s *server) listFlavorDetails(ctx context.Context, r *api.Request[api.None]
 	return flavorList(ctx, s, r, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
 }
 
-func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (out oneFlavor, err error) {
-	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
-	if err != nil {
-		return out, err
-	}
+func (s *server) showFlavor(_ context.Context, r *api.Request[api.None], f *store.Flavor) (oneFlavor, error) {
 	return oneFlavor{viewFlavor(r.Request, f)}, nil
 }
 
@@ -187,11 +183,7 @@ func (s *server) access(ctx context.Context, id string) (flavorAccess, error) {
 	return out, err
 }
 
-func (s *server) showAccess(ctx context.Context, r *api.Request[api.None]) (flavorAccess, error) {
-	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
-	if err != nil {
-		return flavorAccess{}, err
-	}
+func (s *server) showAccess(ctx context.Context, _ *api.Request[api.None], f *store.Flavor) (flavorAccess, error) {
 	if f.Public {
 		return flavorAccess{}, fault.New(fault.NotFound, "Access list not available for public flavors.")
 	}
@@ -218,13 +210,9 @@ func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess]) (flav
 	return s.access(ctx, id)
 }
 
-func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess]) (flavorAccess, error) {
-	id := r.PathValue("id")
-	if _, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), id); err != nil {
+func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess], f *store.Flavor) (flavorAccess, error) {
+	if err := s.cfg.Store.DenyFlavor(ctx, f.ID, r.Body.Remove.Tenant); err != nil {
 		return flavorAccess{}, err
 	}
-	if err := s.cfg.Store.DenyFlavor(ctx, id, r.Body.Remove.Tenant); err != nil {
-		return flavorAccess{}, err
-	}
-	return s.access(ctx, id)
+	return s.access(ctx, f.ID)
 }

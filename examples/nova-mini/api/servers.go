@@ -244,25 +244,17 @@ func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]
 	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
-func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (out oneServer, err error) {
-	v, err := s.server(ctx, ruleShow, r.PathValue("id"))
-	if err != nil {
-		return out, err
-	}
-	return oneServer{s.viewServer(r.Request, v)}, nil
+func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *store.Server) (oneServer, error) {
+	return oneServer{s.viewServer(r.Request, srv)}, nil
 }
 
-func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
-	id := r.PathValue("id")
-	if _, err := s.server(ctx, ruleDelete, id); err != nil {
-		return api.None{}, err
-	}
+func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginDelete(ctx, id); err != nil {
+	if err := s.cfg.Store.BeginDelete(ctx, srv.ID); err != nil {
 		return api.None{}, err
 	}
-	s.notifyConductor(ctx, id)
+	s.notifyConductor(ctx, srv.ID)
 	return api.None{}, nil // 204
 }
