@@ -82,7 +82,7 @@ var rules = map[string][]string{
 	"service":             {"internal/backoff", "service/internal/bodytime", "internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
-	"service/auth":        {"service", "internal/outage", "service/api", "fault", "reqctx", "golang.org/x/sync"},
+	"service/auth":        {"service", "internal/outage", "service/api", "fault", "tlsfile", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apitest": {"github.com/santhosh-tekuri/jsonschema/v6"},

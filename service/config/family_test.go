@@ -136,7 +136,7 @@ func TestWrongFamily(t *testing.T) {
 func TestTypedFamilySample(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	if err := config.Sample(&out, new(withBackends)); err != nil {
+	if err := config.Sample(&out, new(withBackends), nil); err != nil {
 		t.Fatal(err)
 	}
 	if want := "# Any number of sections [backend_NAME] may exist. Each has these options.\n#[backend_NAME]\n\n# A text. Secret: password_file may name a file with the value.\n#password = \n"; !strings.Contains(out.String(), want) {

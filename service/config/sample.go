@@ -2,6 +2,7 @@ package config
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,11 +15,16 @@ import (
 
 // Sample writes a configuration file in which each option of the struct is a comment with its default,
 // its help text, its type and its bounds. The file has no effect until an operator removes the # before
-// an option. The struct's values are not read. Sample returns the first error of w, and panics as [Load] does.
-func Sample(w io.Writer, opts any) error {
+// an option. The struct's values are not read. defaults are those of [Source], or nil. Sample returns the first error of w, Invalid if
+// defaults has an option that does not exist, and panics as [Load] does.
+func Sample(w io.Writer, opts any, defaults map[string]string) error {
 	work := reflect.New(structOf(opts).Type()).Elem()
 	l := newLoader()
 	l.declareFields(work, defaultSection)
+	l.setNamed(rankDefaults, "program's default ", defaults)
+	if err := errors.Join(l.errs...); err != nil {
+		return err
+	}
 	out := bufio.NewWriter(w)
 	printf := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // Flush returns the error
 	list := func(options map[string]*option) {
@@ -26,7 +32,7 @@ func Sample(w io.Writer, opts any) error {
 			o := options[name]
 			printf("\n")
 			text.Comment(out, o.describeOption())
-			printf("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
+			printf("#%s = %s\n", name, strings.ReplaceAll(o.sampleValue(), "\n", "\n#  "))
 		}
 	}
 	for i, section := range slices.Sorted(maps.Keys(l.options)) {
@@ -49,6 +55,14 @@ func Sample(w io.Writer, opts any) error {
 		list(l.options[f.prefix+sampleName])
 	}
 	return out.Flush()
+}
+
+// sampleValue returns the default of the program, or else that of the tag.
+func (o *option) sampleValue() string {
+	if o.rank == rankDefaults {
+		return o.value
+	}
+	return o.tag.Get("default")
 }
 
 // describeOption returns the sentences about an option in a sample.
