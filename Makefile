@@ -97,7 +97,7 @@ chaos: bin/testenv
 	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^TestChaos$$' -count 1 -timeout 30m -v ./examples/nova-mini/e2e
 
 soak: bin/testenv
-	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s ARMATURE_TEST_STORM=20000 $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
 # upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
 # those of this release from the last one.
