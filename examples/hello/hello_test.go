@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -274,12 +273,7 @@ func startProgram(t *testing.T, program, host, database, bus, exchange string) (
 // startLogged is startProgram with a place for the log of the process.
 func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := envtest.FreeAddr(t)
 	cmd := exec.CommandContext(context.Background(), program)
 	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1", "OS_DEFAULT__HOST="+host, "OS_DEFAULT__LISTEN="+addr, "OS_DEFAULT__CONNECTION="+database, "OS_DEFAULT__TRANSPORT_URL="+bus, "OS_DEFAULT__CONTROL_EXCHANGE="+exchange)
 	cmd.Stderr = log
