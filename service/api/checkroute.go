@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -14,7 +15,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -35,6 +36,14 @@ func (m *Mux) unenforcedRule(r *route) string {
 		return ""
 	}
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
+}
+
+// unusedIdempotency returns an error text if the route has an Idempotency for a method that needs none, or "".
+func (r *route) unusedIdempotency() string {
+	if r.Idempotency == nil || r.method == http.MethodPost || r.method == http.MethodPatch {
+		return ""
+	}
+	return "Idempotency is for POST and PATCH: other methods are idempotent without it"
 }
 
 // unusedFields returns an error text if a tag of a body's type has no effect in this API, or "".

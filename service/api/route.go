@@ -48,6 +48,13 @@ type Route struct {
 	// List declares the parameters of a list: its filters, sort keys and pages. They make the schema of the query, so Query must be
 	// nil. The handler gets what the request selects in [Request].List.
 	List *listing.Spec
+	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST
+	// or PATCH. The handler calls [Request.Keep] in its transaction. A repeated request with the key, from the same project, gets the same reply, and the
+	// handler is not called. It is authenticated, and its Rule is enforced, as each request. If a request with
+	// the key is running, the repetition waits for its end. A failed request keeps nothing, so a repetition is executed. A request with the key and
+	// another method, path, query, version or body, or of a client who may see other fields of the reply, is answered with 422, and a malformed key with 400. If the handler
+	// does not call Keep, the reply is 500. Nil: a POST or PATCH with the header is answered with 400.
+	Idempotency Replies
 	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
 	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
 	// and package apitest compares replies with that document in tests. Replies are not checked in production.
@@ -135,6 +142,9 @@ type Request[B any] struct {
 	// ReplyHeader is the header of the reply. The handler may add to it, for example
 	// Location. It is sent with an error, too.
 	ReplyHeader http.Header
+
+	keeps  bool    // the route has an Idempotency
+	keeper *keeper // nil: the request has no idempotency key
 }
 
 // Accepted sets the status of the reply to 202 and its header Location to a URL at which the client can read the
@@ -168,11 +178,11 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 // path has a handler.
 func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	m, def := to.expand(def)
-	handleRoute(m, def, false, h)
+	handleRoute(m, def, false, func(*http.Request) (None, error) { return None{}, nil }, func(ctx context.Context, r *Request[B], _ None) (R, error) { return h(ctx, r) })
 }
 
-// handleRoute registers a handler. If ruled is set, the handler enforces the Rule itself.
-func handleRoute[B, R any](m *Mux, def Route, ruled bool, h func(ctx context.Context, r *Request[B]) (R, error)) {
+// handleRoute registers a handler of the object that find returns. If ruled is set, find enforces the Rule.
+func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Request) (T, error), h func(ctx context.Context, r *Request[B], obj T) (R, error)) {
 	var b B
 	var rep R
 	_, noBody := any(b).(None)
@@ -189,16 +199,28 @@ func handleRoute[B, R any](m *Mux, def Route, ruled bool, h func(ctx context.Con
 	}
 	r.addList()
 	r.serve = func(rec *recorder, hr *http.Request) {
-		req := &Request[B]{Request: hr, Version: rec.version, List: rec.list, Status: def.Status, ReplyHeader: rec.Header()}
+		req := &Request[B]{Request: hr, Version: rec.version, List: rec.list, Status: def.Status, ReplyHeader: rec.Header(), keeps: def.Idempotency != nil}
 		if !noBody {
 			if err := m.decode(rec, hr, r, &req.Body); err != nil {
 				m.fail(rec, hr, err)
 				return
 			}
 		}
-		reply, err := h(hr.Context(), req)
+		obj, err := find(hr)
+		if err != nil {
+			m.fail(rec, hr, err)
+			return
+		}
+		k, answered := m.beginKept(rec, hr, r)
+		if answered {
+			return
+		}
+		req.keeper = k
+		reply, err := h(hr.Context(), req, obj)
 		_, none := any(reply).(None)
 		switch {
+		case k != nil:
+			k.finish(err)
 		case err != nil:
 			m.fail(rec, hr, err)
 		case none:

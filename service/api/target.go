@@ -35,14 +35,7 @@ func HandleTarget[B, R, T any](to Router, def Route, target Target[T], h func(ct
 	if problem := target.problem(def); problem != "" {
 		panic("api: " + def.Pattern + ": Target: " + problem + " (registered at " + callerLine() + ")")
 	}
-	handleRoute(m, def, target.Policy != nil, func(ctx context.Context, r *Request[B]) (R, error) {
-		obj, err := target.find(ctx, m, def.Rule, r.Request)
-		if err != nil {
-			var none R
-			return none, err
-		}
-		return h(ctx, r, obj)
-	})
+	handleRoute(m, def, target.Policy != nil, func(r *http.Request) (T, error) { return target.find(r.Context(), m, def.Rule, r) }, h)
 }
 
 // problem returns an error text if a part is missing or has no effect, or "".

@@ -155,10 +155,13 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 	if err != nil {
 		return out, err
 	}
-	if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
-		return out, err
-	}
-	return oneFlavor{viewFlavor(r.Request, f)}, nil
+	out = oneFlavor{viewFlavor(r.Request, f)}
+	return out, s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
+			return err
+		}
+		return r.Keep(ctx, out)
+	})
 }
 
 func (s *server) deleteFlavor(ctx context.Context, r *api.Request[api.None]) (api.None, error) {

@@ -36,7 +36,7 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", List: &flavors}, s.listFlavorDetails)
 	api.HandleTarget(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.flavorTarget(), s.showFlavor)
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict},
+		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createFlavor)
 	api.HandleRoute(all, api.Route{
 		Pattern: "DELETE /flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor", Status: http.StatusAccepted, Errors: []int{notFound},
@@ -55,7 +55,7 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 
 func (s *server) serverRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable},
+		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createServer)
 	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
 	api.HandleRoute(all, api.Route{

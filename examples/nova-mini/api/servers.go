@@ -100,17 +100,22 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
 		Metadata: db.JSONOf(map[string]string(in.Metadata)),
 	}
-	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
-		return out, err
-	}
-	s.notifyConductor(ctx, srv.ID)
 	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
 	out.Server = createdView{
 		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []securityGroup{{"default"}},
 		AdminPass: strings.ReplaceAll(uuid.NewString(), "-", "")[:12],
 	}
-	return out, nil
+	err = s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
+			return err
+		}
+		return r.Keep(ctx, out)
+	})
+	if err == nil {
+		s.notifyConductor(ctx, srv.ID)
+	}
+	return out, err
 }
 
 type serverBrief struct {
