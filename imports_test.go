@@ -99,12 +99,7 @@ var rules = map[string][]string{
 	"service/membership/membershipprom": {"service/membership", prometheus},
 	"service/auth/authprom":             {"service/auth", prometheus},
 	"service/operation":                 {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
-	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
-	"service/membership/rpccaps":        {"service/membership", "rpc", "golang.org/x/sync"},
 	"service/idempotency":               {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
-	"service/quota":                     {"db", "fault", "github.com/jmoiron/sqlx"},
-	"service/operation/operationprom":   {"service/operation", prometheus},
-	"service/operation":                 {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},
