@@ -267,9 +267,9 @@ func mustShape(what string, t reflect.Type, isReply bool) *shape {
 // visible returns the reply that p points to, with the fields that the version has and the caller may see. If s is nil, p
 // points to a value of an interface type. A reply with wrong tags is an error.
 func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, error) {
+	v := reflect.ValueOf(p).Elem()
 	if s == nil {
-		v := reflect.ValueOf(p).Elem().Elem() // the value in the interface
-		if !v.IsValid() {
+		if v = v.Elem(); !v.IsValid() { // the value in the interface
 			return p, nil
 		}
 		var err error
@@ -280,6 +280,11 @@ func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, er
 			copied := reflect.New(v.Type())
 			copied.Elem().Set(v)
 			p = copied.Interface()
+		}
+	}
+	if s.open {
+		if err := checkInterfaces(v, v.Type().String(), 0); err != nil {
+			return nil, err
 		}
 	}
 	if !s.varies() {
