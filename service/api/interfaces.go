@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"reflect"
 	"sync"
 )
@@ -62,39 +63,42 @@ func checkInterfaces(v reflect.Value, path string, depth int) error {
 	if !v.IsValid() || !dynamicOf(v.Type()).open {
 		return nil
 	}
-	switch v.Kind() { //nolint:exhaustive // the others have no interfaces
-	case reflect.Interface:
-		if v.IsNil() {
-			return nil
-		}
+	if v.Kind() == reflect.Interface && !v.IsNil() {
 		t := v.Elem().Type()
 		if d := dynamicOf(t); d.field != "" {
 			return fmt.Errorf("%s is an interface with a %s: the tag %s of %s has no effect there: declare the field with this type, or as a slice or pointer of it", path, t, d.tag, d.field)
 		}
-		return checkInterfaces(v.Elem(), path, depth+1)
-	case reflect.Pointer:
-		return checkInterfaces(v.Elem(), path, depth+1)
-	case reflect.Slice, reflect.Array:
-		for i := range v.Len() {
-			if err := checkInterfaces(v.Index(i), path+"[]", depth+1); err != nil {
-				return err
-			}
-		}
-	case reflect.Map:
-		for at := v.MapRange(); at.Next(); {
-			if err := checkInterfaces(at.Value(), path+"."+fmt.Sprint(at.Key()), depth+1); err != nil {
-				return err
-			}
-		}
-	case reflect.Struct:
-		for f, value := range v.Fields() {
-			if isHidden(f) {
-				continue
-			}
-			if err := checkInterfaces(value, path+"."+f.Name, depth+1); err != nil {
-				return err
-			}
+	}
+	for name, inner := range partsOf(v) {
+		if err := checkInterfaces(inner, path+name, depth+1); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// partsOf returns the values in a value, each with its place.
+func partsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
+	switch v.Kind() { //nolint:exhaustive // the others have no values in them
+	case reflect.Slice, reflect.Array:
+		return func(yield func(string, reflect.Value) bool) {
+			for i := 0; i < v.Len() && yield("[]", v.Index(i)); i++ {
+			}
+		}
+	case reflect.Map:
+		return func(yield func(string, reflect.Value) bool) {
+			for at := v.MapRange(); at.Next() && yield("."+fmt.Sprint(at.Key()), at.Value()); {
+			}
+		}
+	case reflect.Struct:
+		return func(yield func(string, reflect.Value) bool) {
+			for f, value := range v.Fields() {
+				if !isHidden(f) && !yield("."+f.Name, value) {
+					return
+				}
+			}
+		}
+	default: // an interface or a pointer; if it is nil, the result is not valid
+		return func(yield func(string, reflect.Value) bool) { yield("", v.Elem()) }
+	}
 }

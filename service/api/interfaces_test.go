@@ -151,7 +151,7 @@ func TestTimes(t *testing.T) {
 	}
 }
 
-// TestGroupWithoutRouter: a group without a router, or with a pattern that is no path, panics with the place and the reason.
+// TestGroupWithoutRouter: a group without a router, or with a pattern that is not a path, panics with the place and the reason.
 func TestGroupWithoutRouter(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})

@@ -146,11 +146,8 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		if inner && f.zero && hasIsZero(f.Type) {
 			return false, fmt.Errorf("%s.%s: the option omitzero cannot use the method IsZero of %s, because its fields differ between versions or callers: use a pointer with omitempty", t, f.Name, f.Type)
 		}
-		if f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply {
-			s.viewed, inner = true, true // encoding/json can set it only in a view
-		}
-		if _, renamed := f.Tag.Lookup("name"); renamed {
-			s.viewed = true // encoding/json does not know this name
+		if s.needsView(&f) {
+			s.viewed, inner = true, true
 		}
 		depends = depends || inner || f.depends()
 		if f.rule != "" {
@@ -164,6 +161,13 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 	s.depends[t] = depends
 	s.fields[t] = flatten(fields)
 	return depends, checkNames(t, s.fields[t])
+}
+
+// needsView reports whether encoding/json can use the field only in a view, in each version: it does not know the tag name, and cannot
+// set an embedded pointer to an unexported struct.
+func (s *shape) needsView(f *property) bool {
+	_, renamed := f.Tag.Lookup("name")
+	return renamed || f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply
 }
 
 // addSpan notes the versions of a field.
