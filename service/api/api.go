@@ -45,8 +45,8 @@
 //
 // Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
 // [JSONSchemer]. A type that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of
-// an interface type is encoded as it is: tags of the value's type that depend on the version or the caller have no effect
-// there. A handler's whole reply may be an interface.
+// an interface type is encoded as it is. If the value's type has tags that depend on the version or the caller, the reply is 500,
+// because they have no effect there. A handler's whole reply may be an interface.
 //
 // Tags that contradict each other, that do not fit the type of the field, or that have no effect in the API, panic when the
 // route is registered.
