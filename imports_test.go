@@ -101,6 +101,12 @@ var rules = map[string][]string{
 	"service/operation":                 {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 	"service/idempotency":               {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
 
+	// component stands above all library packages, and no package imports it.
+	"component": {
+		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
+		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
+	},
+
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},
 	"internal/envtest":      {"internal/testenv"},
@@ -470,7 +476,7 @@ func TestForeignWords(t *testing.T) {
 			}
 			for _, s := range found {
 				// Keystone is allowed here, because every component authenticates with this identity service.
-				identity := []string{"service/auth", "internal/testenv", "internal/envtest", "internal/keystonetest"}
+				identity := []string{"service/auth", "component", "internal/testenv", "internal/envtest", "internal/keystonetest"}
 				if slices.Contains(identity, p.name()) && !strings.Contains(strings.ReplaceAll(strings.ToLower(s), "keystone", ""), "nova") {
 					continue
 				}

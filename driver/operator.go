@@ -18,9 +18,12 @@ type Options struct {
 	Drivers   map[string]map[string]string `sections:"driver_" protects:"true" reloadable:"true"`
 }
 
-// Validate refuses sections of drivers that are not in use. The name of such a section may be misspelled, and then the checksum of the
+// Validate refuses a relative path of a driver's program, and sections of drivers that are not in use. The name of such a section may be misspelled, and then the checksum of the
 // driver in use would not be compared.
 func (o *Options) Validate() error {
+	if strings.Contains(o.Driver, "/") && !filepath.IsAbs(o.Driver) {
+		return fault.WithReason(fault.New(fault.Invalid, "%q is neither the name of a driver nor an absolute path", o.Driver), "", map[string]string{"option": "driver"})
+	}
 	want := o.Section()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != want {
