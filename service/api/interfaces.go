@@ -79,26 +79,36 @@ func checkInterfaces(v reflect.Value, path string, depth int) error {
 
 // partsOf returns the values in a value, each with its place.
 func partsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
-	switch v.Kind() { //nolint:exhaustive // the others have no values in them
+	switch v.Kind() {
 	case reflect.Slice, reflect.Array:
-		return func(yield func(string, reflect.Value) bool) {
-			for i := 0; i < v.Len() && yield("[]", v.Index(i)); i++ {
-			}
-		}
+		return elementsOf(v, func(reflect.Value) string { return "[]" })
 	case reflect.Map:
-		return func(yield func(string, reflect.Value) bool) {
-			for at := v.MapRange(); at.Next() && yield("."+fmt.Sprint(at.Key()), at.Value()); {
-			}
-		}
+		return elementsOf(v, func(key reflect.Value) string { return "." + fmt.Sprint(key) })
 	case reflect.Struct:
-		return func(yield func(string, reflect.Value) bool) {
-			for f, value := range v.Fields() {
-				if !isHidden(f) && !yield("."+f.Name, value) {
-					return
-				}
-			}
-		}
+		return fieldsOf(v)
 	default: // an interface or a pointer; if it is nil, the result is not valid
 		return func(yield func(string, reflect.Value) bool) { yield("", v.Elem()) }
+	}
+}
+
+// elementsOf returns the values of an array, a slice or a map.
+func elementsOf(v reflect.Value, place func(key reflect.Value) string) iter.Seq2[string, reflect.Value] {
+	return func(yield func(string, reflect.Value) bool) {
+		for key, value := range v.Seq2() {
+			if !yield(place(key), value) {
+				return
+			}
+		}
+	}
+}
+
+// fieldsOf returns the fields of a struct that JSON has.
+func fieldsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
+	return func(yield func(string, reflect.Value) bool) {
+		for f, value := range v.Fields() {
+			if !isHidden(f) && !yield("."+f.Name, value) {
+				return
+			}
+		}
 	}
 }

@@ -213,12 +213,12 @@ func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Req
 			return
 		}
 		var answered bool
-		if req.keeper, answered = m.beginKept(rec, hr, r); answered {
+		if req.keeper, answered = m.beginKept(rec, hr, r); answered { //nolint:contextcheck // hr has the context
 			return
 		}
 		reply, err := h(hr.Context(), req, obj)
 		if req.keeper != nil {
-			req.keeper.finish(err)
+			req.keeper.finish(err) //nolint:contextcheck // the request has the context
 			return
 		}
 		_, none := any(reply).(None)
@@ -248,7 +248,7 @@ func (m *Mux) answer(rec *recorder, hr *http.Request, r *route, status int, none
 func (r *route) addList() {
 	l, err := newList(r.List, r.span)
 	if err == nil && l != nil && r.Query != nil {
-		err = errors.New("Query must be nil, because List has the parameters of the query")
+		err = errors.New("the field Query must be nil, because List has the parameters of the query")
 	}
 	if err != nil {
 		panic("api: " + r.Pattern + ": List: " + err.Error() + " (registered at " + r.at + ")")
