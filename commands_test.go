@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,12 +158,7 @@ func tutorial(t *testing.T, dir string) {
 		}
 		t.Skip("curl is not installed")
 	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := envtest.FreeAddr(t)
 	const fixed = "127.0.0.1:8780"
 	file := strings.NewReplacer(fixed, addr,
 		"rabbit://guest:guest@127.0.0.1:5672/", strings.Replace(envtest.URL(t, testenv.AMQPVar), "amqp://", "rabbit://", 1),

@@ -49,6 +49,7 @@ var rules = map[string][]string{
 	"reqctx": nil,
 
 	"tlsfile": {"fault"},
+	"listing": {"fault"},
 
 	"rpc":                   {"rpc/bus", "rpc/internal/names", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "internal/version", "fault"},
@@ -65,6 +66,7 @@ var rules = map[string][]string{
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
+	"scheduler/schedulerprom":           {"scheduler", prometheus},
 	"scheduler/placement":               {"scheduler", "internal/backoff", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
@@ -73,7 +75,7 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"internal/backoff", "fault", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
+	"db":        {"internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
 	"db/dbprom": {"db", "fault", prometheus},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
@@ -87,14 +89,17 @@ var rules = map[string][]string{
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {
-		"service/...", "internal/outage", "internal/version", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
+		"service/...", "internal/outage", "internal/version", "fault", "listing", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
-	"service/membership/rpccaps":      {"service/membership", "rpc", "golang.org/x/sync"},
-	"service/quota":                   {"db", "fault", "github.com/jmoiron/sqlx"},
-	"service/operation/operationprom": {"service/operation", prometheus},
-	"service/operation":               {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership/rpccaps":        {"service/membership", "rpc", "golang.org/x/sync"},
+	"service/quota":                     {"db", "fault", "github.com/jmoiron/sqlx"},
+	"service/operation/operationprom":   {"service/operation", prometheus},
+	"service/membership/membershipprom": {"service/membership", prometheus},
+	"service/auth/authprom":             {"service/auth", prometheus},
+	"service/operation":                 {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/idempotency":               {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
 
 	// component stands above all library packages, and no package imports it.
 	"component": {
@@ -108,6 +113,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/goldentest":   {},
+	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
 	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},

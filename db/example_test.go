@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"testing/fstest"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 )
 
 var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
@@ -155,6 +157,31 @@ func ExampleList() {
 	// ea
 	// c
 	// marker [gone] not found
+}
+
+// The two largest volumes whose name begins with db.
+func ExamplePage_Select() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, size BIGINT NOT NULL)",
+		"INSERT INTO volumes (id, name, size) VALUES ('a', 'db-1', 1), ('b', 'web', 8), ('c', 'db-2', 3), ('d', 'old-db', 9), ('e', 'db-3', 2)")
+	defer d.Close()
+
+	type Volume struct {
+		ID   string
+		Name string
+		Size int64
+	}
+	// In an API service, package service/api reads the query from the request: r.List.
+	query := listing.Query{
+		Conditions: []listing.Condition{{Name: "name", Column: "name", Operator: listing.Regexp, Values: []any{regexp.MustCompile("^db")}}},
+		Sort:       []listing.SortKey{{Column: "size", Desc: true}},
+		Limit:      2,
+	}
+	page, more, err := db.List[Volume](ctx, d, db.Page{From: "volumes", Key: "id"}.Select(query))
+	fmt.Println(page, more, err)
+	// Output:
+	// [{c db-2 3} {e db-3 2}] true <nil>
 }
 
 // Volumes that were deleted long ago move to the history, in small transactions.

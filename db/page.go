@@ -4,20 +4,19 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 )
 
-// SortKey is a column to sort by. Column may be "table.column". NULLs come first in ascending order and last in descending
-// order. This is the default of both databases, so that an index can serve the order.
-type SortKey struct {
-	Column string
-	Desc   bool
-}
+// SortKey is a column to sort by. NULLs come first in ascending order, which is the default of both databases, so that an index can
+// serve the order.
+type SortKey = listing.SortKey
 
 // Page describes the rows that [List] reads: up to Limit rows after a marker, in a
 // total order. This is OpenStack's pagination with limit and marker, by keyset: a
@@ -25,7 +24,7 @@ type SortKey struct {
 // two pages, every other row still appears exactly once.
 //
 // From, Key and Limit are required.
-type Page struct {
+type Page struct { //nolint:recvcheck // Select returns a changed copy
 	// Columns are the columns to read, as SQL. Default: those of the rows' type, see [Columns]. A type that is not a struct
 	// has no default.
 	Columns string
@@ -50,6 +49,8 @@ type Page struct {
 	Marker string
 	// Limit bounds the rows of the page. 0 is allowed.
 	Limit int
+
+	conditions []listing.Condition // see Select
 }
 
 // List reads a page into a slice of structs as sqlx does (or of plain values, for one
@@ -63,14 +64,16 @@ type Page struct {
 //		Key:   "id", Marker: marker, Limit: 1000,
 //	})
 //
-// The component writes all SQL of the page: never pass text of a user. If a user
-// chooses a column of Sort, the component first looks it up in a list of allowed
-// columns.
+// The component writes all SQL of the page: never pass text of a user. What a user chooses is in [Page.Select], by a list of allowed
+// filters and columns.
 //
 // Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may have
 // been deleted) or does not match Within; Invalid if a field of the page is wrong;
 // Internal if Key is not unique; those of [Error].
 func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, more bool, err error) {
+	if slices.ContainsFunc(p.conditions, func(c listing.Condition) bool { return c.Operator == listing.Regexp }) {
+		return ListFunc(ctx, q, p, func(*T) bool { return true })
+	}
 	p.Columns = columnsOr[T](p.Columns)
 	query, args, err := p.buildQuery(ctx, q)
 	if err != nil {
@@ -96,6 +99,10 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 	if err != nil {
 		return nil, false, err
 	}
+	matches, err := p.rowMatcher(reflect.TypeFor[T]())
+	if err != nil {
+		return nil, false, err
+	}
 	cursor, err := q.QueryxContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, Error(err)
@@ -108,7 +115,7 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 			return nil, false, Error(err)
 		}
 		switch {
-		case !keep(&row):
+		case matches != nil && !matches(reflect.ValueOf(&row).Elem()), !keep(&row):
 		case len(rows) == p.Limit:
 			return rows, true, nil
 		default:
@@ -143,6 +150,9 @@ func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query str
 	}
 	if p.Within != "" {
 		where.addTerm("("+p.Within+")", p.WithinArgs...)
+	}
+	if err := p.addConditions(&where); err != nil {
+		return "", nil, err
 	}
 	if p.Marker != "" {
 		marker, err := p.readMarker(ctx, q, keys)

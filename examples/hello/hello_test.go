@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -296,12 +295,7 @@ func startProgram(t *testing.T, program, host, database, bus, exchange string) (
 // startLogged is startProgram with a place for the log of the process.
 func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := envtest.FreeAddr(t)
 	cmd := exec.CommandContext(context.Background(), program)
 	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1")
 	cmd.Env = append(cmd.Env, (&setup{host: host, connection: database, bus: bus, exchange: exchange}).env(addr)...)

@@ -350,6 +350,7 @@ func (n *node) addConductor(host string) {
 		}
 		return err
 	})))
+	n.app.Add("idempotency keys", service.Loop(time.Hour, n.store.Replies().Prune))
 }
 
 // announce registers the versions that a service will serve in the database. join must follow, after the server has been added.

@@ -68,6 +68,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/outage"
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/internal/bodytime"
@@ -347,6 +348,7 @@ type recorder struct {
 	refusedVersion error
 	route          *route
 	pattern        string
+	list           listing.Query
 	body           []byte // of the request; nil before it has been read
 	routed         bool   // the reply is the Mux's own, and not ServeMux's
 	probe          bool   // the route is a health probe

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -34,8 +35,8 @@ func TestBase(t *testing.T) {
 	} {
 		m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), PublicURL: tt.public})
 		api.Handle(m, "GET /base", func(_ context.Context, r *api.Request[api.None]) (string, error) { return api.Base(r.Request), nil })
-		api.Handle(m, "GET /next", func(_ context.Context, r *api.Request[api.None]) ([]api.Link, error) {
-			return api.Page{Limit: 1}.Next(r.Request, 1, "x"), nil
+		api.HandleRoute(m, api.Route{Pattern: "GET /next", List: &listing.Spec{MaxLimit: 1}}, func(_ context.Context, r *api.Request[api.None]) ([]api.Link, error) {
+			return r.NextPage(1, "x"), nil
 		})
 		m.Discover(api.Discovery{ID: "v1", Path: "/v1"})
 		srv := httptest.NewUnstartedServer(m)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -14,7 +15,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -23,10 +24,26 @@ func (m *Mux) checkRoute(r *route) {
 
 // unenforcedRule returns an error text if the route has a rule that is never enforced, or "".
 func (m *Mux) unenforcedRule(r *route) string {
-	if r.Rule == "" || m.cfg.Enforce != nil {
+	if m.cfg.Enforce != nil {
+		return ""
+	}
+	if r.list != nil {
+		if rules := r.list.rules(); len(rules) > 0 {
+			return fmt.Sprintf("rule %s of the list is never enforced: Config.Enforce is nil", rules[0])
+		}
+	}
+	if r.Rule == "" {
 		return ""
 	}
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
+}
+
+// unusedIdempotency returns an error text if the route has an Idempotency for a method that needs none, or "".
+func (r *route) unusedIdempotency() string {
+	if r.Idempotency == nil || r.method == http.MethodPost || r.method == http.MethodPatch {
+		return ""
+	}
+	return "Idempotency is for POST and PATCH: other methods are idempotent without it"
 }
 
 // unusedFields returns an error text if a tag of a body's type has no effect in this API, or "".
@@ -68,6 +85,11 @@ func (m *Mux) unusedVersions(r *route) string {
 		all := span{m.versions.min, m.versions.max}
 		if r.span != (span{}) && !r.overlaps(all) {
 			return fmt.Sprintf("the versions %s are outside of the API's, %s", r.span, all)
+		}
+	}
+	if m.versions != nil && r.list != nil {
+		if text := r.list.outside(span{m.versions.min, m.versions.max}); text != "" {
+			return text
 		}
 	}
 	for _, of := range []struct {

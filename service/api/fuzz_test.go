@@ -1,10 +1,13 @@
 package api_test
 
 import (
+	"context"
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -23,21 +26,28 @@ func FuzzRequest(f *testing.F) {
 		f.Add(s[0], s[1], s[2])
 	}
 	m := versionedMux(api.Config{})
-	f.Fuzz(func(t *testing.T, path, query, version string) {
-		for _, method := range []string{"GET", "POST"} {
-			r := httptest.NewRequestWithContext(t.Context(), method, "/", nil)
-			r.URL.Path, r.URL.RawQuery = path, query
-			r.Header.Set("OpenStack-API-Version", version)
-			w := httptest.NewRecorder()
-			m.ServeHTTP(w, r)
-			if w.Code >= 500 || w.Code < 200 || w.Header().Get("X-Openstack-Request-Id") == "" {
-				t.Errorf("%s %q ? %q, version %q: %d %s", method, path, query, version, w.Code, w.Body)
-			}
+	spec := listing.Spec{
+		Sorts:   []listing.Sort{{Name: "name", Column: "name"}},
+		Filters: []listing.Filter{{Name: "name", Operator: listing.Regexp}, {Name: "since", Kind: listing.Time, Operator: listing.AtLeast}, {Name: "n", Kind: listing.Integer}},
+	}
+	api.HandleRoute(m, api.Route{Pattern: "GET /list", List: &spec}, func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
+		if r.List.Limit < 0 || r.List.Limit > 1000 {
+			return api.None{}, fmt.Errorf("%+v", r.List) // status 500
 		}
-		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
-		r.URL.RawQuery = query
-		if p, err := (api.Pages{SortKeys: []string{"name"}}).Read(r); err == nil && (p.Limit < 0 || p.Limit > 1000) {
-			t.Errorf("%q: %+v", query, p)
+		return api.None{}, nil
+	})
+	f.Fuzz(func(t *testing.T, path, query, version string) {
+		for _, path := range []string{path, "/list"} {
+			for _, method := range []string{"GET", "POST"} {
+				r := httptest.NewRequestWithContext(t.Context(), method, "/", nil)
+				r.URL.Path, r.URL.RawQuery = path, query
+				r.Header.Set("OpenStack-API-Version", version)
+				w := httptest.NewRecorder()
+				m.ServeHTTP(w, r)
+				if w.Code >= 500 || w.Code < 200 || w.Header().Get("X-Openstack-Request-Id") == "" {
+					t.Errorf("%s %q ? %q, version %q: %d %s", method, path, query, version, w.Code, w.Body)
+				}
+			}
 		}
 	})
 }

@@ -30,8 +30,8 @@ type Group struct {
 //
 // NewGroup panics if def has other fields, or a Pattern with a method.
 func NewGroup(of Router, def Route) *Group {
-	if def.Action != "" || def.Body != nil || def.Query != nil || def.Reply != nil || def.NoEffect != nil {
-		panic("api: the group " + def.Pattern + ": Action, Body, NoEffect, Query and Reply are for one route (registered at " + callerLine() + ")")
+	if def.Action != "" || def.Body != nil || def.Query != nil || def.List != nil || def.Idempotency != nil || def.Reply != nil || def.NoEffect != nil {
+		panic("api: the group " + def.Pattern + ": Action, Body, Idempotency, List, NoEffect, Query and Reply are for one route (registered at " + callerLine() + ")")
 	}
 	if strings.Contains(def.Pattern, " ") {
 		panic("api: the group " + def.Pattern + ": its pattern is the beginning of a path, without a method (registered at " + callerLine() + ")")

@@ -51,7 +51,7 @@ func TestGroup(t *testing.T) {
 func TestWrongGroup(t *testing.T) {
 	t.Parallel()
 	for want, def := range map[string]api.Route{
-		"Action, Body, NoEffect, Query and Reply are for one route": {Pattern: "/x", Action: "extend"},
+		"Action, Body, Idempotency, List, NoEffect, Query and Reply are for one route": {Pattern: "/x", Action: "extend"},
 		"without a method": {Pattern: "GET /x"},
 	} {
 		func() {

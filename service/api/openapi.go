@@ -77,6 +77,12 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 			"name": versionHeader, "in": "header", "schema": map[string]any{"type": "string"}, "example": m.versions.Service + " " + v.String(),
 		})
 	}
+	if slices.ContainsFunc(e, func(r *route) bool { return r.Idempotency != nil }) {
+		params = append(params, map[string]any{
+			"name": idempotencyHeader, "in": "header", "schema": map[string]any{"type": "string", "minLength": 1, "maxLength": maxIdempotencyKey},
+			"description": "A new key for each request, such as a UUID. A repeated request with the same key gets the same reply, and is executed once.",
+		})
+	}
 	op := map[string]any{"operationId": first.id, "parameters": params, "responses": describeReplies(e, v)}
 	if first.Action != "" {
 		op["summary"] = "One of the actions; the only name in the body selects it"
@@ -150,7 +156,11 @@ func describeReplies(e entry, v Version) map[string]any {
 	out := map[string]any{"default": failed}
 	replies := map[int][]any{}
 	for _, r := range e {
-		for _, status := range r.Errors {
+		errors := r.Errors
+		if r.Idempotency != nil {
+			errors = append(slices.Clip(errors), http.StatusUnprocessableEntity)
+		}
+		for _, status := range errors {
 			one := maps.Clone(failed)
 			one["description"] = http.StatusText(status)
 			out[strconv.Itoa(status)] = one

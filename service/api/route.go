@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -43,6 +45,16 @@ type Route struct {
 	// A property of type integer, number or boolean has the parsed value. In a version without a schema,
 	// every query is accepted.
 	Query []Schema
+	// List declares the parameters of a list: its filters, sort keys and pages. They make the schema of the query, so Query must be
+	// nil. The handler gets what the request selects in [Request].List.
+	List *listing.Spec
+	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST
+	// or PATCH. The handler calls [Request.Keep] in its transaction. A repeated request with the key, from the same project, gets the same reply, and the
+	// handler is not called. It is authenticated, and its Rule is enforced, as each request. If a request with
+	// the key is running, the repetition waits for its end. A failed request keeps nothing, so a repetition is executed. A request with the key and
+	// another method, path, query, version or body, or of a client who may see other fields of the reply, is answered with 422, and a malformed key with 400. If the handler
+	// does not call Keep, the reply is 500. Nil: a POST or PATCH with the header is answered with 400.
+	Idempotency Replies
 	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
 	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
 	// and package apitest compares replies with that document in tests. Replies are not checked in production.
@@ -56,7 +68,7 @@ type Route struct {
 	Public bool
 	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
 	// the path's parameters, and is nil if the path has none. If a rule depends on
-	// the object itself, such as on its owner, the handler must enforce it. Empty: no rule is
+	// the object itself, such as on its owner, register the handler with [HandleTarget]. Empty: no rule is
 	// enforced. HandleRoute panics for a Rule without a Config.Enforce.
 	Rule string
 	// Summary is one line about the route, for the OpenAPI document.
@@ -72,6 +84,8 @@ type route struct {
 	method, path       string
 	params             []string // of the path
 	body, query, reply []*schema
+	list               *list // nil: the route has no List
+	ruled              bool  // the handler enforces the Rule
 	in, out            reflect.Type
 	inShape, outShape  *shape // nil: no body, or a reply whose type is an interface
 	serve              func(rec *recorder, r *http.Request)
@@ -120,12 +134,17 @@ type Request[B any] struct {
 	// Version is the microversion that the client has requested. It is zero without
 	// [Config.Microversions], and on a path outside of their Prefix.
 	Version Version
+	// List is what the request selects, if the route has a List.
+	List listing.Query
 	// Status is the status of the reply. The handler may change it; it begins as the route's Status. It
 	// is not used if the handler returns an error.
 	Status int
 	// ReplyHeader is the header of the reply. The handler may add to it, for example
 	// Location. It is sent with an error, too.
 	ReplyHeader http.Header
+
+	keeps  bool    // the route has an Idempotency
+	keeper *keeper // nil: the request has no idempotency key
 }
 
 // Accepted sets the status of the reply to 202 and its header Location to a URL at which the client can read the
@@ -159,6 +178,11 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 // path has a handler.
 func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	m, def := to.expand(def)
+	handleRoute(m, def, false, func(*http.Request) (None, error) { return None{}, nil }, func(ctx context.Context, r *Request[B], _ None) (R, error) { return h(ctx, r) })
+}
+
+// handleRoute registers a handler of the object that find returns. If ruled is set, find enforces the Rule.
+func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Request) (T, error), h func(ctx context.Context, r *Request[B], obj T) (R, error)) {
 	var b B
 	var rep R
 	_, noBody := any(b).(None)
@@ -169,21 +193,34 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 		}
 	}
 	r := &route{
-		Route: def, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
+		Route: def, ruled: ruled, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
 		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
 		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
+	r.addList()
 	r.serve = func(rec *recorder, hr *http.Request) {
-		req := &Request[B]{Request: hr, Version: rec.version, Status: def.Status, ReplyHeader: rec.Header()}
+		req := &Request[B]{Request: hr, Version: rec.version, List: rec.list, Status: def.Status, ReplyHeader: rec.Header(), keeps: def.Idempotency != nil}
 		if !noBody {
 			if err := m.decode(rec, hr, r, &req.Body); err != nil {
 				m.fail(rec, hr, err)
 				return
 			}
 		}
-		reply, err := h(hr.Context(), req)
+		obj, err := find(hr)
+		if err != nil {
+			m.fail(rec, hr, err)
+			return
+		}
+		k, answered := m.beginKept(rec, hr, r)
+		if answered {
+			return
+		}
+		req.keeper = k
+		reply, err := h(hr.Context(), req, obj)
 		_, none := any(reply).(None)
 		switch {
+		case k != nil:
+			k.finish(err)
 		case err != nil:
 			m.fail(rec, hr, err)
 		case none:
@@ -198,6 +235,20 @@ func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *
 		}
 	}
 	m.addRoute(r)
+}
+
+// addList adds the parameters of the route's List to its query. It panics if the List is wrong.
+func (r *route) addList() {
+	l, err := newList(r.List, r.span)
+	if err == nil && l != nil && r.Query != nil {
+		err = errors.New("Query must be nil, because List has the parameters of the query")
+	}
+	if err != nil {
+		panic("api: " + r.Pattern + ": List: " + err.Error() + " (registered at " + r.at + ")")
+	}
+	if r.list = l; l != nil {
+		r.query = compileSchemas(r.Pattern+": List", l.schemas(r.span))
+	}
 }
 
 // mustShape returns the shape of the type of a body, or nil for None and for a reply that is an interface. It panics if the type's tags are
@@ -264,7 +315,7 @@ func (m *Mux) addRoute(r *route) {
 		}
 	}
 	if r.hasVersions() && (m.versions == nil || !m.versions.coversPath(path[strings.IndexByte(path, '/'):])) {
-		panic(fmt.Sprintf("api: %s or fields of its bodies have versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
+		panic(fmt.Sprintf("api: %s, or fields of its bodies or parameters of its list, have versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
 	}
 	m.checkRoute(r)
 	r.id = m.operationID(r)
@@ -285,7 +336,7 @@ func (m *Mux) addRoute(r *route) {
 
 // hasVersions reports whether the route, or a field of its bodies, is only in some versions.
 func (r *route) hasVersions() bool {
-	return r.span != (span{}) || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
+	return r.span != (span{}) || r.list != nil && len(r.list.edges) > 0 || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
 }
 
 // pathParams returns the names of the parameters in a pattern's path.
@@ -387,15 +438,33 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 
 // checkPolicyAndQuery returns an error if the policy denies the request, or if the query does not fit its schema.
 func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) error {
-	if r.Rule != "" && m.cfg.Enforce != nil {
+	if r.Rule != "" && !r.ruled && m.cfg.Enforce != nil {
 		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.policyTarget(hr)); err != nil {
 			return err
 		}
+	}
+	if r.list != nil {
+		return m.readList(rec, hr, r.list, schemaAt(r.query, rec.version))
 	}
 	if s := schemaAt(r.query, rec.version); s != nil {
 		return s.checkQuery(hr.URL.RawQuery)
 	}
 	return nil
+}
+
+// readList reads the query of a list into rec.
+func (m *Mux) readList(rec *recorder, hr *http.Request, l *list, s *schema) error {
+	q, err := parseQuery(hr.URL.RawQuery)
+	if err == nil {
+		err = l.checkRefused(q, rec.version)
+	}
+	if err == nil {
+		err = s.checkQuery(hr.URL.RawQuery)
+	}
+	if err == nil {
+		rec.list, err = l.read(hr.Context(), q, rec.version, m.cfg.Enforce)
+	}
+	return err
 }
 
 // hasPaddedParam reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it

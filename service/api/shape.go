@@ -71,12 +71,7 @@ func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(s.edges, func(a, b Version) int {
-		if a.before(b) {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(s.edges, compareVersions)
 	s.edges = slices.Compact(s.edges)
 	slices.Sort(s.rules)
 	if s.rules = slices.Compact(s.rules); len(s.rules) > maxRules {

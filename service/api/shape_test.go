@@ -456,7 +456,7 @@ func TestWrongTags(t *testing.T) {
 	t.Run("versions without Microversions", func(t *testing.T) {
 		t.Parallel()
 		defer func() {
-			if p := fmt.Sprint(recover()); !strings.Contains(p, "fields of its bodies have versions, but its path is not under the Prefix of Microversions") {
+			if p := fmt.Sprint(recover()); !strings.Contains(p, "fields of its bodies or parameters of its list, have versions, but its path is not under the Prefix of Microversions") {
 				t.Errorf("panic %q", p)
 			}
 		}()

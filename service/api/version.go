@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -32,6 +33,11 @@ func (v Version) AtLeast(major, minor int) bool { return !v.before(Version{major
 // before reports whether v is earlier than w.
 func (v Version) before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
+}
+
+// compareVersions orders versions.
+func compareVersions(a, b Version) int {
+	return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
 }
 
 // Microversions is the range of versions of an API. Service, Min and Max are required. A client selects a version

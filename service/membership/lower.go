@@ -35,6 +35,9 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	if was == nil {
 		return s
 	}
+	if was.ForcedDown {
+		s.Ended = now // at the latest: an operator keeps the member from counting
+	}
 	for _, b := range was.serves.Before {
 		if now.Sub(b.Until) < keepReplaced {
 			s.Before = append(s.Before, b)
@@ -62,8 +65,23 @@ func (m Member) since() time.Time {
 	return m.serves.Since
 }
 
-// lastCounted returns the time until which the member has counted. If an operator has forced the member down, that time is not known,
-// and lastCounted returns the latest possible time.
+// forced returns what the member serves after an operator has forced it down, or has undone this: the time at which it ceases to count, or
+// begins to count again, although its process may have served all the time.
+func (m Member) forced(down bool) serves {
+	s, now := m.serves, m.SeenAt.Add(m.age)
+	counted := m.Counts()
+	m.ForcedDown = down
+	switch {
+	case counted:
+		s.Ended = now
+	case m.Counts():
+		s.Since, s.Ended = now, time.Time{}
+	}
+	return s
+}
+
+// lastCounted returns the time until which the member has counted. If a process of the previous release has forced the member down, that
+// time is not known, and lastCounted returns the latest time at which a member with heartbeats has counted.
 func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 	switch {
 	case m.Counts():

@@ -41,6 +41,8 @@ func TestServeDelay(t *testing.T) {
 		{"an older process returns on another host", []event{{"join", "h1", "1.5"}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process has left", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process was forced down", []event{{"join", "h1", "1.5"}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process was silent, and then forced down", []event{{"join", "h1", "1.5"}, {"is silent", "h1", ""}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the older process was forced down for a time, so that caps went up", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"force down", "h2", ""}, {"force up", "h2", ""}, {"announce", "h3", "1.4"}}, true},
 		{"the newer process left long ago", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
 		{"all old processes return at once", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
 		{"the waiting process is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
@@ -72,6 +74,10 @@ func TestServeDelay(t *testing.T) {
 					err = r.Leave(ctx, "worker", host, "")
 				case "force down":
 					err = r.ForceDown(ctx, "worker", host, true)
+				case "force up":
+					err = r.ForceDown(ctx, "worker", host, false)
+				case "is silent":
+					_, err = d.ExecContext(ctx, `UPDATE members SET seen_at = '2020-01-01 00:00:00' WHERE host = ?`, host)
 				case "time passes":
 					window = 50 * time.Millisecond
 					waittest.Pass(t, 2*window, "a short window")

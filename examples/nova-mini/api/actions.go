@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
@@ -17,24 +18,21 @@ import (
 )
 
 // beginAction begins the operation of an action. It does not wait for the action.
-func (s *server) beginAction(ctx context.Context, rule, id string, a compute.Action) (api.None, error) {
-	if _, err := s.server(ctx, rule, id); err != nil {
-		return api.None{}, err
-	}
+func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.Action) (api.None, error) {
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginAction(ctx, id, a); err != nil {
+	if err := s.cfg.Store.BeginAction(ctx, srv.ID, a); err != nil {
 		return api.None{}, err
 	}
-	s.notifyConductor(ctx, id)
+	s.notifyConductor(ctx, srv.ID)
 	return api.None{}, nil
 }
 
 // actionHandler returns the handler of an action without parameters.
-func (s *server) actionHandler(rule string, a compute.Action) func(context.Context, *api.Request[api.None]) (api.None, error) {
-	return func(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
-		return s.beginAction(ctx, rule, r.PathValue("id"), a)
+func (s *server) actionHandler(a compute.Action) func(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
+	return func(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+		return s.beginAction(ctx, srv, a)
 	}
 }
 
@@ -44,12 +42,12 @@ type reboot struct {
 	} `json:"reboot"`
 }
 
-func (s *server) reboot(ctx context.Context, r *api.Request[reboot]) (api.None, error) {
+func (s *server) reboot(ctx context.Context, r *api.Request[reboot], srv *store.Server) (api.None, error) {
 	a := compute.HardReboot
 	if strings.EqualFold(r.Body.Reboot.Type, "soft") {
 		a = compute.SoftReboot
 	}
-	return s.beginAction(ctx, ruleReboot, r.PathValue("id"), a)
+	return s.beginAction(ctx, srv, a)
 }
 
 type resize struct {
@@ -59,11 +57,7 @@ type resize struct {
 	} `json:"resize"`
 }
 
-func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, error) {
-	id := r.PathValue("id")
-	if _, err := s.server(ctx, ruleResize, id); err != nil {
-		return api.None{}, err
-	}
+func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.Server) (api.None, error) {
 	f, err := s.flavor(ctx, r.Body.Resize.FlavorRef)
 	if err != nil {
 		return api.None{}, err
@@ -71,15 +65,15 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
-	err = s.cfg.Store.BeginResize(ctx, id, f)
+	err = s.cfg.Store.BeginResize(ctx, srv.ID, f)
 	if errors.Is(err, placement.ErrNoRoom) {
-		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", id, "flavor", f.ID, "error", err)
+		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
 		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
 	}
 	if err != nil {
 		return api.None{}, err
 	}
-	s.notifyConductor(ctx, id)
+	s.notifyConductor(ctx, srv.ID)
 	return api.None{}, nil
 }
 
@@ -123,22 +117,17 @@ func hideDetails(err error, text string) error {
 }
 
 // console reads the server's console log from the compute service of the server's host.
-func (s *server) console(ctx context.Context, r *api.Request[console]) (out consoleOutput, err error) {
-	id := r.PathValue("id")
-	srv, err := s.server(ctx, ruleConsole, id)
-	if err != nil {
-		return out, err
-	}
+func (s *server) console(ctx context.Context, r *api.Request[console], srv *store.Server) (out consoleOutput, err error) {
 	if srv.Host == nil {
-		return out, fault.New(fault.Conflict, "Instance %s is not ready", id)
+		return out, fault.New(fault.Conflict, "Instance %s is not ready", srv.ID)
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: id, Lines: r.Body.lines()})
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: srv.ID, Lines: r.Body.lines()})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
 		return out, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
 	case err != nil:
-		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", id, "host", *srv.Host, "error", err)
-		return out, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
+		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", srv.ID, "host", *srv.Host, "error", err)
+		return out, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", srv.ID))
 	}
 	return consoleOutput{got.Output}, nil
 }

@@ -123,9 +123,6 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 	}
 }
 
-// pages are the rules of all lists. Unknown parameters are ignored, as in Nova's first microversions.
-var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
-
 // checkBus returns Unavailable while the other services cannot be reached. Otherwise the request would only wait; with the error
 // the client knows at once, and may retry. The cause is only in the log.
 func (s *server) checkBus(ctx context.Context) error {

@@ -56,43 +56,31 @@ type flavorPage[T any] struct {
 	Links   []api.Link `json:"flavors_links,omitempty"`
 }
 
-func flavorList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Flavor) T) (flavorPage[T], error) {
+func flavorList[T any](ctx context.Context, s *server, r *api.Request[api.None], view func(*store.Flavor) T) (flavorPage[T], error) {
 	out := flavorPage[T]{Flavors: []T{}}
-	p, err := pages.Read(r)
+	q, err := s.flavorQuery(ctx, r.List)
 	if err != nil {
 		return out, err
 	}
-	q, err := s.flavorQuery(ctx, r)
-	if err != nil {
-		return out, err
-	}
-	q.Marker, q.Limit = p.Marker, p.Limit
 	list, err := s.cfg.Store.Flavors(ctx, q)
-	if err != nil {
-		return out, err
-	}
 	for i := range list {
 		out.Flavors = append(out.Flavors, view(&list[i]))
-		out.Links = p.Next(r, len(list), list[i].ID)
+		out.Links = r.NextPage(len(list), list[i].ID)
 	}
-	return out, nil
+	return out, err
 }
 
 func (s *server) listFlavors(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorBrief], error) {
-	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorBrief {
+	return flavorList(ctx, s, r, func(f *store.Flavor) flavorBrief {
 		return flavorBrief{ID: flavorID(f.ID), Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID)}
 	})
 }
 
 func (s *server) listFlavorDetails(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorView], error) {
-	return flavorList(ctx, s, r.Request, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
+	return flavorList(ctx, s, r, func(f *store.Flavor) flavorView { return viewFlavor(r.Request, f) })
 }
 
-func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (out oneFlavor, err error) {
-	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
-	if err != nil {
-		return out, err
-	}
+func (s *server) showFlavor(_ context.Context, r *api.Request[api.None], f *store.Flavor) (oneFlavor, error) {
 	return oneFlavor{viewFlavor(r.Request, f)}, nil
 }
 
@@ -167,10 +155,13 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 	if err != nil {
 		return out, err
 	}
-	if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
-		return out, err
-	}
-	return oneFlavor{viewFlavor(r.Request, f)}, nil
+	out = oneFlavor{viewFlavor(r.Request, f)}
+	return out, s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
+			return err
+		}
+		return r.Keep(ctx, out)
+	})
 }
 
 func (s *server) deleteFlavor(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
@@ -195,11 +186,7 @@ func (s *server) access(ctx context.Context, id string) (flavorAccess, error) {
 	return out, err
 }
 
-func (s *server) showAccess(ctx context.Context, r *api.Request[api.None]) (flavorAccess, error) {
-	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
-	if err != nil {
-		return flavorAccess{}, err
-	}
+func (s *server) showAccess(ctx context.Context, _ *api.Request[api.None], f *store.Flavor) (flavorAccess, error) {
 	if f.Public {
 		return flavorAccess{}, fault.New(fault.NotFound, "Access list not available for public flavors.")
 	}
@@ -226,13 +213,9 @@ func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess]) (flav
 	return s.access(ctx, id)
 }
 
-func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess]) (flavorAccess, error) {
-	id := r.PathValue("id")
-	if _, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), id); err != nil {
+func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess], f *store.Flavor) (flavorAccess, error) {
+	if err := s.cfg.Store.DenyFlavor(ctx, f.ID, r.Body.Remove.Tenant); err != nil {
 		return flavorAccess{}, err
 	}
-	if err := s.cfg.Store.DenyFlavor(ctx, id, r.Body.Remove.Tenant); err != nil {
-		return flavorAccess{}, err
-	}
-	return s.access(ctx, id)
+	return s.access(ctx, f.ID)
 }

@@ -47,6 +47,10 @@ func textOrNil(s string) *string {
 	return &s
 }
 
+// serviceQuery is the query of a list of services, which has no pages at 2.1. Other parameters are ignored, as in Nova until 2.75.
+var serviceQuery = []api.Schema{{JSON: `{"type": "object", "properties": {
+	"host": {"type": "array", "items": {"type": "string"}}, "binary": {"type": "array", "items": {"type": "string"}}}}`}}
+
 func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (out serviceList, err error) {
 	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
 	if err != nil {

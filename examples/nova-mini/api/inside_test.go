@@ -184,7 +184,7 @@ func TestRequired(t *testing.T) {
 	defer client.Close()
 	fine := func(context.Context) error { return nil }
 	whole := api.Config{
-		Authenticate: auth.None(api.Administrator), Store: store.New(nil), Client: client, Ready: fine, Bus: fine,
+		Authenticate: auth.None(api.Administrator), Store: new(store.Store), Client: client, Ready: fine, Bus: fine,
 	}
 	for field, remove := range map[string]func(*api.Config){
 		"": func(*api.Config) {}, "Store": func(c *api.Config) { c.Store = nil }, "Client": func(c *api.Config) { c.Client = nil },

@@ -2,11 +2,11 @@ package api
 
 import (
 	"context"
+	"net/http"
 	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
-	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/policy"
 )
 
@@ -101,16 +101,22 @@ func Rules() []policy.Rule {
 	return rules
 }
 
-// server returns a server if the rule allows the client's request. Errors: NotFound if the server does not exist; if the rule denies
-// the request, Denied for a server of the client's own project, and otherwise NotFound, as in Nova.
-func (s *server) server(ctx context.Context, rule, id string) (*store.Server, error) {
-	srv, err := s.cfg.Store.Server(ctx, id)
-	if err != nil {
-		return nil, err
+// target is the server that the path names. A server of another project does not exist for a client whom the rule denies, as in Nova.
+func (s *server) target() api.Target[*store.Server] {
+	return api.Target[*store.Server]{
+		Load: func(ctx context.Context, r *http.Request) (*store.Server, error) {
+			return s.cfg.Store.Server(ctx, r.PathValue("id"))
+		},
+		Policy: func(srv *store.Server) map[string]any {
+			return map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}
+		},
+		Missing: func(r *http.Request) error { return store.NoServer(r.PathValue("id")) },
 	}
-	err = s.cfg.Policy.Enforce(ctx, rule, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID})
-	if err != nil && srv.ProjectID != reqctx.From(ctx).ProjectID {
-		err = fault.New(fault.NotFound, "Instance %s could not be found.", id)
-	}
-	return srv, err
+}
+
+// flavorTarget is the flavor that the path names, if the client sees it.
+func (s *server) flavorTarget() api.Target[*store.Flavor] {
+	return api.Target[*store.Flavor]{Load: func(ctx context.Context, r *http.Request) (*store.Flavor, error) {
+		return s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
+	}}
 }

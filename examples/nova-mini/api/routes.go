@@ -32,54 +32,59 @@ func (s *server) routes(mux *api.Mux) {
 }
 
 func (s *server) flavorRoutes(all, withBody *api.Group) {
-	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", Query: flavorQuery}, s.listFlavors)
-	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", Query: flavorQuery}, s.listFlavorDetails)
-	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.showFlavor)
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", List: &flavors}, s.listFlavors)
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", List: &flavors}, s.listFlavorDetails)
+	api.HandleTarget(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.flavorTarget(), s.showFlavor)
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict},
+		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createFlavor)
 	api.HandleRoute(all, api.Route{
 		Pattern: "DELETE /flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor", Status: http.StatusAccepted, Errors: []int{notFound},
 	}, s.deleteFlavor)
-	api.HandleRoute(all, api.Route{
+	api.HandleTarget(all, api.Route{
 		Pattern: "GET /flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor", Errors: []int{notFound},
-	}, s.showAccess)
+	}, s.flavorTarget(), s.showAccess)
 	access := api.NewGroup(withBody, api.Route{Pattern: "/flavors/{id}/action", Errors: []int{notFound}})
 	api.HandleRoute(access, api.Route{
 		Pattern: "POST", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor", Errors: []int{conflict},
 	}, s.addAccess)
-	api.HandleRoute(access, api.Route{
+	api.HandleTarget(access, api.Route{
 		Pattern: "POST", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Remove a project's access to a flavor",
-	}, s.removeAccess)
+	}, s.flavorTarget(), s.removeAccess)
 }
 
 func (s *server) serverRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable},
+		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createServer)
-	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", Query: serverQuery}, s.listServers)
+	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
 	api.HandleRoute(all, api.Route{
-		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", Query: serverQuery,
+		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", List: &servers,
 	}, s.listServerDetails)
-	api.HandleRoute(all, api.Route{Pattern: "GET /servers/{id}", Summary: "Show a server", Errors: []int{notFound}}, s.showServer)
-	api.HandleRoute(all, api.Route{Pattern: "DELETE /servers/{id}", Summary: "Delete a server", Errors: []int{notFound, unavailable}}, s.deleteServer)
+	api.HandleTarget(all, api.Route{
+		Pattern: "GET /servers/{id}", Rule: ruleShow, Summary: "Show a server", Errors: []int{notFound},
+	}, s.target(), s.showServer)
+	api.HandleTarget(all, api.Route{
+		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, unavailable},
+	}, s.target(), s.deleteServer)
 }
 
 func (s *server) actionRoutes(withBody *api.Group) {
 	actions := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, unavailable}})
-	action := func(name, summary string, status int) api.Route {
-		return api.Route{Pattern: "POST", Action: name, Summary: summary, Status: status}
+	action := func(name, rule, summary string, status int) api.Route {
+		return api.Route{Pattern: "POST", Action: name, Rule: rule, Summary: summary, Status: status}
 	}
 	const accepted = http.StatusAccepted
-	api.HandleRoute(actions, action("os-start", "Start a server", accepted), s.actionHandler(ruleStart, compute.Start))
-	api.HandleRoute(actions, action("os-stop", "Stop a server", accepted), s.actionHandler(ruleStop, compute.Stop))
-	api.HandleRoute(actions, action("reboot", "Reboot a server", accepted), s.reboot)
-	api.HandleRoute(actions, action("resize", "Resize a server to another flavor", accepted), s.resize)
-	api.HandleRoute(actions, action("confirmResize", "Confirm a resize", http.StatusNoContent), s.actionHandler(ruleConfirmResize, compute.ConfirmResize))
-	api.HandleRoute(actions, action("revertResize", "Revert a resize", accepted), s.actionHandler(ruleRevertResize, compute.RevertResize))
-	console := action("os-getConsoleOutput", "Read the end of a server's console log", http.StatusOK)
+	t := s.target()
+	api.HandleTarget(actions, action("os-start", ruleStart, "Start a server", accepted), t, s.actionHandler(compute.Start))
+	api.HandleTarget(actions, action("os-stop", ruleStop, "Stop a server", accepted), t, s.actionHandler(compute.Stop))
+	api.HandleTarget(actions, action("reboot", ruleReboot, "Reboot a server", accepted), t, s.reboot)
+	api.HandleTarget(actions, action("resize", ruleResize, "Resize a server to another flavor", accepted), t, s.resize)
+	api.HandleTarget(actions, action("confirmResize", ruleConfirmResize, "Confirm a resize", http.StatusNoContent), t, s.actionHandler(compute.ConfirmResize))
+	api.HandleTarget(actions, action("revertResize", ruleRevertResize, "Revert a resize", accepted), t, s.actionHandler(compute.RevertResize))
+	console := action("os-getConsoleOutput", ruleConsole, "Read the end of a server's console log", http.StatusOK)
 	console.Errors = []int{http.StatusNotImplemented}
-	api.HandleRoute(actions, console, s.console)
+	api.HandleTarget(actions, console, t, s.console)
 }
 
 func (s *server) hostRoutes(all, withBody *api.Group) {

@@ -100,17 +100,22 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
 		Metadata: db.JSONOf(map[string]string(in.Metadata)),
 	}
-	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
-		return out, err
-	}
-	s.notifyConductor(ctx, srv.ID)
 	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
 	out.Server = createdView{
 		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []securityGroup{{"default"}},
 		AdminPass: strings.ReplaceAll(uuid.NewString(), "-", "")[:12],
 	}
-	return out, nil
+	err = s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
+			return err
+		}
+		return r.Keep(ctx, out)
+	})
+	if err == nil {
+		s.notifyConductor(ctx, srv.ID)
+	}
+	return out, err
 }
 
 type serverBrief struct {
@@ -220,57 +225,41 @@ type serverPage[T any] struct {
 	Links   []api.Link `json:"servers_links,omitempty"`
 }
 
-func serverList[T any](ctx context.Context, s *server, r *http.Request, allRule string, view func(*store.Server) T) (serverPage[T], error) {
+func serverList[T any](ctx context.Context, s *server, r *api.Request[api.None], allRule string, view func(*store.Server) T) (serverPage[T], error) {
 	out := serverPage[T]{Servers: []T{}}
-	p, err := pages.Read(r)
+	q, err := s.serverQuery(ctx, r.Request, r.List, allRule)
 	if err != nil {
 		return out, err
 	}
-	q, err := s.serverQuery(ctx, r, allRule)
-	if err != nil {
-		return out, err
-	}
-	q.Marker, q.Limit = p.Marker, p.Limit
 	list, err := s.cfg.Store.Servers(ctx, q)
-	if err != nil {
-		return out, err
-	}
 	for i := range list {
 		out.Servers = append(out.Servers, view(&list[i]))
-		out.Links = p.Next(r, len(list), list[i].ID)
+		out.Links = r.NextPage(len(list), list[i].ID)
 	}
-	return out, nil
+	return out, err
 }
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
-	return serverList(ctx, s, r.Request, ruleAllTenants, func(v *store.Server) serverBrief {
+	return serverList(ctx, s, r, ruleAllTenants, func(v *store.Server) serverBrief {
 		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
 	})
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
+	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
-func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (out oneServer, err error) {
-	v, err := s.server(ctx, ruleShow, r.PathValue("id"))
-	if err != nil {
-		return out, err
-	}
-	return oneServer{s.viewServer(r.Request, v)}, nil
+func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *store.Server) (oneServer, error) {
+	return oneServer{s.viewServer(r.Request, srv)}, nil
 }
 
-func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
-	id := r.PathValue("id")
-	if _, err := s.server(ctx, ruleDelete, id); err != nil {
-		return api.None{}, err
-	}
+func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginDelete(ctx, id); err != nil {
+	if err := s.cfg.Store.BeginDelete(ctx, srv.ID); err != nil {
 		return api.None{}, err
 	}
-	s.notifyConductor(ctx, id)
+	s.notifyConductor(ctx, srv.ID)
 	return api.None{}, nil // 204
 }

@@ -66,17 +66,3 @@ func isTrue(text string) bool {
 	value, _ := parseTruth(text)
 	return value
 }
-
-// allTenants reads the parameter all_tenants. Without a value it is true.
-func allTenants(q map[string][]string) (bool, error) {
-	values := q["all_tenants"]
-	if len(values) == 0 {
-		return false, nil
-	}
-	value, ok := parseTruth(values[0])
-	if !ok && strings.TrimSpace(values[0]) != "" {
-		return false, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
-			"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", values[0])
-	}
-	return value || !ok, nil
-}

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -65,7 +66,7 @@ func TestStatements(t *testing.T) {
 		}
 		wait := func(status string, n int) (ids []string) {
 			waittest.Until(t, "servers in "+status, func() bool {
-				list, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Statuses: []string{status}, Limit: 50})
+				list, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Statuses: []string{status}, Query: listing.Query{Limit: 50}})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -9,6 +9,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 )
 
 // Flavor is a named size of a server. A flavor that is not public is visible only to administrators and to the
@@ -61,34 +62,28 @@ func (v FlavorViewer) where() (text string, args []any) {
 
 // FlavorQuery selects and sorts the flavors of a list.
 type FlavorQuery struct {
+	// Query has the conditions on columns, the order and the page. Flavors that are equal by the order are sorted by id, in the
+	// direction of the last key.
+	listing.Query
+
 	// For is the client. The marker must be a flavor that the client sees.
 	For FlavorViewer
 	// Public selects flavors by their access. True: flavors that are public or accessible for the viewer's
 	// project. False: flavors that are not public. Nil: all flavors that the viewer sees.
 	Public *bool
-	// MinMemoryMiB and MinDiskGiB are the least memory and disk of a flavor.
-	MinMemoryMiB, MinDiskGiB int
-	// Sort is the order. Flavors that are equal by these keys are sorted by id, in the direction of the last key.
-	Sort []db.SortKey
-	// Marker is the id of the last flavor of the previous page; empty: the first page.
-	Marker string
-	// Limit is the highest number of flavors that is returned.
-	Limit int
 }
 
 // Flavors returns a page of flavors. Errors: Invalid, reason MarkerNotFound, if the marker is not a flavor that the
 // client sees.
 func (s *Store) Flavors(ctx context.Context, q FlavorQuery) ([]Flavor, error) {
-	p := db.Page{Columns: flavorColumns, From: "flavors", Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit}
+	p := db.Page{Columns: flavorColumns, From: "flavors", Key: "id"}.Select(q.Query)
 	p.Within, p.WithinArgs = q.For.where()
-	p.Where, p.Args = "memory_mib >= ? AND disk_gib >= ?", []any{q.MinMemoryMiB, q.MinDiskGiB}
 	switch {
 	case q.Public == nil:
 	case *q.Public:
-		access, args := q.For.hasAccess()
-		p.Where, p.Args = p.Where+" AND ("+access+")", append(p.Args, args...)
+		p.Where, p.Args = q.For.hasAccess()
 	default:
-		p.Where += " AND NOT is_public"
+		p.Where = "NOT is_public"
 	}
 	out, _, err := db.List[Flavor](ctx, s.db, p)
 	return out, err

@@ -4,12 +4,11 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
-	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 )
 
 // Projects selects the projects whose rows a query sees. The zero value is the project with an empty id, which has
@@ -38,77 +37,41 @@ func (p Projects) where() (text string, args []any) {
 
 // ServerQuery selects and sorts the servers of a list. A server is in the list if it matches all conditions.
 type ServerQuery struct {
+	// Query has the conditions on columns, the order and the page. Servers that are equal by the order are sorted by id, in the
+	// direction of the last key.
+	listing.Query
+
 	// In selects the projects whose servers are listed. The marker must be a server of these projects.
 	In Projects
-	// Is lists columns with the value that the server must have in each.
-	Is []Is
 	// Statuses lists the allowed statuses, in upper or lower case. Nil: any status.
 	Statuses []string
-	// NameHas lists texts that the server's name must contain.
-	NameHas []string
-	// ChangedSince is the earliest allowed time of the server's last change; zero: any.
-	ChangedSince time.Time
 	// Nothing makes the list empty.
 	Nothing bool
 	// Keep lists conditions that SQL cannot express. They are called for each server that matches all other
 	// conditions, until the page is full.
 	Keep []func(*Server) bool
-	// Sort is the order. Servers that are equal by these keys are sorted by id, in the direction of the last key.
-	Sort []db.SortKey
-	// Marker is the id of the last server of the previous page; empty: the first page.
-	Marker string
-	// Limit is the highest number of servers that is returned.
-	Limit int
 }
-
-// Is names a column of the table of servers and the value that the column must have.
-type Is struct{ Column, Value string }
-
-// equalColumns are the columns that Is may name.
-var equalColumns = []string{"id", "project_id", "user_id", "image_ref", "flavor_id", "vm_state", "task_state", "host"}
 
 // Servers returns a page of servers. Errors: Invalid, reason MarkerNotFound, if the marker is not a server of the
 // query's projects.
 func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
-	var terms []string
-	var args []any
-	add := func(term string, values ...any) { terms, args = append(terms, term), append(args, values...) }
-	if q.Nothing {
-		add("1 = 0")
-	}
-	for _, is := range q.Is {
-		if !slices.Contains(equalColumns, is.Column) {
-			return nil, fault.New(fault.Internal, "list servers: column %s cannot be compared", is.Column)
-		}
-		// MySQL's = ignores spaces at the end of a text.
-		add(is.Column+" = ? AND LENGTH("+is.Column+") = LENGTH(?)", is.Value, is.Value)
-	}
-	for _, text := range q.NameHas {
-		add("INSTR(name, ?) > 0", text)
-	}
-	if !q.ChangedSince.IsZero() {
-		add("updated_at >= ?", q.ChangedSince)
-	}
-	if q.Statuses != nil {
-		term, values, err := whereStatus(q.Statuses)
-		if err != nil {
+	p := db.Page{From: serversWithTasks, Key: "id"}.Select(q.Query)
+	p.Within, p.WithinArgs = q.In.where()
+	switch {
+	case q.Nothing:
+		p.Where = "1 = 0"
+	case q.Statuses != nil:
+		var err error
+		if p.Where, p.Args, err = whereStatus(q.Statuses); err != nil {
 			return nil, err
 		}
-		add(term, values...)
 	}
-	p := db.Page{From: serversWithTasks, Where: strings.Join(terms, " AND "), Args: args, Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit}
-	p.Within, p.WithinArgs = q.In.where()
 	if len(q.Keep) == 0 {
 		out, _, err := db.List[Server](ctx, s.db, p)
 		return out, err
 	}
 	out, _, err := db.ListFunc(ctx, s.db, p, func(srv *Server) bool {
-		for _, keep := range q.Keep {
-			if !keep(srv) {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(q.Keep, func(keep func(*Server) bool) bool { return !keep(srv) })
 	})
 	return out, err
 }

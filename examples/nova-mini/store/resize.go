@@ -140,7 +140,7 @@ func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compu
 	})
 	switch {
 	case errors.Is(err, fault.NotFound):
-		return notFound(id)
+		return NoServer(id)
 	case errors.Is(err, fault.Conflict): // Meta has vm_state if that is the reason; otherwise the server has no host, so it is in ERROR
 		return wrongState(id, a, cmp.Or(fault.From(err).Meta["vm_state"], Error))
 	}

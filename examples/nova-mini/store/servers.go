@@ -122,7 +122,8 @@ func (s *Server) Spec() compute.Spec {
 	}
 }
 
-func notFound(id string) error {
+// NoServer returns the error NotFound for a server that does not exist.
+func NoServer(id string) error {
 	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
 }
 
@@ -167,14 +168,14 @@ func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, notFound(id), `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks+` WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks+` WHERE id = ?`, id)
 	return srv, err
 }
 
 // lockServer returns one server without its task, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, notFound(id), `SELECT `+strings.Replace(db.Columns[Server](), `"task_state"`, `NULL AS "task_state"`, 1)+` FROM servers WHERE id = ? FOR UPDATE`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Replace(db.Columns[Server](), `"task_state"`, `NULL AS "task_state"`, 1)+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 
@@ -186,7 +187,7 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
 			return err
 		}
-		return db.ExecOne(ctx, tx, notFound(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
+		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 	})
 	if errors.Is(err, operation.ErrBusy) {
 		return nil

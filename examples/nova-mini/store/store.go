@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/idempotency"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
@@ -24,7 +25,7 @@ var files embed.FS
 
 // Migrations returns the migrations of the libraries and of the component, for db.Migrate.
 func Migrations() []db.Migrations {
-	return []db.Migrations{placement.Migrations, operation.Migrations, membership.Migrations, db.Embedded("", files)}
+	return []db.Migrations{placement.Migrations, operation.Migrations, membership.Migrations, idempotency.Migrations, db.Embedded("", files)}
 }
 
 // Store reads and writes the database. It is safe for concurrent use. Every method may fail with
@@ -36,6 +37,7 @@ type Store struct {
 	ops     *operation.Store
 	members *membership.Registry
 	caps    *rpccaps.Caps
+	replies *idempotency.Store
 	reports reports
 }
 
@@ -44,8 +46,22 @@ func New(d *sqlx.DB) *Store {
 	members := membership.New(membership.Config{DB: d})
 	return &Store{
 		db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
-		caps: rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
+		caps:    rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
+		replies: idempotency.New(idempotency.Config{DB: d}),
 	}
+}
+
+// Replies keeps the replies of requests with the header Idempotency-Key. Without a store, as for the OpenAPI document, it is nil.
+func (s *Store) Replies() *idempotency.Store {
+	if s == nil {
+		return nil
+	}
+	return s.replies
+}
+
+// InTx runs f in a transaction, which the methods join that get the context of f.
+func (s *Store) InTx(ctx context.Context, f func(ctx context.Context) error) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
 }
 
 // get reads one row into out. It returns the error missing if the query has no row.

@@ -21,6 +21,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
@@ -307,7 +308,7 @@ func TestPages(t *testing.T) {
 			seen := map[string]bool{}
 			marker := ""
 			for {
-				page, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: marker, Limit: limit})
+				page, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Query: listing.Query{Marker: marker, Limit: limit}})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -329,7 +330,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("limit %d: %d servers, want %d", limit, len(seen), total)
 			}
 		}
-		if _, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: "nope", Limit: 5}); !errors.Is(err, fault.Invalid) {
+		if _, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Query: listing.Query{Marker: "nope", Limit: 5}}); !errors.Is(err, fault.Invalid) {
 			t.Errorf("unknown marker: %v, want Invalid", err)
 		}
 	})

@@ -1,0 +1,127 @@
+package db
+
+import (
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx/reflectx"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
+)
+
+// Select returns the page with what a client's request selects: its conditions, order, marker and limit.
+//
+//	rows, more, err := db.List[Volume](ctx, d, db.Page{From: "volumes", Key: "id", Within: "project_id = ?", WithinArgs: []any{project}}.Select(query))
+//
+// The conditions are added to those of the page. Both databases give the same rows: texts are compared character by character. A
+// regular expression ([listing.Regexp]) is not SQL: the page reads the rows that fulfill all other conditions and matches the expression on
+// each, until the page is full. For that, the type of the rows must be a struct whose field for the column is a string or a *string.
+//
+// [List] and [ListFunc] then have more errors: Internal, if a condition has no Column (see [listing.Query.Take]), or if the operator, the
+// column or the type of the rows does not fit. These are errors of the component, not of the client.
+func (p Page) Select(q listing.Query) Page {
+	p.conditions = append(slices.Clip(p.conditions), q.Conditions...)
+	p.Sort, p.Marker, p.Limit = q.Sort, q.Marker, q.Limit
+	return p
+}
+
+// addConditions adds the conditions of the page as SQL.
+func (p *Page) addConditions(to *clause) error {
+	for _, c := range p.conditions {
+		if c.Column == "" {
+			return fault.New(fault.Internal, "list a page: the filter %s has no column, and the component did not apply it: call Take of the query", c.Name)
+		}
+		if err := checkNames(strings.Split(c.Column, ".")...); err != nil {
+			return fault.New(fault.Internal, "list a page: the filter %s: %w", c.Name, err)
+		}
+		var one clause
+		for _, v := range c.Values {
+			term, args, err := conditionTerm(pageKey{SortKey: SortKey{Column: c.Column}}.quotedName(), c.Operator, v)
+			if err != nil {
+				return fault.New(fault.Internal, "list a page: the filter %s: %w", c.Name, err)
+			}
+			one.addTerm(term, args...)
+		}
+		switch {
+		case len(one.terms) > 0:
+			to.addTerm("("+strings.Join(one.terms, " OR ")+")", one.args...)
+		case c.Operator == listing.In:
+			to.addTerm("1 = 0")
+		default:
+			return fault.New(fault.Internal, "list a page: the filter %s has no value", c.Name)
+		}
+	}
+	return nil
+}
+
+// conditionTerm returns the SQL of an operator for one value.
+func conditionTerm(col string, op listing.Operator, v any) (term string, args []any, err error) {
+	text, isText := v.(string)
+	re, isRegexp := v.(*regexp.Regexp)
+	switch {
+	case op == listing.Regexp && isRegexp:
+		if text = listing.RequiredText(re); text != "" {
+			return "INSTR(" + col + ", ?) > 0", []any{text}, nil
+		}
+		return col + " IS NOT NULL", nil, nil
+	case (op == listing.Equal || op == listing.In) && isText: // MySQL's = ignores spaces at the end of a text
+		return col + " = ? AND LENGTH(" + col + ") = LENGTH(?)", []any{text, text}, nil
+	case op == listing.Prefix && isText: // an index can serve the first term
+		return col + " >= ? AND INSTR(" + col + ", ?) = 1", []any{text, text}, nil
+	case isText || isRegexp:
+	case op == listing.Equal || op == listing.In:
+		return col + " = ?", []any{v}, nil
+	case op == listing.AtLeast:
+		return col + " >= ?", []any{v}, nil
+	case op == listing.AtMost:
+		return col + " <= ?", []any{v}, nil
+	}
+	return "", nil, fmt.Errorf("the operator %q cannot compare a %T", op, v)
+}
+
+// rowMatcher returns a function that matches the regular expressions of the page on a pointer to a row of type t, or nil if the page
+// has none.
+func (p *Page) rowMatcher(t reflect.Type) (func(row reflect.Value) bool, error) {
+	type match struct {
+		listing.Condition
+
+		index []int // of the field
+	}
+	var all []match
+	for _, c := range p.conditions {
+		if c.Operator != listing.Regexp {
+			continue
+		}
+		name := c.Column[strings.LastIndexByte(c.Column, '.')+1:]
+		var info *reflectx.FieldInfo
+		if t.Kind() == reflect.Struct {
+			info = structMapper.TypeMap(t).GetByPath(name)
+		}
+		if info == nil || info.Field.Type.Kind() != reflect.String && (info.Field.Type.Kind() != reflect.Pointer || info.Field.Type.Elem().Kind() != reflect.String) {
+			return nil, fault.New(fault.Internal, "list a page: the filter %s matches a regular expression, but %s has no text field for the column %s", c.Name, t, name)
+		}
+		all = append(all, match{c, info.Index})
+	}
+	if all == nil {
+		return nil, nil //nolint:nilnil // nil: nothing to match
+	}
+	return func(row reflect.Value) bool {
+		for i := range all {
+			field := reflectx.FieldByIndexesReadOnly(row, all[i].index)
+			if field.Kind() == reflect.Pointer {
+				if field.IsNil() {
+					return false
+				}
+				field = field.Elem()
+			}
+			if !all[i].Match(field.String()) {
+				return false
+			}
+		}
+		return true
+	}, nil
+}

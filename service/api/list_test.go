@@ -1,0 +1,335 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+)
+
+// enforceByRole denies each rule that is not one of the client's roles. A rule "broken" fails.
+func enforceByRole(ctx context.Context, rule string, _ map[string]any) error {
+	if slices.Contains(reqctx.From(ctx).Roles, rule) {
+		return nil
+	}
+	if rule == "broken" {
+		return fault.New(fault.Unavailable, "the policy cannot be read")
+	}
+	return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
+}
+
+// asRole is the identity of a client with the role in the header X-Test-Role.
+func asRole(r *http.Request) (reqctx.Request, error) {
+	return reqctx.Request{UserID: "u", ProjectID: r.Header.Get("X-Test-Project"), Roles: strings.Fields(r.Header.Get("X-Test-Role"))}, nil
+}
+
+// disks is a list with each kind of filter.
+var disks = listing.Spec{
+	MaxLimit: 100, Lenient: true, StrictSince: "3.5", Combined: true, Default: listing.SortKey{Column: "created_at", Desc: true},
+	Filters: []listing.Filter{
+		{Name: "status", Column: "state", Operator: listing.In},
+		{Name: "name", Column: "name", Operator: listing.Regexp},
+		{Name: "path", Column: "path", Operator: listing.Prefix},
+		{Name: "owner", Column: "owner"},
+		{Name: "size", Column: "size_gib", Kind: listing.Integer, Operator: listing.AtLeast, Invalid: "Invalid size filter [%s]"},
+		{Name: "ready", Column: "ready", Kind: listing.Boolean},
+		{Name: "changes-since", Column: "updated_at", Kind: listing.Time, Operator: listing.AtLeast},
+		{Name: "changes-before", Column: "updated_at", Kind: listing.Time, Operator: listing.AtMost, Since: "3.2"},
+		{Name: "host", Column: "host", Rule: "admin"},
+		{Name: "rack", Column: "rack", Rule: "admin", Denied: fault.New(fault.Invalid, "Invalid filter field: rack.")},
+		{Name: "zone", Column: "zone", Rule: "broken"},
+		{Name: "ip", Operator: listing.Refused},
+		{Name: "custom"},
+	},
+	Sorts: []listing.Sort{
+		{Name: "name", Column: "name"},
+		{Name: "created_at", Column: "created_at"},
+		{Name: "host", Column: "host", Rule: "admin", Denied: fault.New(fault.Denied, "Only administrators can sort by host")},
+		{Name: "label", Column: "label", Since: "3.2", Until: "3.3"},
+	},
+}
+
+// listMux serves GET /v3/disks, whose handler passes what it gets to see.
+func listMux(spec *listing.Spec, see func(*api.Request[api.None])) *api.Mux {
+	m, _ := newMux(api.Config{
+		Microversions: &api.Microversions{Service: "disk", Min: "3.0", Max: "3.9", Prefix: "/v3"}, Authenticate: asRole, Enforce: enforceByRole,
+	})
+	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks", List: spec}, func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
+		see(r)
+		return api.None{}, nil
+	})
+	return m
+}
+
+// TestList: what a request for a list selects, and which requests are refused, by version and role.
+func TestList(t *testing.T) {
+	t.Parallel()
+	var got *api.Request[api.None]
+	m := listMux(&disks, func(r *api.Request[api.None]) { got = r })
+	created := listing.SortKey{Column: "created_at", Desc: true}
+	all := listing.Query{Limit: 100, Sort: []listing.SortKey{created}}
+	with := func(list ...listing.Condition) listing.Query {
+		q := all
+		q.Conditions = list
+		return q
+	}
+	sorted := func(keys ...listing.SortKey) listing.Query { return listing.Query{Limit: 100, Sort: keys} }
+	paged := func(limit int, marker string) listing.Query {
+		return listing.Query{Limit: limit, Marker: marker, Sort: all.Sort}
+	}
+	since := func(at time.Time) listing.Query {
+		return with(listing.Condition{Name: "changes-since", Column: "updated_at", Operator: listing.AtLeast, Values: []any{at}})
+	}
+	noon := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		version, role, query string
+		want                 listing.Query
+		says                 string // the status and a part of the error
+	}{
+		{"", "", "", all, ""},
+		{"", "", "limit=10&marker=m", paged(10, "m"), ""},
+		{"", "", "limit=0&marker=m", paged(0, "m"), ""},
+		{"", "", "limit=00", paged(0, ""), ""},
+		{"", "", "limit=", all, ""},
+		{"", "", "limit=101", all, ""},
+		{"", "", "limit=99999999999999999999999", all, ""},
+		{"", "", "limit=-1", all, "400 Invalid input for query parameters limit. Value: -1. '-1' does not match '^[0-9]*$'"},
+		{"", "", "limit=1e3", all, "400 does not match"},
+		{"", "", "limit=%2B5", all, "400 '+5' does not match '^[0-9]*$'"},
+		{"", "", "limit=%1b", all, `400 '\\x1b' does not match`},
+		{"", "", "sort_key=name&sort_dir=desc&sort_key=created_at", sorted(listing.SortKey{Column: "name", Desc: true}, created), ""},
+		{"", "", "sort_key=name&sort_dir=asc", sorted(listing.SortKey{Column: "name"}, listing.SortKey{Column: "created_at"}), ""},
+		{"", "", "sort=name,created_at:desc", sorted(listing.SortKey{Column: "name"}, created), ""},
+		{"", "", "sort=name:up", all, "400 'up' is not one of ['asc', 'desc']"},
+		{"", "", "sort=:desc", all, "400 '' is not one of ['created_at', 'host', 'name']"},
+		{"", "", "sort_dir=asc", sorted(listing.SortKey{Column: "created_at"}), ""},
+		{"", "", "sort_dir=asc&sort_dir=asc", all, "400 Sort direction size exceeds sort key size"},
+		{"", "", "sort_key=password", all, "400 'password' is not one of ['created_at', 'host', 'name']"},
+		{"", "", "sort_key=name&sort_dir=up", all, "400 'up' is not one of ['asc', 'desc']"},
+		{"", "", "sort_key=a%1b", all, `400 'a\\x1b' is not one of`},
+		{"", "", "sort_key=label", all, "400 'label' is not one of"},
+		{"3.2", "", "sort_key=label&sort_dir=desc", sorted(listing.SortKey{Column: "label", Desc: true}, created), ""},
+		{"3.4", "", "sort_key=label", all, "400 'label' is not one of"},
+		{"", "", "sort_key=host", all, "403 Only administrators can sort by host"},
+		{"", "admin", "sort_key=host&sort_dir=desc", sorted(listing.SortKey{Column: "host", Desc: true}, created), ""},
+
+		{"", "", "status=a&status=b", with(listing.Condition{Name: "status", Column: "state", Operator: listing.In, Values: []any{"a", "b"}}), ""},
+		{"", "", "owner=a&owner=b", with(listing.Condition{Name: "owner", Column: "owner", Values: []any{"a"}}, listing.Condition{Name: "owner", Column: "owner", Values: []any{"b"}}), ""},
+		{"", "", "path=/a", with(listing.Condition{Name: "path", Column: "path", Operator: listing.Prefix, Values: []any{"/a"}}), ""},
+		{"", "", "custom=x", with(listing.Condition{Name: "custom", Values: []any{"x"}}), ""},
+		{"", "", "size=10", with(listing.Condition{Name: "size", Column: "size_gib", Operator: listing.AtLeast, Values: []any{int64(10)}}), ""},
+		{"", "", "size=99999999999999999999", with(listing.Condition{Name: "size", Column: "size_gib", Operator: listing.AtLeast, Values: []any{int64(1<<63 - 1)}}), ""},
+		{"", "", "size=ten", all, "400 Invalid size filter [ten]"},
+		{"", "", "ready=YES", with(listing.Condition{Name: "ready", Column: "ready", Values: []any{true}}), ""},
+		{"", "", "ready=maybe", all, "400 Invalid input for query parameters ready. Value: maybe. 'maybe' is not of type 'boolean'"},
+		{"", "", "name=w%2Bb", with(listing.Condition{Name: "name", Column: "name", Operator: listing.Regexp, Values: []any{regexp.MustCompile("w+b")}}), ""},
+		{"", "", "name=[", all, "400 Invalid input for query parameters name. Value: [. '[' is not a 'regex'"},
+		{"", "", "name=" + strings.Repeat("a", 1025), all, "400 is not a 'regex'"},
+		{"", "", "name=" + strings.Repeat("a{1000}", 100), all, "400 is not a 'regex'"},
+		{"", "", "changes-since=2026-11-27T12:00:00Z", since(noon), ""},
+		{"", "", "changes-since=2026-11-27T13:00:00%2B01:00", since(noon), ""},
+		{"", "", "changes-since=2026-11-27T12:00:00", since(noon), ""},
+		{"", "", "changes-since=20261127T120000Z", since(noon), ""},
+		{"", "", "changes-since=yesterday", all, "400 Invalid input for query parameters changes-since. Value: yesterday. 'yesterday' is not a 'date-time'"},
+		{"3.1", "", "changes-before=x", all, ""},
+		{"3.2", "", "changes-before=x", all, "400 'x' is not a 'date-time'"},
+		{"", "", "host=n1", all, "403 Policy doesn't allow admin to be performed."},
+		{"", "", "rack=r1", all, "400 Invalid filter field: rack."},
+		{"", "admin", "host=n1", with(listing.Condition{Name: "host", Column: "host", Values: []any{"n1"}}), ""},
+		{"", "", "zone=z", all, "503"},
+		{"", "admin", "ip=1", all, "400 Invalid filter field: ip."},
+		{"3.9", "", "ip=1", all, "400 Invalid filter field: ip."},
+
+		{"3.4", "", "surprise=1", all, ""},
+		{"3.5", "", "surprise=1", all, "400 Additional properties are not allowed ('surprise' was unexpected)"},
+		{"3.5", "", "a%1b=1", all, `400 ('a\\x1b' was unexpected)`},
+		{"", "", "a;b", all, "400 Malformed query"},
+		{"", "", "status=%ff", all, "400 Query string is not UTF-8 encoded"},
+	} {
+		got = nil
+		header := []string{"X-Test-Role", tt.role}
+		if tt.version != "" {
+			header = append(header, "OpenStack-API-Version", "disk "+tt.version)
+		}
+		w := send(t, m, "GET", "/v3/disks?"+tt.query, "", header...)
+		if status, says, _ := strings.Cut(tt.says, " "); tt.says != "" {
+			if got != nil || !strings.Contains(w.Body.String(), `"code":`+status) || !strings.Contains(w.Body.String(), says) {
+				t.Errorf("%s %s %.80s = %d %s, want %s", tt.version, tt.role, tt.query, w.Code, w.Body, tt.says)
+			}
+			continue
+		}
+		if got == nil {
+			t.Errorf("%s %s %s = %d %s", tt.version, tt.role, tt.query, w.Code, w.Body)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, got.List, cmp.Comparer(func(a, b *regexp.Regexp) bool { return a.String() == b.String() })); diff != "" {
+			t.Errorf("%s %s %s (-want +got):\n%s", tt.version, tt.role, tt.query, diff)
+		}
+	}
+}
+
+// TestListIgnoresDenied: a list may ignore filters that the policy denies, but not if the policy fails.
+func TestListIgnoresDenied(t *testing.T) {
+	t.Parallel()
+	var got listing.Query
+	m := listMux(&listing.Spec{IgnoreDenied: true, Filters: []listing.Filter{{Name: "host", Column: "host", Rule: "admin"}, {Name: "zone", Column: "zone", Rule: "broken"}}},
+		func(r *api.Request[api.None]) { got = r.List })
+	if w := send(t, m, "GET", "/v3/disks?host=n1", ""); w.Code != 204 || len(got.Conditions) != 0 || got.Limit != 1000 {
+		t.Errorf("%d %s, %+v", w.Code, w.Body, got)
+	}
+	if w := send(t, m, "GET", "/v3/disks?host=n1", "", "X-Test-Role", "admin"); w.Code != 204 || len(got.Conditions) != 1 {
+		t.Errorf("%d %s, %+v", w.Code, w.Body, got)
+	}
+	if w := send(t, m, "GET", "/v3/disks?zone=z", ""); w.Code != 503 {
+		t.Errorf("%d %s, %+v", w.Code, w.Body, got)
+	}
+}
+
+// TestNextPage: only a full page has a link to the next one, which has the other parameters, too.
+func TestNextPage(t *testing.T) {
+	t.Parallel()
+	var links [3][]api.Link
+	m := listMux(&disks, func(r *api.Request[api.None]) {
+		links = [3][]api.Link{r.NextPage(2, "b"), r.NextPage(1, "b"), r.NextPage(0, "")}
+	})
+	send(t, m, "GET", "http://localhost/v3/disks?limit=2&status=a&marker=x&status=b", "")
+	want := []api.Link{{Rel: "next", Href: "http://localhost/v3/disks?limit=2&marker=b&status=a&status=b"}}
+	if diff := cmp.Diff([3][]api.Link{want}, links); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	send(t, m, "GET", "/v3/disks?limit=0", "")
+	if links[2] != nil {
+		t.Errorf("a page of limit 0 has a next one: %v", links[2])
+	}
+}
+
+// TestListDocument: the OpenAPI document has the parameters of each version.
+func TestListDocument(t *testing.T) {
+	t.Parallel()
+	m := listMux(&disks, func(*api.Request[api.None]) {})
+	for version, want := range map[string]string{
+		"3.1": "changes-since custom host limit marker name owner path rack ready size sort sort_dir sort_key status zone",
+		"3.2": "changes-before changes-since custom host limit marker name owner path rack ready size sort sort_dir sort_key status zone",
+	} {
+		v, err := api.ParseVersion(version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(m.OpenAPI(api.About{Title: "disks"}, v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			Paths map[string]map[string]struct {
+				Parameters []struct {
+					Name, In string
+					Schema   struct {
+						Items struct {
+							Enum []string
+						}
+						Rule string `json:"x-policy-rule"`
+					}
+				}
+			}
+		}
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, p := range doc.Paths["/v3/disks"]["get"].Parameters {
+			if p.In == "query" {
+				names = append(names, p.Name)
+			}
+			if p.Name == "sort_key" && strings.Contains(strings.Join(p.Schema.Items.Enum, " "), "label") != (version == "3.2") {
+				t.Errorf("%s: sort_key is one of %v", version, p.Schema.Items.Enum)
+			}
+			if p.Name == "host" && p.Schema.Rule != "admin" {
+				t.Errorf("%s: host has the rule %q", version, p.Schema.Rule)
+			}
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("%s: %s, want %s", version, got, want)
+		}
+	}
+}
+
+// TestWrongList: a declaration that contradicts itself, or that has no effect, panics.
+func TestWrongList(t *testing.T) {
+	t.Parallel()
+	filter := func(f listing.Filter) *listing.Spec { return &listing.Spec{Filters: []listing.Filter{f}} }
+	sort := func(list ...listing.Sort) *listing.Spec { return &listing.Spec{Sorts: list} }
+	denied := fault.New(fault.Denied, "no")
+	for _, tt := range []struct {
+		spec *listing.Spec
+		says string
+	}{
+		{filter(listing.Filter{}), `filter "": it has no name`},
+		{filter(listing.Filter{Name: "a", Since: "3.5", Until: "3.4"}), "the first version 3.5 is after the last version 3.4"},
+		{filter(listing.Filter{Name: "a", Since: "x"}), "API Version String x"},
+		{filter(listing.Filter{Name: "a", Since: "3.10"}), "the versions 3.10 to the last are outside of the API's"},
+		{filter(listing.Filter{Name: "a", Operator: "like"}), `the operator "like" does not exist`},
+		{filter(listing.Filter{Name: "a", Operator: listing.AtLeast}), `cannot compare the kind ""`},
+		{filter(listing.Filter{Name: "a", Kind: "float"}), `cannot compare the kind "float"`},
+		{filter(listing.Filter{Name: "a", Operator: listing.Regexp, Kind: listing.Time}), "cannot compare"},
+		{filter(listing.Filter{Name: "a", Operator: listing.Refused, Column: "a"}), "Column and Rule have no effect"},
+		{filter(listing.Filter{Name: "a", Denied: denied}), "Denied has no effect without a Rule"},
+		{filter(listing.Filter{Name: "limit"}), "another parameter has the name"},
+		{&listing.Spec{Filters: []listing.Filter{{Name: "a", Until: "3.4"}, {Name: "a", Since: "3.4"}}}, "another parameter has the name"},
+		{sort(listing.Sort{Name: "a"}), "it has no column"},
+		{sort(listing.Sort{Name: "a", Column: "a"}, listing.Sort{Name: "a", Column: "b"}), "another parameter has the name"},
+		{sort(listing.Sort{Name: "a", Column: "a", Denied: denied}), "Denied has no effect"},
+		{sort(listing.Sort{Name: "a", Column: "a", Until: "2.9"}), "outside"},
+		{&listing.Spec{Filters: []listing.Filter{{Name: "sort_key"}}, Sorts: []listing.Sort{{Name: "a", Column: "a"}}}, "another parameter has the name"},
+		{&listing.Spec{StrictSince: "3.5"}, "StrictSince has no effect without Lenient"},
+		{&listing.Spec{Lenient: true, StrictSince: "5"}, "StrictSince: API Version String 5"},
+		{&listing.Spec{MaxLimit: -1}, "MaxLimit is -1"},
+		{&listing.Spec{Combined: true}, "no effect without Sorts"},
+	} {
+		func() {
+			defer func() {
+				if text, _ := recover().(string); !strings.Contains(text, tt.says) || !strings.Contains(text, "list_test.go") {
+					t.Errorf("%+v: %s; want %s", tt.spec, text, tt.says)
+				}
+			}()
+			listMux(tt.spec, func(*api.Request[api.None]) {})
+		}()
+	}
+	for says, register := range map[string]func(){
+		"Query must be nil": func() {
+			m, _ := newMux(api.Config{})
+			api.HandleRoute(m, api.Route{Pattern: "GET /a", List: &listing.Spec{}, Query: []api.Schema{{JSON: `{}`}}}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+		},
+		"rule admin of the list is never enforced": func() {
+			m, _ := newMux(api.Config{})
+			api.HandleRoute(m, api.Route{Pattern: "GET /a", List: filter(listing.Filter{Name: "a", Rule: "admin"})}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+		},
+		"have versions, but its path is not under": func() {
+			m, _ := newMux(api.Config{})
+			api.HandleRoute(m, api.Route{Pattern: "GET /a", List: filter(listing.Filter{Name: "a", Since: "3.1"})}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+		},
+		"are for one route": func() {
+			m, _ := newMux(api.Config{})
+			api.NewGroup(m, api.Route{Pattern: "/a", List: &listing.Spec{}})
+		},
+	} {
+		func() {
+			defer func() {
+				if text, _ := recover().(string); !strings.Contains(text, says) {
+					t.Errorf("%s; want %s", text, says)
+				}
+			}()
+			register()
+		}()
+	}
+}
