@@ -103,7 +103,7 @@ var rules = map[string][]string{
 
 	// component stands above all library packages, and no package imports it.
 	"component": {
-		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
+		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
 		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 

@@ -61,7 +61,7 @@ func (p *Process[O]) authenticate(o *APIOptions, cfg *api.Config) error {
 	if cfg.Authenticate != nil {
 		return nil
 	}
-	who, err := newIdentity(o, p.Log)
+	who, err := newIdentity(o, p.Log, p.tell.tokens.Observe)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,8 @@ type identity struct {
 	part         *auth.Keystone
 }
 
-func newIdentity(o *APIOptions, log *slog.Logger) (*identity, error) {
+// newIdentity returns the way in which the options say that clients are authenticated. observe may be nil.
+func newIdentity(o *APIOptions, log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
 	switch o.API.AuthStrategy {
 	case "noauth2":
 		log.Warn("clients not authenticated, every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", o.Listen)
@@ -98,7 +99,7 @@ func newIdentity(o *APIOptions, log *slog.Logger) (*identity, error) {
 	if err != nil {
 		return nil, optionError("keystone_authtoken.cafile", err)
 	}
-	cfg.Logger = log
+	cfg.Logger, cfg.Observe = log, observe
 	k, err := auth.NewKeystone(cfg)
 	if err != nil {
 		return nil, optionError("api.auth_strategy", errors.Join(errors.New("is keystone, which needs [keystone_authtoken]; for a test without users set auth_strategy = noauth2 in [api]"), err))

@@ -214,7 +214,7 @@ func credentialsOf(ctx context.Context, o *APIOptions, token string) (policy.Cre
 	if o == nil {
 		return policy.Credentials{}, errors.New("the component has no REST API, and so no tokens")
 	}
-	who, err := newIdentity(o, quiet)
+	who, err := newIdentity(o, quiet, nil)
 	if err != nil {
 		return policy.Credentials{}, err
 	}

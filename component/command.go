@@ -157,7 +157,8 @@ type loadedOptions[O any] struct {
 	config *config.Config[O]
 	opts   *O       // at the start, with the host's name
 	base   *Options // within opts
-	level  slog.LevelVar
+	log    *slog.Logger
+	level  *slog.LevelVar // of log
 }
 
 // source returns the sources of the options.
@@ -194,7 +195,15 @@ func (r *runtime[O]) openByDefault(f *flags) error {
 // load reads the options and checks them for the services that will use them. A command of an operator names no service. The error has a
 // line for each wrong option.
 func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
-	c, err := config.Inspect[O](f.source())
+	src := f.source()
+	src.Logger = quiet
+	early, err := config.Inspect[O](src) // for the form of the log, which the second reading uses
+	if early == nil {
+		return nil, err
+	}
+	level := new(slog.LevelVar)
+	src.Logger = newLogger(r.err, embedded[Options](early.Current()), level)
+	c, err := config.Inspect[O](src)
 	if c == nil {
 		return nil, err
 	}
@@ -202,6 +211,8 @@ func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
 	if err := errors.Join(err, herr, r.judge(l, of)); err != nil {
 		return nil, err
 	}
+	l.log, l.level = src.Logger, level
+	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
 	return l, nil
 }
 
@@ -239,21 +250,21 @@ func (r *runtime[O]) judge(l *loadedOptions[O], of []string) error {
 	return errors.Join(errs...)
 }
 
-// logger returns a logger that writes to w, with the ids of the request. Its level follows the option debug.
-func (l *loadedOptions[O]) logger(w io.Writer) *slog.Logger {
-	setLevel := func(o *O) {
-		l.level.Set(slog.LevelInfo)
-		if embedded[Options](o).Debug {
-			l.level.Set(slog.LevelDebug)
-		}
-	}
-	setLevel(l.opts)
-	l.config.OnChange(nil, func(_, next *O) { setLevel(next) })
-	how := &slog.HandlerOptions{Level: &l.level}
-	if l.base.UseJSON {
+// newLogger returns a logger that writes to w, with the ids of the request. level gets the level of the options.
+func newLogger(w io.Writer, o *Options, level *slog.LevelVar) *slog.Logger {
+	setLevel(level, o)
+	how := &slog.HandlerOptions{Level: level}
+	if o.UseJSON {
 		return slog.New(reqctx.LogHandler(slog.NewJSONHandler(w, how)))
 	}
 	return slog.New(reqctx.LogHandler(slog.NewTextHandler(w, how)))
+}
+
+func setLevel(level *slog.LevelVar, o *Options) {
+	level.Set(slog.LevelInfo)
+	if o.Debug {
+		level.Set(slog.LevelDebug)
+	}
 }
 
 // Tool is what a command of an operator uses. Its methods are safe within RunE of a command.
@@ -292,7 +303,7 @@ func (t *Tool[O]) withDatabase(ctx context.Context, do func(ctx context.Context,
 		return err
 	}
 	cfg := l.base.Database.Config()
-	cfg.Logger = l.logger(t.r.err)
+	cfg.Logger = l.log
 	if cfg.URL == "" && l.base.StatePath != "" {
 		embedded, path, err := embeddedDatabase(t.r.c.Name, l.base.StatePath)
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
@@ -23,6 +24,7 @@ import (
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/membershipprom"
 	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -46,6 +48,8 @@ type Process[O any] struct {
 	Log *slog.Logger
 	// App is for reports and for the list of running work. Add parts with [Process.Add], which keeps the order.
 	App *service.App
+	// Metrics takes further metrics. The page /metrics of the admin listener has them.
+	Metrics prometheus.Registerer
 	// Bus is the bus, not started.
 	Bus bus.Bus
 	// Client is the RPC client. It sends only what all running servers know.
@@ -128,6 +132,7 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 	if p.tell, err = newTelemetry(ctx, p.App, r.c.Name, p.base, log, dry); err != nil {
 		return nil, optionError("opentelemetry.otlp_endpoint", err)
 	}
+	p.Metrics = p.tell.registry
 	if name == AllInOne && !dry {
 		if err := p.makeStatePath(ctx); err != nil {
 			return nil, optionError("state_path", err)
@@ -217,6 +222,7 @@ func (p *Process[O]) openDatabase() (err error) {
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
+	p.tell.registry.MustRegister(membershipprom.New(p.Members))
 	p.addPart(phaseDatabase, "database", p.read.label("database", "connection"),
 		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
 	p.probes = append(p.probes, probe{"database", "connection", func(ctx context.Context) error {
@@ -306,6 +312,7 @@ func (p *Process[O]) Runner() *operation.Runner {
 	cfg.Store, cfg.Host, cfg.Inflight, cfg.Logger = p.Operations, p.Host, p.App.Inflight(), p.Log
 	p.runner = operation.NewRunner(cfg)
 	p.tell.runners.Add(p.Host, p.runner)
+	p.tell.runners.AddStore(p.Operations)
 	p.addPart(phaseRunner, "operations", "", p.runner)
 	p.Leader("operations-purge", time.Hour, func(ctx context.Context) error {
 		n, err := p.Operations.Purge(ctx, p.base.OperationHistory)
@@ -358,7 +365,7 @@ func (p *Process[O]) finish() {
 	if p.base.Admin != "" {
 		p.App.AddLabeled("admin", p.read.label("DEFAULT", "admin_listen"), p.App.Admin(service.AdminConfig{
 			Addr: strings.ReplaceAll(p.base.Admin, servicePlaceholder, p.Name), Hosts: p.base.AdminHosts, Metrics: p.tell.metrics(),
-			Level: &p.read.level, Config: func() any { return p.read.config.Values() },
+			Level: p.read.level, Config: func() any { return p.read.config.Values() },
 		}))
 	}
 	for _, list := range p.parts {
@@ -409,11 +416,10 @@ func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error)
 	if err != nil {
 		return err
 	}
-	log := read.logger(r.err)
 	if r.setDefault {
-		slog.SetDefault(log)
+		slog.SetDefault(read.log)
 	}
-	p, err := r.wire(ctx, read, name, log, false)
+	p, err := r.wire(ctx, read, name, read.log, false)
 	if err != nil {
 		return err
 	}

@@ -20,10 +20,12 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcotel"
 	"github.com/armature-go/armature/rpc/rpcprom"
+	"github.com/armature-go/armature/scheduler/schedulerprom"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/api/apiotel"
 	"github.com/armature-go/armature/service/api/apiprom"
+	"github.com/armature-go/armature/service/auth/authprom"
 	"github.com/armature-go/armature/service/operation/operationprom"
 	"github.com/armature-go/armature/service/serviceprom"
 )
@@ -37,6 +39,8 @@ type telemetry struct {
 	database *dbprom.Metrics
 	service  *serviceprom.Metrics
 	runners  *operationprom.Metrics
+	tokens   *authprom.Metrics
+	decided  *schedulerprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // nil: no traces
 	log      *slog.Logger
@@ -45,11 +49,11 @@ type telemetry struct {
 func newTelemetry(ctx context.Context, app *service.App, name string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
-		database: dbprom.New(), runners: operationprom.New(), log: log,
+		database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New(), log: log,
 	}
 	t.registry.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners,
+		collectors.NewGoCollector(), collectors.NewBuildInfoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided,
 	)
 	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" || dry {

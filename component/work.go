@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -75,7 +76,13 @@ func Choose[R, O any](ctx context.Context, p *Process[O], s *scheduler.Scheduler
 	if err != nil {
 		return membership.Member{}, err
 	}
+	began := time.Now()
 	d, err := s.Rank(ctx, req, members)
+	seen := scheduler.Observation{Duration: time.Since(began), Hosts: len(members), Feasible: d.Feasible, Counts: d.Counts}
+	if err != nil && !errors.Is(err, scheduler.ErrNoValidHost) {
+		seen.Err = err
+	}
+	p.tell.decided.Observe(ctx, seen)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		return membership.Member{}, fault.New(fault.Unavailable, "%s: %w", d.Summary(), err)
