@@ -228,17 +228,26 @@ func (l *loader) validateStruct(v reflect.Value, section string) (errs []error) 
 			errs = append(errs, l.validateStruct(f, section)...)
 		}
 	}
-	if !v.Addr().CanInterface() {
-		return errs
-	}
-	if has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr()); ok {
-		for _, err := range splitJoined(has.Validate()) {
-			err = l.describeInvalid(section, err)
-			// The Validate of an embedded struct is also a method of the outer struct.
-			if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
-				errs = append(errs, err)
-			}
+	for _, err := range l.validateOne(v, section) {
+		// The Validate of an embedded struct is also a method of the outer struct.
+		if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
+			errs = append(errs, err)
 		}
+	}
+	return errs
+}
+
+// validateOne calls Validate of v, if it has one.
+func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
+	if !v.Addr().CanInterface() {
+		return nil
+	}
+	has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr())
+	if !ok {
+		return nil
+	}
+	for _, err := range splitJoined(has.Validate()) {
+		errs = append(errs, l.describeInvalid(section, err))
 	}
 	return errs
 }
