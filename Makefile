@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench chaos soak upgrade-test accept release-check fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test short lint bench chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -97,7 +97,7 @@ chaos: bin/testenv
 	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^TestChaos$$' -count 1 -timeout 30m -v ./examples/nova-mini/e2e
 
 soak: bin/testenv
-	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s ARMATURE_TEST_STORM=20000 $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
 # upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
 # those of this release from the last one.
@@ -112,6 +112,13 @@ accept:
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:
 	$(GO) run ./internal/releasecheck
+
+# pictures draws the pictures of docs/pictures with Graphviz (Debian's package graphviz). The first line of each has the checksum of its text,
+# with which TestPictures finds a picture that was not drawn again.
+pictures:
+	for f in docs/pictures/*.dot; do \
+		{ echo "<!-- $$(sha256sum <$$f | cut -c1-64) -->"; dot -Tsvg $$f | sed -n '/^<svg/,$$p'; } >$${f%.dot}.svg || exit 1; \
+	done
 
 # generate makes the Go and Python code of the .proto files. TestGenerated fails if the committed code
 # differs.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,16 +158,11 @@ func tutorial(t *testing.T, dir string) {
 		}
 		t.Skip("curl is not installed")
 	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := envtest.FreeAddr(t)
 	const fixed = "127.0.0.1:8780"
-	file := strings.NewReplacer(fixed, addr,
+	file := strings.NewReplacer(fixed, addr, "[DEFAULT]\n", "[DEFAULT]\ncontrol_exchange = hello-commands\n",
 		"rabbit://guest:guest@127.0.0.1:5672/", strings.Replace(envtest.URL(t, testenv.AMQPVar), "amqp://", "rabbit://", 1),
-		"mysql://hello:secret@127.0.0.1:3306/hello", dbtest.MySQL(t)).Replace(blocks["ini"][0]) + "control_exchange = hello-commands\n"
+		"mysql://hello:secret@127.0.0.1:3306/hello", dbtest.MySQL(t)).Replace(blocks["ini"][0])
 	if err := os.WriteFile(filepath.Join(dir, "hello-1.conf"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -66,10 +66,11 @@ var rules = map[string][]string{
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
+	"scheduler/schedulerprom":           {"scheduler", prometheus},
 	"scheduler/placement":               {"scheduler", "internal/backoff", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
-	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
+	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, protobuf, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
@@ -81,7 +82,7 @@ var rules = map[string][]string{
 	"service":             {"internal/backoff", "service/internal/bodytime", "internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
-	"service/auth":        {"service", "internal/outage", "service/api", "fault", "reqctx", "golang.org/x/sync"},
+	"service/auth":        {"service", "internal/outage", "service/api", "fault", "tlsfile", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apitest": {"github.com/santhosh-tekuri/jsonschema/v6"},
@@ -91,12 +92,20 @@ var rules = map[string][]string{
 		"service/...", "internal/outage", "internal/version", "fault", "listing", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership":              {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
-	"service/membership/rpccaps":      {"service/membership", "rpc", "golang.org/x/sync"},
-	"service/idempotency":             {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
-	"service/quota":                   {"db", "fault", "github.com/jmoiron/sqlx"},
-	"service/operation/operationprom": {"service/operation", prometheus},
-	"service/operation":               {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership/rpccaps":        {"service/membership", "rpc", "golang.org/x/sync"},
+	"service/quota":                     {"db", "fault", "github.com/jmoiron/sqlx"},
+	"service/operation/operationprom":   {"service/operation", prometheus},
+	"service/membership/membershipprom": {"service/membership", prometheus},
+	"service/auth/authprom":             {"service/auth", prometheus},
+	"service/operation":                 {"internal/backoff", "service/...", "internal/outage", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/idempotency":               {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
+
+	// component stands above all library packages, and no package imports it.
+	"component": {
+		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
+		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
+	},
 
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},
@@ -104,6 +113,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/goldentest":   {},
+	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
 	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
@@ -466,7 +476,7 @@ func TestForeignWords(t *testing.T) {
 			}
 			for _, s := range found {
 				// Keystone is allowed here, because every component authenticates with this identity service.
-				identity := []string{"service/auth", "internal/testenv", "internal/envtest", "internal/keystonetest"}
+				identity := []string{"service/auth", "component", "internal/testenv", "internal/envtest", "internal/keystonetest"}
 				if slices.Contains(identity, p.name()) && !strings.Contains(strings.ReplaceAll(strings.ToLower(s), "keystone", ""), "nova") {
 					continue
 				}

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
 )
 
 // only returns the migrations of a component without libraries.
@@ -118,13 +119,7 @@ func TestOpenFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() }) // a server that never answers
-	dead, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := dead.Close(); err != nil {
-		t.Fatal(err)
-	}
+	dead := envtest.FreeAddr(t)
 	exec(t, mustOpen(t, server), "CREATE OR REPLACE USER poor@'127.0.0.1' IDENTIFIED BY 'hunter2'")
 
 	const timeout = 300 * time.Millisecond
@@ -138,7 +133,7 @@ func TestOpenFails(t *testing.T) {
 		{"wrong password", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter22") }), fault.Unauthenticated, "Access denied", false},
 		{"no right", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter2") }), fault.Denied, "Access denied", false},
 		{"no database", with(func(u *url.URL) { u.Path = "/nonesuch" }), fault.Precondition, "nonesuch", false},
-		{"down", "mysql://nova:hunter2@" + dead.Addr().String() + "/nova", fault.Unavailable, "attempts in", true},
+		{"down", "mysql://nova:hunter2@" + dead + "/nova", fault.Unavailable, "attempts in", true},
 		{"hangs", "mysql://nova:hunter2@" + l.Addr().String() + "/nova", fault.Unavailable, "1 attempts in", true},
 		{"no directory", "sqlite:///nonesuch/x.db", fault.Precondition, "/nonesuch/x.db", false},
 		{"not a database", "sqlite:///proc/self/status", fault.Precondition, "/proc/self/status", false},
@@ -164,7 +159,7 @@ func TestOpenFails(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		defer cancel()
-		_, err := db.Open(ctx, db.Config{URL: "mysql://nova:hunter2@" + dead.Addr().String() + "/nova", ConnectTimeout: time.Hour})
+		_, err := db.Open(ctx, db.Config{URL: "mysql://nova:hunter2@" + dead + "/nova", ConnectTimeout: time.Hour})
 		if fault.CodeOf(err) != fault.Timeout || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("Open = %v (%v), want Timeout", err, fault.CodeOf(err))
 		}

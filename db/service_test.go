@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/waittest"
 )
 
@@ -61,12 +62,7 @@ func TestService(t *testing.T) {
 // succeeds when it is up. A wrong login has another code, because waiting does not help.
 func TestServiceWaits(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port on which nothing listens
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().String()
-	_ = l.Close()
+	port := envtest.FreeAddr(t)
 	u, err := url.Parse(dbtest.MySQL(t))
 	if err != nil {
 		t.Fatal(err)

@@ -38,6 +38,16 @@ type Kind[D Driver] struct {
 	// or the previous version, because workers can use programs of both. Info and Close of the driver
 	// must be those of Remote(c).
 	Client func(c grpc.ClientConnInterface, protocol int) D
+
+	complete func(D) (D, error) // of a driver that was opened; nil: it is complete
+}
+
+// opened returns a driver that was opened in the form in which it is used.
+func (k *Kind[D]) opened(d D, err error) (D, error) {
+	if err != nil || k.complete == nil {
+		return d, err
+	}
+	return k.complete(d)
 }
 
 var plainName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)

@@ -325,7 +325,7 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 			return nil, fmt.Errorf("open driver %s: %w", name, err)
 		}
 		p := newPlugin(func(ctx context.Context) (map[int]D, *supervisor, error) {
-			d, err := r.Open(ctx, name, cfg.Options)
+			d, err := k.opened(r.Open(ctx, name, cfg.Options))
 			return map[int]D{0: d}, nil, err
 		})
 		p.options = cfg.Options

@@ -333,6 +333,8 @@ func TestMain(m *testing.M) {
 		k := echoKindWithProtocol(3)
 		k.Name = "volume"
 		driver.Serve(k, openEcho)
+	case "armature-speaker-loud":
+		driver.Serve(speakerKind, openSpeaker)
 	default:
 		driver.Serve(echoKind, openEcho)
 	}

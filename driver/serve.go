@@ -138,7 +138,7 @@ func newServer[D Driver](k Kind[D], open func(context.Context, json.RawMessage) 
 	var none D
 	k.Register(&s.services, none)
 	s.make = func(ctx context.Context, options json.RawMessage) (Driver, services, error) {
-		d, err := open(ctx, options)
+		d, err := k.opened(open(ctx, options))
 		if err != nil {
 			return nil, nil, err
 		}

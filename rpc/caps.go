@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/outage"
 )
 
@@ -282,7 +283,7 @@ func (c *Client) startCaps() {
 func (c *Client) keepCaps() {
 	defer time.AfterFunc(c.cfg.CapsWait, c.giveUpCaps).Stop()
 	var log outage.Log
-	delay := capsRetry
+	failed := 0
 	for {
 		var err error
 		if k := c.caps.current.Load(); k == nil || time.Since(k.at) > freshCaps { // otherwise Reload has just read them
@@ -292,11 +293,10 @@ func (c *Client) keepCaps() {
 			return
 		}
 		next := c.cfg.CapsEvery - rand.N(c.cfg.CapsEvery/10+1)
-		if err == nil {
-			delay = capsRetry
+		if failed++; err == nil {
+			failed = 0
 		} else {
-			next = min(delay, c.cfg.CapsEvery)
-			delay = min(2*delay, maxCapsRetry)
+			next = min(backoff.Exponential(failed, capsRetry, maxCapsRetry), c.cfg.CapsEvery)
 		}
 		if c.caps.current.Load() != nil { // before the first answer, giveUpCaps logs the error
 			log.Note(c.life, c.cfg.Logger, slog.LevelWarn, "refresh of the version caps", err, false)

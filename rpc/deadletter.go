@@ -1,9 +1,11 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"strconv"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -49,7 +51,8 @@ const (
 // verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them. It
 // sees fewer if the bus limits the bytes in flight or, as watermillbus does, the messages that
 // are handled at once. While DeadLetters runs, no other process sees the dead letters. decide
-// runs in the caller's goroutine; it may keep the DeadLetter, but must not change its Payload.
+// runs in the caller's goroutine; it may keep the DeadLetter, but must not change its Payload. A message that is sent
+// again and dead-lettered again during the run is kept for the next run.
 //
 // After an error, the present dead letter and all later ones are kept. Errors:
 //
@@ -72,6 +75,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 	}
 	var kept []*bus.Delivery
+	again := map[string]bool{} // the keys of the messages that were sent again
 	defer func() {
 		cancel()
 		for d := range in {
@@ -91,7 +95,15 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		if d == nil {
 			return nil
 		}
-		keep, err := executeVerdict(ctx, b, i, d, decide(newDeadLetter(d.Message)))
+		if again[letterKey(d.Message, 0)] {
+			kept = append(kept, d)
+			continue
+		}
+		verdict := decide(newDeadLetter(d.Message))
+		if verdict == Requeue {
+			again[letterKey(d.Message, 1)] = true
+		}
+		keep, err := executeVerdict(ctx, b, i, d, verdict)
 		if keep {
 			kept = append(kept, d)
 		}
@@ -100,6 +112,11 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		}
 		end.Reset(deadLetterWait)
 	}
+}
+
+// letterKey identifies a message, after it was sent again more times. A message without an id is identified by its payload.
+func letterKey(m *bus.Message, more int) string {
+	return cmp.Or(m.ID, string(m.Payload)) + "/" + strconv.Itoa(m.Requeues+more)
 }
 
 // nextDeadLetter returns the next dead letter, or nil if none comes until end.

@@ -399,3 +399,42 @@ func TestCastOfNewerVersion(t *testing.T) {
 		})
 	}
 }
+
+// TestRequeueEnds: a run of DeadLetters sees each dead letter once, also if it sends dead letters again and they fail at once: such a
+// dead letter is kept for the next run.
+func TestRequeueEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var runs atomic.Int64
+		startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			runs.Add(1)
+			return nil, fault.New(fault.Invalid, "never")
+		})
+		const letters = 5
+		for n := range 3 {
+			sendKeep(t, bus, strconv.Itoa(n))
+		}
+		for _, id := range []string{"unreadable", ""} {
+			if err := bus.Publish(t.Context(), "backup", rpctest.Message(id, "nonsense", "?"+id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(time.Second)
+		for round := int64(1); round <= 2; round++ {
+			calls := 0
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			err := rpc.DeadLetters(ctx, bus, iface, func(*rpc.DeadLetter) rpc.Verdict {
+				if calls++; calls > 100*letters {
+					cancel()
+				}
+				return rpc.Requeue
+			})
+			pass(time.Second)
+			if got := runs.Load(); err != nil || calls != letters || got != 3*(round+1) {
+				t.Fatalf("round %d: %v, decided %d times, handled %d times, want %d and %d", round, err, calls, got, letters, 3*(round+1))
+			}
+		}
+	})
+}

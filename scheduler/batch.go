@@ -69,10 +69,10 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n int, place func(H) H, b *Batch[H]) (map[string]H, *Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()
-	if err := r.start(ctx, req, hosts); err != nil {
+	d, err := r.decide(ctx, req, hosts)
+	if err != nil {
 		return nil, nil, err
 	}
-	d := r.decide()
 	placed := map[string]H{}
 	for first := true; len(r.feasible) > 0 && len(b.Hosts) < n; first = false {
 		if err := ctx.Err(); err != nil {

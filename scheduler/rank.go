@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // blockSize is how many hosts are filtered, and later weighed, as one block, which fits into the processor's cache.
@@ -226,8 +227,31 @@ func (r *ranking[R, H]) rejectNonFinite() {
 	r.feasible = r.feasible[:kept]
 }
 
-// decide returns the decision.
-func (r *ranking[R, H]) decide() *Decision[H] {
+// decide makes the decision about a request, and reports it to the observer.
+func (r *ranking[R, H]) decide(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
+	observe := r.s.cfg.Observe
+	if observe == nil {
+		return r.rank(ctx, req, hosts)
+	}
+	begin := time.Now()
+	d, err := r.rank(ctx, req, hosts)
+	o := Observation{Duration: time.Since(begin), Hosts: len(hosts), Err: err}
+	if err == nil {
+		o.Feasible, o.Counts = d.Feasible, d.Counts
+	}
+	observe(ctx, o)
+	return d, err
+}
+
+func (r *ranking[R, H]) rank(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
+	if err := r.start(ctx, req, hosts); err != nil {
+		return nil, err
+	}
+	return r.result(), nil
+}
+
+// result returns the decision after start.
+func (r *ranking[R, H]) result() *Decision[H] {
 	d := &Decision[H]{
 		Feasible: len(r.feasible), Ranked: r.rankFeasible(),
 		Counts: make([]Count, 0, len(r.counts)), rejected: r.rejected.clone(),

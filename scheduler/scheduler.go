@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -140,6 +141,23 @@ type Config[R any, H Host] struct {
 	CountsOnly bool
 	// MaxRanked is the maximum number of hosts in Decision.Ranked. Default 0: all feasible hosts.
 	MaxRanked int
+	// Observe is called after each decision, in the goroutine that asked for it. It must not block. Package schedulerprom has one
+	// for Prometheus. Default: decisions are not observed.
+	Observe func(ctx context.Context, o Observation)
+}
+
+// Observation is what Config.Observe learns about a decision. [Scheduler.RankMany] makes one decision for many requests, and
+// another one each time that all hosts of the last one are full.
+type Observation struct {
+	// Duration is the time that the filters, the weighers and the picker took.
+	Duration time.Duration
+	// Hosts is the number of hosts that were judged, and Feasible that of the feasible ones.
+	Hosts, Feasible int
+	// Counts are those of the decision. The function must neither keep nor change them.
+	Counts []Count
+	// Err is the error of ctx, of a filter or of a weigher. A decision without a feasible host is no error here. With an error, Feasible
+	// and Counts are not set.
+	Err error
 }
 
 // Scheduler ranks hosts. It is safe for concurrent use.
@@ -214,10 +232,10 @@ func checkNamed(kind, field string, i int, v interface{ Name() string }, names [
 func (s *Scheduler[R, H]) Rank(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()
-	if err := r.start(ctx, req, hosts); err != nil {
+	d, err := r.decide(ctx, req, hosts)
+	if err != nil {
 		return nil, err
 	}
-	d := r.decide()
 	if d.Feasible == 0 {
 		return d, fmt.Errorf("%w: %s", ErrNoValidHost, d.Summary())
 	}

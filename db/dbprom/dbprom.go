@@ -9,6 +9,8 @@
 //	statements_total             counter    verb, code   statements that the database has answered
 //	statement_duration_seconds   histogram  verb         time from the start of a statement to the database's answer
 //
+// The pool of connections is measured by client_golang itself: collectors.NewDBStatsCollector(d.DB, name).
+//
 // verb is SELECT, INSERT, UPDATE, DELETE or other; code is OK or a fault code such as Unavailable.
 package dbprom
 

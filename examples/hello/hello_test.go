@@ -1,13 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/driver"
@@ -53,16 +54,14 @@ var rules = []drivertest.Case[Greeter]{{
 	},
 }}
 
-type latin struct{ english }
-
-func (latin) Greet(_ context.Context, name string) (string, error) {
-	if name == "" {
-		return "", fault.New(fault.Invalid, "nemo salutatur")
-	}
-	return "Ave, " + name + "!", nil
+func openLatin(context.Context, json.RawMessage) (Greeter, error) {
+	return Greeter{Driver: driver.Static(driver.Info{Name: "latin"}), Greet: func(_ context.Context, name string) (string, error) {
+		if name == "" {
+			return "", fault.New(fault.Invalid, "nemo salutatur")
+		}
+		return "Ave, " + name + "!", nil
+	}}, nil
 }
-
-func openLatin(context.Context, json.RawMessage) (Greeter, error) { return latin{}, nil }
 
 func TestMain(m *testing.M) {
 	if os.Getenv("HELLO_TEST_PROCESS") != "" {
@@ -83,7 +82,7 @@ func TestDrivers(t *testing.T) {
 	dir := plugins(t)
 	for name, want := range map[string]string{"english": "Hello, Ada!", "latin": "Ave, Ada!"} {
 		var drivers driver.Registry[Greeter]
-		drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
+		drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english, nil })
 		p, err := drivers.Launch(t.Context(), Kind, name, driver.PluginConfig{Dir: dir})
 		if err != nil {
 			t.Fatal(err)
@@ -115,27 +114,49 @@ func plugins(t *testing.T) string {
 	return dir
 }
 
+// setup has the options of a process of hello. An option that is empty is not set.
+type setup struct{ host, driver, plugins, connection, bus, exchange, token string }
+
+// env returns the options as environment variables, for a process that listens on an address.
+func (s *setup) env(listen string) (out []string) {
+	for name, value := range map[string]string{
+		"DEFAULT__HOST": s.host, "DEFAULT__LISTEN": listen, "DEFAULT__DRIVER": s.driver, "DEFAULT__PLUGIN_DIR": s.plugins, "DEFAULT__TRANSPORT_URL": s.bus,
+		"DEFAULT__CONTROL_EXCHANGE": s.exchange, "DATABASE__CONNECTION": s.connection, "API__TOKEN": s.token,
+	} {
+		if value != "" {
+			out = append(out, "OS_"+name+"="+value)
+		}
+	}
+	if s.token != "" {
+		out = append(out, "OS_API__AUTH_STRATEGY=token")
+	}
+	return out
+}
+
 // processes runs components until the test ends, and returns their addresses.
-func processes(t *testing.T, all ...*options) (addrs []string) {
+func processes(t *testing.T, all ...*setup) (addrs []string) {
 	t.Helper()
 	for _, o := range all {
 		ctx, cancel := context.WithCancel(context.Background())
-		listens, ended := make(chan string, 1), make(chan error, 1)
-		go func() { ended <- runComponent(ctx, o, listens) }()
+		listens, ended := make(chan string, 1), make(chan int, 1)
+		c := hello
+		c.Started = func(p *component.Process[options]) error { listens <- p.Addr(); return nil }
+		var log logBuffer
+		go func() { ended <- component.Run(ctx, c, nil, o.env("127.0.0.1:0"), io.Discard, &log) }()
 		t.Cleanup(func() {
 			cancel()
-			if err := <-ended; err != nil {
-				t.Errorf("%s ended with %v", o.Host, err)
+			if code := <-ended; code != 0 {
+				t.Errorf("%s ended with %d: %s", o.host, code, log.text())
 			}
 		})
 		select {
 		case a := <-listens:
 			addrs = append(addrs, "http://"+a)
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("%s: %v", o.Host, err)
+		case code := <-ended:
+			ended <- code
+			t.Fatalf("%s ended with %d: %s", o.host, code, log.text())
 		case <-time.After(30 * time.Second):
-			t.Fatalf("%s does not listen", o.Host)
+			t.Fatalf("%s does not listen: %s", o.host, log.text())
 		}
 	}
 	return addrs
@@ -181,7 +202,7 @@ func greeted(t *testing.T, addr, name string) (g Greeting) {
 // TestOneProcess: the component with everything in one process.
 func TestOneProcess(t *testing.T) {
 	t.Parallel()
-	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "latin", Plugins: plugins(t), Connection: dbtest.SQLite(t), Exchange: "hello"})[0]
+	addr := processes(t, &setup{host: "h1", driver: "latin", plugins: plugins(t), connection: dbtest.SQLite(t), exchange: "hello"})[0]
 	if g := greeted(t, addr, "Ada"); g.Text != "Ave, Ada!" || g.Host != "h1" {
 		t.Errorf("%+v", g)
 	}
@@ -203,7 +224,7 @@ func TestOneProcess(t *testing.T) {
 // TestToken: with api_token, only clients that send the token are served. /readyz needs no token.
 func TestToken(t *testing.T) {
 	t.Parallel()
-	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello", Token: "s3cret"})[0]
+	addr := processes(t, &setup{host: "h1", driver: "english", connection: dbtest.SQLite(t), exchange: "hello", token: "s3cret"})[0]
 	for token, want := range map[string]int{"": http.StatusUnauthorized, "S3cret": http.StatusUnauthorized, "s3cret": http.StatusNotFound} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, addr+"/v1/greetings/none", http.NoBody)
 		if err != nil {
@@ -241,9 +262,9 @@ func TestWatermill(t *testing.T) {
 func testTwoProcesses(t *testing.T, bus, exchange string) {
 	t.Helper()
 	database := dbtest.MySQL(t)
-	var all []*options
+	var all []*setup
 	for _, host := range []string{"h1", "h2"} {
-		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: exchange})
+		all = append(all, &setup{host: host, driver: "english", connection: database, bus: bus, exchange: exchange})
 	}
 	addrs := processes(t, all...)
 	hosts := map[string]bool{}
@@ -274,14 +295,10 @@ func startProgram(t *testing.T, program, host, database, bus, exchange string) (
 // startLogged is startProgram with a place for the log of the process.
 func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	_ = l.Close()
+	addr := envtest.FreeAddr(t)
 	cmd := exec.CommandContext(context.Background(), program)
-	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1", "OS_DEFAULT__HOST="+host, "OS_DEFAULT__LISTEN="+addr, "OS_DEFAULT__CONNECTION="+database, "OS_DEFAULT__TRANSPORT_URL="+bus, "OS_DEFAULT__CONTROL_EXCHANGE="+exchange)
+	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1")
+	cmd.Env = append(cmd.Env, (&setup{host: host, connection: database, bus: bus, exchange: exchange}).env(addr)...)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -358,7 +375,7 @@ func TestKilled(t *testing.T) {
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
-	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: url, Exchange: "hello"})[0]
+	addr := processes(t, &setup{host: "h1", driver: "english", connection: url, exchange: "hello"})[0]
 	greeted(t, addr, "Ada")
 	d, err := db.Open(t.Context(), db.Config{URL: url})
 	if err != nil {
@@ -391,24 +408,25 @@ func TestBadNames(t *testing.T) {
 // TestBadOptions: the error names every option with a value that cannot work.
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
-	good := func() *options {
-		return &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello"}
-	}
 	for _, tt := range []struct {
-		set   func(o *options)
+		env   []string
 		wants []string
 	}{
-		{func(o *options) { o.Listen = "nowhere" }, []string{"option listen", "missing port"}},
-		{func(o *options) { o.Bus = "carrier-pigeon://h" }, []string{"option transport_url: "}},
-		{func(o *options) { o.Connection = "oracle://h" }, []string{"option connection: "}},
-		{func(o *options) { o.Bus, o.Connection, o.Driver = "carrier-pigeon://h", "oracle://h", "no/such" }, []string{"option transport_url: ", "option connection: ", "option driver: "}},
+		{[]string{"OS_DEFAULT__LISTEN=nowhere"}, []string{"OS_DEFAULT__LISTEN: [DEFAULT] listen: ", "missing port"}},
+		{[]string{"OS_DEFAULT__LISTEN=0.0.0.0:0"}, []string{"[api] auth_strategy: noauth2 makes every client the administrator"}},
+		{[]string{"OS_DEFAULT__TRANSPORT_URL=carrier-pigeon://h"}, []string{"[DEFAULT] transport_url: "}},
+		{[]string{"OS_DATABASE__CONNECTION=oracle://h"}, []string{"[database] connection: "}},
+		{
+			[]string{"OS_DEFAULT__TRANSPORT_URL=carrier-pigeon://h", "OS_DATABASE__CONNECTION=oracle://h", "OS_DEFAULT__DRIVER=no/such"},
+			[]string{"[DEFAULT] transport_url: ", "[database] connection: ", "[DEFAULT] driver: "},
+		},
+		{[]string{"OS_DATABASE__CONNECTION=" + dbtest.SQLite(t), "OS_DEFAULT__DRIVER=greek", "OS_DEFAULT__LISTEN=127.0.0.1:0"}, []string{"[DEFAULT] driver: "}},
 	} {
-		o := good()
-		tt.set(o)
-		err := runComponent(t.Context(), o, make(chan string, 1))
+		var log bytes.Buffer
+		code := component.Run(t.Context(), hello, nil, tt.env, io.Discard, &log)
 		for _, want := range tt.wants {
-			if !strings.Contains(fmt.Sprint(err), want) {
-				t.Errorf("%+v: %v; want %s", o, err, want)
+			if code != 1 || !strings.Contains(log.String(), want) {
+				t.Errorf("%v: %d %s; want %s", tt.env, code, &log, want)
 			}
 		}
 	}

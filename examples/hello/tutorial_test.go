@@ -42,7 +42,7 @@ func TestTutorial(t *testing.T) {
 		t.Fatal(err)
 	}
 	var o options
-	if err := config.Load(&o, config.Source{Files: []string{file}}); err != nil || o.Connection == "" || o.Bus == "" {
+	if err := config.Load(&o, config.Source{Files: []string{file}}); err != nil || o.Database.Connection == "" || o.TransportURL == "" {
 		t.Errorf("the file: %+v, %v", o, err)
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -51,7 +51,7 @@ func TestTutorial(t *testing.T) {
 		}
 		t.Skip("curl is not installed")
 	}
-	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t)})[0]
+	addr := processes(t, &setup{host: "h1", connection: dbtest.SQLite(t)})[0]
 	id := ""
 	for i, want := range []string{"202 Accepted", `"name":"Ada"`, "'' is too short"} {
 		cmd := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][i], "http://127.0.0.1:8780", addr), "/ID", "/"+id)

@@ -62,6 +62,13 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.buf.Write(p)
 }
 
+// text returns the output.
+func (b *logBuffer) text() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
 // count returns how often the output has a text.
 func (b *logBuffer) count(text string) int {
 	b.mu.Lock()

@@ -2,9 +2,24 @@
 package envtest
 
 import (
+	"net"
 	"os"
+	"strconv"
 	"testing"
+
+	"github.com/armature-go/armature/internal/testenv"
 )
+
+// FreeAddr returns an address of 127.0.0.1 on which no program listens, for a process that the test starts. The port is not one of those for
+// outgoing connections, of which one could take the port before the process listens.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+}
 
 // URL returns the value of the environment variable name, which is the URL of a private
 // service. If the variable is not set, the test is skipped. If CI is set, the test fails instead, because

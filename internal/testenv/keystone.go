@@ -106,7 +106,7 @@ func findKeystone() (string, error) { return findProgram(keystonePackage, "keyst
 func keystoneURL(port int) string { return "http://127.0.0.1:" + strconv.Itoa(port) + "/v3" }
 
 func newKeystone(dir, server string, out *tail) (*Service, error) {
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}

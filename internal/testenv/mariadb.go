@@ -83,7 +83,7 @@ func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string)
 }
 
 func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) {
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}

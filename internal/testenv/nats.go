@@ -53,7 +53,7 @@ func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string
 }
 
 func newNATS(dir, server string, out *tail, settings []string) (*Service, error) {
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}

@@ -103,11 +103,11 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// freePort returns a port of 127.0.0.1 that no program uses. The port is below the range of ports
+// FreePort returns a port of 127.0.0.1 that no program uses. The port is below the range of ports
 // for outgoing connections. While the daemon is down, a client's connection could take a port
 // of that range, and a client that dials such a port could even connect to
 // itself.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	const low = 15000
 	high := 32000
 	if raw, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {

@@ -63,7 +63,7 @@ func newRabbitMQ(dir, server, epmd string, out *tail, settings []string) (*Servi
 	var ports [3]int
 	for i := range ports {
 		var err error
-		if ports[i], err = freePort(); err != nil {
+		if ports[i], err = FreePort(); err != nil {
 			return nil, err
 		}
 	}

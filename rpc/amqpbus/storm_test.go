@@ -84,7 +84,7 @@ func handled(t *testing.T, path string) map[int]int {
 	return got
 }
 
-// TestStorm: 20,000 casts and 10,000 calls, while connections are cut ten times
+// TestStorm: thousands of casts and calls, while connections are cut ten times
 // in different ways, the broker is killed once, and the server process five times. No
 // cast is lost. Each call ends at its deadline or before, with a result or a typed error.
 func TestStorm(t *testing.T) {
@@ -92,7 +92,8 @@ func TestStorm(t *testing.T) {
 	broker := envtest.RabbitMQ(t)
 	toServer, serverURL := proxyTo(t, broker.URL)
 	toClient, clientURL := proxyTo(t, broker.URL)
-	s := &storm{T: t, broker: broker, toServer: toServer, toClient: toClient, serverURL: serverURL, list: filepath.Join(t.TempDir(), "handled")}
+	casts, calls := stormSize(t)
+	s := &storm{T: t, casts: casts, calls: calls, broker: broker, toServer: toServer, toClient: toClient, serverURL: serverURL, list: filepath.Join(t.TempDir(), "handled")}
 	if err := os.WriteFile(s.list, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestStorm(t *testing.T) {
 	wg.Wait()
 	var got map[int]int
 	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
-		if got = handled(t, s.list); len(got) != stormCasts+1 {
+		if got = handled(t, s.list); len(got) != s.casts+1 {
 			return errors.New("not all casts are handled")
 		}
 		return nil
@@ -122,15 +123,29 @@ func TestStorm(t *testing.T) {
 	t.Logf("%d reconnects of the client; %s", bus.Capabilities().Stats().Reconnects, s.childLog.String())
 }
 
-const (
-	stormCasts, stormCalls = 20_000, 10_000
-	stormCallTime          = 5 * time.Second
-)
+const stormCallTime = 5 * time.Second
+
+// castsVar sets how many casts TestStorm sends, such as 20000. There are half as many calls.
+const castsVar = "ARMATURE_TEST_STORM"
+
+// stormSize returns how many casts and calls TestStorm sends.
+func stormSize(t *testing.T) (casts, calls int) {
+	t.Helper()
+	casts = 8000
+	if text := os.Getenv(castsVar); text != "" {
+		var err error
+		if casts, err = strconv.Atoi(text); err != nil {
+			t.Fatalf("%s: %v", castsVar, err)
+		}
+	}
+	return casts, casts / 2
+}
 
 // storm is a server process and a client, each behind a proxy to a broker of their own.
 type storm struct {
 	*testing.T
 
+	casts, calls       int
 	broker             *testenv.Service
 	toServer, toClient *proxy
 	serverURL          string
@@ -167,7 +182,7 @@ func (s *storm) launch() *testenv.Process {
 func (s *storm) cast(wg *sync.WaitGroup, client *rpc.Client) {
 	for g := range 32 {
 		wg.Go(func() {
-			for n := g; n < stormCasts; n += 32 {
+			for n := g; n < s.casts; n += 32 {
 				ctx, cancel := context.WithTimeout(s.Context(), 2*time.Minute) // longer than any outage
 				if err := rpc.Cast(ctx, client, keep, "h", &n); err != nil {
 					s.Errorf("cast %d: %v", n, err)
@@ -183,8 +198,8 @@ func (s *storm) cast(wg *sync.WaitGroup, client *rpc.Client) {
 func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 	for g := range 16 {
 		wg.Go(func() {
-			for n := g; n < stormCalls; n += 16 {
-				for s.called.Load() > s.sent.Load()*stormCalls/stormCasts+200 && s.sent.Load() < stormCasts {
+			for n := g; n < s.calls; n += 16 {
+				for s.called.Load() > s.sent.Load()/2+200 && s.sent.Load() < int64(s.casts) {
 					waittest.Spend(time.Millisecond)
 				}
 				ctx, cancel := context.WithTimeout(s.Context(), stormCallTime)
@@ -247,7 +262,7 @@ func (s *storm) disturb() {
 	}
 	for i, event := range events {
 		// the events are spread over the casts
-		for s.sent.Load() < int64(stormCasts*(i+1)/(len(events)+2)) {
+		for s.sent.Load() < int64(s.casts*(i+1)/(len(events)+2)) {
 			waittest.Spend(5 * time.Millisecond)
 		}
 		event()
@@ -275,15 +290,15 @@ func (s *storm) judge(got map[int]int) {
 		}
 	}
 	s.Logf("%d casts: %d lost, %d handled again; %d calls: %d failed %v, %d hung",
-		stormCasts, stormCasts+1-len(got), twice, s.called.Load(), len(s.failed), codes, hung)
-	if lost := stormCasts + 1 - len(got); lost > 0 {
+		s.casts, s.casts+1-len(got), twice, s.called.Load(), len(s.failed), codes, hung)
+	if lost := s.casts + 1 - len(got); lost > 0 {
 		s.Errorf("%d casts were lost", lost)
 	}
 	if hung > 0 {
 		s.Errorf("%d calls ended more than a second after their deadlines", hung)
 	}
-	if len(s.failed) > stormCalls/2 {
-		s.Errorf("%d of %d calls failed: too many for a meaningful test", len(s.failed), stormCalls)
+	if len(s.failed) > s.calls/2 {
+		s.Errorf("%d of %d calls failed: too many for a meaningful test", len(s.failed), s.calls)
 	}
 }
 

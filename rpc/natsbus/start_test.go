@@ -2,7 +2,6 @@ package natsbus_test
 
 import (
 	"errors"
-	"net"
 	"net/url"
 	"strings"
 	"testing"
@@ -24,14 +23,7 @@ func TestStartFails(t *testing.T) {
 	if err != nil {
 		t.Fatal("the URL of the server cannot be read")
 	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	dead := envtest.FreeAddr(t)
 	tests := []struct {
 		name, url string
 		want      fault.Code

@@ -64,6 +64,21 @@ type KeystoneConfig struct {
 	// validations fail. It gets a DEBUG for each other failure, and an INFO when validations work again.
 	// Default [slog.Default].
 	Logger *slog.Logger
+	// Observe is called for each validation of a token, from the cache or by Keystone. Requests that wait for the same validation are one.
+	// It must not block. Package authprom has one for Prometheus. Default: validations are not observed.
+	Observe func(ctx context.Context, o Observation)
+}
+
+// Observation is what KeystoneConfig.Observe learns about the validation of a token.
+type Observation struct {
+	// Cached reports that Keystone was not asked.
+	Cached bool
+	// Valid reports that the token is valid. It is false if Err is not nil.
+	Valid bool
+	// Duration is the duration of Keystone's answer, with a new login if that was necessary; 0 if Cached.
+	Duration time.Duration
+	// Err is not nil if Keystone has given no answer.
+	Err error
 }
 
 // Keystone validates tokens with Keystone's v3 API and caches the answers. It renews the service's own token
@@ -138,6 +153,9 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(context.Context, Observation) {}
+	}
 	return &Keystone{cfg: cfg, url: u, cache: map[[32]byte]validation{}}, nil
 }
 
@@ -190,13 +208,17 @@ func (k *Keystone) findToken(ctx context.Context, token string, allowExpired boo
 	v, cached := k.cache[sum]
 	k.mu.Unlock()
 	if cached && time.Now().Before(v.until) {
+		k.cfg.Observe(ctx, Observation{Cached: true, Valid: v.valid})
 		return v, nil
 	}
 	// Other requests with this token share the call, so the call does not end with the context of this request.
 	found, err, _ := k.calls.Do(string(sum[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.Timeout)
 		defer cancel()
-		return k.cacheToken(ctx, sum, token, allowExpired)
+		begin := time.Now()
+		v, err := k.cacheToken(ctx, sum, token, allowExpired)
+		k.cfg.Observe(ctx, Observation{Valid: v.valid && err == nil, Duration: time.Since(begin), Err: err})
+		return v, err
 	})
 	if err != nil {
 		return validation{}, err

@@ -8,7 +8,8 @@
 //		Database struct {
 //			Connection string `ini:"connection" secret:"true" required:"true" help:"URL of the database"`
 //		} `section:"database"`
-//		Drivers map[string]map[string]string `sections:"driver_"`
+//		Backends map[string]Backend           `sections:"backend_"` // Backend is a struct of options
+//		Drivers  map[string]map[string]string `sections:"driver_"`
 //	}
 //
 //	c, err := config.Open[Options](config.Source{Files: files, Env: os.Environ()})
@@ -46,9 +47,17 @@
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
-// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. If the field has
+// value. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. A map of structs is a typed family: each of
+// its sections has the options of the struct, with all tags but strict, and without sections of its own. Two sections of a typed family
+// whose names differ only in upper and lower case are an error. A map of maps takes raw values, and such sections are one section. With
+// the tag reloadable, a reload adds, removes and changes the sections of a family. If the field has
 // the tag protects, a section with a similar name, such as [drivr_acme], is an error, also in lenient mode.
 // Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
+//
+// A struct of options may have a method Validate() error, for what tags cannot say: the whole struct, and each struct for a section, a
+// section of a family, or an embedded struct. The methods are called at each load and reload when all options are valid by themselves. They
+// must not change the struct. The error gets the name of the section, and if Meta of its [github.com/armature-go/armature/fault.Error] has a value "option", the place of
+// this option. Errors joined by errors.Join are one error each. Validate must not use the network.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
 // environment by itself. It expands variables only in lenient mode. In strict mode a password may contain a $.
@@ -103,9 +112,8 @@ func (s *Source) AddFlags(fs FlagSet) {
 	fs.Func("config-dir", "`directory` whose files *.conf are read in the order of their names; may be repeated, also between files", appendFile)
 }
 
-// Load sets the options in the struct that opts points to. If the struct has a method Validate() error,
-// Load calls it when all options are valid by themselves. Load fails with Invalid if the sources have errors, or if
-// Validate fails. The text has a line for each error, with its file and line, or its variable or flag. After an error
+// Load sets the options in the struct that opts points to. Load fails with Invalid if the sources have errors, or if
+// a Validate method fails. The text has a line for each error, with its file and line, or its variable or flag. After an error
 // opts is unchanged. Load panics if the struct does not follow the package comment, which is a programmer's error.
 func Load(opts any, src Source) error {
 	target := structOf(opts)

@@ -16,7 +16,7 @@ func ExampleSample() {
 			Connection string `ini:"connection" secret:"true" required:"true" help:"URL of the database"`
 		} `section:"database"`
 	}
-	if err := config.Sample(os.Stdout, new(options)); err != nil {
+	if err := config.Sample(os.Stdout, new(options), nil); err != nil {
 		fmt.Println(err)
 	}
 	// Output:

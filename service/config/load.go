@@ -63,15 +63,6 @@ type unknown struct {
 	why  string // why the option may be meant for protection, so that it is always an error; "": it is not
 }
 
-// family is a declared family of sections with raw values, see the tag sections.
-type family struct {
-	prefix   string
-	values   map[string]map[string]string
-	field    reflect.Value
-	protects bool // has the tag protects
-	reload   bool // has the tag reloadable
-}
-
 func newLoader() *loader {
 	return &loader{
 		options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{},
@@ -107,12 +98,9 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 		l.expandVariables()
 	}
 	l.assignFields()
+	l.storeMembers()
 	if l.errs == nil {
-		if v, ok := reflect.TypeAssert[interface{ Validate() error }](work.Addr()); ok {
-			if err := v.Validate(); err != nil {
-				l.errs = append(l.errs, fault.New(fault.Invalid, "%w", err))
-			}
-		}
+		l.errs = l.validateStruct(work, defaultSection)
 	}
 	return l, errors.Join(l.errs...)
 }
@@ -237,10 +225,7 @@ func (l *loader) declareFields(v reflect.Value, section string) {
 			}
 			l.declareFields(f, s)
 		case tag.Get("sections") != "":
-			require("sections", "map[string]map[string]string", f.Type() == reflect.TypeFor[map[string]map[string]string]())
-			values := map[string]map[string]string{}
-			f.Set(reflect.ValueOf(values))
-			l.families = append(l.families, family{tag.Get("sections"), values, f, tag.Get("protects") == "true", tag.Get("reloadable") == "true"})
+			l.declareFamily(f, field)
 		case field.Anonymous && f.Kind() == reflect.Struct:
 			l.declareFields(f, section)
 		}

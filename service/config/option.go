@@ -28,6 +28,8 @@ type option struct {
 	expanded string   // value with its variables replaced
 	where    string   // the origin of value, see Value.Where
 	bad      bool     // value has an error
+	reload   bool     // a reload may change it
+	member   bool     // belongs to a section of a family
 }
 
 // hasTag reports whether a tag is "true".
@@ -39,6 +41,7 @@ var fieldTags = []string{"ini", "default", "help", "min", "max", "choices", "reg
 // newOption returns the option of a field, with its default. It panics if the field's type or tags are wrong.
 func newOption(f reflect.Value, field reflect.StructField, section string) *option {
 	o := &option{section: section, name: field.Tag.Get("ini"), field: f, tag: field.Tag, value: field.Tag.Get("default"), where: "default"}
+	o.reload = o.hasTag("reloadable")
 	fail := func(format string, args ...any) {
 		panic("config: field " + field.Name + ": " + fmt.Sprintf(format, args...))
 	}

@@ -75,7 +75,7 @@ func (c *Config[T]) Files() []string { return c.current.Load().files }
 func (c *Config[T]) Where(section, name string) string {
 	now := c.current.Load()
 	for _, v := range now.values {
-		if v.Section == section && v.Name == name {
+		if v.Name == name && (v.Section == section || section != defaultSection && v.Section != defaultSection && strings.EqualFold(v.Section, section)) {
 			return v.Where
 		}
 	}
@@ -118,7 +118,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	if err := c.checkReload(&old.opts, &next.opts); err != nil {
+	if err := c.checkReload(l, &old.opts, &next.opts); err != nil {
 		return fmt.Errorf("reload configuration, nothing changed: %w", err)
 	}
 	c.current.Store(next)
@@ -139,33 +139,52 @@ func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (change
 	oldLoader := newLoader()
 	before := old.opts
 	oldLoader.indexFields(reflect.ValueOf(&before).Elem(), defaultSection)
-	i := -1
 	for o := range l.allOptions() {
-		i++
 		prev := oldLoader.options[o.section][o.name]
 		switch {
+		case prev == nil: // in a new section of a family
 		case reflect.DeepEqual(o.field.Interface(), prev.field.Interface()):
-		case o.hasTag("reloadable"):
-			changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value})
+		case o.reload:
+			changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", o.maskedValue()})
 		default:
 			log.Warn("changed option requires a restart", "section", o.section, "option", o.name, "where", o.where)
 			o.field.Set(prev.field)
-			next.values[i] = old.values[i]
+			is := func(v Value) bool { return v.Section == o.section && v.Name == o.name }
+			next.values[slices.IndexFunc(next.values, is)] = old.values[slices.IndexFunc(old.values, is)]
 		}
 	}
-	for i, f := range l.families {
-		prev := oldLoader.families[i].field
+	for i := range l.families {
+		f, prev := &l.families[i], &oldLoader.families[i]
+		if f.elem != nil {
+			changes = append(changes, f.keepMembers(prev, func(section string) {
+				log.Warn("changed section requires a restart", "section", section)
+				keepValues(old, next, section)
+			})...)
+			f.storeMembers()
+			continue
+		}
 		switch {
-		case reflect.DeepEqual(f.field.Interface(), prev.Interface()):
+		case reflect.DeepEqual(f.field.Interface(), prev.field.Interface()):
 		case f.reload:
 			changes = append(changes, []any{"sections", f.prefix + "*"})
 			continue
 		default:
 			log.Warn("changed sections require a restart", "sections", f.prefix+"*")
 		}
-		f.field.Set(prev)
+		f.field.Set(prev.field)
 	}
 	return changes
+}
+
+// keepValues gives a section the values that it had before a reload.
+func keepValues[T any](old, next *loaded[T], section string) {
+	next.values = slices.DeleteFunc(next.values, func(v Value) bool { return v.Section == section })
+	for _, v := range old.values {
+		if v.Section == section {
+			next.values = append(next.values, v)
+		}
+	}
+	slices.SortStableFunc(next.values, func(a, b Value) int { return strings.Compare(a.Section, b.Section) })
 }
 
 // keepPlaces returns the origins of the options in families after a reload: the old ones of families that cannot be reloaded.
@@ -186,14 +205,9 @@ func keepPlaces(l *loader, old map[string]string) map[string]string {
 	return places
 }
 
-// checkReload returns the objections of the struct's Validate and of the check functions to a change, as Invalid.
-func (c *Config[T]) checkReload(old, next *T) error {
-	var errs []error
-	if v, ok := any(next).(interface{ Validate() error }); ok { // loadStruct has validated the new values, but not together with the options that stay
-		if err := v.Validate(); err != nil {
-			errs = append(errs, fault.New(fault.Invalid, "%w", err))
-		}
-	}
+// checkReload returns the objections of the Validate methods and of the check functions to a change, as Invalid.
+func (c *Config[T]) checkReload(l *loader, old, next *T) error {
+	errs := l.validateStruct(reflect.ValueOf(next).Elem(), defaultSection) // loadStruct has validated the new values, but not together with the options that stay
 	for _, h := range c.hooks {
 		if h.check != nil {
 			if err := h.check(old, next); err != nil {
@@ -220,11 +234,27 @@ func (l *loader) indexFields(v reflect.Value, section string) {
 			}
 			l.indexFields(f, s)
 		case tag.Get("sections") != "":
-			l.families = append(l.families, family{field: f})
+			l.indexFamily(f, tag.Get("sections"))
 		case field.Anonymous && f.Kind() == reflect.Struct:
 			l.indexFields(f, section)
 		}
 	}
+}
+
+// indexFamily finds the sections of a family, and the options in them if the family is typed.
+func (l *loader) indexFamily(v reflect.Value, prefix string) {
+	f := family{prefix: prefix, field: v}
+	if v.Type() != rawFamily {
+		f.members = map[string]*member{}
+		for rest, opts := range v.Seq2() {
+			m := &member{rest: rest.String(), opts: reflect.New(opts.Type()).Elem()}
+			m.opts.Set(opts)
+			f.members[strings.ToLower(m.rest)] = m
+			l.options[prefix+m.rest] = map[string]*option{}
+			l.indexFields(m.opts, prefix+m.rest)
+		}
+	}
+	l.families = append(l.families, f)
 }
 
 // Start does nothing and returns nil. With Start, Stop and Reload a Config is a part of a service.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,30 +15,54 @@ import (
 
 // Sample writes a configuration file in which each option of the struct is a comment with its default,
 // its help text, its type and its bounds. The file has no effect until an operator removes the # before
-// an option. The struct's values are not read. Sample returns the first error of w, and panics as [Load] does.
-func Sample(w io.Writer, opts any) error {
+// an option. The struct's values are not read. defaults are those of [Source], or nil. Sample returns the first error of w, Invalid if
+// defaults has an option that does not exist, and panics as [Load] does.
+func Sample(w io.Writer, opts any, defaults map[string]string) error {
 	work := reflect.New(structOf(opts).Type()).Elem()
 	l := newLoader()
 	l.declareFields(work, defaultSection)
+	l.setNamed(rankDefaults, "program's default ", defaults)
+	if err := errors.Join(l.errs...); err != nil {
+		return err
+	}
 	out := bufio.NewWriter(w)
 	printf := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // Flush returns the error
+	list := func(options map[string]*option) {
+		for _, name := range slices.Sorted(maps.Keys(options)) {
+			o := options[name]
+			printf("\n")
+			text.Comment(out, o.describeOption())
+			printf("#%s = %s\n", name, strings.ReplaceAll(o.sampleValue(), "\n", "\n#  "))
+		}
+	}
 	for i, section := range slices.Sorted(maps.Keys(l.options)) {
 		if i > 0 {
 			printf("\n")
 		}
 		printf("[%s]\n", section)
-		for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
-			o := l.options[section][name]
-			printf("\n")
-			text.Comment(out, o.describeOption())
-			printf("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
-		}
+		list(l.options[section])
 	}
-	for _, f := range l.families {
+	for i := range l.families {
+		f := &l.families[i]
 		printf("\n")
-		text.Comment(out, fmt.Sprintf("Sections [%sNAME] have options of their own.", f.prefix))
+		if f.elem == nil {
+			text.Comment(out, fmt.Sprintf("Sections [%s%s] have options of their own.", f.prefix, sampleName))
+			continue
+		}
+		text.Comment(out, fmt.Sprintf("Any number of sections [%s%s] may exist. Each has these options.", f.prefix, sampleName))
+		printf("#[%s%s]\n", f.prefix, sampleName)
+		l.declareMember(f, sampleName, "")
+		list(l.options[f.prefix+sampleName])
 	}
 	return out.Flush()
+}
+
+// sampleValue returns the default of the program, or else that of the tag.
+func (o *option) sampleValue() string {
+	if o.rank == rankDefaults {
+		return o.value
+	}
+	return o.tag.Get("default")
 }
 
 // describeOption returns the sentences about an option in a sample.
@@ -66,7 +91,7 @@ func (o *option) describeOption() string {
 	if o.hasTag("secret") {
 		about += " Secret: " + o.name + "_file may name a file with the value."
 	}
-	if o.hasTag("reloadable") {
+	if o.reload {
 		about += " A change takes effect on SIGHUP."
 	}
 	if v := o.tag.Get("deprecated"); v != "" {

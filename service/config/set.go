@@ -71,6 +71,10 @@ func (l *loader) setVariable(k, value string) {
 		}
 	}
 	if longest != "" {
+		if name := l.optionOf(longest, k); name != "" { // a section that an earlier variable has declared
+			l.setKey(rankEnv, where, longest, name, value)
+			return
+		}
 		name := strings.ToLower(k[len(envName(longest, "")):])
 		hint := l.hintOption(longest, name)
 		if k != strings.ToUpper(k) {
@@ -80,6 +84,12 @@ func (l *loader) setVariable(k, value string) {
 		return
 	}
 	for i := range l.families {
+		if f := &l.families[i]; f.elem != nil {
+			if l.setMemberVariable(f, k, where, value) {
+				return
+			}
+			continue
+		}
 		if section, name, ok := l.families[i].splitVariable(k); ok {
 			l.setKey(rankEnv, where, section, name, value)
 			return
@@ -123,7 +133,10 @@ const fileSuffix = "_file"
 // stands for the head of a section. The option may belong to a family. The parameter
 // where is the origin of the value.
 func (l *loader) setKey(r rank, where, section, key, value string) {
-	section = l.declaredSection(section)
+	section, ok := l.memberSection(r, where, section, key)
+	if !ok {
+		return
+	}
 	if l.setKnown(r, where, section, key, value) {
 		return
 	}
@@ -140,7 +153,7 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 		return
 	}
 	for i := range l.families {
-		if f := &l.families[i]; len(section) > len(f.prefix) && strings.EqualFold(section[:len(f.prefix)], f.prefix) {
+		if f := &l.families[i]; f.elem == nil && len(section) > len(f.prefix) && strings.EqualFold(section[:len(f.prefix)], f.prefix) {
 			l.setFamily(f, where, section[len(f.prefix):], key, value)
 			return
 		}

@@ -64,7 +64,7 @@ func TestTags(t *testing.T) {
 func TestSample(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	if err := config.Sample(&out, new(full)); err != nil {
+	if err := config.Sample(&out, new(full), nil); err != nil {
 		t.Fatal(err)
 	}
 	var uncommented []string

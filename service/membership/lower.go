@@ -3,10 +3,13 @@ package membership
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"time"
+	"unicode/utf8"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/version"
 )
 
@@ -32,6 +35,9 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	if was == nil {
 		return s
 	}
+	if was.ForcedDown {
+		s.Ended = now // at the latest: an operator keeps the member from counting
+	}
 	for _, b := range was.serves.Before {
 		if now.Sub(b.Until) < keepReplaced {
 			s.Before = append(s.Before, b)
@@ -39,7 +45,7 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	}
 	includes := true
 	for name, versions := range was.Interfaces {
-		includes = includes && !exceeds(versions, s.Interfaces[name])
+		includes = includes && !exceedsVersions(versions, s.Interfaces[name])
 	}
 	switch {
 	case !includes:
@@ -59,8 +65,23 @@ func (m Member) since() time.Time {
 	return m.serves.Since
 }
 
-// lastCounted returns the time until which the member has counted. If an operator has forced the member down, that time is not known,
-// and lastCounted returns the latest possible time.
+// forced returns what the member serves after an operator has forced it down, or has undone this: the time at which it ceases to count, or
+// begins to count again, although its process may have served all the time.
+func (m Member) forced(down bool) serves {
+	s, now := m.serves, m.SeenAt.Add(m.age)
+	counted := m.Counts()
+	m.ForcedDown = down
+	switch {
+	case counted:
+		s.Ended = now
+	case m.Counts():
+		s.Since, s.Ended = now, time.Time{}
+	}
+	return s
+}
+
+// lastCounted returns the time until which the member has counted. If a process of the previous release has forced the member down, that
+// time is not known, and lastCounted returns the latest time at which a member with heartbeats has counted.
 func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 	switch {
 	case m.Counts():
@@ -77,22 +98,47 @@ func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 // that starts or restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
 func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
 	window = cmp.Or(window, clientsRead)
+	m, err := r.Get(ctx, kind, host)
+	if errors.Is(err, fault.NotFound) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	if may, err := r.mayLower(ctx, m, window); err != nil || !may {
+		return 0, err
+	}
 	list, err := r.List(ctx, "")
 	if err != nil {
 		return 0, err
 	}
-	at := slices.IndexFunc(list, func(m Member) bool { return m.Kind == kind && m.Host == host })
-	if at < 0 {
-		return 0, nil
+	return r.delay(list, m, window), nil
+}
+
+// mayLower reports whether another member has counted in the last window with versions that exceed those of m. It does not read the
+// members that have the versions of m and have had no others: with many hosts these are almost all members, and each host asks when it
+// starts.
+func (r *Registry) mayLower(ctx context.Context, m *Member, window time.Duration) (bool, error) {
+	same, err := json.Marshal(m.Interfaces)
+	if err != nil {
+		return false, err
 	}
-	now := list[at].SeenAt.Add(list[at].age) // by the database's clock
-	var delay time.Duration
-	for name, own := range list[at].Interfaces {
+	begin := `{"interfaces":` + string(same) + `,` // the first field of serves
+	others, err := r.list(ctx, r.cfg.DB, `WHERE serves <> '' AND (SUBSTR(serves, 1, ?) <> ? OR INSTR(serves, '"before"') > 0)`, utf8.RuneCountInString(begin), begin)
+	if err != nil {
+		return false, err
+	}
+	return r.delay(others, m, window) > 0, nil
+}
+
+// delay returns how long m must wait because of the members in list.
+func (r *Registry) delay(list []Member, m *Member, window time.Duration) (delay time.Duration) {
+	now := m.SeenAt.Add(m.age) // by the database's clock
+	for name, own := range m.Interfaces {
 		if since, lowered := r.lowers(list, name, own, now, window); lowered {
 			delay = max(delay, since.Add(window).Sub(now))
 		}
 	}
-	return min(delay, window), nil
+	return min(delay, window)
 }
 
 // lowers compares own, the versions of one interface in a new process, with those of the members. lowered reports whether a member has
@@ -101,19 +147,19 @@ func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window tim
 func (r *Registry) lowers(list []Member, name string, own []string, now time.Time, window time.Duration) (since time.Time, lowered bool) {
 	since = now
 	for _, m := range list {
-		if versions := m.Interfaces[name]; m.Counts() && len(versions) > 0 && !exceeds(versions, own) && m.since().Before(since) {
+		if versions := m.Interfaces[name]; m.Counts() && len(versions) > 0 && !exceedsVersions(versions, own) && m.since().Before(since) {
 			since = m.since()
 		}
 		for _, had := range append([]replaced{{m.Interfaces, m.lastCounted(r.cfg.DownAfter, now)}}, m.serves.Before...) {
-			lowered = lowered || now.Sub(had.Until) < window && exceeds(had.Interfaces[name], own)
+			lowered = lowered || now.Sub(had.Until) < window && exceedsVersions(had.Interfaces[name], own)
 		}
 	}
 	return since, lowered
 }
 
-// exceeds reports whether a process that serves own lacks one of the versions. It ignores a version that is not of the form
+// exceedsVersions reports whether a process that serves own lacks one of the versions. It ignores a version that is not of the form
 // MAJOR.MINOR, because no client sends such a version.
-func exceeds(versions, own []string) bool {
+func exceedsVersions(versions, own []string) bool {
 	return slices.ContainsFunc(versions, func(v string) bool {
 		major, minor, ok := version.Parse(v)
 		return ok && !slices.ContainsFunc(own, func(o string) bool {

@@ -3,12 +3,14 @@ package membership_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/waittest"
@@ -39,6 +41,8 @@ func TestServeDelay(t *testing.T) {
 		{"an older process returns on another host", []event{{"join", "h1", "1.5"}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process has left", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process was forced down", []event{{"join", "h1", "1.5"}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process was silent, and then forced down", []event{{"join", "h1", "1.5"}, {"is silent", "h1", ""}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the older process was forced down for a time, so that caps went up", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"force down", "h2", ""}, {"force up", "h2", ""}, {"announce", "h3", "1.4"}}, true},
 		{"the newer process left long ago", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
 		{"all old processes return at once", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
 		{"the waiting process is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
@@ -70,6 +74,10 @@ func TestServeDelay(t *testing.T) {
 					err = r.Leave(ctx, "worker", host, "")
 				case "force down":
 					err = r.ForceDown(ctx, "worker", host, true)
+				case "force up":
+					err = r.ForceDown(ctx, "worker", host, false)
+				case "is silent":
+					_, err = d.ExecContext(ctx, `UPDATE members SET seen_at = '2020-01-01 00:00:00' WHERE host = ?`, host)
 				case "time passes":
 					window = 50 * time.Millisecond
 					waittest.Pass(t, 2*window, "a short window")
@@ -141,4 +149,34 @@ func TestAnnouncementWaits(t *testing.T) {
 			t.Errorf("started again with the same versions: %d warnings, %v", n, err)
 		}
 	})
+}
+
+// BenchmarkServeDelay measures the question that each host asks when it starts, in a fleet of equal hosts. The ratio is the time with 1,000
+// hosts to the time with 10.
+func BenchmarkServeDelay(b *testing.B) {
+	d, err := db.Open(b.Context(), db.Config{URL: dbtest.SQLite(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := db.Migrate(b.Context(), d, migrations...); err != nil {
+		b.Fatal(err)
+	}
+	r := membership.New(membership.Config{DB: d})
+	ask := func(hosts int) time.Duration {
+		for i := range hosts {
+			if err := r.Join(b.Context(), serving(fmt.Sprintf("h%d", i), "1.4")); err != nil {
+				b.Fatal(err)
+			}
+		}
+		start := time.Now()
+		for range b.N {
+			if _, err := r.ServeDelay(b.Context(), "worker", "h1", 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(start)
+	}
+	few, many := ask(10), ask(1000)
+	b.ReportMetric(float64(many)/float64(few), "ratio")
 }

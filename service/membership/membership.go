@@ -257,7 +257,21 @@ func (r *Registry) Enable(ctx context.Context, kind, host string) error {
 // ForceDown makes a member down in spite of its heartbeats, such as after its host was fenced off. With down false it
 // undoes this. NotFound: the member does not exist.
 func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) error {
-	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
+	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
+		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
+		switch {
+		case err != nil:
+			return err
+		case len(list) == 0:
+			return notFound(kind, host)
+		case list[0].ForcedDown == down:
+			return nil
+		}
+		if _, err := db.Exec(ctx, tx, `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host); err != nil || list[0].serves.JoinedAt.IsZero() {
+			return err
+		}
+		return r.writeServes(ctx, tx, kind, host, list[0].forced(down))
+	})
 }
 
 // List returns the members of a kind, or all members if kind is empty, sorted by kind and host. It reads the database; a

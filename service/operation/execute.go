@@ -388,6 +388,7 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 // retryStep releases the operation until the next attempt.
 func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
 	delay := s.retry.delay(x.row.Attempts)
+	x.count(x.row.Kind, func(k *KindStats) { k.Retries++ })
 	_, _ = x.write(ctx, func(r *row) {
 		if r.retryLater(x.now(), delay); r.State == Running { // the error because of which it is undone stays
 			r.setError(err)

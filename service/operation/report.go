@@ -57,6 +57,9 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 		return txErr
 	}
 	db.AfterCommit(ctx, r.cfg.Store.db, func() { // the caller's transaction: before its end, this runner would read the old row
+		if next != nil && next.State.Ended() {
+			r.noteEnd(ctx, next)
+		}
 		if next != nil && next.DueAt != nil && next.DueAt.After(next.UpdatedAt) { // a notification would end the back-off
 			r.lookAfter(next.DueAt.Sub(next.UpdatedAt), next)
 			return
@@ -100,7 +103,6 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*
 		if endErr := k.callEnd(ctx, tx, &next, r.logPanic(ctx)); endErr != nil {
 			return nil, endErr
 		}
-		r.cfg.Logger.InfoContext(ctx, "operation ended", "operation", o.ID, "kind", o.Kind, "resource", o.Resource, "state", string(next.State), "took", now.Sub(o.CreatedAt).Round(time.Millisecond))
 	}
 	return &next, insertEvent(ctx, tx, o.ID, o.Events, e, now)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -50,7 +51,8 @@ type Runner struct {
 	mu      sync.Mutex
 	running map[string]*slot // by the operation's ID
 	clock   clock
-	ending  bool // no further operation or step is begun
+	ending  bool                 // no further operation or step is begun
+	stats   map[string]KindStats // by kind
 
 	unknown map[string]bool // the keys of variants that polls have found and this process does not know; only dispatch uses it
 	swept   time.Time       // the last call of sweepUnknown; only dispatch uses it
@@ -92,7 +94,7 @@ func NewRunner(cfg RunnerConfig) *Runner {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[string]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
+	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[string]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, stats: map[string]KindStats{}, done: make(chan struct{})}
 }
 
 // Handle sets the steps of a kind. It must be called before Start, from one goroutine. It panics if the kind has
@@ -233,13 +235,49 @@ type Stats struct {
 	// Unknown is the number of operations that this runner does not know in full, see [Step], and that no other runner has continued
 	// for the length of a lease. They are counted every third of a lease.
 	Unknown int
+	// Kinds has what this runner counts for each kind, by the kind's name. The caller owns it.
+	Kinds map[string]KindStats
+}
+
+// KindStats are the counters of a kind of operation in one process.
+type KindStats struct {
+	// Ended is the number of operations that this process has ended, by their state. An operation that another one has preempted, and one
+	// that [Store.Cancel] ends before it began, are not counted.
+	Ended map[State]uint64
+	// Retries is the number of steps that failed and are repeated after a delay.
+	Retries uint64
 }
 
 // Stats returns the runner's counters.
 func (r *Runner) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load(), Unknown: int(r.unknownCount.Load())}
+	s := Stats{Running: len(r.running), NotUndone: r.notUndone.Load(), Unknown: int(r.unknownCount.Load()), Kinds: maps.Clone(r.stats)}
+	for name, k := range s.Kinds {
+		k.Ended = maps.Clone(k.Ended)
+		s.Kinds[name] = k
+	}
+	return s
+}
+
+// count changes the counters of a kind.
+func (r *Runner) count(kind string, change func(*KindStats)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := r.stats[kind]
+	change(&k)
+	r.stats[kind] = k
+}
+
+// noteEnd logs and counts an operation that has ended.
+func (r *Runner) noteEnd(ctx context.Context, o *row) {
+	r.cfg.Logger.InfoContext(ctx, "operation ended", "operation", o.ID, "kind", o.Kind, "resource", o.Resource, "state", string(o.State), "took", o.UpdatedAt.Sub(o.CreatedAt).Round(time.Millisecond))
+	r.count(o.Kind, func(k *KindStats) {
+		if k.Ended == nil {
+			k.Ended = map[State]uint64{}
+		}
+		k.Ended[o.State]++
+	})
 }
 
 // Notify makes the runner look at an operation now, also if the operation waits ([WaitFor]). It does not block. If all slots are busy,

@@ -156,6 +156,38 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	return out, nil
 }
 
+// OpenCount is the number of operations of one kind in one state, see [Store.CountOpen].
+type OpenCount struct {
+	Kind  string `db:"kind"`
+	State State  `db:"state"`
+	// Count is the number of operations.
+	Count int `db:"count"`
+	// Oldest is the age of the oldest of them, by the database's clock.
+	Oldest time.Duration `db:"-"`
+}
+
+// CountOpen counts the operations that have not ended, and those that are not compensated, by kind and state. It reads each of them once,
+// with an index. Errors: those of [db.Error].
+func (s *Store) CountOpen(ctx context.Context) ([]OpenCount, error) {
+	var rows []struct {
+		OpenCount
+
+		Created time.Time `db:"created"`
+		Now     time.Time `db:"now"`
+	}
+	err := s.db.SelectContext(ctx, &rows, `SELECT kind, state, COUNT(*) AS count, MIN(created_at) AS created, UTC_TIMESTAMP(6) AS now FROM operations
+		WHERE due_at IS NOT NULL GROUP BY kind, state ORDER BY kind, state`)
+	if err != nil {
+		return nil, db.Error(err)
+	}
+	out := make([]OpenCount, len(rows))
+	for i, r := range rows {
+		out[i] = r.OpenCount
+		out[i].Oldest = max(0, r.Now.Sub(r.Created))
+	}
+	return out, nil
+}
+
 // Show returns an operation with its events. NotFound.
 func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 	r, err := s.read(ctx, s.db, id, "")

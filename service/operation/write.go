@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -47,7 +46,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 			x.row = &next
 			x.deadline.Store(next.deadline().UnixMicro())
 			if next.over() {
-				x.log.InfoContext(ctx, "operation ended", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
+				x.noteEnd(ctx, &next)
 			}
 			return next.DueAt != nil && next.Owner != "", nil
 		case errors.Is(err, errLost):

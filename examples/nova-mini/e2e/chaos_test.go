@@ -298,13 +298,9 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 	for host, service := range chaosServices {
 		c.ports[host] = "0"
 		if service == "api" { // the same after every restart
-			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, c.ports[host], _ = net.SplitHostPort(l.Addr().String())
-			_ = l.Close()
-			c.urls = append(c.urls, "http://"+l.Addr().String())
+			addr := envtest.FreeAddr(t)
+			_, c.ports[host], _ = net.SplitHostPort(addr)
+			c.urls = append(c.urls, "http://"+addr)
 		}
 		c.launch(host)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/releasetest"
 	"github.com/armature-go/armature/internal/waittest"
 )
@@ -88,12 +88,7 @@ func newUpgrade(t *testing.T, seed uint64, r *upgradeRelease) *upgrade {
 // launch starts a process of a release.
 func (u *upgrade) launch(host string, r *upgradeRelease) {
 	u.Helper()
-	l, err := new(net.ListenConfig).Listen(u.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		u.Fatal(err)
-	}
-	admin := l.Addr().String()
-	_ = l.Close()
+	admin := envtest.FreeAddr(u)
 	u.program, u.conf = r.program, r.conf
 	env := []string{"OS_DEFAULT__ADMIN_LISTEN=" + admin}
 	if r.wrongClocks {

@@ -29,8 +29,8 @@ func (c *Caps) log(ctx context.Context, services []service) {
 			}
 		}
 	}
-	for name, v := range newest(services) {
-		at := slices.IndexFunc(services, func(s service) bool { return s.serves[name] != nil && !accept(s.serves[name], v) })
+	for name, v := range newestVersions(services) {
+		at := slices.IndexFunc(services, func(s service) bool { return s.serves[name] != nil && !acceptVersion(s.serves[name], v) })
 		if at >= 0 {
 			s := services[at]
 			now[note{slog.LevelInfo, "member keeps the version caps of an interface low", s.Kind, s.Host, name, fmt.Sprint(s.serves[name]), v.String()}] = true
@@ -50,8 +50,8 @@ func (c *Caps) log(ctx context.Context, services []service) {
 	}
 }
 
-// newest returns the newest version of each interface that a service serves.
-func newest(services []service) map[string]rpc.Version {
+// newestVersions returns the newest version of each interface that a service serves.
+func newestVersions(services []service) map[string]rpc.Version {
 	out := map[string]rpc.Version{}
 	for _, s := range services {
 		for name, versions := range s.serves {
@@ -65,6 +65,6 @@ func newest(services []service) map[string]rpc.Version {
 	return out
 }
 
-func accept(versions []rpc.Version, need rpc.Version) bool {
+func acceptVersion(versions []rpc.Version, need rpc.Version) bool {
 	return slices.ContainsFunc(versions, func(v rpc.Version) bool { return v.Accepts(need) })
 }

@@ -97,7 +97,7 @@ func (c *Caps) Read(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
 	}
 	services := readReports(list, c.cfg.Unreported)
 	c.log(ctx, services)
-	return common(services, c.cfg.Unreported), nil
+	return commonVersions(services, c.cfg.Unreported), nil
 }
 
 // answerAge is how long an answer is repeated, so that many processes that ask at the same time cost one read.
@@ -158,7 +158,7 @@ func Ask(method rpc.Method[rpc.None, rpc.Versions], unreported rpc.Versions) fun
 func readReports(list []membership.Member, unreported rpc.Versions) []service {
 	services := make([]service, len(list))
 	for i := range list {
-		services[i] = service{Member: &list[i], report: parse(list[i].Interfaces, unreported)}
+		services[i] = service{Member: &list[i], report: parseReport(list[i].Interfaces, unreported)}
 	}
 	lowest := lowestOfKinds(services)
 	services = slices.DeleteFunc(services, func(s service) bool { return !s.Counts() })
@@ -176,12 +176,12 @@ func readReports(list []membership.Member, unreported rpc.Versions) []service {
 	return services
 }
 
-// common returns what all services serve.
-func common(services []service, unreported rpc.Versions) rpc.Versions {
+// commonVersions returns what all services serve.
+func commonVersions(services []service, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
 	for _, s := range services {
 		for name, versions := range s.serves {
-			out[name] = intersect(out, name, versions)
+			out[name] = intersectVersions(out, name, versions)
 		}
 	}
 	for name, versions := range unreported {
@@ -233,10 +233,10 @@ func lowestOfKinds(services []service) map[string]rpc.Versions {
 	return out
 }
 
-// parse reads the report of a member. It returns the newest minor version of each major version. It ignores versions in an unknown
+// parseReport reads the report of a member. It returns the newest minor version of each major version. It ignores versions in an unknown
 // form, and major versions older than the oldest one in unreported, because no release reports these. It leaves out an interface
 // without a usable version.
-func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
+func parseReport(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
 	for name, texts := range report {
 		var versions []rpc.Version
@@ -261,9 +261,9 @@ func parse(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	return out
 }
 
-// intersect returns the versions of the interface that are in both lists, all[name] and serves. If all does not have the interface,
+// intersectVersions returns the versions of the interface that are in both lists, all[name] and serves. If all does not have the interface,
 // the result is serves.
-func intersect(all rpc.Versions, name string, serves []rpc.Version) []rpc.Version {
+func intersectVersions(all rpc.Versions, name string, serves []rpc.Version) []rpc.Version {
 	was, named := all[name]
 	if !named {
 		return serves

@@ -1,21 +1,30 @@
-// Package operationprom has the metrics of the runners of operations, for Prometheus.
+// Package operationprom has the metrics of operations, for Prometheus.
 //
 //	m := operationprom.New()
 //	prometheus.MustRegister(m)
 //	m.Add("conductor-1", runner)
+//	m.AddStore(store) // in the processes that may read the database for metrics
 //
 // The metrics, all with the prefix armature_operation_:
 //
-//	running           gauge    host  operations that run in this process now
-//	unknown           gauge    host  unknown operations: they wait for another runner, because this one does not know them in full
-//	not_undone_total  counter  host  steps that were not undone in time, and operations that ended without their OnEnd
+//	running           gauge    host               operations that run in this process now
+//	unknown           gauge    host               unknown operations: they wait for another runner, because this one does not know them in full
+//	not_undone_total  counter  host               steps that were not undone in time, and operations that ended without their OnEnd
+//	ended_total       counter  host, kind, state  operations that this process has ended
+//	retries_total     counter  host, kind         steps that failed and are repeated after a delay
+//	open              gauge    kind, state        operations in the database that have not ended, or are not compensated
+//	oldest_seconds    gauge    kind, state        age of the oldest of them
 //
-// They are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During an upgrade
-// look at a runner of the newest release: if its value is above 0, no running process knows these operations.
+// Those with the label host are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During
+// an upgrade look at a runner of the newest release: if its value is above 0, no running process knows these operations.
+//
+// open and oldest_seconds need [Metrics.AddStore]. All processes with one database report the same values.
 package operationprom
 
 import (
+	"context"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -24,24 +33,32 @@ import (
 
 const prefix = "armature_operation_"
 
+// countTimeout bounds a collection that reads the database.
+const countTimeout = 5 * time.Second
+
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	mu      sync.Mutex
 	runners map[string]*operation.Runner // by host
+	store   *operation.Store             // nil: no metrics of the database
 
-	running, unknown, notUndone *prometheus.Desc
+	running, unknown, notUndone, ended, retries, open, oldest *prometheus.Desc
 }
 
 // New returns Metrics without a runner, see [Metrics.Add].
 func New() *Metrics {
-	desc := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc(prefix+name, help, []string{"host"}, nil)
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prefix+name, help, labels, nil)
 	}
 	return &Metrics{
 		runners:   map[string]*operation.Runner{},
-		running:   desc("running", "Operations that run in this process now."),
-		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know them in full."),
-		notUndone: desc("not_undone_total", "Steps that were not undone in time, and operations that ended without their OnEnd."),
+		running:   desc("running", "Operations that run in this process now.", "host"),
+		unknown:   desc("unknown", "Operations that wait for another runner, because this one does not know them in full.", "host"),
+		notUndone: desc("not_undone_total", "Steps that were not undone in time, and operations that ended without their OnEnd.", "host"),
+		ended:     desc("ended_total", "Operations that this process has ended.", "host", "kind", "state"),
+		retries:   desc("retries_total", "Steps that failed and are repeated after a delay.", "host", "kind"),
+		open:      desc("open", "Operations in the database that have not ended, or are not compensated.", "kind", "state"),
+		oldest:    desc("oldest_seconds", "Age of the oldest operation that has not ended, or is not compensated.", "kind", "state"),
 	}
 }
 
@@ -52,21 +69,55 @@ func (m *Metrics) Add(host string, r *operation.Runner) {
 	m.runners[host] = r
 }
 
+// AddStore adds the metrics of a database. Each collection reads the open operations, and takes at most 5 s. If the database does not
+// answer, the collection has no metrics of the database, and its other metrics are complete. AddStore replaces an earlier store.
+func (m *Metrics) AddStore(s *operation.Store) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.store = s
+}
+
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	ch <- m.running
-	ch <- m.unknown
-	ch <- m.notUndone
+	for _, d := range []*prometheus.Desc{m.running, m.unknown, m.notUndone, m.ended, m.retries, m.open, m.oldest} {
+		ch <- d
+	}
 }
 
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	store := m.store
 	for host, r := range m.runners {
 		s := r.Stats()
-		ch <- prometheus.MustNewConstMetric(m.running, prometheus.GaugeValue, float64(s.Running), host)
-		ch <- prometheus.MustNewConstMetric(m.unknown, prometheus.GaugeValue, float64(s.Unknown), host)
-		ch <- prometheus.MustNewConstMetric(m.notUndone, prometheus.CounterValue, float64(s.NotUndone), host)
+		gauge(m.running, float64(s.Running), host)
+		gauge(m.unknown, float64(s.Unknown), host)
+		counter(m.notUndone, s.NotUndone, host)
+		for kind, k := range s.Kinds {
+			counter(m.retries, k.Retries, host, kind)
+			for state, n := range k.Ended {
+				counter(m.ended, n, host, kind, string(state))
+			}
+		}
+	}
+	m.mu.Unlock()
+	if store == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
+	defer cancel()
+	counts, err := store.CountOpen(ctx)
+	if err != nil { // the metrics of the database's own package show the failure
+		return
+	}
+	for _, c := range counts {
+		gauge(m.open, float64(c.Count), c.Kind, string(c.State))
+		gauge(m.oldest, c.Oldest.Seconds(), c.Kind, string(c.State))
 	}
 }

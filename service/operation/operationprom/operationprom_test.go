@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/promtest"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/operation/operationprom"
@@ -40,9 +40,8 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		m := operationprom.New()
-		reg := prometheus.NewPedanticRegistry()
-		reg.MustRegister(m)
-		if got := gather(t, reg); len(got) > 0 {
+		gather := func() map[string]float64 { return promtest.Gather(t, "armature_operation_", m) }
+		if got := gather(); len(got) > 0 {
 			t.Errorf("without a runner: %v", got)
 		}
 		m.Add("h", r)
@@ -56,23 +55,39 @@ func TestMetrics(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		want := map[string]float64{`armature_operation_running h`: 1, `armature_operation_unknown h`: 1, `armature_operation_not_undone_total h`: 1}
-		waittest.Until(t, "the metrics", func() bool { return maps.Equal(want, gather(t, reg)) })
-	})
-}
-
-// gather returns the metrics by name and label.
-func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, v := range f.GetMetric() {
-			got[f.GetName()+" "+v.GetLabel()[0].GetValue()] = v.GetGauge().GetValue() + v.GetCounter().GetValue()
+		want := map[string]float64{
+			"running{host=h}": 1, "unknown{host=h}": 1, "not_undone_total{host=h}": 1,
+			"ended_total{host=h,kind=stuck,state=failed}": 1, "retries_total{host=h,kind=stuck}": 1,
 		}
-	}
-	return got
+		var got map[string]float64
+		if err := waittest.Poll(30*time.Second, func() error {
+			got = gather()
+			if got["retries_total{host=h,kind=stuck}"] > 1 { // how many depends on the clock
+				got["retries_total{host=h,kind=stuck}"] = 1
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				return errors.New(diff)
+			}
+			return nil
+		}); err != nil {
+			t.Errorf("-want +got:\n%v", err)
+		}
+
+		m.AddStore(ops)
+		got = gather()
+		for _, name := range []string{"open{kind=runs,state=running}", "oldest_seconds{kind=runs,state=running}"} {
+			if _, ok := got[name]; !ok {
+				t.Errorf("no %s in %v", name, got)
+			}
+		}
+		if got["open{kind=runs,state=running}"] != 2 || len(got) != len(want)+2 {
+			t.Errorf("two operations have not ended: %v", got)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want["running{host=h}"], gather()["running{host=h}"]); diff != "" {
+			t.Errorf("without the database: %s", diff)
+		}
+	})
 }

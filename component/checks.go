@@ -1,0 +1,230 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/config"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// configCommand has the commands about options.
+func (t *Tool[O]) configCommand() *cobra.Command {
+	var known, of []string
+	for _, s := range t.r.c.Services {
+		known = append(known, s.Name)
+	}
+	var online bool
+	validate := &cobra.Command{
+		Use: "validate", Args: noArguments,
+		Short: "Check the configuration without the network: print all errors, or the value and the place of each option",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all := append([]string{AllInOne}, known...)
+			for _, s := range of {
+				if !slices.Contains(all, s) {
+					return unknownName("service", s, slices.Values(all))
+				}
+			}
+			return t.validate(cmd.Context(), of, online)
+		},
+	}
+	validate.Flags().StringSliceVar(&of, "service", known, "services that use the files; "+AllInOne+": all services in one process")
+	validate.Flags().BoolVar(&online, "online", false, "also connect to each service on the network that the options name, and check the database's schema")
+	cmd := &cobra.Command{Use: "config", Short: "Print a sample of all options, or check a configuration"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "sample", Short: "Print a file with all options", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error { return config.Sample(t.Out, new(O), t.f.config.Defaults) },
+	}, validate)
+	return cmd
+}
+
+// validate prints the value and the place of each option. The error has one line for each fault.
+func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error {
+	if slices.Contains(of, AllInOne) {
+		if err := t.r.openByDefault(t.f); err != nil {
+			return err
+		}
+	}
+	l, err := t.r.load(t.f, of...)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	var asked []string
+	known := map[string]bool{} // one line for each fault, of several services with it
+	for _, name := range of {
+		one, err := t.r.prepare(l.config)
+		if err == nil {
+			err = t.validateService(ctx, one, name, online, &asked)
+		}
+		if err != nil && !known[err.Error()] {
+			known[err.Error()] = true
+			errs = append(errs, err)
+		}
+	}
+	if errs != nil {
+		return errors.Join(errs...)
+	}
+	if t.f.output == formatTable {
+		for _, path := range l.config.Files() {
+			_, _ = fmt.Fprintf(t.Out, "read %s\n", path) // Print returns the error
+		}
+		for _, option := range asked {
+			_, _ = fmt.Fprintf(t.Out, "works: %s\n", option) // as above
+		}
+	}
+	var rows [][]string
+	for _, v := range l.config.Values() {
+		rows = append(rows, []string{"[" + v.Section + "]", v.Name, v.Value, v.Where})
+	}
+	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
+}
+
+// onlineTimeout is how long each service that an option names may take to answer.
+const onlineTimeout = 10 * time.Second
+
+// validateService wires a service, without starting it. With online set it asks what the options name, and adds the options that work to
+// asked.
+func (t *Tool[O]) validateService(ctx context.Context, l *loadedOptions[O], name string, online bool, asked *[]string) error {
+	p, err := t.r.wire(ctx, l, name, quiet, true)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, q := range p.probes {
+		option := "[" + q.section + "] " + q.option
+		if !online || slices.Contains(*asked, option) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
+		if err := q.ask(ctx); err != nil {
+			errs = append(errs, l.place(optionError(q.section+"."+q.option, err)))
+		} else {
+			*asked = append(*asked, option)
+		}
+		cancel()
+	}
+	return errors.Join(append(errs, p.closeAll())...)
+}
+
+// policyCommand has the commands about rules.
+func (t *Tool[O]) policyCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Print a sample of all rules, check files of rules, list the rules in force, or show why a rule denies"}
+	cmd.AddCommand(t.explainCommand(), &cobra.Command{
+		Use: "sample", Short: "Print a file with all rules", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error { return policy.Sample(t.Out, t.r.c.Rules) },
+	}, &cobra.Command{
+		Use: "validate", Short: "Check the files of rules: print all errors, or the rules that the files change", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error { return t.listRules(true) },
+	}, &cobra.Command{
+		Use: "list", Short: "List the rules in force and their places", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error { return t.listRules(false) },
+	})
+	return cmd
+}
+
+// rules returns the rules in force, and the options that they were read with.
+func (t *Tool[O]) rules() (*loadedOptions[O], *policy.Enforcer, error) {
+	l, err := t.r.load(t.f)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := policy.New(t.r.c.Rules, l.policy(nil))
+	return l, p, err
+}
+
+// listRules prints the rules in force. With files set, it prints only rules that come from files.
+func (t *Tool[O]) listRules(files bool) error {
+	_, p, err := t.rules()
+	if err != nil {
+		return err
+	}
+	data := []policy.Effective{}
+	var rows [][]string
+	for _, r := range p.Rules() {
+		if files && r.Where == "default" {
+			continue
+		}
+		note := ""
+		if r.Redundant {
+			note = " (repeats the default)"
+		}
+		data = append(data, r)
+		rows = append(rows, []string{r.Name, r.Check, r.Where + note})
+	}
+	return t.Print([]string{"rule", "check", "place"}, rows, data)
+}
+
+func (t *Tool[O]) explainCommand() *cobra.Command {
+	var rule, token, owner string
+	var c policy.Credentials
+	cmd := &cobra.Command{
+		Use: "explain", Short: "Show which part of a rule denies or allows a request", Args: noArguments,
+		Long: "Show which part of a rule denies or allows a request. The first line ends with \"allows\" or \"denies\". " +
+			"The exit code is 0 for both answers. It is 1 if there is no answer, for example because the token is rejected, and 2 if the rule does not exist.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, p, err := t.rules()
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, r := range p.Rules() {
+				names = append(names, r.Name)
+			}
+			if !slices.Contains(names, rule) {
+				return unknownName("rule", rule, slices.Values(names))
+			}
+			if token != "" {
+				if c, err = credentialsOf(cmd.Context(), embedded[APIOptions](l.opts), token); err != nil {
+					return err
+				}
+			}
+			var target map[string]any
+			if owner != "" {
+				target = map[string]any{"project_id": owner}
+			}
+			_, err = fmt.Fprint(t.Out, p.Explain(c, rule, target))
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&rule, "rule", "", "name of the rule")
+	flags.StringVar(&token, "token", "", "token of the client, which is validated as by the API; without a token, the flags user, project, system and role describe the client")
+	flags.StringVar(&c.UserID, "user", "", "id of the client's user")
+	flags.StringVar(&c.ProjectID, "project", "", "id of the client's project")
+	flags.StringVar(&c.SystemScope, "system", "", "all, for a token of the whole system")
+	flags.StringSliceVar(&c.Roles, "role", nil, "the client's roles")
+	flags.StringVar(&owner, "owner", "", "id of the project that owns the requested resource (default: the client's project)")
+	_ = cmd.MarkFlagRequired("rule") // the flag exists
+	for _, name := range []string{"user", "project", "system", "role"} {
+		cmd.MarkFlagsMutuallyExclusive("token", name)
+	}
+	return cmd
+}
+
+// credentialsOf validates a token as the API does, and returns the client's credentials.
+func credentialsOf(ctx context.Context, o *APIOptions, token string) (policy.Credentials, error) {
+	if o == nil {
+		return policy.Credentials{}, errors.New("the component has no REST API, and so no tokens")
+	}
+	who, err := newIdentity(o, quiet, nil)
+	if err != nil {
+		return policy.Credentials{}, err
+	}
+	if who.part != nil {
+		defer who.part.Stop(ctx) //nolint:errcheck // it closes idle connections
+	}
+	r := &http.Request{Header: http.Header{auth.Header: {token}}}
+	got, err := who.authenticate(r.WithContext(ctx))
+	if err != nil {
+		return policy.Credentials{}, fmt.Errorf("validate the token: %w", err)
+	}
+	return policy.From(got), nil
+}

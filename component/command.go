@@ -1,0 +1,396 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/config"
+)
+
+// commandNames are the commands that a component has. No service can have one of these names.
+var commandNames = []string{"db", "upgrade", "config", "policy", "operation", "placement", "dlq", "member", "status", "version", "openapi", "completion", "help"}
+
+// flags are the flags of the command line.
+type flags struct {
+	config    config.Source
+	statePath string
+	output    string
+}
+
+// command returns the command line.
+func (r *runtime[O]) command(env []string) *cobra.Command {
+	f := &flags{config: config.Source{Env: env, Defaults: r.c.defaults()}}
+	name := r.c.Name
+	root := &cobra.Command{
+		Use: name, Short: r.c.Short + "; without a command, all services in one process", Args: noArguments,
+		Long: strings.TrimSpace(r.c.Long+"\n\n"+r.c.Short) + ". Without a command, all services run in one process.\n\n" +
+			"A command without --config-file and --config-dir reads " + name + ".conf and " + name + ".conf.d in ~/." + name + " or /etc/" + name + ".",
+		SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := r.openByDefault(f); err != nil {
+				return err
+			}
+			return r.run(cmd.Context(), f, AllInOne)
+		},
+	}
+	root.SetOut(r.out)
+	root.SetErr(r.err)
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if !slices.Contains(formats, f.output) {
+			return unknownName("format", f.output, slices.Values(formats))
+		}
+		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
+			return nil
+		}
+		home, _ := os.UserHomeDir() // without a home directory, only the files of the system are read
+		f.config.Files = config.Find(home, name, "")
+		return nil
+	}
+	p := root.PersistentFlags()
+	f.config.AddFlags(p)
+	p.StringVar(&f.statePath, "state-path", "", "directory of the state (option state_path)")
+	p.StringVarP(&f.output, "output", "o", formatTable, "form of what is listed or shown: "+strings.Join(formats, ", "))
+	for _, s := range r.c.Services {
+		root.AddCommand(&cobra.Command{
+			Use: s.Name, Short: s.Short, Args: noArguments,
+			RunE: func(cmd *cobra.Command, _ []string) error { return r.run(cmd.Context(), f, s.Name) },
+		})
+	}
+	t := &Tool[O]{r: r, f: f, Out: r.out}
+	root.AddCommand(t.configCommand(), t.versionCommand())
+	if r.c.Migrations != nil {
+		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand(), t.statusCommand())
+	}
+	if r.c.Audit != nil {
+		root.AddCommand(t.placementCommand())
+	}
+	if r.c.Rules != nil {
+		root.AddCommand(t.policyCommand())
+	}
+	if len(r.c.Interfaces) > 0 {
+		root.AddCommand(t.dlqCommand())
+	}
+	if r.c.OpenAPI != nil || embedded[APIOptions](new(O)) != nil {
+		root.AddCommand(t.openapiCommand())
+	}
+	if r.c.Commands != nil {
+		root.AddCommand(r.c.Commands(t)...)
+	}
+	checkArguments(root)
+	return root
+}
+
+// unknownName returns an error about a name that does not exist. The error names the nearest existing name, or all names if
+// none is near. Only the last word of the name is compared.
+func unknownName(what, name string, known func(yield func(string) bool)) error {
+	const few = 8
+	hint := text.Nearest(name[strings.LastIndex(name, " ")+1:], known)
+	if all := slices.Collect(known); hint == "" && len(all) <= few {
+		hint = "; use one of: " + strings.Join(all, ", ")
+	}
+	return usageError{fault.New(fault.Invalid, "%s %q does not exist%s", what, name, hint)}
+}
+
+// noArguments refuses arguments of a command that has none.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fault.New(fault.Invalid, "%s has no arguments: remove %q", cmd.CommandPath(), strings.Join(args, " "))
+	}
+	return nil
+}
+
+// checkArguments makes a command and its subcommands return a usageError for wrong arguments, wrong flags and unknown commands.
+func checkArguments(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	args := cmd.Args
+	if cmd.HasSubCommands() {
+		args = refuseUnknownCommand
+		if cmd.RunE == nil {
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
+	cmd.Args = func(cmd *cobra.Command, given []string) error {
+		if args == nil {
+			return nil
+		}
+		if err := args(cmd, given); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+	for _, c := range cmd.Commands() {
+		checkArguments(c)
+	}
+}
+
+// refuseUnknownCommand refuses the arguments of a command with sub-commands: the first one is not the name of a sub-command.
+func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())
+	return unknownName("command", strings.TrimSpace(path+" "+args[0]), slices.Values(names))
+}
+
+// loadedOptions are the options of a process.
+type loadedOptions[O any] struct {
+	config *config.Config[O]
+	opts   *O       // at the start, with the host's name
+	base   *Options // within opts
+	log    *slog.Logger
+	level  *slog.LevelVar // of log
+}
+
+// source returns the sources of the options.
+func (f *flags) source() config.Source {
+	src := f.config
+	if f.statePath != "" {
+		src.Flags = map[string]string{"state_path": f.statePath}
+	}
+	return src
+}
+
+// openByDefault makes noauth2 the default of the process with all services. If an option about clients' identity is set, the default
+// stays keystone.
+func (r *runtime[O]) openByDefault(f *flags) error {
+	const strategy = "api.auth_strategy"
+	if embedded[APIOptions](new(O)) == nil || f.config.Defaults[strategy] != "" {
+		return nil
+	}
+	f.config.Defaults[strategy] = "noauth2"
+	src := f.source()
+	src.Logger = quiet // load reads the options again and logs their warnings
+	c, err := config.Inspect[O](src)
+	if c == nil {
+		return err
+	}
+	for _, v := range c.Values() {
+		if v.Where != "default" && (v.Section == "keystone_authtoken" || v.Section == "api" && v.Name == "token") {
+			delete(f.config.Defaults, strategy)
+		}
+	}
+	return nil
+}
+
+// load reads the options and checks them for the services that will use them. A command of an operator names no service. The error has a
+// line for each wrong option.
+func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
+	src := f.source()
+	src.Logger = quiet
+	early, err := config.Inspect[O](src) // for the form of the log, which the second reading uses
+	if early == nil {
+		return nil, err
+	}
+	level := new(slog.LevelVar)
+	src.Logger = newLogger(r.err, embedded[Options](early.Current()), level)
+	c, err := config.Inspect[O](src)
+	if c == nil {
+		return nil, err
+	}
+	l, herr := r.prepare(c)
+	if err := errors.Join(err, herr, r.judge(l, of)); err != nil {
+		return nil, err
+	}
+	l.log, l.level = src.Logger, level
+	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
+	return l, nil
+}
+
+// prepare returns the options in the form in which a process uses them.
+func (r *runtime[O]) prepare(c *config.Config[O]) (*loadedOptions[O], error) {
+	opts := *c.Current() // a copy: the changes below do not affect c
+	l := &loadedOptions[O]{config: c, opts: &opts}
+	l.base = embedded[Options](l.opts)
+	host, err := hostName(l.base)
+	l.base.Host = host
+	return l, err
+}
+
+// judge runs the checks of services. A check of an option that is already known to be wrong is left out.
+func (r *runtime[O]) judge(l *loadedOptions[O], of []string) error {
+	wrong := map[string]bool{}
+	for _, v := range l.config.Values() {
+		wrong[v.Section+"."+v.Name] = v.Wrong
+	}
+	var errs []error
+	for _, check := range r.c.Checks {
+		option := check.Option
+		if !strings.Contains(option, ".") {
+			option = "DEFAULT." + option
+		}
+		applies := len(check.Services) == 0 || slices.ContainsFunc(check.Services, func(s string) bool { return slices.Contains(of, s) })
+		if !applies || wrong[option] {
+			continue
+		}
+		if err := check.Judge(l.opts); err != nil {
+			errs = append(errs, l.place(optionError(option, err)))
+			wrong[option] = true // so that one fault is reported once
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newLogger returns a logger that writes to w, with the ids of the request. level gets the level of the options.
+func newLogger(w io.Writer, o *Options, level *slog.LevelVar) *slog.Logger {
+	setLevel(level, o)
+	how := &slog.HandlerOptions{Level: level}
+	if o.UseJSON {
+		return slog.New(reqctx.LogHandler(slog.NewJSONHandler(w, how)))
+	}
+	return slog.New(reqctx.LogHandler(slog.NewTextHandler(w, how)))
+}
+
+func setLevel(level *slog.LevelVar, o *Options) {
+	level.Set(slog.LevelInfo)
+	if o.Debug {
+		level.Set(slog.LevelDebug)
+	}
+}
+
+// Tool is what a command of an operator uses. Its methods are safe within RunE of a command.
+type Tool[O any] struct {
+	// Out is the standard output.
+	Out io.Writer
+
+	r *runtime[O]
+	f *flags
+}
+
+// Load reads the options, and checks them for services, if any are named. The error has a line for each wrong option.
+func (t *Tool[O]) Load(services ...string) (*O, error) {
+	l, err := t.r.load(t.f, services...)
+	if err != nil {
+		return nil, err
+	}
+	return l.opts, nil
+}
+
+// WithDatabase calls do with the database of the options, whose tables must be those of this program. If no connection is configured, it is
+// the SQLite file of the process with all services, if that file exists.
+func (t *Tool[O]) WithDatabase(ctx context.Context, do func(ctx context.Context, o *O, d *sqlx.DB) error) error {
+	return t.withDatabase(ctx, func(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
+		if _, err := db.Check(ctx, d, t.r.c.migrations()...); err != nil {
+			return err
+		}
+		return do(ctx, l.opts, d)
+	})
+}
+
+// withDatabase is WithDatabase for tables of any version.
+func (t *Tool[O]) withDatabase(ctx context.Context, do func(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error) error {
+	l, err := t.r.load(t.f)
+	if err != nil {
+		return err
+	}
+	cfg := l.base.Database.Config()
+	cfg.Logger = l.log
+	if cfg.URL == "" && l.base.StatePath != "" {
+		embedded, path, err := embeddedDatabase(t.r.c.Name, l.base.StatePath)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(path); err == nil {
+			cfg.URL = embedded
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the database of the process with all services: %w", err)
+		}
+	}
+	if cfg.URL == "" {
+		return l.place(optionError("database.connection", errNoDatabase))
+	}
+	d, err := db.Open(ctx, cfg)
+	if err != nil {
+		return l.place(optionError("database.connection", err))
+	}
+	return errors.Join(do(ctx, l, d), d.Close())
+}
+
+// versionCommand prints the version of the program.
+func (t *Tool[O]) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of the program", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			v := struct {
+				Name    string `json:"name"`
+				Version string `json:"version"`
+				Go      string `json:"go"`
+			}{Name: t.r.c.Name, Version: "unknown"}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				v.Version, v.Go = info.Main.Version, info.GoVersion
+			}
+			return t.Print([]string{"name", "version", "go"}, [][]string{{v.Name, v.Version, v.Go}}, v)
+		},
+	}
+}
+
+// openapiCommand prints the OpenAPI document of the REST API.
+func (t *Tool[O]) openapiCommand() *cobra.Command {
+	var version string
+	cmd := &cobra.Command{
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			document := t.r.c.OpenAPI
+			if document == nil {
+				document = func(version string) (any, error) { return t.documentOfRoutes(cmd.Context(), version) }
+			}
+			doc, err := document(version)
+			if err != nil {
+				return err
+			}
+			if t.f.output == formatTable {
+				return t.printAs(formatJSON, doc)
+			}
+			return t.printAs(t.f.output, doc)
+		},
+	}
+	cmd.Flags().StringVar(&version, "version", "", "microversion (default: the first)")
+	return cmd
+}
+
+// documentOfRoutes wires the services, without starting them and without the options of an operator, and returns the document of their
+// routes.
+func (t *Tool[O]) documentOfRoutes(ctx context.Context, version string) (any, error) {
+	var v api.Version
+	if version != "" {
+		var err error
+		if v, err = api.ParseVersion(version); err != nil {
+			return nil, usageError{err}
+		}
+	}
+	alone := &flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: map[string]string{
+		"transport_url": "memory://", "database.connection": "sqlite:///:memory:", "api.auth_strategy": "noauth2", "listen": "127.0.0.1:0",
+	}}}
+	l, err := t.r.load(alone, AllInOne)
+	if err != nil {
+		return nil, err
+	}
+	p, err := t.r.wire(ctx, l, AllInOne, quiet, true)
+	if err != nil {
+		return nil, err
+	}
+	if p.mux == nil {
+		return nil, errors.Join(fault.New(fault.Precondition, "no service has a REST API"), p.closeAll())
+	}
+	doc := p.mux.OpenAPI(api.About{Title: t.r.c.Name, Description: t.r.c.Short, Version: "1"}, v)
+	return doc, p.closeAll()
+}

@@ -1,0 +1,228 @@
+// Package component is the process of a component: its command line, its options, and the parts that every component has. A component
+// says what is its own, and this package does the rest:
+//
+//	type options struct {
+//		component.Options
+//		component.APIOptions
+//		Greeting string `ini:"greeting" default:"Hello" help:"word of each greeting"`
+//	}
+//
+//	func main() {
+//		component.Main(component.Component[options]{
+//			Name: "hello", Short: "Greets over REST",
+//			Migrations: []db.Migrations{db.Embedded("", migrations)},
+//			Services: []component.Service[options]{{Name: "greeter", Short: "Greet on this host", Wire: wire}},
+//		})
+//	}
+//
+//	func wire(ctx context.Context, p *component.Process[options]) error {
+//		w := &worker{db: p.DB, ops: p.Operations}
+//		operation.Handle(p.Runner(), say, operation.Step[Greeting]{Name: "speak", Do: w.speak})
+//		p.Serve(greeter, func(s *rpc.Server) { rpc.Handle(s, speak, w.greet) })
+//		p.API(api.Config{}, func(m *api.Mux) { api.Handle(m, "POST /v1/greetings", w.create) })
+//		return nil
+//	}
+//
+// The program has these commands:
+//
+//	hello                            run all services in one process; needs no other software
+//	hello SERVICE                    run one service
+//	hello db sync|check              create or upgrade the tables; check whether the services can start
+//	hello config sample|validate     print all options; check a configuration
+//	hello policy sample|validate|list|explain
+//	hello operation list|show|cancel|retry
+//	hello member list|remove
+//	hello dlq list|show|requeue|drop
+//	hello status                     members and open operations
+//	hello openapi, version, completion
+//
+// A component with [Component.Audit] also has "placement audit". Everything that is listed or shown has the flag --output (-o): table, json
+// or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line.
+//
+// Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
+// SQLite file in state_path. Such a process creates and upgrades its tables at its start. A process of one service only checks them.
+//
+// The package stands above all library packages, and links all of them: each bus, each database, Prometheus and OTLP. A program that
+// needs only some of them uses the packages without component.
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/operation"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// Component describes a component. O is the struct of its options, in the form of package service/config, which embeds [Options]. Name and
+// Services are required.
+type Component[O any] struct {
+	// Name is the name of the program: of its files NAME.conf, its SQLite file, and, by default, its queues.
+	Name string
+	// Short says in a line what the component is. Long may say more. Both are for --help.
+	Short, Long string
+	// Defaults are defaults of options other than those of their tags, with keys as in config.Source.
+	Defaults map[string]string
+	// Services are the services, in the order in which they are wired in a process with all of them.
+	Services []Service[O]
+	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation come
+	// first by themselves. Without Migrations the component has no database.
+	Migrations []db.Migrations
+	// Rules are the rules of the policy. Nil: no route of the API has a rule.
+	Rules []policy.Rule
+	// Interfaces are the RPC interfaces whose dead letters the command dlq manages.
+	Interfaces []*rpc.Interface
+	// Unreported has the versions of processes of a release that did not report them, see rpccaps.Config.
+	Unreported rpc.Versions
+	// Runner has the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process.
+	Runner operation.RunnerConfig
+	// Resource is the word for what operations are on, such as "server". Default "resource".
+	Resource string
+	// OpenAPI returns the OpenAPI document of the API in a microversion; "" is the version of the flag's default. Nil: the document is made
+	// of the routes of the API.
+	OpenAPI func(version string) (any, error)
+	// Audit compares the claims on hosts with what they should be, see placement.Audit. Nil: the component has no command for it.
+	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
+	// Checks are checks of options of one service, or of all. Validate methods of the options are called for each command.
+	Checks []Check[O]
+	// Commands returns further commands. Nil: none.
+	Commands func(t *Tool[O]) []*cobra.Command
+	// Started is called when all parts of a process have started, such as to print the address of its API. Nil: it is not called.
+	Started func(p *Process[O]) error
+}
+
+// Service is a kind of process of a component. Name and Wire are required.
+type Service[O any] struct {
+	// Name is the name of its command.
+	Name string
+	// Short says in a line what the service does.
+	Short string
+	// NoDatabase is for a service that must not reach the database, such as a worker on a host that is not trusted. Its members are
+	// reported over RPC by processes with the database.
+	NoDatabase bool
+	// AutoCaps are the version caps of the client of a service without a database. Default: such a service asks a process with
+	// the database.
+	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
+	// Wire makes the parts of the service and gives them to the process. It starts nothing, because "config validate" and "openapi" call
+	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option.
+	Wire func(ctx context.Context, p *Process[O]) error
+}
+
+// Check is a check of options that only some services need.
+type Check[O any] struct {
+	// Services are the services that need it. Empty: all services and all commands. [AllInOne] is the process with all services.
+	Services []string
+	// Option is the option that the error is about, NAME or SECTION.NAME.
+	Option string
+	// Judge returns what is wrong. It uses no network.
+	Judge func(o *O) error
+}
+
+// AllInOne is the name of the process with all services.
+const AllInOne = "all-in-one"
+
+// Main runs the program of a component with the arguments and the environment of the process, and exits. It panics as [Run] does.
+func Main[O any](c Component[O]) {
+	service.CatchSignals()
+	r := &runtime[O]{c: &c, out: os.Stdout, err: os.Stderr, setDefault: true}
+	os.Exit(r.main(context.Background(), os.Args[1:], os.Environ()))
+}
+
+// Run runs the program of a component with the given arguments and environment, and returns the exit code. It is for tests and for programs
+// with a main of their own. ctx ends a service as SIGTERM does. The log goes to stderr.
+//
+// Run panics if the component is wrong, which is a programmer's error: its options do not embed [Options], it has no Name, a service has no
+// Name or no Wire, or two services have one name.
+func Run[O any](ctx context.Context, c Component[O], args, env []string, stdout, stderr io.Writer) int {
+	r := &runtime[O]{c: &c, out: stdout, err: stderr}
+	return r.main(ctx, args, env)
+}
+
+// runtime is one run of the program.
+type runtime[O any] struct {
+	c          *Component[O]
+	out, err   io.Writer
+	setDefault bool // the log of the process is the default one
+}
+
+// main runs the command and returns the exit code.
+func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
+	r.c.check()
+	cmd := r.command(env)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	if code, ok := errors.AsType[ExitCode](err); ok {
+		return int(code)
+	}
+	if err == nil {
+		return 0
+	}
+	_, _ = fmt.Fprintf(r.err, "%s: %v\n", r.c.Name, err) // standard error may be closed
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
+}
+
+// check panics if the component is wrong.
+func (c *Component[O]) check() {
+	fail := func(format string, args ...any) { panic("component: " + fmt.Sprintf(format, args...)) }
+	if embedded[Options](new(O)) == nil {
+		fail("the options type %T does not embed component.Options: write component.Options as a field without a name in it", *new(O))
+	}
+	if c.Name == "" || len(c.Services) == 0 {
+		fail("the component has no Name or no Services: set both")
+	}
+	var names []string
+	for _, s := range c.Services {
+		switch {
+		case s.Name == "" || s.Wire == nil:
+			fail("service %q has no Name or no Wire: set both", s.Name)
+		case slices.Contains(names, s.Name):
+			fail("two services have the name %s: rename one", s.Name)
+		case slices.Contains(commandNames, s.Name) || s.Name == AllInOne:
+			fail("service %s has the name of a command: rename it", s.Name)
+		}
+		names = append(names, s.Name)
+	}
+}
+
+// migrations are those of the packages, and last the component's.
+func (c *Component[O]) migrations() []db.Migrations {
+	return slices.Concat(packageMigrations, c.Migrations)
+}
+
+// defaults are the component's defaults.
+func (c *Component[O]) defaults() map[string]string {
+	out := map[string]string{"control_exchange": c.Name}
+	for name, value := range c.Defaults {
+		out[name] = value
+	}
+	return out
+}
+
+// quiet is the logger of commands, which return errors and do not log them.
+var quiet = slog.New(slog.DiscardHandler)
+
+// ExitCode is an error of a command that ends the program with this code and without a message.
+type ExitCode int
+
+func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+// usageError is an error of the command line: the exit code is 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }

@@ -1,0 +1,354 @@
+package component_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"go.uber.org/goleak"
+	"go.yaml.in/yaml/v4"
+
+	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/operation"
+	"github.com/armature-go/armature/service/policy"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("os/signal.loop"))
+}
+
+// options are those of the component of the tests.
+type options struct {
+	component.Options
+	component.APIOptions
+	Backends map[string]backend `sections:"backend_" reloadable:"true"`
+}
+
+type backend struct {
+	Size int `ini:"size" default:"1" min:"1" help:"size of the backend"`
+}
+
+// Validate refuses a size.
+func (b *backend) Validate() error {
+	if b.Size == 66 {
+		return fault.WithReason(errors.New("66 is a bad size"), "", map[string]string{"option": "size"})
+	}
+	return nil
+}
+
+// note is the data of an operation.
+type note struct {
+	Text string `json:"text"`
+	Host string `json:"host"`
+}
+
+var (
+	v1     = rpc.Version{Major: 1}
+	writer = &rpc.Interface{Name: "writer", Version: v1}
+	write  = rpc.Define(rpc.Method[note, note]{Interface: writer, Name: "write", Since: v1})
+	take   = operation.Kind[note]{Name: "note.take", Timeout: time.Minute}
+)
+
+// world is what a test sees of the processes of the component.
+type world struct {
+	started chan *component.Process[options]
+	led     chan string // hosts that the loop of the leader has run on
+}
+
+// component is a component with three services: front has the API, back has the runner, and worker has no database.
+func (w *world) component() component.Component[options] {
+	rank := component.NewScheduler[*note](schedulerConfig{})
+	return component.Component[options]{
+		Name: "notes", Short: "Takes notes", Resource: "note",
+		Migrations: []db.Migrations{}, Interfaces: []*rpc.Interface{writer},
+		Rules: []policy.Rule{{Name: "notes:create", Check: "role:admin", Description: "take a note"}},
+		Services: []component.Service[options]{
+			{Name: "front", Short: "Serve the API", Wire: func(_ context.Context, p *component.Process[options]) error {
+				return p.API(api.Config{}, func(m *api.Mux) {
+					m.Discover(api.Discovery{ID: "v1", Path: "/v1"})
+					api.HandleRoute(m, api.Route{Pattern: "POST /v1/notes", Rule: "notes:create"}, func(ctx context.Context, r *api.Request[note]) (note, error) {
+						err := component.Begin(ctx, p, take, r.Body.Text, &r.Body, nil)
+						return r.Body, err
+					})
+				})
+			}},
+			{Name: "back", Short: "Run operations", Wire: func(_ context.Context, p *component.Process[options]) error {
+				operation.Handle(p.Runner(), take, operation.Step[note]{Name: "write", Do: func(ctx context.Context, _ *operation.Op, n *note) error {
+					m, err := component.Choose(ctx, p, rank, writer.Name, n)
+					if err != nil {
+						return err
+					}
+					out, err := rpc.Call(ctx, p.Client, write, m.Host, n)
+					if err == nil {
+						n.Host = out.Host
+					}
+					return err
+				}})
+				p.Leader("sweep", 50*time.Millisecond, func(context.Context) error {
+					select {
+					case w.led <- p.Host:
+					default:
+					}
+					return nil
+				})
+				return nil
+			}},
+			{Name: "worker", Short: "Write notes on this host", NoDatabase: true, Wire: func(_ context.Context, p *component.Process[options]) error {
+				p.Serve(writer, func(s *rpc.Server) {
+					rpc.Handle(s, write, func(_ context.Context, n *note) (*note, error) { return &note{n.Text, p.Host}, nil })
+				})
+				return nil
+			}},
+		},
+		Started: func(p *component.Process[options]) error { w.started <- p; return nil },
+	}
+}
+
+func newWorld() *world {
+	return &world{started: make(chan *component.Process[options], 9), led: make(chan string, 100)}
+}
+
+// output is a buffer that several goroutines may use.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// start runs a service until the test ends, and returns its process and its log. stop ends it earlier.
+func (w *world) start(t *testing.T, args []string, env ...string) (p *component.Process[options], log *output, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	log = new(output)
+	ended := make(chan int, 1)
+	go func() { ended <- component.Run(ctx, w.component(), args, env, io.Discard, log) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if code := <-ended; code != 0 {
+			t.Errorf("%v ended with %d: %s", args, code, log)
+		}
+	})
+	t.Cleanup(stop)
+	select {
+	case p = <-w.started:
+	case code := <-ended:
+		ended <- 0
+		t.Fatalf("%v ended with %d: %s", args, code, log)
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%v has not started: %s", args, log)
+	}
+	return p, log, stop
+}
+
+// command runs a command and returns its exit code and what it prints.
+func (w *world) command(t *testing.T, env []string, args ...string) (code int, out, errs string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code = component.Run(t.Context(), w.component(), args, env, &stdout, &stderr)
+	return code, stdout.String(), stderr.String()
+}
+
+// takeNote asks an API for a note.
+func takeNote(t *testing.T, addr, text string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/v1/notes", strings.NewReader(fmt.Sprintf(`{"text": %q, "host": ""}`, text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(res.Body)
+	if res.Body.Close(); res.StatusCode != http.StatusOK {
+		t.Fatalf("%d %s", res.StatusCode, body)
+	}
+}
+
+// written waits until the operation on a note has succeeded, and returns the host that has written it.
+func written(t *testing.T, d *sqlx.DB, text string) (n note) {
+	t.Helper()
+	waittest.Until(t, text+" to be written", func() bool {
+		found, err := operation.NewStore(d).List(t.Context(), operation.Filter{Resource: text, State: operation.Succeeded})
+		return err == nil && len(found) == 1 && json.Unmarshal(found[0].Data, &n) == nil
+	})
+	return n
+}
+
+// TestAllInOne: without a command all services run in one process, with the bus in memory and a database in the state path, which a later
+// process finds again. Commands for operators use this database. The admin listener has metrics and the options.
+func TestAllInOne(t *testing.T) {
+	t.Parallel()
+	w, dir := newWorld(), t.TempDir()
+	socket := filepath.Join(dir, "admin.sock")
+	env := []string{
+		"OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0", "OS_DEFAULT__STATE_PATH=" + dir, "OS_DEFAULT__ADMIN_LISTEN=unix:" + socket,
+		"OS_DEFAULT__USE_JSON=true", "OS_BACKEND_FAST__SIZE=7",
+	}
+	p, log, stop := w.start(t, nil, env...)
+	takeNote(t, p.Addr(), "first")
+	if n := written(t, p.DB, "first"); n.Host != "h1" {
+		t.Errorf("written by %q", n.Host)
+	}
+	if p.Options.Backends["FAST"].Size+p.Options.Backends["fast"].Size != 7 || p.StatePath != dir {
+		t.Errorf("options %+v, state path %s", p.Options.Backends, p.StatePath)
+	}
+	if host := <-w.led; host != "h1" {
+		t.Errorf("led by %q", host)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dialUnix(socket), DisableKeepAlives: true}}
+	for path, want := range map[string]string{
+		"/metrics": `armature_membership_members{kind="writer",state="up"} 1`, "/debug/config": `"section": "backend_fast"`, "/readyz": "writer member",
+	} {
+		res, err := client.Get("http://localhost" + path) //nolint:noctx // a question
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(res.Body)
+		if res.Body.Close(); !strings.Contains(strings.ReplaceAll(string(body), `":"`, `": "`), want) {
+			t.Errorf("%s lacks %s:\n%.3000s", path, want, body)
+		}
+	}
+	for args, want := range map[string][]string{
+		"member list":              {"KIND", "writer", "h1", "up", "writer 1.0"},
+		"operation list":           {"ID", "NOTE", "note.take", "first", "succeeded"},
+		"operation list -o json":   {`"kind": "note.take"`, `"resource": "first"`},
+		"operation list -o yaml":   {"kind: note.take", "resource: first"},
+		"operation list --note no": {"ID"},
+		"status":                   {"KIND", "writer", "OPERATIONS"},
+		"status -o json":           {`"members"`, `"operations": []`},
+		"db check":                 {"CHECK", "Schema", "Success"},
+		"db sync":                  {"the database has the schema of this version"},
+		"db sync -o yaml":          {"synced: true"},
+		"policy list":              {"RULE", "notes:create", "role:admin", "default"},
+		"policy list -o json":      {`"notes:create"`},
+		"version -o json":          {`"name": "notes"`},
+		"openapi":                  {`"/v1/notes"`, `"3.1`},
+		"openapi -o yaml":          {"/v1/notes:"},
+		"completion bash":          {"notes"},
+		"config sample":            {"#control_exchange = notes", "#[backend_NAME]", "#size = 1"},
+		"config validate --service all-in-one -o json": {`"section": "backend_fast"`},
+	} {
+		code, out, errs := w.command(t, env, strings.Fields(args)...)
+		for _, text := range want {
+			if code != 0 || !strings.Contains(out, text) {
+				t.Errorf("%s: %d %s; want %s in:\n%.2000s", args, code, errs, text, out)
+			}
+		}
+		var data any
+		if strings.HasSuffix(args, "-o json") && json.Unmarshal([]byte(out), &data) != nil || strings.HasSuffix(args, "-o yaml") && yaml.Unmarshal([]byte(out), &data) != nil {
+			t.Errorf("%s: not of the form:\n%s", args, out)
+		}
+	}
+	stop()
+	for line := range strings.Lines(log.String()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %s", line)
+		}
+	}
+	p, _, _ = w.start(t, nil, env...)
+	if n := written(t, p.DB, "first"); n.Host != "h1" {
+		t.Errorf("after a restart: written by %q", n.Host)
+	}
+}
+
+// TestTemporaryState: a process without a state path has a temporary one, which is removed at its end.
+func TestTemporaryState(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	p, _, stop := w.start(t, nil, "OS_DEFAULT__LISTEN=127.0.0.1:0")
+	if _, err := os.Stat(filepath.Join(p.StatePath, "notes.db")); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if _, err := os.Stat(p.StatePath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the state path remains: %v", err)
+	}
+}
+
+// TestThreeProcesses: each service in a process of its own, on a broker and with a database. The API notifies the runner in another process;
+// the worker has no database, and its member is reported over RPC. It is down after it has left.
+func TestThreeProcesses(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	env := []string{
+		"OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0", "OS_API__AUTH_STRATEGY=noauth2", "OS_DEFAULT__REPORT_INTERVAL=0.1",
+		"OS_DEFAULT__TRANSPORT_URL=" + envtest.URL(t, testenv.AMQPVar), "OS_DATABASE__CONNECTION=" + dbtest.MySQL(t),
+		"OS_DEFAULT__CONTROL_EXCHANGE=notes-" + strings.ToLower(t.Name()), "OS_DEFAULT__DEBUG=true",
+	}
+	if code, _, errs := w.command(t, env, "db", "sync"); code != 0 {
+		t.Fatal(errs)
+	}
+	if code, out, errs := w.command(t, env, "config", "validate", "--online"); code != 0 || !strings.Contains(out, "works: [DEFAULT] transport_url") || !strings.Contains(out, "works: [database] connection") {
+		t.Errorf("online: %d %s %s", code, errs, out)
+	}
+	front, log, _ := w.start(t, []string{"front"}, env...)
+	w.start(t, []string{"back"}, env...)
+	worker, _, stop := w.start(t, []string{"worker"}, env...)
+	if worker.DB != nil || front.DB == nil {
+		t.Error("the worker has a database, or the API has none")
+	}
+	takeNote(t, front.Addr(), "first")
+	if n := written(t, front.DB, "first"); n.Host != "h1" {
+		t.Errorf("written by %q", n.Host)
+	}
+	if strings.Contains(log.String(), "operation not notified") {
+		t.Errorf("the API has not notified the runner:\n%s", log)
+	}
+	first, err := front.Members.Get(t.Context(), "writer", "h1")
+	if err != nil || !first.Up || first.Interfaces["writer"][0] != "1.0" {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	waittest.Until(t, "a heartbeat of the worker", func() bool {
+		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		return err == nil && now.Up && now.SeenAt.After(first.SeenAt)
+	})
+	if err := front.Members.ForceDown(t.Context(), "writer", "h1", true); err != nil {
+		t.Fatal(err)
+	}
+	if err := front.Members.Remove(t.Context(), "writer", "h1"); err != nil {
+		t.Fatal(err)
+	}
+	waittest.Until(t, "the removed member to join again", func() bool {
+		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		return err == nil && now.Up
+	})
+	if code, out, errs := w.command(t, env, "dlq", "list"); code != 0 || !strings.Contains(out, "no dead letters") {
+		t.Errorf("dlq: %d %s %s", code, errs, out)
+	}
+	stop()
+	if last, err := front.Members.Get(t.Context(), "writer", "h1"); err != nil || last.Up || !last.Departed {
+		t.Errorf("after the end: %+v, %v", last, err)
+	}
+}

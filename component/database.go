@@ -1,0 +1,286 @@
+package component
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// databaseCommand has the commands about the tables.
+func (t *Tool[O]) databaseCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "db", Short: "Manage the database"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "sync", Short: "Create the tables, or upgrade them", Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.withDatabase(cmd.Context(), func(ctx context.Context, _ *loadedOptions[O], d *sqlx.DB) error {
+				if err := db.Migrate(ctx, d, t.r.c.migrations()...); err != nil {
+					return err
+				}
+				return t.done(map[string]any{"synced": true}, "the database has the schema of this version")
+			})
+		},
+	}, &cobra.Command{
+		Use: "check", Args: noArguments,
+		Short: "Check whether the services of this version can start. Exit codes: 0 = yes; 1 = yes, with warnings; 2 = no",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return t.withDatabase(cmd.Context(), t.checkUpgrade) },
+	})
+	return cmd
+}
+
+func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
+	got := db.CheckUpgrade(ctx, db.SchemaCheck(d, t.r.c.migrations()...), db.UpgradeCheck{
+		Name: "Services",
+		Run: func(ctx context.Context) (string, error) {
+			found, err := membership.New(membership.Config{DB: d, DownAfter: l.base.ServiceDownTime}).List(ctx, "")
+			var down []string
+			for i := range found {
+				if m := &found[i]; !m.Up && !m.Departed {
+					down = append(down, m.Kind+" on "+m.Host)
+				}
+			}
+			if len(down) == 0 {
+				return "", err
+			}
+			return "no heartbeat for " + l.base.ServiceDownTime.String() + ": " + strings.Join(down, ", "), err
+		},
+	})
+	type result struct {
+		Check   string `json:"check"`
+		Result  string `json:"result"`
+		Details string `json:"details"`
+	}
+	var data []result
+	var rows [][]string
+	for _, one := range got {
+		r := result{one.Name, "Success", one.Warning}
+		switch {
+		case one.Err != nil:
+			r.Result, r.Details = "Failure", one.Err.Error()
+		case one.Warning != "":
+			r.Result = "Warning"
+		}
+		data = append(data, r)
+		rows = append(rows, []string{r.Check, r.Result, r.Details})
+	}
+	if err := t.Print([]string{"check", "result", "details"}, rows, data); err != nil {
+		return err
+	}
+	if code := got.ExitCode(); code > 0 {
+		return ExitCode(code)
+	}
+	return nil
+}
+
+// placementCommand compares the claims on hosts with what they should be.
+func (t *Tool[O]) placementCommand() *cobra.Command {
+	var repair bool
+	var minAge time.Duration
+	audit := &cobra.Command{
+		Use: "audit", Args: noArguments,
+		Short: "Compare the claims on hosts with their consumers. Exit codes: 0 = no difference; 3 = differences; 4 = differences, all repaired",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.WithDatabase(cmd.Context(), func(ctx context.Context, _ *O, d *sqlx.DB) error {
+				found, err := t.r.c.Audit(ctx, d, repair, minAge)
+				return errors.Join(err, t.printFindings(found, err))
+			})
+		},
+	}
+	audit.Flags().BoolVar(&repair, "repair", false, "correct the claims that differ")
+	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "skip claims that have changed within this time, such as 90s: the consumer of a new claim may not be stored yet")
+	cmd := &cobra.Command{Use: "placement", Short: "Manage the claims on hosts"}
+	cmd.AddCommand(audit)
+	return cmd
+}
+
+// printFindings prints what an audit has found, and returns its exit code, unless the audit failed.
+func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
+	repaired := 0
+	var rows [][]string
+	for i := range found {
+		state := "found"
+		if one := &found[i]; one.Repaired {
+			state = "repaired"
+			repaired++
+		} else if one.Err != nil {
+			state = "not repaired: " + one.Err.Error()
+		}
+		rows = append(rows, []string{found[i].Kind, describeFinding(&found[i]), state})
+	}
+	err := t.Print([]string{"kind", "claim", "state"}, rows, found)
+	switch {
+	case err != nil || failed != nil || len(found) == 0:
+		return err
+	case repaired == len(found):
+		return ExitCode(4)
+	}
+	return ExitCode(3)
+}
+
+// describeFinding returns one line about a finding.
+func describeFinding(f *placement.Finding) string {
+	if f.Provider != nil {
+		return "host " + f.Provider.ID
+	}
+	where := func(c *placement.Claim) string {
+		var out []string
+		for _, a := range c.Allocations {
+			for _, class := range slices.Sorted(maps.Keys(a.Resources)) {
+				out = append(out, fmt.Sprintf("%s %d", class, a.Resources[class]))
+			}
+			out = append(out, "on "+a.Provider)
+		}
+		return strings.Join(out, " ")
+	}
+	out := f.Claim.Consumer + ": " + where(&f.Claim)
+	if f.Want != nil {
+		out += ", should be " + where(f.Want)
+	}
+	return out
+}
+
+// memberCommand manages the registered services.
+func (t *Tool[O]) memberCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "member", Short: "Manage registered services"}
+	var force bool
+	remove := &cobra.Command{
+		Use: "remove KIND HOST", Short: "Remove a service whose process no longer exists", Args: cobra.ExactArgs(2),
+		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, args []string) error {
+			if force {
+				if err := members.ForceDown(ctx, args[0], args[1], true); err != nil {
+					return err
+				}
+			}
+			if err := members.Remove(ctx, args[0], args[1]); errors.Is(err, fault.Precondition) {
+				return fmt.Errorf("%w: wait until it is down, or use --force if its process no longer exists", err)
+			} else if err != nil {
+				return err
+			}
+			return t.done(map[string]any{"kind": args[0], "host": args[1], "removed": true}, "%s on host %s is removed", args[0], args[1])
+		}),
+	}
+	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
+	cmd.AddCommand(&cobra.Command{
+		Use: "list", Short: "List the services: whether each is up, what it serves, and which process owns its host", Args: noArguments,
+		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
+			found, err := members.List(ctx, "")
+			if err != nil {
+				return err
+			}
+			rows, data := describeMembers(found)
+			return t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, data)
+		}),
+	}, remove)
+	return cmd
+}
+
+// withMembers returns the function of a command that needs the registry.
+func (t *Tool[O]) withMembers(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
+			return do(ctx, membership.New(membership.Config{DB: d, DownAfter: embedded[Options](o).ServiceDownTime}), args)
+		})
+	}
+}
+
+// memberView is a member as people see it.
+type memberView struct {
+	Kind       string              `json:"kind"`
+	Host       string              `json:"host"`
+	State      string              `json:"state"`
+	Seen       time.Time           `json:"seen_at"`
+	Interfaces map[string][]string `json:"interfaces"`
+	Why        string              `json:"why,omitempty"`
+	Process    string              `json:"process,omitempty"`
+}
+
+func describeMembers(found []membership.Member) (rows [][]string, data []memberView) {
+	data = []memberView{}
+	for i := range found {
+		m := &found[i]
+		v := memberView{m.Kind, m.Host, "down", m.SeenAt, m.Interfaces, m.Unfit(), m.Instance.Process}
+		if m.Up {
+			v.State = "up"
+		}
+		var serves []string
+		for _, name := range slices.Sorted(maps.Keys(m.Interfaces)) {
+			serves = append(serves, name+" "+strings.Join(m.Interfaces[name], " "))
+		}
+		data = append(data, v)
+		rows = append(rows, []string{v.Kind, v.Host, v.State, v.Seen.Format(time.RFC3339), cmp.Or(strings.Join(serves, ", "), "-"), v.Why, v.Process})
+	}
+	return rows, data
+}
+
+// statusCommand shows the members and the open operations.
+func (t *Tool[O]) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show the services and the number of open operations by kind and state", Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
+				members, err := membership.New(membership.Config{DB: d, DownAfter: embedded[Options](o).ServiceDownTime}).List(ctx, "")
+				if err != nil {
+					return err
+				}
+				open, err := operation.NewStore(d).List(ctx, operation.Filter{Open: true, Limit: statusLimit})
+				if err != nil {
+					return err
+				}
+				return t.printStatus(members, open)
+			})
+		},
+	}
+}
+
+// statusLimit bounds the open operations that status counts.
+const statusLimit = 10_000
+
+// operationCount is the number of open operations of a kind in a state.
+type operationCount struct {
+	Kind   string    `json:"kind"`
+	State  string    `json:"state"`
+	Count  int       `json:"count"`
+	Oldest time.Time `json:"oldest_at"`
+}
+
+func (t *Tool[O]) printStatus(members []membership.Member, open []operation.Operation) error {
+	counts := map[[2]string]*operationCount{}
+	for i := range open {
+		one := &open[i]
+		key := [2]string{one.Kind, string(one.State)}
+		if counts[key] == nil {
+			counts[key] = &operationCount{Kind: one.Kind, State: string(one.State)}
+		}
+		counts[key].Count++
+		counts[key].Oldest = one.Created // the newest come first
+	}
+	operations := []operationCount{}
+	var lines [][]string
+	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		c := counts[key]
+		operations = append(operations, *c)
+		lines = append(lines, []string{c.Kind, c.State, fmt.Sprint(c.Count), c.Oldest.Format(time.RFC3339)})
+	}
+	rows, views := describeMembers(members)
+	if t.f.output != formatTable {
+		return t.printAs(t.f.output, map[string]any{"members": views, "operations": operations})
+	}
+	if err := t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, nil); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(t.Out) // Print returns the error
+	return t.Print([]string{"operations", "state", "count", "oldest"}, lines, nil)
+}

@@ -1,0 +1,131 @@
+package component
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/armature-go/armature/db/dbprom"
+	"github.com/armature-go/armature/driver/driverprom"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpcotel"
+	"github.com/armature-go/armature/rpc/rpcprom"
+	"github.com/armature-go/armature/scheduler/schedulerprom"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apiotel"
+	"github.com/armature-go/armature/service/api/apiprom"
+	"github.com/armature-go/armature/service/auth/authprom"
+	"github.com/armature-go/armature/service/operation/operationprom"
+	"github.com/armature-go/armature/service/serviceprom"
+)
+
+// telemetry has the metrics and the traces of a process.
+type telemetry struct {
+	registry *prometheus.Registry
+	requests *apiprom.Metrics
+	rpc      *rpcprom.Metrics
+	drivers  *driverprom.Metrics
+	database *dbprom.Metrics
+	service  *serviceprom.Metrics
+	runners  *operationprom.Metrics
+	tokens   *authprom.Metrics
+	decided  *schedulerprom.Metrics
+	provider *sdktrace.TracerProvider // nil: no traces
+	traces   *apiotel.Traces          // nil: no traces
+	log      *slog.Logger
+}
+
+func newTelemetry(ctx context.Context, app *service.App, name string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
+	t := &telemetry{
+		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
+		database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New(), log: log,
+	}
+	t.registry.MustRegister(
+		collectors.NewGoCollector(), collectors.NewBuildInfoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided,
+	)
+	t.service.Add(app)
+	if o.Telemetry.Endpoint == "" || dry {
+		return t, nil
+	}
+	to, err := o.Telemetry.collector()
+	if err != nil {
+		return nil, err
+	}
+	out, err := otlptracehttp.New(ctx, to...)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the export of traces: %w", err)
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
+	}))
+	t.provider = sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(out), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
+		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", name), attribute.String("host.name", o.Host))),
+	)
+	t.traces = apiotel.New(t.provider)
+	return t, nil
+}
+
+// addParts adds the part that exports the last traces.
+func (t *telemetry) addParts(app *service.App) {
+	if t.provider == nil {
+		return
+	}
+	app.AddLabeled("traces", "option otlp_endpoint", service.Funcs{OnStop: func(ctx context.Context) error {
+		if err := t.provider.Shutdown(ctx); err != nil { // an error here does not fail the stop
+			t.log.WarnContext(ctx, "last traces lost", "option", "otlp_endpoint of [opentelemetry]", "error", err)
+		}
+		return nil
+	}})
+}
+
+// metrics returns the page for Prometheus.
+func (t *telemetry) metrics() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{})
+}
+
+// around returns a handler that records a span for each request to h.
+func (t *telemetry) around(h http.Handler) http.Handler {
+	if t.traces == nil {
+		return h
+	}
+	return t.traces.Handler(h)
+}
+
+// observe adds a request of the API to the metrics and the traces.
+func (t *telemetry) observe(ctx context.Context, o api.Observation) {
+	t.requests.Observe(ctx, o)
+	if t.traces != nil {
+		t.traces.Observe(ctx, o)
+	}
+}
+
+// client returns the interceptors of an RPC client.
+func (t *telemetry) client() []rpc.Interceptor {
+	out := []rpc.Interceptor{t.rpc.Client()}
+	if t.provider != nil {
+		out = append(out, rpcotel.New(t.provider).Client())
+	}
+	return out
+}
+
+// server returns the interceptors of an RPC server.
+func (t *telemetry) server() []rpc.Interceptor {
+	out := []rpc.Interceptor{t.rpc.Server()}
+	if t.provider != nil {
+		out = append(out, rpcotel.New(t.provider).Server())
+	}
+	return out
+}

@@ -1,0 +1,165 @@
+package component_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/membership"
+)
+
+type schedulerConfig = scheduler.Config[*note, membership.Member]
+
+// dialUnix connects to a socket, whatever the address.
+func dialUnix(path string) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+}
+
+// TestWrongCommands: a wrong command line has the exit code 2, and what is wrong in the options has 1, with the place and the remedy.
+func TestWrongCommands(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	file := filepath.Join(t.TempDir(), "notes.conf")
+	for _, c := range []struct {
+		args, text string
+		code       int
+		want       string
+	}{
+		{"frnt", "", 2, `command "frnt" does not exist; the nearest is front`},
+		{"db snc", "", 2, `command "db snc" does not exist; the nearest is sync`},
+		{"member list -o xml", "", 2, `format "xml" does not exist; use one of: table, json, yaml`},
+		{"version --colour", "", 2, "unknown flag: --colour"},
+		{"front now", "", 2, "front has no arguments"},
+		{"operation show", "", 2, "requires at least 1 arg"},
+		{"operation list --state done", "", 2, `state "done" does not exist`},
+		{"operation list --limit -1", "", 2, "--limit: -1 is less than 0"},
+		{"policy explain --rule nots:create", "", 2, `rule "nots:create" does not exist; the nearest is notes:create`},
+		{"config validate --service frnt", "", 2, `service "frnt" does not exist; the nearest is front`},
+		{"dlq drop", "", 2, "give the ids of the dead letters, or --all"},
+		{"openapi --version x", "", 2, "x"},
+		{"member list", "", 1, "[database] connection: is not set; use mysql://"},
+		{"front", "", 1, "[DEFAULT] transport_url: is not set; use rabbit://"},
+		{"front", "transport_url = rabbit://u:p@127.0.0.1/\n", 1, "[database] connection: is not set"},
+		{"front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = mysql://u:p@127.0.0.1/d\n", 1, "auth_strategy: is keystone, which needs [keystone_authtoken]"},
+		{"member list", "[database]\nconnection = mysql:/u:s3cret@h/d\n", 1, "FILE:2: [database] connection: "},
+		{"member list", "[backend_a]\nsiz = 3\n", 1, "FILE:2: [backend_a] siz: no such option; the nearest is size"},
+		{"member list", "[backend_a]\nsize = 66\n", 1, "FILE:2: [backend_a] size: 66 is a bad size"},
+		{"member list", "[backend_a]\n[backend_A]\n", 1, "FILE:2: [backend_A]: the name differs from [backend_a] (FILE:1)"},
+		{"member list", "transport_url = pigeon://u:s3cret@h\nservice_down_time = 5\nhost = a/b\nlisten = nowhere\n", 1, "FILE:1: [DEFAULT] transport_url: "},
+		{"member list", "transport_url = pigeon://u:s3cret@h\nservice_down_time = 5\nhost = a/b\nlisten = nowhere\n", 1, "FILE:2: [DEFAULT] service_down_time: service_down_time (5s) must be longer"},
+		{"member list", "host = a/b\n", 1, `FILE:1: [DEFAULT] host: "a/b" is not the name of a host`},
+		{"member list", "listen = nowhere\n", 1, "FILE:1: [DEFAULT] listen: "},
+		{"member list", "[api]\ntoken = s3cret\n", 1, "FILE:2: [api] token: has no effect"},
+		{"member list", "[api]\nauth_strategy = token\n", 1, "[api] token: is not set"},
+		{"member list", "listen = 0.0.0.0:80\n[api]\nauth_strategy = noauth2\n", 1, "FILE:3: [api] auth_strategy: noauth2 makes every client the administrator"},
+		{"", "listen = 0.0.0.0:80\n", 1, "[api] auth_strategy: noauth2 makes every client the administrator"},
+		{"member list", "admin_listen = 0.0.0.0:80\n", 1, "FILE:1: [DEFAULT] admin_listen: "},
+		{"member list", "[keystone_authtoken]\nauth_url = here\n", 1, "FILE:2: [keystone_authtoken] auth_url: "},
+		{"member list", "[wsgi]\nssl_cert_file = /none\n", 1, "FILE:2: [wsgi] ssl_cert_file: "},
+		{"member list", "[opentelemetry]\notlp_endpoint = here\n", 1, "FILE:2: [opentelemetry] otlp_endpoint: "},
+		{"policy list", "[oslo_policy]\npolicy_file = /none\n", 1, "/none"},
+		{"config validate --service front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = sqlite:///none\n[api]\nauth_strategy=noauth2\n[oslo_policy]\npolicy_file = /none\n", 1, "[oslo_policy] policy_file: "},
+	} {
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, errs := w.command(t, nil, append(strings.Fields(c.args), "--config-file", file)...)
+		if want := strings.ReplaceAll(c.want, "FILE", file); code != c.code || !strings.Contains(errs, want) || strings.Contains(errs, "s3cret") {
+			t.Errorf("%s with %q: %d %s\nwant %d %s", c.args, c.text, code, errs, c.code, want)
+		}
+	}
+}
+
+// TestReload: a reload whose Validate fails changes nothing; a good one changes the section and the log level.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	w, dir := newWorld(), t.TempDir()
+	file := filepath.Join(dir, "notes.conf")
+	replace := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("listen = 127.0.0.1:0\nstate_path = "+dir+"\n"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace("[backend_a]\nsize = 2\n")
+	p, log, _ := w.start(t, []string{"--config-file", file})
+	<-p.App.Started()
+	replace("debug = true\n[backend_a]\nsize = 66\n")
+	if err := p.App.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "[backend_a] size: 66 is a bad size") {
+		t.Errorf("reload: %v", err)
+	}
+	if now := p.Current(); now.Debug || now.Backends["a"].Size != 2 {
+		t.Errorf("something has changed: %+v", now)
+	}
+	replace("debug = true\n[backend_a]\nsize = 3\n[backend_b]\n")
+	if err := p.App.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now := p.Current(); !now.Debug || now.Backends["a"].Size != 3 || now.Backends["b"].Size != 1 {
+		t.Errorf("not changed: %+v", now)
+	}
+	p.Log.Debug("now at debug level")
+	if !strings.Contains(log.String(), "now at debug level") {
+		t.Error("the log level has not changed")
+	}
+}
+
+// TestProgrammersErrors: what is wrong in the component itself panics, with a text that says what to do.
+func TestProgrammersErrors(t *testing.T) {
+	t.Parallel()
+	type plain struct {
+		component.Options
+	}
+	nothing := func(context.Context, *component.Process[plain]) error { return nil }
+	good := []component.Service[plain]{{Name: "a", Wire: nothing}}
+	run := func(c component.Component[plain]) func() {
+		return func() { component.Run(t.Context(), c, []string{"version"}, nil, io.Discard, io.Discard) }
+	}
+	for want, f := range map[string]func(){
+		"does not embed component.Options: write component.Options as a field without a name": func() {
+			type none struct {
+				A int `ini:"a"`
+			}
+			component.Run(t.Context(), component.Component[none]{Name: "x"}, nil, nil, io.Discard, io.Discard)
+		},
+		"no Name or no Services":                              run(component.Component[plain]{Name: "x"}),
+		"service \"\" has no Name":                            run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Wire: nothing}}}),
+		"service \"b\" has no Name or no Wire":                run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "b"}}}),
+		"two services have the name a: rename one":            run(component.Component[plain]{Name: "x", Services: append(good, good...)}),
+		"service db has the name of a command":                run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "db", Wire: nothing}}}),
+		"the options do not embed component.APIOptions":       wiring(t, func(p *component.Process[plain]) { _ = p.API(api.Config{}, func(*api.Mux) {}) }),
+		"Runner: the service a has no database":               wiring(t, func(p *component.Process[plain]) { p.Runner() }),
+		"Leader: the service a has no database: remove NoDat": wiring(t, func(p *component.Process[plain]) { p.Leader("x", 1, nil) }),
+	} {
+		func() {
+			defer func() {
+				if got := fmt.Sprint(recover()); !strings.Contains(got, want) {
+					t.Errorf("panic %q, want %s", got, want)
+				}
+			}()
+			f()
+		}()
+	}
+}
+
+// wiring returns a function that wires a service without a database.
+func wiring[O any](t *testing.T, f func(p *component.Process[O])) func() {
+	return func() {
+		var errs bytes.Buffer
+		code := component.Run(t.Context(), component.Component[O]{Name: "x", Services: []component.Service[O]{{
+			Name: "a", Wire: func(_ context.Context, p *component.Process[O]) error { f(p); return nil },
+		}}}, []string{"config", "validate"}, []string{"OS_DEFAULT__TRANSPORT_URL=memory://"}, io.Discard, &errs)
+		t.Errorf("no panic: %d %s", code, &errs)
+	}
+}

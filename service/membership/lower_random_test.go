@@ -1,0 +1,182 @@
+package membership_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// TestServeDelayOfHistories: in random histories of three members, a process that starts waits until no RPC client can still have caps
+// that are above its version. A client has the caps of any time within the last window: the lowest version of the members that counted
+// then.
+func TestServeDelayOfHistories(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		for i := range uint64(40) {
+			h := &history{T: t, d: d, r: membership.New(membership.Config{DB: d}), rnd: rand.New(rand.NewPCG(seed, i))} //nolint:gosec // no secrets
+			if h.run(); t.Failed() {
+				t.Fatalf("history %d: %q", i, h.events)
+			}
+		}
+	})
+}
+
+// history is a history of members. Its clock is now: pass makes all times of the table older.
+type history struct {
+	*testing.T
+
+	d      *sqlx.DB
+	r      *membership.Registry
+	rnd    *rand.Rand
+	now    time.Duration
+	hosts  [3]struct{ exists, counts, forced, beats bool }
+	minors [3]int
+	caps   []capsSince // of the clients that read them at once
+	events []string
+}
+
+type capsSince struct {
+	at    time.Duration
+	minor int
+}
+
+const historyWindow = 12 * time.Second
+
+func (h *history) run() {
+	h.exec(`DELETE FROM members`)
+	for range 16 {
+		at := h.rnd.IntN(len(h.hosts))
+		m, host := &h.hosts[at], fmt.Sprintf("h%d", at)
+		op := h.rnd.IntN(12)
+		switch {
+		case op < 4:
+			h.start(at, host, h.rnd.IntN(4))
+		case op < 6 && m.exists:
+			h.did(h.r.Leave(h.Context(), "worker", host, ""), "leave %s", host)
+			m.counts, m.beats = false, false
+		case op == 6 && m.exists:
+			h.did(nil, "SIGKILL %s", host)
+			m.beats = false
+		case op < 9 && m.exists:
+			m.forced = !m.forced
+			h.did(h.r.ForceDown(h.Context(), "worker", host, m.forced), "force down %s: %v", host, m.forced)
+		default:
+			h.pass([]time.Duration{time.Second, 3 * time.Second, 7 * time.Second, 15 * time.Second, 90 * time.Second}[h.rnd.IntN(5)])
+		}
+		h.note()
+	}
+}
+
+// note records the caps that a client reads now.
+func (h *history) note() {
+	lowest := -1
+	for i, m := range h.hosts {
+		if m.counts && !m.forced && (lowest < 0 || h.minors[i] < lowest) {
+			lowest = h.minors[i]
+		}
+	}
+	h.caps = append(h.caps, capsSince{h.now, max(lowest, 0)})
+}
+
+// start announces a process, and compares its wait with the caps that clients may have.
+func (h *history) start(at int, host string, minor int) {
+	var need time.Duration
+	for i, c := range h.caps {
+		end := h.now
+		if i+1 < len(h.caps) {
+			end = h.caps[i+1].at
+		}
+		if c.minor > minor {
+			need = max(need, end+historyWindow-h.now)
+		}
+	}
+	self := serving(host, fmt.Sprintf("1.%d", minor))
+	h.did(h.r.Announce(h.Context(), self), "announce %s 1.%d", host, minor)
+	m := &h.hosts[at]
+	m.exists, m.counts, m.beats, h.minors[at] = true, true, true, minor
+	if m.forced {
+		return // it does not count
+	}
+	got, err := h.r.ServeDelay(h.Context(), "worker", host, historyWindow)
+	if err != nil || got < need-time.Second {
+		h.Errorf("the process waits %v, %v; a client may send a higher version for %v", got, err, need)
+	}
+	if h.rnd.IntN(2) == 0 {
+		h.did(h.r.Join(h.Context(), self), "join %s", host)
+	}
+}
+
+func (h *history) did(err error, format string, args ...any) {
+	h.Helper()
+	h.events = append(h.events, fmt.Sprintf("%v ", h.now)+fmt.Sprintf(format, args...))
+	if err != nil {
+		h.Fatal(err, h.events)
+	}
+}
+
+func (h *history) exec(query string, args ...any) {
+	h.Helper()
+	if _, err := h.d.ExecContext(h.Context(), query, args...); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// pass lets time pass: all times in the table become older, except heartbeats of processes that run.
+func (h *history) pass(by time.Duration) {
+	h.Helper()
+	h.now += by
+	for i, m := range h.hosts {
+		if !m.exists {
+			continue
+		}
+		host := fmt.Sprintf("h%d", i)
+		var row struct {
+			Serves string
+			Joined time.Time `db:"joined_at"`
+			Seen   time.Time `db:"seen_at"`
+		}
+		if err := h.d.GetContext(h.Context(), &row, `SELECT serves, joined_at, seen_at FROM members WHERE host = ?`, host); err != nil {
+			h.Fatal(err)
+		}
+		var report any
+		if err := json.Unmarshal([]byte(row.Serves), &report); err != nil {
+			h.Fatal(err)
+		}
+		text, err := json.Marshal(olderTimes(report, by))
+		if err != nil {
+			h.Fatal(err)
+		}
+		h.exec(`UPDATE members SET serves = ?, joined_at = ?, seen_at = ? WHERE host = ?`, string(text), row.Joined.Add(-by), row.Seen.Add(-by), host)
+		if m.beats {
+			h.exec(`UPDATE members SET seen_at = UTC_TIMESTAMP(6) WHERE host = ?`, host)
+		}
+	}
+}
+
+// olderTimes returns a JSON value in which all times are older.
+func olderTimes(v any, by time.Duration) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for k := range v {
+			v[k] = olderTimes(v[k], by)
+		}
+	case []any:
+		for i := range v {
+			v[i] = olderTimes(v[i], by)
+		}
+	case string:
+		if at, err := time.Parse(time.RFC3339Nano, v); err == nil {
+			return at.Add(-by).Format(time.RFC3339Nano)
+		}
+	}
+	return v
+}

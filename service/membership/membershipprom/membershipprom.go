@@ -1,0 +1,71 @@
+// Package membershipprom has the metrics of the members that a registry knows, for Prometheus.
+//
+//	m := membershipprom.New(members)
+//	prometheus.MustRegister(m)
+//
+// The metric, with the prefix armature_membership_:
+//
+//	members  gauge  kind, state  members; state is up, disabled (up, but not to be chosen) or down
+//
+// A kind that has a member has all three states. All processes with one database report the same values.
+package membershipprom
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/armature-go/armature/service/membership"
+)
+
+// listTimeout bounds a collection.
+const listTimeout = 5 * time.Second
+
+// Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
+type Metrics struct {
+	registry *membership.Registry
+	members  *prometheus.Desc
+}
+
+// New returns the metrics of a registry. Each collection reads all members, and takes at most 5 s. If the database does not answer, the
+// collection has no values.
+func New(r *membership.Registry) *Metrics {
+	return &Metrics{r, prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.members }
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
+	defer cancel()
+	list, err := m.registry.List(ctx, "")
+	if err != nil { // the metrics of the database's own package show the failure
+		return
+	}
+	counts := map[string]map[string]int{}
+	for i := range list {
+		kind := list[i].Kind
+		if counts[kind] == nil {
+			counts[kind] = map[string]int{"up": 0, "disabled": 0, "down": 0}
+		}
+		counts[kind][stateOf(&list[i])]++
+	}
+	for kind, states := range counts {
+		for state, n := range states {
+			ch <- prometheus.MustNewConstMetric(m.members, prometheus.GaugeValue, float64(n), kind, state)
+		}
+	}
+}
+
+func stateOf(m *membership.Member) string {
+	switch {
+	case !m.Up:
+		return "down"
+	case m.Disabled:
+		return "disabled"
+	}
+	return "up"
+}

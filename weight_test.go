@@ -1,0 +1,34 @@
+package armature_test
+
+import (
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestWeight: docs/adopting.md says how many modules of others a program with some of the packages links.
+func TestWeight(t *testing.T) {
+	t.Parallel()
+	rows := regexp.MustCompile("(?m)^\\| ((?:`[a-z/]+`(?:, )?)+) \\| (\\d+) \\|$").FindAllStringSubmatch(readFile(t, "docs/adopting.md"), -1)
+	if len(rows) < 5 {
+		t.Fatalf("the table of modules is not found: %q", rows)
+	}
+	for _, row := range rows {
+		args := []string{"list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}"}
+		for name := range strings.SplitSeq(row[1], ", ") {
+			args = append(args, "./"+strings.Trim(name, "`"))
+		}
+		out, err := exec.CommandContext(t.Context(), "go", args...).Output()
+		if err != nil {
+			t.Fatalf("go %q: %v", args, err)
+		}
+		modules := slices.Compact(slices.Sorted(slices.Values(strings.Fields(string(out)))))
+		modules = slices.DeleteFunc(modules, func(m string) bool { return m == module })
+		if strconv.Itoa(len(modules)) != row[2] {
+			t.Errorf("%s: the document says %s, and these are %d: %q", row[1], row[2], len(modules), modules)
+		}
+	}
+}
