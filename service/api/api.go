@@ -51,6 +51,12 @@
 // Tags that contradict each other, that do not fit the type of the field, or that have no effect in the API, panic when the
 // route is registered.
 //
+// # Lists and objects
+//
+// The filters and sort keys of a list are data ([Route].List and package listing). The handler gets what a request selects in [Request].List, package db reads its
+// rows, and [Request.NextPage] makes the link to the next page. [HandleTarget] loads the object that a path names, enforces the rule with it, and hides objects of other
+// projects. [Route].Idempotency keeps the reply of a POST, so that a client can repeat it. [Mux.History] tells what each microversion changes.
+//
 // The package is not a server: package service listens.
 package api
 
