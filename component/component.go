@@ -52,6 +52,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -161,10 +162,10 @@ type runtime[O any] struct {
 // main runs the command and returns the exit code.
 func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
 	r.c.check()
-	cmd := r.command(env)
+	cmd := r.command(env) //nolint:contextcheck // cobra passes the context on
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
-	if code, ok := errors.AsType[ExitCode](err); ok {
+	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)
 	}
 	if err == nil {
@@ -208,19 +209,17 @@ func (c *Component[O]) migrations() []db.Migrations {
 // defaults are the component's defaults.
 func (c *Component[O]) defaults() map[string]string {
 	out := map[string]string{"control_exchange": c.Name}
-	for name, value := range c.Defaults {
-		out[name] = value
-	}
+	maps.Copy(out, c.Defaults)
 	return out
 }
 
 // quiet is the logger of commands, which return errors and do not log them.
 var quiet = slog.New(slog.DiscardHandler)
 
-// ExitCode is an error of a command that ends the program with this code and without a message.
-type ExitCode int
+// ExitError is an error of a command that ends the program with this code and without a message.
+type ExitError int
 
-func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+func (c ExitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 // usageError is an error of the command line: the exit code is 2.
 type usageError struct{ error }

@@ -60,17 +60,16 @@ type Process[O any] struct {
 	Members    *membership.Registry
 	Operations *operation.Store
 
-	c         *Component[O]
-	base      *Options
-	read      *loadedOptions[O]
-	tell      *telemetry
-	runner    *operation.Runner
-	mux       *api.Mux
-	http      *service.HTTPPart
-	parts     [phases][]part
-	probes    []probe
-	close     []func() error // called at the end, the last one first
-	announced int            // members, so that names of parts differ
+	c      *Component[O]
+	base   *Options
+	read   *loadedOptions[O]
+	tell   *telemetry
+	runner *operation.Runner
+	mux    *api.Mux
+	http   *service.HTTPPart
+	parts  [phases][]part
+	probes []probe
+	close  []func() error // called at the end, the last one first
 }
 
 // part is a part with its name and its label.

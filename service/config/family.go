@@ -275,6 +275,7 @@ func (l *loader) describeInvalid(section string, err error) error {
 			section, name = s, n
 		}
 		if o := l.options[section][name]; o != nil {
+			o.bad = true
 			if o.where != "default" {
 				return fault.New(fault.Invalid, "%s: [%s] %s: %w", o.where, section, name, err)
 			}
