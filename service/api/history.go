@@ -73,11 +73,9 @@ func (h *history) noteFields(body string, s *shape, in span) {
 
 // noteType is noteFields for a type in the body, at a path.
 func (h *history) noteType(s *shape, t reflect.Type, body, path string, in span) {
-	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
-		if t.Kind() != reflect.Pointer {
-			path += "[]"
-		}
-		t = t.Elem()
+	if t = structAt(t); t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
+		h.noteType(s, t.Elem(), body, path+"[]", in)
+		return
 	}
 	for _, p := range s.fields[t] {
 		at := joinPath(path, p.name)
