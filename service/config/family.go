@@ -228,16 +228,23 @@ func (l *loader) validateStruct(v reflect.Value, section string) (errs []error) 
 			errs = append(errs, l.validateStruct(f, section)...)
 		}
 	}
+	return l.addInvalid(errs, v, section)
+}
+
+// addInvalid appends the errors of the struct's own Validate.
+func (l *loader) addInvalid(errs []error, v reflect.Value, section string) []error {
 	if !v.Addr().CanInterface() {
 		return errs
 	}
-	if has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr()); ok {
-		for _, err := range splitJoined(has.Validate()) {
-			err = l.describeInvalid(section, err)
-			// The Validate of an embedded struct is also a method of the outer struct.
-			if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
-				errs = append(errs, err)
-			}
+	has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr())
+	if !ok {
+		return errs
+	}
+	for _, err := range splitJoined(has.Validate()) {
+		err = l.describeInvalid(section, err)
+		// The Validate of an embedded struct is also a method of the outer struct.
+		if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
+			errs = append(errs, err)
 		}
 	}
 	return errs
@@ -261,7 +268,8 @@ func splitJoined(err error) []error {
 
 // describeInvalid adds to an error of Validate the section, or the place of the option that the error names in its Meta.
 func (l *loader) describeInvalid(section string, err error) error {
-	if name := optionIn(err); name != "" {
+	name := optionIn(err)
+	if name != "" {
 		if s, n, ok := strings.Cut(name, "."); ok {
 			section, name = s, n
 		}
@@ -272,6 +280,11 @@ func (l *loader) describeInvalid(section string, err error) error {
 			}
 			return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
 		}
+	}
+	if where := l.places[placeKey(section, name)]; name != "" && where != "" { // in a family with raw values
+		return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
+	} else if where != "" {
+		return fault.New(fault.Invalid, "%s: [%s]: %w", where, section, err)
 	}
 	if section == defaultSection {
 		return fault.New(fault.Invalid, "%w", err)

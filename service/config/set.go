@@ -64,23 +64,8 @@ func (l *loader) setEnv(env []string) {
 // section or option. A variable without a double underscore belongs to another program.
 func (l *loader) setVariable(k, value string) {
 	where := "environment " + k
-	longest := ""
-	for section := range l.byCase {
-		if section = l.byCase[section]; strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
-			longest = section
-		}
-	}
-	if longest != "" {
-		if name := l.optionOf(longest, k); name != "" { // a section that an earlier variable has declared
-			l.setKey(rankEnv, where, longest, name, value)
-			return
-		}
-		name := strings.ToLower(k[len(envName(longest, "")):])
-		hint := l.hintOption(longest, name)
-		if k != strings.ToUpper(k) {
-			hint += "; write the name of the variable in upper case"
-		}
-		l.addUnknown(rankEnv, l.mayProtect(longest, name, value), "%s: [%s] %s: no such option%s", where, longest, name, hint)
+	if section := l.sectionOf(k); section != "" {
+		l.setDeclared(section, k, value)
 		return
 	}
 	for i := range l.families {
@@ -101,6 +86,32 @@ func (l *loader) setVariable(k, value string) {
 	}
 	section = strings.ToLower(section)
 	l.addUnknown(rankEnv, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
+}
+
+// sectionOf returns the declared section with the longest name that a variable begins with, or "".
+func (l *loader) sectionOf(k string) (longest string) {
+	for _, section := range l.byCase {
+		if strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
+			longest = section
+		}
+	}
+	return longest
+}
+
+// setDeclared sets the option that a variable names in a declared section, such as one of a family that an earlier variable has declared.
+// If the section has no such option, it is unknown.
+func (l *loader) setDeclared(section, k, value string) {
+	where := "environment " + k
+	if name := l.optionOf(section, k); name != "" {
+		l.setKey(rankEnv, where, section, name, value)
+		return
+	}
+	name := strings.ToLower(k[len(envName(section, "")):])
+	hint := l.hintOption(section, name)
+	if k != strings.ToUpper(k) {
+		hint += "; write the name of the variable in upper case"
+	}
+	l.addUnknown(rankEnv, l.mayProtect(section, name, value), "%s: [%s] %s: no such option%s", where, section, name, hint)
 }
 
 // splitVariable returns the section of the family and the option that a variable names. Both have the
