@@ -111,7 +111,7 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
-	cfg := o.Options.Config()
+	cfg := o.Config()
 	cfg.Schemes, cfg.Logger = schemes, log
 	bus, err := urlbus.Open(o.TransportURL, cfg)
 	if err != nil {
