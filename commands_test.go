@@ -160,9 +160,9 @@ func tutorial(t *testing.T, dir string) {
 	}
 	addr := envtest.FreeAddr(t)
 	const fixed = "127.0.0.1:8780"
-	file := strings.NewReplacer(fixed, addr,
+	file := strings.NewReplacer(fixed, addr, "[DEFAULT]\n", "[DEFAULT]\ncontrol_exchange = hello-commands\n",
 		"rabbit://guest:guest@127.0.0.1:5672/", strings.Replace(envtest.URL(t, testenv.AMQPVar), "amqp://", "rabbit://", 1),
-		"mysql://hello:secret@127.0.0.1:3306/hello", dbtest.MySQL(t)).Replace(blocks["ini"][0]) + "control_exchange = hello-commands\n"
+		"mysql://hello:secret@127.0.0.1:3306/hello", dbtest.MySQL(t)).Replace(blocks["ini"][0])
 	if err := os.WriteFile(filepath.Join(dir, "hello-1.conf"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}

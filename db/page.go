@@ -99,7 +99,7 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 	if err != nil {
 		return nil, false, err
 	}
-	matches, err := p.rowMatcher(reflect.TypeFor[T]())
+	matches, err := p.rowMatches(reflect.TypeFor[T]())
 	if err != nil {
 		return nil, false, err
 	}
@@ -115,7 +115,7 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 			return nil, false, Error(err)
 		}
 		switch {
-		case matches != nil && !matches(reflect.ValueOf(&row).Elem()), !keep(&row):
+		case !hasAll(matches, reflect.ValueOf(&row).Elem()), !keep(&row):
 		case len(rows) == p.Limit:
 			return rows, true, nil
 		default:

@@ -83,45 +83,64 @@ func conditionTerm(col string, op listing.Operator, v any) (term string, args []
 	return "", nil, fmt.Errorf("the operator %q cannot compare a %T", op, v)
 }
 
-// rowMatcher returns a function that matches the regular expressions of the page on a pointer to a row of type t, or nil if the page
-// has none.
-func (p *Page) rowMatcher(t reflect.Type) (func(row reflect.Value) bool, error) {
-	type match struct {
-		listing.Condition
+// rowMatch is a regular expression on a field of the rows.
+type rowMatch struct {
+	listing.Condition
 
-		index []int // of the field
-	}
-	var all []match
+	index []int // of the field
+}
+
+// rowMatches returns the regular expressions of the page, for rows of type t.
+func (p *Page) rowMatches(t reflect.Type) ([]rowMatch, error) {
+	var out []rowMatch
 	for _, c := range p.conditions {
 		if c.Operator != listing.Regexp {
 			continue
 		}
 		name := c.Column[strings.LastIndexByte(c.Column, '.')+1:]
-		var info *reflectx.FieldInfo
-		if t.Kind() == reflect.Struct {
-			info = structMapper.TypeMap(t).GetByPath(name)
-		}
-		if info == nil || info.Field.Type.Kind() != reflect.String && (info.Field.Type.Kind() != reflect.Pointer || info.Field.Type.Elem().Kind() != reflect.String) {
+		index, ok := textField(t, name)
+		if !ok {
 			return nil, fault.New(fault.Internal, "list a page: the filter %s matches a regular expression, but %s has no text field for the column %s", c.Name, t, name)
 		}
-		all = append(all, match{c, info.Index})
+		out = append(out, rowMatch{c, index})
 	}
-	if all == nil {
-		return nil, nil //nolint:nilnil // nil: nothing to match
+	return out, nil
+}
+
+// textField returns the index of the field of a struct that has the text of a column.
+func textField(t reflect.Type, column string) (index []int, ok bool) {
+	if t.Kind() != reflect.Struct {
+		return nil, false
 	}
-	return func(row reflect.Value) bool {
-		for i := range all {
-			field := reflectx.FieldByIndexesReadOnly(row, all[i].index)
-			if field.Kind() == reflect.Pointer {
-				if field.IsNil() {
-					return false
-				}
-				field = field.Elem()
-			}
-			if !all[i].Match(field.String()) {
-				return false
-			}
+	info := structMapper.TypeMap(t).GetByPath(column)
+	if info == nil {
+		return nil, false
+	}
+	of := info.Field.Type
+	if of.Kind() == reflect.Pointer {
+		of = of.Elem()
+	}
+	return info.Index, of.Kind() == reflect.String
+}
+
+// has reports whether a row matches. The row is a struct.
+func (m *rowMatch) has(row reflect.Value) bool {
+	field := reflectx.FieldByIndexesReadOnly(row, m.index)
+	if field.Kind() == reflect.Pointer {
+		if field.IsNil() {
+			return false
 		}
-		return true
-	}, nil
+		field = field.Elem()
+	}
+	return m.Match(field.String())
+}
+
+// hasAll reports whether a row matches all regular expressions.
+func hasAll(matches []rowMatch, row reflect.Value) bool {
+	for i := range matches {
+		if !matches[i].has(row) {
+			return false
+		}
+	}
+	return true
 }

@@ -11,6 +11,7 @@
 //	nova-mini config sample|validate                  print all options; check a configuration
 //	nova-mini policy sample|validate|list|explain     print all rules; check rules; show why a rule denies
 //	nova-mini openapi [--version 2.1]                 print the OpenAPI 3.1 document of the REST API
+//	nova-mini openapi --history                       print what each microversion changes
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   manage messages that no service could handle
 //
 // The services share a RabbitMQ or a NATS server (transport_url) and a MySQL or MariaDB server ([database] connection).

@@ -61,6 +61,9 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("%s: %s: %+v", e.Message, e.Reason, e.SchemaValidationErrors)
 		}
 	}
+	if history := string(printed(t, "openapi", "--history")); history != "VERSION  WHERE  WHAT\n" { // there is only 2.1
+		t.Errorf("history: %s", history)
+	}
 	for _, version := range []string{"2.0", "2.2", "3.1", "two"} {
 		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs([]string{"openapi", "--version", version})

@@ -278,9 +278,13 @@ func (o *options) credentialsOf(ctx context.Context, token string) (policy.Crede
 // openapiCommand prints the OpenAPI document of the REST API.
 func (f *flags) openapiCommand() *cobra.Command {
 	var version string
+	var history bool
 	cmd := &cobra.Command{
-		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: noArguments,
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API, or what each microversion changes", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
+			if history {
+				return f.printHistory()
+			}
 			doc, err := api.OpenAPI(version)
 			if err != nil {
 				return err
@@ -292,5 +296,17 @@ func (f *flags) openapiCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&version, "version", "2.1", "microversion")
+	cmd.Flags().BoolVar(&history, "history", false, "print a table of the microversions after the first one: what each changes, and where")
+	cmd.MarkFlagsMutuallyExclusive("version", "history")
 	return cmd
+}
+
+// printHistory prints what each microversion changes.
+func (f *flags) printHistory() error {
+	w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "VERSION\tWHERE\tWHAT") // Flush returns the error
+	for _, c := range api.History() {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", c.Version, c.Where, c.What)
+	}
+	return w.Flush()
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // TestEndsWhileFull: a full server requeues the waiting calls, and its consumer stays open. The subscription ends during a
@@ -150,6 +151,34 @@ func TestStalled(t *testing.T) {
 		_, err := rpc.Call(ctx, client, add, "h", new(int))
 		return err
 	})
+}
+
+// TestStalledDeclare: while the network forwards nothing, the declaration of a queue and a subscription end with their context.
+func TestStalledDeclare(t *testing.T) {
+	t.Parallel()
+	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	b := open(t, via, "stall."+strings.ToLower(rand.Text()))
+	if err := b.CreateTopic(t.Context(), "before"); err != nil {
+		t.Fatal(err)
+	}
+	p.stall()
+	for what, do := range map[string]func(context.Context) error{
+		"declare": func(ctx context.Context) error { return b.CreateTopic(ctx, "dead") },
+		"subscribe": func(ctx context.Context) error {
+			_, err := b.Subscribe(ctx, bus.Subscription{Topic: "dead"})
+			return err
+		},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		start := time.Now()
+		err := do(ctx)
+		cancel()
+		if took := time.Since(start); fault.CodeOf(err) != fault.Unavailable || took > 3*time.Second {
+			t.Errorf("%s: %v (%v) after %v, want Unavailable after 500ms", what, err, fault.CodeOf(err), took)
+		}
+	}
+	p.resume()
+	within(t, "after the stall", func(ctx context.Context) error { return b.CreateTopic(ctx, "dead") })
 }
 
 // TestTLS: the host name and the authority of the broker's certificate are checked, with and without Config.TLS.

@@ -95,7 +95,7 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 }
 
 // CreateTopic declares the queue of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a broker
-// that cannot be reached. Its errors are those of Subscribe.
+// that cannot be reached or does not answer. Its errors are those of Subscribe.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := cmp.Or(b.life.Usable(), b.checkTopic(topic)); err != nil {
 		return fmt.Errorf("declare queue: %w", err)
@@ -109,10 +109,14 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 		if err != nil {
 			return fault.New(fault.Unavailable, "declare queue %s: no connection to RabbitMQ: %w", c.name, err)
 		}
-		ch, err := conn.Channel()
-		if err == nil {
-			_, err = c.declare(ch)
-			_ = ch.Close() // it may be closed already
+		done := make(chan error, 1)
+		if !b.life.Go(func() { done <- c.declareOn(conn) }) { // a call to a broker that does not answer ends only with its connection
+			return fmt.Errorf("declare queue %s: %w", c.name, bus.ErrClosed)
+		}
+		select {
+		case err = <-done:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "declare queue %s: RabbitMQ does not answer: %w", c.name, ctx.Err())
 		}
 		if err == nil {
 			return nil
@@ -121,6 +125,17 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 			return fmt.Errorf("declare queue: %w", refusalError(err, "the queue "+c.name))
 		}
 	}
+}
+
+// declareOn declares the queue on a channel of its own.
+func (c *consumer) declareOn(conn connection) error {
+	ch, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	_, err = c.declare(ch)
+	_ = ch.Close() // it may be closed already
+	return err
 }
 
 // consumer is one subscription. It uses one channel at a time, and a new one after each loss.

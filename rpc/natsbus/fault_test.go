@@ -264,6 +264,9 @@ func TestStreamDeleted(t *testing.T) {
 // over a lost connection can be acknowledged over the next one.
 func TestCut(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute: left out with -short")
+	}
 	url := envtest.URL(t, testenv.NATSVar)
 	exchange := newExchange()
 	p := newProxy(t, url)
@@ -316,6 +319,9 @@ func TestCut(t *testing.T) {
 // after the subscription has ended.
 func TestLongHandler(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute: left out with -short")
+	}
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
 	ctx, cancel := context.WithCancel(t.Context())
 	first, err := b.Subscribe(ctx, bus.Subscription{Topic: "t"})

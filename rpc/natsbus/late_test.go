@@ -31,6 +31,9 @@ const lateVar = "ARMATURE_TEST_LATE"
 // dead letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute: left out with -short")
+	}
 	const casts, tries = 10, 6 // the handler always fails for every second cast
 	const open1, period = 1500 * time.Millisecond, 14 * time.Second
 	length := period

@@ -45,11 +45,17 @@
 //
 // Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
 // [JSONSchemer]. A type that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of
-// an interface type is encoded as it is: tags of the value's type that depend on the version or the caller have no effect
-// there. A handler's whole reply may be an interface.
+// an interface type is encoded as it is. If the value's type has tags that depend on the version or the caller, the reply is 500,
+// because they have no effect there. A handler's whole reply may be an interface.
 //
 // Tags that contradict each other, that do not fit the type of the field, or that have no effect in the API, panic when the
 // route is registered.
+//
+// # Lists and objects
+//
+// The filters and sort keys of a list are data ([Route].List and package listing). The handler gets what a request selects in [Request].List, package db reads its
+// rows, and [Request.NextPage] makes the link to the next page. [HandleTarget] loads the object that a path names, enforces the rule with it, and hides objects of other
+// projects. [Route].Idempotency keeps the reply of a POST, so that a client can repeat it. [Mux.History] tells what each microversion changes.
 //
 // The package is not a server: package service listens.
 package api

@@ -15,7 +15,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(m.versions), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -107,19 +107,21 @@ func (m *Mux) unusedVersions(r *route) string {
 
 // unusedBody returns an error text if a schema of the body allows a property that the handler cannot see, or if NoEffect names
 // anything else than such properties. Otherwise it returns "".
-func (r *route) unusedBody() string {
+func (r *route) unusedBody(all *versioned) string {
 	if len(r.body) > 0 && r.in == reflect.TypeFor[None]() && r.Action == "" {
 		return "the body has a schema, but the handler takes None and never reads the body"
 	}
 	unused := slices.Clone(r.NoEffect)
 	for i, s := range r.body {
-		lost := map[string]bool{}
-		(&effect{doc: s.doc, lost: lost}).walk(s.doc, r.in, "", 0)
-		for _, path := range slices.Sorted(maps.Keys(lost)) {
-			if !slices.Contains(r.NoEffect, path) {
-				return fmt.Sprintf("body, schema %d: property %s is allowed, but %s has no field for it: add a field, or name the property in Route.NoEffect", i+1, path, r.in)
+		for _, v := range r.fieldVersions(s.intersect(r.span), all) {
+			lost := map[string]bool{}
+			(&effect{doc: s.doc, at: v, lost: lost}).walk(s.doc, r.in, "", 0)
+			for _, path := range slices.Sorted(maps.Keys(lost)) {
+				if !slices.Contains(r.NoEffect, path) {
+					return fmt.Sprintf("body, schema %d: property %s is allowed%s, but %s has no field for it: add a field, or name the property in Route.NoEffect", i+1, path, inVersion(v), r.in)
+				}
+				unused = slices.DeleteFunc(unused, func(s string) bool { return s == path })
 			}
-			unused = slices.DeleteFunc(unused, func(s string) bool { return s == path })
 		}
 	}
 	if len(unused) > 0 {
@@ -128,9 +130,36 @@ func (r *route) unusedBody() string {
 	return ""
 }
 
+// fieldVersions returns the versions in a range at which the fields of the body's type differ from those of the version before, and
+// the first version of the range.
+func (r *route) fieldVersions(in span, all *versioned) []Version {
+	if all != nil {
+		in = in.intersect(span{all.min, all.max})
+	}
+	out := []Version{in.min}
+	if r.inShape == nil {
+		return out
+	}
+	for _, edge := range r.inShape.edges {
+		if edge != in.min && in.has(edge) {
+			out = append(out, edge)
+		}
+	}
+	return out
+}
+
+// inVersion returns a part of an error text.
+func inVersion(v Version) string {
+	if v == (Version{}) {
+		return ""
+	}
+	return " in version " + v.String()
+}
+
 // effect finds the properties of a schema for which a Go type has no field.
 type effect struct {
 	doc  map[string]any
+	at   Version
 	lost map[string]bool // by path, such as "volume.size"
 }
 
@@ -165,7 +194,7 @@ func (e *effect) walk(schema any, t reflect.Type, path string, depth int) {
 		e.walkValues(patterns, t.Elem(), path, depth)
 		e.walk(s["additionalProperties"], t.Elem(), path, depth+1)
 	case reflect.Struct:
-		e.walkFields(properties, jsonFields(t), path, depth)
+		e.walkFields(properties, jsonFields(t, e.at), path, depth)
 	}
 }
 
@@ -216,18 +245,14 @@ func allowsOneValue(schema any) bool {
 	return false
 }
 
-// jsonFields returns the types of a struct's fields by their names in JSON. The names are in lower case, because
+// jsonFields returns the types of a struct's fields in a version, by their names in JSON. The names are in lower case, because
 // encoding/json ignores case.
-func jsonFields(t reflect.Type) map[string]reflect.Type {
+func jsonFields(t reflect.Type, v Version) map[string]reflect.Type {
 	out := map[string]reflect.Type{}
-	for _, f := range reflect.VisibleFields(t) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		switch {
-		case name == "-" || !f.IsExported() && !f.Anonymous:
-		case name != "":
-			out[strings.ToLower(name)] = f.Type
-		case !f.Anonymous:
-			out[strings.ToLower(f.Name)] = f.Type
+	list, _ := propertiesOf(t) // learn has reported its errors
+	for _, p := range flatten(list) {
+		if p.has(v) {
+			out[strings.ToLower(p.name)] = p.Type
 		}
 	}
 	return out

@@ -13,13 +13,14 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/santhosh-tekuri/jsonschema/v6"
 )
+
+// timePattern matches the times that time.Time accepts among those of RFC 3339: T and Z in upper case, and no leap second.
+const timePattern = `^[0-9-]{10}T[0-9:]{5}:[0-5][0-9](\.[0-9]+)?(Z|[+-][0-9:]{5})$`
 
 // known has the schemas of types whose JSON cannot be read from their Go type.
 var known = map[reflect.Type]map[string]any{
-	reflect.TypeFor[time.Time]():       {"type": "string", "format": "date-time"},
+	reflect.TypeFor[time.Time]():       {"type": "string", "format": "date-time", "pattern": timePattern},
 	reflect.TypeFor[net.IP]():          {"type": "string"},
 	reflect.TypeFor[json.Number]():     {"type": "number"},
 	reflect.TypeFor[json.RawMessage](): {},
@@ -257,29 +258,4 @@ func checkBounds(field string, s map[string]any) error {
 		}
 	}
 	return nil
-}
-
-// compileSchema compiles the text of a schema.
-func compileSchema(text string) (*schema, error) {
-	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
-	if err != nil {
-		return nil, err
-	}
-	object, ok := doc.(map[string]any)
-	if !ok {
-		return nil, errors.New("a schema must be an object")
-	}
-	c := jsonschema.NewCompiler()
-	c.DefaultDraft(jsonschema.Draft2020)
-	c.AssertFormat()
-	if err := c.AddResource("mem:///schema.json", doc); err != nil {
-		return nil, err
-	}
-	compiled, err := c.Compile("mem:///schema.json")
-	if err != nil {
-		return nil, err
-	}
-	names := map[string]bool{}
-	addNames(names, doc)
-	return &schema{compiled: compiled, doc: object, names: names}, nil
 }

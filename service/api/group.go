@@ -28,13 +28,19 @@ type Group struct {
 //   - Errors are added to those of each route.
 //   - Public is for all routes.
 //
-// NewGroup panics if def has other fields, or a Pattern with a method.
+// NewGroup panics if def has other fields, or a Pattern with a method or without a / at its beginning, or if of is nil.
 func NewGroup(of Router, def Route) *Group {
+	if of == nil || of == (*Mux)(nil) || of == (*Group)(nil) {
+		panic("api: the group " + def.Pattern + ": it has no Router: give it a Mux or a Group (registered at " + callerLine() + ")")
+	}
 	if def.Action != "" || def.Body != nil || def.Query != nil || def.List != nil || def.Idempotency != nil || def.Reply != nil || def.NoEffect != nil {
 		panic("api: the group " + def.Pattern + ": Action, Body, Idempotency, List, NoEffect, Query and Reply are for one route (registered at " + callerLine() + ")")
 	}
 	if strings.Contains(def.Pattern, " ") {
 		panic("api: the group " + def.Pattern + ": its pattern is the beginning of a path, without a method (registered at " + callerLine() + ")")
+	}
+	if def.Pattern != "" && def.Pattern[0] != '/' {
+		panic("api: the group " + def.Pattern + ": its pattern must begin with / (registered at " + callerLine() + ")")
 	}
 	return &Group{of, def}
 }

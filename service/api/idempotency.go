@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -211,9 +212,7 @@ func (k *keeper) send(reply *KeptReply) {
 			k.rec.Header().Del(name)
 		}
 	}
-	for name, values := range reply.Header {
-		k.rec.Header()[name] = values
-	}
+	maps.Copy(k.rec.Header(), reply.Header)
 	if reply.Body == nil {
 		k.rec.WriteHeader(reply.Status)
 		return

@@ -413,29 +413,11 @@ func parseISO8601(text string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// readSort reads sort_key and sort_dir, or sort, by the rules of oslo: a key without a direction has the first given direction.
+// readSort reads the order of a query by the rules of oslo: a key without a direction has the first given direction.
 func (l *list) readSort(ctx context.Context, q url.Values, v Version, enforce func(ctx context.Context, rule string, target map[string]any) error) ([]listing.SortKey, error) {
-	keys, dirs := q["sort_key"], q["sort_dir"]
-	if l.Combined {
-		for item := range strings.SplitSeq(q.Get("sort"), ",") {
-			if key, dir, ok := strings.Cut(item, ":"); ok || key != "" {
-				if keys = append(keys, key); dir == "" {
-					dir = "asc"
-				}
-				dirs = append(dirs, dir)
-			}
-		}
-	}
-	if len(dirs) > max(len(keys), 1) {
-		return nil, fieldError("sort_dir", "Invalid input received: Sort direction size exceeds sort key size")
-	}
-	for _, d := range dirs {
-		if d != "asc" && d != "desc" {
-			if l.InvalidDirection != "" {
-				return nil, fieldError("sort_dir", l.InvalidDirection)
-			}
-			return nil, wrongQuery("sort_dir", d, quotePython(shortenText(d))+" is not one of ['asc', 'desc']")
-		}
+	keys, dirs := l.sortParameters(q)
+	if err := l.checkDirections(keys, dirs); err != nil {
+		return nil, err
 	}
 	desc := l.Default.Desc
 	if len(dirs) > 0 {
@@ -458,6 +440,38 @@ func (l *list) readSort(ctx context.Context, q url.Values, v Version, enforce fu
 		out = append(out, k)
 	}
 	return l.defaultOrder(out, desc), nil
+}
+
+// sortParameters returns the keys and directions of sort_key and sort_dir, and of sort.
+func (l *list) sortParameters(q url.Values) (keys, dirs []string) {
+	keys, dirs = q["sort_key"], q["sort_dir"]
+	if !l.Combined {
+		return keys, dirs
+	}
+	for item := range strings.SplitSeq(q.Get("sort"), ",") {
+		if item != "" {
+			key, dir, _ := strings.Cut(item, ":")
+			keys, dirs = append(keys, key), append(dirs, cmp.Or(dir, "asc"))
+		}
+	}
+	return keys, dirs
+}
+
+// checkDirections returns an error for an unknown direction, or for more directions than keys.
+func (l *list) checkDirections(keys, dirs []string) error {
+	if len(dirs) > max(len(keys), 1) {
+		return fieldError("sort_dir", "Invalid input received: Sort direction size exceeds sort key size")
+	}
+	for _, d := range dirs {
+		switch {
+		case d == "asc" || d == "desc":
+		case l.InvalidDirection != "":
+			return fieldError("sort_dir", l.InvalidDirection)
+		default:
+			return wrongQuery("sort_dir", d, quotePython(shortenText(d))+" is not one of ['asc', 'desc']")
+		}
+	}
+	return nil
 }
 
 // defaultOrder appends the default key, unless keys have its column.

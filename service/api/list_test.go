@@ -306,7 +306,7 @@ func TestWrongList(t *testing.T) {
 		}()
 	}
 	for says, register := range map[string]func(){
-		"Query must be nil": func() {
+		"the field Query must be nil": func() {
 			m, _ := newMux(api.Config{})
 			api.HandleRoute(m, api.Route{Pattern: "GET /a", List: &listing.Spec{}, Query: []api.Schema{{JSON: `{}`}}}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
 		},

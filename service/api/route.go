@@ -200,48 +200,55 @@ func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Req
 	r.addList()
 	r.serve = func(rec *recorder, hr *http.Request) {
 		req := &Request[B]{Request: hr, Version: rec.version, List: rec.list, Status: def.Status, ReplyHeader: rec.Header(), keeps: def.Idempotency != nil}
+		var err error
 		if !noBody {
-			if err := m.decode(rec, hr, r, &req.Body); err != nil {
-				m.fail(rec, hr, err)
-				return
-			}
+			err = m.decode(rec, hr, r, &req.Body)
 		}
-		obj, err := find(hr)
+		var obj T
+		if err == nil {
+			obj, err = find(hr)
+		}
 		if err != nil {
 			m.fail(rec, hr, err)
 			return
 		}
-		k, answered := m.beginKept(rec, hr, r)
-		if answered {
+		var answered bool
+		if req.keeper, answered = m.beginKept(rec, hr, r); answered { //nolint:contextcheck // hr has the context
 			return
 		}
-		req.keeper = k
 		reply, err := h(hr.Context(), req, obj)
-		_, none := any(reply).(None)
-		switch {
-		case k != nil:
-			k.finish(err)
-		case err != nil:
-			m.fail(rec, hr, err)
-		case none:
-			rec.WriteHeader(req.Status)
-		default:
-			seen, err := m.visible(rec, hr, r.outShape, &reply)
-			if err != nil {
-				m.fail(rec, hr, fmt.Errorf("encode reply: %w", err))
-				return
-			}
-			m.reply(rec, hr, req.Status, seen)
+		if req.keeper != nil {
+			req.keeper.finish(err) //nolint:contextcheck // the request has the context
+			return
 		}
+		_, none := any(reply).(None)
+		m.answer(rec, hr, r, req.Status, none, &reply, err)
 	}
 	m.addRoute(r)
+}
+
+// answer sends what a handler has returned. p points to the reply.
+func (m *Mux) answer(rec *recorder, hr *http.Request, r *route, status int, none bool, p any, err error) {
+	switch {
+	case err != nil:
+		m.fail(rec, hr, err)
+	case none:
+		rec.WriteHeader(status)
+	default:
+		seen, err := m.visible(rec, hr, r.outShape, p)
+		if err != nil {
+			m.fail(rec, hr, fmt.Errorf("encode reply: %w", err))
+			return
+		}
+		m.reply(rec, hr, status, seen)
+	}
 }
 
 // addList adds the parameters of the route's List to its query. It panics if the List is wrong.
 func (r *route) addList() {
 	l, err := newList(r.List, r.span)
 	if err == nil && l != nil && r.Query != nil {
-		err = errors.New("Query must be nil, because List has the parameters of the query")
+		err = errors.New("the field Query must be nil, because List has the parameters of the query")
 	}
 	if err != nil {
 		panic("api: " + r.Pattern + ": List: " + err.Error() + " (registered at " + r.at + ")")
@@ -267,9 +274,9 @@ func mustShape(what string, t reflect.Type, isReply bool) *shape {
 // visible returns the reply that p points to, with the fields that the version has and the caller may see. If s is nil, p
 // points to a value of an interface type. A reply with wrong tags is an error.
 func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, error) {
+	v := reflect.ValueOf(p).Elem()
 	if s == nil {
-		v := reflect.ValueOf(p).Elem().Elem() // the value in the interface
-		if !v.IsValid() {
+		if v = v.Elem(); !v.IsValid() { // the value in the interface
 			return p, nil
 		}
 		var err error
@@ -280,6 +287,11 @@ func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, er
 			copied := reflect.New(v.Type())
 			copied.Elem().Set(v)
 			p = copied.Interface()
+		}
+	}
+	if s.open {
+		if err := checkInterfaces(v, v.Type().String(), 0); err != nil {
+			return nil, err
 		}
 	}
 	if !s.varies() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -74,6 +75,31 @@ func compileSchemas(what string, list []Schema) []*schema {
 		out = append(out, next)
 	}
 	return out
+}
+
+// compileSchema compiles the text of a schema.
+func compileSchema(text string) (*schema, error) {
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	object, ok := doc.(map[string]any)
+	if !ok {
+		return nil, errors.New("a schema must be an object")
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.AssertFormat()
+	if err := c.AddResource("mem:///schema.json", doc); err != nil {
+		return nil, err
+	}
+	compiled, err := c.Compile("mem:///schema.json")
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	addNames(names, doc)
+	return &schema{compiled: compiled, doc: object, names: names}, nil
 }
 
 // schemaAt returns the schema for a version, or nil if no schema is for it.

@@ -38,6 +38,7 @@ type shape struct {
 	depends   map[reflect.Type]bool       // the struct types with the tags since, until or rule, at any depth
 	loose     bool                        // a struct describes itself, so that its schema may allow other names
 	viewed    bool                        // encoding/json needs a view for another reason, see learnStruct
+	open      bool                        // a value of an interface type is in it, see checkInterfaces
 	views     sync.Map                    // viewKey -> reflect.Type
 	schemas   sync.Map                    // int, see interval -> *schema
 }
@@ -73,6 +74,7 @@ func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 	}
 	slices.SortFunc(s.edges, compareVersions)
 	s.edges = slices.Compact(s.edges)
+	s.open = isReply && hasInterface(t, map[reflect.Type]bool{})
 	slices.Sort(s.rules)
 	if s.rules = slices.Compact(s.rules); len(s.rules) > maxRules {
 		return nil, fmt.Errorf("%s: its fields have %d rules, more than %d: use one rule for several fields", t, len(s.rules), maxRules)
@@ -92,7 +94,7 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 	}
 	if own, ok, err := s.schemaOf(t); ok || err != nil {
 		s.ownSchema[t], s.loose = own, s.loose || t.Kind() == reflect.Struct
-		return false, errors.Join(err, refuseVersionedFields(t, t, map[reflect.Type]bool{}))
+		return false, errors.Join(err, refuseVersionedFields(t))
 	}
 	if inside[t] {
 		return false, fmt.Errorf("%s contains itself: give it a method JSONSchema (api.JSONSchemer)", t)
@@ -144,8 +146,8 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		if inner && f.zero && hasIsZero(f.Type) {
 			return false, fmt.Errorf("%s.%s: the option omitzero cannot use the method IsZero of %s, because its fields differ between versions or callers: use a pointer with omitempty", t, f.Name, f.Type)
 		}
-		if f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply {
-			s.viewed, inner = true, true // encoding/json can set it only in a view
+		if s.needsView(&f) {
+			s.viewed, inner = true, true
 		}
 		depends = depends || inner || f.depends()
 		if f.rule != "" {
@@ -159,6 +161,13 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 	s.depends[t] = depends
 	s.fields[t] = flatten(fields)
 	return depends, checkNames(t, s.fields[t])
+}
+
+// needsView reports whether encoding/json can use the field only in a view, in each version: it does not know the tag name, and cannot
+// set an embedded pointer to an unexported struct.
+func (s *shape) needsView(f *property) bool {
+	_, renamed := f.Tag.Lookup("name")
+	return renamed || f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply
 }
 
 // addSpan notes the versions of a field.
@@ -282,29 +291,43 @@ func isBase64(t reflect.Type) bool {
 }
 
 // refuseVersionedFields returns an error if the type own, which encodes itself, has fields, at any depth, whose tags would have
-// no effect. t is own or a type in it.
-func refuseVersionedFields(own, t reflect.Type, seen map[reflect.Type]bool) error {
+// no effect.
+func refuseVersionedFields(own reflect.Type) error {
+	if field, tag := versionedField(own, map[reflect.Type]bool{}); field != "" {
+		return fmt.Errorf("%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", field, tag, own)
+	}
+	return nil
+}
+
+// versionedField returns a field of a type, at any depth, that has a tag for the version or the caller, and this tag. It returns "" if
+// the type has no such field.
+func versionedField(t reflect.Type, seen map[reflect.Type]bool) (field, tag string) {
 	if seen[t] {
-		return nil
+		return "", ""
 	}
 	seen[t] = true
 	switch t.Kind() { //nolint:exhaustive // the others contain no fields
 	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
-		return refuseVersionedFields(own, t.Elem(), seen)
+		return versionedField(t.Elem(), seen)
 	case reflect.Struct:
 		for f := range t.Fields() {
 			if tag := firstTag(f.Tag, versionTags); tag != "" {
-				return fmt.Errorf("%s.%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", t, f.Name, tag, own)
+				return t.String() + "." + f.Name, tag
 			}
-			if f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous {
+			if isHidden(f) {
 				continue
 			}
-			if err := refuseVersionedFields(own, f.Type, seen); err != nil {
-				return err
+			if field, tag := versionedField(f.Type, seen); field != "" {
+				return field, tag
 			}
 		}
 	}
-	return nil
+	return "", ""
+}
+
+// isHidden reports whether JSON does not have a field of a struct.
+func isHidden(f reflect.StructField) bool {
+	return f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous
 }
 
 // interval returns the number of edges up to a version: between two edges, all versions have the same fields.
@@ -342,11 +365,24 @@ func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 // see returns p as a pointer to a view, which has only the fields that version v has and the caller may use. p is a pointer to a
 // value of the shape's type. The result points to the same memory as p.
 func (s *shape) see(p any, v Version, allowed uint64) any {
-	if !s.varies() {
+	if !s.varies() || s.showsAll(v, allowed) {
 		return p
 	}
 	view := s.view(v, allowed)
 	return reflect.NewAt(view, unsafe.Pointer(reflect.ValueOf(p).Pointer())).Interface() //nolint:gosec // a view has the same layout
+}
+
+// showsAll reports whether version v has all fields and the caller may use them, so that no view is needed.
+func (s *shape) showsAll(v Version, allowed uint64) bool {
+	if all := uint64(1)<<len(s.rules) - 1; s.viewed || allowed&all != all {
+		return false
+	}
+	for in := range s.spans {
+		if !in.has(v) {
+			return false
+		}
+	}
+	return true
 }
 
 // structAt returns t without its pointers.

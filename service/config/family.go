@@ -228,24 +228,26 @@ func (l *loader) validateStruct(v reflect.Value, section string) (errs []error) 
 			errs = append(errs, l.validateStruct(f, section)...)
 		}
 	}
-	return l.addInvalid(errs, v, section)
-}
-
-// addInvalid appends the errors of the struct's own Validate.
-func (l *loader) addInvalid(errs []error, v reflect.Value, section string) []error {
-	if !v.Addr().CanInterface() {
-		return errs
-	}
-	has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr())
-	if !ok {
-		return errs
-	}
-	for _, err := range splitJoined(has.Validate()) {
-		err = l.describeInvalid(section, err)
+	for _, err := range l.validateOne(v, section) {
 		// The Validate of an embedded struct is also a method of the outer struct.
 		if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
 			errs = append(errs, err)
 		}
+	}
+	return errs
+}
+
+// validateOne calls Validate of v, if it has one.
+func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
+	if !v.Addr().CanInterface() {
+		return nil
+	}
+	has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr())
+	if !ok {
+		return nil
+	}
+	for _, err := range splitJoined(has.Validate()) {
+		errs = append(errs, l.describeInvalid(section, err))
 	}
 	return errs
 }

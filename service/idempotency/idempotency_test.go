@@ -52,12 +52,10 @@ type oneThing struct {
 
 // fixture is an API with things, whose names are unique.
 type fixture struct {
-	d    *sqlx.DB
-	keys *idempotency.Store
-	mux  *api.Mux
-	// inside and after are called in the transaction of the handler and after its commit.
-	inside func(ctx context.Context, name string) error
-	after  func()
+	d     *sqlx.DB
+	keys  *idempotency.Store
+	mux   *api.Mux
+	after func() // is called after the commit of the handler
 }
 
 var component = db.Migrations{Files: os.DirFS("testdata")}
@@ -89,11 +87,6 @@ func (f *fixture) create(ctx context.Context, r *api.Request[newThing]) (out one
 		var n int64
 		if err := tx.GetContext(ctx, &n, "SELECT COUNT(*) FROM things"); err != nil {
 			return err
-		}
-		if f.inside != nil {
-			if err := f.inside(ctx, r.Body.Name); err != nil {
-				return err
-			}
 		}
 		out = oneThing{ID: n + 1, Name: r.Body.Name, Secret: "s" + strconv.FormatInt(n, 10)}
 		if _, err := db.Exec(ctx, tx, "INSERT INTO things (id, name) VALUES (?, ?)", out.ID, out.Name); errors.Is(err, fault.Conflict) {
@@ -266,8 +259,6 @@ func TestOtherWins(t *testing.T) {
 		other := newFixture(d, idempotency.Config{})
 		for name, want := range map[string]int{"x": 202, "y": 422} {
 			winner := answer{}
-			f.inside = nil
-			f.after = nil
 			handler := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				return reqctx.Request{ProjectID: r.Header.Get("X-Test-Project")}, nil
 			}, Enforce: func(context.Context, string, map[string]any) error { return fault.New(fault.Denied, "no") }})

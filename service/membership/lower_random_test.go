@@ -22,7 +22,7 @@ func TestServeDelayOfHistories(t *testing.T) {
 	t.Logf("seed %d", seed)
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		for i := range uint64(40) {
-			h := &history{T: t, d: d, r: membership.New(membership.Config{DB: d}), rnd: rand.New(rand.NewPCG(seed, i))} //nolint:gosec // no secrets
+			h := &history{T: t, d: d, r: membership.New(membership.Config{DB: d}), rnd: rand.New(rand.NewPCG(seed, i))}
 			if h.run(); t.Failed() {
 				t.Fatalf("history %d: %q", i, h.events)
 			}

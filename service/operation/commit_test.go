@@ -85,6 +85,9 @@ func copyWhile(to, from net.Conn, deliver func([]byte) bool) {
 // step exist once, and the next step sees the data of the step.
 func TestLostCommit(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes a quarter of a minute: left out with -short")
+	}
 	direct := dbtest.MySQL(t)
 	u, err := url.Parse(direct)
 	if err != nil {

@@ -65,7 +65,9 @@ func flavorList[T any](ctx context.Context, s *server, r *api.Request[api.None],
 	list, err := s.cfg.Store.Flavors(ctx, q)
 	for i := range list {
 		out.Flavors = append(out.Flavors, view(&list[i]))
-		out.Links = r.NextPage(len(list), list[i].ID)
+	}
+	if n := len(list); n > 0 {
+		out.Links = r.NextPage(n, list[n-1].ID)
 	}
 	return out, err
 }

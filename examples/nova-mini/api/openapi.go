@@ -20,8 +20,15 @@ func OpenAPI(version string) (map[string]any, error) {
 	if !v.AtLeast(low.Major, low.Minor) || !high.AtLeast(v.Major, v.Minor) {
 		return nil, fault.New(fault.Invalid, "microversion %s is not supported: the lowest is %s, the highest is %s", v, minVersion, maxVersion)
 	}
-	mux := newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
-	return mux.OpenAPI(api.About{
+	return documented().OpenAPI(api.About{
 		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini implements.",
 	}, v), nil
+}
+
+// History returns what each microversion after the first one changes.
+func History() []api.Change { return documented().History() }
+
+// documented returns the routes without a store.
+func documented() *api.Mux {
+	return newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
 }

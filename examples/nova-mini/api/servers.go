@@ -234,7 +234,9 @@ func serverList[T any](ctx context.Context, s *server, r *api.Request[api.None],
 	list, err := s.cfg.Store.Servers(ctx, q)
 	for i := range list {
 		out.Servers = append(out.Servers, view(&list[i]))
-		out.Links = r.NextPage(len(list), list[i].ID)
+	}
+	if n := len(list); n > 0 {
+		out.Links = r.NextPage(n, list[n-1].ID)
 	}
 	return out, err
 }

@@ -84,6 +84,8 @@ func TestVersionsRefused(t *testing.T) {
 			"0.5":         {"compute": {"0.5"}},
 			"+1.+4":       {"compute": {"+1.+4", ""}},
 			"[]":          {"compute": {}},
+			"99.0":        {"compute": {"99.0"}}, // no process of this release can send it
+			"100.1":       {"compute": {"0.9", "100.1"}},
 		} {
 			process := compute.Process{ID: "i-1", Process: "p"}
 			_, claimErr := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: "h7", Instance: process, Interfaces: interfaces})

@@ -195,10 +195,10 @@ func checkVersions(interfaces map[string][]string) error {
 		}
 		if !slices.ContainsFunc(list, func(text string) bool {
 			var v rpc.Version
-			return v.UnmarshalText([]byte(text)) == nil && v.Major >= oldest.Version.Major
+			return v.UnmarshalText([]byte(text)) == nil && v.Major >= oldest.Version.Major && v.Major <= compute.Worker.Version.Major
 		}) {
-			return fault.New(fault.Invalid, "it reports no version of the interface %s that RPC clients can use: %q has no version MAJOR.MINOR from %d.0 on",
-				name, list, oldest.Version.Major)
+			return fault.New(fault.Invalid, "it reports no version of the interface %s that RPC clients can use: %q has no version MAJOR.MINOR with a major version from %d to %d; if the compute service is of a later release, upgrade the conductors first",
+				name, list, oldest.Version.Major, compute.Worker.Version.Major)
 		}
 	}
 	return nil

@@ -1,0 +1,110 @@
+package api
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// Change is what a microversion changes for one route, see [Mux.History].
+type Change struct {
+	// Version is the first version with the change.
+	Version Version
+	// Where is the route: its pattern, with its action in parentheses if it has one.
+	Where string
+	// What is the change, such as "reply: volumes[].cost is added".
+	What string
+}
+
+// History returns what each microversion changes after the first one: routes, fields of bodies, and filters and sort keys of
+// lists that are added or removed. It is derived from the routes and their types, so it is complete, except for [Schema]s as texts. It
+// is sorted by version, then by route in the order of registration. Without microversions it is empty.
+func (m *Mux) History() []Change {
+	if m.versions == nil {
+		return nil
+	}
+	var out []Change
+	for _, r := range m.all {
+		h := history{all: span{m.versions.min, m.versions.max}, where: r.Pattern}
+		if r.Action != "" {
+			h.where += " (" + r.Action + ")"
+		}
+		h.note("the route", r.span, h.all)
+		in := r.intersect(h.all)
+		h.noteFields("request", r.inShape, in)
+		h.noteFields("reply", r.outShape, in)
+		h.noteList(r.list, in)
+		out = append(out, h.changes...)
+	}
+	slices.SortStableFunc(out, func(a, b Change) int { return compareVersions(a.Version, b.Version) })
+	return slices.Compact(out)
+}
+
+// history collects the changes of one route.
+type history struct {
+	all     span // of the API
+	where   string
+	changes []Change
+}
+
+// note adds the versions in which a part of something begins and ends. around are the versions of the whole.
+func (h *history) note(what string, part, around span) {
+	part = part.intersect(around)
+	if around.min.before(part.min) {
+		h.add(part.min, what+" is added")
+	}
+	if part.max != (Version{}) && (around.max == (Version{}) || part.max.before(around.max)) {
+		h.add(Version{part.max.Major, part.max.Minor + 1}, what+" is removed")
+	}
+}
+
+// add adds a change, if the API has its version.
+func (h *history) add(v Version, what string) {
+	if h.all.has(v) && v != h.all.min {
+		h.changes = append(h.changes, Change{v, h.where, what})
+	}
+}
+
+// noteFields adds the changes of the fields of a body.
+func (h *history) noteFields(body string, s *shape, in span) {
+	if s != nil && len(s.edges) > 0 {
+		h.noteType(s, s.of, body+": ", "", in)
+	}
+}
+
+// noteType is noteFields for a type in the body, at a path.
+func (h *history) noteType(s *shape, t reflect.Type, body, path string, in span) {
+	lists := 0
+	for ; t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array; t = t.Elem() {
+		if t.Kind() != reflect.Pointer {
+			lists++
+		}
+	}
+	path += strings.Repeat("[]", lists)
+	for _, p := range s.fields[t] {
+		at := joinPath(path, p.name)
+		eff := p.intersect(in)
+		if eff.max != (Version{}) && eff.max.before(eff.min) {
+			continue // in none of the route's versions
+		}
+		h.note(body+at, p.span, in)
+		h.noteType(s, p.Type, body, at, eff)
+	}
+}
+
+// noteList adds the changes of the parameters of a list.
+func (h *history) noteList(l *list, in span) {
+	if l == nil {
+		return
+	}
+	for _, f := range l.filters {
+		h.note("filter "+f.Name, f.span, in)
+	}
+	for _, s := range l.sorts {
+		h.note("sort key "+s.Name, s.span, in)
+	}
+	if l.StrictSince != "" {
+		strict, _ := parseSpan(l.StrictSince, "") // checkOptions has reported its error
+		h.add(strict.min, "unknown parameters are refused")
+	}
+}

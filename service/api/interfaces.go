@@ -1,0 +1,114 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"reflect"
+	"sync"
+)
+
+// encoding/json encodes the value of an interface by its own type, whose tags for versions and callers it does not know. A reply with
+// such a value is refused, so that no field is shown that a rule forbids.
+
+// maxReplyDepth is the maximum depth of a reply with values of interface types. encoding/json ends at 1,000 pointers, too.
+const maxReplyDepth = 1000
+
+// hasInterface reports whether a value of the type may have a value of an interface type, at any depth.
+func hasInterface(t reflect.Type, seen map[reflect.Type]bool) bool {
+	if seen[t] {
+		return false
+	}
+	seen[t] = true
+	switch t.Kind() { //nolint:exhaustive // the others contain no types
+	case reflect.Interface:
+		return true
+	case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+		return hasInterface(t.Elem(), seen)
+	case reflect.Struct:
+		for f := range t.Fields() {
+			if !isHidden(f) && hasInterface(f.Type, seen) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dynamic says what checkInterfaces must know about the type of a value.
+type dynamic struct {
+	open       bool   // it has interfaces
+	field, tag string // see versionedField
+}
+
+// dynamics has what is known about types, by reflect.Type.
+var dynamics sync.Map
+
+func dynamicOf(t reflect.Type) dynamic {
+	if have, ok := dynamics.Load(t); ok {
+		return have.(dynamic) //nolint:forcetypeassert // see dynamics
+	}
+	d := dynamic{open: hasInterface(t, map[reflect.Type]bool{})}
+	d.field, d.tag = versionedField(t, map[reflect.Type]bool{})
+	dynamics.Store(t, d)
+	return d
+}
+
+// checkInterfaces returns an error if a value of an interface type in v has a field with a tag for versions or callers. path is where v is
+// in the reply.
+func checkInterfaces(v reflect.Value, path string, depth int) error {
+	if depth > maxReplyDepth {
+		return errors.New(shortenText(path) + ": the reply is nested too deep, or contains itself")
+	}
+	if !v.IsValid() || !dynamicOf(v.Type()).open {
+		return nil
+	}
+	if v.Kind() == reflect.Interface && !v.IsNil() {
+		t := v.Elem().Type()
+		if d := dynamicOf(t); d.field != "" {
+			return fmt.Errorf("%s is an interface with a %s: the tag %s of %s has no effect there: declare the field with this type, or as a slice or pointer of it", path, t, d.tag, d.field)
+		}
+	}
+	for name, inner := range partsOf(v) {
+		if err := checkInterfaces(inner, path+name, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// partsOf returns the values in a value, each with its place.
+func partsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
+	switch v.Kind() {
+	case reflect.Slice, reflect.Array:
+		return elementsOf(v, func(reflect.Value) string { return "[]" })
+	case reflect.Map:
+		return elementsOf(v, func(key reflect.Value) string { return "." + fmt.Sprint(key) })
+	case reflect.Struct:
+		return fieldsOf(v)
+	default: // an interface or a pointer; if it is nil, the result is not valid
+		return func(yield func(string, reflect.Value) bool) { yield("", v.Elem()) }
+	}
+}
+
+// elementsOf returns the values of an array, a slice or a map.
+func elementsOf(v reflect.Value, place func(key reflect.Value) string) iter.Seq2[string, reflect.Value] {
+	return func(yield func(string, reflect.Value) bool) {
+		for key, value := range v.Seq2() {
+			if !yield(place(key), value) {
+				return
+			}
+		}
+	}
+}
+
+// fieldsOf returns the fields of a struct that JSON has.
+func fieldsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
+	return func(yield func(string, reflect.Value) bool) {
+		for f, value := range v.Fields() {
+			if !isHidden(f) && !yield("."+f.Name, value) {
+				return
+			}
+		}
+	}
+}
