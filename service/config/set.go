@@ -89,7 +89,7 @@ func (l *loader) sectionOf(k string) (longest string) {
 	return longest
 }
 
-// setSectionVariable sets the option of a declared section that a variable names, or reports that there is none.
+// setSectionVariable sets the option of a declared section that a variable names. If the section has no such option, it is unknown.
 func (l *loader) setSectionVariable(section, k, where, value string) {
 	if name := l.optionOf(section, k); name != "" { // a section that an earlier variable has declared
 		l.setKey(rankEnv, where, section, name, value)
