@@ -60,6 +60,11 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	if err != nil {
 		return err
 	}
+	return t.printOptions(l, asked)
+}
+
+// printOptions prints the files that were read, the options that work, and the value and the place of each option.
+func (t *Tool[O]) printOptions(l *loadedOptions[O], asked []string) error {
 	if t.f.output == formatTable {
 		for _, path := range l.config.Files() {
 			_, _ = fmt.Fprintf(t.Out, "read %s\n", path) // Print returns the error

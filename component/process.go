@@ -221,7 +221,6 @@ func (p *Process[O]) openDatabase() (err error) {
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
-	p.tell.registry.MustRegister(membershipprom.New(p.Members))
 	p.addPart(phaseDatabase, "database", p.read.label("database", "connection"),
 		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
 	p.probes = append(p.probes, probe{"database", "connection", func(ctx context.Context) error {
@@ -312,6 +311,7 @@ func (p *Process[O]) Runner() *operation.Runner {
 	p.runner = operation.NewRunner(cfg)
 	p.tell.runners.Add(p.Host, p.runner)
 	p.tell.runners.AddStore(p.Operations)
+	p.tell.registry.MustRegister(membershipprom.New(p.Members))
 	p.addPart(phaseRunner, "operations", "", p.runner)
 	p.Leader("operations-purge", time.Hour, func(ctx context.Context) error {
 		n, err := p.Operations.Purge(ctx, p.base.OperationHistory)

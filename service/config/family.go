@@ -270,7 +270,8 @@ func splitJoined(err error) []error {
 
 // describeInvalid adds to an error of Validate the section, or the place of the option that the error names in its Meta.
 func (l *loader) describeInvalid(section string, err error) error {
-	if name := optionIn(err); name != "" {
+	name := optionIn(err)
+	if name != "" {
 		if s, n, ok := strings.Cut(name, "."); ok {
 			section, name = s, n
 		}
@@ -281,6 +282,11 @@ func (l *loader) describeInvalid(section string, err error) error {
 			}
 			return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
 		}
+	}
+	if where := l.places[placeKey(section, name)]; name != "" && where != "" { // in a family with raw values
+		return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
+	} else if where != "" {
+		return fault.New(fault.Invalid, "%s: [%s]: %w", where, section, err)
 	}
 	if section == defaultSection {
 		return fault.New(fault.Invalid, "%w", err)
