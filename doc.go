@@ -248,6 +248,16 @@
 //		return q.Reserve(ctx, tx, quota.Claim{Consumer: id, Project: project, Amounts: map[string]int64{"backups": 1, "gigabytes": size}})
 //	}
 //
-// examples/hello is a whole component in two files, main.go and wire.go, which docs/tutorial.md builds. examples/nova-mini is a component with all that
+// # component: the process
+//
+// Options, commands for operators, metrics, traces, and all parts in the right order. It links every package above.
+//
+//	func program(wire func(context.Context, *component.Process[component.Options]) error) {
+//		component.Main(component.Component[component.Options]{
+//			Name: "backup", Short: "Backs up volumes", Services: []component.Service[component.Options]{{Name: "worker", Short: "Copy", Wire: wire}},
+//		})
+//	}
+//
+// examples/hello is a whole component in one file, which docs/tutorial.md builds. examples/nova-mini is a component with all that
 // production needs. docs/architecture.md has the picture.
 package armature

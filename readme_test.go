@@ -79,7 +79,7 @@ func TestTour(t *testing.T) {
 	for _, i := range []string{
 		"context", "encoding/json", "errors", "fmt", "log/slog", "os", "time",
 		"github.com/jmoiron/sqlx",
-		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus", module + "/rpc/bus",
+		module + "/component", module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus", module + "/rpc/bus",
 		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/auth", module + "/service/config",
 		module + "/service/membership", module + "/service/operation", module + "/service/policy", module + "/service/quota",
 	} {

@@ -48,7 +48,11 @@ func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	p.mux = api.New(cfg)
 	p.mux.Health(p.App.Ready)
 	register(p.mux)
-	p.http = service.NewHTTP(o.WSGI.Config(o.Listen, p.tell.around(p.mux)))
+	listener := o.WSGI.Config(o.Listen, p.tell.around(p.mux))
+	if err := listener.Validate(); err != nil {
+		return optionError("wsgi.ssl_cert_file", err)
+	}
+	p.http = service.NewHTTP(listener)
 	p.addPart(phaseAPI, "api", p.read.label("DEFAULT", "listen"), p.http)
 	return nil
 }

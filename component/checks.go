@@ -56,22 +56,15 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	if err != nil {
 		return err
 	}
-	var errs []error
-	var asked []string
-	known := map[string]bool{} // one line for each fault, of several services with it
-	for _, name := range of {
-		one, err := t.r.prepare(l.config)
-		if err == nil {
-			err = t.validateService(ctx, one, name, online, &asked)
-		}
-		if err != nil && !known[err.Error()] {
-			known[err.Error()] = true
-			errs = append(errs, err)
-		}
+	asked, err := t.validateServices(ctx, l, of, online)
+	if err != nil {
+		return err
 	}
-	if errs != nil {
-		return errors.Join(errs...)
-	}
+	return t.printOptions(l, asked)
+}
+
+// printOptions prints the files that were read, the options that work, and the value and the place of each option.
+func (t *Tool[O]) printOptions(l *loadedOptions[O], asked []string) error {
 	if t.f.output == formatTable {
 		for _, path := range l.config.Files() {
 			_, _ = fmt.Fprintf(t.Out, "read %s\n", path) // Print returns the error
@@ -85,6 +78,24 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 		rows = append(rows, []string{"[" + v.Section + "]", v.Name, v.Value, v.Where})
 	}
 	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
+}
+
+// validateServices validates services, and returns the options that work, with online set. The error has one line for each fault, also if
+// several services have it.
+func (t *Tool[O]) validateServices(ctx context.Context, l *loadedOptions[O], of []string, online bool) (asked []string, err error) {
+	var errs []error
+	known := map[string]bool{}
+	for _, name := range of {
+		one, err := t.r.prepare(l.config)
+		if err == nil {
+			err = t.validateService(ctx, one, name, online, &asked)
+		}
+		if err != nil && !known[err.Error()] {
+			known[err.Error()] = true
+			errs = append(errs, err)
+		}
+	}
+	return asked, errors.Join(errs...)
 }
 
 // onlineTimeout is how long each service that an option names may take to answer.

@@ -32,12 +32,14 @@
 //	hello policy sample|validate|list|explain
 //	hello operation list|show|cancel|retry
 //	hello member list|remove
+//	hello placement audit
 //	hello dlq list|show|requeue|drop
 //	hello status                     members and open operations
 //	hello openapi, version, completion
 //
-// A component with [Component.Audit] also has "placement audit". Everything that is listed or shown has the flag --output (-o): table, json
-// or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line.
+// The fields of [Component] say which commands a component has not. Everything that is listed or shown has the flag --output (-o): table, json
+// or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes
+// of their own, see their --help.
 //
 // Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
 // SQLite file in state_path. Such a process creates and upgrades its tables at its start. A process of one service only checks them.
@@ -52,6 +54,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -81,9 +84,9 @@ type Component[O any] struct {
 	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation come
 	// first by themselves. Without Migrations the component has no database.
 	Migrations []db.Migrations
-	// Rules are the rules of the policy. Nil: no route of the API has a rule.
+	// Rules are the rules of the policy. Nil: no route of the API has a rule, and the component has no command policy.
 	Rules []policy.Rule
-	// Interfaces are the RPC interfaces whose dead letters the command dlq manages.
+	// Interfaces are the RPC interfaces whose dead letters the command dlq manages. Nil: the component has no such command.
 	Interfaces []*rpc.Interface
 	// Unreported has the versions of processes of a release that did not report them, see rpccaps.Config.
 	Unreported rpc.Versions
@@ -161,10 +164,10 @@ type runtime[O any] struct {
 // main runs the command and returns the exit code.
 func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
 	r.c.check()
-	cmd := r.command(env)
+	cmd := r.command(env) //nolint:contextcheck // cobra passes the context on
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
-	if code, ok := errors.AsType[ExitCode](err); ok {
+	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)
 	}
 	if err == nil {
@@ -208,19 +211,17 @@ func (c *Component[O]) migrations() []db.Migrations {
 // defaults are the component's defaults.
 func (c *Component[O]) defaults() map[string]string {
 	out := map[string]string{"control_exchange": c.Name}
-	for name, value := range c.Defaults {
-		out[name] = value
-	}
+	maps.Copy(out, c.Defaults)
 	return out
 }
 
 // quiet is the logger of commands, which return errors and do not log them.
 var quiet = slog.New(slog.DiscardHandler)
 
-// ExitCode is an error of a command that ends the program with this code and without a message.
-type ExitCode int
+// ExitError is an error of a command that ends the program with this code and without a message.
+type ExitError int
 
-func (c ExitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+func (c ExitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 // usageError is an error of the command line: the exit code is 2.
 type usageError struct{ error }

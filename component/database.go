@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -80,7 +81,7 @@ func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx
 		return err
 	}
 	if code := got.ExitCode(); code > 0 {
-		return ExitCode(code)
+		return ExitError(code)
 	}
 	return nil
 }
@@ -125,9 +126,9 @@ func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
 	case err != nil || failed != nil || len(found) == 0:
 		return err
 	case repaired == len(found):
-		return ExitCode(4)
+		return ExitError(4)
 	}
-	return ExitCode(3)
+	return ExitError(3)
 }
 
 // describeFinding returns one line about a finding.
@@ -272,7 +273,7 @@ func (t *Tool[O]) printStatus(members []membership.Member, open []operation.Oper
 	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
 		c := counts[key]
 		operations = append(operations, *c)
-		lines = append(lines, []string{c.Kind, c.State, fmt.Sprint(c.Count), c.Oldest.Format(time.RFC3339)})
+		lines = append(lines, []string{c.Kind, c.State, strconv.Itoa(c.Count), c.Oldest.Format(time.RFC3339)})
 	}
 	rows, views := describeMembers(members)
 	if t.f.output != formatTable {

@@ -3,6 +3,7 @@ package component
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
@@ -91,11 +92,9 @@ func (d *driverPart[D, O]) Reload(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	for _, name := range d.builtIn.Names() {
-		if name == d.name {
-			d.p.Log.WarnContext(ctx, "changed options of the driver require a restart", "driver", d.name, "error", err)
-			return nil
-		}
+	if slices.Contains(d.builtIn.Names(), d.name) {
+		d.p.Log.WarnContext(ctx, "changed options of the driver require a restart", "driver", d.name, "error", err)
+		return nil
 	}
 	return d.p.read.place(d.wrong(o, err))
 }

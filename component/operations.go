@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -225,7 +226,7 @@ func (t *Tool[O]) listLetters(ctx context.Context) error {
 	err := t.letters(ctx, func(iface string, l *rpc.DeadLetter) rpc.Verdict {
 		reason, _, _ := strings.Cut(l.Reason, "\n")
 		data = append(data, letterView{ID: l.ID, Interface: iface, Method: l.Info.Method, Failures: l.Failures, DiedAt: l.DiedAt, Host: l.Server, Reason: reason})
-		rows = append(rows, []string{l.ID, iface, l.Info.Method, fmt.Sprint(l.Failures), l.DiedAt.Format(time.DateTime), l.Server, reason})
+		rows = append(rows, []string{l.ID, iface, l.Info.Method, strconv.Itoa(l.Failures), l.DiedAt.Format(time.DateTime), l.Server, reason})
 		return rpc.Keep
 	})
 	if err == nil && len(data) == 0 && t.f.output == formatTable {

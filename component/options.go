@@ -49,7 +49,7 @@ func optionError(name string, err error) error {
 	return fault.WithReason(err, "", map[string]string{"option": name})
 }
 
-// Validate returns an error if options contradict each other, or if the URL of the bus or an address is malformed.
+// Validate returns an error if options contradict each other, or if an address is malformed.
 func (o *Options) Validate() error {
 	var errs []error
 	if o.Host != "" {
@@ -63,10 +63,6 @@ func (o *Options) Validate() error {
 	}
 	if o.Admin != "" {
 		errs = append(errs, optionError("admin_listen", service.AdminConfig{Addr: o.Admin, Hosts: o.AdminHosts}.Validate()))
-	}
-	if o.TransportURL != "" {
-		_, err := openBus(&o.Options, o.TransportURL, slog.New(slog.DiscardHandler)) // errors are returned, not logged
-		errs = append(errs, optionError("transport_url", err))
 	}
 	return errors.Join(errs...)
 }
@@ -101,23 +97,33 @@ type TelemetryOptions struct {
 	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"sampling ratio: the share of new traces that this process exports"`
 }
 
-// Validate returns an error if the collector's URL is malformed, or if a file for TLS cannot be used.
+// Validate returns an error if the collector's URL is malformed. It reads no file, because a command may run on a machine without the files
+// for TLS.
 func (o *TelemetryOptions) Validate() error {
 	if o.Endpoint == "" {
 		return nil
 	}
-	_, err := o.collector()
+	_, err := o.endpoint()
 	return optionError("otlp_endpoint", err)
 }
 
-// collector returns the options of the exporter of traces.
-func (o *TelemetryOptions) collector() ([]otlptracehttp.Option, error) {
+// endpoint returns the URL of the collector.
+func (o *TelemetryOptions) endpoint() (*url.URL, error) {
 	u, err := url.Parse(o.Endpoint)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", o.Endpoint)
 	}
 	if u.RawQuery != "" || u.Fragment != "" {
 		return nil, fault.New(fault.Invalid, "unknown parameters %q: remove them", u.RawQuery+u.Fragment)
+	}
+	return u, nil
+}
+
+// Collector returns the options of the exporter of traces. It reads the files for TLS.
+func (o *TelemetryOptions) Collector() ([]otlptracehttp.Option, error) {
+	u, err := o.endpoint()
+	if err != nil {
+		return nil, err
 	}
 	out := []otlptracehttp.Option{otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String())}
 	files := tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile, ServerName: o.Server}
@@ -140,6 +146,7 @@ type APIOptions struct {
 	API    AccessOptions       `section:"api"`
 	Auth   auth.Options        `section:"keystone_authtoken"`
 	WSGI   service.HTTPOptions `section:"wsgi"`
+	Proxy  ProxyOptions        `section:"wsgi"`
 	CORS   CORSOptions         `section:"cors"`
 	Policy policy.Options      `section:"oslo_policy"`
 }
@@ -150,6 +157,11 @@ type AccessOptions struct {
 	Token        string `ini:"token" secret:"true" protects:"true" help:"token that every client must send in the header X-Auth-Token with auth_strategy = token; such a client is the administrator"`
 	OpenRemote   bool   `ini:"noauth2_remote" default:"false" protects:"true" help:"allow noauth2 on an address that other machines can reach"`
 	PublicURL    string `ini:"public_url" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" help:"start of the links in replies: the URL of the proxy in front of the API (default: the address that the client has used)"`
+}
+
+// ProxyOptions are options of other programs about a proxy in front of a REST API.
+type ProxyOptions struct {
+	Header string `ini:"secure_proxy_ssl_header" unsupported:"set public_url in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
 }
 
 // CORSOptions say which web pages may use a REST API.

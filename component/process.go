@@ -60,17 +60,16 @@ type Process[O any] struct {
 	Members    *membership.Registry
 	Operations *operation.Store
 
-	c         *Component[O]
-	base      *Options
-	read      *loadedOptions[O]
-	tell      *telemetry
-	runner    *operation.Runner
-	mux       *api.Mux
-	http      *service.HTTPPart
-	parts     [phases][]part
-	probes    []probe
-	close     []func() error // called at the end, the last one first
-	announced int            // members, so that names of parts differ
+	c      *Component[O]
+	base   *Options
+	read   *loadedOptions[O]
+	tell   *telemetry
+	runner *operation.Runner
+	mux    *api.Mux
+	http   *service.HTTPPart
+	parts  [phases][]part
+	probes []probe
+	close  []func() error // called at the end, the last one first
 }
 
 // part is a part with its name and its label.
@@ -222,7 +221,6 @@ func (p *Process[O]) openDatabase() (err error) {
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
-	p.tell.registry.MustRegister(membershipprom.New(p.Members))
 	p.addPart(phaseDatabase, "database", p.read.label("database", "connection"),
 		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
 	p.probes = append(p.probes, probe{"database", "connection", func(ctx context.Context) error {
@@ -313,6 +311,7 @@ func (p *Process[O]) Runner() *operation.Runner {
 	p.runner = operation.NewRunner(cfg)
 	p.tell.runners.Add(p.Host, p.runner)
 	p.tell.runners.AddStore(p.Operations)
+	p.tell.registry.MustRegister(membershipprom.New(p.Members))
 	p.addPart(phaseRunner, "operations", "", p.runner)
 	p.Leader("operations-purge", time.Hour, func(ctx context.Context) error {
 		n, err := p.Operations.Purge(ctx, p.base.OperationHistory)

@@ -59,7 +59,7 @@ func newTelemetry(ctx context.Context, app *service.App, name string, o *Options
 	if o.Telemetry.Endpoint == "" || dry {
 		return t, nil
 	}
-	to, err := o.Telemetry.collector()
+	to, err := o.Telemetry.Collector()
 	if err != nil {
 		return nil, err
 	}

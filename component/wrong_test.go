@@ -66,7 +66,7 @@ func TestWrongCommands(t *testing.T) {
 		{"", "listen = 0.0.0.0:80\n", 1, "[api] auth_strategy: noauth2 makes every client the administrator"},
 		{"member list", "admin_listen = 0.0.0.0:80\n", 1, "FILE:1: [DEFAULT] admin_listen: "},
 		{"member list", "[keystone_authtoken]\nauth_url = here\n", 1, "FILE:2: [keystone_authtoken] auth_url: "},
-		{"member list", "[wsgi]\nssl_cert_file = /none\n", 1, "FILE:2: [wsgi] ssl_cert_file: "},
+		{"config validate --service all-in-one", "[wsgi]\nssl_cert_file = /none\n", 1, "FILE:2: [wsgi] ssl_cert_file: "},
 		{"member list", "[opentelemetry]\notlp_endpoint = here\n", 1, "FILE:2: [opentelemetry] otlp_endpoint: "},
 		{"policy list", "[oslo_policy]\npolicy_file = /none\n", 1, "/none"},
 		{"config validate --service front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = sqlite:///none\n[api]\nauth_strategy=noauth2\n[oslo_policy]\npolicy_file = /none\n", 1, "[oslo_policy] policy_file: "},
@@ -161,5 +161,24 @@ func wiring[O any](t *testing.T, f func(p *component.Process[O])) func() {
 			Name: "a", Wire: func(_ context.Context, p *component.Process[O]) error { f(p); return nil },
 		}}}, []string{"config", "validate"}, []string{"OS_DEFAULT__TRANSPORT_URL=memory://"}, io.Discard, &errs)
 		t.Errorf("no panic: %d %s", code, &errs)
+	}
+}
+
+// TestFilesOfOtherServices: a command or a service works on a machine that lacks the files for TLS of services that it does not use.
+func TestFilesOfOtherServices(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "notes.conf")
+	text := "transport_url = rabbit://u:p@127.0.0.1/?ssl=1&ssl_ca_file=/none\n[database]\nconnection = sqlite://" + filepath.Join(dir, "n.db") +
+		"\n[wsgi]\nssl_cert_file = /none\nssl_key_file = /none\n[keystone_authtoken]\nauth_url = https://127.0.0.1:5000\ncafile = /none\n" +
+		"[opentelemetry]\notlp_endpoint = https://127.0.0.1:1\notlp_cafile = /none\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := newWorld().command(t, nil, "db", "sync", "--config-file", file); code != 0 {
+		t.Errorf("%d %s", code, errs)
+	}
+	if code, _, errs := newWorld().command(t, nil, "config", "validate", "--service", "front", "--config-file", file); code != 1 || !strings.Contains(errs, "/none") {
+		t.Errorf("the service that needs a file: %d %s", code, errs)
 	}
 }

@@ -1,6 +1,10 @@
 package db
 
-import "github.com/armature-go/armature/fault"
+import (
+	"net/url"
+
+	"github.com/armature-go/armature/fault"
+)
 
 // Options are the database's options of an operator, the section [database], in the form of package service/config. Names are those of
 // oslo.db.
@@ -12,9 +16,14 @@ type Options struct {
 // Config returns the configuration for [New], without Logger and Observe.
 func (o *Options) Config() Config { return Config{URL: o.Connection, MaxOpen: o.MaxPoolSize} }
 
-// Validate returns the error of [New] for a connection that is set, with the option's name in its Meta. It does not connect.
+// Validate returns an error, with the option's name in its Meta, if a connection is set and malformed. It reads no file, because a command or
+// a service that does not use the database may run on a machine without the files for TLS: a URL that names such files is not checked before
+// [New].
 func (o *Options) Validate() error {
 	if o.Connection == "" {
+		return nil
+	}
+	if u, err := url.Parse(o.Connection); err == nil && (u.Query().Has("ssl_ca") || u.Query().Has("ssl_cert") || u.Query().Has("ssl_key")) {
 		return nil
 	}
 	d, err := New(o.Config())

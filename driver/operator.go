@@ -27,8 +27,8 @@ func (o *Options) Validate() error {
 	want := o.Section()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != want {
-			return fault.New(fault.Invalid, "[driver_%s]: driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name",
-				name, o.Driver, want)
+			err := fault.New(fault.Invalid, "driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name", o.Driver, want)
+			return fault.WithReason(err, "", map[string]string{"option": "driver_" + name + "."})
 		}
 	}
 	return nil

@@ -3,8 +3,6 @@ package service
 import (
 	"net/http"
 	"time"
-
-	"github.com/armature-go/armature/fault"
 )
 
 // HTTPOptions are the options of an HTTP listener of an operator, the section [wsgi], in the form of package service/config. Names are
@@ -13,17 +11,11 @@ type HTTPOptions struct {
 	CertFile    string        `ini:"ssl_cert_file" protects:"true" deprecated:"DEFAULT.ssl_cert_file" help:"certificate of the API, in PEM form, with which the API uses HTTPS; a changed file is read again"`
 	KeyFile     string        `ini:"ssl_key_file" protects:"true" deprecated:"DEFAULT.ssl_key_file" help:"private key of the API's certificate"`
 	CAFile      string        `ini:"ssl_ca_file" protects:"true" deprecated:"DEFAULT.ssl_ca_file" help:"authorities of the certificates that clients must show (default: clients need no certificate)"`
-	ProxyHeader string        `ini:"secure_proxy_ssl_header" unsupported:"name the URL of the proxy in the option for the start of the links" help:"header in which a proxy sends the scheme that its client used"`
 	BodyTimeout time.Duration `ini:"client_body_timeout" default:"30" min:"1ms" help:"seconds that a client may take to send a request's body"`
 }
 
-// Config returns the configuration for [NewHTTP] with an address and a handler.
+// Config returns the configuration for [NewHTTP] with an address and a handler. [HTTPConfig.Validate] reads the files of a service that has
+// an API; other services may run on a machine without the files.
 func (o *HTTPOptions) Config(addr string, h http.Handler) HTTPConfig {
 	return HTTPConfig{Addr: addr, Handler: h, CertFile: o.CertFile, KeyFile: o.KeyFile, ClientCAFile: o.CAFile, BodyTimeout: o.BodyTimeout}
-}
-
-// Validate returns an error, with the name of an option in its Meta, if a file for TLS is missing or cannot be used.
-func (o *HTTPOptions) Validate() error {
-	err := o.Config("127.0.0.1:0", nil).Validate()
-	return fault.WithReason(err, "", map[string]string{"option": "ssl_cert_file"})
 }

@@ -415,6 +415,8 @@ func TestBadOptions(t *testing.T) {
 		{[]string{"OS_DEFAULT__LISTEN=nowhere"}, []string{"OS_DEFAULT__LISTEN: [DEFAULT] listen: ", "missing port"}},
 		{[]string{"OS_DEFAULT__LISTEN=0.0.0.0:0"}, []string{"[api] auth_strategy: noauth2 makes every client the administrator"}},
 		{[]string{"OS_DEFAULT__TRANSPORT_URL=carrier-pigeon://h"}, []string{"[DEFAULT] transport_url: "}},
+		{[]string{"OS_DRIVER_ENGLSH__PLUGIN_SHA256=00"}, []string{"environment OS_DRIVER_ENGLSH__PLUGIN_SHA256: [driver_englsh]: driver = english has the section [driver_english]"}},
+		{[]string{"OS_DRIVER_ENGLISH__PLUGIN_MAX_FILES=x"}, []string{"environment OS_DRIVER_ENGLISH__PLUGIN_MAX_FILES: [driver_english] plugin_max_files: "}},
 		{[]string{"OS_DATABASE__CONNECTION=oracle://h"}, []string{"[database] connection: "}},
 		{
 			[]string{"OS_DEFAULT__TRANSPORT_URL=carrier-pigeon://h", "OS_DATABASE__CONNECTION=oracle://h", "OS_DEFAULT__DRIVER=no/such"},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +36,6 @@ import (
 	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
-	"github.com/armature-go/armature/tlsfile"
 )
 
 // node is one process: its options and its parts.
@@ -98,7 +96,9 @@ func (o *options) databaseConfig(url string) (db.Config, error) {
 	if url == "" {
 		return db.Config{}, errors.New("is not set; use mysql://user:password@host:port/name")
 	}
-	return db.Config{URL: url, MaxOpen: o.Database.MaxPoolSize}, nil
+	cfg := o.Database.Config()
+	cfg.URL = url
+	return cfg, nil
 }
 
 // schemes are the kinds of buses besides those of package urlbus.
@@ -111,9 +111,9 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
-	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{
-		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Schemes: schemes, Logger: log,
-	})
+	cfg := o.Config()
+	cfg.Schemes, cfg.Logger = schemes, log
+	bus, err := urlbus.Open(o.TransportURL, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -244,9 +244,7 @@ func (n *node) addAPI() error {
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
 		CORS: n.CORS.Origins, PublicURL: n.API.LinkPrefix, BodyTimeout: n.WSGI.BodyTimeout, Logger: n.log,
 	}))
-	server := service.NewHTTP(service.HTTPConfig{
-		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,
-	})
+	server := service.NewHTTP(n.WSGI.Config(n.address(), handler))
 	n.app.AddLabeled("api", n.label("DEFAULT", "osapi_compute_listen", "osapi_compute_listen_port"), server)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+server.Addr()) }})
 	return nil
@@ -267,27 +265,16 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 		}
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	}
-	c := o.Keystone
-	secure, err := tlsFrom(c.files())
+	cfg, err := o.Keystone.Config()
 	if err != nil {
 		return nil, fmt.Errorf("options cafile, certfile and keyfile of [keystone_authtoken]: %w", err)
 	}
-	k, err := auth.NewKeystone(auth.KeystoneConfig{
-		URL: c.AuthURL, Username: c.Username, Password: c.Password, UserDomain: c.UserDomain, ProjectName: c.Project, ProjectDomain: c.ProjectDomain,
-		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, TLS: secure, Logger: log,
-	})
+	cfg.Logger = log
+	k, err := auth.NewKeystone(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("option auth_strategy of [api] is keystone, and [keystone_authtoken] says: %w; for a test without users set auth_strategy = noauth2 in [api]", err)
 	}
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
-}
-
-// tlsFrom returns the configuration of TLS, or nil if files names no file.
-func tlsFrom(files tlsfile.Client) (*tls.Config, error) {
-	if files == (tlsfile.Client{}) {
-		return nil, nil //nolint:nilnil // the default
-	}
-	return files.Config()
 }
 
 // scheme is the scheme of the API's URLs.

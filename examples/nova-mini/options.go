@@ -16,24 +16,31 @@ import (
 	"strings"
 	"time"
 
+	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/policy"
-	"github.com/armature-go/armature/tlsfile"
 )
+
+// proxyOptions are the options of Nova about a proxy in front of the API.
+type proxyOptions struct {
+	Header string `ini:"secure_proxy_ssl_header" unsupported:"set compute_link_prefix in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
+}
 
 // settings are the options of nova.conf that nova-mini has. If Nova has an option, its name, section and default are
 // Nova's.
 type settings struct {
+	urlbus.Options
+
 	Host             string                       `ini:"host" help:"name of this host; it must stay the same after every restart, and only one compute service at a time can use it (default: the machine's name)"`
 	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, the absolute path of a driver program, or Nova's name, such as libvirt.LibvirtDriver for libvirt"`
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of the driver programs"`
-	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, nats://user:password@host:port[,...], or watermill-amqp://user:password@host:port/vhost; with TLS amqps:// or tls://, or ?ssl=1"`
-	ControlExchange  string                       `ini:"control_exchange" default:"nova" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
-	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"size of the largest message on the bus, in bytes; it must be the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API; 0: any free port"`
 	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver, the locks of hosts and the embedded database; it must be kept when a service ends, and the services of a host may share it"`
@@ -53,17 +60,17 @@ type settings struct {
 	AdminHosts       []string                     `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen, which does not authenticate clients; without them admin_listen must be an address only of this machine"`
 	SSLAPIs          []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that use HTTPS"`
 	SSLOnly          bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"there are no consoles; set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"consoles accept TLS only"`
-	Database         databaseOptions              `section:"database"`
+	Database         db.Options                   `section:"database"`
 	Scheduler        schedulerOptions             `section:"scheduler"`
 	FilterScheduler  filterOptions                `section:"filter_scheduler"`
-	Rabbit           rabbitOptions                `section:"oslo_messaging_rabbit"`
 	API              apiOptions                   `section:"api"`
-	WSGI             wsgiOptions                  `section:"wsgi"`
+	WSGI             service.HTTPOptions          `section:"wsgi"`
+	Proxy            proxyOptions                 `section:"wsgi"`
 	CORS             corsOptions                  `section:"cors"`
-	Keystone         keystoneOptions              `section:"keystone_authtoken"`
-	Policy           policyOptions                `section:"oslo_policy"`
+	Keystone         auth.Options                 `section:"keystone_authtoken"`
+	Policy           policy.Options               `section:"oslo_policy"`
 	SSL              sslOptions                   `section:"ssl"`
-	Telemetry        telemetryOptions             `section:"opentelemetry"`
+	Telemetry        component.TelemetryOptions   `section:"opentelemetry"`
 	Drivers          map[string]map[string]string `sections:"driver_" protects:"true" reloadable:"true"`
 }
 
@@ -74,11 +81,6 @@ type options struct {
 	config  *config.Config[settings]
 	service string        // name of the process's service
 	level   slog.LevelVar // of the log; an operator can change it
-}
-
-type databaseOptions struct {
-	Connection  string `ini:"connection" secret:"true" deprecated:"sql_connection, sql.connection, DEFAULT.sql_connection" help:"mysql://user:password@host:port/name or sqlite:///path/nova.db"`
-	MaxPoolSize int    `ini:"max_pool_size" default:"10" deprecated:"sql_max_pool_size, DEFAULT.sql_max_pool_size" min:"1" max:"10000" help:"connections to the database"`
 }
 
 type schedulerOptions struct {
@@ -100,47 +102,8 @@ type apiOptions struct {
 	LinkPrefix   string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"start of the links in replies: the URL of the proxy in front of the API, such as https://nova.example.org (default: the address that the client has used)"`
 }
 
-type wsgiOptions struct {
-	CertFile    string        `ini:"ssl_cert_file" protects:"true" deprecated:"DEFAULT.ssl_cert_file" help:"certificate of the API, in PEM form, with which the API uses HTTPS; a changed file is read again"`
-	KeyFile     string        `ini:"ssl_key_file" protects:"true" deprecated:"DEFAULT.ssl_key_file" help:"private key of the API's certificate"`
-	CAFile      string        `ini:"ssl_ca_file" protects:"true" deprecated:"DEFAULT.ssl_ca_file" help:"authorities of the certificates that clients must show (default: clients need no certificate)"`
-	ProxyHeader string        `ini:"secure_proxy_ssl_header" unsupported:"set compute_link_prefix in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
-	BodyTimeout time.Duration `ini:"client_body_timeout" default:"30" min:"1ms" help:"seconds that a client may take to send a request's body"`
-}
-
 type corsOptions struct {
 	Origins []string `ini:"allowed_origin" regex:"^([*]|https?://[^/?#@ ]+)$" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
-}
-
-type keystoneOptions struct {
-	AuthURL       string        `ini:"auth_url" protects:"true" deprecated:"identity_uri" help:"Keystone's endpoint, https://host:5000/v3"`
-	Username      string        `ini:"username" deprecated:"user_name, admin_user" help:"user of this service, which must be allowed to validate tokens"`
-	Password      string        `ini:"password" secret:"true" deprecated:"admin_password" help:"password of the user"`
-	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
-	Project       string        `ini:"project_name" default:"service" deprecated:"tenant_name, admin_tenant_name" help:"project of the user"`
-	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
-	ServiceRoles  []string      `ini:"service_token_roles" default:"service" help:"roles of services; a service with one of them may act for a user whose token has expired"`
-	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted for Keystone's certificate (default: the system's)"`
-	CertFile      string        `ini:"certfile" protects:"true" help:"client certificate for Keystone"`
-	KeyFile       string        `ini:"keyfile" protects:"true" help:"private key of certfile, with mode 0600, or 0640 if the file belongs to root"`
-	ServerName    string        `ini:"ssl_server_name" protects:"true" help:"name that Keystone's certificate must have (default: the host of auth_url)"`
-	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"Keystone's certificate is always verified: name its authority in cafile" help:"verify no certificate"`
-	TokenBind     string        `ini:"enforce_token_bind" default:"permissive" protects:"true" unsupported:"nova-mini does not check the client to which a token is bound: leave it out" help:"check the client to which a token is bound"`
-	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a checked token is cached; within this time a revoked token is still accepted"`
-}
-
-// files are the files for TLS to Keystone.
-func (k *keystoneOptions) files() tlsfile.Client {
-	return tlsfile.Client{CAFile: k.CAFile, CertFile: k.CertFile, KeyFile: k.KeyFile, ServerName: k.ServerName}
-}
-
-type policyOptions struct {
-	File string   `ini:"policy_file" default:"policy.yaml" protects:"true" deprecated:"DEFAULT.policy_file" help:"file of rules that replace the defaults; a relative path is relative to the first configuration file"`
-	Dirs []string `ini:"policy_dirs" default:"policy.d" protects:"true" deprecated:"DEFAULT.policy_dirs" help:"directories with more files of rules, which replace those of policy_file"`
-	// The protection of these options is always on, or does not exist.
-	Scope       bool   `ini:"enforce_scope" default:"true" protects:"true" unsupported:"the scope of a token always counts: leave it out" help:"check the scope of tokens"`
-	NewDefaults bool   `ini:"enforce_new_defaults" default:"true" protects:"true" unsupported:"the older defaults of rules never count: leave it out" help:"only the newer defaults of rules count"`
-	DefaultRule string `ini:"policy_default_rule" default:"default" protects:"true" unsupported:"a rule that is not defined denies: leave it out" help:"rule for rules that are not defined"`
 }
 
 // sslOptions are the options of oslo.service with which services in Python use HTTPS.
@@ -148,21 +111,6 @@ type sslOptions struct {
 	CAFile   string `ini:"ca_file" protects:"true" unsupported:"set ssl_ca_file in [wsgi]" help:"authorities of clients' certificates"`
 	CertFile string `ini:"cert_file" protects:"true" unsupported:"set ssl_cert_file in [wsgi], which makes the API HTTPS" help:"certificate of the API"`
 	KeyFile  string `ini:"key_file" protects:"true" unsupported:"set ssl_key_file in [wsgi]" help:"private key of the certificate"`
-}
-
-type rabbitOptions struct {
-	QuorumQueue bool   `ini:"rabbit_quorum_queue" default:"false" help:"store casts in quorum queues; existing queues keep their type"`
-	SSL         bool   `ini:"ssl" default:"false" protects:"true" deprecated:"rabbit_use_ssl" help:"connect to the bus with TLS, as with amqps://, tls:// and ?ssl=1; it also applies to NATS; the default port of RabbitMQ is then 5671"`
-	SSLCAFile   string `ini:"ssl_ca_file" protects:"true" deprecated:"kombu_ssl_ca_certs" help:"authorities that are trusted for the certificates of the bus (default: the system's)"`
-	SSLCertFile string `ini:"ssl_cert_file" protects:"true" deprecated:"kombu_ssl_certfile" help:"client certificate for the bus"`
-	SSLKeyFile  string `ini:"ssl_key_file" protects:"true" deprecated:"kombu_ssl_keyfile" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
-	SSLVersion  string `ini:"ssl_version" protects:"true" deprecated:"kombu_ssl_version" unsupported:"TLS is 1.2 or later: leave it out" help:"version of TLS for the bus"`
-	SSLFIPS     bool   `ini:"ssl_enforce_fips_mode" default:"false" protects:"true" unsupported:"use a build for FIPS 140 with GODEBUG=fips140=only" help:"FIPS 140"`
-}
-
-// files are the files for TLS to the bus.
-func (r *rabbitOptions) files() tlsfile.Client {
-	return tlsfile.Client{CAFile: r.SSLCAFile, CertFile: r.SSLCertFile, KeyFile: r.SSLKeyFile}
 }
 
 // flags are the flags of the command line.
@@ -193,9 +141,17 @@ func (f *flags) openByDefault() error {
 	return nil
 }
 
+// defaults are nova-mini's own defaults of options of packages, and those of the process with all services.
+func (f *flags) defaults() map[string]string {
+	out := map[string]string{"control_exchange": "nova"}
+	maps.Copy(out, f.config.Defaults)
+	return out
+}
+
 // source returns the places from which the options are read.
 func (f *flags) source() config.Source {
 	src := f.config
+	src.Defaults = f.defaults()
 	src.Flags = map[string]string{}
 	if f.statePath != "" {
 		src.Flags["state_path"] = f.statePath
@@ -234,17 +190,6 @@ func (f *flags) options(c *config.Config[settings]) (*options, error) {
 	}
 	if m := novaDriver.FindStringSubmatch(o.ComputeDriver); m != nil {
 		o.ComputeDriver = m[1]
-	}
-	beside := func(path string) string {
-		if path == "" || filepath.IsAbs(path) || len(f.config.Files) == 0 {
-			return path
-		}
-		return filepath.Join(filepath.Dir(f.config.Files[0]), path)
-	}
-	o.Policy.File = beside(o.Policy.File)
-	o.Policy.Dirs = slices.Clone(o.Policy.Dirs) // the slice of c must not change, because a reload compares it
-	for i := range o.Policy.Dirs {
-		o.Policy.Dirs[i] = beside(o.Policy.Dirs[i])
 	}
 	return o, err
 }
@@ -287,16 +232,12 @@ func (o *options) admin() service.AdminConfig {
 // policy returns the configuration of the policy, with the files of the operator's rules. A file or directory that an option
 // names must exist.
 func (o *options) policy(log *slog.Logger) policy.Config {
-	cfg := policy.Config{File: o.Policy.File, Dirs: o.Policy.Dirs, Logger: log}
-	for _, v := range o.config.Values() {
-		switch {
-		case v.Section != "oslo_policy" || v.Where == "default":
-		case v.Name == "policy_file":
-			cfg.Required = append(cfg.Required, o.Policy.File)
-		case v.Name == "policy_dirs":
-			cfg.Required = append(cfg.Required, o.Policy.Dirs...)
-		}
+	dir := ""
+	if files := o.config.Files(); len(files) > 0 {
+		dir = filepath.Dir(files[0])
 	}
+	cfg := o.Policy.Config(dir, func(option string) bool { return !isDefault(o.config.Where("oslo_policy", option)) })
+	cfg.Logger = log
 	return cfg
 }
 

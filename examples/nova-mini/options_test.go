@@ -131,7 +131,7 @@ func TestTLSOptions(t *testing.T) {
 				_, err = o.identity(log)
 			}
 			if err == nil && o.Telemetry.Endpoint != "" {
-				_, err = o.Telemetry.collector()
+				_, err = o.Telemetry.Collector()
 			}
 			if tt.says == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.says) {
 				t.Errorf("%v, want %q", err, tt.says)

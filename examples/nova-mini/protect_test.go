@@ -190,8 +190,8 @@ func TestReloadSame(t *testing.T) {
 	if err := o.config.Reload(context.WithoutCancel(t.Context())); err != nil || out.Len() > 0 {
 		t.Errorf("%v, the log has\n%s", err, &out)
 	}
-	if want := filepath.Join(filepath.Dir(file), "policy.d"); len(o.Policy.Dirs) != 1 || o.Policy.Dirs[0] != want {
-		t.Errorf("policy_dirs %v, want %s", o.Policy.Dirs, want)
+	if want := filepath.Join(filepath.Dir(file), "policy.d"); len(o.policy(nil).Dirs) != 1 || o.policy(nil).Dirs[0] != want {
+		t.Errorf("policy_dirs %v, want %s", o.policy(nil).Dirs, want)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/armature-go/armature/db/dbprom"
 	"github.com/armature-go/armature/driver/driverprom"
-	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcotel"
 	"github.com/armature-go/armature/rpc/rpcprom"
@@ -28,40 +26,7 @@ import (
 	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/operation/operationprom"
 	"github.com/armature-go/armature/service/serviceprom"
-	"github.com/armature-go/armature/tlsfile"
 )
-
-type telemetryOptions struct {
-	Endpoint string  `ini:"otlp_endpoint" help:"URL of a collector of traces with OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
-	CAFile   string  `ini:"otlp_cafile" protects:"true" help:"authorities that are trusted for the collector's certificate (default: the system's)"`
-	CertFile string  `ini:"otlp_certfile" protects:"true" help:"client certificate for the collector"`
-	Server   string  `ini:"otlp_server_name" protects:"true" help:"name that the collector's certificate must have (default: the host of otlp_endpoint)"`
-	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"private key of otlp_certfile, with mode 0600, or 0640 if the file belongs to root"`
-	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"sampling ratio: the share of new traces that this process exports"`
-}
-
-// collector returns the options of the exporter of traces.
-func (o *telemetryOptions) collector() ([]otlptracehttp.Option, error) {
-	u, err := url.Parse(o.Endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", o.Endpoint)
-	}
-	if u.RawQuery != "" || u.Fragment != "" {
-		return nil, fault.New(fault.Invalid, "unknown parameters %q: remove them", u.RawQuery+u.Fragment)
-	}
-	secure, err := tlsFrom(tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile, ServerName: o.Server})
-	if err != nil {
-		return nil, fmt.Errorf("read otlp_cafile, otlp_certfile and otlp_keyfile: %w", err)
-	}
-	out := []otlptracehttp.Option{otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String())}
-	if secure != nil {
-		if u.Scheme != "https" {
-			return nil, fault.New(fault.Invalid, "the URL begins with http://, but files for TLS are set: use https://")
-		}
-		out = append(out, otlptracehttp.WithTLSClientConfig(secure))
-	}
-	return out, nil
-}
 
 // telemetry has the metrics and the traces of a process.
 type telemetry struct {
@@ -86,7 +51,7 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}
-	to, err := o.Telemetry.collector()
+	to, err := o.Telemetry.Collector()
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (f *flags) configCommand() *cobra.Command {
 	validate.Flags().BoolVar(&online, "online", false, "also connect to the bus, the database, Keystone and the driver, and check the database's schema")
 	cmd.AddCommand(&cobra.Command{
 		Use: "sample", Short: "Print a file with all options", Args: noArguments,
-		RunE: func(*cobra.Command, []string) error { return config.Sample(f.out, new(settings), nil) },
+		RunE: func(*cobra.Command, []string) error { return config.Sample(f.out, new(settings), f.defaults()) },
 	}, validate)
 	return cmd
 }

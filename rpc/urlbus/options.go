@@ -1,7 +1,6 @@
 package urlbus
 
 import (
-	"log/slog"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -37,15 +36,16 @@ func (o *Options) Config() Config {
 	}
 }
 
-// Validate returns the error of [Open] for transport_url, with the option's name in its Meta. It does not connect. An empty URL, and one
-// with a scheme of [Config].Schemes, is not checked.
+// Validate returns an error, with the option's name in its Meta, if transport_url is malformed. It reads no file, because a command or a
+// service that does not use the bus may run on a machine without the files for TLS: [Open] does.
 func (o *Options) Validate() error {
-	scheme, _, _ := strings.Cut(o.TransportURL, "://")
-	if o.TransportURL == "" || strings.Contains(scheme, "-") {
-		return nil
+	url, cfg := o.TransportURL, o.Config()
+	if name, _, _ := strings.Cut(url, "://"); strings.Contains(name, "-") { // a scheme of Config.Schemes
+		_, url, _ = strings.Cut(url, "-")
 	}
-	cfg := o.Config()
-	cfg.Logger = slog.New(slog.DiscardHandler) // errors are returned, not logged
-	_, err := Open(o.TransportURL, cfg)
+	_, _, err := splitURL(url, &cfg)
+	if err == nil && !cfg.TLS && (cfg.TLSFiles != tlsfile.Client{}) && url != "" {
+		err = errFilesWithoutTLS
+	}
 	return fault.WithReason(err, "", map[string]string{"option": "transport_url"})
 }

@@ -112,7 +112,7 @@ func Open(url string, cfg Config) (Bus, error) {
 	case err != nil:
 		return nil, err
 	case !cfg.TLS && cfg.TLSFiles != tlsfile.Client{}:
-		return nil, fault.New(fault.Invalid, "files for TLS are set for the bus, but TLS is not: set ssl, or use the scheme amqps:// or tls://")
+		return nil, errFilesWithoutTLS
 	}
 	if !cfg.TLS {
 		warnPlain(cfg.Logger, urls)
@@ -125,6 +125,8 @@ func Open(url string, cfg Config) (Bus, error) {
 	}
 	return busOrNil(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 }
+
+var errFilesWithoutTLS = fault.New(fault.Invalid, "files for TLS are set for the bus, but TLS is not: set ssl, or use the scheme amqps:// or tls://")
 
 // warnPlain logs one WARN if a URL names another machine, which the bus reaches without TLS.
 func warnPlain(log *slog.Logger, urls []string) {

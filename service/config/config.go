@@ -148,6 +148,6 @@ type Value struct {
 	// default NAME, program's override NAME.
 	Where string `json:"where"`
 	// Wrong reports that the error of [Inspect] is about this value. In this case [Config.Current] has the
-	// default.
+	// default, unless a Validate method has refused the value.
 	Wrong bool `json:"wrong,omitempty"`
 }

@@ -228,17 +228,26 @@ func (l *loader) validateStruct(v reflect.Value, section string) (errs []error) 
 			errs = append(errs, l.validateStruct(f, section)...)
 		}
 	}
-	if !v.Addr().CanInterface() {
-		return errs
-	}
-	if has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr()); ok {
-		for _, err := range splitJoined(has.Validate()) {
-			err = l.describeInvalid(section, err)
-			// The Validate of an embedded struct is also a method of the outer struct.
-			if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
-				errs = append(errs, err)
-			}
+	for _, err := range l.validateOne(v, section) {
+		// The Validate of an embedded struct is also a method of the outer struct.
+		if !slices.ContainsFunc(errs, func(known error) bool { return known.Error() == err.Error() }) {
+			errs = append(errs, err)
 		}
+	}
+	return errs
+}
+
+// validateOne calls Validate of v, if it has one.
+func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
+	if !v.Addr().CanInterface() {
+		return nil
+	}
+	has, ok := reflect.TypeAssert[interface{ Validate() error }](v.Addr())
+	if !ok {
+		return nil
+	}
+	for _, err := range splitJoined(has.Validate()) {
+		errs = append(errs, l.describeInvalid(section, err))
 	}
 	return errs
 }
@@ -261,16 +270,23 @@ func splitJoined(err error) []error {
 
 // describeInvalid adds to an error of Validate the section, or the place of the option that the error names in its Meta.
 func (l *loader) describeInvalid(section string, err error) error {
-	if name := optionIn(err); name != "" {
+	name := optionIn(err)
+	if name != "" {
 		if s, n, ok := strings.Cut(name, "."); ok {
 			section, name = s, n
 		}
 		if o := l.options[section][name]; o != nil {
+			o.bad = true
 			if o.where != "default" {
 				return fault.New(fault.Invalid, "%s: [%s] %s: %w", o.where, section, name, err)
 			}
 			return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
 		}
+	}
+	if where := l.places[placeKey(section, name)]; name != "" && where != "" { // in a family with raw values
+		return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
+	} else if where != "" {
+		return fault.New(fault.Invalid, "%s: [%s]: %w", where, section, err)
 	}
 	if section == defaultSection {
 		return fault.New(fault.Invalid, "%w", err)

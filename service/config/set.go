@@ -64,36 +64,12 @@ func (l *loader) setEnv(env []string) {
 // section or option. A variable without a double underscore belongs to another program.
 func (l *loader) setVariable(k, value string) {
 	where := "environment " + k
-	longest := ""
-	for section := range l.byCase {
-		if section = l.byCase[section]; strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
-			longest = section
-		}
-	}
-	if longest != "" {
-		if name := l.optionOf(longest, k); name != "" { // a section that an earlier variable has declared
-			l.setKey(rankEnv, where, longest, name, value)
-			return
-		}
-		name := strings.ToLower(k[len(envName(longest, "")):])
-		hint := l.hintOption(longest, name)
-		if k != strings.ToUpper(k) {
-			hint += "; write the name of the variable in upper case"
-		}
-		l.addUnknown(rankEnv, l.mayProtect(longest, name, value), "%s: [%s] %s: no such option%s", where, longest, name, hint)
+	if section := l.sectionOf(k); section != "" {
+		l.setSectionVariable(section, k, where, value)
 		return
 	}
-	for i := range l.families {
-		if f := &l.families[i]; f.elem != nil {
-			if l.setMemberVariable(f, k, where, value) {
-				return
-			}
-			continue
-		}
-		if section, name, ok := l.families[i].splitVariable(k); ok {
-			l.setKey(rankEnv, where, section, name, value)
-			return
-		}
+	if l.setFamilyVariable(k, where, value) {
+		return
 	}
 	section, name, ok := strings.Cut(strings.TrimPrefix(k, "OS_"), "__")
 	if !ok || section == "" || name == "" {
@@ -101,6 +77,48 @@ func (l *loader) setVariable(k, value string) {
 	}
 	section = strings.ToLower(section)
 	l.addUnknown(rankEnv, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
+}
+
+// sectionOf returns the declared section that a variable names, or "". Of several it is the one with the longest name.
+func (l *loader) sectionOf(k string) (longest string) {
+	for _, section := range l.byCase {
+		if strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
+			longest = section
+		}
+	}
+	return longest
+}
+
+// setSectionVariable sets the option of a declared section that a variable names. If the section has no such option, it is unknown.
+func (l *loader) setSectionVariable(section, k, where, value string) {
+	if name := l.optionOf(section, k); name != "" { // a section that an earlier variable has declared
+		l.setKey(rankEnv, where, section, name, value)
+		return
+	}
+	name := strings.ToLower(k[len(envName(section, "")):])
+	hint := l.hintOption(section, name)
+	if k != strings.ToUpper(k) {
+		hint += "; write the name of the variable in upper case"
+	}
+	l.addUnknown(rankEnv, l.mayProtect(section, name, value), "%s: [%s] %s: no such option%s", where, section, name, hint)
+}
+
+// setFamilyVariable sets the option that a variable names in a section of a family. It reports whether a family has such a section.
+func (l *loader) setFamilyVariable(k, where, value string) bool {
+	for i := range l.families {
+		f := &l.families[i]
+		if f.elem != nil {
+			if l.setMemberVariable(f, k, where, value) {
+				return true
+			}
+			continue
+		}
+		if section, name, ok := f.splitVariable(k); ok {
+			l.setKey(rankEnv, where, section, name, value)
+			return true
+		}
+	}
+	return false
 }
 
 // splitVariable returns the section of the family and the option that a variable names. Both have the
