@@ -56,21 +56,9 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	if err != nil {
 		return err
 	}
-	var errs []error
-	var asked []string
-	known := map[string]bool{} // one line for each fault, of several services with it
-	for _, name := range of {
-		one, err := t.r.prepare(l.config)
-		if err == nil {
-			err = t.validateService(ctx, one, name, online, &asked)
-		}
-		if err != nil && !known[err.Error()] {
-			known[err.Error()] = true
-			errs = append(errs, err)
-		}
-	}
-	if errs != nil {
-		return errors.Join(errs...)
+	asked, err := t.validateServices(ctx, l, of, online)
+	if err != nil {
+		return err
 	}
 	return t.printOptions(l, asked)
 }
@@ -90,6 +78,24 @@ func (t *Tool[O]) printOptions(l *loadedOptions[O], asked []string) error {
 		rows = append(rows, []string{"[" + v.Section + "]", v.Name, v.Value, v.Where})
 	}
 	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
+}
+
+// validateServices validates services, and returns the options that work, with online set. The error has one line for each fault, also if
+// several services have it.
+func (t *Tool[O]) validateServices(ctx context.Context, l *loadedOptions[O], of []string, online bool) (asked []string, err error) {
+	var errs []error
+	known := map[string]bool{}
+	for _, name := range of {
+		one, err := t.r.prepare(l.config)
+		if err == nil {
+			err = t.validateService(ctx, one, name, online, &asked)
+		}
+		if err != nil && !known[err.Error()] {
+			known[err.Error()] = true
+			errs = append(errs, err)
+		}
+	}
+	return asked, errors.Join(errs...)
 }
 
 // onlineTimeout is how long each service that an option names may take to answer.

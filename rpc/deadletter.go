@@ -78,12 +78,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 	again := map[string]bool{} // the keys of the messages that were sent again
 	defer func() {
 		cancel()
-		for d := range in {
-			_ = d.Nack() // on an error the bus redelivers it by itself
-		}
-		for _, d := range kept {
-			_ = d.Nack() // as above
-		}
+		returnLetters(in, kept)
 	}()
 	end := time.NewTimer(firstDeadLetterWait)
 	defer end.Stop()
@@ -95,14 +90,11 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		if d == nil {
 			return nil
 		}
-		if again[letterKey(d.Message, 0)] {
-			kept = append(kept, d)
-			continue
+		verdict := Keep
+		if !again[letterKey(d.Message, 0)] {
+			verdict = decide(newDeadLetter(d.Message))
 		}
-		verdict := decide(newDeadLetter(d.Message))
-		if verdict == Requeue {
-			again[letterKey(d.Message, 1)] = true
-		}
+		again[letterKey(d.Message, 1)] = verdict == Requeue
 		keep, err := executeVerdict(ctx, b, i, d, verdict)
 		if keep {
 			kept = append(kept, d)
@@ -111,6 +103,16 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 			return err
 		}
 		end.Reset(deadLetterWait)
+	}
+}
+
+// returnLetters returns dead letters to their topic, after the subscription was ended.
+func returnLetters(in <-chan *bus.Delivery, kept []*bus.Delivery) {
+	for d := range in {
+		_ = d.Nack() // on an error the bus redelivers it by itself
+	}
+	for _, d := range kept {
+		_ = d.Nack() // as above
 	}
 }
 

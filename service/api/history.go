@@ -3,7 +3,6 @@ package api
 import (
 	"reflect"
 	"slices"
-	"strings"
 )
 
 // Change is what a microversion changes for one route, see [Mux.History].
@@ -74,13 +73,10 @@ func (h *history) noteFields(body string, s *shape, in span) {
 
 // noteType is noteFields for a type in the body, at a path.
 func (h *history) noteType(s *shape, t reflect.Type, body, path string, in span) {
-	lists := 0
-	for ; t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array; t = t.Elem() {
-		if t.Kind() != reflect.Pointer {
-			lists++
-		}
+	if t = structAt(t); t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
+		h.noteType(s, t.Elem(), body, path+"[]", in)
+		return
 	}
-	path += strings.Repeat("[]", lists)
 	for _, p := range s.fields[t] {
 		at := joinPath(path, p.name)
 		eff := p.intersect(in)

@@ -312,6 +312,39 @@ func TestExpiry(t *testing.T) {
 	})
 }
 
+// TestTargetIsJudgedFirst: the rule of an object is enforced for a repetition, too, before the kept reply is read.
+func TestTargetIsJudgedFirst(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, d *sqlx.DB) {
+		f := newFixture(d, idempotency.Config{})
+		calls := 0
+		api.HandleTarget(f.mux, api.Route{Pattern: "POST /things/{id}/copy", Rule: "create", Idempotency: f.keys}, api.Target[string]{
+			Load:    func(_ context.Context, r *http.Request) (string, error) { return r.PathValue("id"), nil },
+			Policy:  func(string) map[string]any { return map[string]any{"project_id": "p1"} },
+			Missing: func(*http.Request) error { return fault.New(fault.NotFound, "no such thing") },
+		}, func(ctx context.Context, r *api.Request[newThing], _ string) (api.None, error) {
+			calls++
+			return api.None{}, db.Tx(ctx, d, func(ctx context.Context, _ *sqlx.Tx) error { return r.Keep(ctx, api.None{}) })
+		})
+		for _, tt := range []struct {
+			user string
+			want int
+		}{{"reader", 403}, {"u1", 204}, {"u1", 204}, {"reader", 403}} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/things/1/copy", strings.NewReader(`{"name": "a"}`))
+			for name, value := range map[string]string{"Content-Type": "application/json", "X-Test-Project": "p1", "X-Test-User": tt.user, "Idempotency-Key": "k"} {
+				r.Header.Set(name, value)
+			}
+			w := httptest.NewRecorder()
+			if f.mux.ServeHTTP(w, r); w.Code != tt.want {
+				t.Errorf("%s: %d %s, want %d", tt.user, w.Code, w.Body, tt.want)
+			}
+		}
+		if calls != 1 {
+			t.Errorf("executed %d times", calls)
+		}
+	})
+}
+
 // killed serves one request in a process that dies between the commit and the reply.
 func killed(ctx context.Context, url string) error {
 	d, err := db.Open(ctx, db.Config{URL: url})

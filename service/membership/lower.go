@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/version"
 )
@@ -17,8 +19,8 @@ const (
 	// clientsRead is the default of MemberConfig.LowerWait. It is the sum of rpc.ClientConfig.CapsEvery (10 s), of the second for
 	// which rpccaps repeats an answer, and of a second for the read.
 	clientsRead = 12 * time.Second
-	// keepReplaced is how long a row keeps the versions that were replaced. maxReplaced is how many of them it keeps.
-	keepReplaced, maxReplaced = 5 * time.Minute, 2
+	// keepReplaced is how long a row keeps the versions that were replaced. maxReplaced is how many of them it keeps, if maxServes has room.
+	keepReplaced, maxReplaced = 5 * time.Minute, 8
 	// withdrawTimeout bounds the end of an announcement whose wait was canceled.
 	withdrawTimeout = 5 * time.Second
 )
@@ -43,18 +45,59 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 			s.Before = append(s.Before, b)
 		}
 	}
-	includes := true
-	for name, versions := range was.Interfaces {
-		includes = includes && !exceedsVersions(versions, s.Interfaces[name])
-	}
 	switch {
-	case !includes:
-		s.Before = append([]replaced{{was.Interfaces, was.lastCounted(downAfter, now)}}, s.Before...)
-		s.Before = s.Before[:min(len(s.Before), maxReplaced)]
+	case !includesVersions(s.Interfaces, was.Interfaces):
+		s.Before = pruneReplaced(append(s.Before, replaced{was.Interfaces, was.lastCounted(downAfter, now)}))
 	case was.Counts() && len(was.Interfaces) == len(s.Interfaces):
 		s.Since = was.since()
 	}
 	return s
+}
+
+// keepHistory writes the versions of a member that is removed into the row of another member, for ServeDelay. Without another member that
+// reports versions, they are forgotten.
+func (r *Registry) keepHistory(ctx context.Context, tx *sqlx.Tx, removed *Member) error {
+	now := removed.SeenAt.Add(removed.age)
+	history := slices.DeleteFunc(append([]replaced{{removed.Interfaces, removed.lastCounted(r.cfg.DownAfter, now)}}, removed.serves.Before...), func(b replaced) bool {
+		return len(b.Interfaces) == 0 || now.Sub(b.Until) >= keepReplaced
+	})
+	if len(history) == 0 {
+		return nil
+	}
+	list, err := r.list(ctx, tx, `WHERE serves <> '' ORDER BY kind, host`)
+	at := slices.IndexFunc(list, func(m Member) bool { return !m.serves.JoinedAt.IsZero() })
+	if err != nil || at < 0 {
+		return err
+	}
+	kind, host := list[at].Kind, list[at].Host
+	list, err = r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
+	if err != nil || len(list) == 0 || list[0].serves.JoinedAt.IsZero() {
+		return err
+	}
+	s := list[0].serves
+	s.Before = pruneReplaced(append(history, s.Before...))
+	return r.writeServes(ctx, tx, kind, host, s)
+}
+
+// pruneReplaced returns the versions that ServeDelay needs, the last ones first: it leaves out versions that are not above later ones.
+func pruneReplaced(list []replaced) (out []replaced) {
+	slices.SortStableFunc(list, func(a, b replaced) int { return b.Until.Compare(a.Until) })
+	for _, b := range list {
+		if !slices.ContainsFunc(out, func(later replaced) bool { return includesVersions(later.Interfaces, b.Interfaces) }) {
+			out = append(out, b)
+		}
+	}
+	return out[:min(len(out), maxReplaced)]
+}
+
+// includesVersions reports whether a process that serves own serves all the versions of all interfaces.
+func includesVersions(own, all map[string][]string) bool {
+	for name, versions := range all {
+		if exceedsVersions(versions, own[name]) {
+			return false
+		}
+	}
+	return true
 }
 
 // since returns the time since which the member has counted with its present versions or lower ones, and never with higher ones.

@@ -2,6 +2,7 @@ package membership_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -21,7 +22,7 @@ func TestServeDelayOfHistories(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		for i := range uint64(40) {
+		for i := range uint64(25) {
 			h := &history{T: t, d: d, r: membership.New(membership.Config{DB: d}), rnd: rand.New(rand.NewPCG(seed, i))}
 			if h.run(); t.Failed() {
 				t.Fatalf("history %d: %q", i, h.events)
@@ -52,11 +53,13 @@ type capsSince struct {
 const historyWindow = 12 * time.Second
 
 func (h *history) run() {
-	h.exec(`DELETE FROM members`)
+	_, err := h.d.ExecContext(h.Context(), `DELETE FROM members`)
+	h.did(err, "begin")
+	h.did(h.r.Join(h.Context(), membership.Self{Kind: "other", Host: "keeper", Interfaces: map[string][]string{"other": {"1.0"}}}), "join keeper")
 	for range 16 {
 		at := h.rnd.IntN(len(h.hosts))
 		m, host := &h.hosts[at], fmt.Sprintf("h%d", at)
-		op := h.rnd.IntN(12)
+		op := h.rnd.IntN(13)
 		switch {
 		case op < 4:
 			h.start(at, host, h.rnd.IntN(4))
@@ -66,7 +69,10 @@ func (h *history) run() {
 		case op == 6 && m.exists:
 			h.did(nil, "SIGKILL %s", host)
 			m.beats = false
-		case op < 9 && m.exists:
+		case op == 7 && m.exists:
+			h.did(errors.Join(h.r.ForceDown(h.Context(), "worker", host, true), h.r.Remove(h.Context(), "worker", host)), "remove %s", host)
+			m.exists, m.counts, m.beats, m.forced = false, false, false, false
+		case op < 10 && m.exists:
 			m.forced = !m.forced
 			h.did(h.r.ForceDown(h.Context(), "worker", host, m.forced), "force down %s: %v", host, m.forced)
 		default:
@@ -123,41 +129,47 @@ func (h *history) did(err error, format string, args ...any) {
 	}
 }
 
-func (h *history) exec(query string, args ...any) {
-	h.Helper()
-	if _, err := h.d.ExecContext(h.Context(), query, args...); err != nil {
-		h.Fatal(err)
-	}
-}
-
-// pass lets time pass: all times in the table become older, except heartbeats of processes that run.
+// pass lets time pass.
 func (h *history) pass(by time.Duration) {
 	h.Helper()
 	h.now += by
+	silent := map[string]bool{}
 	for i, m := range h.hosts {
-		if !m.exists {
-			continue
-		}
-		host := fmt.Sprintf("h%d", i)
-		var row struct {
-			Serves string
-			Joined time.Time `db:"joined_at"`
-			Seen   time.Time `db:"seen_at"`
-		}
-		if err := h.d.GetContext(h.Context(), &row, `SELECT serves, joined_at, seen_at FROM members WHERE host = ?`, host); err != nil {
-			h.Fatal(err)
-		}
+		silent[fmt.Sprintf("h%d", i)] = !m.beats
+	}
+	ageMembers(h.T, h.d, by, silent)
+}
+
+// ageMembers makes all times in the table older. Members that are not silent have sent a heartbeat now.
+func ageMembers(t *testing.T, d *sqlx.DB, by time.Duration, silent map[string]bool) {
+	t.Helper()
+	var rows []struct {
+		ID     string
+		Host   string
+		Serves string
+		Joined time.Time `db:"joined_at"`
+		Seen   time.Time `db:"seen_at"`
+	}
+	if err := d.SelectContext(t.Context(), &rows, `SELECT id, host, serves, joined_at, seen_at FROM members`); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
 		var report any
 		if err := json.Unmarshal([]byte(row.Serves), &report); err != nil {
-			h.Fatal(err)
+			t.Fatal(err)
 		}
 		text, err := json.Marshal(olderTimes(report, by))
 		if err != nil {
-			h.Fatal(err)
+			t.Fatal(err)
 		}
-		h.exec(`UPDATE members SET serves = ?, joined_at = ?, seen_at = ? WHERE host = ?`, string(text), row.Joined.Add(-by), row.Seen.Add(-by), host)
-		if m.beats {
-			h.exec(`UPDATE members SET seen_at = UTC_TIMESTAMP(6) WHERE host = ?`, host)
+		if _, err := d.ExecContext(t.Context(), `UPDATE members SET serves = ?, joined_at = ?, seen_at = ? WHERE id = ?`, string(text), row.Joined.Add(-by), row.Seen.Add(-by), row.ID); err != nil {
+			t.Fatal(err)
+		}
+		if silent[row.Host] {
+			continue
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE members SET seen_at = UTC_TIMESTAMP(6) WHERE id = ?`, row.ID); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -43,6 +43,9 @@ func TestServeDelay(t *testing.T) {
 		{"the newer process was forced down", []event{{"join", "h1", "1.5"}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
 		{"the newer process was silent, and then forced down", []event{{"join", "h1", "1.5"}, {"is silent", "h1", ""}, {"force down", "h1", ""}, {"announce", "h2", "1.4"}}, true},
 		{"the older process was forced down for a time, so that caps went up", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.4"}, {"time passes", "", ""}, {"force down", "h2", ""}, {"force up", "h2", ""}, {"announce", "h3", "1.4"}}, true},
+		{"the newer process was removed", []event{{"another kind joins", "h0", ""}, {"join", "h1", "1.5"}, {"force down", "h1", ""}, {"remove", "h1", ""}, {"announce", "h2", "1.4"}}, true},
+		{"the newer process was followed by an older one, which was removed", []event{{"another kind joins", "h0", ""}, {"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"force down", "h1", ""}, {"remove", "h1", ""}, {"announce", "h1", "1.4"}}, true},
+		{"the newer process left long ago, and was removed", []event{{"another kind joins", "h0", ""}, {"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"remove", "h1", ""}, {"announce", "h2", "1.4"}}, false},
 		{"the newer process left long ago", []event{{"join", "h1", "1.5"}, {"leave", "h1", ""}, {"time passes", "", ""}, {"announce", "h2", "1.4"}}, false},
 		{"all old processes return at once", []event{{"join", "h1", "1.5"}, {"join", "h2", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h2", "1.4"}}, true},
 		{"the waiting process is killed and starts again", []event{{"join", "h1", "1.5"}, {"announce", "h1", "1.4"}, {"announce", "h1", "1.4"}}, true},
@@ -62,7 +65,7 @@ func TestServeDelay(t *testing.T) {
 			if _, err := d.ExecContext(ctx, `DELETE FROM members`); err != nil {
 				t.Fatal(err)
 			}
-			window, host := lowerWait, ""
+			host := ""
 			for _, e := range tt.events {
 				var err error
 				switch host = e.host; e.what {
@@ -74,20 +77,23 @@ func TestServeDelay(t *testing.T) {
 					err = r.Leave(ctx, "worker", host, "")
 				case "force down":
 					err = r.ForceDown(ctx, "worker", host, true)
+				case "another kind joins":
+					err = r.Join(ctx, membership.Self{Kind: "other", Host: host, Interfaces: map[string][]string{"other": {"1.0"}}})
+				case "remove":
+					err = r.Remove(ctx, "worker", host)
 				case "force up":
 					err = r.ForceDown(ctx, "worker", host, false)
 				case "is silent":
 					_, err = d.ExecContext(ctx, `UPDATE members SET seen_at = '2020-01-01 00:00:00' WHERE host = ?`, host)
 				case "time passes":
-					window = 50 * time.Millisecond
-					waittest.Pass(t, 2*window, "a short window")
+					ageMembers(t, d, 2*lowerWait, nil)
 				}
 				if err != nil {
 					t.Fatalf("%s: %v: %v", tt.name, e, err)
 				}
 			}
-			got, err := r.ServeDelay(ctx, "worker", host, window)
-			if err != nil || got > 0 != tt.waits || got > window {
+			got, err := r.ServeDelay(ctx, "worker", host, lowerWait)
+			if err != nil || got > 0 != tt.waits || got > lowerWait {
 				t.Errorf("%s: delay %v, %v; want one: %v", tt.name, got, err, tt.waits)
 			}
 		}

@@ -239,7 +239,10 @@ func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 		if len(list) > 0 && list[0].Up {
 			return fault.New(fault.Precondition, "%s on host %s is up", kind, host)
 		}
-		return db.ExecOne(ctx, tx, notFound(kind, host), `DELETE FROM members WHERE kind = ? AND host = ?`, kind, host)
+		if err := db.ExecOne(ctx, tx, notFound(kind, host), `DELETE FROM members WHERE kind = ? AND host = ?`, kind, host); err != nil {
+			return err
+		}
+		return r.keepHistory(ctx, tx, &list[0])
 	})
 }
 

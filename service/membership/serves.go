@@ -29,7 +29,7 @@ type serves struct {
 	// Since is the time since which the member has counted with at most these versions, and Ended when it has ceased to count.
 	Since time.Time `json:"since,omitzero"`
 	Ended time.Time `json:"ended,omitzero"`
-	// Before are versions that were replaced by lower ones, the last ones first.
+	// Before are versions that were replaced by lower ones, and those of removed members, the last ones first.
 	Before []replaced `json:"before,omitempty"`
 }
 
@@ -51,9 +51,8 @@ func (s serves) text() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if raw, err = json.Marshal(s); err == nil && len(raw) > maxServes { // a process of the previous release had more
-		s.Before = nil
-		raw, err = json.Marshal(s)
+	for raw, err = json.Marshal(s); err == nil && len(raw) > maxServes && len(s.Before) > 0; raw, err = json.Marshal(s) {
+		s.Before = s.Before[:len(s.Before)-1]
 	}
 	return string(raw), err
 }
