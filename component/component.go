@@ -19,8 +19,7 @@
 //		w := &worker{db: p.DB, ops: p.Operations}
 //		operation.Handle(p.Runner(), say, operation.Step[Greeting]{Name: "speak", Do: w.speak})
 //		p.Serve(greeter, func(s *rpc.Server) { rpc.Handle(s, speak, w.greet) })
-//		p.API(api.Config{}, func(m *api.Mux) { api.Handle(m, "POST /v1/greetings", w.create) })
-//		return nil
+//		return p.API(api.Config{}, func(m *api.Mux) { api.Handle(m, "POST /v1/greetings", w.create) })
 //	}
 //
 // The program has these commands:

@@ -27,6 +27,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
@@ -118,6 +119,9 @@ func (w *world) component() component.Component[options] {
 				})
 				return nil
 			}},
+		},
+		Audit: func(_ context.Context, _ *sqlx.DB, repair bool, _ time.Duration) ([]placement.Finding, error) {
+			return []placement.Finding{{Kind: "orphaned", Claim: placement.Claim{Consumer: "c1"}, Repaired: repair}}, nil
 		},
 		Started: func(p *component.Process[options]) error { w.started <- p; return nil },
 	}
@@ -269,6 +273,30 @@ func TestAllInOne(t *testing.T) {
 		var data any
 		if strings.HasSuffix(args, "-o json") && json.Unmarshal([]byte(out), &data) != nil || strings.HasSuffix(args, "-o yaml") && yaml.Unmarshal([]byte(out), &data) != nil {
 			t.Errorf("%s: not of the form:\n%s", args, out)
+		}
+	}
+	done, err := p.Operations.List(t.Context(), operation.Filter{})
+	if err != nil || len(done) != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	for args, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"operation show " + done[0].ID:                    {0, `"events": [`},
+		"operation show -o yaml " + done[0].ID:            {0, "events:"},
+		"operation show none":                             {1, "none"},
+		"operation retry " + done[0].ID:                   {1, done[0].ID},
+		"operation cancel --reason x none":                {1, "none"},
+		"member remove writer h1":                         {1, "use --force if its process no longer exists"},
+		"member remove writer h2":                         {1, "h2"},
+		"placement audit":                                 {3, "orphaned"},
+		"placement audit --repair -o json":                {4, `"repaired": true`},
+		"policy explain --rule notes:create --role x":     {0, "denies"},
+		"policy explain --rule notes:create --role admin": {0, "allows"},
+	} {
+		if code, out, errs := w.command(t, env, strings.Fields(args)...); code != want.code || !strings.Contains(out+errs, want.text) {
+			t.Errorf("%s: %d %s %s; want %d %s", args, code, out, errs, want.code, want.text)
 		}
 	}
 	stop()
