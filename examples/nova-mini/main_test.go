@@ -104,7 +104,8 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		"metrics": {
 			`armature_service_loop_calls_total{loop="policy files"}`, `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`,
 			`armature_rpc_server_requests_total{code="OK",interface="scheduler"`, `armature_driver_up{driver="fake",host="node-1"} 1`,
-			`armature_operation_unknown{host="`,
+			`armature_operation_unknown{host="`, `armature_operation_ended_total{host=`, `armature_membership_members{kind="nova-compute",state="up"} 4`,
+			`armature_scheduler_decisions_total{result="ok"} 1`, `go_sql_open_connections{db_name="nova"}`, `go_build_info{`,
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
 		"debug/loglevel": {`"INFO"`},

@@ -153,6 +153,7 @@ func (n *node) wireStore(url string, migrate bool) error {
 	}
 	n.close = append(n.close, d.Close) // the App closes it, too, but not if the App does not start
 	n.store = store.New(d)
+	n.tell.addDatabase(d, n.store.Members(n.ServiceDownTime), n.store.Operations())
 	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Migrations: store.Migrations(), Migrate: migrate})
 	return nil
 }
@@ -230,7 +231,7 @@ func (n *node) addAPI() error {
 	}
 	n.app.Add("policy", rules)
 	n.app.Add("policy files", service.Loop(10*time.Second, rules.Watch))
-	who, err := n.identity(n.log)
+	who, err := n.identity(n.log, n.tell.tokens.Observe)
 	if err != nil {
 		return err
 	}
@@ -257,8 +258,9 @@ type identity struct {
 	part         service.Part // may be nil
 }
 
-// identity returns the way in which the options say that clients are authenticated.
-func (o *options) identity(log *slog.Logger) (*identity, error) {
+// identity returns the way in which the options say that clients are authenticated. observe is called for each validation of a token; it may
+// be nil.
+func (o *options) identity(log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
 	if o.API.AuthStrategy == "noauth2" {
 		if err := o.checkOpenAccess(); err != nil {
 			return nil, err
@@ -269,7 +271,7 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("options cafile, certfile and keyfile of [keystone_authtoken]: %w", err)
 	}
-	cfg.Logger = log
+	cfg.Logger, cfg.Observe = log, observe
 	k, err := auth.NewKeystone(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("option auth_strategy of [api] is keystone, and [keystone_authtoken] says: %w; for a test without users set auth_strategy = noauth2 in [api]", err)
@@ -364,7 +366,7 @@ func wireScheduler(_ context.Context, n *node) error {
 
 func (n *node) addScheduler(host string) error {
 	cfg := n.schedulerConfig()
-	cfg.Store, cfg.Logger = n.store, n.log
+	cfg.Store, cfg.Logger, cfg.Observe = n.store, n.log, n.tell.decided.Observe
 	s, err := scheduler.New(cfg)
 	if err != nil {
 		return err

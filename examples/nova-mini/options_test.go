@@ -128,7 +128,7 @@ func TestTLSOptions(t *testing.T) {
 				_, err = o.openBus(log)
 			}
 			if err == nil && o.Keystone.AuthURL != "" {
-				_, err = o.identity(log)
+				_, err = o.identity(log, nil)
 			}
 			if err == nil && o.Telemetry.Endpoint != "" {
 				_, err = o.Telemetry.Collector()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 
+	"github.com/jmoiron/sqlx"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -20,10 +21,15 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcotel"
 	"github.com/armature-go/armature/rpc/rpcprom"
+	"github.com/armature-go/armature/scheduler/schedulerprom"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/api/apiotel"
 	"github.com/armature-go/armature/service/api/apiprom"
+	"github.com/armature-go/armature/service/auth/authprom"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/membershipprom"
+	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/operation/operationprom"
 	"github.com/armature-go/armature/service/serviceprom"
 )
@@ -37,15 +43,17 @@ type telemetry struct {
 	database *dbprom.Metrics
 	service  *serviceprom.Metrics
 	runners  *operationprom.Metrics
+	tokens   *authprom.Metrics
+	decided  *schedulerprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // nil: no traces
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
-	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(), database: dbprom.New(), runners: operationprom.New()}
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(), database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New()}
 	t.registry.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector(),
+		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided,
 	)
 	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" {
@@ -74,6 +82,12 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 		return nil
 	}})
 	return t, nil
+}
+
+// addDatabase adds the metrics of a database.
+func (t *telemetry) addDatabase(d *sqlx.DB, members *membership.Registry, ops *operation.Store) {
+	t.registry.MustRegister(collectors.NewDBStatsCollector(d.DB, "nova"), membershipprom.New(members))
+	t.runners.AddStore(ops)
 }
 
 // metrics returns the page for Prometheus.

@@ -140,7 +140,7 @@ func (o *options) askDatabase(ctx context.Context) error {
 }
 
 func (o *options) askKeystone(ctx context.Context) error {
-	who, err := o.identity(quiet)
+	who, err := o.identity(quiet, nil)
 	if err != nil {
 		return err
 	}
@@ -260,7 +260,7 @@ func (f *flags) policyExplain() *cobra.Command {
 
 // credentialsOf validates a token as the API does, and returns the client's credentials.
 func (o *options) credentialsOf(ctx context.Context, token string) (policy.Credentials, error) {
-	who, err := o.identity(slog.New(slog.DiscardHandler)) // errors are returned, not logged
+	who, err := o.identity(slog.New(slog.DiscardHandler), nil) // errors are returned, not logged
 	if err != nil {
 		return policy.Credentials{}, err
 	}

@@ -36,7 +36,9 @@ type Config struct {
 	// that several schedulers do not all choose the same host (Nova's
 	// host_subset_size). Default 1.
 	SubsetSize int
-	Logger     *slog.Logger
+	// Observe is called after each decision. Default: decisions are not observed.
+	Observe func(context.Context, scheduler.Observation)
+	Logger  *slog.Logger
 }
 
 // Service answers the scheduler's RPC interface. It is safe for concurrent use.
@@ -140,6 +142,7 @@ func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 		Weighers:  placement.Weighers[*spec, *store.Host](o),
 		Picker:    scheduler.Subset(max(cfg.SubsetSize, 1)),
 		MaxRanked: maxRanked,
+		Observe:   cfg.Observe,
 	})
 }
 
