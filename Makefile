@@ -102,7 +102,7 @@ soak: bin/testenv
 # upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
 # those of this release from the last one.
 upgrade-test: bin/testenv
-	$(WITH) env ARMATURE_UPGRADE_ROUNDS=$(ROUNDS) $(GO) test -run '^TestUpgrade$$' -count 1 -timeout 60m -v ./examples/nova-mini/e2e
+	$(WITH) env ARMATURE_UPGRADE_ROUNDS=$(ROUNDS) $(GO) test -run '^TestUpgrade' -count 1 -p 1 -timeout 60m -v ./examples/hello ./examples/nova-mini/e2e
 
 # accept is what takes too long for test and must hold for every commit.
 accept:

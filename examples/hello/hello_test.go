@@ -296,9 +296,14 @@ func startProgram(t *testing.T, program, host, database, bus, exchange string) (
 func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
 	addr := envtest.FreeAddr(t)
+	return startWith(t, log, program, host, addr, (&setup{host: host, connection: database, bus: bus, exchange: exchange}).env(addr)), "http://" + addr
+}
+
+// startWith starts a program whose API listens on addr, with options in the environment, and waits until it is ready.
+func startWith(t *testing.T, log io.Writer, program, host, addr string, env []string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.CommandContext(context.Background(), program)
-	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1")
-	cmd.Env = append(cmd.Env, (&setup{host: host, connection: database, bus: bus, exchange: exchange}).env(addr)...)
+	cmd.Env = append(append(os.Environ(), "HELLO_TEST_PROCESS=1"), env...)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -317,7 +322,7 @@ func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exch
 		}
 		return errors.Join(err, res.Body.Close())
 	})
-	return cmd, "http://" + addr
+	return cmd
 }
 
 // TestKilled: two processes accept requests, and one of them is killed meanwhile. Each of the 30 accepted greetings is made.
