@@ -448,22 +448,22 @@ func TestCapsByCall(t *testing.T) {
 		}
 		defer func() { _ = srv.Stop(t.Context()) }()
 		for m, want := range map[string]error{ask.Name: nil, late.Name: rpc.ErrVersionCap} {
-			var asked error // of the last AutoCaps
+			var asked atomic.Pointer[error] // of the last AutoCaps; the client may call it in the background, too
 			c := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 				method := ask
 				if m == late.Name {
 					method = late
 				}
 				v, err := rpc.Call(ctx, c, method, rpc.Any, &rpc.None{})
-				if asked = err; err != nil {
+				if asked.Store(&err); err != nil {
 					return nil, err
 				}
 				return *v, nil
 			}})
 			defer c.Close()
 			began := time.Now()
-			if _ = c.Reload(t.Context()); !errors.Is(asked, want) || time.Since(began) > time.Second { // it does not fail
-				t.Errorf("%s: %v after %v, want %v", m, asked, time.Since(began), want)
+			if _ = c.Reload(t.Context()); !errors.Is(*asked.Load(), want) || time.Since(began) > time.Second { // it does not fail
+				t.Errorf("%s: %v after %v, want %v", m, *asked.Load(), time.Since(began), want)
 			}
 			if c.Allows(i, i.Version) != (want == nil) {
 				t.Errorf("%s: Allows 1.1 is %v", m, want != nil)

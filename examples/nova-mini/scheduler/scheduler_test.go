@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
@@ -22,26 +23,32 @@ import (
 // refuses all others.
 func TestFilterNames(t *testing.T) {
 	t.Parallel()
+	d, err := db.New(db.Config{URL: "sqlite:///:memory:"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	unused := store.New(d)
 	for _, names := range [][]string{
 		nil,
 		{"zone", "VCPU"},
 		{"RetryFilter", "AvailabilityZoneFilter", "ComputeFilter"},
 		{"ComputeFilter", "IoOpsFilter", "AggregateIoOpsFilter", "ServerGroupAntiAffinityFilter", "tried"},
 	} {
-		if _, err := scheduler.New(scheduler.Config{Store: store.New(nil), Filters: names}); err != nil {
+		if _, err := scheduler.New(scheduler.Config{Store: unused, Filters: names}); err != nil {
 			t.Errorf("%q: %v", names, err)
 		}
 	}
 	var log strings.Builder
-	_, err := scheduler.New(scheduler.Config{
-		Store: store.New(nil), Filters: []string{"RetryFilter", "AvailabilityZoneFilter", "VCPU"}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	_, err = scheduler.New(scheduler.Config{
+		Store: unused, Filters: []string{"RetryFilter", "AvailabilityZoneFilter", "VCPU"}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	for _, name := range []string{"filter=RetryFilter", "filter=AvailabilityZoneFilter"} {
 		if err != nil || !strings.Contains(log.String(), name) || strings.Count(log.String(), "is built in") != 2 {
 			t.Errorf("%v; the log does not have one line that %s is built in:\n%s", err, name, &log)
 		}
 	}
-	_, err = scheduler.New(scheduler.Config{Store: store.New(nil), Filters: []string{"ComputeFilter", "RamFilter"}})
+	_, err = scheduler.New(scheduler.Config{Store: unused, Filters: []string{"ComputeFilter", "RamFilter"}})
 	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `"RamFilter" does not exist: the known names are DISK_GB, MEMORY_MB, VCPU, affinity,`) {
 		t.Errorf("%v", err)
 	}
