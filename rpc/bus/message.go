@@ -303,7 +303,9 @@ func (m *Message) decodeEnvelope(s string) error {
 	var unknown []string
 	for rest != "" {
 		var word string
-		word, rest, _ = strings.Cut(rest, " ")
+		if word, rest, _ = strings.Cut(rest, " "); word == "" { // two spaces in a row
+			continue
+		}
 		known, err := m.decodeOption(word)
 		if err != nil {
 			return err
