@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -267,20 +266,9 @@ func (o *options) driverConfigFrom(section map[string]string, host string) (driv
 	return cfg, nil
 }
 
-// driverSection returns the name, after driver_, of the section of compute_driver. If no section has the exact name, it finds a
-// section without regard to case, with - and _ as equal: names in the environment have neither lower case nor -.
+// driverSection returns the rest of the name of the section of compute_driver, after driver_.
 func (o *options) driverSection() string {
-	name := o.driverName()
-	if _, ok := o.Drivers[name]; ok {
-		return name
-	}
-	plain := strings.NewReplacer("-", "_")
-	for _, known := range slices.Sorted(maps.Keys(o.Drivers)) {
-		if strings.EqualFold(plain.Replace(known), plain.Replace(name)) {
-			return known
-		}
-	}
-	return name
+	return (&driver.Options{Driver: o.ComputeDriver, Drivers: o.Drivers}).Section()
 }
 
 // driverName returns the exact name, after driver_, that the section of compute_driver has.
