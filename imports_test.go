@@ -75,9 +75,12 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
-	"db/dbprom": {"db", "fault", prometheus},
-	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
+	"db":                 {"db/internal/engine", "internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx"},
+	"db/internal/engine": {"fault"},
+	"db/mysqldb":         {"db/internal/engine", "fault", "tlsfile", mysql},
+	"db/sqlitedb":        {"db/internal/engine", "fault", "modernc.org/sqlite"},
+	"db/dbprom":          {"db", "fault", prometheus},
+	"db/dbtest":          {"db", "db/mysqldb", "db/sqlitedb", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
 	"service":             {"internal/backoff", "service/internal/bodytime", "internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
@@ -103,7 +106,7 @@ var rules = map[string][]string{
 
 	// component stands above all library packages, and no package imports it.
 	"component": {
-		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
+		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/mysqldb", "db/sqlitedb", "db/dbprom", "service", "service/...",
 		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 
