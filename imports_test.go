@@ -68,6 +68,7 @@ var rules = map[string][]string{
 	"scheduler/schedulertest":           {"scheduler"},
 	"scheduler/schedulerprom":           {"scheduler", prometheus},
 	"scheduler/placement":               {"scheduler", "internal/backoff", "db", "fault", "github.com/jmoiron/sqlx"},
+	"scheduler/placement/placementprom": {"scheduler/placement", prometheus},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
 	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, protobuf, "golang.org/x/sys/unix"},
