@@ -199,7 +199,7 @@ func TestCluster(t *testing.T) {
 // TestServices: the same on a broker and a server, which the options name.
 func TestServices(t *testing.T) {
 	t.Parallel()
-	c := componenttest.Start(r, notes(nil), "transport_url="+envtest.URL(t, testenv.AMQPVar), "control_exchange=componenttest-services", "database.connection="+dbtest.MySQL(t))
+	c := componenttest.Start(t, notes(nil), "transport_url="+envtest.URL(t, testenv.AMQPVar), "control_exchange=componenttest-services", "database.connection="+dbtest.MySQL(t))
 	for _, service := range []string{"front", "back", "worker"} {
 		c.Service(service).Kill()
 		c.Service(service).Start()
