@@ -134,6 +134,9 @@ var rules = map[string][]string{
 	"internal/waittest":     {},
 	"internal/version":      {},
 
+	"cmd/armature":              {"github.com/spf13/cobra", "golang.org/x/mod"},
+	"cmd/armature/template/...": nil, // not checked: it is a component
+
 	"examples/...": nil, // not checked: examples may import any package
 }
 
@@ -217,7 +220,9 @@ func longestMatch(patterns []string, name string) (best string) {
 
 func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test") }
 
-func isExample(name string) bool { return longestMatch([]string{"examples/..."}, name) != "" }
+func isExample(name string) bool {
+	return longestMatch([]string{"examples/...", "cmd/armature/template/..."}, name) != ""
+}
 
 // rooms are the top-level trees of packages. A program can use the package at the root of each tree without the other trees.
 var rooms = []string{"rpc", "scheduler", "driver", "db", "service"}
@@ -390,7 +395,7 @@ func importTable() string {
 		slices.Sort(words)
 		text := strings.Join(slices.Compact(words), ", ")
 		switch {
-		case name == "examples/...":
+		case name == "examples/...", name == "cmd/armature/template/...":
 			text = "anything; only examples may import examples"
 		case text == "":
 			text = "standard library only"
