@@ -99,6 +99,7 @@ var rules = map[string][]string{
 	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 	"service/membership/rpccaps":        {"service/membership", "rpc", "golang.org/x/sync"},
 	"service/quota":                     {"db", "fault", "github.com/jmoiron/sqlx"},
+	"service/operation/operationtest":   {"service/operation", "db", "db/sqlitedb", "github.com/jmoiron/sqlx"},
 	"service/operation/operationprom":   {"service/operation", prometheus},
 	"service/membership/membershipprom": {"service/membership", prometheus},
 	"service/auth/authprom":             {"service/auth", prometheus},
