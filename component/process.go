@@ -16,11 +16,13 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/armature-go/armature/component/internal/inject"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/tempdir"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/membership"
@@ -138,7 +140,7 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 		}
 	}
 	p.StatePath = p.base.StatePath
-	if err := p.openBus(); err != nil {
+	if err := p.openBus(inject.From(ctx).Bus); err != nil {
 		return nil, optionError("transport_url", err)
 	}
 	if needsDatabase(r.c, name, services) {
@@ -172,17 +174,20 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
-func (p *Process[O]) openBus() error {
-	url := p.base.TransportURL
-	if url == "" {
+// openBus opens the bus that the options name. Without the option it is injected, if it is not nil.
+func (p *Process[O]) openBus(injected urlbus.Bus) error {
+	url, b := p.base.TransportURL, injected
+	if url == "" && b == nil {
 		if p.Name != AllInOne {
 			return fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 		}
 		url = "memory://"
 	}
-	b, err := openBus(&p.base.Options, url, p.Log)
-	if err != nil {
-		return err
+	if url != "" {
+		var err error
+		if b, err = openBus(&p.base.Options, url, p.Log); err != nil {
+			return err
+		}
 	}
 	p.Bus = b
 	p.tell.rpc.AddBus(b)

@@ -30,6 +30,8 @@ import (
 	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/scheduler/placement/placementprom"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/membership"
@@ -366,11 +368,14 @@ func wireScheduler(_ context.Context, n *node) error {
 
 func (n *node) addScheduler(host string) error {
 	cfg := n.schedulerConfig()
-	cfg.Store, cfg.Logger, cfg.Observe = n.store, n.log, n.tell.decided.Observe
-	s, err := scheduler.New(cfg)
-	if err != nil {
+	var s *scheduler.Service
+	claims := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return s.Providers(ctx) })
+	cfg.Store, cfg.Logger, cfg.Observe, cfg.ObserveClaim = n.store, n.log, n.tell.decided.Observe, claims.Observe
+	var err error
+	if s, err = scheduler.New(cfg); err != nil {
 		return err
 	}
+	n.tell.registry.MustRegister(claims)
 	n.app.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	n.app.AddReport("scheduler fleet", s.WriteReport)
 	srv := n.newServer(compute.Scheduler, host, s.Register)
