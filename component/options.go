@@ -171,13 +171,14 @@ type CORSOptions struct {
 
 // Validate returns an error if the API would serve clients that the options do not mean to allow, or if the address is malformed.
 func (o *APIOptions) Validate() error {
-	errs := []error{optionError("listen", service.HTTPConfig{Addr: o.Listen}.Validate())}
+	malformed := service.HTTPConfig{Addr: o.Listen}.Validate()
+	errs := []error{optionError("listen", malformed)}
 	switch {
 	case o.API.AuthStrategy == "token" && o.API.Token == "":
 		errs = append(errs, optionError("api.token", errors.New("is not set, and auth_strategy = token of [api] needs it")))
 	case o.API.AuthStrategy != "token" && o.API.Token != "":
 		errs = append(errs, optionError("api.token", fmt.Errorf("has no effect, because auth_strategy of [api] is %s: set auth_strategy = token, or remove the token", o.API.AuthStrategy)))
-	case o.API.AuthStrategy == "noauth2" && !isLocal(o.Listen) && !o.API.OpenRemote:
+	case malformed == nil && o.API.AuthStrategy == "noauth2" && !isLocal(o.Listen) && !o.API.OpenRemote:
 		errs = append(errs, optionError("api.auth_strategy", fmt.Errorf("noauth2 makes every client the administrator, and listen = %s can be reached from other machines: "+
 			"use auth_strategy = keystone or token, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", o.Listen)))
 	}
