@@ -48,6 +48,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,8 +81,8 @@ type Component[O any] struct {
 	Defaults map[string]string
 	// Services are the services, in the order in which they are wired in a process with all of them.
 	Services []Service[O]
-	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation come
-	// first by themselves. Without Migrations the component has no database.
+	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation are
+	// always there, and come first. Without Migrations the component has no database.
 	Migrations []db.Migrations
 	// Rules are the rules of the policy. Nil: no route of the API has a rule, and the component has no command policy.
 	Rules []policy.Rule
@@ -89,13 +90,24 @@ type Component[O any] struct {
 	Interfaces []*rpc.Interface
 	// Unreported has the versions of processes of a release that did not report them, see rpccaps.Config.
 	Unreported rpc.Versions
-	// Runner has the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process.
-	Runner operation.RunnerConfig
+	// Runner returns the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process. Nil: the
+	// defaults.
+	Runner func(o *O) operation.RunnerConfig
+	// OwnNotify is for a component with an RPC method of its own that makes a runner look at an operation: then no process serves the interface
+	// armature-operation, and [Process.Notify] reaches only the runner of its process.
+	OwnNotify bool
 	// Resource is the word for what operations are on, such as "server". Default "resource".
 	Resource string
 	// OpenAPI returns the OpenAPI document of the API in a microversion; "" is the version of the flag's default. Nil: the document is made
 	// of the routes of the API.
 	OpenAPI func(version string) (any, error)
+	// Address returns the address of the API, and the options that it is made of, for a component whose options embed [AccessOptions] instead of
+	// [APIOptions]. Nil: the option listen.
+	Address func(o *O) (addr string, options []string)
+	// DatabaseFile is the name of the SQLite file in the state path of a process with all services. Default NAME.db.
+	DatabaseFile string
+	// Flags are further flags of the command line, each of which sets an option. Nil: none.
+	Flags []Flag
 	// Audit compares the claims on hosts with what they should be, see placement.Audit. Nil: the component has no command for it.
 	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
 	// Checks are checks of options of one service, or of all. Validate methods of the options are called for each command.
@@ -127,11 +139,15 @@ type Service[O any] struct {
 type Check[O any] struct {
 	// Services are the services that need it. Empty: all services and all commands. [AllInOne] is the process with all services.
 	Services []string
-	// Option is the option that the error is about, NAME or SECTION.NAME.
+	// Option is the option that the error is about, NAME or SECTION.NAME. Of several ones, separated by spaces, the error names the first one
+	// that is set. The check is left out if one of them is wrong by itself.
 	Option string
 	// Judge returns what is wrong. It uses no network.
 	Judge func(o *O) error
 }
+
+// Flag is a flag of the command line that sets an option, NAME or SECTION.NAME. Help is for --help.
+type Flag struct{ Name, Option, Help string }
 
 // AllInOne is the name of the process with all services.
 const AllInOne = "all-in-one"
@@ -202,9 +218,26 @@ func (c *Component[O]) check() {
 	}
 }
 
-// migrations are those of the packages, and last the component's.
+// migrations are those of the packages, and last the component's, which may have those of the packages, too.
 func (c *Component[O]) migrations() []db.Migrations {
-	return slices.Concat(packageMigrations, c.Migrations)
+	own := slices.DeleteFunc(slices.Clone(c.Migrations), func(m db.Migrations) bool {
+		return slices.ContainsFunc(packageMigrations, func(p db.Migrations) bool { return p.Name == m.Name })
+	})
+	return slices.Concat(packageMigrations, own)
+}
+
+// databaseFile returns the name of the SQLite file in the state path.
+func (c *Component[O]) databaseFile() string { return cmp.Or(c.DatabaseFile, c.Name+".db") }
+
+// address returns the address of the API, and its options: "" if the options have none.
+func (c *Component[O]) address(o *O) (addr string, options []string) {
+	if c.Address != nil {
+		return c.Address(o)
+	}
+	if a := embedded[APIOptions](o); a != nil {
+		return a.Listen, []string{"listen"}
+	}
+	return "", nil
 }
 
 // defaults are the component's defaults.

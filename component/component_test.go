@@ -343,7 +343,7 @@ func TestThreeProcesses(t *testing.T) {
 	}
 	front, log, _ := w.start(t, []string{"front"}, env...)
 	w.start(t, []string{"back"}, env...)
-	worker, _, stop := w.start(t, []string{"worker"}, env...)
+	worker, workerLog, stop := w.start(t, []string{"worker"}, env...)
 	if worker.DB != nil || front.DB == nil {
 		t.Error("the worker has a database, or the API has none")
 	}
@@ -372,6 +372,9 @@ func TestThreeProcesses(t *testing.T) {
 		now, err := front.Members.Get(t.Context(), "writer", "h1")
 		return err == nil && now.Up
 	})
+	if strings.Contains(workerLog.String(), "heartbeat failed") {
+		t.Errorf("the worker has joined again, and its log has a failure:\n%s", workerLog)
+	}
 	if code, out, errs := w.command(t, env, "dlq", "list"); code != 0 || !strings.Contains(out, "no dead letters") {
 		t.Errorf("dlq: %d %s %s", code, errs, out)
 	}
