@@ -53,7 +53,7 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 			return err
 		}
 	}
-	l, err := t.r.read(t.f, of...)
+	l, err := t.r.read(t.f)
 	if l == nil {
 		return err
 	}
@@ -63,9 +63,9 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	errs := []error{err}
 	var wired []*Process[O]
 	for _, name := range of {
-		p, err := t.r.wire(ctx, l.forService(), name, quiet, true)
-		if err != nil {
-			errs = append(errs, err)
+		p, werr := t.tryWire(ctx, l.forService(), name, err != nil)
+		if p == nil {
+			errs = append(errs, werr)
 			continue
 		}
 		wired = append(wired, p)
@@ -84,6 +84,17 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 		rows = append(rows, []string{"[" + v.Section + "]", v.Name, v.Value, v.Where})
 	}
 	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
+}
+
+// tryWire wires a service without starting it. With wrong options, which a Validate has refused, a Wire may panic: then there are no further
+// errors to be found.
+func (t *Tool[O]) tryWire(ctx context.Context, l *loadedOptions[O], name string, wrong bool) (p *Process[O], err error) {
+	defer func() {
+		if wrong {
+			_ = recover()
+		}
+	}()
+	return t.r.wire(ctx, l, name, quiet, true)
 }
 
 // note prints a line, unless the output is JSON or YAML.

@@ -208,10 +208,9 @@ func (r *runtime[O]) openByDefault(f *flags) error {
 	return nil
 }
 
-// load reads the options and checks them for the services that will use them. A command of an operator names no service. The error has a
-// line for each wrong option.
-func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
-	l, err := r.read(f, of...)
+// load reads the options. The error has a line for each wrong option.
+func (r *runtime[O]) load(f *flags) (*loadedOptions[O], error) {
+	l, err := r.read(f)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +218,7 @@ func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
 }
 
 // read is load, which with an error also returns the options, to look for further errors. They are nil if a file cannot be read.
-func (r *runtime[O]) read(f *flags, of ...string) (*loadedOptions[O], error) {
+func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	src := f.source()
 	src.Logger = quiet
 	early, err := config.Inspect[O](src) // for the form of the log, which the second reading uses
@@ -243,9 +242,11 @@ func (r *runtime[O]) read(f *flags, of ...string) (*loadedOptions[O], error) {
 	*l.opts = *c.Current() // a copy: the changes below do not affect c
 	l.base = embedded[Options](l.opts)
 	host, herr := hostName(l.base)
-	l.base.Host = host
+	if l.base.Host = host; checkHost(host) != nil {
+		l.base.Host = "wrong" // to look for further errors
+	}
 	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
-	return l, errors.Join(err, herr, r.judge(l, of))
+	return l, errors.Join(err, herr)
 }
 
 // forService returns the options for one of several services, which all know what is wrong.
@@ -255,19 +256,6 @@ func (l *loadedOptions[O]) forService() *loadedOptions[O] {
 	*one.opts = *l.opts
 	one.base = embedded[Options](one.opts)
 	return &one
-}
-
-// judge runs the checks of services. A check of an option that is already known to be wrong is left out.
-func (r *runtime[O]) judge(l *loadedOptions[O], of []string) error {
-	var errs []error
-	for _, check := range r.c.Checks {
-		applies := len(check.Services) == 0 || slices.ContainsFunc(check.Services, func(s string) bool { return slices.Contains(of, s) })
-		if !applies || slices.ContainsFunc(strings.Fields(check.Option), func(option string) bool { return l.wrong[qualified(option)] }) {
-			continue
-		}
-		errs = append(errs, l.placeAll(optionError(check.Option, check.Judge(l.opts)))...)
-	}
-	return errors.Join(errs...)
 }
 
 // newLogger returns a logger that writes to w, with the ids of the request. level gets the level of the options.
@@ -296,9 +284,9 @@ type Tool[O any] struct {
 	f *flags
 }
 
-// Load reads the options, and checks them for services, if any are named. The error has a line for each wrong option.
-func (t *Tool[O]) Load(services ...string) (*O, error) {
-	l, err := t.r.load(t.f, services...)
+// Load reads the options. The error has a line for each wrong option.
+func (t *Tool[O]) Load() (*O, error) {
+	l, err := t.r.load(t.f)
 	if err != nil {
 		return nil, err
 	}
@@ -427,7 +415,7 @@ func (t *Tool[O]) withRoutes(ctx context.Context, do func(m *api.Mux) error) err
 	if embedded[APIOptions](new(O)) != nil {
 		overrides["listen"] = "127.0.0.1:0"
 	}
-	l, err := t.r.load(&flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: overrides}}, AllInOne)
+	l, err := t.r.load(&flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: overrides}})
 	if err != nil {
 		return err
 	}

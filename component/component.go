@@ -110,8 +110,6 @@ type Component[O any] struct {
 	Flags []Flag
 	// Audit compares the claims on hosts with what they should be, see placement.Audit. Nil: the component has no command for it.
 	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
-	// Checks are checks of options of one service, or of all. Validate methods of the options are called for each command.
-	Checks []Check[O]
 	// Commands returns further commands. Nil: none.
 	Commands func(t *Tool[O]) []*cobra.Command
 	// Started is called when all parts of a process have started, such as to print the address of its API. Nil: it is not called.
@@ -131,19 +129,9 @@ type Service[O any] struct {
 	// the database.
 	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
 	// Wire makes the parts of the service and gives them to the process. It starts nothing, because "config validate" and "openapi" call
-	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option.
+	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option. Errors about options
+	// that only this service needs belong here, joined by errors.Join; those about all services into a Validate of the options.
 	Wire func(ctx context.Context, p *Process[O]) error
-}
-
-// Check is a check of options that only some services need.
-type Check[O any] struct {
-	// Services are the services that need it. Empty: all services and all commands. [AllInOne] is the process with all services.
-	Services []string
-	// Option is the option that the error is about, NAME or SECTION.NAME. Of several ones, separated by spaces, the error names the first one
-	// that is set. The check is left out if one of them is wrong by itself.
-	Option string
-	// Judge returns what is wrong. It uses no network.
-	Judge func(o *O) error
 }
 
 // Flag is a flag of the command line that sets an option, NAME or SECTION.NAME. Help is for --help.

@@ -290,6 +290,7 @@ func TestAllInOne(t *testing.T) {
 		"operation cancel --reason x none":                {1, "none"},
 		"member remove writer h1":                         {1, "use --force if its process no longer exists"},
 		"member remove writer h2":                         {1, "h2"},
+		"member remove wrter h1":                          {2, `kind "wrter" does not exist; the nearest is writer`},
 		"placement audit":                                 {3, "orphaned"},
 		"placement audit --repair -o json":                {4, `"repaired": true`},
 		"policy explain --rule notes:create --role x":     {0, "denies"},

@@ -37,9 +37,15 @@ func (t *Tool[O]) databaseCommand() *cobra.Command {
 	}, &cobra.Command{
 		Use: "check", Args: noArguments,
 		Short: "Check whether the services of this version can start. Exit codes: 0 = yes; 1 = yes, with warnings; 2 = no",
-		RunE:  func(cmd *cobra.Command, _ []string) error { return t.withDatabase(cmd.Context(), t.checkUpgrade) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return t.CheckDatabase(cmd.Context()) },
 	})
 	return cmd
+}
+
+// CheckDatabase does what the command "db check" does, for a component that has another command for it, too. The error is an [ExitError] if the
+// exit code is not 0.
+func (t *Tool[O]) CheckDatabase(ctx context.Context) error {
+	return t.withDatabase(ctx, t.checkUpgrade)
 }
 
 func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
@@ -96,6 +102,9 @@ func (t *Tool[O]) placementCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.WithDatabase(cmd.Context(), func(ctx context.Context, _ *O, d *sqlx.DB) error {
 				found, err := t.r.c.Audit(ctx, d, repair, minAge)
+				if found == nil {
+					found = []placement.Finding{} // in JSON a list, not null
+				}
 				return errors.Join(err, t.printFindings(found, err))
 			})
 		},
@@ -109,6 +118,10 @@ func (t *Tool[O]) placementCommand() *cobra.Command {
 
 // printFindings prints what an audit has found, and returns its exit code, unless the audit failed.
 func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
+	if len(found) == 0 && failed == nil && t.f.output == formatTable {
+		_, err := fmt.Fprintln(t.Out, "no differences")
+		return err
+	}
 	repaired := 0
 	var rows [][]string
 	for i := range found {
@@ -160,6 +173,9 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	remove := &cobra.Command{
 		Use: "remove KIND HOST", Short: "Remove a service whose process no longer exists", Args: cobra.ExactArgs(2),
 		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, args []string) error {
+			if err := checkKind(ctx, members, args[0]); err != nil {
+				return err
+			}
 			if force {
 				if err := members.ForceDown(ctx, args[0], args[1], true); err != nil {
 					return err
@@ -186,6 +202,19 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 		}),
 	}, remove)
 	return cmd
+}
+
+// checkKind refuses a kind that no member has, if there are members.
+func checkKind(ctx context.Context, members *membership.Registry, kind string) error {
+	found, err := members.List(ctx, "")
+	kinds := map[string]bool{}
+	for i := range found {
+		kinds[found[i].Kind] = true
+	}
+	if err != nil || len(kinds) == 0 || kinds[kind] {
+		return err
+	}
+	return unknownName("kind", kind, slices.Values(slices.Sorted(maps.Keys(kinds))))
 }
 
 // withMembers returns the function of a command that needs the registry.

@@ -21,6 +21,7 @@ import (
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
@@ -64,19 +65,32 @@ func (f *fleet) component() component.Component[fleetOptions] {
 		Address:    (*fleetOptions).address,
 		Flags:      []component.Flag{{Name: "port", Option: "bind_port", Help: "port of the API"}},
 		Runner:     func(o *fleetOptions) operation.RunnerConfig { return operation.RunnerConfig{Lease: o.Lease} },
-		Services:   []component.Service[fleetOptions]{{Name: "all", Wire: f.wire}, {Name: "none", Wire: func(context.Context, *component.Process[fleetOptions]) error { return nil }}},
-		Checks: []component.Check[fleetOptions]{{Services: []string{"none"}, Option: "engine lease", Judge: func(o *fleetOptions) error {
-			if o.Lease > time.Minute {
-				return errors.New("the lease is too long")
-			}
-			return nil
-		}}},
+		Services:   []component.Service[fleetOptions]{{Name: "all", Wire: f.wire}, {Name: "none", Wire: wireNone}},
 		Started: func(p *component.Process[fleetOptions]) error {
 			_, err := fmt.Fprintln(p.Out, "listens on", p.Addr())
 			f.started <- p
 			return err
 		},
 	}
+}
+
+// wireNone needs a short lease.
+func wireNone(_ context.Context, p *component.Process[fleetOptions]) error {
+	switch {
+	case p.Options.Lease == 66*time.Second:
+		panic("Validate has refused this")
+	case p.Options.Lease > time.Minute:
+		return fault.WithReason(errors.New("the lease is too long"), "", map[string]string{"option": "engine lease"})
+	}
+	return nil
+}
+
+// Validate refuses a lease.
+func (o *fleetOptions) Validate() error {
+	if o.Lease == 66*time.Second {
+		return fault.WithReason(errors.New("66 is a bad lease"), "", map[string]string{"option": "lease"})
+	}
+	return nil
 }
 
 func (f *fleet) wire(_ context.Context, p *component.Process[fleetOptions]) error {
@@ -209,6 +223,7 @@ func TestOtherNames(t *testing.T) {
 		{"config validate --service all", served + "[driver_plain]\nhost = x\n", 1, []string{"FILE:7: [driver_plain] host: option host: cannot be set here"}},
 		{"config validate --service none", "lease = 100\n" + served, 1, []string{"FILE:1: [DEFAULT] lease: the lease is too long"}},
 		{"config validate --service all", "lease = 100\n" + served, 0, nil},
+		{"config validate --service none", "lease = 66\n" + served, 1, []string{"FILE:1: [DEFAULT] lease: 66 is a bad lease"}},
 		{"all --port 99999", served, 1, []string{`flag --port: [DEFAULT] bind_port: address "127.0.0.1:99999"`}},
 		{"config validate --port x", served + "auth_url = x\n", 1, []string{`flag bind_port: [DEFAULT] bind_port: "x" is not an integer`, "[api] auth_url: no such option"}},
 		{"config validate", "engine = none\nlease = 0\nworkers = 1\nadmin_listen = nowhere\nreport_interval = 90\n[wsgi]\nssl_key_file = /none\n", 1, []string{

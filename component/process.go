@@ -525,19 +525,26 @@ func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name stri
 		services = slices.DeleteFunc(slices.Clone(services), func(s Service[O]) bool { return s.Name != name })
 	}
 	p := r.openProcess(ctx, read, name, services, log, dry)
+	wired := false
+	defer func() {
+		if !wired { // an error, or a panic
+			_ = p.closeAll() // the error before this one is the one to report
+		}
+	}()
 	for _, s := range services {
 		p.collect(s.Wire(ctx, p))
 	}
 	if len(p.errs) > 0 {
-		return nil, errors.Join(append(p.errs, p.closeAll())...)
+		return nil, errors.Join(p.errs...)
 	}
 	p.finish()
+	wired = true
 	return p, nil
 }
 
 // run runs a service until ctx ends or a signal comes.
 func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error) {
-	read, err := r.load(f, name)
+	read, err := r.load(f)
 	if err != nil {
 		return err
 	}
