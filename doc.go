@@ -134,7 +134,7 @@
 //
 // # db: MySQL, or SQLite in one process
 //
-// The handle is a *sqlx.DB. A transaction runs again if the database has aborted it because of another transaction. Errors have
+// A program imports db/mysqldb, db/sqlitedb or both. The handle is a *sqlx.DB. A transaction runs again if the database has aborted it because of another transaction. Errors have
 // codes.
 //
 //	func database(ctx context.Context, url string, own db.Migrations) (*sqlx.DB, error) {

@@ -68,6 +68,7 @@ var rules = map[string][]string{
 	"scheduler/schedulertest":           {"scheduler"},
 	"scheduler/schedulerprom":           {"scheduler", prometheus},
 	"scheduler/placement":               {"scheduler", "internal/backoff", "db", "fault", "github.com/jmoiron/sqlx"},
+	"scheduler/placement/placementprom": {"scheduler/placement", prometheus},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
 	"driver":            {"internal/backoff", "driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, protobuf, "golang.org/x/sys/unix"},
@@ -75,9 +76,12 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
-	"db/dbprom": {"db", "fault", prometheus},
-	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
+	"db":                 {"db/internal/engine", "internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx"},
+	"db/internal/engine": {"fault"},
+	"db/mysqldb":         {"db/internal/engine", "fault", "tlsfile", mysql},
+	"db/sqlitedb":        {"db/internal/engine", "fault", "modernc.org/sqlite"},
+	"db/dbprom":          {"db", "fault", prometheus},
+	"db/dbtest":          {"db", "db/mysqldb", "db/sqlitedb", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
 	"service":             {"internal/backoff", "service/internal/bodytime", "internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
@@ -102,8 +106,10 @@ var rules = map[string][]string{
 	"service/idempotency":               {"service/api", "db", "fault", "github.com/jmoiron/sqlx"},
 
 	// component stands above all library packages, and no package imports it.
+	"component/internal/inject": {"rpc/urlbus"},
+	"component/componenttest":   {"component", "component/internal/inject", "rpc/bus", "rpc/membus", "db", "fault", "service/operation", "github.com/jmoiron/sqlx"},
 	"component": {
-		"fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/dbprom", "service", "service/...",
+		"component/internal/inject", "fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/mysqldb", "db/sqlitedb", "db/dbprom", "service", "service/...",
 		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 

@@ -32,3 +32,17 @@ func TestWeight(t *testing.T) {
 		}
 	}
 }
+
+// TestNoDatabase: what needs no database links none.
+func TestNoDatabase(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "./scheduler/placement", "./driver", "./rpc/...", "./service/operation").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{mysql, "modernc.org/sqlite"} {
+		if slices.Contains(strings.Fields(string(out)), p) {
+			t.Errorf("%s is linked", p)
+		}
+	}
+}

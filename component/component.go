@@ -63,6 +63,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/armature-go/armature/db"
+	_ "github.com/armature-go/armature/db/mysqldb"  // the option connection may name any database
+	_ "github.com/armature-go/armature/db/sqlitedb" // the option connection may name any database
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service"

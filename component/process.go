@@ -19,6 +19,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/armature-go/armature/component/internal/inject"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/tempdir"
@@ -175,9 +176,9 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 	}
 	p.collect(optionError("state_path", err))
 	p.StatePath = p.base.StatePath
-	if err := p.openBus(p.base.TransportURL); err != nil {
+	if err := p.openBus(p.base.TransportURL, inject.From(ctx).Bus); err != nil {
 		p.collect(optionError("transport_url", err))
-		_ = p.openBus("memory://") // has no options
+		_ = p.openBus("memory://", nil) // has no options
 	}
 	if needsDatabase(r.c, name, services) {
 		if err := p.openDatabase(p.base.Database.Connection); err != nil {
@@ -265,16 +266,20 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
-func (p *Process[O]) openBus(url string) error {
-	if url == "" {
+// openBus opens the bus with a URL. If it is empty, the bus is injected, or that in memory for a process with all services.
+func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
+	b := injected
+	if url == "" && b == nil {
 		if p.Name != AllInOne {
 			return fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 		}
 		url = "memory://"
 	}
-	b, err := openBus(&p.base.Options, url, p.Log)
-	if err != nil {
-		return err
+	if url != "" {
+		var err error
+		if b, err = openBus(&p.base.Options, url, p.Log); err != nil {
+			return err
+		}
 	}
 	p.Bus = b
 	p.tell.rpc.AddBus(b)

@@ -1,6 +1,10 @@
 // Package db opens a component's database: MySQL or MariaDB in production, SQLite
 // for one process. The same store code runs on both. The handle is a plain
-// [*sqlx.DB], and everything else is a function that takes the handle.
+// [*sqlx.DB], and everything else is a function that takes the handle. A program
+// imports the databases that it uses for their effect, as drivers of database/sql:
+//
+//	import _ "github.com/armature-go/armature/db/mysqldb"  // mysql://
+//	import _ "github.com/armature-go/armature/db/sqlitedb" // sqlite://
 //
 //	d, err := db.Open(ctx, db.Config{URL: "mysql://nova:secret@db1:3306/nova"})
 //	warning, err := db.Check(ctx, d, migrations) // db.Migrate made the schema
@@ -31,14 +35,13 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/backoff"
 )
@@ -49,7 +52,6 @@ const (
 	// connLifetime is shorter than the time after which load balancers and servers
 	// drop an idle connection. It also lets a pool find a new primary by itself.
 	connLifetime = 4 * time.Minute
-	pingTimeout  = 5 * time.Second // the maximum for one attempt to connect
 
 	minConnectDelay, maxConnectDelay = 40 * time.Millisecond, time.Second // between attempts to connect
 )
@@ -98,11 +100,8 @@ type Config struct {
 // it names, is wrong, and with Denied if other users can read or change the key in ssl_key. The error does not contain
 // the URL, because a URL has a password.
 func New(cfg Config) (*sqlx.DB, error) {
-	t, err := parseURL(cfg.URL)
-	if err != nil {
-		return nil, err
-	}
-	return t.openHandle(cfg), nil
+	d, _, err := openHandle(cfg)
+	return d, err
 }
 
 // Open is [New] for a tool or a test: it blocks until the database answers. A service gives the handle of
@@ -115,26 +114,29 @@ func New(cfg Config) (*sqlx.DB, error) {
 //   - Unavailable: the database did not answer within ConnectTimeout.
 //   - The context's error.
 func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
-	t, err := parseURL(cfg.URL)
+	d, shown, err := openHandle(cfg)
 	if err != nil {
 		return nil, err
 	}
-	d := t.openHandle(cfg)
-	if err := connectDatabase(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
+	if err := connectDatabase(ctx, d, shown, cfg.ConnectTimeout); err != nil {
 		_ = d.Close() // the handle has no connection
 		return nil, err
 	}
 	return d, nil
 }
 
-// openHandle makes a handle on the target, and logs a warning if its connections are not encrypted.
-func (t *target) openHandle(cfg Config) *sqlx.DB {
-	log := cmp.Or(cfg.Logger, slog.Default())
-	if t.plain != "" {
-		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.plain)
+// openHandle makes a handle, and logs a warning if its connections are not encrypted. shown is the URL without the password.
+func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
+	e, t, err := parseURL(cfg.URL)
+	if err != nil {
+		return nil, "", err
 	}
-	t.setObserver(&observer{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log, observe: cfg.Observe})
-	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
+	log := cmp.Or(cfg.Logger, slog.Default())
+	if t.Plain != "" {
+		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.Plain)
+	}
+	o := &engine.Observer{Shown: t.Shown, SlowAfter: max(cfg.SlowQuery, 0), Log: log, Observe: cfg.Observe}
+	d = sqlx.NewDb(sql.OpenDB(t.Connector(o)), e.Driver)
 	n := cfg.MaxOpen
 	if n <= 0 {
 		n = defaultMaxOpen
@@ -142,24 +144,24 @@ func (t *target) openHandle(cfg Config) *sqlx.DB {
 	d.SetMaxOpenConns(n)
 	d.SetMaxIdleConns(n)
 	d.SetConnMaxLifetime(connLifetime)
-	if t.memory {
+	if t.Memory {
 		d.SetMaxOpenConns(1)
 		d.SetConnMaxLifetime(0) // the data ends with the connection
 	}
-	return d
+	return d, t.Shown, nil
 }
 
 // connectDatabase sends pings, with a back-off of up to 1 s, until the database answers or fails with an error
 // that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative one
-// it makes one attempt. An attempt takes at most pingTimeout.
+// it makes one attempt. An attempt takes at most engine.DialTimeout.
 func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
 	if timeout == 0 {
 		timeout = defaultConnectTimeout
 	}
 	begin := time.Now()
-	attemptTimeout := pingTimeout
+	attemptTimeout := engine.DialTimeout
 	if timeout > 0 {
-		attemptTimeout = min(pingTimeout, max(timeout, time.Second))
+		attemptTimeout = min(engine.DialTimeout, max(timeout, time.Second))
 	}
 	for attempt := 1; ; attempt++ {
 		ping, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -192,14 +194,8 @@ func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time
 // isTransient reports whether an error means that the database is down, starting
 // or busy, so that another attempt may succeed.
 func isTransient(err error) bool {
-	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		c, _ := classifyMySQL(my)
-		return c == fault.Unavailable
-	}
-	if code, ok := sqliteCode(err); ok {
-		return code&0xff == sqliteBusy || code&0xff == sqliteLocked
-	}
-	return true
+	m := engine.Explain(err)
+	return !m.Answered || m.Transient
 }
 
 // Now returns the time of the database's clock in UTC, with microseconds. SQLite's

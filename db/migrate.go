@@ -8,13 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -159,8 +158,8 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 type migrator struct {
 	conn   *sql.Conn
 	sqlite bool
-	empty  bool      // the database had no table when Migrate began
-	tx     *sqliteTx // on SQLite: the transaction that is the lock
+	empty  bool           // the database had no table when Migrate began
+	tx     engine.WriteTx // on SQLite: the transaction that is the lock
 }
 
 // applySequence applies the files of a sequence that the database does not have.
@@ -324,17 +323,17 @@ func (m *migrator) lock(ctx context.Context) error {
 }
 
 // lockSQLite begins a transaction, which is the lock. It uses the driver's method, so that statements run on conn, as on MySQL.
-// Each attempt waits up to busyTimeout for another writer.
+// Each attempt waits up to engine.BusyTimeout for another writer.
 func (m *migrator) lockSQLite(ctx context.Context) error {
 	for begin := time.Now(); ; {
 		err := m.conn.Raw(func(c any) (err error) {
-			m.tx, err = c.(*sqliteConn).beginWrite(ctx, driver.TxOptions{}) //nolint:forcetypeassert // Connect returns no other type
+			m.tx, err = c.(engine.WriteLocker).LockWrite(ctx) //nolint:forcetypeassert // Connect returns no other type
 			return err
 		})
 		if err == nil || fault.CodeOf(Error(err)) != fault.Unavailable || ctx.Err() != nil {
 			return err
 		}
-		if time.Since(begin)+busyTimeout > migrateTimeout {
+		if time.Since(begin)+engine.BusyTimeout > migrateTimeout {
 			return fault.New(fault.Unavailable, "another process has been migrating or writing for %v: %w", migrateTimeout, err)
 		}
 	}
@@ -357,7 +356,7 @@ func (m *migrator) unlock(ctx context.Context, commit bool) error {
 		err = m.conn.Raw(func(any) error { return m.tx.Rollback() })
 	}
 	if m.sqlite {
-		m.tx.unlock() // has an effect only if the connection was lost, so that Raw did not call its function
+		m.tx.Unlock() // has an effect only if the connection was lost, so that Raw did not call its function
 	}
 	if err == nil {
 		return nil
@@ -391,38 +390,7 @@ func (m *migrator) hasTable(ctx context.Context, name string) (bool, error) {
 }
 
 // isMissing reports whether err says that a table, a view or a column does not exist.
-func isMissing(err error) bool {
-	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		return my.Number == 1146 || my.Number == 1054 // ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR
-	}
-	if _, ok := sqliteCode(err); ok { // SQLite has one code for all errors of a statement
-		return strings.Contains(err.Error(), "no such table") || strings.Contains(err.Error(), "no such column")
-	}
-	return false
-}
-
-// doneErrors are the errors of MySQL for a statement that has already changed the schema.
-var doneErrors = []uint16{
-	1005, // ER_CANT_CREATE_TABLE: the foreign key exists
-	1050, // ER_TABLE_EXISTS_ERROR
-	1051, // ER_BAD_TABLE_ERROR: the dropped table does not exist
-	1054, // ER_BAD_FIELD_ERROR: the renamed column does not exist
-	1060, // ER_DUP_FIELDNAME
-	1061, // ER_DUP_KEYNAME
-	1068, // ER_MULTIPLE_PRI_KEY
-	1091, // ER_CANT_DROP_FIELD_OR_KEY
-	1146, // ER_NO_SUCH_TABLE: the renamed table does not exist
-	1304, // ER_SP_ALREADY_EXISTS
-	1359, // ER_TRG_ALREADY_EXISTS
-	1360, // ER_TRG_DOES_NOT_EXIST
-	1517, // ER_SAME_NAME_PARTITION
-	1826, // ER_DUP_CONSTRAINT_NAME
-	4091, // ER_UNKNOWN_SEQUENCES
-	4092, // ER_UNKNOWN_VIEW
-}
+func isMissing(err error) bool { return engine.Explain(err).Missing }
 
 // isDone reports whether err says that a statement has already changed the schema.
-func isDone(err error) bool {
-	my, ok := errors.AsType[*mysql.MySQLError](err)
-	return ok && slices.Contains(doneErrors, my.Number)
-}
+func isDone(err error) bool { return engine.Explain(err).Done }

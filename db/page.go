@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/listing"
 )
@@ -265,7 +266,7 @@ func textValue(v any, t *sql.ColumnType) any {
 // is inserted later, the page may lack it, as it may lack any row that is inserted between
 // two pages.
 func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey) error {
-	if d, ok := q.(interface{ DriverName() string }); !ok || d.DriverName() != driverSQLite || !k.nullsLast() {
+	if d, ok := q.(interface{ DriverName() string }); !ok || d.DriverName() != engine.SQLite || !k.nullsLast() {
 		return nil
 	}
 	var found bool

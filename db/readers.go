@@ -10,6 +10,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -70,7 +71,7 @@ func (r *Readers) Check(ctx context.Context) error {
 	for i, d := range r.replicas {
 		wg.Go(func() {
 			// A replica is read-only on purpose.
-			if err := Health(ctx, d); err != nil && fault.From(err).Reason != reasonReadOnly {
+			if err := Health(ctx, d); err != nil && fault.From(err).Reason != engine.ReasonReadOnly {
 				found[i] = fmt.Errorf("replica %d: %w", i+1, err)
 			}
 		})
@@ -143,11 +144,14 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 	case err != nil:
 		return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
 	case readOnly:
-		return fault.WithReason(fault.New(fault.Unavailable, "the database is read-only"), reasonReadOnly, nil)
+		return fault.WithReason(fault.New(fault.Unavailable, "the database is read-only"), engine.ReasonReadOnly, nil)
 	}
-	if err := lastingFailureOf(d); err != nil {
-		_, reason := classifyError(err)
-		return fault.WithPrivate(fault.WithReason(fault.New(fault.Unavailable, "the database rejected a statement: %w", err), reason, nil))
+	o := engine.ObserverOf(d.Driver())
+	if o == nil {
+		return nil
+	}
+	if err := o.Failure(); err != nil {
+		return fault.WithPrivate(fault.WithReason(fault.New(fault.Unavailable, "the database rejected a statement: %w", err), explainError(err).Reason, nil))
 	}
 	return nil
 }

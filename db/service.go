@@ -8,6 +8,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -30,8 +31,8 @@ type Service struct {
 // [Migrate] or [Check].
 func (s *Service) Start(ctx context.Context) error {
 	shown := "the database"
-	if w, ok := s.DB.Driver().(*observedDriver); ok {
-		shown = w.observer.shown
+	if o := engine.ObserverOf(s.DB.Driver()); o != nil {
+		shown = o.Shown
 	}
 	if err := connectDatabase(ctx, s.DB, shown, -1); err != nil {
 		return err

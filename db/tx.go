@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/backoff"
 )
@@ -228,12 +228,10 @@ func commitTx(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 		return err
 	}
 	err := tx.Commit()
-	_, answered := errors.AsType[*mysql.MySQLError](err)
-	_, local := sqliteCode(err)
 	switch {
 	case err == nil:
 		return nil
-	case answered, local, hasCode(err) && isSQLite(d):
+	case engine.Explain(err).Answered, hasCode(err) && isSQLite(d):
 		return fmt.Errorf("commit: %w", err)
 	case errors.Is(err, driver.ErrBadConn): // COMMIT was not sent
 		return fault.New(fault.Unavailable, "commit: %w", err)
@@ -244,4 +242,4 @@ func commitTx(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 }
 
 // isSQLite reports whether d is a handle on SQLite.
-func isSQLite(d *sqlx.DB) bool { return d.DriverName() == driverSQLite }
+func isSQLite(d *sqlx.DB) bool { return d.DriverName() == engine.SQLite }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -107,7 +108,7 @@ func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
 		}
 		if attempt == maxAttempts {
 			return fault.WithPrivate(fault.WithReason(
-				fault.New(fault.Unavailable, "update %s: other writers changed the row during each of %d attempts", u.rowName(), attempt), reasonContention, nil))
+				fault.New(fault.Unavailable, "update %s: other writers changed the row during each of %d attempts", u.rowName(), attempt), engine.ReasonContention, nil))
 		}
 	}
 }

@@ -27,6 +27,8 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	_ "github.com/armature-go/armature/db/mysqldb"  // both databases
+	_ "github.com/armature-go/armature/db/sqlitedb" // both databases
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 )

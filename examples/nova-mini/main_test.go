@@ -103,7 +103,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 			`armature_service_loop_calls_total{loop="policy files"}`, `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`,
 			`armature_rpc_server_requests_total{code="OK",interface="scheduler"`, `armature_driver_up{driver="fake",host="node-1"} 1`,
 			`armature_operation_unknown{host="`, `armature_operation_ended_total{host=`, `armature_membership_members{kind="nova-compute",state="up"} 4`,
-			`armature_scheduler_decisions_total{result="ok"} 1`, `go_sql_open_connections{db_name="nova-mini"}`, `go_build_info{`,
+			`armature_scheduler_decisions_total{result="ok"} 1`, `armature_placement_claims_total{result="ok"} 1`, `armature_placement_capacity{class="VCPU"}`, `armature_placement_providers{state="enabled"} 4`, `go_sql_open_connections{db_name="nova-mini"}`, `go_build_info{`,
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
 		"debug/loglevel": {`"INFO"`},

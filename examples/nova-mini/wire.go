@@ -20,6 +20,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/scheduler/placement/placementprom"
 	"github.com/armature-go/armature/service"
 	restapi "github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/membership"
@@ -47,11 +49,14 @@ func wireConductor(_ context.Context, p *process) error {
 func wireScheduler(_ context.Context, p *process) error {
 	st := store.New(p.DB)
 	cfg := p.Options.schedulerConfig()
-	cfg.Store, cfg.Logger, cfg.Observe = st, p.Log, p.ObserveDecision
-	s, err := scheduler.New(cfg)
-	if err != nil {
+	var s *scheduler.Service
+	claims := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return s.Providers(ctx) })
+	cfg.Store, cfg.Logger, cfg.Observe, cfg.ObserveClaim = st, p.Log, p.ObserveDecision, claims.Observe
+	var err error
+	if s, err = scheduler.New(cfg); err != nil {
 		return about("filter_scheduler.enabled_filters", err)
 	}
+	p.Metrics.MustRegister(claims)
 	p.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	p.App.AddReport("scheduler fleet", s.WriteReport)
 	serveMember(p, st, compute.Scheduler, store.SchedulerBinary, s.Register)

@@ -101,3 +101,16 @@ func GuestImage(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 }
+
+// Promtool returns the path of promtool, see testenv.Promtool. If it cannot be had, the test is skipped, or fails if CI is set.
+func Promtool(t testing.TB) string {
+	t.Helper()
+	path, err := testenv.Promtool(t.Context(), t.TempDir())
+	if errors.Is(err, testenv.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skipf("needs promtool: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -97,33 +97,38 @@ func fetchKernel(ctx context.Context, dir string) error {
 		}
 		return "", fmt.Errorf("apt-cache depends %s names no package: %w", meta, ErrMissing)
 	}
-	pkg, err := name()
-	if err == nil {
-		err = runCommand(ctx, dir, "apt-get", "download", "-q", pkg)
-	}
-	if err != nil { // the package lists may be old or missing
-		if uerr := runCommand(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
-			return uerr
-		}
-		if pkg, err = name(); err != nil {
-			return err
-		}
-		if err := runCommand(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
-			return err
-		}
-	}
-	deb, err := onlyFile(dir, "*.deb")
+	deb, err := downloadPackage(ctx, dir, name)
 	if err != nil {
 		return err
 	}
 	return runCommand(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
 }
 
+// downloadPackage downloads a Debian package into dir, and returns its file. name returns the name of the package.
+func downloadPackage(ctx context.Context, dir string, name func() (string, error)) (string, error) {
+	pkg, err := name()
+	if err == nil {
+		err = runCommand(ctx, dir, "apt-get", "download", "-q", pkg)
+	}
+	if err != nil { // the package lists may be old or missing
+		if uerr := runCommand(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
+			return "", uerr
+		}
+		if pkg, err = name(); err != nil {
+			return "", err
+		}
+		if err := runCommand(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
+			return "", err
+		}
+	}
+	return onlyFile(dir, "*.deb")
+}
+
 // onlyFile returns the only file that matches the pattern.
 func onlyFile(dir, pattern string) (string, error) {
 	m, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(m) != 1 {
-		return "", fmt.Errorf("the kernel's package has %d files %s, want exactly one", len(m), pattern)
+		return "", fmt.Errorf("a Debian package has %d files %s, want exactly one", len(m), pattern)
 	}
 	return m[0], nil
 }

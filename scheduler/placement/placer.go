@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// Placer chooses hosts and claims them. All fields except Claim are required. A Placer is safe for concurrent use, and
+// Placer chooses hosts and claims them. All fields except Claim and Observe are required. A Placer is safe for concurrent use, and
 // any number of placers in any number of processes may use one store. So Hosts and Claim must be safe for concurrent use too.
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
@@ -23,6 +23,17 @@ type Placer[R Requester, H Hosted] struct {
 	// returns the host of that claim. Default: a new claim of the request's Consumer, with its Resources, all from the host, and its
 	// Group.
 	Claim func(req R, host H) Claim
+	// Observe is called after each claim that Place has made or has tried to make, in Place's goroutine, which it blocks. It is for
+	// metrics, see package placementprom. Default: claims are not observed.
+	Observe func(ctx context.Context, o Observation)
+}
+
+// Observation is the result of a claim.
+type Observation struct {
+	// Err is nil, or the store's error: ErrNoRoom, ErrGroup, ErrChanged, or another one.
+	Err error
+	// Duration is how long the store took.
+	Duration time.Duration
 }
 
 // Placed is the result of [Placer.Place].
@@ -96,7 +107,11 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 	ranked := placed.Decision.Ranked
 	for i, r := range ranked {
 		c := p.claim(req, r.Host)
+		start := time.Now()
 		err := p.Store.Claim(ctx, c)
+		if p.Observe != nil {
+			p.Observe(ctx, Observation{Err: err, Duration: time.Since(start)})
+		}
 		switch {
 		case err == nil:
 			placed.Host = r.Host

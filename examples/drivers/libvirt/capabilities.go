@@ -215,28 +215,30 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 		return err
 	}
 	defer func() { _ = f.Close() }() // opened only to read
-	if lines > 0 {
-		if err := seekLines(f, lines); err != nil {
-			return err
-		}
-	}
-	_, err = io.Copy(w, f)
-	return err
-}
-
-// seekLines moves to the beginning of the last lines of a file. A last line without a line end counts as a line.
-func seekLines(f *os.File, lines int) error {
-	pos, err := f.Seek(0, io.SeekEnd)
+	size, err := f.Seek(0, io.SeekEnd) // what the guest writes from now on is not read
 	if err != nil {
 		return err
 	}
+	from := int64(0)
+	if lines > 0 {
+		if from, err = findLines(f, size, lines); err != nil {
+			return err
+		}
+	}
+	_, err = io.Copy(w, io.NewSectionReader(f, from, size-from))
+	return err
+}
+
+// findLines returns the beginning of the last lines of a file of the given size. A last line without a line end counts as a line.
+func findLines(f io.ReaderAt, size int64, lines int) (int64, error) {
+	pos := size
 	buf := make([]byte, 64<<10)
 	last := true // the last byte has not been read yet
 	for pos > 0 {
 		n := min(int64(len(buf)), pos)
 		pos -= n
 		if _, err := f.ReadAt(buf[:n], pos); err != nil {
-			return err
+			return 0, err
 		}
 		for end := n; end > 0; {
 			i := int64(bytes.LastIndexByte(buf[:end], '\n'))
@@ -245,16 +247,14 @@ func seekLines(f *os.File, lines int) error {
 			}
 			if !last || i != n-1 { // a line end at the very end belongs to the last line
 				if lines--; lines == 0 {
-					_, err := f.Seek(pos+i+1, io.SeekStart)
-					return err
+					return pos + i + 1, nil
 				}
 			}
 			end = i
 		}
 		last = false
 	}
-	_, err = f.Seek(0, io.SeekStart)
-	return err
+	return 0, nil
 }
 
 // Console implements compute.Driver.

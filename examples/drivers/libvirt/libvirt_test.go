@@ -147,9 +147,32 @@ func (g *guest) testSpawn() {
 	if last := console(g.T, g.d, 1); strings.Contains(last, "Linux version") || strings.Count(last, "\n") > 1 {
 		g.Errorf("the last line is %q", last)
 	}
+	grown := &growing{file: filepath.Join(g.dir, guestID, "console.log")}
+	if err := g.d.ConsoleLog(g.ctx, guestID, 1, grown); err != nil || grown.err != nil || strings.Contains(grown.got.String(), "later") {
+		g.Errorf("the last line, while the guest writes more: %q, %v, %v", &grown.got, err, grown.err)
+	}
 	if i, err := g.d.Get(g.ctx, guestID); err != nil || i.Name != "real <guest> & \"more\"" {
 		g.Errorf("get: %+v, %v", i, err)
 	}
+}
+
+// growing is the reader of a console log to which the guest writes meanwhile.
+type growing struct {
+	file string
+	got  strings.Builder
+	err  error
+}
+
+func (g *growing) Write(b []byte) (int, error) {
+	if g.got.Len() == 0 {
+		f, err := os.OpenFile(g.file, os.O_APPEND|os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteString("later\nlater\n")
+			err = errors.Join(err, f.Close())
+		}
+		g.err = err
+	}
+	return g.got.Write(b)
 }
 
 // testReboot: the guest itself does a soft reboot and a shutdown.

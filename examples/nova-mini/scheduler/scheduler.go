@@ -38,7 +38,9 @@ type Config struct {
 	SubsetSize int
 	// Observe is called after each decision. Default: decisions are not observed.
 	Observe func(context.Context, scheduler.Observation)
-	Logger  *slog.Logger
+	// ObserveClaim is called after each claim on a host. Default: claims are not observed.
+	ObserveClaim func(context.Context, placement.Observation)
+	Logger       *slog.Logger
 }
 
 // Service answers the scheduler's RPC interface. It is safe for concurrent use.
@@ -113,7 +115,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	s := &Service{cfg: cfg}
 	claims := currentClaims{cfg.Store.Claims(), cfg.Store.Members(cfg.DownAfter)}
-	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: claims, Hosts: s.hosts}
+	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: claims, Hosts: s.hosts, Observe: cfg.ObserveClaim}
 	return s, nil
 }
 
@@ -187,6 +189,16 @@ func (s *Service) WriteReport(w io.Writer) error {
 	newest, oldest := s.fleet.Age()
 	_, err := fmt.Fprintf(w, "%d hosts, reports %s to %s old\n", len(s.fleet.Hosts()), newest.Round(time.Millisecond), oldest.Round(time.Millisecond))
 	return err
+}
+
+// Providers returns the resources of all hosts as the last Refresh has read them. It is for metrics.
+func (s *Service) Providers(context.Context) ([]*placement.Provider, error) {
+	hosts := s.fleet.Hosts()
+	out := make([]*placement.Provider, len(hosts))
+	for i, h := range hosts {
+		out[i] = h.Placement()
+	}
+	return out, nil
 }
 
 // hosts returns all hosts as the last Refresh has read them. If fresh is true, it reads them now, and fails with Unavailable if

@@ -1,4 +1,7 @@
-package db
+// Package sqlitedb lets package db open SQLite. A program imports it for its effect, as a driver of database/sql:
+//
+//	import _ "github.com/armature-go/armature/db/sqlitedb"
+package sqlitedb
 
 import (
 	"context"
@@ -12,12 +15,17 @@ import (
 
 	"modernc.org/sqlite"
 
+	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
 )
 
+func init() { //nolint:gochecknoinits // a driver registers itself, as those of database/sql do
+	engine.Register(&engine.Engine{Scheme: "sqlite", Driver: engine.SQLite, Parse: parseURL, Explain: explain})
+}
+
 // busyTimeout is how long a writer waits for another writer. Writers of this process
 // wait in a queue. For a writer of another process SQLite polls.
-const busyTimeout = 10 * time.Second
+const busyTimeout = engine.BusyTimeout
 
 // sqliteOptions are the driver's options with which SQLite behaves as the package comment says.
 const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
@@ -46,16 +54,16 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 type sqliteDB struct {
 	dsn      string
 	writer   chan struct{} // the lock of the writer: full while a connection writes
-	observer *observer
+	observer *engine.Observer
 }
 
-// newSQLite returns a connector for a file in the form of a URL.
-func newSQLite(file string) *sqliteDB {
-	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1)}
+// newConnector returns a connector for a file in the form of a URL.
+func newConnector(file string, o *engine.Observer) *sqliteDB {
+	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1), observer: o}
 }
 
 // Driver returns the driver with the observer of this handle.
-func (s *sqliteDB) Driver() driver.Driver { return &observedDriver{sqliteDriver(), s.observer} }
+func (s *sqliteDB) Driver() driver.Driver { return engine.NewDriver(sqliteDriver(), s.observer) }
 
 // Connect opens a connection and records a failure for Health.
 func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
@@ -64,7 +72,7 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
-		s.observer.failure.record(err, false)
+		s.observer.Failed(err)
 		return nil, err
 	}
 	return &sqliteConn{rawConn: c.(rawConn), db: s}, nil
@@ -143,6 +151,15 @@ func (c *sqliteConn) beginWrite(ctx context.Context, opts driver.TxOptions) (*sq
 	return &sqliteTx{tx, c, sync.OnceFunc(c.db.unlockWriter)}, nil
 }
 
+// LockWrite implements [engine.WriteLocker].
+func (c *sqliteConn) LockWrite(ctx context.Context) (engine.WriteTx, error) {
+	tx, err := c.beginWrite(ctx, driver.TxOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return tx, nil
+}
+
 // sqliteTx is a transaction that releases the writer's lock at its end.
 type sqliteTx struct {
 	driver.Tx
@@ -154,12 +171,15 @@ type sqliteTx struct {
 func (t *sqliteTx) Commit() error {
 	defer t.endTx()
 	err := t.Tx.Commit()
-	t.c.db.observer.failure.record(err, false)
+	t.c.db.observer.Failed(err)
 	return err
 }
 
 // Rollback rolls back and releases the lock.
 func (t *sqliteTx) Rollback() error { defer t.endTx(); return t.Tx.Rollback() }
+
+// Unlock implements [engine.WriteTx].
+func (t *sqliteTx) Unlock() { t.unlock() }
 
 func (t *sqliteTx) endTx() {
 	t.c.inTx = false
@@ -179,14 +199,14 @@ func (c *sqliteConn) execWrite(ctx context.Context, f func() (driver.Result, err
 
 // ExecContext runs a statement without rows. It waits for the writer's lock, unless it is inside a transaction.
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.db.observer.observeStatement(ctx, query)
+	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.execWrite(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
 // QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.db.observer.observeStatement(ctx, query)
+	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
 	rows, err = c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
 	return wrapRows(rows, err)
@@ -229,13 +249,13 @@ type sqliteStmt struct {
 }
 
 func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.c.db.observer.observeStatement(ctx, s.query)
+	end := s.c.db.observer.Statement(ctx, s.query)
 	defer func() { end(res, err) }()
 	return s.c.execWrite(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
 }
 
 func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.c.db.observer.observeStatement(ctx, s.query)
+	end := s.c.db.observer.Statement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	rows, err = s.rawStmt.QueryContext(ctx, args)
 	return wrapRows(rows, err)

@@ -1,4 +1,7 @@
-package db
+// Package mysqldb lets package db open MySQL and MariaDB. A program imports it for its effect, as a driver of database/sql:
+//
+//	import _ "github.com/armature-go/armature/db/mysqldb"
+package mysqldb
 
 import (
 	"context"
@@ -8,7 +11,13 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/armature-go/armature/db/internal/engine"
 )
+
+func init() { //nolint:gochecknoinits // a driver registers itself, as those of database/sql do
+	engine.Register(&engine.Engine{Scheme: "mysql", Driver: engine.MySQL, Parse: parseURL, Explain: explain})
+}
 
 // rollbackTimeout bounds a ROLLBACK. A ROLLBACK is also sent after its context has
 // ended.
@@ -20,19 +29,19 @@ const rollbackTimeout = time.Second
 type mysqlDB struct {
 	driver.Connector
 
-	observer *observer
+	observer *engine.Observer
 }
 
 // Driver returns the driver with the observer of this handle.
 func (m *mysqlDB) Driver() driver.Driver {
-	return &observedDriver{m.Connector.Driver(), m.observer}
+	return engine.NewDriver(m.Connector.Driver(), m.observer)
 }
 
 // Connect opens a connection and records a failure for Health.
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
-		m.observer.failure.record(err, false)
+		m.observer.Failed(err)
 		// The dialer has its own timer for the deadline, which may fire before the context ends.
 		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
 			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
@@ -52,19 +61,19 @@ type rawMySQL interface {
 type mysqlConn struct {
 	rawMySQL
 
-	observer *observer
+	observer *engine.Observer
 }
 
 // ExecContext runs a statement without rows and reports it to the observer.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.observer.observeStatement(ctx, query)
+	end := c.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
 // QueryContext runs a query and reports it to the observer.
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.observer.observeStatement(ctx, query)
+	end := c.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
@@ -88,18 +97,18 @@ type rawMySQLStmt interface {
 type observedStmt struct {
 	rawMySQLStmt
 
-	observer *observer
+	observer *engine.Observer
 	query    string
 }
 
 func (s *observedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.observer.observeStatement(ctx, s.query)
+	end := s.observer.Statement(ctx, s.query)
 	defer func() { end(res, err) }()
 	return s.rawMySQLStmt.ExecContext(ctx, args)
 }
 
 func (s *observedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.observer.observeStatement(ctx, s.query)
+	end := s.observer.Statement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	return s.rawMySQLStmt.QueryContext(ctx, args)
 }
@@ -134,4 +143,23 @@ func (t *mysqlTx) Rollback() error {
 	defer cancel()
 	_, err := t.c.ExecContext(ctx, "ROLLBACK", nil)
 	return err
+}
+
+// rawConn has the interfaces of the driver's connection that database/sql uses.
+type rawConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.Pinger
+	driver.SessionResetter
+	driver.Validator
+}
+
+// rawStmt has the interfaces of the driver's prepared statement that database/sql uses.
+type rawStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
 }

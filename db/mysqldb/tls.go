@@ -1,14 +1,11 @@
-package db
+package mysqldb
 
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"net"
 	"net/url"
 	"strconv"
-
-	"github.com/go-sql-driver/mysql"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/tlsfile"
@@ -127,14 +124,6 @@ func verifyAuthority(s tls.ConnectionState, roots *x509.CertPool) error {
 		return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
 	}
 	return nil
-}
-
-// tlsFailure returns an error that explains err if a connection failed because of TLS, and nil otherwise.
-func tlsFailure(err error) error {
-	if errors.Is(err, mysql.ErrNoTLS) {
-		return fault.New(fault.Precondition, "the URL requires TLS, but the server does not use TLS: %w", err)
-	}
-	return tlsfile.Failure(err)
 }
 
 // isLoopback reports whether a host is this machine.

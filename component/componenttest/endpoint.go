@@ -1,0 +1,134 @@
+package componenttest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/membus"
+)
+
+// endpoint is the connection of one process to the bus in memory. Close cuts it, as a broker sees the end of a process: subscriptions
+// end at once, and messages that are not acknowledged go back to their topics.
+type endpoint struct {
+	*membus.Bus
+
+	life context.Context //nolint:containedctx // the life of the connection, ended by Close
+	end  context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu   sync.Mutex
+	held map[*held]struct{} // deliveries that are not acknowledged
+}
+
+func newEndpoint(hub *membus.Bus) *endpoint {
+	life, end := context.WithCancel(context.Background())
+	return &endpoint{Bus: hub, life: life, end: end, held: map[*held]struct{}{}}
+}
+
+// errCut is the error of an endpoint after Close.
+func (e *endpoint) errCut() error {
+	if e.life.Err() != nil {
+		return fmt.Errorf("the process is killed: %w", bus.ErrClosed)
+	}
+	return nil
+}
+
+func (e *endpoint) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := e.errCut(); err != nil {
+		return err
+	}
+	return e.Bus.Publish(ctx, topic, m)
+}
+
+func (e *endpoint) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
+	done(e.Publish(ctx, topic, m))
+}
+
+func (e *endpoint) CreateTopic(ctx context.Context, topic string) error {
+	if err := e.errCut(); err != nil {
+		return err
+	}
+	return e.Bus.CreateTopic(ctx, topic)
+}
+
+func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
+	if err := e.errCut(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(e.life, cancel) //nolint:contextcheck // the life of the connection ends the subscription, too
+	in, err := e.Bus.Subscribe(ctx, s)
+	if err != nil || s.Receive != nil { // a Private topic has nothing to acknowledge
+		context.AfterFunc(ctx, func() { stop() })
+		return in, err
+	}
+	out := make(chan *bus.Delivery)
+	e.wg.Go(func() {
+		defer close(out)
+		defer stop()
+		defer cancel()
+		for d := range in {
+			own := e.hold(d)
+			select {
+			case out <- bus.NewDelivery(d.Message, d.Redelivered, own):
+			case <-ctx.Done():
+				_ = own.EndDelivery(false) // it goes back to the topic
+			}
+		}
+	})
+	return out, nil
+}
+
+// Close cuts the connection.
+func (e *endpoint) Close() error {
+	e.mu.Lock()
+	e.end()
+	held := e.held
+	e.held = nil
+	e.mu.Unlock()
+	for h := range held {
+		_ = h.delivery.Nack()
+	}
+	e.wg.Wait()
+	return nil
+}
+
+func (e *endpoint) Start(context.Context) error { return e.errCut() }
+func (e *endpoint) Stop(context.Context) error  { return e.Close() }
+func (e *endpoint) Check(context.Context) error { return e.errCut() }
+
+// held is a delivery that is not acknowledged.
+type held struct {
+	of       *endpoint
+	delivery *bus.Delivery
+}
+
+func (e *endpoint) hold(d *bus.Delivery) *held {
+	h := &held{e, d}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.held != nil {
+		e.held[h] = struct{}{}
+		return h
+	}
+	_ = d.Nack()
+	return h
+}
+
+// EndDelivery implements bus.Acknowledger.
+func (h *held) EndDelivery(ack bool) error {
+	h.of.mu.Lock()
+	_, mine := h.of.held[h]
+	delete(h.of.held, h)
+	h.of.mu.Unlock()
+	switch {
+	case !mine:
+		return fault.New(fault.Unavailable, "the process is killed: the message is delivered again")
+	case ack:
+		return h.delivery.Ack()
+	}
+	return h.delivery.Nack()
+}

@@ -1,0 +1,25 @@
+// Package inject gives a process of a component what a test wants it to use.
+package inject
+
+import (
+	"context"
+
+	"github.com/armature-go/armature/rpc/urlbus"
+)
+
+// Parts are what a process uses instead of what its options name.
+type Parts struct {
+	// Bus is used if the option transport_url is not set.
+	Bus urlbus.Bus
+}
+
+type key struct{}
+
+// With returns a context for component.Run.
+func With(ctx context.Context, p Parts) context.Context { return context.WithValue(ctx, key{}, p) }
+
+// From returns the parts of a context. They are zero outside of tests.
+func From(ctx context.Context) Parts {
+	p, _ := ctx.Value(key{}).(Parts)
+	return p
+}

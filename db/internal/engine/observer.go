@@ -1,0 +1,49 @@
+package engine
+
+import (
+	"context"
+	"database/sql/driver"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Observer sees all statements of a handle: it logs slow ones and records failures that last.
+type Observer struct {
+	Shown     string        // the URL without the password
+	SlowAfter time.Duration // 0: no statement is slow
+	Log       *slog.Logger
+	Observe   func(context.Context, string) func(error) // nil: none
+
+	failure lastingFailure
+}
+
+// Statement is called at the start of a statement. The caller calls the function that it returns at the
+// statement's end, with the result, which is nil for a query, and the error.
+func (o *Observer) Statement(ctx context.Context, query string) func(driver.Result, error) {
+	start := time.Now()
+	observed := func(error) {}
+	if o.Observe != nil {
+		observed = o.Observe(ctx, query)
+	}
+	return func(res driver.Result, err error) {
+		observed(err)
+		rows := int64(0)
+		if err == nil && res != nil {
+			rows, _ = res.RowsAffected() // on an error rows stays 0
+		}
+		o.failure.record(err, rows > 0)
+		if o.SlowAfter == 0 {
+			return
+		}
+		if took := time.Since(start); took >= o.SlowAfter {
+			o.Log.WarnContext(ctx, "slow query", "took", took, "query", strings.Join(strings.Fields(query), " "))
+		}
+	}
+}
+
+// Failed records the error of an attempt to connect or to commit. A nil error has no effect.
+func (o *Observer) Failed(err error) { o.failure.record(err, false) }
+
+// Failure returns the current failure that will repeat, such as that of a full disk, or nil.
+func (o *Observer) Failure() error { return o.failure.current() }
