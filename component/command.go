@@ -84,9 +84,9 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 		})
 	}
 	t := &Tool[O]{r: r, f: f, Out: r.out}
-	root.AddCommand(t.configCommand(), t.versionCommand())
+	root.AddCommand(t.configCommand(), t.versionCommand(), t.statusCommand())
 	if r.c.Migrations != nil {
-		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand(), t.statusCommand())
+		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand())
 	}
 	if r.c.Audit != nil {
 		root.AddCommand(t.placementCommand())

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
-	"github.com/armature-go/armature/service/operation"
 )
 
 // databaseCommand has the commands about the tables.
@@ -197,8 +195,8 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows, data := describeMembers(found)
-			return t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, data)
+			views := describeMembers(found)
+			return t.Print(memberColumns, memberRows(views), views)
 		}),
 	}, remove)
 	return cmd
@@ -237,80 +235,31 @@ type memberView struct {
 	Process    string              `json:"process,omitempty"`
 }
 
-func describeMembers(found []membership.Member) (rows [][]string, data []memberView) {
-	data = []memberView{}
+// memberColumns are the columns of a table of members.
+var memberColumns = []string{"kind", "host", "state", "seen", "serves", "why", "process"}
+
+// describeMembers returns members as people see them.
+func describeMembers(found []membership.Member) []memberView {
+	out := []memberView{}
 	for i := range found {
 		m := &found[i]
 		v := memberView{m.Kind, m.Host, "down", m.SeenAt, m.Interfaces, m.Unfit(), m.Instance.Process}
 		if m.Up {
 			v.State = "up"
 		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// memberRows returns the rows of a table of members.
+func memberRows(members []memberView) (rows [][]string) {
+	for _, v := range members {
 		var serves []string
-		for _, name := range slices.Sorted(maps.Keys(m.Interfaces)) {
-			serves = append(serves, name+" "+strings.Join(m.Interfaces[name], " "))
+		for _, name := range slices.Sorted(maps.Keys(v.Interfaces)) {
+			serves = append(serves, name+" "+strings.Join(v.Interfaces[name], " "))
 		}
-		data = append(data, v)
 		rows = append(rows, []string{v.Kind, v.Host, v.State, v.Seen.Format(time.RFC3339), cmp.Or(strings.Join(serves, ", "), "-"), v.Why, v.Process})
 	}
-	return rows, data
-}
-
-// statusCommand shows the members and the open operations.
-func (t *Tool[O]) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show the services and the number of open operations by kind and state", Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
-				members, err := membership.New(membership.Config{DB: d, DownAfter: embedded[Options](o).ServiceDownTime}).List(ctx, "")
-				if err != nil {
-					return err
-				}
-				open, err := operation.NewStore(d).List(ctx, operation.Filter{Open: true, Limit: statusLimit})
-				if err != nil {
-					return err
-				}
-				return t.printStatus(members, open)
-			})
-		},
-	}
-}
-
-// statusLimit bounds the open operations that status counts.
-const statusLimit = 10_000
-
-// operationCount is the number of open operations of a kind in a state.
-type operationCount struct {
-	Kind   string    `json:"kind"`
-	State  string    `json:"state"`
-	Count  int       `json:"count"`
-	Oldest time.Time `json:"oldest_at"`
-}
-
-func (t *Tool[O]) printStatus(members []membership.Member, open []operation.Operation) error {
-	counts := map[[2]string]*operationCount{}
-	for i := range open {
-		one := &open[i]
-		key := [2]string{one.Kind, string(one.State)}
-		if counts[key] == nil {
-			counts[key] = &operationCount{Kind: one.Kind, State: string(one.State)}
-		}
-		counts[key].Count++
-		counts[key].Oldest = one.Created // the newest come first
-	}
-	operations := []operationCount{}
-	var lines [][]string
-	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		c := counts[key]
-		operations = append(operations, *c)
-		lines = append(lines, []string{c.Kind, c.State, strconv.Itoa(c.Count), c.Oldest.Format(time.RFC3339)})
-	}
-	rows, views := describeMembers(members)
-	if t.f.output != formatTable {
-		return t.printAs(t.f.output, map[string]any{"members": views, "operations": operations})
-	}
-	if err := t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, nil); err != nil {
-		return err
-	}
-	_, _ = fmt.Fprintln(t.Out) // Print returns the error
-	return t.Print([]string{"operations", "state", "count", "oldest"}, lines, nil)
+	return rows
 }

@@ -623,7 +623,7 @@ func (l *loadedOptions[O]) place(err error) error {
 // placeAll returns the errors that err joins, each with the place of its option. It leaves out errors about options that are known to be
 // wrong, and adds the options of the others to these.
 func (l *loadedOptions[O]) placeAll(err error) (out []error) {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost error
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, one := range joined.Unwrap() {
 			out = append(out, l.placeAll(one)...)
 		}
