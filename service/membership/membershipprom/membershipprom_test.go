@@ -1,7 +1,9 @@
 package membershipprom_test
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
@@ -16,7 +18,7 @@ import (
 // TestMetrics: members are counted by kind and state. Without the database there are no values, and the collection does not fail.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, []db.Migrations{membership.Migrations}, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, []db.Migrations{membership.Migrations}, func(t *testing.T, d *sqlx.DB) {
 		r := membership.New(membership.Config{DB: d})
 		m := membershipprom.New(r)
 		if got := promtest.Gather(t, "", m); len(got) != 0 {
@@ -36,6 +38,13 @@ func TestMetrics(t *testing.T) {
 		if err := r.Disable(t.Context(), "worker", "c", "a member that is down counts as down"); err != nil {
 			t.Fatal(err)
 		}
+		if got := promtest.Gather(t, "", m); len(got) != 0 {
+			t.Errorf("the database was read again within 30 s: %v", got)
+		}
+		<-time.After(30 * time.Second)
+		if err := errors.Join(r.Heartbeat(t.Context(), "worker", "a", ""), r.Heartbeat(t.Context(), "worker", "b", ""), r.Heartbeat(t.Context(), "runner", "a", "")); err != nil {
+			t.Fatal(err)
+		}
 		want := map[string]float64{
 			"members{kind=worker,state=up}": 1, "members{kind=worker,state=disabled}": 1, "members{kind=worker,state=down}": 1,
 			"members{kind=runner,state=up}": 1, "members{kind=runner,state=disabled}": 0, "members{kind=runner,state=down}": 0,
@@ -46,6 +55,7 @@ func TestMetrics(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
+		<-time.After(30 * time.Second)
 		if got := promtest.Gather(t, "", m); len(got) != 0 {
 			t.Errorf("without a database: %v", got)
 		}

@@ -83,11 +83,26 @@ func TestMetrics(t *testing.T) {
 		if got["open{kind=runs,state=running}"] != 2 || len(got) != len(want)+2 {
 			t.Errorf("two operations have not ended: %v", got)
 		}
+		if _, err := operation.Begin(t.Context(), ops, later, "", &struct{}{}); err != nil {
+			t.Fatal(err)
+		}
+		was := got["oldest_seconds{kind=runs,state=running}"]
+		<-time.After(10 * time.Second)
+		if got = gather(); got["open{kind=runs,state=running}"] != 2 || got["oldest_seconds{kind=runs,state=running}"] < was+9 {
+			t.Errorf("within 30 s the database was read again, or the age is not that of now: %v, %v", was, got)
+		}
+		<-time.After(30 * time.Second)
+		if got = gather(); got["open{kind=runs,state=running}"] != 3 {
+			t.Errorf("after 30 s: %v", got)
+		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want["running{host=h}"], gather()["running{host=h}"]); diff != "" {
-			t.Errorf("without the database: %s", diff)
+		<-time.After(30 * time.Second)
+		got = gather()
+		_, running := got["running{host=h}"]
+		if _, open := got["open{kind=runs,state=running}"]; !running || open {
+			t.Errorf("without the database: %v", got)
 		}
 	})
 }
