@@ -83,7 +83,13 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error { return r.run(cmd.Context(), f, s.Name) },
 		})
 	}
-	t := &Tool[O]{r: r, f: f, Out: r.out}
+	r.addTools(root, &Tool[O]{r: r, f: f, Out: r.out})
+	checkArguments(root)
+	return root
+}
+
+// addTools adds the commands of operators that the component has.
+func (r *runtime[O]) addTools(root *cobra.Command, t *Tool[O]) {
 	root.AddCommand(t.configCommand(), t.versionCommand(), t.statusCommand())
 	if r.c.Migrations != nil {
 		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand())
@@ -103,8 +109,6 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	if r.c.Commands != nil {
 		root.AddCommand(r.c.Commands(t)...)
 	}
-	checkArguments(root)
-	return root
 }
 
 // unknownName returns an error about a name that does not exist. The error names the nearest existing name, or all names if

@@ -33,12 +33,15 @@
 //	hello member list|remove
 //	hello placement audit
 //	hello dlq list|show|requeue|drop
-//	hello status                     members and open operations
+//	hello status                     members, open operations, and the processes of this host
 //	hello openapi, version, completion
 //
 // The fields of [Component] say which commands a component has not. Everything that is listed or shown has the flag --output (-o): table, json
 // or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes
 // of their own, see their --help.
+//
+// A process has one name of its host. [Process.On] gives it more, for services that stand for several hosts. The names of a component's own
+// contracts may differ from the defaults here: options ([Component.Address], [DriverConfig]), flags, kinds of members ([ServerConfig]).
 //
 // Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
 // SQLite file in state_path. Such a process creates and upgrades its tables at its start. A process of one service only checks them.

@@ -155,7 +155,7 @@ func (v *processView) ask(ctx context.Context) {
 		v.Why = errors.Unwrap(err).Error() // without the URL, which is not that of the process
 		return
 	}
-	defer res.Body.Close()
+	defer res.Body.Close() //nolint:errcheck // the body is only read
 	var reply struct {
 		Status, Phase string
 		Checks        []struct{ Name, Status, Error string }

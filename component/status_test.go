@@ -59,7 +59,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("after the end: %s", out)
 	}
 
-	// One address for all processes of the host, at which a process listens that is no component.
+	// One address for all processes of the host, at which another program listens.
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
 	if err != nil {
 		t.Fatal(err)
