@@ -206,7 +206,11 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 			if owner != "" {
 				target = map[string]any{"project_id": owner}
 			}
-			_, err = fmt.Fprint(t.Out, p.Explain(c, rule, target))
+			x := p.Explain(c, rule, target)
+			if t.f.output != formatTable {
+				return t.printAs(t.f.output, x)
+			}
+			_, err = fmt.Fprint(t.Out, x)
 			return err
 		},
 	}

@@ -62,6 +62,9 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 		if !slices.Contains(formats, f.output) {
 			return unknownName("format", f.output, slices.Values(formats))
 		}
+		if f.output != formatTable && r.printsNoData(cmd) {
+			return usageError{fault.New(fault.Invalid, "%s has only one form: leave out --output", cmd.CommandPath())}
+		}
 		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
 			return nil
 		}
@@ -86,6 +89,12 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	r.addTools(root, &Tool[O]{r: r, f: f, Out: r.out})
 	checkArguments(root)
 	return root
+}
+
+// printsNoData reports whether a command runs a service, or prints a text that is a file.
+func (r *runtime[O]) printsNoData(cmd *cobra.Command) bool {
+	isService := slices.ContainsFunc(r.c.Services, func(s Service[O]) bool { return cmd.Parent() == cmd.Root() && s.Name == cmd.Name() })
+	return cmd == cmd.Root() || isService || cmd.Name() == "sample" || cmd.HasParent() && cmd.Parent().Name() == "completion"
 }
 
 // addTools adds the commands of operators that the component has.

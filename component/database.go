@@ -100,9 +100,6 @@ func (t *Tool[O]) placementCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return t.WithDatabase(cmd.Context(), func(ctx context.Context, _ *O, d *sqlx.DB) error {
 				found, err := t.r.c.Audit(ctx, d, repair, minAge)
-				if found == nil {
-					found = []placement.Finding{} // in JSON a list, not null
-				}
 				return errors.Join(err, t.printFindings(found, err))
 			})
 		},
@@ -114,6 +111,13 @@ func (t *Tool[O]) placementCommand() *cobra.Command {
 	return cmd
 }
 
+// findingView is a finding with the error of its repair.
+type findingView struct {
+	placement.Finding
+
+	Error string `json:"error,omitempty"`
+}
+
 // printFindings prints what an audit has found, and returns its exit code, unless the audit failed.
 func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
 	if len(found) == 0 && failed == nil && t.f.output == formatTable {
@@ -122,17 +126,20 @@ func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
 	}
 	repaired := 0
 	var rows [][]string
+	data := []findingView{}
 	for i := range found {
-		state := "found"
+		state, view := "found", findingView{Finding: found[i]}
 		if one := &found[i]; one.Repaired {
 			state = "repaired"
 			repaired++
 		} else if one.Err != nil {
-			state = "not repaired: " + one.Err.Error()
+			view.Error = one.Err.Error()
+			state = "not repaired: " + view.Error
 		}
+		data = append(data, view)
 		rows = append(rows, []string{found[i].Kind, describeFinding(&found[i]), state})
 	}
-	err := t.Print([]string{"kind", "claim", "state"}, rows, found)
+	err := t.Print([]string{"kind", "claim", "state"}, rows, data)
 	switch {
 	case err != nil || failed != nil || len(found) == 0:
 		return err
