@@ -176,10 +176,11 @@ report_interval = 1
 service_down_time = 10
 task_retry_interval = 3
 debug = true
-auth_strategy = noauth2
 %s
 [database]
 connection = %s%s
+[api]
+auth_strategy = noauth2
 `, configured(busURL), c.exchange, c.dir, extra, mysqlURL, name)
 	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
