@@ -30,6 +30,7 @@ var (
 	reportMember    = rpc.Define(rpc.Method[memberMessage, rpc.None]{Interface: memberInterface, Name: "heartbeat", Since: v1})
 	leaveMember     = rpc.Define(rpc.Method[memberMessage, rpc.None]{Interface: memberInterface, Name: "leave", Since: v1})
 	memberCaps      = rpccaps.Define(memberInterface)
+	reportResources = rpc.Define(rpc.Method[resourcesMessage, rpc.None]{Interface: memberInterface, Name: "resources", Since: v1})
 )
 
 // operationMessage names an operation.
@@ -82,6 +83,12 @@ func (p *Process[O]) addInternal() {
 		handle(joinMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Join(ctx, m.self()) })
 		handle(reportMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Heartbeat(ctx, m.Kind, m.Host, "") })
 		handle(leaveMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Leave(ctx, m.Kind, m.Host, "") })
+		rpc.Handle(s, reportResources, func(ctx context.Context, m *resourcesMessage) (*rpc.None, error) {
+			if m.Provider == nil {
+				return nil, fault.New(fault.Invalid, "the message has no provider")
+			}
+			return nil, p.putResources(ctx, m.Kind, m.Provider)
+		})
 		rpc.Handle(s, memberCaps, caps.Answer)
 	}))
 }
@@ -123,10 +130,15 @@ func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Meth
 	limited, cancel := context.WithTimeout(ctx, remoteTimeout)
 	defer cancel()
 	out, err := rpc.Call(limited, m.client, method, rpc.Any, &m.self)
+	return out, unanswered(ctx, err)
+}
+
+// unanswered returns the error of a call of a process with the database, for a method that is idempotent. Unavailable: none has answered.
+func unanswered(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil && slices.Contains([]fault.Code{fault.Timeout, fault.Unknown, fault.Unavailable}, fault.CodeOf(err)) {
-		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err) // the methods are idempotent
+		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err)
 	}
-	return out, err
+	return err
 }
 
 // Announcement returns the part that announces the versions of the member, and waits until all clients know them.
