@@ -10,16 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/armature-go/armature/db/dbtest"
-	"github.com/armature-go/armature/internal/envtest"
-	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
 )
 
@@ -82,8 +78,8 @@ func cloneProject(t *testing.T) string {
 }
 
 // TestCommands runs the first commands of README.md, the commands that nova-mini prints for its users, and the commands of
-// docs/tutorial.md and docs/writing-a-driver.md. It runs them in an empty directory and does not change them, except for
-// ports, the URLs of services and one directory, because several tests run at the same time.
+// docs/writing-a-driver.md. TestTutorial runs those of docs/tutorial.md. TestCommands runs them in an empty
+// directory and does not change them, except for a port and a directory, because several tests run at the same time.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -93,7 +89,6 @@ func TestCommands(t *testing.T) {
 	parent := cloneProject(t)
 	dir := filepath.Join(parent, "armature")
 	t.Run("README", func(t *testing.T) { t.Parallel(); readme(t, dir) })
-	t.Run("tutorial", func(t *testing.T) { t.Parallel(); tutorial(t, dir) })
 	t.Run("driver", func(t *testing.T) { t.Parallel(); ownDriver(t, parent) })
 }
 
@@ -142,71 +137,6 @@ func readme(t *testing.T, dir string) {
 	out, err := sh(t, dir, strings.Join(paste[:2], "\n")+"\nfor i in $(seq 100); do"+last+" | grep -q ACTIVE && echo built && break; sleep 0.1; done")
 	if err != nil || !strings.Contains(out, "built") {
 		t.Errorf("%v: %s", err, out)
-	}
-}
-
-// tutorial starts hello twice, by the two commands of the tutorial, and sends the requests of the tutorial to each.
-func tutorial(t *testing.T, dir string) {
-	t.Helper()
-	blocks := blocksOf(t, "docs/tutorial.md")
-	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 3 || len(blocks["ini"]) != 1 {
-		t.Fatalf("docs/tutorial.md has %d blocks of commands, %d requests and %d files, want 4, 3 and 1", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
-	}
-	if _, err := exec.LookPath("curl"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("curl is not installed: the commands cannot be tried")
-		}
-		t.Skip("curl is not installed")
-	}
-	addr := envtest.FreeAddr(t)
-	const fixed = "127.0.0.1:8780"
-	file := strings.NewReplacer(fixed, addr, "[DEFAULT]\n", "[DEFAULT]\ncontrol_exchange = hello-commands\n",
-		"rabbit://guest:guest@127.0.0.1:5672/", strings.Replace(envtest.URL(t, testenv.AMQPVar), "amqp://", "rabbit://", 1),
-		"mysql://hello:secret@127.0.0.1:3306/hello", dbtest.MySQL(t)).Replace(blocks["ini"][0])
-	if err := os.WriteFile(filepath.Join(dir, "hello-1.conf"), []byte(file), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for i, command := range blocks["sh"][1:3] {
-		var env []string
-		if i == 0 {
-			env = append(env, "OS_DEFAULT__LISTEN="+addr)
-		}
-		running := inBackground(t, dir, command, env)
-		if err := waittest.Poll(3*time.Minute, func() error { // the command compiles the program first
-			out, err := sh(t, dir, "curl -sf http://"+addr+"/readyz")
-			if err != nil {
-				err = fmt.Errorf("%s: it is not ready: %s\n%s", command, out, running.printed())
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-		id := ""
-		for n, want := range []string{"202 Accepted", `"text":"Hello, Ada!"`, "'' is too short"} {
-			question := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][n], fixed, addr), "/ID", "/"+id)
-			var out string
-			if err := waittest.Poll(time.Minute, func() (err error) { // the worker may not have made the greeting yet
-				if out, err = sh(t, dir, question); err == nil && n == 1 && strings.Contains(out, `"text":""`) {
-					err = errors.New("no text yet")
-				}
-				return err
-			}); err != nil || !strings.Contains(out, want) {
-				t.Errorf("%s: %v, %s; want %s", question, err, out, want)
-			}
-			if at := regexp.MustCompile(`(?m)^Location: /v1/greetings/(\S+)`).FindStringSubmatch(out); at != nil {
-				id = at[1]
-			}
-		}
-		running.stop()
-	}
-	if files, err := filepath.Glob(filepath.Join(dir, "hello.db*")); err != nil || !slices.Equal(files, []string{filepath.Join(dir, "hello.db")}) {
-		t.Errorf("after a clean stop the first command leaves the files %q, %v; want only hello.db", files, err)
-	}
-	if out, err := sh(t, dir, blocks["sh"][3]); err != nil {
-		t.Errorf("the module of the reader: %v: %s", err, out)
-	}
-	if info, err := os.Stat(filepath.Join(dir, "../hello/hello")); err != nil || !info.Mode().IsRegular() {
-		t.Errorf("the program of the module: %v", err)
 	}
 }
 

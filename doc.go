@@ -258,6 +258,6 @@
 //		})
 //	}
 //
-// examples/hello is a whole component in one file, which docs/tutorial.md builds. examples/nova-mini is a component with all that
-// production needs. docs/architecture.md has the picture.
+// docs/tutorial.md builds a component from an empty directory. examples/hello is a whole component in one file. examples/nova-mini is a
+// component with all that production needs. docs/architecture.md has the picture.
 package armature

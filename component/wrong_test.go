@@ -193,3 +193,17 @@ func TestFilesOfOtherServices(t *testing.T) {
 		t.Errorf("the service that needs a file: %d %s", code, errs)
 	}
 }
+
+// TestOneError: an error has no further error as its consequence, which would hide the cause.
+func TestOneError(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	env := []string{"OS_DATABASE__CONNECTION=sqlite://" + filepath.Join(t.TempDir(), "empty.db")}
+	code, out, errs := w.command(t, env, "db", "check")
+	if code != 2 || !strings.Contains(out, "run db sync") || !strings.Contains(out, "not checked without the schema") || strings.Contains(out+errs, "no such table") {
+		t.Errorf("db check without tables: %d %s%s", code, out, errs)
+	}
+	if code, _, errs := w.command(t, []string{"OS_DEFAULT__LISTEN=8780"}); code != 1 || !strings.Contains(errs, "missing port in address") || strings.Contains(errs, "noauth2") {
+		t.Errorf("a malformed address: %d %s", code, errs)
+	}
+}

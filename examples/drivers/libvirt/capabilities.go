@@ -214,7 +214,7 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // opened only to read
+	defer func() { _ = f.Close() }()   // opened only to read
 	size, err := f.Seek(0, io.SeekEnd) // what the guest writes from now on is not read
 	if err != nil {
 		return err

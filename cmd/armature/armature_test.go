@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// armature runs the command, and returns the exit code and what it prints.
+func armature(t *testing.T, args ...string) (int, string) {
+	t.Helper()
+	var out bytes.Buffer
+	code := run(t.Context(), args, &out, &out)
+	return code, out.String()
+}
+
+// clone is the directory of this repository.
+func clone(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// goTool runs the go command in a directory.
+func goTool(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// TestRefused: names and arguments that cannot be used are refused before a file is written, with a text that says what to do.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	full := t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "mine"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	type refused struct {
+		args string
+		code int
+		want string
+	}
+	tests := []refused{
+		{"new component", 2, "want one NAME"},
+		{"new component a b", 2, "want one NAME"},
+		{"new component Backup", 2, `the name "Backup" cannot be used: want a to z and 0 to 9`},
+		{"new component back-up", 2, "want a to z and 0 to 9"},
+		{"new component ../up", 2, "want a to z and 0 to 9"},
+		{"new component 1st", 2, "beginning with a letter"},
+		{"new component " + strings.Repeat("a", 31), 2, "at most 30"},
+		{"new component key", 2, "its plural is a word of SQL; choose another one, such as mykey"},
+		{"new component component", 2, "would both declare newComponent"},
+		{"new component state", 2, "it is a flag of the commands"},
+		{"new component disk --module example.org/../x", 2, "--module: "},
+		{"new component disk --module github.com/armature-go/armature/disk", 2, "this path belongs to Armature"},
+		{"new component disk", 2, "was built from a clone of Armature (version (devel)): add --replace DIR"},
+		{"new component disk --replace " + full, 2, "this is not a clone of Armature"},
+		{"new component disk --replace " + clone(t) + " --dir " + full, 1, "is not empty: choose another one with --dir"},
+		{"new component disk --colour red", 2, "unknown flag"},
+		{"new server", 2, `cannot write a new "server"`},
+		{"old", 2, `unknown command "old"`},
+	}
+	for name := range reserved {
+		tests = append(tests, refused{"new component " + name, 2, "cannot be used"})
+	}
+	for k := token.BREAK; k <= token.VAR; k++ {
+		tests = append(tests, refused{"new component " + k.String(), 2, "it is a keyword of Go"})
+	}
+	for _, tt := range tests {
+		args := strings.Fields(tt.args)
+		dir := filepath.Join(t.TempDir(), "new")
+		if len(args) > 2 && !slices.Contains(args, "--replace") && !strings.Contains(tt.want, "clone of") {
+			args = append(args, "--replace", clone(t))
+		}
+		if len(args) > 2 && !slices.Contains(args, "--dir") {
+			args = append(args, "--dir", dir)
+		}
+		if code, out := armature(t, args...); code != tt.code || !strings.Contains(out, tt.want) {
+			t.Errorf("%s: %d %s; want %d with %q", tt.args, code, out, tt.code, tt.want)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s: files were written", tt.args)
+		}
+	}
+}
+
+// TestNames: components with names that are used in the code, too, compile.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("-short: it builds programs; make test runs it")
+	}
+	for _, name := range []string{"worker", "string", "options", "db"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), name)
+			if code, out := armature(t, "new", "component", name, "--replace", clone(t), "--dir", dir); code != 0 {
+				if strings.Contains(out, "cannot be used") {
+					return // a name may be refused, but must not write what does not compile
+				}
+				t.Fatal(out)
+			}
+			goTool(t, dir, "vet", "./...")
+		})
+	}
+}

@@ -1,0 +1,103 @@
+// Command armature writes the beginning of a component:
+//
+//	armature new component NAME [--module PATH] [--replace DIR]
+//
+// The component has a REST API, a conductor, workers with drivers, tables, options, a policy and tests. It compiles, passes its tests and runs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// usageError is an error of the command line: the exit code is 2.
+type usageError struct{ error }
+
+// run runs the command and returns the exit code.
+func run(ctx context.Context, args []string, out, errs io.Writer) int {
+	root := &cobra.Command{
+		Use: "armature", Short: "Write the beginning of a component", SilenceUsage: true, SilenceErrors: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q: see armature --help", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetOut(out)
+	root.SetErr(errs)
+	root.AddCommand(newCommand(), &cobra.Command{ //nolint:contextcheck // cobra passes the context on
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version())
+			return err
+		},
+	})
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	_, _ = fmt.Fprintf(errs, "armature: %v\n", err) // standard error may be closed
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
+}
+
+// version returns the version of the module that this program was built from, or "(devel)" if it was built from a clone.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}
+
+func newCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "new", Short: "Write something new", RunE: func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("cannot write a new %q: see armature new --help", args[0])}
+		}
+		return cmd.Help()
+	}}
+	var c newComponent
+	one := &cobra.Command{
+		Use: "component NAME", Short: "Write a component into the directory NAME",
+		Long: "Write a component into the directory NAME: a REST API with the resource NAME, a conductor, workers with drivers, tables, options, " +
+			"a policy and tests. NAME is in the singular, such as backup: it has only a to z and 0 to 9.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("want one NAME, such as: armature new component backup")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c.name, c.out = args[0], cmd.OutOrStdout()
+			return c.write(cmd.Context())
+		},
+	}
+	f := one.Flags()
+	f.StringVar(&c.module, "module", "", "path of the Go module (default: example.org/NAME)")
+	f.StringVar(&c.replace, "replace", "", "clone of Armature's repository to use instead of the published module")
+	f.StringVar(&c.dir, "dir", "", "directory to write to; it must be empty or not exist (default: NAME)")
+	cmd.AddCommand(one)
+	return cmd
+}

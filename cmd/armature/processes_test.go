@@ -1,0 +1,290 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+// TestComponent: a component that armature writes passes its own tests, runs in one process, and runs as six processes on a broker and a
+// server of a database. Each of the six is killed and started again while clients create and delete, and then replaced by the next release,
+// one after the other. Each request that the API has accepted takes effect.
+func TestComponent(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("-short: it builds programs; make test runs it")
+	}
+	dir := filepath.Join(t.TempDir(), "disk")
+	if code, out := armature(t, "new", "component", "disk", "--replace", clone(t), "--dir", dir, "--module", "example.org/cloud/disk"); code != 0 {
+		t.Fatal(out)
+	}
+	goTool(t, dir, "vet", "./...")
+	goTool(t, dir, "test", "./...")
+	goTool(t, dir, "build", "-o", "this", ".")
+	writeNextRelease(t, dir)
+	goTool(t, dir, "build", "-o", "next", ".")
+	t.Run("one process", func(t *testing.T) {
+		t.Parallel()
+		testOneProcess(t, filepath.Join(dir, "this"))
+	})
+	t.Run("six processes", func(t *testing.T) {
+		t.Parallel()
+		testSixProcesses(t, filepath.Join(dir, "this"), filepath.Join(dir, "next"))
+	})
+}
+
+// writeNextRelease changes the component as its author would for the next release: a column, and a method of a new minor version.
+func writeNextRelease(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "migrations/00002_note.sql"), []byte("ALTER TABLE disks ADD COLUMN note VARCHAR(255) NOT NULL DEFAULT '';\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "worker.go")
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	for old, replacement := range map[string]string{
+		`Name: "disk-worker", Version: rpc.Version{Major: 1}`: `Name: "disk-worker", Version: rpc.Version{Major: 1, Minor: 1}`,
+		"\tdestroyMethod = ":                              "\tlistMethod    = rpc.Define(rpc.Method[rpc.None, []string]{Interface: workerInterface, Name: \"list\", Since: rpc.Version{Major: 1, Minor: 1}})\n\tdestroyMethod = ",
+		"\t\t\trpc.Handle(s, destroyMethod, w.destroy)\n": "\t\t\trpc.Handle(s, destroyMethod, w.destroy)\n\t\t\trpc.Handle(s, listMethod, func(ctx context.Context, _ *rpc.None) (*[]string, error) {\n\t\t\t\tids, err := w.driver().List(ctx)\n\t\t\t\treturn &ids, err\n\t\t\t})\n",
+	} {
+		if strings.Count(text, old) != 1 {
+			t.Fatalf("worker.go has %q %d times", old, strings.Count(text, old))
+		}
+		text = strings.Replace(text, old, replacement, 1)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// process is a process of the component that a test replaces.
+type process struct {
+	t       *testing.T
+	service string
+	env     []string
+	cmd     *exec.Cmd
+	log     *syncBuffer
+}
+
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// start starts a program and waits until it is ready.
+func (p *process) start(program string) {
+	p.t.Helper()
+	p.log = new(syncBuffer)
+	var args []string
+	if p.service != "" {
+		args = []string{p.service}
+	}
+	p.cmd = exec.CommandContext(context.WithoutCancel(p.t.Context()), program, args...)
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = append(os.Environ(), p.env...), p.log, p.log
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	log := p.log
+	waittest.Until(p.t, p.service+" to start", func() bool { return strings.Contains(log.String(), "msg=ready") })
+}
+
+// end sends a signal and waits for the end. An orderly end has the exit code 0.
+func (p *process) end(sig syscall.Signal) {
+	p.t.Helper()
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(sig)
+	err := p.cmd.Wait()
+	if sig != syscall.SIGKILL && err != nil {
+		p.t.Errorf("%s: %v\n%s", p.service, err, p.log)
+	}
+	p.cmd = nil
+}
+
+// disk is the resource of the component.
+type disk struct{ ID, Status, Host string }
+
+// request sends a request. The status is 0 if there was no answer.
+func request(ctx context.Context, method, url, body string) (status int, d disk) {
+	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return 0, d
+	}
+	r.Header.Set("Content-Type", "application/json")
+	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}).Do(r)
+	if err != nil {
+		return 0, d
+	}
+	defer res.Body.Close()
+	_ = json.NewDecoder(res.Body).Decode(&d) // the reply of an error has no disk
+	return res.StatusCode, d
+}
+
+func waitStatus(t *testing.T, url, want string) {
+	t.Helper()
+	var d disk
+	waittest.Until(t, url+" to be "+want, func() bool {
+		_, d = request(t.Context(), http.MethodGet, url, "")
+		return d.Status == want
+	})
+}
+
+// testOneProcess: what the README says. After kill -9 the process goes on with what it had.
+func testOneProcess(t *testing.T, program string) {
+	t.Helper()
+	addr := envtest.FreeAddr(t)
+	p := &process{t: t, env: []string{"OS_DEFAULT__STATE_PATH=" + t.TempDir(), "OS_DEFAULT__LISTEN=" + addr}}
+	p.start(program)
+	defer func() { p.end(syscall.SIGTERM) }()
+	url := "http://" + addr + "/v1/disks"
+	var made []string
+	for range 5 {
+		status, d := request(t.Context(), http.MethodPost, url, `{"name": "first", "size": 1}`)
+		if status != http.StatusAccepted {
+			t.Fatal(status)
+		}
+		made = append(made, d.ID)
+	}
+	p.end(syscall.SIGKILL)
+	p.start(program)
+	for _, id := range made {
+		waitStatus(t, url+"/"+id, "available")
+	}
+}
+
+// testSixProcesses: two processes of each service.
+func testSixProcesses(t *testing.T, this, next string) {
+	t.Helper()
+	addrs := []string{envtest.FreeAddr(t), envtest.FreeAddr(t)}
+	shared := []string{
+		"OS_DEFAULT__TRANSPORT_URL=" + envtest.URL(t, testenv.AMQPVar), "OS_DEFAULT__CONTROL_EXCHANGE=armature-new", "OS_DATABASE__CONNECTION=" + dbtest.MySQL(t),
+		"OS_API__AUTH_STRATEGY=noauth2", "OS_DEFAULT__REPORT_INTERVAL=0.5", "OS_DEFAULT__SERVICE_DOWN_TIME=3", "OS_DEFAULT__STATE_PATH=" + t.TempDir(),
+	}
+	sync := func(program string) {
+		cmd := exec.CommandContext(t.Context(), program, "db", "sync")
+		cmd.Env = append(os.Environ(), shared...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("db sync: %v\n%s", err, out)
+		}
+	}
+	sync(this)
+	var all []*process
+	for i, addr := range addrs {
+		for _, service := range []string{"conductor", "worker", "api"} {
+			p := &process{t: t, service: service, env: append([]string{fmt.Sprintf("OS_DEFAULT__HOST=host-%d", i), "OS_DEFAULT__LISTEN=" + addr}, shared...)}
+			p.start(this)
+			all = append(all, p)
+		}
+	}
+	t.Cleanup(func() {
+		for _, p := range all {
+			p.end(syscall.SIGTERM)
+		}
+	})
+	clients := startClients(t, addrs)
+	for _, p := range all { // each is killed, and comes back
+		clients.work()
+		p.end(syscall.SIGKILL)
+		clients.work()
+		p.start(this)
+	}
+	sync(next)
+	for _, p := range all { // and is replaced
+		clients.work()
+		p.end(syscall.SIGTERM)
+		clients.work()
+		p.start(next)
+	}
+	made := clients.stop()
+	for _, id := range made {
+		waitStatus(t, "http://"+addrs[0]+"/v1/disks/"+id, "available")
+	}
+	t.Logf("%d disks, %d requests without an answer", len(made), clients.unanswered.Load())
+	if len(made) < 30 {
+		t.Errorf("only %d requests were accepted", len(made))
+	}
+}
+
+// clients create disks until they are stopped. Each uses the other API if one does not answer.
+type clients struct {
+	t          *testing.T
+	accepted   atomic.Int64
+	unanswered atomic.Int64
+	stop       func() []string
+}
+
+func startClients(t *testing.T, addrs []string) *clients {
+	t.Helper()
+	c := &clients{t: t}
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	var made []string
+	var wg sync.WaitGroup
+	for i := range 2 {
+		wg.Go(func() {
+			for n := i; ctx.Err() == nil; n++ {
+				status, d := request(ctx, http.MethodPost, "http://"+addrs[n%2]+"/v1/disks", `{"name": "one", "size": 1}`)
+				switch status {
+				case http.StatusAccepted:
+					c.accepted.Add(1)
+					mu.Lock()
+					made = append(made, d.ID)
+					mu.Unlock()
+				case 0, http.StatusServiceUnavailable:
+					c.unanswered.Add(1)
+				default:
+					if ctx.Err() == nil {
+						t.Errorf("a request ended with %d", status)
+					}
+				}
+				waittest.Spend(20 * time.Millisecond)
+			}
+		})
+	}
+	c.stop = func() []string {
+		cancel()
+		wg.Wait()
+		return made
+	}
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// work waits until three more requests are accepted.
+func (c *clients) work() {
+	c.t.Helper()
+	want := c.accepted.Load() + 3
+	waittest.Until(c.t, "requests to be accepted", func() bool { return c.accepted.Load() >= want })
+}
