@@ -15,7 +15,8 @@ import (
 
 // A component should read as its own logic. Plumbing is each line of code, with more than brackets, that says nothing about it. A line belongs to the row of the first
 // function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except those of a call or a
-// literal of the logic, such as rpc.Handle with a handler, and options of the component's own. An import is plumbing if only plumbing uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
+// literal of the logic, such as rpc.Handle with a handler, and options of the component's own.
+// An import is plumbing if only plumbing uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
 const maxRow, maxPlumbing = 15, 60
 
 var plumbingRows = []struct {
