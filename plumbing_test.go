@@ -6,15 +6,17 @@ import (
 	"go/token"
 	"maps"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
 
-// A component should read as its own logic. Plumbing is each line of code that says nothing about it. A line belongs to the row of the first
-// function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except those of a call of
-// the logic, such as rpc.Handle with a handler. An import is plumbing if only plumbing uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
+// A component should read as its own logic. Plumbing is each line of code, with more than brackets, that says nothing about it. A line belongs to the row of the first
+// function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except those of a call or a
+// literal of the logic, such as rpc.Handle with a handler, and options of the component's own.
+// An import is plumbing if only plumbing uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
 const maxRow, maxPlumbing = 15, 60
 
 var plumbingRows = []struct {
@@ -23,28 +25,58 @@ var plumbingRows = []struct {
 }{
 	{"drivers over gRPC", []string{"grpc.*", "protobuf.*", "driver.*", "component.Driver", "component.DriverWith", "component.BuiltIn", "component.DriverOptions"}},
 	{"options", []string{"component.Options", "component.APIOptions", "component.AccessOptions", "config.*", "urlbus.*", "tlsfile.*"}},
-	{"main", []string{"component.Main", "component.Component", "component.Service", "component.Process", "component.Run", "service.*", "slog.*", "os.*", "rpccaps.*", "cobra.*", "prometheus.*"}},
+	{"main", []string{"component.Main", "component.Component", "component.Service", "component.Run", "slog.*", "os.*", "rpccaps.*", "cobra.*", "prometheus.*"}},
+	{"wiring", []string{"component.Process", "service.*"}},
 	{"migrations", []string{"db.Embedded", "db.Migrations", "embed.*"}},
 	{"quota", []string{"quota.*"}},
 	{"hosts with members", []string{"membership.*", "component.NewScheduler", "component.Choose", "component.AvoidHost"}},
 	{"notify", []string{"component.Notify", "rpc.Cast", "rpc.Fanout"}},
-	{"lists and begin", []string{"component.Begin", "listing.*", "db.Tx", "operation.Begin", "operation.Store", "idempotency.*", "api.List", "api.Schema", "api.HandleTarget", "api.NewGroup", "api.Discovery", "api.Config"}},
+	{"lists and begin", []string{"component.Begin", "db.Tx", "operation.Begin", "operation.Store", "idempotency.*", "api.Schema", "api.NewGroup", "api.Discovery", "api.Config"}},
 }
 
 // logicNames are what a component's own logic uses of the packages of this module.
 var logicNames = []string{
-	"api.Handle", "api.HandleRoute", "api.Mux", "api.None", "api.Request", "api.Route", "db.Columns", "db.Error", "fault.*", "operation.GoTo", "operation.Handle",
-	"operation.Kind", "operation.Op", "operation.Step", "reqctx.*", "rpc.Call", "rpc.Define", "rpc.Handle", "rpc.Interface", "rpc.Method", "rpc.Server", "rpc.Version",
+	"api.Handle", "api.HandleRoute", "api.HandleTarget", "api.Link", "api.Mux", "api.Target", "listing.*", "db.List", "db.Page", "api.None", "api.Request", "api.Route", "backupdriver.*", "db.Columns", "db.Error", "db.Exec", "fault.*", "operation.GoTo", "operation.Handle",
+	"operation.Kind", "operation.OnEnd", "operation.Op", "operation.Step", "operation.Succeeded", "policy.Rule", "reqctx.*", "rpc.Any", "rpc.Call", "rpc.Define", "rpc.Handle", "rpc.Interface", "rpc.Method", "rpc.None", "rpc.Server", "rpc.Version",
 	"scheduler.Config", "scheduler.Weighted", "sqlx.Tx", "driver.Driver", // what the component's own driver is
 }
 
 // plumbingDecls are functions, types and variables without logic, with their rows.
-var plumbingDecls = map[string]string{"main": "main", "wire": "main", "hello": "main", "options": "options"}
+var plumbingDecls = map[string]string{
+	"main": "main", "hello": "main", "newComponent": "main", "options": "options",
+	"wire": "wiring", "wireAPI": "wiring", "wireConductor": "wiring", "workerWith": "wiring",
+}
 
-// TestPlumbing: the plumbing of hello stays small.
+// TestPlumbing: the plumbing of hello, and of the component that "armature new component" writes, stays small.
 func TestPlumbing(t *testing.T) {
 	t.Parallel()
-	rows, unknown := countPlumbing(t, readFile(t, "examples/hello/main.go"))
+	for _, pattern := range []string{"examples/hello/*.go", "cmd/armature/template/backup/*.go"} {
+		t.Run(pattern, func(t *testing.T) {
+			t.Parallel()
+			checkPlumbing(t, pattern)
+		})
+	}
+}
+
+// checkPlumbing counts the lines of all files of a component that are no tests.
+func checkPlumbing(t *testing.T, pattern string) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	rows := map[string]int{}
+	var unknown []string
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		more, names := countPlumbing(t, readFile(t, name))
+		for row, n := range more {
+			rows[row] += n
+		}
+		unknown = append(unknown, names...)
+	}
 	if len(unknown) > 0 {
 		t.Errorf("these names are neither plumbing nor logic in the tables of this file: %s", strings.Join(unknown, ", "))
 	}
@@ -82,7 +114,7 @@ var files embed.FS
 type options struct {
 	urlbus.Options
 
-	Size int
+	Size int `+"`ini:\"size\"`"+`
 }
 
 func logic() {
@@ -96,6 +128,10 @@ func wire() {
 	fmt.Println("b")
 
 	_ = rpc.Cast // also a line of wire
+	err := quota.Check()
+	if err != nil {
+		return err
+	}
 	rpc.Call(func() {
 		fmt.Println("logic")
 	})
@@ -104,16 +140,20 @@ func wire() {
 func main() {}
 `)
 	want := map[string]int{
-		"options":    4 + 1, // the struct, and the import of urlbus
+		"options":    2 + 1, // the struct without its own option, and the import of urlbus
 		"migrations": 2,     // the variable, and the import of embed
-		"main":       3 + 1, // wire without the lines of notify and of logic; main
-		"quota":      1 + 1, // the line of the call, and the import
+		"main":       1,
+		"wiring":     2,         // without the lines of notify and of logic
+		"quota":      1 + 3 + 1, // the line of the call, the call in wire with its error, and the import
 		"notify":     1,
 	}
 	if !maps.Equal(rows, want) || !slices.Equal(unknown, []string{"rpc.Other"}) {
 		t.Errorf("%v, unknown %q; want %v", rows, unknown, want)
 	}
 }
+
+// isReturn are the lines that return the error of the line before them.
+var isReturn = map[string]bool{"if err != nil {": true, "return err": true, "return nil, err": true}
 
 // countPlumbing counts the lines of plumbing by row, and returns the names of packages of this module that no table has.
 func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []string) {
@@ -124,7 +164,7 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 		t.Fatal(err)
 	}
 	line := func(p token.Pos) int { return files.Position(p).Line }
-	code := codeLines(source)
+	code, lines := codeLines(source), strings.Split(source, "\n")
 	imports := map[string]*ast.ImportSpec{}
 	for _, i := range file.Imports {
 		p, _ := strconv.Unquote(i.Path.Value) // the parser has read it
@@ -134,13 +174,9 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 	logic := map[int]bool{}    // lines of calls of the logic
 	uses := map[string][]int{} // the lines that use an import
 	ast.Inspect(file, func(n ast.Node) bool {
-		if call, ok := n.(*ast.CallExpr); ok {
-			if sel, ok := call.Fun.(*ast.SelectorExpr); ok {
-				if pkg, ok := sel.X.(*ast.Ident); ok && imports[pkg.Name] != nil && matches(logicNames, pkg.Name+"."+sel.Sel.Name) {
-					for at := line(call.Pos()); at <= line(call.End()); at++ {
-						logic[at] = true
-					}
-				}
+		if matches(logicNames, nameOf(n)) {
+			for at := line(n.Pos()); at <= line(n.End()); at++ {
+				logic[at] = true
 			}
 		}
 		sel, ok := n.(*ast.SelectorExpr)
@@ -167,10 +203,17 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 		if !ok {
 			continue
 		}
+		last := row
 		for at := line(d.Pos()); at <= line(d.End()); at++ {
-			if code[at] && rowOf[at] == "" && !logic[at] {
+			switch {
+			case !code[at] || rowOf[at] == "" && logic[at]:
+				continue
+			case rowOf[at] == "" && isReturn[strings.TrimSpace(lines[at-1])]: // of the error of the line before
+				rowOf[at] = last
+			case rowOf[at] == "":
 				rowOf[at] = row
 			}
+			last = rowOf[at]
 		}
 	}
 	for name, i := range imports {
@@ -192,12 +235,40 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 	return rows, slices.Compact(unknown)
 }
 
-// codeLines returns the lines that are neither empty nor comments.
+// nameOf returns the name PACKAGE.NAME of a call or of a composite literal, or "". Of an own option it is that of the package reqctx, which is
+// logic.
+func nameOf(n ast.Node) string {
+	var of ast.Expr
+	switch n := n.(type) {
+	case *ast.CallExpr:
+		of = n.Fun
+	case *ast.CompositeLit:
+		of = n.Type
+	case *ast.Field:
+		if n.Tag != nil && strings.Contains(n.Tag.Value, "ini:") {
+			return "reqctx.option"
+		}
+	}
+	if i, ok := of.(*ast.IndexExpr); ok { // with a type argument
+		of = i.X
+	}
+	sel, ok := of.(*ast.SelectorExpr)
+	if !ok {
+		return ""
+	}
+	pkg, ok := sel.X.(*ast.Ident)
+	if !ok {
+		return ""
+	}
+	return pkg.Name + "." + sel.Sel.Name
+}
+
+// codeLines returns the lines that have more than brackets and are no comments.
 func codeLines(source string) map[int]bool {
 	out := map[int]bool{}
 	for i, text := range strings.Split(source, "\n") {
 		text = strings.TrimSpace(text)
-		out[i+1] = text != "" && !strings.HasPrefix(text, "//")
+		out[i+1] = strings.Trim(text, "(){}[],") != "" && !strings.HasPrefix(text, "//")
 	}
 	return out
 }

@@ -31,13 +31,14 @@ func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	case p.mux != nil:
 		panic("component: API: a process has one API: give all routes to one register")
 	}
-	errs := []error{p.authenticate(o, addr, names, &cfg), p.enforce(&cfg)}
+	var errs []error // that of the address is the first one, because others may follow from it
 	listener := o.WSGI.Config(addr, nil)
 	if err := (service.HTTPConfig{Addr: addr}).Validate(); err != nil {
 		errs = append(errs, optionError(strings.Join(names, " "), err))
 	} else {
 		errs = append(errs, optionError("wsgi.ssl_cert_file wsgi.ssl_key_file wsgi.ssl_ca_file", listener.Validate()))
 	}
+	errs = append(errs, p.authenticate(o, addr, names, &cfg), p.enforce(&cfg))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -206,12 +206,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 			if owner != "" {
 				target = map[string]any{"project_id": owner}
 			}
-			x := p.Explain(c, rule, target)
-			if t.f.output != formatTable {
-				return t.printAs(t.f.output, x)
-			}
-			_, err = fmt.Fprint(t.Out, x)
-			return err
+			return t.printExplanation(p.Explain(c, rule, target))
 		},
 	}
 	flags := cmd.Flags()
@@ -227,6 +222,15 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 		cmd.MarkFlagsMutuallyExclusive("token", name)
 	}
 	return cmd
+}
+
+// printExplanation prints an explanation: as a table it is a text.
+func (t *Tool[O]) printExplanation(x *policy.Explanation) error {
+	if t.f.output != formatTable {
+		return t.printAs(t.f.output, x)
+	}
+	_, err := fmt.Fprint(t.Out, x)
+	return err
 }
 
 // credentialsOf validates a token as the API does, and returns the client's credentials.

@@ -135,7 +135,8 @@ type Service[O any] struct {
 	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
 	// Wire makes the parts of the service and gives them to the process. It starts nothing, because "config validate" and "openapi" call
 	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option. Errors about options
-	// that only this service needs belong here, joined by errors.Join; those about all services into a Validate of the options.
+	// that only this service needs belong here, joined by errors.Join; those about all services into a Validate of the options. Wire is also
+	// called if other options are wrong, so that all errors are found. Such a process is not started.
 	Wire func(ctx context.Context, p *Process[O]) error
 }
 

@@ -121,10 +121,10 @@ func (w *world) component() component.Component[options] {
 			}},
 		},
 		Audit: func(_ context.Context, _ *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
-			switch minAge {
-			case time.Hour:
+			if minAge == time.Hour {
 				return nil, nil
-			case time.Minute:
+			}
+			if minAge == time.Minute {
 				return []placement.Finding{{Kind: "orphaned", Claim: placement.Claim{Consumer: "c1"}, Err: errors.New("no permission")}}, nil
 			}
 			return []placement.Finding{{Kind: "orphaned", Claim: placement.Claim{Consumer: "c1"}, Repaired: repair}}, nil

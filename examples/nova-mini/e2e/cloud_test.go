@@ -176,11 +176,12 @@ report_interval = 1
 service_down_time = 10
 task_retry_interval = 3
 debug = true
+[api]
+auth_strategy = noauth2
+[DEFAULT]
 %s
 [database]
 connection = %s%s
-[api]
-auth_strategy = noauth2
 `, configured(busURL), c.exchange, c.dir, extra, mysqlURL, name)
 	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
