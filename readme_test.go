@@ -67,6 +67,23 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestSupport: the versions in README.md are those of CHANGELOG.md.
+func TestSupport(t *testing.T) {
+	t.Parallel()
+	const header = "| works with | versions |\n"
+	table := func(name string) string {
+		_, rest, found := strings.Cut(readFile(t, name), header)
+		rows, _, closed := strings.Cut(rest, "\n\n")
+		if !found || !closed || strings.Count(rows, "\n") < 6 {
+			t.Errorf("%s has no table of versions, or one that is too short", name)
+		}
+		return rows
+	}
+	if diff := cmp.Diff(table("CHANGELOG.md"), table("README.md")); diff != "" {
+		t.Errorf("CHANGELOG.md (-), README.md (+):\n%s", diff)
+	}
+}
+
 // TestTour compiles the snippets of doc.go together as one package.
 func TestTour(t *testing.T) {
 	t.Parallel()
