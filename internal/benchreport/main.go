@@ -119,7 +119,7 @@ func shortTable(rows []row) (string, error) {
 		return row{}, fmt.Errorf("%s: %s by %s with %d callers was not measured", title, work, by, callers)
 	}
 	var b strings.Builder
-	b.WriteString("| work | callers | per second | median | the library alone | ratio |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| work | callers | per second | median | without the package | ratio |\n|---|---|---|---|---|---|\n")
 	for _, s := range short {
 		ours, err := find(s.title, s.work, s.callers, s.by)
 		if err != nil {
@@ -200,12 +200,13 @@ func report(ctx context.Context, rounds int, slice time.Duration) error {
 
 const head = `# Benchmarks
 
-What the packages cost beside the libraries below them. ` + "`make bench-report`" + ` measures this page and writes it; do not edit it.
+This page shows what the packages cost beside the libraries below them. ` + "`make bench-report`" + ` measures and
+writes it; do not edit it.
 
 %s
 Each figure is the median of %d rounds of %v, in which all contenders of a work run one after the other. Services and clients share the
 machine, so absolute figures say little about other machines. A **ratio** is the rate divided by that of the first line of the work, which is the library
-alone if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. Longer rounds give steadier figures: ` +
+or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. Longer rounds give steadier figures: ` +
 	"`make bench-report BENCHTIME=2s`" + `.
 
 ## In short
