@@ -99,6 +99,7 @@ var rules = map[string][]string{
 	"service/membership":                {"service/...", "internal/outage", "internal/filelock", "internal/version", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 	"service/membership/rpccaps":        {"service/membership", "rpc", "golang.org/x/sync"},
 	"service/quota":                     {"db", "fault", "github.com/jmoiron/sqlx"},
+	"service/operation/operationtest":   {"service/operation", "db", "db/sqlitedb", "github.com/jmoiron/sqlx"},
 	"service/operation/operationprom":   {"service/operation", prometheus},
 	"service/membership/membershipprom": {"service/membership", prometheus},
 	"service/auth/authprom":             {"service/auth", prometheus},
@@ -113,6 +114,7 @@ var rules = map[string][]string{
 		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 
+	"testenv":               {"internal/testenv"},
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},
 	"internal/envtest":      {"internal/testenv"},
@@ -219,7 +221,7 @@ func longestMatch(patterns []string, name string) (best string) {
 	return best
 }
 
-func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test") }
+func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test") || name == "testenv" }
 
 func isExample(name string) bool {
 	return longestMatch([]string{"examples/...", "cmd/armature/template/..."}, name) != ""
@@ -488,7 +490,7 @@ func TestForeignWords(t *testing.T) {
 			}
 			for _, s := range found {
 				// Keystone is allowed here, because every component authenticates with this identity service.
-				identity := []string{"service/auth", "component", "internal/testenv", "internal/envtest", "internal/keystonetest"}
+				identity := []string{"service/auth", "component", "testenv", "internal/testenv", "internal/envtest", "internal/keystonetest"}
 				if slices.Contains(identity, p.name()) && !strings.Contains(strings.ReplaceAll(strings.ToLower(s), "keystone", ""), "nova") {
 					continue
 				}

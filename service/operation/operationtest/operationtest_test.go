@@ -1,0 +1,115 @@
+package operationtest_test
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/service/operation"
+	"github.com/armature-go/armature/service/operation/operationtest"
+)
+
+// order is the data of the operation.
+type order struct {
+	ID string `json:"id"`
+}
+
+var kind = operation.Kind[order]{Name: "order.pack"}
+
+//go:embed migrations/*.sql
+var files embed.FS
+
+// shelf is the world outside of the database: how many of each thing were taken.
+type shelf map[string]int
+
+// scenario packs an order. With take the shelf knows whether an order has its thing already, so a repetition has no effect.
+func scenario(take func(s shelf, id string), fails bool) func(testing.TB) operationtest.Scenario {
+	return func(testing.TB) operationtest.Scenario {
+		s := shelf{}
+		return operationtest.Scenario{
+			Migrations: []db.Migrations{db.Embedded("", files)},
+			Register: func(r *operation.Runner, _ *sqlx.DB) {
+				operation.Handle(r, kind,
+					operation.Step[order]{
+						Name: "take",
+						Do:   func(_ context.Context, _ *operation.Op, o *order) error { take(s, o.ID); return nil },
+						Undo: func(_ context.Context, _ *operation.Op, o *order) error { delete(s, o.ID); return nil },
+					},
+					operation.Step[order]{Name: "pack", DoTx: func(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, o *order) error {
+						_, err := db.Exec(ctx, tx, `UPDATE orders SET packed = packed + 1 WHERE id = ?`, o.ID)
+						return err
+					}, UndoTx: func(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, o *order) error {
+						_, err := db.Exec(ctx, tx, `UPDATE orders SET packed = packed - 1 WHERE id = ?`, o.ID)
+						return err
+					}},
+					operation.Step[order]{Name: "ship", Do: func(context.Context, *operation.Op, *order) error {
+						if fails {
+							return errors.New("no ship")
+						}
+						return nil
+					}},
+				)
+			},
+			Begin: func(ctx context.Context, d *sqlx.DB) (string, error) {
+				if _, err := db.Exec(ctx, d, `INSERT INTO orders (id, packed) VALUES ('o1', 0)`); err != nil {
+					return "", err
+				}
+				return operation.Begin(ctx, operation.NewStore(d), kind, "o1", &order{ID: "o1"})
+			},
+			Check: func(t testing.TB, op operation.Operation, d *sqlx.DB) {
+				t.Helper()
+				var packed int
+				if err := d.Get(&packed, `SELECT packed FROM orders WHERE id = 'o1'`); err != nil {
+					t.Fatal(err)
+				}
+				want, state := 1, operation.Succeeded
+				if fails {
+					want, state = 0, operation.Failed
+				}
+				if op.State != state || packed != want || s["o1"] != want {
+					t.Errorf("%s, packed %d times, taken %d times, want %s, %d", op.State, packed, s["o1"], state, want)
+				}
+			},
+		}
+	}
+}
+
+func takeOnce(s shelf, id string)   { s[id] = 1 }
+func takeAlways(s shelf, id string) { s[id]++ }
+
+// TestRun: an operation whose steps may be repeated passes, also if it fails and is undone.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	for name, fails := range map[string]bool{"succeeds": false, "fails": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			operationtest.Run(t, scenario(takeOnce, fails))
+		})
+	}
+}
+
+// TestRepeated is run by TestFinds: a step takes effect twice.
+func TestRepeated(t *testing.T) {
+	if os.Getenv("OPERATIONTEST_BROKEN") == "" {
+		t.Skip("TestFinds runs it")
+	}
+	operationtest.Run(t, scenario(takeAlways, false))
+}
+
+// TestFinds: a step that takes effect twice when it is repeated fails the test, which names the place.
+func TestFinds(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestRepeated$", "-test.v")
+	cmd.Env = append(os.Environ(), "OPERATIONTEST_BROKEN=1")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "taken 2 times") || !strings.Contains(string(out), "killed at: ") || !strings.Contains(string(out), "--- PASS: TestRepeated/place_0") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
