@@ -123,6 +123,7 @@ var rules = map[string][]string{
 	"internal/goldentest":   {},
 	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
+	"internal/benchreport":  {"internal/testenv", mysql, amqp, nats},
 	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
 	"internal/keylock":      {},

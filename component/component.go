@@ -173,8 +173,8 @@ type runtime[O any] struct {
 // main runs the command and returns the exit code.
 func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
 	r.c.check()
-	cmd := r.command(env) //nolint:contextcheck // cobra passes the context on
-	cmd.SetArgs(args)
+	cmd := r.command(env)                    //nolint:contextcheck // cobra passes the context on
+	cmd.SetArgs(append([]string{}, args...)) // cobra reads the arguments of the process if args is nil
 	err := cmd.ExecuteContext(ctx)
 	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)

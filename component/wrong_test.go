@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -205,5 +206,26 @@ func TestOneError(t *testing.T) {
 	}
 	if code, _, errs := w.command(t, []string{"OS_DEFAULT__LISTEN=8780"}); code != 1 || !strings.Contains(errs, "missing port in address") || strings.Contains(errs, "noauth2") {
 		t.Errorf("a malformed address: %d %s", code, errs)
+	}
+}
+
+// TestNoArguments: Run without arguments does not read those of the process, such as the flags of a test.
+func TestNoArguments(t *testing.T) {
+	t.Parallel()
+	const variable = "ARMATURE_TEST_NO_ARGUMENTS"
+	if os.Getenv(variable) == "" {
+		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoArguments$", "no-command")
+		child.Env = append(os.Environ(), variable+"=1")
+		if out, err := child.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	c := newWorld().component()
+	c.Started = func(*component.Process[options]) error { cancel(); return nil }
+	var log bytes.Buffer
+	if code := component.Run(ctx, c, nil, []string{"OS_DEFAULT__LISTEN=127.0.0.1:0"}, io.Discard, &log); code != 0 {
+		t.Errorf("exit code %d: %s", code, &log)
 	}
 }
