@@ -23,8 +23,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Host is a member with its resources. The ID of the provider is the host name of the member. An operator who disables the member, or its
-// end, shows in Disabled and SeenAt of the provider, so the filters "disabled" and "down" of package placement reject it.
+// Host is a member with its resources. The ID of the provider is the host name of the member. The filter "not_up" rejects a host whose member
+// is not up, and "disabled" one that an operator has disabled.
 type Host struct {
 	*placement.Provider
 
@@ -36,7 +36,7 @@ type PlacementConfig[R placement.Requester] struct {
 	// Kind is the kind of the members that are hosts: the name of the RPC interface that they serve.
 	Kind string
 	// Options configure the filters and weighers of package placement, of which all are used: one that does not apply to a request has no
-	// effect. DownAfter is set by the process.
+	// effect.
 	Options placement.Options
 	// Filters and Weighers are further ones.
 	Filters  []scheduler.Filter[R, *Host]
@@ -78,9 +78,8 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 	if cfg.Kind == "" {
 		panic("component: NewPlacement: no Kind: set the name of the interface that the hosts serve")
 	}
-	cfg.Options.DownAfter = p.base.ServiceDownTime
 	rank, err := scheduler.New(scheduler.Config[R, *Host]{
-		Filters:  slices.Concat([]scheduler.Filter[R, *Host]{scheduler.Fresh[R, *Host](maxHostAge)}, placement.Filters[R, *Host](cfg.Options), cfg.Filters),
+		Filters:  slices.Concat([]scheduler.Filter[R, *Host]{scheduler.Fresh[R, *Host](maxHostAge), notUp[R]()}, placement.Filters[R, *Host](cfg.Options), cfg.Filters),
 		Weighers: slices.Concat(placement.Weighers[R, *Host](cfg.Options), cfg.Weighers), Picker: scheduler.Subset(max(cfg.Subset, 1)),
 		MaxRanked: maxRanked, Observe: p.ObserveDecision,
 	})
@@ -96,6 +95,16 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 	pl.placer = placement.Placer[R, *Host]{Scheduler: rank, Store: liveClaims{pl.Claims, p.Members, cfg.Kind}, Hosts: pl.Hosts, Observe: metrics.Observe}
 	p.Add(cfg.Kind+" hosts", service.Loop(refreshInterval, pl.poll))
 	return pl
+}
+
+// notUp returns the filter that rejects hosts whose members are not up, by the clock of the database.
+func notUp[R any]() scheduler.Filter[R, *Host] {
+	return scheduler.FilterFunc("not_up", func(_ R, h *Host) scheduler.Verdict {
+		if !h.Member.Up {
+			return scheduler.Reject("%s", h.Member.Why)
+		}
+		return scheduler.Pass
+	})
 }
 
 // poll reads the hosts, and lets requests that wait for room try again if some is free.
@@ -135,12 +144,11 @@ func (pl *Placement[R]) refresh(ctx context.Context) error {
 	return nil
 }
 
-// live returns a provider with what its member says.
+// live returns a provider with what an operator says of its member.
 func live(p *placement.Provider, m *membership.Member) *placement.Provider {
 	out := *p
-	out.SeenAt = m.SeenAt
-	if reason := m.Unfit(); reason != "" {
-		out.Disabled = reason
+	if m.Disabled {
+		out.Disabled = "disabled: " + m.DisabledReason
 	}
 	return &out
 }

@@ -82,11 +82,11 @@ func TestPlacement(t *testing.T) {
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
-		testPlacement(t, componenttest.Start(t, inn()))
+		testPlacement(t, componenttest.Start(t, inn(), "service_down_time=3"))
 	})
 	t.Run("broker", func(t *testing.T) {
 		t.Parallel()
-		testPlacement(t, componenttest.Start(t, inn(), "transport_url="+envtest.URL(t, testenv.AMQPVar), "control_exchange=test-placement", "database.connection="+dbtest.MySQL(t)))
+		testPlacement(t, componenttest.Start(t, inn(), "service_down_time=3", "transport_url="+envtest.URL(t, testenv.AMQPVar), "control_exchange=test-placement", "database.connection="+dbtest.MySQL(t)))
 	})
 }
 
@@ -155,7 +155,7 @@ func testPlacement(t *testing.T, c *componenttest.Cluster[roomOptions]) {
 		return err == nil && !m.Up
 	})
 	begin(checkIn, stay{Guest: "gil"})
-	if op := c.Wait("gil"); op.State != operation.Failed || strings.Contains(op.Error, "0 of 0") {
+	if op := c.Wait("gil"); op.State != operation.Failed || !strings.Contains(op.Error, "1 not_up") {
 		t.Errorf("a host that is down: %s %s", op.State, op.Error)
 	}
 }
