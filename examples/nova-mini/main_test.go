@@ -56,18 +56,23 @@ func (o *output) String() string {
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
+	t.Setenv("OS_DEFAULT__DEBUG", "true")
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	var log string
 	var err error
 	wg.Go(func() {
-		err = run(ctx, out, "--port", "0", "--state-path", t.TempDir())
+		log, err = runLogged(ctx, out, "--port", "0", "--state-path", t.TempDir())
 	})
 	defer func() {
 		cancel()
 		wg.Wait()
 		if err != nil {
 			t.Errorf("nova-mini ended with %v", err)
+		}
+		if !strings.Contains(log, `part="conductor rpc"`) || strings.Contains(log, `part="operation rpc"`) || strings.Contains(log, `part="member rpc"`) {
+			t.Errorf("the interfaces are not conductor, scheduler and compute:\n%s", log)
 		}
 	}()
 	select {
@@ -106,7 +111,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 			`armature_scheduler_decisions_total{result="ok"} 1`, `armature_placement_claims_total{result="ok"} 1`, `armature_placement_capacity{class="VCPU"}`, `armature_placement_providers{state="enabled"} 4`, `go_sql_open_connections{db_name="nova-mini"}`, `go_build_info{`,
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
-		"debug/loglevel": {`"INFO"`},
+		"debug/loglevel": {`"DEBUG"`},
 		"debug/report":   {"==== goroutines ====", "0 run here; 0 are unknown and wait for another process; 0 steps were not undone", "4 hosts, reports "},
 		"debug/config":   {`"name": "compute_driver"`},
 	} {
