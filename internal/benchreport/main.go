@@ -165,7 +165,7 @@ func main() {
 }
 
 func report(ctx context.Context, rounds int, slice time.Duration) error {
-	at, err := machine(ctx)
+	at, err := environment(ctx)
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,7 @@ func report(ctx context.Context, rounds int, slice time.Duration) error {
 	if err != nil {
 		return err
 	}
+	inShort += fmt.Sprintf("\nMedians of %d rounds of %v on %s.\n", rounds, slice, machine())
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		return err
@@ -257,8 +258,14 @@ func (s *set) reported(rows []row) (out []row) {
 	return out
 }
 
-// machine describes this machine, the commit and the services, one line each.
-func machine(ctx context.Context) (string, error) {
+// machine describes this machine.
+func machine() string {
+	return fmt.Sprintf("%s, %d cores, %s of memory, %s/%s", find("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
+		memory(find("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
+}
+
+// environment describes this machine, the commit and the services, one line each.
+func environment(ctx context.Context) (string, error) {
 	commit, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
 	if err != nil {
 		return "", fmt.Errorf("git describe: %w", err)
@@ -268,8 +275,7 @@ func machine(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "- machine: %s, %d cores, %s of memory, %s/%s\n", find("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
-		memory(find("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(&b, "- machine: %s\n", machine())
 	fmt.Fprintf(&b, "- load of other programs before the start: %s of %d cores\n", find("/proc/loadavg", `^(\S+)`), runtime.NumCPU())
 	fmt.Fprintf(&b, "- software: %s, %s\n", runtime.Version(), services)
 	fmt.Fprintf(&b, "- commit: %s\n- date: %s\n", strings.TrimSpace(string(commit)), time.Now().UTC().Format(time.DateOnly))
