@@ -207,7 +207,8 @@ writes it; do not edit it.
 %s
 Each figure is the median of %d rounds of %v, in which all contenders of a work run one after the other. Services and clients share the
 machine, so absolute figures say little about other machines. A **ratio** is the rate divided by that of the first line of the work, which is the library
-or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. Longer rounds give steadier figures: ` +
+or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. While other programs load
+the machine, a ratio may differ by a factor of two between two runs. Longer rounds give steadier figures: ` +
 	"`make bench-report BENCHTIME=2s`" + `.
 
 ## In short
