@@ -165,7 +165,7 @@ func main() {
 }
 
 func report(ctx context.Context, rounds int, slice time.Duration) error {
-	at, err := machine(ctx)
+	at, err := environment(ctx)
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,7 @@ func report(ctx context.Context, rounds int, slice time.Duration) error {
 	if err != nil {
 		return err
 	}
+	inShort += fmt.Sprintf("\nMedians of %d rounds of %v on %s.\n", rounds, slice, machine())
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		return err
@@ -206,7 +207,8 @@ writes it; do not edit it.
 %s
 Each figure is the median of %d rounds of %v, in which all contenders of a work run one after the other. Services and clients share the
 machine, so absolute figures say little about other machines. A **ratio** is the rate divided by that of the first line of the work, which is the library
-or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. Longer rounds give steadier figures: ` +
+or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. While other programs load
+the machine, a ratio may differ by a factor of two between two runs. Longer rounds give steadier figures: ` +
 	"`make bench-report BENCHTIME=2s`" + `.
 
 ## In short
@@ -257,8 +259,14 @@ func (s *set) reported(rows []row) (out []row) {
 	return out
 }
 
-// machine describes this machine, the commit and the services, one line each.
-func machine(ctx context.Context) (string, error) {
+// machine describes this machine.
+func machine() string {
+	return fmt.Sprintf("%s, %d cores, %s of memory, %s/%s", find("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
+		memory(find("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
+}
+
+// environment describes this machine, the commit and the services, one line each.
+func environment(ctx context.Context) (string, error) {
 	commit, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
 	if err != nil {
 		return "", fmt.Errorf("git describe: %w", err)
@@ -268,8 +276,7 @@ func machine(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "- machine: %s, %d cores, %s of memory, %s/%s\n", find("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
-		memory(find("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(&b, "- machine: %s\n", machine())
 	fmt.Fprintf(&b, "- load of other programs before the start: %s of %d cores\n", find("/proc/loadavg", `^(\S+)`), runtime.NumCPU())
 	fmt.Fprintf(&b, "- software: %s, %s\n", runtime.Version(), services)
 	fmt.Fprintf(&b, "- commit: %s\n- date: %s\n", strings.TrimSpace(string(commit)), time.Now().UTC().Format(time.DateOnly))
