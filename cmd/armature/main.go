@@ -84,26 +84,57 @@ func newCommand() *cobra.Command {
 		}
 		return cmd.Help()
 	}}
+	cmd.AddCommand(newComponentCommand(), newDriverCommand())
+	return cmd
+}
+
+func newComponentCommand() *cobra.Command {
 	var c newComponent
-	one := &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "component NAME", Short: "Write a component into the directory NAME",
 		Long: "Write a component into the directory NAME: a REST API with the resource NAME, a conductor, workers with drivers, tables, options, " +
 			"a policy and tests. NAME is in the singular, such as backup: it has only a to z and 0 to 9.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{errors.New("want one NAME, such as: armature new component backup")}
-			}
-			return nil
-		},
+		Args: oneName("component backup"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c.name, c.out = args[0], cmd.OutOrStdout()
 			return c.write(cmd.Context())
 		},
 	}
-	f := one.Flags()
-	f.StringVar(&c.module, "module", "", "path of the Go module (default: example.org/NAME)")
-	f.StringVar(&c.replace, "replace", "", "clone of Armature's repository to use instead of the published module")
-	f.StringVar(&c.dir, "dir", "", "directory to write to; it must be empty or not exist (default: NAME)")
-	cmd.AddCommand(one)
+	c.addFlags(cmd)
 	return cmd
+}
+
+func newDriverCommand() *cobra.Command {
+	var d newDriver
+	cmd := &cobra.Command{
+		Use: "driver NAME --lang go|python", Short: "Write a driver of nova-mini's compute service into the directory NAME",
+		Long: "Write a driver of nova-mini's compute service into the directory NAME, with its tests. The driver is the program armature-compute-NAME, " +
+			"which keeps the rules of armature drivertest. NAME has only a to z and 0 to 9.",
+		Args: oneName("driver acme --lang go"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d.name, d.out = args[0], cmd.OutOrStdout()
+			return d.write(cmd.Context())
+		},
+	}
+	d.addFlags(cmd)
+	cmd.Flags().StringVar(&d.lang, "lang", "", "language of the driver: go or python")
+	return cmd
+}
+
+// oneName returns a check of the arguments: one name.
+func oneName(example string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{errors.New("want one NAME, such as: armature new " + example)}
+		}
+		return nil
+	}
+}
+
+// addFlags adds the flags of a project to its command.
+func (p *project) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&p.module, "module", "", "path of the Go module (default: example.org/NAME)")
+	f.StringVar(&p.replace, "replace", "", "clone of Armature's repository to use instead of the published module")
+	f.StringVar(&p.dir, "dir", "", "directory to write to; it must be empty or not exist (default: NAME)")
 }
