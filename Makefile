@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test short lint bench bench-report chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -87,6 +87,10 @@ fuzz:
 bench: bin/testenv
 	$(WITH) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+
+# bench-report writes docs/benchmarks.md and the short table of README.md. Each figure is the median of three rounds of BENCHTIME.
+bench-report: bin/testenv
+	$(WITH) $(GO) run ./internal/benchreport -slice $(BENCHTIME)
 
 # TestChaos runs a cloud of nova-mini and kills its processes and services. It takes about 10
 # minutes. CHAOS is how long it causes failures. To repeat the random choices of a run, set

@@ -67,6 +67,42 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestIndex: docs/README.md links to each document in its directory, and each of these says in its first paragraph what it is for.
+func TestIndex(t *testing.T) {
+	t.Parallel()
+	names, err := filepath.Glob("docs/*.md")
+	if err != nil || len(names) < 10 {
+		t.Fatalf("%q, %v", names, err)
+	}
+	index := readFile(t, "docs/README.md")
+	for _, name := range names {
+		if base := filepath.Base(name); base != "README.md" && !strings.Contains(index, "]("+base+")") {
+			t.Errorf("docs/README.md does not link to %s", base)
+		}
+		_, rest, _ := strings.Cut(readFile(t, name), "\n\n") // the title
+		if first, _, _ := strings.Cut(rest, "\n\n"); !strings.HasPrefix(first, "This ") {
+			t.Errorf("%s does not begin with what it is for, such as \"This page is for operators\": %s", name, first)
+		}
+	}
+}
+
+// TestSupport: the versions in README.md are those of CHANGELOG.md.
+func TestSupport(t *testing.T) {
+	t.Parallel()
+	const header = "| works with | versions |\n"
+	table := func(name string) string {
+		_, rest, found := strings.Cut(readFile(t, name), header)
+		rows, _, closed := strings.Cut(rest, "\n\n")
+		if !found || !closed || strings.Count(rows, "\n") < 6 {
+			t.Errorf("%s has no table of versions, or one that is too short", name)
+		}
+		return rows
+	}
+	if diff := cmp.Diff(table("CHANGELOG.md"), table("README.md")); diff != "" {
+		t.Errorf("CHANGELOG.md (-), README.md (+):\n%s", diff)
+	}
+}
+
 // TestTour compiles the snippets of doc.go together as one package.
 func TestTour(t *testing.T) {
 	t.Parallel()

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/reqctx"
@@ -15,66 +17,86 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// API adds the REST API of the process, which is started last. register adds the routes. The process sets Authenticate and Challenge, unless
-// cfg has them, and Enforce, Inflight, Observe, CORS, PublicURL, BodyTimeout and Logger. The health routes /livez and /readyz exist. The error
-// names the wrong option; Wire returns it.
+// API adds the REST API of the process, which is started last. register adds the routes. The process sets Authenticate, Challenge and PublicURL,
+// unless cfg has them, and Enforce, Inflight, Observe, CORS, BodyTimeout and Logger. The health routes /livez and /readyz exist. The error
+// names the wrong options; Wire returns it.
 //
-// API panics if the options do not embed [APIOptions], or if it is called twice.
+// API panics if the options do not embed [APIOptions], or [AccessOptions] with [Component.Address], or if it is called twice.
 func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
-	o := embedded[APIOptions](p.Options)
+	o := embedded[AccessOptions](p.Options)
+	addr, names := p.c.address(p.Options)
 	switch {
-	case o == nil:
+	case o == nil || addr == "":
 		panic("component: API: the options do not embed component.APIOptions: write component.APIOptions as a field without a name in them")
 	case p.mux != nil:
 		panic("component: API: a process has one API: give all routes to one register")
 	}
-	if err := p.authenticate(o, &cfg); err != nil {
-		return err
+	var errs []error // that of the address is the first one, because others may follow from it
+	listener := o.WSGI.Config(addr, nil)
+	if err := (service.HTTPConfig{Addr: addr}).Validate(); err != nil {
+		errs = append(errs, optionError(strings.Join(names, " "), err))
+	} else {
+		errs = append(errs, optionError("wsgi.ssl_cert_file wsgi.ssl_key_file wsgi.ssl_ca_file", listener.Validate()))
 	}
-	if p.c.Rules != nil {
-		rules, err := policy.New(p.c.Rules, p.read.policy(p.Log))
-		if err != nil {
-			return optionError("oslo_policy.policy_file", err)
-		}
-		p.addPart(phaseAPI, "policy", "", rules)
-		p.addPart(phaseAPI, "policy files", "", service.Loop(policyInterval, rules.Watch))
-		cfg.Enforce = rules.Enforce
+	errs = append(errs, p.authenticate(o, addr, names, &cfg), p.enforce(&cfg))
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	if len(o.CORS.Origins) > 0 {
 		cfg.CORS = &api.CORS{Origins: o.CORS.Origins}
 	}
-	cfg.Inflight, cfg.Observe, cfg.Logger = p.App.Inflight(), p.tell.observe, p.Log
-	cfg.PublicURL, cfg.BodyTimeout = o.API.PublicURL, o.WSGI.BodyTimeout
+	if a := embedded[APIOptions](p.Options); a != nil && cfg.PublicURL == "" {
+		cfg.PublicURL = a.Links.PublicURL
+	}
+	cfg.Inflight, cfg.Observe, cfg.Logger, cfg.BodyTimeout = p.App.Inflight(), p.tell.observe, p.Log, o.WSGI.BodyTimeout
 	p.mux = api.New(cfg)
 	p.mux.Health(p.App.Ready)
 	register(p.mux)
-	listener := o.WSGI.Config(o.Listen, p.tell.around(p.mux))
-	if err := listener.Validate(); err != nil {
-		return optionError("wsgi.ssl_cert_file", err)
-	}
+	listener.Handler = p.tell.around(p.mux)
 	p.http = service.NewHTTP(listener)
-	p.addPart(phaseAPI, "api", p.read.label("DEFAULT", "listen"), p.http)
+	p.addPart(phaseAPI, "api", p.read.label(names...), p.http)
+	return nil
+}
+
+// enforce sets the rules of the policy.
+func (p *Process[O]) enforce(cfg *api.Config) error {
+	if p.c.Rules == nil {
+		return nil
+	}
+	rules, err := policy.New(p.c.Rules, p.read.policy(p.Log))
+	if err != nil {
+		return optionError("oslo_policy.policy_file oslo_policy.policy_dirs", err)
+	}
+	p.addPart(phaseAPI, "policy", "", rules)
+	p.addPart(phaseAPI, "policy files", "", service.Loop(policyInterval, rules.Watch))
+	cfg.Enforce = rules.Enforce
 	return nil
 }
 
 // policyInterval is the time between two checks whether the files of rules have changed.
 const policyInterval = 10 * time.Second
 
-// authenticate sets how clients are authenticated.
-func (p *Process[O]) authenticate(o *APIOptions, cfg *api.Config) error {
+// authenticate sets how clients are authenticated. addr is the address of the API, and names are its options.
+func (p *Process[O]) authenticate(o *AccessOptions, addr string, names []string, cfg *api.Config) error {
 	if cfg.Authenticate != nil {
 		return nil
+	}
+	if err := o.checkOpen(addr); err != nil {
+		return optionError(strings.Join(slices.Concat([]string{"api.auth_strategy"}, names, []string{"api.noauth2_remote"}), " "), err)
 	}
 	who, err := newIdentity(o, p.Log, p.tell.tokens.Observe)
 	if err != nil {
 		return err
 	}
 	cfg.Authenticate, cfg.Challenge = who.authenticate, who.challenge
+	if o.API.AuthStrategy == "noauth2" {
+		p.Log.Warn("clients not authenticated, every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", addr)
+	}
 	if who.part == nil {
 		return nil
 	}
-	p.addPart(phaseAPI, "identity", p.read.label("keystone_authtoken", "auth_url"), who.part)
-	p.probes = append(p.probes, probe{"keystone_authtoken", "auth_url", func(ctx context.Context) error {
+	p.addPart(phaseAPI, "identity", p.read.label("keystone_authtoken.auth_url"), who.part)
+	p.probes = append(p.probes, probe{"keystone_authtoken.auth_url", func(ctx context.Context) error {
 		return errors.Join(who.part.Check(ctx), who.part.Stop(ctx))
 	}})
 	return nil
@@ -90,23 +112,32 @@ type identity struct {
 	part         *auth.Keystone
 }
 
-// newIdentity returns the way in which the options say that clients are authenticated. observe may be nil.
-func newIdentity(o *APIOptions, log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
+// newIdentity returns the way in which the options say that clients are authenticated. observe may be nil. The error names each option that is
+// missing or wrong.
+func newIdentity(o *AccessOptions, log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
 	switch o.API.AuthStrategy {
 	case "noauth2":
-		log.Warn("clients not authenticated, every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", o.Listen)
 		return &identity{authenticate: auth.None(administrator)}, nil
 	case "token":
 		return &identity{authenticate: auth.Static(map[string]reqctx.Request{o.API.Token: administrator})}, nil
 	}
+	var errs []error
+	for _, one := range []struct{ option, value string }{
+		{"auth_url", o.Auth.AuthURL}, {"username", o.Auth.Username}, {"password", o.Auth.Password}, {"project_name", o.Auth.Project},
+	} {
+		if one.value == "" {
+			errs = append(errs, optionError("keystone_authtoken."+one.option,
+				errors.New("is not set, and auth_strategy = keystone of [api] needs it; for a test without users set auth_strategy = noauth2")))
+		}
+	}
 	cfg, err := o.Auth.Config()
-	if err != nil {
-		return nil, optionError("keystone_authtoken.cafile", err)
+	if errs = append(errs, optionError("keystone_authtoken.cafile keystone_authtoken.certfile keystone_authtoken.keyfile keystone_authtoken.ssl_server_name", err)); errors.Join(errs...) != nil {
+		return nil, errors.Join(errs...)
 	}
 	cfg.Logger, cfg.Observe = log, observe
 	k, err := auth.NewKeystone(cfg)
 	if err != nil {
-		return nil, optionError("api.auth_strategy", errors.Join(errors.New("is keystone, which needs [keystone_authtoken]; for a test without users set auth_strategy = noauth2 in [api]"), err))
+		return nil, optionError("keystone_authtoken.auth_url", err)
 	}
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
 }
@@ -117,20 +148,20 @@ func (l *loadedOptions[O]) policy(log *slog.Logger) policy.Config {
 	if files := l.config.Files(); len(files) > 0 {
 		dir = filepath.Dir(files[0])
 	}
-	o := embedded[APIOptions](l.opts)
+	o := embedded[AccessOptions](l.opts)
 	if o == nil {
 		return policy.Config{Logger: log}
 	}
-	cfg := o.Policy.Config(dir, func(option string) bool { return l.config.Where("oslo_policy", option) != "default" })
+	cfg := o.Policy.Config(dir, func(option string) bool { return l.isSet("oslo_policy", option) })
 	cfg.Logger = log
 	return cfg
 }
 
 // Authenticated reports whether the API asks its clients for an identity. It is for texts about how to use it.
-func (o *APIOptions) Authenticated() bool { return o.API.AuthStrategy != "noauth2" }
+func (o *AccessOptions) Authenticated() bool { return o.API.AuthStrategy != "noauth2" }
 
 // Scheme is the scheme of the API's URLs: http or https.
-func (o *APIOptions) Scheme() string {
+func (o *AccessOptions) Scheme() string {
 	if o.WSGI.CertFile != "" {
 		return "https"
 	}

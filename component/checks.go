@@ -45,33 +45,39 @@ func (t *Tool[O]) configCommand() *cobra.Command {
 	return cmd
 }
 
-// validate prints the value and the place of each option. The error has one line for each fault.
+// validate prints the files that were read, and the value and the place of each option. The error has one line for each fault, also if several
+// services have it.
 func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error {
 	if slices.Contains(of, AllInOne) {
 		if err := t.r.openByDefault(t.f); err != nil {
 			return err
 		}
 	}
-	l, err := t.r.load(t.f, of...)
-	if err != nil {
+	l, err := t.r.read(t.f)
+	if l == nil {
 		return err
 	}
-	asked, err := t.validateServices(ctx, l, of, online)
-	if err != nil {
-		return err
+	for _, path := range l.config.Files() {
+		t.note("read %s", path)
 	}
-	return t.printOptions(l, asked)
-}
-
-// printOptions prints the files that were read, the options that work, and the value and the place of each option.
-func (t *Tool[O]) printOptions(l *loadedOptions[O], asked []string) error {
-	if t.f.output == formatTable {
-		for _, path := range l.config.Files() {
-			_, _ = fmt.Fprintf(t.Out, "read %s\n", path) // Print returns the error
+	errs := []error{err}
+	var wired []*Process[O]
+	for _, name := range of {
+		p, werr := t.tryWire(ctx, l.forService(), name, err != nil)
+		if p == nil {
+			errs = append(errs, werr)
+			continue
 		}
-		for _, option := range asked {
-			_, _ = fmt.Fprintf(t.Out, "works: %s\n", option) // as above
-		}
+		wired = append(wired, p)
+	}
+	if online && errors.Join(errs...) == nil {
+		errs = append(errs, t.askServices(ctx, l, wired))
+	}
+	for _, p := range wired {
+		errs = append(errs, p.closeAll())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	var rows [][]string
 	for _, v := range l.config.Values() {
@@ -80,49 +86,48 @@ func (t *Tool[O]) printOptions(l *loadedOptions[O], asked []string) error {
 	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
 }
 
-// validateServices validates services, and returns the options that work, with online set. The error has one line for each fault, also if
-// several services have it.
-func (t *Tool[O]) validateServices(ctx context.Context, l *loadedOptions[O], of []string, online bool) (asked []string, err error) {
-	var errs []error
-	known := map[string]bool{}
-	for _, name := range of {
-		one, err := t.r.prepare(l.config)
-		if err == nil {
-			err = t.validateService(ctx, one, name, online, &asked)
+// tryWire wires a service without starting it. With wrong options, which a Validate has refused, a Wire may panic: then there are no further
+// errors to be found.
+func (t *Tool[O]) tryWire(ctx context.Context, l *loadedOptions[O], name string, wrong bool) (p *Process[O], err error) {
+	defer func() {
+		if wrong {
+			_ = recover()
 		}
-		if err != nil && !known[err.Error()] {
-			known[err.Error()] = true
-			errs = append(errs, err)
-		}
+	}()
+	return t.r.wire(ctx, l, name, quiet, true)
+}
+
+// note prints a line, unless the output is JSON or YAML.
+func (t *Tool[O]) note(format string, args ...any) {
+	if t.f.output == formatTable {
+		_, _ = fmt.Fprintf(t.Out, format+"\n", args...) // what follows returns the error
 	}
-	return asked, errors.Join(errs...)
 }
 
 // onlineTimeout is how long each service that an option names may take to answer.
 const onlineTimeout = 10 * time.Second
 
-// validateService wires a service, without starting it. With online set it asks what the options name, and adds the options that work to
-// asked.
-func (t *Tool[O]) validateService(ctx context.Context, l *loadedOptions[O], name string, online bool, asked *[]string) error {
-	p, err := t.r.wire(ctx, l, name, quiet, true)
-	if err != nil {
-		return err
-	}
+// askServices asks what the options of processes name, each once. The error has one line for each that does not work.
+func (t *Tool[O]) askServices(ctx context.Context, l *loadedOptions[O], wired []*Process[O]) error {
 	var errs []error
-	for _, q := range p.probes {
-		option := "[" + q.section + "] " + q.option
-		if !online || slices.Contains(*asked, option) {
-			continue
+	asked := map[string]bool{}
+	for _, p := range wired {
+		for _, q := range p.probes {
+			if asked[q.option] {
+				continue
+			}
+			asked[q.option] = true
+			ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
+			if err := q.ask(ctx); err != nil {
+				errs = append(errs, l.place(optionError(q.option, err)))
+			} else {
+				section, name := splitOption(q.option)
+				t.note("works: [%s] %s", section, name)
+			}
+			cancel()
 		}
-		ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
-		if err := q.ask(ctx); err != nil {
-			errs = append(errs, l.place(optionError(q.section+"."+q.option, err)))
-		} else {
-			*asked = append(*asked, option)
-		}
-		cancel()
 	}
-	return errors.Join(append(errs, p.closeAll())...)
+	return errors.Join(errs...)
 }
 
 // policyCommand has the commands about rules.
@@ -193,7 +198,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 				return unknownName("rule", rule, slices.Values(names))
 			}
 			if token != "" {
-				if c, err = credentialsOf(cmd.Context(), embedded[APIOptions](l.opts), token); err != nil {
+				if c, err = credentialsOf(cmd.Context(), embedded[AccessOptions](l.opts), token); err != nil {
 					return err
 				}
 			}
@@ -201,8 +206,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 			if owner != "" {
 				target = map[string]any{"project_id": owner}
 			}
-			_, err = fmt.Fprint(t.Out, p.Explain(c, rule, target))
-			return err
+			return t.printExplanation(p.Explain(c, rule, target))
 		},
 	}
 	flags := cmd.Flags()
@@ -220,8 +224,17 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 	return cmd
 }
 
+// printExplanation prints an explanation: as a table it is a text.
+func (t *Tool[O]) printExplanation(x *policy.Explanation) error {
+	if t.f.output != formatTable {
+		return t.printAs(t.f.output, x)
+	}
+	_, err := fmt.Fprint(t.Out, x)
+	return err
+}
+
 // credentialsOf validates a token as the API does, and returns the client's credentials.
-func credentialsOf(ctx context.Context, o *APIOptions, token string) (policy.Credentials, error) {
+func credentialsOf(ctx context.Context, o *AccessOptions, token string) (policy.Credentials, error) {
 	if o == nil {
 		return policy.Credentials{}, errors.New("the component has no REST API, and so no tokens")
 	}

@@ -28,9 +28,16 @@ var commandNames = []string{"db", "upgrade", "config", "policy", "operation", "p
 
 // flags are the flags of the command line.
 type flags struct {
-	config    config.Source
-	statePath string
-	output    string
+	config config.Source
+	values []*flagValue
+	output string
+}
+
+// flagValue is the value of a flag that sets an option. A flag that is not given, or empty, sets nothing.
+type flagValue struct {
+	Flag
+
+	value string
 }
 
 // command returns the command line.
@@ -55,6 +62,9 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 		if !slices.Contains(formats, f.output) {
 			return unknownName("format", f.output, slices.Values(formats))
 		}
+		if f.output != formatTable && r.printsNoData(cmd) {
+			return usageError{fault.New(fault.Invalid, "%s has only one form: leave out --output", cmd.CommandPath())}
+		}
 		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
 			return nil
 		}
@@ -64,7 +74,11 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	}
 	p := root.PersistentFlags()
 	f.config.AddFlags(p)
-	p.StringVar(&f.statePath, "state-path", "", "directory of the state (option state_path)")
+	for _, one := range append([]Flag{{"state-path", "state_path", "directory of the state (option state_path)"}}, r.c.Flags...) {
+		v := &flagValue{Flag: one}
+		p.StringVar(&v.value, v.Name, "", v.Help)
+		f.values = append(f.values, v)
+	}
 	p.StringVarP(&f.output, "output", "o", formatTable, "form of what is listed or shown: "+strings.Join(formats, ", "))
 	for _, s := range r.c.Services {
 		root.AddCommand(&cobra.Command{
@@ -72,10 +86,22 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error { return r.run(cmd.Context(), f, s.Name) },
 		})
 	}
-	t := &Tool[O]{r: r, f: f, Out: r.out}
-	root.AddCommand(t.configCommand(), t.versionCommand())
+	r.addTools(root, &Tool[O]{r: r, f: f, Out: r.out})
+	checkArguments(root)
+	return root
+}
+
+// printsNoData reports whether a command runs a service, or prints a text that is a file.
+func (r *runtime[O]) printsNoData(cmd *cobra.Command) bool {
+	isService := slices.ContainsFunc(r.c.Services, func(s Service[O]) bool { return cmd.Parent() == cmd.Root() && s.Name == cmd.Name() })
+	return cmd == cmd.Root() || isService || cmd.Name() == "sample" || cmd.HasParent() && cmd.Parent().Name() == "completion"
+}
+
+// addTools adds the commands of operators that the component has.
+func (r *runtime[O]) addTools(root *cobra.Command, t *Tool[O]) {
+	root.AddCommand(t.configCommand(), t.versionCommand(), t.statusCommand())
 	if r.c.Migrations != nil {
-		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand(), t.statusCommand())
+		root.AddCommand(t.databaseCommand(), t.operationCommand(), t.memberCommand())
 	}
 	if r.c.Audit != nil {
 		root.AddCommand(t.placementCommand())
@@ -86,14 +112,12 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	if len(r.c.Interfaces) > 0 {
 		root.AddCommand(t.dlqCommand())
 	}
-	if r.c.OpenAPI != nil || embedded[APIOptions](new(O)) != nil {
+	if r.c.OpenAPI != nil || embedded[AccessOptions](new(O)) != nil {
 		root.AddCommand(t.openapiCommand())
 	}
 	if r.c.Commands != nil {
 		root.AddCommand(r.c.Commands(t)...)
 	}
-	checkArguments(root)
-	return root
 }
 
 // unknownName returns an error about a name that does not exist. The error names the nearest existing name, or all names if
@@ -154,18 +178,23 @@ func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 
 // loadedOptions are the options of a process.
 type loadedOptions[O any] struct {
-	config *config.Config[O]
-	opts   *O       // at the start, with the host's name
-	base   *Options // within opts
-	log    *slog.Logger
-	level  *slog.LevelVar // of log
+	config    *config.Config[O]
+	opts      *O       // at the start, with the host's name
+	base      *Options // within opts
+	log       *slog.Logger
+	level     *slog.LevelVar    // of log
+	flagNames map[string]string // by option
+	wrong     map[string]bool   // options, SECTION.NAME, with an error that is reported
 }
 
 // source returns the sources of the options.
 func (f *flags) source() config.Source {
 	src := f.config
-	if f.statePath != "" {
-		src.Flags = map[string]string{"state_path": f.statePath}
+	src.Flags = map[string]string{}
+	for _, v := range f.values {
+		if v.value != "" {
+			src.Flags[v.Option] = v.value
+		}
 	}
 	return src
 }
@@ -174,7 +203,7 @@ func (f *flags) source() config.Source {
 // stays keystone.
 func (r *runtime[O]) openByDefault(f *flags) error {
 	const strategy = "api.auth_strategy"
-	if embedded[APIOptions](new(O)) == nil || f.config.Defaults[strategy] != "" {
+	if embedded[AccessOptions](new(O)) == nil || f.config.Defaults[strategy] != "" {
 		return nil
 	}
 	f.config.Defaults[strategy] = "noauth2"
@@ -192,9 +221,17 @@ func (r *runtime[O]) openByDefault(f *flags) error {
 	return nil
 }
 
-// load reads the options and checks them for the services that will use them. A command of an operator names no service. The error has a
-// line for each wrong option.
-func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
+// load reads the options. The error has a line for each wrong option.
+func (r *runtime[O]) load(f *flags) (*loadedOptions[O], error) {
+	l, err := r.read(f)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// read is load, which with an error also returns the options, to look for further errors. They are nil if a file cannot be read.
+func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	src := f.source()
 	src.Logger = quiet
 	early, err := config.Inspect[O](src) // for the form of the log, which the second reading uses
@@ -207,47 +244,31 @@ func (r *runtime[O]) load(f *flags, of ...string) (*loadedOptions[O], error) {
 	if c == nil {
 		return nil, err
 	}
-	l, herr := r.prepare(c)
-	if err := errors.Join(err, herr, r.judge(l, of)); err != nil {
-		return nil, err
+	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}, flagNames: map[string]string{}}
+	for _, v := range f.values {
+		l.flagNames[v.Option] = v.Name
 	}
-	l.log, l.level = src.Logger, level
-	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
-	return l, nil
-}
-
-// prepare returns the options in the form in which a process uses them.
-func (r *runtime[O]) prepare(c *config.Config[O]) (*loadedOptions[O], error) {
-	opts := *c.Current() // a copy: the changes below do not affect c
-	l := &loadedOptions[O]{config: c, opts: &opts}
+	for _, v := range c.Values() {
+		l.wrong[v.Section+"."+v.Name] = v.Wrong
+	}
+	l.opts = new(O)
+	*l.opts = *c.Current() // a copy: the changes below do not affect c
 	l.base = embedded[Options](l.opts)
-	host, err := hostName(l.base)
-	l.base.Host = host
-	return l, err
+	host, herr := hostName(l.base)
+	if l.base.Host = host; checkHost(host) != nil {
+		l.base.Host = "wrong" // to look for further errors
+	}
+	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
+	return l, errors.Join(err, herr)
 }
 
-// judge runs the checks of services. A check of an option that is already known to be wrong is left out.
-func (r *runtime[O]) judge(l *loadedOptions[O], of []string) error {
-	wrong := map[string]bool{}
-	for _, v := range l.config.Values() {
-		wrong[v.Section+"."+v.Name] = v.Wrong
-	}
-	var errs []error
-	for _, check := range r.c.Checks {
-		option := check.Option
-		if !strings.Contains(option, ".") {
-			option = "DEFAULT." + option
-		}
-		applies := len(check.Services) == 0 || slices.ContainsFunc(check.Services, func(s string) bool { return slices.Contains(of, s) })
-		if !applies || wrong[option] {
-			continue
-		}
-		if err := check.Judge(l.opts); err != nil {
-			errs = append(errs, l.place(optionError(option, err)))
-			wrong[option] = true // so that one fault is reported once
-		}
-	}
-	return errors.Join(errs...)
+// forService returns the options for one of several services, which all know what is wrong.
+func (l *loadedOptions[O]) forService() *loadedOptions[O] {
+	one := *l
+	one.opts = new(O)
+	*one.opts = *l.opts
+	one.base = embedded[Options](one.opts)
+	return &one
 }
 
 // newLogger returns a logger that writes to w, with the ids of the request. level gets the level of the options.
@@ -276,9 +297,9 @@ type Tool[O any] struct {
 	f *flags
 }
 
-// Load reads the options, and checks them for services, if any are named. The error has a line for each wrong option.
-func (t *Tool[O]) Load(services ...string) (*O, error) {
-	l, err := t.r.load(t.f, services...)
+// Load reads the options. The error has a line for each wrong option.
+func (t *Tool[O]) Load() (*O, error) {
+	l, err := t.r.load(t.f)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +326,7 @@ func (t *Tool[O]) withDatabase(ctx context.Context, do func(ctx context.Context,
 	cfg := l.base.Database.Config()
 	cfg.Logger = l.log
 	if cfg.URL == "" && l.base.StatePath != "" {
-		embedded, path, err := embeddedDatabase(t.r.c.Name, l.base.StatePath)
+		embedded, path, err := embeddedDatabase(t.r.c.databaseFile(), l.base.StatePath)
 		if err != nil {
 			return err
 		}
@@ -346,14 +367,14 @@ func (t *Tool[O]) versionCommand() *cobra.Command {
 // openapiCommand prints the OpenAPI document of the REST API.
 func (t *Tool[O]) openapiCommand() *cobra.Command {
 	var version string
+	var history bool
 	cmd := &cobra.Command{
-		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: noArguments,
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API, or what each microversion changes", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			document := t.r.c.OpenAPI
-			if document == nil {
-				document = func(version string) (any, error) { return t.documentOfRoutes(cmd.Context(), version) }
+			if history {
+				return t.printHistory(cmd.Context())
 			}
-			doc, err := document(version)
+			doc, err := t.document(cmd.Context(), version)
 			if err != nil {
 				return err
 			}
@@ -364,33 +385,59 @@ func (t *Tool[O]) openapiCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&version, "version", "", "microversion (default: the first)")
+	cmd.Flags().BoolVar(&history, "history", false, "print a table of the microversions after the first one: what each changes, and where")
+	cmd.MarkFlagsMutuallyExclusive("version", "history")
 	return cmd
 }
 
-// documentOfRoutes wires the services, without starting them and without the options of an operator, and returns the document of their
-// routes.
-func (t *Tool[O]) documentOfRoutes(ctx context.Context, version string) (any, error) {
+// document returns the OpenAPI document in a microversion.
+func (t *Tool[O]) document(ctx context.Context, version string) (doc any, err error) {
+	if t.r.c.OpenAPI != nil {
+		return t.r.c.OpenAPI(version)
+	}
 	var v api.Version
 	if version != "" {
-		var err error
 		if v, err = api.ParseVersion(version); err != nil {
 			return nil, usageError{err}
 		}
 	}
-	alone := &flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: map[string]string{
-		"transport_url": "memory://", "database.connection": "sqlite:///:memory:", "api.auth_strategy": "noauth2", "listen": "127.0.0.1:0",
-	}}}
-	l, err := t.r.load(alone, AllInOne)
+	err = t.withRoutes(ctx, func(m *api.Mux) error {
+		doc = m.OpenAPI(api.About{Title: t.r.c.Name, Description: t.r.c.Short, Version: "1"}, v)
+		return nil
+	})
+	return doc, err
+}
+
+// printHistory prints what each microversion changes.
+func (t *Tool[O]) printHistory(ctx context.Context) error {
+	return t.withRoutes(ctx, func(m *api.Mux) error {
+		var rows [][]string
+		data := []map[string]string{}
+		for _, c := range m.History() {
+			version := c.Version.String()
+			rows = append(rows, []string{version, c.Where, c.What})
+			data = append(data, map[string]string{"version": version, "where": c.Where, "what": c.What})
+		}
+		return t.Print([]string{"version", "where", "what"}, rows, data)
+	})
+}
+
+// withRoutes wires the services, without starting them and without the options of an operator, and calls do with their routes.
+func (t *Tool[O]) withRoutes(ctx context.Context, do func(m *api.Mux) error) error {
+	overrides := map[string]string{"transport_url": "memory://", "database.connection": "sqlite:///:memory:", "api.auth_strategy": "noauth2"}
+	if embedded[APIOptions](new(O)) != nil {
+		overrides["listen"] = "127.0.0.1:0"
+	}
+	l, err := t.r.load(&flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: overrides}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	p, err := t.r.wire(ctx, l, AllInOne, quiet, true)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if p.mux == nil {
-		return nil, errors.Join(fault.New(fault.Precondition, "no service has a REST API"), p.closeAll())
+		return errors.Join(fault.New(fault.Precondition, "no service has a REST API"), p.closeAll())
 	}
-	doc := p.mux.OpenAPI(api.About{Title: t.r.c.Name, Description: t.r.c.Short, Version: "1"}, v)
-	return doc, p.closeAll()
+	return errors.Join(do(p.mux), p.closeAll())
 }

@@ -33,12 +33,15 @@
 //	hello member list|remove
 //	hello placement audit
 //	hello dlq list|show|requeue|drop
-//	hello status                     members and open operations
+//	hello status                     members, open operations, and the processes of this host
 //	hello openapi, version, completion
 //
 // The fields of [Component] say which commands a component has not. Everything that is listed or shown has the flag --output (-o): table, json
 // or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes
 // of their own, see their --help.
+//
+// A process has one name of its host. [Process.On] gives it more, for services that stand for several hosts. The names of a component's own
+// contracts may differ from the defaults here: options ([Component.Address], [DriverConfig]), flags, kinds of members ([ServerConfig]).
 //
 // Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
 // SQLite file in state_path. Such a process creates and upgrades its tables at its start. A process of one service only checks them.
@@ -48,6 +51,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,8 +86,8 @@ type Component[O any] struct {
 	Defaults map[string]string
 	// Services are the services, in the order in which they are wired in a process with all of them.
 	Services []Service[O]
-	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation come
-	// first by themselves. Without Migrations the component has no database.
+	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation are
+	// always there, and come first. Without Migrations the component has no database.
 	Migrations []db.Migrations
 	// Rules are the rules of the policy. Nil: no route of the API has a rule, and the component has no command policy.
 	Rules []policy.Rule
@@ -91,17 +95,26 @@ type Component[O any] struct {
 	Interfaces []*rpc.Interface
 	// Unreported has the versions of processes of a release that did not report them, see rpccaps.Config.
 	Unreported rpc.Versions
-	// Runner has the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process.
-	Runner operation.RunnerConfig
+	// Runner returns the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process. Nil: the
+	// defaults.
+	Runner func(o *O) operation.RunnerConfig
+	// OwnNotify is for a component with an RPC method of its own that makes a runner look at an operation: then no process serves the interface
+	// armature-operation, and [Process.Notify] reaches only the runner of its process.
+	OwnNotify bool
 	// Resource is the word for what operations are on, such as "server". Default "resource".
 	Resource string
 	// OpenAPI returns the OpenAPI document of the API in a microversion; "" is the version of the flag's default. Nil: the document is made
 	// of the routes of the API.
 	OpenAPI func(version string) (any, error)
+	// Address returns the address of the API, and the options that it is made of, for a component whose options embed [AccessOptions] instead of
+	// [APIOptions]. Nil: the option listen.
+	Address func(o *O) (addr string, options []string)
+	// DatabaseFile is the name of the SQLite file in the state path of a process with all services. Default NAME.db.
+	DatabaseFile string
+	// Flags are further flags of the command line, each of which sets an option. Nil: none.
+	Flags []Flag
 	// Audit compares the claims on hosts with what they should be, see placement.Audit. Nil: the component has no command for it.
 	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
-	// Checks are checks of options of one service, or of all. Validate methods of the options are called for each command.
-	Checks []Check[O]
 	// Commands returns further commands. Nil: none.
 	Commands func(t *Tool[O]) []*cobra.Command
 	// Started is called when all parts of a process have started, such as to print the address of its API. Nil: it is not called.
@@ -121,19 +134,14 @@ type Service[O any] struct {
 	// the database.
 	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
 	// Wire makes the parts of the service and gives them to the process. It starts nothing, because "config validate" and "openapi" call
-	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option.
+	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option. Errors about options
+	// that only this service needs belong here, joined by errors.Join; those about all services into a Validate of the options. Wire is also
+	// called if other options are wrong, so that all errors are found. Such a process is not started.
 	Wire func(ctx context.Context, p *Process[O]) error
 }
 
-// Check is a check of options that only some services need.
-type Check[O any] struct {
-	// Services are the services that need it. Empty: all services and all commands. [AllInOne] is the process with all services.
-	Services []string
-	// Option is the option that the error is about, NAME or SECTION.NAME.
-	Option string
-	// Judge returns what is wrong. It uses no network.
-	Judge func(o *O) error
-}
+// Flag is a flag of the command line that sets an option, NAME or SECTION.NAME. Help is for --help.
+type Flag struct{ Name, Option, Help string }
 
 // AllInOne is the name of the process with all services.
 const AllInOne = "all-in-one"
@@ -165,8 +173,8 @@ type runtime[O any] struct {
 // main runs the command and returns the exit code.
 func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
 	r.c.check()
-	cmd := r.command(env) //nolint:contextcheck // cobra passes the context on
-	cmd.SetArgs(args)
+	cmd := r.command(env)                    //nolint:contextcheck // cobra passes the context on
+	cmd.SetArgs(append([]string{}, args...)) // cobra reads the arguments of the process if args is nil
 	err := cmd.ExecuteContext(ctx)
 	if code, ok := errors.AsType[ExitError](err); ok {
 		return int(code)
@@ -204,9 +212,26 @@ func (c *Component[O]) check() {
 	}
 }
 
-// migrations are those of the packages, and last the component's.
+// migrations are those of the packages, and last the component's, which may have those of the packages, too.
 func (c *Component[O]) migrations() []db.Migrations {
-	return slices.Concat(packageMigrations, c.Migrations)
+	own := slices.DeleteFunc(slices.Clone(c.Migrations), func(m db.Migrations) bool {
+		return slices.ContainsFunc(packageMigrations, func(p db.Migrations) bool { return p.Name == m.Name })
+	})
+	return slices.Concat(packageMigrations, own)
+}
+
+// databaseFile returns the name of the SQLite file in the state path.
+func (c *Component[O]) databaseFile() string { return cmp.Or(c.DatabaseFile, c.Name+".db") }
+
+// address returns the address of the API, and its options: "" if the options have none.
+func (c *Component[O]) address(o *O) (addr string, options []string) {
+	if c.Address != nil {
+		return c.Address(o)
+	}
+	if a := embedded[APIOptions](o); a != nil {
+		return a.Listen, []string{"listen"}
+	}
+	return "", nil
 }
 
 // defaults are the component's defaults.

@@ -120,7 +120,13 @@ func (w *world) component() component.Component[options] {
 				return nil
 			}},
 		},
-		Audit: func(_ context.Context, _ *sqlx.DB, repair bool, _ time.Duration) ([]placement.Finding, error) {
+		Audit: func(_ context.Context, _ *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
+			if minAge == time.Hour {
+				return nil, nil
+			}
+			if minAge == time.Minute {
+				return []placement.Finding{{Kind: "orphaned", Claim: placement.Claim{Consumer: "c1"}, Err: errors.New("no permission")}}, nil
+			}
 			return []placement.Finding{{Kind: "orphaned", Claim: placement.Claim{Consumer: "c1"}, Repaired: repair}}, nil
 		},
 		Started: func(p *component.Process[options]) error { w.started <- p; return nil },
@@ -256,7 +262,7 @@ func TestAllInOne(t *testing.T) {
 		"db sync":                  {"the database has the schema of this version"},
 		"db sync -o yaml":          {"synced: true"},
 		"policy list":              {"RULE", "notes:create", "role:admin", "default"},
-		"policy list -o json":      {`"notes:create"`},
+		"policy list -o json":      {`"name": "notes:create"`, `"where": "default"`},
 		"version -o json":          {`"name": "notes"`},
 		"openapi":                  {`"/v1/notes"`, `"3.1`},
 		"openapi -o yaml":          {"/v1/notes:"},
@@ -290,10 +296,16 @@ func TestAllInOne(t *testing.T) {
 		"operation cancel --reason x none":                {1, "none"},
 		"member remove writer h1":                         {1, "use --force if its process no longer exists"},
 		"member remove writer h2":                         {1, "h2"},
+		"member remove wrter h1":                          {2, `kind "wrter" does not exist; the nearest is writer`},
 		"placement audit":                                 {3, "orphaned"},
 		"placement audit --repair -o json":                {4, `"repaired": true`},
+		"placement audit --repair --min-age 1m -o json":   {3, `"error": "no permission"`},
+		"placement audit --repair --min-age 1m":           {3, "not repaired: no permission"},
+		"placement audit --min-age 1h":                    {0, "no differences"},
+		"placement audit --min-age 1h -o json":            {0, "[]"},
 		"policy explain --rule notes:create --role x":     {0, "denies"},
 		"policy explain --rule notes:create --role admin": {0, "allows"},
+		"policy explain --rule notes:create -o json":      {0, `"allowed": false`},
 	} {
 		if code, out, errs := w.command(t, env, strings.Fields(args)...); code != want.code || !strings.Contains(out+errs, want.text) {
 			t.Errorf("%s: %d %s %s; want %d %s", args, code, out, errs, want.code, want.text)
@@ -343,7 +355,7 @@ func TestThreeProcesses(t *testing.T) {
 	}
 	front, log, _ := w.start(t, []string{"front"}, env...)
 	w.start(t, []string{"back"}, env...)
-	worker, _, stop := w.start(t, []string{"worker"}, env...)
+	worker, workerLog, stop := w.start(t, []string{"worker"}, env...)
 	if worker.DB != nil || front.DB == nil {
 		t.Error("the worker has a database, or the API has none")
 	}
@@ -372,6 +384,9 @@ func TestThreeProcesses(t *testing.T) {
 		now, err := front.Members.Get(t.Context(), "writer", "h1")
 		return err == nil && now.Up
 	})
+	if strings.Contains(workerLog.String(), "heartbeat failed") {
+		t.Errorf("the worker has joined again, and its log has a failure:\n%s", workerLog)
+	}
 	if code, out, errs := w.command(t, env, "dlq", "list"); code != 0 || !strings.Contains(out, "no dead letters") {
 		t.Errorf("dlq: %d %s %s", code, errs, out)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
-	"github.com/armature-go/armature/service/operation"
 )
 
 // databaseCommand has the commands about the tables.
@@ -37,9 +35,15 @@ func (t *Tool[O]) databaseCommand() *cobra.Command {
 	}, &cobra.Command{
 		Use: "check", Args: noArguments,
 		Short: "Check whether the services of this version can start. Exit codes: 0 = yes; 1 = yes, with warnings; 2 = no",
-		RunE:  func(cmd *cobra.Command, _ []string) error { return t.withDatabase(cmd.Context(), t.checkUpgrade) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return t.CheckDatabase(cmd.Context()) },
 	})
 	return cmd
+}
+
+// CheckDatabase does what the command "db check" does, for a component that has another command for it, too. The error is an [ExitError] if the
+// exit code is not 0.
+func (t *Tool[O]) CheckDatabase(ctx context.Context) error {
+	return t.withDatabase(ctx, t.checkUpgrade)
 }
 
 func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
@@ -110,21 +114,35 @@ func (t *Tool[O]) placementCommand() *cobra.Command {
 	return cmd
 }
 
+// findingView is a finding with the error of its repair.
+type findingView struct {
+	placement.Finding
+
+	Error string `json:"error,omitempty"`
+}
+
 // printFindings prints what an audit has found, and returns its exit code, unless the audit failed.
 func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
+	if len(found) == 0 && failed == nil && t.f.output == formatTable {
+		_, err := fmt.Fprintln(t.Out, "no differences")
+		return err
+	}
 	repaired := 0
 	var rows [][]string
+	data := []findingView{}
 	for i := range found {
-		state := "found"
+		state, view := "found", findingView{Finding: found[i]}
 		if one := &found[i]; one.Repaired {
 			state = "repaired"
 			repaired++
 		} else if one.Err != nil {
-			state = "not repaired: " + one.Err.Error()
+			view.Error = one.Err.Error()
+			state = "not repaired: " + view.Error
 		}
+		data = append(data, view)
 		rows = append(rows, []string{found[i].Kind, describeFinding(&found[i]), state})
 	}
-	err := t.Print([]string{"kind", "claim", "state"}, rows, found)
+	err := t.Print([]string{"kind", "claim", "state"}, rows, data)
 	switch {
 	case err != nil || failed != nil || len(found) == 0:
 		return err
@@ -163,6 +181,9 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	remove := &cobra.Command{
 		Use: "remove KIND HOST", Short: "Remove a service whose process no longer exists", Args: cobra.ExactArgs(2),
 		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, args []string) error {
+			if err := checkKind(ctx, members, args[0]); err != nil {
+				return err
+			}
 			if force {
 				if err := members.ForceDown(ctx, args[0], args[1], true); err != nil {
 					return err
@@ -184,11 +205,24 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows, data := describeMembers(found)
-			return t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, data)
+			views := describeMembers(found)
+			return t.Print(memberColumns, memberRows(views), views)
 		}),
 	}, remove)
 	return cmd
+}
+
+// checkKind refuses a kind that no member has, if there are members.
+func checkKind(ctx context.Context, members *membership.Registry, kind string) error {
+	found, err := members.List(ctx, "")
+	kinds := map[string]bool{}
+	for i := range found {
+		kinds[found[i].Kind] = true
+	}
+	if err != nil || len(kinds) == 0 || kinds[kind] {
+		return err
+	}
+	return unknownName("kind", kind, slices.Values(slices.Sorted(maps.Keys(kinds))))
 }
 
 // withMembers returns the function of a command that needs the registry.
@@ -211,80 +245,31 @@ type memberView struct {
 	Process    string              `json:"process,omitempty"`
 }
 
-func describeMembers(found []membership.Member) (rows [][]string, data []memberView) {
-	data = []memberView{}
+// memberColumns are the columns of a table of members.
+var memberColumns = []string{"kind", "host", "state", "seen", "serves", "why", "process"}
+
+// describeMembers returns members as people see them.
+func describeMembers(found []membership.Member) []memberView {
+	out := []memberView{}
 	for i := range found {
 		m := &found[i]
 		v := memberView{m.Kind, m.Host, "down", m.SeenAt, m.Interfaces, m.Unfit(), m.Instance.Process}
 		if m.Up {
 			v.State = "up"
 		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// memberRows returns the rows of a table of members.
+func memberRows(members []memberView) (rows [][]string) {
+	for _, v := range members {
 		var serves []string
-		for _, name := range slices.Sorted(maps.Keys(m.Interfaces)) {
-			serves = append(serves, name+" "+strings.Join(m.Interfaces[name], " "))
+		for _, name := range slices.Sorted(maps.Keys(v.Interfaces)) {
+			serves = append(serves, name+" "+strings.Join(v.Interfaces[name], " "))
 		}
-		data = append(data, v)
 		rows = append(rows, []string{v.Kind, v.Host, v.State, v.Seen.Format(time.RFC3339), cmp.Or(strings.Join(serves, ", "), "-"), v.Why, v.Process})
 	}
-	return rows, data
-}
-
-// statusCommand shows the members and the open operations.
-func (t *Tool[O]) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show the services and the number of open operations by kind and state", Args: noArguments,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
-				members, err := membership.New(membership.Config{DB: d, DownAfter: embedded[Options](o).ServiceDownTime}).List(ctx, "")
-				if err != nil {
-					return err
-				}
-				open, err := operation.NewStore(d).List(ctx, operation.Filter{Open: true, Limit: statusLimit})
-				if err != nil {
-					return err
-				}
-				return t.printStatus(members, open)
-			})
-		},
-	}
-}
-
-// statusLimit bounds the open operations that status counts.
-const statusLimit = 10_000
-
-// operationCount is the number of open operations of a kind in a state.
-type operationCount struct {
-	Kind   string    `json:"kind"`
-	State  string    `json:"state"`
-	Count  int       `json:"count"`
-	Oldest time.Time `json:"oldest_at"`
-}
-
-func (t *Tool[O]) printStatus(members []membership.Member, open []operation.Operation) error {
-	counts := map[[2]string]*operationCount{}
-	for i := range open {
-		one := &open[i]
-		key := [2]string{one.Kind, string(one.State)}
-		if counts[key] == nil {
-			counts[key] = &operationCount{Kind: one.Kind, State: string(one.State)}
-		}
-		counts[key].Count++
-		counts[key].Oldest = one.Created // the newest come first
-	}
-	operations := []operationCount{}
-	var lines [][]string
-	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		c := counts[key]
-		operations = append(operations, *c)
-		lines = append(lines, []string{c.Kind, c.State, strconv.Itoa(c.Count), c.Oldest.Format(time.RFC3339)})
-	}
-	rows, views := describeMembers(members)
-	if t.f.output != formatTable {
-		return t.printAs(t.f.output, map[string]any{"members": views, "operations": operations})
-	}
-	if err := t.Print([]string{"kind", "host", "state", "seen", "serves", "why", "process"}, rows, nil); err != nil {
-		return err
-	}
-	_, _ = fmt.Fprintln(t.Out) // Print returns the error
-	return t.Print([]string{"operations", "state", "count", "oldest"}, lines, nil)
+	return rows
 }

@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -15,25 +16,55 @@ import (
 //
 // Driver panics if the options do not embed [DriverOptions].
 func Driver[D driver.Driver, O any](p *Process[O], k driver.Kind[D], builtIn *driver.Registry[D]) (func() D, error) {
-	o := embedded[driver.Options](p.Options)
-	if o == nil {
-		panic("component: Driver: the options do not embed component.DriverOptions: write component.DriverOptions as a field without a name in them")
+	return DriverWith(p, DriverConfig[D, O]{Kind: k, BuiltIn: builtIn})
+}
+
+// DriverConfig configures [DriverWith]. Kind and BuiltIn are required.
+type DriverConfig[D driver.Driver, O any] struct {
+	// Kind and BuiltIn are those of [Driver].
+	Kind    driver.Kind[D]
+	BuiltIn *driver.Registry[D]
+	// Options returns the driver's options within those of a component that has other names for them. It is called at the start and at each
+	// reload. Nil: the embedded [DriverOptions].
+	Options func(o *O) driver.Options
+	// Option is the option that names the driver. Default "driver".
+	Option string
+	// Given are options that the component itself gives to the driver, such as the name of the host. The driver's section cannot have them.
+	Given map[string]string
+	// Probe tries a new program at a reload, before it replaces the running one. Nil: Info of the driver.
+	Probe func(ctx context.Context, d D) error
+}
+
+// DriverWith is [Driver] with more settings. It panics if the options do not embed DriverOptions and cfg has no Options.
+func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (func() D, error) {
+	if cfg.Options == nil {
+		if embedded[driver.Options](p.Options) == nil {
+			panic("component: Driver: the options do not embed component.DriverOptions: write component.DriverOptions as a field without a name in them")
+		}
+		cfg.Options = func(o *O) driver.Options { return *embedded[driver.Options](o) }
 	}
-	part := &driverPart[D, O]{p: p, kind: k, builtIn: builtIn, name: o.Driver}
-	cfg, err := part.config(o)
+	if cfg.Probe == nil {
+		cfg.Probe = func(ctx context.Context, d D) error {
+			_, err := d.Info(ctx)
+			return err
+		}
+	}
+	o := cfg.Options(p.Options)
+	part := &driverPart[D, O]{p: p, DriverConfig: cfg, name: o.Driver}
+	plugin, err := part.config(&o)
 	if err != nil {
 		return nil, err
 	}
-	if err := builtIn.Validate(k, o.Driver, cfg); err != nil {
-		return nil, part.wrong(o, err)
+	if err := cfg.BuiltIn.Validate(cfg.Kind, o.Driver, plugin); err != nil {
+		return nil, part.wrong(&o, err)
 	}
-	if part.Plugin, err = builtIn.New(k, o.Driver, cfg); err != nil {
-		return nil, part.wrong(o, err)
+	if part.Plugin, err = cfg.BuiltIn.New(cfg.Kind, o.Driver, plugin); err != nil {
+		return nil, part.wrong(&o, err)
 	}
-	p.tell.drivers.Add(o.Driver, p.Host, part.Plugin)
-	p.addPart(phaseDriver, "driver "+k.Name, "", part) // without a label: its errors name the option
-	p.probes = append(p.probes, probe{"DEFAULT", "driver", func(ctx context.Context) error {
-		one, err := builtIn.Launch(ctx, k, o.Driver, cfg)
+	p.tell.drivers.Add(o.Name(), p.Host, part.Plugin)
+	p.addPart(phaseDriver, p.named("driver "+cfg.Kind.Name), "", part) // without a label: its errors name the option
+	p.probes = append(p.probes, probe{cmp.Or(cfg.Option, "driver"), func(ctx context.Context) error {
+		one, err := cfg.BuiltIn.Launch(ctx, cfg.Kind, o.Driver, plugin)
 		if err != nil {
 			return err
 		}
@@ -46,22 +77,30 @@ func Driver[D driver.Driver, O any](p *Process[O], k driver.Kind[D], builtIn *dr
 // driverPart is a driver as a part. Its errors name the wrong option, which may be one of the driver's own.
 type driverPart[D driver.Driver, O any] struct {
 	*driver.Plugin[D]
+	DriverConfig[D, O]
 
-	p       *Process[O]
-	kind    driver.Kind[D]
-	builtIn *driver.Registry[D]
-	name    string
+	p    *Process[O]
+	name string
 }
 
 func (d *driverPart[D, O]) config(o *driver.Options) (driver.PluginConfig, error) {
+	cfg := driver.PluginConfig{}
+	for name := range d.Given {
+		if _, ok := o.Drivers[o.Section()][name]; ok { // refused: the driver would use the data of another host
+			return cfg, d.wrong(o, optionError(name, fault.New(fault.Invalid, "option %s: cannot be set here, because the service sets it: remove it", name)))
+		}
+	}
 	cfg, err := o.Config()
-	cfg.Logger, cfg.Observe = d.p.Log, d.p.tell.drivers.Observe(d.name, d.p.Host)
+	if err == nil {
+		err = cfg.Configure(d.Given)
+	}
+	cfg.Logger, cfg.Observe = d.p.Log.With("host", d.p.Host), d.p.tell.drivers.Observe(o.Name(), d.p.Host)
 	return cfg, d.wrong(o, err)
 }
 
 // wrong returns err with the name of the option that it is about.
 func (d *driverPart[D, O]) wrong(o *driver.Options, err error) error {
-	name := "driver"
+	name := cmp.Or(d.Option, "driver")
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
 		name = "driver_" + o.Section() + "." + f.Meta["option"]
 	}
@@ -74,29 +113,27 @@ func (d *driverPart[D, O]) Start(ctx context.Context) error {
 	if err == nil || errors.Is(err, fault.Unavailable) { // the App waits for a part with the code Unavailable
 		return err
 	}
-	return d.p.read.place(d.wrong(embedded[driver.Options](d.p.Options), err))
+	o := d.Options(d.p.Options)
+	return d.p.read.place(d.wrong(&o, err))
 }
 
 // Reload replaces the driver's program if the program or its options have changed. A built-in driver keeps its options, and a change is
 // logged.
 func (d *driverPart[D, O]) Reload(ctx context.Context) error {
-	o := embedded[driver.Options](d.p.Current())
-	cfg, err := d.config(o)
+	o := d.Options(d.p.Current())
+	cfg, err := d.config(&o)
 	if err == nil {
 		cfg.Program = d.name
-		err = d.Replace(ctx, cfg, func(ctx context.Context, next D) error {
-			_, err := next.Info(ctx)
-			return err
-		})
+		err = d.Replace(ctx, cfg, d.Probe)
 	}
 	if err == nil {
 		return nil
 	}
-	if slices.Contains(d.builtIn.Names(), d.name) {
+	if slices.Contains(d.BuiltIn.Names(), d.name) {
 		d.p.Log.WarnContext(ctx, "changed options of the driver require a restart", "driver", d.name, "error", err)
 		return nil
 	}
-	return d.p.read.place(d.wrong(o, err))
+	return d.p.read.place(d.wrong(&o, err))
 }
 
 var _ service.Reloader = (*driverPart[driver.Driver, Options])(nil)

@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"time"
 
@@ -56,15 +58,41 @@ func (o *Options) Validate() error {
 		errs = append(errs, optionError("host", checkHost(o.Host)))
 	}
 	if o.ServiceDownTime <= o.ReportInterval {
-		errs = append(errs, optionError("service_down_time", fmt.Errorf("service_down_time (%v) must be longer than report_interval (%v): use at least three times report_interval", o.ServiceDownTime, o.ReportInterval)))
+		errs = append(errs, optionError("service_down_time report_interval", fmt.Errorf("service_down_time (%v) must be longer than report_interval (%v): use at least three times report_interval", o.ServiceDownTime, o.ReportInterval)))
 	}
 	if o.DrainDelay >= o.ShutdownTimeout {
-		errs = append(errs, optionError("drain_delay", fmt.Errorf("drain_delay (%v) must be shorter than graceful_shutdown_timeout (%v)", o.DrainDelay, o.ShutdownTimeout)))
+		errs = append(errs, optionError("drain_delay graceful_shutdown_timeout", fmt.Errorf("drain_delay (%v) must be shorter than graceful_shutdown_timeout (%v)", o.DrainDelay, o.ShutdownTimeout)))
 	}
 	if o.Admin != "" {
-		errs = append(errs, optionError("admin_listen", service.AdminConfig{Addr: o.Admin, Hosts: o.AdminHosts}.Validate()))
+		errs = append(errs, optionError("admin_listen", o.checkAdmin()))
 	}
 	return errors.Join(errs...)
+}
+
+// servicePlaceholder stands for the service's name in admin_listen.
+const servicePlaceholder = "{service}"
+
+// placeholder matches a text that looks like a placeholder or a part of one.
+var placeholder = regexp.MustCompile(`\{[^}]*\}?|\}`)
+
+// checkAdmin checks the form of admin_listen.
+func (o *Options) checkAdmin() error {
+	if found := placeholder.FindString(strings.ReplaceAll(o.Admin, servicePlaceholder, "")); found != "" {
+		return fmt.Errorf("placeholder %s does not exist; use %s, which stands for the service's name", found, servicePlaceholder)
+	}
+	if path, ok := strings.CutPrefix(o.Admin, "unix:"); ok && !filepath.IsAbs(path) {
+		return fmt.Errorf("%q is not an absolute path: write unix:/run/NAME/%s.sock", path, servicePlaceholder)
+	}
+	err := service.AdminConfig{Addr: o.Admin, Hosts: o.AdminHosts}.Validate()
+	if err != nil && (service.HTTPConfig{Addr: o.Admin}).Validate() == nil { // the address is well-formed, and other machines can reach it
+		return fmt.Errorf("%w, with the names in the option admin_hosts", err)
+	}
+	return err
+}
+
+// adminAddr returns the address of the pages for operators of a service.
+func (o *Options) adminAddr(service string) string {
+	return strings.ReplaceAll(o.Admin, servicePlaceholder, service)
 }
 
 // checkHost refuses a name of a host that cannot be a part of the name of a queue or of a file.
@@ -142,21 +170,32 @@ func (o *TelemetryOptions) Collector() ([]otlptracehttp.Option, error) {
 
 // APIOptions are the options of a REST API. The struct of options of a component whose services call [Process.API] embeds them.
 type APIOptions struct {
-	Listen string              `ini:"listen" default:"127.0.0.1:8080" help:"address of the API, host:port or unix:/path"`
-	API    AccessOptions       `section:"api"`
+	Listen string       `ini:"listen" default:"127.0.0.1:8080" help:"address of the API, host:port or unix:/path"`
+	Links  LinkOptions  `section:"api"`
+	Proxy  ProxyOptions `section:"wsgi"`
+	AccessOptions
+}
+
+// AccessOptions are the options of a REST API about its clients. The struct of options of a component embeds them instead of [APIOptions] if the
+// component has other options for the address, see [Component.Address], and for the links of its API.
+type AccessOptions struct {
+	API    ClientOptions       `section:"api"`
 	Auth   auth.Options        `section:"keystone_authtoken"`
 	WSGI   service.HTTPOptions `section:"wsgi"`
-	Proxy  ProxyOptions        `section:"wsgi"`
 	CORS   CORSOptions         `section:"cors"`
 	Policy policy.Options      `section:"oslo_policy"`
 }
 
-// AccessOptions say which clients a REST API serves.
-type AccessOptions struct {
+// ClientOptions say which clients a REST API serves.
+type ClientOptions struct {
 	AuthStrategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, token, noauth2" protects:"true" deprecated:"DEFAULT.auth_strategy" help:"how clients are authenticated: keystone: by a token of Keystone; token: by the option token; noauth2: not at all, so that every client is the administrator; noauth2 is the default only for all services in one process"`
 	Token        string `ini:"token" secret:"true" protects:"true" help:"token that every client must send in the header X-Auth-Token with auth_strategy = token; such a client is the administrator"`
 	OpenRemote   bool   `ini:"noauth2_remote" default:"false" protects:"true" help:"allow noauth2 on an address that other machines can reach"`
-	PublicURL    string `ini:"public_url" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" help:"start of the links in replies: the URL of the proxy in front of the API (default: the address that the client has used)"`
+}
+
+// LinkOptions say how the links in the replies of a REST API begin.
+type LinkOptions struct {
+	PublicURL string `ini:"public_url" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" help:"start of the links in replies: the URL of the proxy in front of the API (default: the address that the client has used)"`
 }
 
 // ProxyOptions are options of other programs about a proxy in front of a REST API.
@@ -169,20 +208,30 @@ type CORSOptions struct {
 	Origins []string `ini:"allowed_origin" regex:"^([*]|https?://[^/?#@ ]+)$" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
 }
 
-// Validate returns an error if the API would serve clients that the options do not mean to allow, or if the address is malformed.
+// Validate returns an error if the address is malformed.
 func (o *APIOptions) Validate() error {
-	malformed := service.HTTPConfig{Addr: o.Listen}.Validate()
-	errs := []error{optionError("listen", malformed)}
+	return errors.Join(optionError("listen", service.HTTPConfig{Addr: o.Listen}.Validate()), o.AccessOptions.Validate())
+}
+
+// Validate returns an error if the token and the strategy contradict each other. Whether the API would serve clients that the options do not
+// mean to allow is checked when a service with an API is wired, because this depends on its address.
+func (o *AccessOptions) Validate() error {
 	switch {
 	case o.API.AuthStrategy == "token" && o.API.Token == "":
-		errs = append(errs, optionError("api.token", errors.New("is not set, and auth_strategy = token of [api] needs it")))
+		return optionError("api.token", errors.New("is not set, and auth_strategy = token of [api] needs it"))
 	case o.API.AuthStrategy != "token" && o.API.Token != "":
-		errs = append(errs, optionError("api.token", fmt.Errorf("has no effect, because auth_strategy of [api] is %s: set auth_strategy = token, or remove the token", o.API.AuthStrategy)))
-	case malformed == nil && o.API.AuthStrategy == "noauth2" && !isLocal(o.Listen) && !o.API.OpenRemote:
-		errs = append(errs, optionError("api.auth_strategy", fmt.Errorf("noauth2 makes every client the administrator, and listen = %s can be reached from other machines: "+
-			"use auth_strategy = keystone or token, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", o.Listen)))
+		return optionError("api.token", fmt.Errorf("has no effect, because auth_strategy of [api] is %s: set auth_strategy = token, or remove the token", o.API.AuthStrategy))
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// checkOpen refuses noauth2 at an address that other machines can reach.
+func (o *AccessOptions) checkOpen(addr string) error {
+	if o.API.AuthStrategy != "noauth2" || isLocal(addr) || o.API.OpenRemote {
+		return nil
+	}
+	return fmt.Errorf("noauth2 makes every client the administrator, and other machines can reach the API at %s: "+
+		"use auth_strategy = keystone or token, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", addr)
 }
 
 // isLocal reports whether only this machine can reach an address.

@@ -5,12 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -21,12 +24,10 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/tempdir"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/membership"
-	"github.com/armature-go/armature/service/membership/membershipprom"
 	"github.com/armature-go/armature/service/membership/rpccaps"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -46,14 +47,15 @@ type Process[O any] struct {
 	Host string
 	// StatePath is the directory for data of this host. It is empty if a service of its own has no option state_path.
 	StatePath string
-	// Log is the log of the process.
+	// Log is the log of the process, and Out its standard output.
 	Log *slog.Logger
+	Out io.Writer
 	// App is for reports and for the list of running work. Add parts with [Process.Add], which keeps the order.
 	App *service.App
 	// Metrics takes further metrics. The page /metrics of the admin listener has them.
 	Metrics prometheus.Registerer
-	// Bus is the bus, not started.
-	Bus bus.Bus
+	// Bus is the bus, not started. Its Check fails while the broker cannot be reached, and does not block.
+	Bus urlbus.Bus
 	// Client is the RPC client. It sends only what all running servers know.
 	Client *rpc.Client
 	// DB is the database, Members its registry of members and Operations its store of operations. They are nil in a process without a
@@ -62,16 +64,25 @@ type Process[O any] struct {
 	Members    *membership.Registry
 	Operations *operation.Store
 
-	c      *Component[O]
-	base   *Options
-	read   *loadedOptions[O]
-	tell   *telemetry
+	c    *Component[O]
+	base *Options
+	read *loadedOptions[O]
+	tell *telemetry
+	home string // the name of this host, also in the result of On
+	*wiring
+}
+
+// wiring is what a process collects while its services are wired. The results of On share it.
+type wiring struct {
 	runner *operation.Runner
 	mux    *api.Mux
 	http   *service.HTTPPart
 	parts  [phases][]part
 	probes []probe
+	errs   []error        // of options; a process with an error does not start
 	close  []func() error // called at the end, the last one first
+
+	draining atomic.Bool // while it is true, heartbeats are expected to fail
 }
 
 // part is a part with its name and its label.
@@ -83,6 +94,7 @@ type part struct {
 // The phases of the start, in their order.
 const (
 	phaseDatabase = iota
+	phaseFirst
 	phaseDriver
 	phaseBus
 	phaseAnnounce
@@ -96,15 +108,40 @@ const (
 
 // probe is a question to a service on the network that an option names, for "config validate --online".
 type probe struct {
-	section, option string
-	ask             func(ctx context.Context) error
+	option string // NAME or SECTION.NAME
+	ask    func(ctx context.Context) error
 }
 
 // Current returns the options as of the last reload. It is safe for concurrent use.
 func (p *Process[O]) Current() *O { return p.read.config.Current() }
 
-// Add adds a part, which is started after the RPC servers and the runner, and before the API. It panics as service.App.Add does.
-func (p *Process[O]) Add(name string, part service.Part) { p.addPart(phaseOther, name, "", part) }
+// On returns the process under another name of the host, for a process that serves several hosts, such as one with all services that simulates
+// them. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App, one
+// runner and one API.
+func (p *Process[O]) On(host string) *Process[O] {
+	q := *p
+	q.Host = host
+	return &q
+}
+
+// Add adds a part, which is started after the RPC servers and the runner, and before the API. The error of its start names options, NAME or
+// SECTION.NAME, that an operator should look at. It panics as service.App.Add does.
+func (p *Process[O]) Add(name string, part service.Part, options ...string) {
+	p.addPart(phaseOther, name, p.read.label(options...), part)
+}
+
+// AddFirst is [Process.Add] for a part that is started after the database and before all others, such as a lock that a driver needs.
+func (p *Process[O]) AddFirst(name string, part service.Part, options ...string) {
+	p.addPart(phaseFirst, name, p.read.label(options...), part)
+}
+
+// named returns the name of a part, which in a process with several hosts has the name of the host.
+func (p *Process[O]) named(name string) string {
+	if p.Host == p.home {
+		return name
+	}
+	return name + " " + p.Host
+}
 
 func (p *Process[O]) addPart(phase int, name, label string, s service.Part) {
 	p.parts[phase] = append(p.parts[phase], part{name, label, s})
@@ -118,38 +155,93 @@ func (p *Process[O]) Addr() string {
 	return p.http.Addr()
 }
 
-// openProcess returns the process of services, without their parts. The caller closes it. If dry is set, the process is not meant to be
-// started: then openProcess writes no file and exports no traces.
-func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], name string, services []Service[O], log *slog.Logger, dry bool) (_ *Process[O], err error) {
-	p := &Process[O]{Options: read.opts, Name: name, Log: log, c: r.c, base: read.base, read: read, Host: read.base.Host}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.closeAll())
-		}
-	}()
+// openProcess returns the process of services, without their parts. The caller closes it. Errors of options are collected, and then parts that
+// need no options stand for what cannot be opened, so that the caller finds all errors. If dry is set, the process is not meant to be started:
+// then openProcess writes no file and exports no traces.
+func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], name string, services []Service[O], log *slog.Logger, dry bool) *Process[O] {
+	p := &Process[O]{
+		Options: read.opts, Name: name, Log: log, Out: r.out, Host: read.base.Host,
+		c: r.c, base: read.base, read: read, home: read.base.Host, wiring: new(wiring),
+	}
 	p.App = service.New(service.Config{
 		Name: name, DrainDelay: p.base.DrainDelay, DrainTimeout: p.base.ShutdownTimeout, ReportTo: r.err, Logger: log,
 	})
-	if p.tell, err = newTelemetry(ctx, p.App, r.c.Name, p.base, log, dry); err != nil {
-		return nil, optionError("opentelemetry.otlp_endpoint", err)
-	}
+	var err error
+	p.tell, err = newTelemetry(ctx, p.App, r.c.Name, p.base, log, dry)
+	p.collect(optionError("opentelemetry.otlp_endpoint", err))
 	p.Metrics = p.tell.registry
-	if name == AllInOne && !dry {
-		if err := p.makeStatePath(ctx); err != nil {
-			return nil, optionError("state_path", err)
-		}
+	p.collect(optionError("admin_listen admin_hosts", p.checkAdmin()))
+	if err = checkStatePath(p.base.StatePath); err == nil && name == AllInOne && !dry {
+		err = p.makeStatePath(ctx)
 	}
+	p.collect(optionError("state_path", err))
 	p.StatePath = p.base.StatePath
-	if err := p.openBus(inject.From(ctx).Bus); err != nil {
-		return nil, optionError("transport_url", err)
+	if err := p.openBus(p.base.TransportURL, inject.From(ctx).Bus); err != nil {
+		p.collect(optionError("transport_url", err))
+		_ = p.openBus("memory://", nil) // has no options
 	}
 	if needsDatabase(r.c, name, services) {
-		if err := p.openDatabase(); err != nil {
-			return nil, optionError("database.connection", err)
+		if err := p.openDatabase(p.base.Database.Connection); err != nil {
+			p.collect(optionError("database.connection", err))
+			_ = p.openDatabase("sqlite:///:memory:") // has no options
 		}
 	}
 	p.openClient(services)
-	return p, nil
+	return p
+}
+
+// collect keeps the errors that err joins, each with the place of its option.
+func (p *Process[O]) collect(err error) { p.errs = append(p.errs, p.read.placeAll(err)...) }
+
+// checkAdmin checks admin_listen. The directory of a socket is made at the start.
+func (p *Process[O]) checkAdmin() error {
+	if p.base.Admin == "" {
+		return nil
+	}
+	addr := p.base.adminAddr(p.Name)
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		return checkSocket(path)
+	}
+	if api, _ := p.c.address(p.Options); addr == api {
+		return fmt.Errorf("%s is also the address of the API: give one of them another port", addr)
+	}
+	return nil
+}
+
+// maxSocketPath is the highest number of bytes in the path of a Unix socket on Linux.
+const maxSocketPath = 107
+
+// checkSocket checks the path of a Unix socket.
+func checkSocket(path string) error {
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("the path of the socket has %d bytes, more than %d: choose a shorter one", len(path), maxSocketPath)
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && dir != "/": // made at the start
+		case err != nil:
+			return err
+		case !info.IsDir():
+			return fmt.Errorf("%s is not a directory", dir)
+		default:
+			return nil
+		}
+	}
+}
+
+// checkStatePath refuses a path that is not a directory. The directory is made at the start.
+func checkStatePath(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case path == "" || errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is not a directory", path)
+	}
+	return nil
 }
 
 // needsDatabase reports whether a process needs the database.
@@ -174,9 +266,9 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
-// openBus opens the bus that the options name. Without the option it is injected, if it is not nil.
-func (p *Process[O]) openBus(injected urlbus.Bus) error {
-	url, b := p.base.TransportURL, injected
+// openBus opens the bus with a URL. If it is empty, the bus is injected, or that in memory for a process with all services.
+func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
+	b := injected
 	if url == "" && b == nil {
 		if p.Name != AllInOne {
 			return fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
@@ -191,8 +283,8 @@ func (p *Process[O]) openBus(injected urlbus.Bus) error {
 	}
 	p.Bus = b
 	p.tell.rpc.AddBus(b)
-	p.addPart(phaseBus, "bus", p.read.label("DEFAULT", "transport_url"), b)
-	p.probes = append(p.probes, probe{"DEFAULT", "transport_url", func(ctx context.Context) error {
+	p.addPart(phaseBus, "bus", p.read.label("transport_url"), b)
+	p.probes = append(p.probes, probe{"transport_url", func(ctx context.Context) error {
 		if err := b.Start(ctx); err != nil {
 			return err
 		}
@@ -202,18 +294,18 @@ func (p *Process[O]) openBus(injected urlbus.Bus) error {
 }
 
 // embeddedDatabase returns the URL and the file of the SQLite database that a process with all services uses by default.
-func embeddedDatabase(name, statePath string) (connection, path string, err error) {
-	path, err = filepath.Abs(filepath.Join(statePath, name+".db"))
+func embeddedDatabase(file, statePath string) (connection, path string, err error) {
+	path, err = filepath.Abs(filepath.Join(statePath, file))
 	return (&url.URL{Scheme: "sqlite", Path: path}).String(), path, err
 }
 
-func (p *Process[O]) openDatabase() (err error) {
+func (p *Process[O]) openDatabase(url string) (err error) {
 	cfg := p.base.Database.Config()
-	if cfg.URL == "" {
+	if cfg.URL = url; url == "" {
 		if p.Name != AllInOne {
 			return errNoDatabase
 		}
-		if cfg.URL, _, err = embeddedDatabase(p.c.Name, p.base.StatePath); err != nil {
+		if cfg.URL, _, err = embeddedDatabase(p.c.databaseFile(), p.base.StatePath); err != nil {
 			return err
 		}
 	}
@@ -226,9 +318,10 @@ func (p *Process[O]) openDatabase() (err error) {
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
-	p.addPart(phaseDatabase, "database", p.read.label("database", "connection"),
+	p.tell.addDatabase(p.c.Name, d, p.Members, p.Operations)
+	p.addPart(phaseDatabase, "database", p.read.label("database.connection"),
 		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
-	p.probes = append(p.probes, probe{"database", "connection", func(ctx context.Context) error {
+	p.probes = append(p.probes, probe{"database.connection", func(ctx context.Context) error {
 		one, err := db.Open(ctx, cfg)
 		if err != nil {
 			return err
@@ -258,52 +351,6 @@ func (p *Process[O]) openClient(services []Service[O]) {
 	p.addPart(phaseBus, "rpc client", "", p.Client)
 }
 
-// Serve serves an RPC interface on this host. register gives the handlers to the server. The process announces the versions of the server
-// before it serves, and is a member of the interface's name while it serves, so that other processes find the host and know what it
-// understands. The interceptors run around each handler, after those of the process.
-func (p *Process[O]) Serve(i *rpc.Interface, register func(s *rpc.Server), around ...rpc.Interceptor) {
-	srv := p.newServer(i, p.Host, register, around...)
-	member := p.newMember(membership.Self{Kind: i.Name, Host: p.Host, Interfaces: rpccaps.Of(srv)})
-	label := p.read.label("DEFAULT", "host")
-	if member != nil {
-		p.addPart(phaseAnnounce, i.Name+" versions", label, member.Announcement())
-		p.addPart(phaseMember, i.Name+" member", label, member)
-	}
-	p.addPart(phaseServe, i.Name+" rpc", label, srv)
-}
-
-// newServer returns an RPC server that is not added.
-func (p *Process[O]) newServer(i *rpc.Interface, host string, register func(s *rpc.Server), around ...rpc.Interceptor) *rpc.Server {
-	interceptors := slices.Concat(p.tell.server(), []rpc.Interceptor{p.track}, around)
-	srv := rpc.NewServer(p.Bus, rpc.ServerConfig{Interface: i, Host: host, Interceptors: interceptors, Logger: p.Log})
-	register(srv)
-	p.tell.rpc.AddServer(srv)
-	return srv
-}
-
-// track is an interceptor that adds each running handler to the list of running work.
-func (p *Process[O]) track(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
-	defer p.App.Inflight().Begin(ctx, service.Work{Kind: "rpc", Name: info.Interface + "." + info.Method})()
-	return next(ctx, req)
-}
-
-// memberPart is a member with its announcement.
-type memberPart interface {
-	service.Part
-	Announcement() service.Part
-}
-
-// newMember returns the member of a server. It is nil if the component has no database, and so no members.
-func (p *Process[O]) newMember(self membership.Self) memberPart {
-	switch {
-	case p.Members != nil:
-		return p.Members.Member(membership.MemberConfig{Self: self, Every: p.base.ReportInterval, Logger: p.Log})
-	case p.c.Migrations != nil:
-		return newRemoteMember(p.Client, self, p.base.ReportInterval, p.Log)
-	}
-	return nil
-}
-
 // Runner returns the process's runner of operations. The first call makes it, with the settings of [Component.Runner], and deletes operations
 // that have ended after the option operation_history. It panics in a process without a database.
 func (p *Process[O]) Runner() *operation.Runner {
@@ -311,12 +358,18 @@ func (p *Process[O]) Runner() *operation.Runner {
 		return p.runner
 	}
 	p.needDatabase("Runner")
-	cfg := p.c.Runner
-	cfg.Store, cfg.Host, cfg.Inflight, cfg.Logger = p.Operations, p.Host, p.App.Inflight(), p.Log
+	var cfg operation.RunnerConfig
+	if p.c.Runner != nil {
+		cfg = p.c.Runner(p.Options)
+	}
+	cfg.Store, cfg.Host, cfg.Inflight, cfg.Logger = p.Operations, p.home, p.App.Inflight(), p.Log
 	p.runner = operation.NewRunner(cfg)
-	p.tell.runners.Add(p.Host, p.runner)
-	p.tell.runners.AddStore(p.Operations)
-	p.tell.registry.MustRegister(membershipprom.New(p.Members))
+	p.tell.runners.Add(p.home, p.runner)
+	p.App.AddReport("operations", func(w io.Writer) error {
+		s := p.runner.Stats()
+		_, err := fmt.Fprintf(w, "%d run here; %d are unknown and wait for another process; %d steps were not undone, or ends not written\n", s.Running, s.Unknown, s.NotUndone)
+		return err
+	})
 	p.addPart(phaseRunner, "operations", "", p.runner)
 	p.Leader("operations-purge", time.Hour, func(ctx context.Context) error {
 		n, err := p.Operations.Purge(ctx, p.base.OperationHistory)
@@ -358,7 +411,7 @@ const notifyTimeout = 2 * time.Second
 func (p *Process[O]) Leader(name string, every time.Duration, f func(ctx context.Context) error) {
 	p.needDatabase("Leader")
 	leader := operation.NewLeader(operation.LeaderConfig{Store: p.Operations, Name: name, Host: p.Host})
-	p.Add(name, service.Loop(every, leader.Only(func(ctx context.Context, _ int64) error { return f(ctx) })))
+	p.Add(p.named(name), service.Loop(every, leader.Only(func(ctx context.Context, _ int64) error { return f(ctx) })))
 }
 
 // finish adds the parts to the App, in their order.
@@ -367,8 +420,8 @@ func (p *Process[O]) finish() {
 	p.App.Add("configuration", p.read.config)
 	p.tell.addParts(p.App)
 	if p.base.Admin != "" {
-		p.App.AddLabeled("admin", p.read.label("DEFAULT", "admin_listen"), p.App.Admin(service.AdminConfig{
-			Addr: strings.ReplaceAll(p.base.Admin, servicePlaceholder, p.Name), Hosts: p.base.AdminHosts, Metrics: p.tell.metrics(),
+		p.App.AddLabeled("admin", p.read.label("admin_listen"), p.App.Admin(service.AdminConfig{
+			Addr: p.base.adminAddr(p.Name), Hosts: p.base.AdminHosts, Metrics: p.tell.metrics(),
 			Level: p.read.level, Config: func() any { return p.read.config.Values() },
 		}))
 	}
@@ -377,13 +430,16 @@ func (p *Process[O]) finish() {
 			p.App.AddLabeled(one.name, one.label, one.Part)
 		}
 	}
-	if p.c.Started != nil {
-		p.App.Add("started", service.Funcs{OnStart: func(context.Context) error { return p.c.Started(p) }})
-	}
+	p.App.Add("started", service.Funcs{
+		OnStart: func(context.Context) error {
+			if p.c.Started == nil {
+				return nil
+			}
+			return p.c.Started(p)
+		},
+		OnDrain: func(context.Context) error { p.draining.Store(true); return nil }, // first of all parts
+	})
 }
-
-// servicePlaceholder stands for the service's name in admin_listen.
-const servicePlaceholder = "{service}"
 
 // closeAll closes what is open, the last one first.
 func (p *Process[O]) closeAll() error {
@@ -395,28 +451,34 @@ func (p *Process[O]) closeAll() error {
 	return errors.Join(errs...)
 }
 
-// wire opens a process and wires its services, see openProcess. An error has the place of the option that it names.
+// wire opens a process and wires its services, see openProcess. The error has a line for each wrong option, with its place, except for options
+// that read knows to be wrong already.
 func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name string, log *slog.Logger, dry bool) (*Process[O], error) {
 	services := r.c.Services
 	if name != AllInOne {
 		services = slices.DeleteFunc(slices.Clone(services), func(s Service[O]) bool { return s.Name != name })
 	}
-	p, err := r.openProcess(ctx, read, name, services, log, dry)
-	if err != nil {
-		return nil, read.place(err)
-	}
-	for _, s := range services {
-		if err := s.Wire(ctx, p); err != nil {
-			return nil, errors.Join(read.place(err), p.closeAll())
+	p := r.openProcess(ctx, read, name, services, log, dry)
+	wired := false
+	defer func() {
+		if !wired { // an error, or a panic
+			_ = p.closeAll() // the error before this one is the one to report
 		}
+	}()
+	for _, s := range services {
+		p.collect(s.Wire(ctx, p))
+	}
+	if len(p.errs) > 0 {
+		return nil, errors.Join(p.errs...)
 	}
 	p.finish()
+	wired = true
 	return p, nil
 }
 
 // run runs a service until ctx ends or a signal comes.
 func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error) {
-	read, err := r.load(f, name)
+	read, err := r.load(f)
 	if err != nil {
 		return err
 	}
@@ -428,38 +490,6 @@ func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error)
 		return err
 	}
 	return errors.Join(p.App.Run(ctx), p.closeAll())
-}
-
-// label returns the names and places of options of one section, for the errors of a part that does not start.
-func (l *loadedOptions[O]) label(section string, names ...string) string {
-	var out []string
-	for _, name := range names {
-		text := "option " + name
-		if section != "DEFAULT" {
-			text += " of [" + section + "]"
-		}
-		if where := l.config.Where(section, name); where != "" && where != "default" {
-			text += ", " + where
-		}
-		out = append(out, text)
-	}
-	return strings.Join(out, "; ")
-}
-
-// place adds the place of the option that an error names in its Meta.
-func (l *loadedOptions[O]) place(err error) error {
-	f, ok := errors.AsType[*fault.Error](err)
-	if !ok || f.Meta["option"] == "" {
-		return err
-	}
-	section, name, qualified := strings.Cut(f.Meta["option"], ".")
-	if !qualified {
-		section, name = "DEFAULT", section
-	}
-	if where := l.config.Where(section, name); where != "" && where != "default" {
-		return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
-	}
-	return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
 }
 
 // hostName returns the option host, or the machine's name.

@@ -1,7 +1,6 @@
 package component
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -31,6 +30,7 @@ var (
 	reportMember    = rpc.Define(rpc.Method[memberMessage, rpc.None]{Interface: memberInterface, Name: "heartbeat", Since: v1})
 	leaveMember     = rpc.Define(rpc.Method[memberMessage, rpc.None]{Interface: memberInterface, Name: "leave", Since: v1})
 	memberCaps      = rpccaps.Define(memberInterface)
+	reportResources = rpc.Define(rpc.Method[resourcesMessage, rpc.None]{Interface: memberInterface, Name: "resources", Since: v1})
 )
 
 // operationMessage names an operation.
@@ -57,7 +57,7 @@ func (m *memberMessage) self() membership.Self {
 
 // addInternal adds the servers of the interfaces that processes use among themselves, where another process may need them.
 func (p *Process[O]) addInternal() {
-	if p.runner != nil && len(p.c.Services) > 1 {
+	if p.runner != nil && len(p.c.Services) > 1 && !p.c.OwnNotify {
 		p.addPart(phaseServe, "operation rpc", "", p.newServer(operationInterface, rpc.Any, func(s *rpc.Server) {
 			rpc.Handle(s, notifyOperation, func(_ context.Context, m *operationMessage) (*rpc.None, error) {
 				p.runner.Notify(m.ID)
@@ -83,6 +83,12 @@ func (p *Process[O]) addInternal() {
 		handle(joinMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Join(ctx, m.self()) })
 		handle(reportMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Heartbeat(ctx, m.Kind, m.Host, "") })
 		handle(leaveMember, func(ctx context.Context, m *memberMessage) error { return p.Members.Leave(ctx, m.Kind, m.Host, "") })
+		rpc.Handle(s, reportResources, func(ctx context.Context, m *resourcesMessage) (*rpc.None, error) {
+			if m.Provider == nil {
+				return nil, fault.New(fault.Invalid, "the message has no provider")
+			}
+			return nil, p.putResources(ctx, m.Kind, m.Provider)
+		})
 		rpc.Handle(s, memberCaps, caps.Answer)
 	}))
 }
@@ -101,19 +107,16 @@ func (c *Component[O]) reportsMembers() bool {
 type remoteMember struct {
 	client *rpc.Client
 	self   memberMessage
-	every  time.Duration
 	log    *slog.Logger
 	loop   *service.LoopPart
-	next   time.Time // of the next heartbeat
-	failed int       // heartbeats in a row
 }
 
 // remoteTimeout is how long a process with the database may take to write a member.
 const remoteTimeout = 10 * time.Second
 
-func newRemoteMember(client *rpc.Client, self membership.Self, every time.Duration, log *slog.Logger) *remoteMember {
-	m := &remoteMember{client: client, every: every, log: log, self: memberMessage{Kind: self.Kind, Host: self.Host, Version: self.Version, Interfaces: self.Interfaces}}
-	m.loop = service.Loop(min(time.Second, every), m.report)
+func newRemoteMember[O any](p *Process[O], self membership.Self) *remoteMember {
+	m := &remoteMember{client: p.Client, log: p.Log, self: memberMessage{Kind: self.Kind, Host: self.Host, Version: self.Version, Interfaces: self.Interfaces}}
+	m.loop = service.Loop(min(time.Second, p.base.ReportInterval), p.Heartbeat(self.Kind, m.report))
 	return m
 }
 
@@ -127,10 +130,15 @@ func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Meth
 	limited, cancel := context.WithTimeout(ctx, remoteTimeout)
 	defer cancel()
 	out, err := rpc.Call(limited, m.client, method, rpc.Any, &m.self)
+	return out, unanswered(ctx, err)
+}
+
+// unanswered returns the error of a call of a process with the database, for a method that is idempotent. Unavailable: none has answered.
+func unanswered(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil && slices.Contains([]fault.Code{fault.Timeout, fault.Unknown, fault.Unavailable}, fault.CodeOf(err)) {
-		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err) // the methods are idempotent
+		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err)
 	}
-	return out, err
+	return err
 }
 
 // Announcement returns the part that announces the versions of the member, and waits until all clients know them.
@@ -157,30 +165,16 @@ func (m *remoteMember) Start(ctx context.Context) error {
 	if err := m.call(ctx, joinMember); err != nil {
 		return err
 	}
-	m.next = time.Now().Add(m.every)
 	return m.loop.Start(ctx)
 }
 
-// report sends a heartbeat if it is due. Of failures in a row, the first one is logged.
+// report sends a heartbeat, and joins again if an operator has removed the member.
 func (m *remoteMember) report(ctx context.Context) error {
-	if time.Now().Before(m.next) {
-		return nil
-	}
 	err := m.call(ctx, reportMember)
-	switch {
-	case err == nil:
-		if m.failed > 0 {
-			m.log.InfoContext(ctx, "heartbeat succeeded after failures", "member", m.self.Kind, "failed", m.failed)
-		}
-		m.failed, m.next = 0, time.Now().Add(m.every)
-		return nil
-	case isRemoved(err): // an operator has removed the member
-		err = cmp.Or(m.call(ctx, joinMember), err)
+	if isRemoved(err) {
+		err = m.call(ctx, joinMember)
 	}
-	if m.failed++; m.failed == 1 && ctx.Err() == nil {
-		m.log.WarnContext(ctx, "heartbeat failed, will be retried", "member", m.self.Kind, "error", err)
-	}
-	return nil
+	return err
 }
 
 // Stop leaves. A member that cannot leave is down after the option service_down_time, so this is not an error.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 
+	"github.com/jmoiron/sqlx"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -26,6 +27,9 @@ import (
 	"github.com/armature-go/armature/service/api/apiotel"
 	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/auth/authprom"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/membership/membershipprom"
+	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/operation/operationprom"
 	"github.com/armature-go/armature/service/serviceprom"
 )
@@ -46,6 +50,7 @@ type telemetry struct {
 	log      *slog.Logger
 }
 
+// newTelemetry returns the metrics and the traces. With an error it returns those that need no collector.
 func newTelemetry(ctx context.Context, app *service.App, name string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
@@ -56,16 +61,16 @@ func newTelemetry(ctx context.Context, app *service.App, name string, o *Options
 		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided,
 	)
 	t.service.Add(app)
-	if o.Telemetry.Endpoint == "" || dry {
+	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}
 	to, err := o.Telemetry.Collector()
-	if err != nil {
-		return nil, err
+	if err != nil || dry {
+		return t, err
 	}
 	out, err := otlptracehttp.New(ctx, to...)
 	if err != nil {
-		return nil, fmt.Errorf("prepare the export of traces: %w", err)
+		return t, fmt.Errorf("prepare the export of traces: %w", err)
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
@@ -76,6 +81,12 @@ func newTelemetry(ctx context.Context, app *service.App, name string, o *Options
 	)
 	t.traces = apiotel.New(t.provider)
 	return t, nil
+}
+
+// addDatabase adds the metrics of a database.
+func (t *telemetry) addDatabase(name string, d *sqlx.DB, members *membership.Registry, ops *operation.Store) {
+	t.registry.MustRegister(collectors.NewDBStatsCollector(d.DB, name), membershipprom.New(members))
+	t.runners.AddStore(ops)
 }
 
 // addParts adds the part that exports the last traces.

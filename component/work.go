@@ -82,7 +82,7 @@ func Choose[R, O any](ctx context.Context, p *Process[O], s *scheduler.Scheduler
 	if err != nil && !errors.Is(err, scheduler.ErrNoValidHost) {
 		seen.Err = err
 	}
-	p.tell.decided.Observe(ctx, seen)
+	p.ObserveDecision(ctx, seen)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		return membership.Member{}, fault.New(fault.Unavailable, "%s: %w", d.Summary(), err)
@@ -90,6 +90,12 @@ func Choose[R, O any](ctx context.Context, p *Process[O], s *scheduler.Scheduler
 		return membership.Member{}, err
 	}
 	return d.Ranked[0].Host, nil
+}
+
+// ObserveDecision adds a decision to the metrics. It is for scheduler.Config.Observe of schedulers that are called without [Choose]. It is safe
+// for concurrent use.
+func (p *Process[O]) ObserveDecision(ctx context.Context, o scheduler.Observation) {
+	p.tell.decided.Observe(ctx, o)
 }
 
 // BuiltIn returns a registry with one driver that needs no options, for [Driver].

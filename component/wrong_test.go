@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,6 +40,11 @@ func TestWrongCommands(t *testing.T) {
 		{"frnt", "", 2, `command "frnt" does not exist; the nearest is front`},
 		{"db snc", "", 2, `command "db snc" does not exist; the nearest is sync`},
 		{"member list -o xml", "", 2, `format "xml" does not exist; use one of: table, json, yaml`},
+		{"front -o json", "", 2, "notes front has only one form: leave out --output"},
+		{"-o json", "", 2, "notes has only one form"},
+		{"config sample -o yaml", "", 2, "notes config sample has only one form"},
+		{"policy sample -o yaml", "", 2, "notes policy sample has only one form"},
+		{"completion bash -o yaml", "", 2, "notes completion bash has only one form"},
 		{"version --colour", "", 2, "unknown flag: --colour"},
 		{"front now", "", 2, "front has no arguments"},
 		{"operation show", "", 2, "requires at least 1 arg"},
@@ -51,7 +57,7 @@ func TestWrongCommands(t *testing.T) {
 		{"member list", "", 1, "[database] connection: is not set; use mysql://"},
 		{"front", "", 1, "[DEFAULT] transport_url: is not set; use rabbit://"},
 		{"front", "transport_url = rabbit://u:p@127.0.0.1/\n", 1, "[database] connection: is not set"},
-		{"front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = mysql://u:p@127.0.0.1/d\n", 1, "auth_strategy: is keystone, which needs [keystone_authtoken]"},
+		{"front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = mysql://u:p@127.0.0.1/d\n", 1, "[keystone_authtoken] auth_url: is not set, and auth_strategy = keystone of [api] needs it"},
 		{"member list", "[database]\nconnection = mysql:/u:s3cret@h/d\n", 1, "FILE:2: [database] connection: "},
 		{"member list", "[backend_a]\nsiz = 3\n", 1, "FILE:2: [backend_a] siz: no such option; the nearest is size"},
 		{"member list", "[backend_a]\nsize = 66\n", 1, "FILE:2: [backend_a] size: 66 is a bad size"},
@@ -62,16 +68,22 @@ func TestWrongCommands(t *testing.T) {
 		{"member list", "listen = nowhere\n", 1, "FILE:1: [DEFAULT] listen: "},
 		{"member list", "[api]\ntoken = s3cret\n", 1, "FILE:2: [api] token: has no effect"},
 		{"member list", "[api]\nauth_strategy = token\n", 1, "[api] token: is not set"},
-		{"member list", "listen = 0.0.0.0:80\n[api]\nauth_strategy = noauth2\n", 1, "FILE:3: [api] auth_strategy: noauth2 makes every client the administrator"},
-		{"", "listen = 0.0.0.0:80\n", 1, "[api] auth_strategy: noauth2 makes every client the administrator"},
+		{"config validate --service front", "listen = 0.0.0.0:80\n[api]\nauth_strategy = noauth2\n", 1, "FILE:3: [api] auth_strategy: noauth2 makes every client the administrator"},
+		{"", "listen = 0.0.0.0:80\n", 1, "FILE:1: [DEFAULT] listen: noauth2 makes every client the administrator"},
 		{"member list", "admin_listen = 0.0.0.0:80\n", 1, "FILE:1: [DEFAULT] admin_listen: "},
+		{"member list", "admin_listen = unix:/run/{servce}.sock\n", 1, "FILE:1: [DEFAULT] admin_listen: placeholder {servce} does not exist; use {service}"},
+		{"member list", "admin_listen = unix:run/{service}.sock\n", 1, "is not an absolute path"},
+		{"config validate", "admin_listen = unix:FILE/{service}.sock\n", 1, "FILE is not a directory"},
+		{"config validate", "admin_listen = unix:/" + strings.Repeat("x", 100) + "/{service}.sock\n", 1, "choose a shorter one"},
+		{"config validate", "admin_listen = 127.0.0.1:8080\n", 1, "FILE:1: [DEFAULT] admin_listen: 127.0.0.1:8080 is also the address of the API"},
+		{"config validate", "state_path = FILE\n", 1, "FILE:1: [DEFAULT] state_path: FILE is not a directory"},
 		{"member list", "[keystone_authtoken]\nauth_url = here\n", 1, "FILE:2: [keystone_authtoken] auth_url: "},
 		{"config validate --service all-in-one", "[wsgi]\nssl_cert_file = /none\n", 1, "FILE:2: [wsgi] ssl_cert_file: "},
 		{"member list", "[opentelemetry]\notlp_endpoint = here\n", 1, "FILE:2: [opentelemetry] otlp_endpoint: "},
 		{"policy list", "[oslo_policy]\npolicy_file = /none\n", 1, "/none"},
 		{"config validate --service front", "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = sqlite:///none\n[api]\nauth_strategy=noauth2\n[oslo_policy]\npolicy_file = /none\n", 1, "[oslo_policy] policy_file: "},
 	} {
-		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(c.text, "FILE", file)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		code, _, errs := w.command(t, nil, append(strings.Fields(c.args), "--config-file", file)...)
@@ -194,5 +206,26 @@ func TestOneError(t *testing.T) {
 	}
 	if code, _, errs := w.command(t, []string{"OS_DEFAULT__LISTEN=8780"}); code != 1 || !strings.Contains(errs, "missing port in address") || strings.Contains(errs, "noauth2") {
 		t.Errorf("a malformed address: %d %s", code, errs)
+	}
+}
+
+// TestNoArguments: Run without arguments does not read those of the process, such as the flags of a test.
+func TestNoArguments(t *testing.T) {
+	t.Parallel()
+	const variable = "ARMATURE_TEST_NO_ARGUMENTS"
+	if os.Getenv(variable) == "" {
+		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoArguments$", "no-command")
+		child.Env = append(os.Environ(), variable+"=1")
+		if out, err := child.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	c := newWorld().component()
+	c.Started = func(*component.Process[options]) error { cancel(); return nil }
+	var log bytes.Buffer
+	if code := component.Run(ctx, c, nil, []string{"OS_DEFAULT__LISTEN=127.0.0.1:0"}, io.Discard, &log); code != 0 {
+		t.Errorf("exit code %d: %s", code, &log)
 	}
 }

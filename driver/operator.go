@@ -44,7 +44,7 @@ func (o *Options) Config() (PluginConfig, error) {
 // Section returns the rest of the name of the driver's section, after driver_. If no section has the exact name, it finds one without
 // regard to case, with - and _ as equal: names in the environment have neither lower case nor -.
 func (o *Options) Section() string {
-	name := o.name()
+	name := o.Name()
 	if _, ok := o.Drivers[name]; ok {
 		return name
 	}
@@ -57,8 +57,8 @@ func (o *Options) Section() string {
 	return name
 }
 
-// name returns the driver's name: of the program armature-KIND-NAME it is NAME.
-func (o *Options) name() string {
+// Name returns the driver's name: of the program armature-KIND-NAME it is NAME.
+func (o *Options) Name() string {
 	base := filepath.Base(o.Driver)
 	if rest, ok := strings.CutPrefix(base, "armature-"); ok {
 		if _, name, ok := strings.Cut(rest, "-"); ok {

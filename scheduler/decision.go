@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/armature-go/armature/fault"
 )
 
 // Decision has the result for every host: each is ranked or rejected. Config.MaxRanked and Config.CountsOnly shorten
@@ -122,6 +124,17 @@ func (d *Decision[H]) UnmarshalJSON(b []byte) error {
 func (r Ranked[H]) MarshalJSON() ([]byte, error) {
 	type plain Ranked[Name]
 	return json.Marshal(plain{Name(r.Host.Name()), r.Total, r.Scores})
+}
+
+// noValidHost returns the error of a decision without a feasible host.
+func (d *Decision[H]) noValidHost() error {
+	meta, all := make(map[string]string, len(d.Counts)+1), 0
+	for _, c := range d.Counts {
+		meta["rejected."+c.Filter] = strconv.Itoa(c.Hosts)
+		all += c.Hosts
+	}
+	meta["hosts"] = strconv.Itoa(all)
+	return fault.WithReason(fmt.Errorf("%w: %s", ErrNoValidHost, d.Summary()), "", meta)
 }
 
 // Summary counts the feasible hosts, and the rejected ones by filter, the largest number first: "0 of 4 hosts: 3

@@ -22,7 +22,6 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -33,7 +32,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ErrNoValidHost is the error of [Scheduler.Rank] and [Scheduler.RankMany] if no host is feasible. Its code is Exhausted,
+// ErrNoValidHost is the error of [Scheduler.Rank] and [Scheduler.RankMany] if no host is feasible. The Meta of Rank's error, which crosses RPC,
+// has the number of hosts ("hosts") and of those that each filter has rejected ("rejected.FILTER"). Its code is Exhausted,
 // and the text of an error that wraps it has the decision's summary.
 var ErrNoValidHost = fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")
 
@@ -237,7 +237,7 @@ func (s *Scheduler[R, H]) Rank(ctx context.Context, req R, hosts []H) (*Decision
 		return nil, err
 	}
 	if d.Feasible == 0 {
-		return d, fmt.Errorf("%w: %s", ErrNoValidHost, d.Summary())
+		return d, d.noValidHost()
 	}
 	return d, nil
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler"
 )
@@ -49,6 +51,10 @@ func TestPrepare(t *testing.T) {
 	d, err := s.Rank(t.Context(), spec{}, fleet())
 	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Summary() != "0 of 5 hosts: 2 i, 1 f, 1 g, 1 h" {
 		t.Errorf("Rank = %v, %v", d, err)
+	}
+	want := map[string]string{"hosts": "5", "rejected.i": "2", "rejected.f": "1", "rejected.g": "1", "rejected.h": "1"}
+	if diff := cmp.Diff(want, fault.From(err).Meta); diff != "" {
+		t.Errorf("the values that cross RPC (-want +got):\n%s", diff)
 	}
 	if want := "fn1 fn2 gn2 hn2 in2 fn3 gn3 fn4 gn4 hn4 fn5 gn5 hn5 in5"; strings.Join(asked, " ") != want {
 		t.Errorf("asked %v, want %s", asked, want)

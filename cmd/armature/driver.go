@@ -64,7 +64,7 @@ func goDriverReason(name string) (reason string, err error) {
 	if reason = goReason(name); reason != "" || name == languages["go"].name {
 		return reason, nil
 	}
-	err = fs.WalkDir(drivers.Files, languages["go"].dir, func(file string, e fs.DirEntry, err error) error {
+	err = fs.WalkDir(drivers.Files, languages["go"].dir, func(file string, _ fs.DirEntry, err error) error {
 		if err != nil || path.Ext(file) != ".go" {
 			return err
 		}

@@ -51,7 +51,7 @@ func drivertestCommand() *cobra.Command {
 	f.IntVar(&cfg.Servers, "servers", 8, "number of servers that exist at the same time")
 	f.IntVar(&cfg.Crashes, "crashes", 3, "number of times that the driver is killed during each call")
 	f.BoolVarP(&verbose, "verbose", "v", false, "also print the log of the driver")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { //nolint:contextcheck // it uses the command's context
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var err error
 		if cfg.Options, err = json.Marshal(options); err != nil {
 			return err

@@ -17,6 +17,7 @@ package componenttest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -72,12 +73,19 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.Join(dir, "test.db")
 	cl.options = append([]string{"state_path=" + dir, "database.connection=" + url}, settings...)
-	if hasAPI(reflect.TypeFor[O]()) {
-		cl.options = append(cl.options, "listen=127.0.0.1:0", "api.auth_strategy=noauth2")
+	if embeds(reflect.TypeFor[O](), reflect.TypeFor[component.AccessOptions]()) {
+		cl.options = append(cl.options, "api.auth_strategy=noauth2")
+	}
+	if embeds(reflect.TypeFor[O](), reflect.TypeFor[component.APIOptions]()) { // a component with another option for the address sets it itself
+		cl.options = append(cl.options, "listen=127.0.0.1:0")
 	}
 	cl.options = append(cl.options, options...)
-	if cl.c.Runner.Lease == 0 {
-		cl.c.Runner.Lease = lease
+	cl.c.Runner = func(o *O) (cfg operation.RunnerConfig) {
+		if c.Runner != nil {
+			cfg = c.Runner(o)
+		}
+		cfg.Lease = cmp.Or(cfg.Lease, lease)
+		return cfg
 	}
 	if c.Migrations != nil {
 		for _, o := range options {
@@ -106,13 +114,13 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	return cl
 }
 
-// hasAPI reports whether a struct of options embeds component.APIOptions.
-func hasAPI(t reflect.Type) bool {
-	if t == reflect.TypeFor[component.APIOptions]() {
+// embeds reports whether a struct of options is another one, or embeds it.
+func embeds(t, other reflect.Type) bool {
+	if t == other {
 		return true
 	}
 	for f := range t.Fields() {
-		if f.Anonymous && f.Type.Kind() == reflect.Struct && hasAPI(f.Type) {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct && embeds(f.Type, other) {
 			return true
 		}
 	}

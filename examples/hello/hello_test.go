@@ -418,7 +418,7 @@ func TestBadOptions(t *testing.T) {
 		wants []string
 	}{
 		{[]string{"OS_DEFAULT__LISTEN=nowhere"}, []string{"OS_DEFAULT__LISTEN: [DEFAULT] listen: ", "missing port"}},
-		{[]string{"OS_DEFAULT__LISTEN=0.0.0.0:0"}, []string{"[api] auth_strategy: noauth2 makes every client the administrator"}},
+		{[]string{"OS_DEFAULT__LISTEN=0.0.0.0:0"}, []string{"[DEFAULT] listen: noauth2 makes every client the administrator"}},
 		{[]string{"OS_DEFAULT__TRANSPORT_URL=carrier-pigeon://h"}, []string{"[DEFAULT] transport_url: "}},
 		{[]string{"OS_DRIVER_ENGLSH__PLUGIN_SHA256=00"}, []string{"environment OS_DRIVER_ENGLSH__PLUGIN_SHA256: [driver_englsh]: driver = english has the section [driver_english]"}},
 		{[]string{"OS_DRIVER_ENGLISH__PLUGIN_MAX_FILES=x"}, []string{"environment OS_DRIVER_ENGLISH__PLUGIN_MAX_FILES: [driver_english] plugin_max_files: "}},

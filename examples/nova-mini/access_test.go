@@ -25,9 +25,7 @@ func serve(t *testing.T, args ...string) (printed string, err error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
-		cmd.SetArgs(args)
-		ended <- cmd.ExecuteContext(ctx)
+		ended <- run(ctx, out, args...)
 	}()
 	stop := func() {
 		cancel()
@@ -116,7 +114,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 		{"misspelled, lenient", "", "[DEFAULT]\nstrict = false\n[api]\nauth_strategi = keystone\n", "", 0, "auth_strategi"},
 		{"misspelled in the environment, lenient", "", "[DEFAULT]\nstrict = false\n", "OS_API__AUTH_STRATEGI=keystone", 0, "OS_API__AUTH_STRATEGI"},
 		{"in the environment", "api", keystone, "OS_API__AUTH_STRATEGY=noauth2", 200, ""},
-		{"another strategy", "api", "[api]\nauth_strategy = noauth\n", "", 0, "not one of keystone, noauth2"},
+		{"another strategy", "api", "[api]\nauth_strategy = noauth\n", "", 0, "not one of keystone, token, noauth2"},
 		{"a policy file that does not exist", "", "[oslo_policy]\npolicy_file = missing.yaml\n", "", 0, "missing.yaml does not exist"},
 		{"a policy file that does not exist, its older place", "", "[DEFAULT]\npolicy_file = missing.yaml\n", "", 0, "missing.yaml does not exist"},
 		{"policy directories that do not exist", "", "[oslo_policy]\npolicy_dirs = missing.d\n", "", 0, "missing.d does not exist"},

@@ -69,9 +69,7 @@ func complaints(t *testing.T, conf string, args ...string) string {
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := newCommand(new(bytes.Buffer))
-	cmd.SetArgs(append(args, "--config-file", file))
-	if err := cmd.ExecuteContext(t.Context()); err != nil {
+	if err := run(t.Context(), new(bytes.Buffer), append(args, "--config-file", file)...); err != nil {
 		return err.Error()
 	}
 	return ""

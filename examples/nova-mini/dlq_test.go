@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,7 +18,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
-	"github.com/armature-go/armature/rpc/urlbus"
+	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 )
 
 // TestDeadLetters lists, shows, requeues and drops dead letters of a real broker with the commands.
@@ -34,9 +33,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	run := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetArgs(append([]string{"dlq", "--config-file", conf}, args...))
-		err := cmd.ExecuteContext(t.Context())
+		err := run(t.Context(), &out, append([]string{"dlq", "--config-file", conf}, args...)...)
 		return out.String(), err
 	}
 	if out, err := run("list"); err != nil || out != "no dead letters\n" {
@@ -97,10 +94,10 @@ func TestDeadLetters(t *testing.T) {
 			t.Errorf("show: %v, it lacks %q:\n%s", err, want, shown)
 		}
 	}
-	if _, err := run("show", "nobody"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(fmt.Sprint(err), "nobody") {
+	if _, err := run("show", "nobody"); exitCode(err) != 1 || !strings.Contains(fmt.Sprint(err), "nobody") {
 		t.Errorf("show of a dead letter that does not exist: %v", err)
 	}
-	if _, err := run("drop"); fault.CodeOf(err) != fault.Invalid {
+	if _, err := run("drop"); exitCode(err) != 2 {
 		t.Errorf("drop without ids: %v", err)
 	}
 	if out, err := run("drop", ids["server-0"]); err != nil || out != "1 dead letters dropped\n" {
@@ -127,10 +124,8 @@ func TestDeadLetters(t *testing.T) {
 func TestDLQUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}, {"drop"}, {"requeue"}, {"requeue", "--all", "a"}} {
-		cmd := newCommand(new(bytes.Buffer))
-		cmd.SetArgs(append([]string{"dlq"}, args...))
-		if _, ok := errors.AsType[usageError](cmd.ExecuteContext(t.Context())); !ok {
-			t.Errorf("dlq %q: not a usageError", args)
+		if err := run(t.Context(), new(bytes.Buffer), append([]string{"dlq"}, args...)...); exitCode(err) != 2 {
+			t.Errorf("dlq %q: %v, want exit code 2", args, err)
 		}
 	}
 }
@@ -139,9 +134,10 @@ func TestDLQUsage(t *testing.T) {
 // only 16 messages at once.
 func TestDeadLettersOfWatermill(t *testing.T) {
 	t.Parallel()
-	url := "watermill-" + envtest.URL(t, testenv.AMQPVar)
+	broker := envtest.URL(t, testenv.AMQPVar)
+	url := "watermill-" + broker
 	exchange := "dlq." + strings.ToLower(rand.Text())
-	bus, err := urlbus.Open(url, urlbus.Config{Exchange: exchange, Schemes: schemes, Logger: slog.New(slog.DiscardHandler)})
+	bus, err := amqp.New(amqp.Config{URLs: []string{broker}, Exchange: exchange, Logger: slog.New(slog.DiscardHandler)})
 	if err == nil {
 		err = bus.Start(t.Context())
 	}
@@ -173,9 +169,7 @@ func TestDeadLettersOfWatermill(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	cmd := newCommand(&out)
-	cmd.SetArgs([]string{"dlq", "--config-file", conf, "list"})
-	if err := cmd.ExecuteContext(t.Context()); err != nil || strings.Count(out.String(), "Exhausted: no driver") != letters {
+	if err := run(t.Context(), &out, "dlq", "--config-file", conf, "list"); err != nil || strings.Count(out.String(), "Exhausted: no driver") != letters {
 		t.Errorf("%d of %d dead letters, %v:\n%s", strings.Count(out.String(), "Exhausted: no driver"), letters, err, &out)
 	}
 }

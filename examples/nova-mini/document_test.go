@@ -67,9 +67,7 @@ func runAll(t *testing.T) string {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
-		cmd.SetArgs([]string{"--port", "0", "--state-path", dir})
-		if err := cmd.ExecuteContext(ctx); err != nil {
+		if err := run(ctx, out, "--port", "0", "--state-path", dir); err != nil {
 			t.Errorf("nova-mini ended with %v", err)
 		}
 	})

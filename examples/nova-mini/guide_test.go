@@ -49,22 +49,20 @@ func TestOperating(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	run := func(line string) string {
+	console := func(line string) string {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetArgs(append(strings.Fields(line)[1:], "--config-file", file))
-		if err := cmd.ExecuteContext(t.Context()); err != nil {
+		if err := run(t.Context(), &out, append(strings.Fields(line)[1:], "--config-file", file)...); err != nil {
 			t.Errorf("%s: %v", line, err)
 		}
 		return out.String()
 	}
 	for line := range strings.SplitSeq(strings.TrimSpace(strings.Join(blocks["console"], "")), "\n") {
-		out := run(line)
-		if out == "" && line != "nova-mini policy validate" { // it prints nothing without files of rules
+		out := console(line)
+		if out == "" {
 			t.Errorf("%s prints nothing", line)
 		}
-		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") { // with exit code 0: run fails the test on an error
+		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") { // with exit code 0: console fails the test on an error
 			t.Errorf("%s: %s", line, out)
 		}
 	}
@@ -72,9 +70,7 @@ func TestOperating(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	validate := newCommand(io.Discard)
-	validate.SetArgs([]string{"config", "validate", "--config-file", empty})
-	got := strings.Split(fmt.Sprint(validate.ExecuteContext(t.Context())), "\n")
+	got := strings.Split(fmt.Sprint(run(t.Context(), io.Discard, "config", "validate", "--config-file", empty)), "\n")
 	for line := range strings.Lines(strings.Join(blocks["errors"], "")) {
 		if !slices.Contains(got, strings.TrimSpace(line)) {
 			t.Errorf("the guide has the error %s, and the program has %q", line, got)
@@ -83,7 +79,7 @@ func TestOperating(t *testing.T) {
 	if len(blocks["errors"]) != 1 {
 		t.Errorf("the guide has %d blocks of errors, want 1", len(blocks["errors"]))
 	}
-	sample := run("nova-mini config sample")
+	sample := console("nova-mini config sample")
 	for _, option := range []string{"strict", "token_cache_time", "admin_listen", "drain_delay", "graceful_shutdown_timeout", "auth_strategy", "otlp_endpoint"} {
 		if !strings.Contains(guide, option) || !strings.Contains(sample, "#"+option+" = ") {
 			t.Errorf("option %s is not in the guide, or not in nova-mini", option)
@@ -91,10 +87,7 @@ func TestOperating(t *testing.T) {
 	}
 	help := func(args ...string) string {
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetOut(&out)
-		cmd.SetArgs(append(args, "--help"))
-		if err := cmd.ExecuteContext(t.Context()); err != nil {
+		if err := run(t.Context(), &out, append(args, "--help")...); err != nil {
 			t.Error(err)
 		}
 		return out.String()

@@ -1,22 +1,16 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"strings"
 	"testing"
-
-	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/config"
 )
 
 // TestHostName: a host name that cannot be part of a queue's name is refused when the options are read.
 func TestHostName(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"a b", "node\t1", "node.*", "dlq", "node-1.calls", strings.Repeat("h", 300)} {
-		f := &flags{config: config.Source{Env: []string{"OS_DEFAULT__HOST=" + host}}}
-		if _, err := f.load(); !errors.Is(err, fault.Invalid) || !strings.Contains(fmt.Sprint(err), "[DEFAULT] host") {
-			t.Errorf("host = %.20q: %v, want Invalid that names the option", host, err)
+		if text := complaints(t, "[DEFAULT]\nhost = "+host+"\n", "member", "list"); !strings.Contains(text, "nova.conf:2: [DEFAULT] host: ") {
+			t.Errorf("host = %.20q: %s; want an error that names the option", host, text)
 		}
 	}
 }

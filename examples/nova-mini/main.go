@@ -8,6 +8,7 @@
 //	nova-mini placement audit [--repair] --config-file nova.conf   find claims that differ from the servers
 //	nova-mini operation list|show|cancel|retry --config-file nova.conf   manage the operations on servers
 //	nova-mini member list|remove --config-file nova.conf   list the services; remove one whose process no longer exists
+//	nova-mini status --config-file nova.conf          services and open operations
 //	nova-mini config sample|validate                  print all options; check a configuration
 //	nova-mini policy sample|validate|list|explain     print all rules; check rules; show why a rule denies
 //	nova-mini openapi [--version 2.1]                 print the OpenAPI 3.1 document of the REST API
@@ -15,144 +16,87 @@
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   manage messages that no service could handle
 //
 // The services share a RabbitMQ or a NATS server (transport_url) and a MySQL or MariaDB server ([database] connection).
-// Any number of processes of each service may run, but only one compute service for each host.
+// Any number of processes of each service may run, but only one compute service for each host. The commands are those of package
+// component; wire.go has what is nova-mini's own.
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"slices"
-	"strings"
+	"time"
 
+	"github.com/jmoiron/sqlx"
 	"github.com/spf13/cobra"
 
-	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/internal/text"
-	"github.com/armature-go/armature/service/config"
+	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership/rpccaps"
+	"github.com/armature-go/armature/service/operation"
 )
 
-func main() {
-	cmd := newCommand(os.Stdout)
-	err := cmd.ExecuteContext(context.Background())
-	if code, ok := errors.AsType[exitError](err); ok {
-		os.Exit(int(code))
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
-		if _, ok := errors.AsType[usageError](err); ok {
-			os.Exit(2)
-		}
-		os.Exit(1)
-	}
-}
+func main() { component.Main(nova()) }
 
-// newCommand returns the command line.
-func newCommand(out io.Writer) *cobra.Command {
-	f := &flags{out: out, config: config.Source{Env: os.Environ()}}
-	root := &cobra.Command{
-		Use:   "nova-mini",
-		Short: "Services that implement a part of the Nova v2.1 API; without a command, all services in one process",
-		Long: "Services that implement a part of the Nova v2.1 API. Without a command, all services run in one process.\n\n" +
-			"A command without --config-file and --config-dir reads nova-mini.conf and nova-mini.conf.d in ~/.nova-mini or /etc/nova-mini.",
-		Args:          noArguments,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.openByDefault(); err != nil {
-				return err
-			}
-			return f.run(cmd.Context(), allInOneService, allInOne)
+// nova returns the component.
+func nova() component.Component[options] {
+	return component.Component[options]{
+		Name: "nova-mini", Short: "Services that implement a part of the Nova v2.1 API", Resource: "server",
+		Defaults: map[string]string{"control_exchange": "nova"}, DatabaseFile: "nova.db",
+		Flags: []component.Flag{{Name: "port", Option: "osapi_compute_listen_port", Help: "port of the API; 0: any free port (option osapi_compute_listen_port)"}},
+		Services: []component.Service[options]{
+			{Name: "conductor", Short: "Run the conductor service, which runs the operations on servers", Wire: wireConductor},
+			{Name: "scheduler", Short: "Run the scheduler service, which chooses hosts", Wire: wireScheduler},
+			{Name: "compute", Short: "Run the compute service, which builds servers on this host", Wire: wireCompute, NoDatabase: true, AutoCaps: rpccaps.Ask(compute.VersionCaps, compute.Unreported)},
+			{Name: "api", Short: "Run the API service", Wire: wireAPI},
 		},
+		Migrations: store.Migrations(), Rules: api.Rules(),
+		Interfaces: []*rpc.Interface{compute.Worker, compute.Conductor, compute.Scheduler}, Unreported: compute.Unreported,
+		Runner:    func(o *options) operation.RunnerConfig { return operation.RunnerConfig{Lease: o.RetryInterval} },
+		OwnNotify: true, // compute.Notify
+		Address:   (*options).address,
+		OpenAPI:   func(version string) (any, error) { return api.OpenAPI(cmp.Or(version, "2.1")) },
+		Audit: func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
+			return store.New(d).Audit(ctx, repair, minAge)
+		},
+		Commands: upgradeCommands, Started: greet,
 	}
-	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
-			return nil
-		}
-		home, _ := os.UserHomeDir() // without a home directory, only the files of the system are read
-		f.config.Files = config.Find(home, "nova-mini", "")
+}
+
+// upgradeCommands returns the command "upgrade check", which is "db check" under the name of nova-status.
+func upgradeCommands(t *component.Tool[options]) []*cobra.Command {
+	upgrade := &cobra.Command{Use: "upgrade", Short: "Check before an upgrade"}
+	upgrade.AddCommand(&cobra.Command{
+		Use: "check", Args: cobra.NoArgs,
+		Short: "Check whether the services of this version can start. Exit codes: 0 = yes; 1 = yes, with warnings; 2 = no",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return t.CheckDatabase(cmd.Context()) },
+	})
+	return []*cobra.Command{upgrade}
+}
+
+// greet prints the URL of the API, if the process has one, and commands to try the API.
+func greet(p *component.Process[options]) error {
+	if p.Addr() == "" {
 		return nil
 	}
-	p := root.PersistentFlags()
-	f.config.AddFlags(p)
-	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary directory)")
-	p.StringVar(&f.port, "port", "", "port of the API; 0: any free port (option osapi_compute_listen_port)")
-
-	for _, s := range []struct {
-		name, short string
-		wire        func(context.Context, *node) error
-	}{
-		{"api", "Run the API service", wireAPI},
-		{"conductor", "Run the conductor service, which runs the operations on servers", wireConductor},
-		{"scheduler", "Run the scheduler service, which chooses hosts", wireScheduler},
-		{"compute", "Run the compute service, which builds servers on this host", wireCompute},
-	} {
-		root.AddCommand(&cobra.Command{
-			Use: s.name, Short: s.short, Args: noArguments,
-			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.name, s.wire) },
-		})
+	url := p.Options.Scheme() + "://" + p.Addr()
+	curl, hint := "curl -s", "Paste these to create a server, to list all servers, and to show the new one:"
+	if p.Options.Authenticated() {
+		curl = `curl -s -H "X-Auth-Token: $TOKEN"`
+		hint = "With OpenStack's command line set up for your Keystone, paste these to get a token, to create a server, to list all servers, and to show the new one:\n\n" +
+			"  TOKEN=$(openstack token issue -f value -c id)"
 	}
-	root.AddCommand(f.databaseCommands()...)
-	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.memberCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
-	checkArguments(root)
-	return root
-}
+	_, err := fmt.Fprintf(p.Out, `nova-mini listens on %[1]s
 
-// usageError is an error of the command line: the exit code is 2.
-type usageError struct{ error }
+%[3]s
 
-func (e usageError) Unwrap() error { return e.error }
+  ID=$(%[2]s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
+  %[2]s %[1]s/v2.1/servers/detail
+  %[2]s "%[1]s/v2.1/servers/$ID"
 
-// unknownName returns an error about a name that does not exist. The error names the nearest existing name, or all names if
-// none is near. Only the last word of the name is compared.
-func unknownName(what, name string, known func(yield func(string) bool)) error {
-	const few = 8
-	hint := text.Nearest(name[strings.LastIndex(name, " ")+1:], known)
-	if all := slices.Collect(known); hint == "" && len(all) <= few {
-		hint = "; use one of: " + strings.Join(all, ", ")
-	}
-	return usageError{fault.New(fault.Invalid, "%s %q does not exist%s", what, name, hint)}
-}
-
-// noArguments refuses arguments of a command that has none.
-func noArguments(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fault.New(fault.Invalid, "%s has no arguments: remove %q", cmd.CommandPath(), strings.Join(args, " "))
-	}
-	return nil
-}
-
-// checkArguments makes a command and its subcommands return a usageError for wrong arguments, wrong flags and unknown commands.
-func checkArguments(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	args := cmd.Args
-	if cmd.HasSubCommands() {
-		args = func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			var names []string
-			for _, c := range cmd.Commands() {
-				names = append(names, c.Name())
-			}
-			return unknownName("command", strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), "nova-mini")+" "+args[0]), slices.Values(names))
-		}
-		if cmd.RunE == nil {
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-		}
-	}
-	cmd.Args = func(cmd *cobra.Command, given []string) error {
-		if args == nil {
-			return nil
-		}
-		if err := args(cmd, given); err != nil {
-			return usageError{err}
-		}
-		return nil
-	}
-	for _, c := range cmd.Commands() {
-		checkArguments(c)
-	}
+`, url, curl, hint)
+	return err
 }

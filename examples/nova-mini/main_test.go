@@ -56,20 +56,23 @@ func (o *output) String() string {
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
+	t.Setenv("OS_DEFAULT__DEBUG", "true")
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	var log string
 	var err error
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
-		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir()})
-		err = cmd.ExecuteContext(ctx)
+		log, err = runLogged(ctx, out, "--port", "0", "--state-path", t.TempDir())
 	})
 	defer func() {
 		cancel()
 		wg.Wait()
 		if err != nil {
 			t.Errorf("nova-mini ended with %v", err)
+		}
+		if !strings.Contains(log, `part="conductor rpc"`) || strings.Contains(log, `part="operation rpc"`) || strings.Contains(log, `part="member rpc"`) {
+			t.Errorf("the interfaces are not conductor, scheduler and compute:\n%s", log)
 		}
 	}()
 	select {
@@ -105,11 +108,11 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 			`armature_service_loop_calls_total{loop="policy files"}`, `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`,
 			`armature_rpc_server_requests_total{code="OK",interface="scheduler"`, `armature_driver_up{driver="fake",host="node-1"} 1`,
 			`armature_operation_unknown{host="`, `armature_operation_ended_total{host=`, `armature_membership_members{kind="nova-compute",state="up"} 4`,
-			`armature_scheduler_decisions_total{result="ok"} 1`, `armature_placement_claims_total{result="ok"} 1`, `armature_placement_capacity{class="VCPU"}`, `armature_placement_providers{state="enabled"} 4`, `go_sql_open_connections{db_name="nova"}`, `go_build_info{`,
+			`armature_scheduler_decisions_total{result="ok"} 1`, `armature_placement_claims_total{result="ok"} 1`, `armature_placement_capacity{class="VCPU"}`, `armature_placement_providers{state="enabled"} 4`, `go_sql_open_connections{db_name="nova-mini"}`, `go_build_info{`,
 		},
 		"debug/loops":    {`"name": "compute node-1 audit"`},
-		"debug/loglevel": {`"INFO"`},
-		"debug/report":   {"==== goroutines ====", "0 run here; 0 are unknown and wait for another conductor; 0 steps were not undone", "4 hosts, reports "},
+		"debug/loglevel": {`"DEBUG"`},
+		"debug/report":   {"==== goroutines ====", "0 run here; 0 are unknown and wait for another process; 0 steps were not undone", "4 hosts, reports "},
 		"debug/config":   {`"name": "compute_driver"`},
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
@@ -137,28 +140,24 @@ func TestTools(t *testing.T) {
 		"config validate": "nova.conf:5",
 		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
 		"policy list":     "policy.yaml:1",
-		"policy validate": "policy.yaml:1\n", // and nothing else
+		"policy validate": "policy.yaml:1\n", // and no other rule
 		"policy explain --rule os_compute_api:servers:start --token any":                        "allows\n", // every client is the administrator
 		"policy explain --rule os_compute_api:servers:start --role member --project p":          "denies\n  no   role:admin\n",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p":           "allows",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p --owner q": "no   project_id:%(project_id)s",
 	} {
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetArgs(append(strings.Fields(args), "--config-file", nova))
-		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
+		if err := run(t.Context(), &out, append(strings.Fields(args), "--config-file", nova)...); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
 			t.Errorf("%s: %v\n%s\nwant %s", args, err, &out, want)
 		}
-		if args == "policy validate" && strings.Count(out.String(), "\n") != 1 {
+		if args == "policy validate" && strings.Count(out.String(), "\n") != 2 { // the second is the head
 			t.Errorf("%s prints rules that no file has:\n%s", args, &out)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:stort: '!'\nos_compute_api:servers:stop: 'role:admin and'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := newCommand(io.Discard)
-	cmd.SetArgs([]string{"policy", "validate", "--config-file", nova})
-	err := cmd.ExecuteContext(t.Context())
+	err := run(t.Context(), io.Discard, "policy", "validate", "--config-file", nova)
 	for _, want := range []string{"policy.yaml:1: rule os_compute_api:servers:stort does not exist; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("policy validate of a wrong file: %v, want %q", err, want)

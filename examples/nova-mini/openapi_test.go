@@ -13,8 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
-
-	"github.com/armature-go/armature/fault"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -23,9 +21,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func printed(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	cmd := newCommand(&out)
-	cmd.SetArgs(args)
-	if err := cmd.ExecuteContext(t.Context()); err != nil {
+	if err := run(t.Context(), &out, args...); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()
@@ -65,9 +61,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Errorf("history: %s", history)
 	}
 	for _, version := range []string{"2.0", "2.2", "3.1", "two"} {
-		cmd := newCommand(new(bytes.Buffer))
-		cmd.SetArgs([]string{"openapi", "--version", version})
-		if err := cmd.ExecuteContext(t.Context()); fault.CodeOf(err) != fault.Invalid {
+		if err := run(t.Context(), new(bytes.Buffer), "openapi", "--version", version); exitCode(err) != 1 {
 			t.Errorf("version %s: %v", version, err)
 		}
 	}

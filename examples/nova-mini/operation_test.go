@@ -26,9 +26,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests o
 	run := func(wantErr string, args ...string) string {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetArgs(append(args, "--config-file", conf))
-		err := cmd.ExecuteContext(t.Context())
+		err := run(t.Context(), &out, append(args, "--config-file", conf)...)
 		if wantErr == "" && err != nil || wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) {
 			t.Errorf("%v: %v, want %q", args, err, wantErr)
 		}

@@ -19,11 +19,9 @@ import (
 func TestNovaConf(t *testing.T) {
 	t.Parallel()
 	const file = "testdata/nova.conf"
-	f := &flags{config: config.Source{Files: []string{file}, Env: []string{"OS_DEFAULT__STRICT=false"}}}
 	var out bytes.Buffer
-	src := f.source()
-	src.Logger = slog.New(slog.NewTextHandler(&out, nil))
-	c, err := config.Open[settings](src)
+	src := config.Source{Files: []string{file}, Env: []string{"OS_DEFAULT__STRICT=false"}, Logger: slog.New(slog.NewTextHandler(&out, nil))}
+	c, err := config.Open[options](src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,12 +30,9 @@ func TestNovaConf(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	o, err := f.load()
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := c.Current()
 	for _, tt := range []struct{ got, want any }{
-		{o.ComputeDriver, "libvirt"},
+		{o.driver().Driver, "libvirt"},
 		{o.Listen, "10.0.0.11"},
 		{o.StatePath, "/var/lib/nova"},
 		{o.TransportURL, "rabbit://openstack:RABBIT_PASS@controller:5672/"},
@@ -46,8 +41,8 @@ func TestNovaConf(t *testing.T) {
 		{o.CPURatio, 8.0},
 		{o.ServiceDownTime, 75 * time.Second},
 		{o.API.AuthStrategy, "keystone"},
-		{o.Keystone.Password, "NOVA$PASS"},
-		{strings.Join(o.Keystone.ServiceRoles, " "), "service admin"},
+		{o.Auth.Password, "NOVA$PASS"},
+		{strings.Join(o.Auth.ServiceRoles, " "), "service admin"},
 		{strings.Join(o.FilterScheduler.EnabledFilters, " "), "ComputeFilter ComputeCapabilitiesFilter ImagePropertiesFilter"},
 		{o.FilterScheduler.RAMMultiplier, -1.0},
 		{o.Rabbit.QuorumQueue, true},
@@ -78,8 +73,8 @@ func TestNovaConf(t *testing.T) {
 		}
 	}
 
-	f.config.Env = nil
-	if _, err := f.load(); err == nil || !strings.Contains(err.Error(), file+":5: [DEFAULT] enabled_apis: no such option") {
+	src.Env = nil
+	if _, err := config.Open[options](src); err == nil || !strings.Contains(err.Error(), file+":5: [DEFAULT] enabled_apis: no such option") {
 		t.Errorf("strict: %v", err)
 	}
 }
@@ -122,17 +117,7 @@ func TestTLSOptions(t *testing.T) {
 			if err := os.WriteFile(conf, []byte("[DEFAULT]\nstrict = false\n"+tt.file+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			log := slog.New(slog.DiscardHandler)
-			o, err := (&flags{config: config.Source{Files: []string{conf}, Logger: log}}).load()
-			if err == nil && o.TransportURL != "" {
-				_, err = o.openBus(log)
-			}
-			if err == nil && o.Keystone.AuthURL != "" {
-				_, err = o.identity(log, nil)
-			}
-			if err == nil && o.Telemetry.Endpoint != "" {
-				_, err = o.Telemetry.Collector()
-			}
+			err := run(t.Context(), new(bytes.Buffer), "config", "validate", "--service", "all-in-one", "--config-file", conf)
 			if tt.says == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.says) {
 				t.Errorf("%v, want %q", err, tt.says)
 			}

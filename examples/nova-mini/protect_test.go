@@ -82,9 +82,7 @@ func TestDriverPins(t *testing.T) {
 					if args[0] == "compute" && tt.says == "" {
 						continue
 					}
-					cmd := newCommand(new(bytes.Buffer))
-					cmd.SetArgs(append(args, "--config-file", file))
-					err := cmd.ExecuteContext(t.Context())
+					err := run(t.Context(), new(bytes.Buffer), append(args, "--config-file", file)...)
 					if (err != nil) != (tt.says != "") || !strings.HasPrefix(fmt.Sprint(err), says) && tt.says != "" || strings.Contains(fmt.Sprint(err), "\n") {
 						t.Errorf("%v: %v\nwant %s", args, err, says)
 					}
@@ -134,9 +132,7 @@ func TestProtectingNames(t *testing.T) {
 				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				cmd := newCommand(new(bytes.Buffer))
-				cmd.SetArgs([]string{"config", "validate", "--config-file", file})
-				if err := cmd.ExecuteContext(t.Context()); (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) {
+				if err := run(t.Context(), new(bytes.Buffer), "config", "validate", "--config-file", file); (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) {
 					t.Errorf("%v\nwant %q", err, want)
 				}
 			})
@@ -161,7 +157,7 @@ func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets t
 	for _, tt := range []struct{ text, says string }{
 		{base + "admin_listen = " + taken.Addr().String(), "start admin (option admin_listen, FILE:3): listen on"},
 		{base + "osapi_compute_listen_port = " + port, "start api (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
-		{base + "compute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver node-1: FILE:6: [driver_acme] vcpus: "},
+		{base + "compute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver compute node-1: FILE:6: [driver_acme] vcpus: "},
 	} {
 		file := filepath.Join(dir, "nova.conf")
 		if err := os.WriteFile(file, []byte(strings.ReplaceAll(tt.text, "DIR", dir)+"\n"), 0o600); err != nil {
@@ -182,16 +178,12 @@ func TestReloadSame(t *testing.T) {
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(good, "DIR", t.TempDir())), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := &flags{config: config.Source{Files: []string{file}, Logger: slog.New(slog.NewTextHandler(&out, nil))}}
-	o, err := f.load("api")
+	c, err := config.Open[options](config.Source{Files: []string{file}, Logger: slog.New(slog.NewTextHandler(&out, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.config.Reload(context.WithoutCancel(t.Context())); err != nil || out.Len() > 0 {
+	if err := c.Reload(context.WithoutCancel(t.Context())); err != nil || out.Len() > 0 {
 		t.Errorf("%v, the log has\n%s", err, &out)
-	}
-	if want := filepath.Join(filepath.Dir(file), "policy.d"); len(o.policy(nil).Dirs) != 1 || o.policy(nil).Dirs[0] != want {
-		t.Errorf("policy_dirs %v, want %s", o.policy(nil).Dirs, want)
 	}
 }
 
@@ -265,9 +257,7 @@ func TestEmptyDatabase(t *testing.T) {
 	for _, args := range []string{
 		"member list", "member remove nova-compute h", "operation list", "operation show x", "operation cancel x", "operation retry x", "placement audit", "placement audit --repair",
 	} {
-		cmd := newCommand(new(bytes.Buffer))
-		cmd.SetArgs(append(strings.Fields(args), "--config-file", file))
-		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "run db sync") {
+		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--config-file", file)...); err == nil || !strings.Contains(err.Error(), "run db sync") {
 			t.Errorf("%s: %v, want an error with run db sync", args, err)
 		}
 	}

@@ -67,9 +67,7 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	var wg sync.WaitGroup
 	var ended error
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
-		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir(), "--config-file", conf})
-		ended = cmd.ExecuteContext(ctx)
+		ended = run(ctx, out, "--port", "0", "--state-path", t.TempDir(), "--config-file", conf)
 	})
 	defer func() {
 		cancel()
@@ -139,9 +137,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	for name, works := range map[string]bool{"": false, "other.example": false, "there.example": true} {
 		write("[keystone_authtoken]\nauth_url = " + s.URL + "\nusername = u\npassword = p\ncafile = " + ca.File + "\nssl_server_name = " + name + "\n")
 		var out bytes.Buffer
-		cmd := newCommand(&out)
-		cmd.SetArgs([]string{"config", "validate", "--online", "--service", "all-in-one", "--config-file", conf})
-		err := cmd.ExecuteContext(t.Context())
+		err := run(t.Context(), &out, "config", "validate", "--online", "--service", "all-in-one", "--config-file", conf)
 		if got := strings.Contains(out.String(), "works: [keystone_authtoken] auth_url"); got != works || !works && !strings.Contains(fmt.Sprint(err), "certificate") {
 			t.Errorf("ssl_server_name = %q: works is %t, want %t: %v", name, got, works, err)
 		}
@@ -150,9 +146,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	ctx, cancel := context.WithCancel(t.Context())
 	out, ended := &output{more: make(chan struct{}, 1)}, make(chan error, 1)
 	go func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
-		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
-		ended <- cmd.ExecuteContext(ctx)
+		ended <- run(ctx, out, "--port", "0", "--state-path", dir, "--config-file", conf)
 	}()
 	<-out.more
 	if got := status(t, out.String(), "/v2.1/flavors"); got != http.StatusOK {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/internal/compare"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -43,4 +44,22 @@ func BenchmarkCall(b *testing.B) {
 		})
 		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
 	})
+}
+
+// BenchmarkCompare measures calls from several goroutines, with 1 KiB each way, as those of other buses. It ignores -benchtime: -args -rounds
+// and -slice set the duration.
+func BenchmarkCompare(b *testing.B) {
+	echo := rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
+	client := rpctest.Serve(b, iface, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, s *string) (*string, error) { return s, nil })
+	})
+	req := strings.Repeat("x", 1024)
+	table := compare.New()
+	for _, callers := range []int{1, 16, 64} {
+		table.Row("call with JSON", callers, compare.Contender{Name: "rpc on membus", Op: func() {
+			if _, err := rpc.Call(b.Context(), client, echo, rpc.Any, &req); err != nil {
+				b.Error(err)
+			}
+		}})
+	}
 }

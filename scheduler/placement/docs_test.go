@@ -42,5 +42,5 @@ func TestDocs(t *testing.T) {
 // TestGuide: each block of Go in docs/scheduling.md is part of an example, so that it compiles and runs.
 func TestGuide(t *testing.T) {
 	t.Parallel()
-	guidetest.Check(t, "../../docs/scheduling.md", 4, "example_test.go", "../example_test.go")
+	guidetest.Check(t, "../../docs/scheduling.md", 6, "example_test.go", "../example_test.go", "../../component/placement_test.go")
 }

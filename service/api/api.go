@@ -204,6 +204,15 @@ func New(cfg Config) *Mux {
 	return m
 }
 
+// Enforce returns the error of [Config.Enforce], for a handler whose work depends on what the client may do, such as which rows a list has. Denied:
+// the API has no Config.Enforce.
+func (m *Mux) Enforce(ctx context.Context, rule string, target map[string]any) error {
+	if m.cfg.Enforce == nil {
+		return fault.New(fault.Denied, "rule %s is never enforced: Config.Enforce is nil", rule)
+	}
+	return m.cfg.Enforce(ctx, rule, target)
+}
+
 // Health registers GET /livez, which answers 200 while the process serves requests, and GET /readyz, which answers 503
 // while ready, such as service.App's Ready, returns an error. The context of ready ends after 5 s. Both routes need no
 // authentication, so a reply has only the text for users of the outermost [fault.Error].

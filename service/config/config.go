@@ -55,9 +55,10 @@
 // Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
 //
 // A struct of options may have a method Validate() error, for what tags cannot say: the whole struct, and each struct for a section, a
-// section of a family, or an embedded struct. The methods are called at each load and reload when all options are valid by themselves. They
-// must not change the struct. The error gets the name of the section, and if Meta of its [github.com/armature-go/armature/fault.Error] has a value "option", the place of
-// this option. Errors joined by errors.Join are one error each. Validate must not use the network.
+// section of a family, or an embedded struct. The methods are called at each load and reload. They must not change the struct. A wrong value is
+// replaced by its default before, and an error of Validate about such an option is left out. The error gets the name of the section, and if
+// Meta of its [github.com/armature-go/armature/fault.Error] has a value "option", the place of this option, NAME or SECTION.NAME. An error about several options has their names separated by
+// spaces: it gets the place of the first one that is set. Errors joined by errors.Join are one error each. Validate must not use the network.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
 // environment by itself. It expands variables only in lenient mode. In strict mode a password may contain a $.

@@ -247,9 +247,31 @@ func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
 		return nil
 	}
 	for _, err := range splitJoined(has.Validate()) {
-		errs = append(errs, l.describeInvalid(section, err))
+		if !l.followsFrom(section, err) {
+			errs = append(errs, l.describeInvalid(section, err))
+		}
 	}
 	return errs
+}
+
+// followsFrom reports whether an error of Validate may be about a default that stands for a wrong value, because the value has an error of its
+// own. If other options have errors, an error without the name of an option is left out, too.
+func (l *loader) followsFrom(section string, err error) bool {
+	names := strings.Fields(optionIn(err))
+	for _, name := range names {
+		if o := l.optionNamed(section, name); o != nil && o.bad {
+			return true
+		}
+	}
+	return len(names) == 0 && l.errs != nil
+}
+
+// optionNamed returns the declared option NAME of the section, or SECTION.NAME, or nil.
+func (l *loader) optionNamed(section, name string) *option {
+	if s, n, ok := strings.Cut(name, "."); ok {
+		section, name = s, n
+	}
+	return l.options[section][name]
 }
 
 // splitJoined returns the errors that errors.Join has joined.
@@ -270,7 +292,7 @@ func splitJoined(err error) []error {
 
 // describeInvalid adds to an error of Validate the section, or the place of the option that the error names in its Meta.
 func (l *loader) describeInvalid(section string, err error) error {
-	name := optionIn(err)
+	name := l.firstSet(section, strings.Fields(optionIn(err)))
 	if name != "" {
 		if s, n, ok := strings.Cut(name, "."); ok {
 			section, name = s, n
@@ -294,7 +316,20 @@ func (l *loader) describeInvalid(section string, err error) error {
 	return fault.New(fault.Invalid, "[%s]: %w", section, err)
 }
 
-// optionIn returns the name of the option that an error is about, in the Meta of a fault, or "".
+// firstSet returns the first of several options that a source sets, or the first one if none is set, or "" of none.
+func (l *loader) firstSet(section string, names []string) string {
+	for _, name := range names {
+		if o := l.optionNamed(section, name); o != nil && o.where != "default" && !strings.HasPrefix(o.where, "program's default ") {
+			return name
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return names[0]
+}
+
+// optionIn returns the names of the options that an error is about, separated by spaces, in the Meta of a fault, or "".
 func optionIn(err error) string {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f.Meta["option"]

@@ -251,3 +251,48 @@ func TestNestedValidate(t *testing.T) {
 		}
 	}
 }
+
+// Span is a struct of options whose errors name options.
+type Span struct {
+	Low  int    `ini:"low" default:"1" max:"50" reloadable:"true"`
+	High int    `ini:"high" default:"2" max:"50" reloadable:"true"`
+	Name string `ini:"name"`
+}
+
+// Validate compares the bounds, and refuses a name.
+func (s *Span) Validate() error {
+	var errs []error
+	if s.Low > s.High {
+		errs = append(errs, fault.WithReason(errors.New("low is above high"), "", map[string]string{"option": "high low"}))
+	}
+	if s.Name == "x" {
+		errs = append(errs, fault.WithReason(errors.New("x is no name"), "", map[string]string{"option": "name"}))
+	}
+	return errors.Join(errs...)
+}
+
+// TestValidateNamesOptions: an error about several options has the place of the first one that is set. Errors of Validate are reported together
+// with those of values, but not an error that is about a default in place of a wrong value.
+func TestValidateNamesOptions(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][]string{
+		"low = 3\n":                  {"1.conf:1: [DEFAULT] low: low is above high"},
+		"high = 0\n":                 {"1.conf:1: [DEFAULT] high: low is above high"},
+		"low = 9\nhigh = 8\n":        {"1.conf:2: [DEFAULT] high: low is above high"},
+		"low = 9\nhigh = 99\n":       {"1.conf:2: [DEFAULT] high: \"99\" is more than 50"},
+		"nam = y\nname = x\n":        {"1.conf:1: [DEFAULT] nam: no such option; the nearest is name", "1.conf:2: [DEFAULT] name: x is no name"},
+		"low = 9\nname = x\nh = 1\n": {"1.conf:3: [DEFAULT] h: no such option", "1.conf:1: [DEFAULT] low: low is above high", "1.conf:2: [DEFAULT] name: x is no name"},
+	} {
+		_, err := load[Span](t, nil, text)
+		got := strings.Split(fmt.Sprint(err), "\n")
+		if len(got) != len(want) {
+			t.Errorf("%q: %q; want %q", text, got, want)
+			continue
+		}
+		for i := range want {
+			if !strings.Contains(got[i], "/"+want[i]) {
+				t.Errorf("%q: %q; want %q", text, got[i], want[i])
+			}
+		}
+	}
+}

@@ -99,8 +99,8 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 	}
 	l.assignFields()
 	l.storeMembers()
-	if l.errs == nil {
-		l.errs = l.validateStruct(work, defaultSection)
+	if !l.unread {
+		l.errs = append(l.errs, l.validateStruct(work, defaultSection)...)
 	}
 	return l, errors.Join(l.errs...)
 }

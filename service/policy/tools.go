@@ -13,23 +13,23 @@ import (
 
 // Explanation says why a rule allows or denies.
 type Explanation struct {
-	Rule    string
-	Allowed bool
+	Rule    string `json:"rule"`
+	Allowed bool   `json:"allowed"`
 	// Scope says what is wrong with the token's scope. It is "" if the scope is right.
-	Scope string
+	Scope string `json:"scope,omitempty"`
 	// Where is the origin of the rule's check: "default", or file:line. It is "" if the rule does not
 	// exist.
-	Where string
+	Where string `json:"where"`
 	// Parts are the parts of the check that were evaluated. Each part comes before the parts within
 	// it. A part that could not change the result is not evaluated.
-	Parts []Part
+	Parts []Part `json:"parts"`
 }
 
 // Part is an evaluated part of a check.
 type Part struct {
-	Depth int    // how deep the part is nested, from 0
-	Check string // its text
-	Held  bool   // whether it is true
+	Depth int    `json:"depth"` // how deep the part is nested, from 0
+	Check string `json:"check"` // its text
+	Held  bool   `json:"held"`  // whether it is true
 }
 
 // String returns the explanation for people: a line for the rule and a line for each part, indented by its
@@ -95,11 +95,12 @@ func parentsFirst(in []Part) []Part {
 
 // Effective is an active rule.
 type Effective struct {
-	Name, Check string
+	Name  string `json:"name"`
+	Check string `json:"check"`
 	// Where is the origin of Check: "default", or file:line.
-	Where string
+	Where string `json:"where"`
 	// Redundant reports that Check is from a file and equal to the default.
-	Redundant bool
+	Redundant bool `json:"redundant"`
 }
 
 // Rules returns the active rules in the order of their names. The caller owns the result.

@@ -14,39 +14,19 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
-	"github.com/armature-go/armature/service/policy"
 )
 
-// Config configures the handler. Store, Client, Ready, Bus and Authenticate are required.
+// Config configures the handlers. Store, Client and Bus are required.
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Ready reports whether the service can work. The health probes call it.
-	Ready func(context.Context) error
 	// Bus reports whether the other services can be reached. While Bus returns an error, a request that needs other
 	// services is refused with Unavailable. Bus must not block.
 	Bus func(context.Context) error
 	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration
-	// Authenticate returns the identity of the client, see package auth. Challenge is the WWW-Authenticate header of
-	// replies to clients without an identity. auth.None(Administrator) makes every client the administrator.
-	Authenticate func(*http.Request) (reqctx.Request, error)
-	Challenge    string
-	// Policy decides what a client may do, by the rules of [Rules]. Default: the rules with their default checks.
-	Policy *policy.Enforcer
-	// PublicURL is the start of the links in replies. BodyTimeout limits how long a client may take to send a body. See
-	// package service/api for both.
-	PublicURL   string
-	BodyTimeout time.Duration
-	// CORS lists the origins of web pages that may use the API. Default: none.
-	CORS []string
-	// Inflight registers each request while it runs.
-	Inflight *service.Inflight
-	// Observe is called after each request. Nil: not called.
-	Observe func(context.Context, api.Observation)
-	Logger  *slog.Logger
+	Logger    *slog.Logger
 }
 
 // MaxLimit is the highest number of items on a page: Nova's default.
@@ -58,61 +38,40 @@ var Administrator = reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: [
 // The supported microversions: only the first.
 const minVersion, maxVersion = "2.1", "2.1"
 
-type server struct{ cfg Config }
+type server struct {
+	cfg Config
+	mux *api.Mux
+}
 
-// New returns the handler of the whole API. It panics if a required field of cfg is not set.
-func New(cfg Config) http.Handler {
+// HTTP returns cfg with the settings of the API that are Nova's.
+func HTTP(cfg api.Config) api.Config {
+	cfg.RequestIDHeaders = []string{"x-compute-request-id"}
+	cfg.FaultName = "computeFault"
+	cfg.Microversions = &api.Microversions{
+		Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
+	}
+	return cfg
+}
+
+// Register adds the whole API to a mux with the settings of [HTTP]. The policy of the mux has the rules of [Rules]. It panics if a required
+// field of cfg is not set.
+func Register(m *api.Mux, cfg Config) {
 	for _, field := range []struct {
 		name    string
 		missing bool
 	}{
 		{"Store", cfg.Store == nil},
 		{"Client", cfg.Client == nil},
-		{"Ready", cfg.Ready == nil},
 		{"Bus", cfg.Bus == nil},
-		{"Authenticate", cfg.Authenticate == nil},
 	} {
 		if field.missing {
 			panic("nova-mini/api: Config." + field.name + " is not set")
 		}
 	}
-	mux := newMux(cfg)
-	mux.Health(cfg.Ready)
-	return mux
-}
-
-func newMux(cfg Config) *api.Mux {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	if cfg.Policy == nil {
-		p, err := policy.New(Rules(), policy.Config{Logger: cfg.Logger})
-		if err != nil {
-			panic(err) // the rules are in the code
-		}
-		cfg.Policy = p
-	}
-	s := &server{cfg}
-	var cors *api.CORS
-	if len(cfg.CORS) > 0 {
-		cors = &api.CORS{Origins: cfg.CORS}
-	}
-	mux := api.New(api.Config{
-		CORS:             cors,
-		PublicURL:        cfg.PublicURL,
-		BodyTimeout:      cfg.BodyTimeout,
-		RequestIDHeaders: []string{"x-compute-request-id"},
-		FaultName:        "computeFault",
-		Inflight:         cfg.Inflight,
-		Observe:          cfg.Observe,
-		Microversions: &api.Microversions{
-			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
-		},
-		Logger:       cfg.Logger,
-		Authenticate: cfg.Authenticate, Challenge: cfg.Challenge, Enforce: cfg.Policy.Enforce,
-	})
-	s.routes(mux)
-	return mux
+	(&server{cfg, m}).routes()
 }
 
 // linksTo returns the two links that every resource has.

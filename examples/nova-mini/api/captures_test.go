@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/scheduler/placement"
-	"github.com/armature-go/armature/service/auth"
+	restapi "github.com/armature-go/armature/service/api"
 )
 
 const (
@@ -78,7 +78,7 @@ func newAPI(t *testing.T) http.Handler {
 		client.Close()
 		_ = bus.Close() // membus closes without error
 	})
-	return checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: client, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
+	return checked(t, handler(t, api.Config{Store: s, Client: client, Bus: fine, Logger: slog.New(slog.DiscardHandler)}, restapi.Config{}))
 }
 
 // ask returns the status, the name of the error and its message.

@@ -24,7 +24,9 @@ import (
 	"github.com/armature-go/armature/rpc"
 	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
+	restapi "github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/api/apitest"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/policy"
 )
 
@@ -67,9 +69,10 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })
 		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
-		c.Handler = checked(t, api.New(api.Config{
-			Store: s, Client: client, Ready: func(context.Context) error { return c.down }, Bus: func(context.Context) error { return c.down },
-			Policy: enforcer, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+		c.Handler = checked(t, handler(t, api.Config{
+			Store: s, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+		}, restapi.Config{
+			Enforce: enforcer.Enforce,
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				who, ok := people[r.Header.Get("X-Auth-Token")]
 				if !ok {
@@ -80,6 +83,26 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 		}))
 		f(c)
 	})
+}
+
+// handler returns the API as a process has it. Defaults of around: each client is the administrator, and the rules have their default checks.
+func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
+	t.Helper()
+	around.Logger = cfg.Logger
+	if around.Authenticate == nil {
+		around.Authenticate = auth.None(api.Administrator)
+	}
+	if around.Enforce == nil {
+		p, err := policy.New(api.Rules(), policy.Config{Logger: cfg.Logger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		around.Enforce = p.Enforce
+	}
+	m := restapi.New(api.HTTP(around))
+	api.Register(m, cfg)
+	m.Health(cfg.Bus)
+	return m
 }
 
 // checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document.

@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
-	"github.com/armature-go/armature/service/auth"
+	restapi "github.com/armature-go/armature/service/api"
 )
 
 // locked is a buffer that several goroutines write.
@@ -94,10 +94,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 		defer bus.Close()
 		client := rpc.NewClient(bus, rpc.ClientConfig{})
 		defer client.Close()
-		h := api.New(api.Config{
-			Authenticate: auth.None(api.Administrator), Store: store.New(d), Client: client, Ready: fine, Bus: fine,
-			Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(out, nil))),
-		})
+		h := handler(t, api.Config{Store: store.New(d), Client: client, Bus: fine, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(out, nil)))}, restapi.Config{})
 		run(tt.breakIt, name, user)
 		r := httptest.NewRequestWithContext(t.Context(), tt.method, tt.path, strings.NewReader(tt.body))
 		r.Header.Set("Content-Type", "application/json")
@@ -129,7 +126,7 @@ func TestTexts(t *testing.T) {
 		calls := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
 		defer calls.Close()
 		fine := func(context.Context) error { return nil }
-		h := checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: calls, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
+		h := checked(t, handler(t, api.Config{Store: s, Client: calls, Bus: fine, Logger: slog.New(slog.DiscardHandler)}, restapi.Config{}))
 		items := func(n int, value string) string {
 			var out []string
 			for i := range n {
@@ -175,7 +172,7 @@ func TestTexts(t *testing.T) {
 	})
 }
 
-// TestRequired: New panics if a required field is not set. Otherwise the first request would panic.
+// TestRequired: Register panics if a required field is not set. Otherwise the first request would panic.
 func TestRequired(t *testing.T) {
 	t.Parallel()
 	bus := membus.New()
@@ -183,22 +180,20 @@ func TestRequired(t *testing.T) {
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
 	fine := func(context.Context) error { return nil }
-	whole := api.Config{
-		Authenticate: auth.None(api.Administrator), Store: new(store.Store), Client: client, Ready: fine, Bus: fine,
-	}
+	whole := api.Config{Store: new(store.Store), Client: client, Bus: fine, Logger: slog.New(slog.DiscardHandler)}
 	for field, remove := range map[string]func(*api.Config){
 		"": func(*api.Config) {}, "Store": func(c *api.Config) { c.Store = nil }, "Client": func(c *api.Config) { c.Client = nil },
-		"Ready": func(c *api.Config) { c.Ready = nil }, "Bus": func(c *api.Config) { c.Bus = nil }, "Authenticate": func(c *api.Config) { c.Authenticate = nil },
+		"Bus": func(c *api.Config) { c.Bus = nil },
 	} {
 		cfg := whole
 		remove(&cfg)
 		func() {
 			defer func() {
 				if got, _ := recover().(string); (field == "") != (got == "") || !strings.Contains(got, field) {
-					t.Errorf("without %q New panics with %q", field, got)
+					t.Errorf("without %q Register panics with %q", field, got)
 				}
 			}()
-			api.New(cfg)
+			handler(t, cfg, restapi.Config{})
 		}()
 	}
 }

@@ -116,7 +116,7 @@ var shownTexts = map[string]func(*store.Server) *string{
 
 // administrator reports whether the client is an administrator.
 func (s *server) administrator(ctx context.Context) bool {
-	return s.cfg.Policy.Enforce(ctx, ruleAdmin, nil) == nil
+	return s.mux.Enforce(ctx, ruleAdmin, nil) == nil
 }
 
 // viewer returns the client as a viewer of flavors.
@@ -174,7 +174,7 @@ func (s *server) projects(ctx context.Context, allTenants []listing.Condition, a
 	case ok && !all:
 		return own, nil
 	}
-	return store.AllProjects(), s.cfg.Policy.Enforce(ctx, allRule, nil)
+	return store.AllProjects(), s.mux.Enforce(ctx, allRule, nil)
 }
 
 // flavorQuery completes what a request for a list of flavors selects. The parameter is_public is a text that stands for a boolean, or

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/armature-go/armature/fault"
@@ -25,10 +26,11 @@ func OpenAPI(version string) (map[string]any, error) {
 	}, v), nil
 }
 
-// History returns what each microversion after the first one changes.
-func History() []api.Change { return documented().History() }
-
 // documented returns the routes without a store.
 func documented() *api.Mux {
-	return newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
+	m := api.New(HTTP(api.Config{
+		Authenticate: auth.None(Administrator), Enforce: func(context.Context, string, map[string]any) error { return nil }, Logger: slog.New(slog.DiscardHandler),
+	}))
+	(&server{mux: m}).routes()
+	return m
 }

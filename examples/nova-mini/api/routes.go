@@ -15,13 +15,13 @@ const (
 )
 
 // routes registers all routes. Each is a route of Nova.
-func (s *server) routes(mux *api.Mux) {
-	mux.Discover(api.Discovery{
+func (s *server) routes() {
+	s.mux.Discover(api.Discovery{
 		ID: "v2.1", Updated: "2013-07-23T11:33:21Z",
 		Links:      []api.Link{{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"}},
 		MediaTypes: []api.MediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}},
 	})
-	all := api.NewGroup(mux, api.Route{
+	all := api.NewGroup(s.mux, api.Route{
 		Pattern: "/v2.1", Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable},
 	})
 	withBody := api.NewGroup(all, api.Route{Errors: []int{http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}})

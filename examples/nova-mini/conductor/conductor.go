@@ -38,8 +38,10 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Host is the name of this process in the events of operations.
-	Host string
+	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
+	// with Resend, Poll, Inflight and Logger.
+	Runner *operation.Runner
+	Host   string
 	// Ratios are the allocation ratios of the hosts' resources.
 	Ratios store.Ratios
 	// MaxAttempts is the number of build attempts of a server, each on another host. Default 3.
@@ -85,9 +87,12 @@ func New(cfg Config) *Service {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Service{cfg: cfg, Runner: operation.NewRunner(operation.RunnerConfig{
-		Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Resend, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
-	})}
+	if cfg.Runner == nil {
+		cfg.Runner = operation.NewRunner(operation.RunnerConfig{
+			Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Resend, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
+		})
+	}
+	s := &Service{cfg: cfg, Runner: cfg.Runner}
 	operation.Handle(s.Runner, store.Create,
 		operation.Step[store.CreateData]{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
 		operation.Step[store.CreateData]{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})

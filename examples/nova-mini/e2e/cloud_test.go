@@ -176,7 +176,9 @@ report_interval = 1
 service_down_time = 10
 task_retry_interval = 3
 debug = true
+[api]
 auth_strategy = noauth2
+[DEFAULT]
 %s
 [database]
 connection = %s%s

@@ -26,7 +26,9 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
+	restapi "github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/policy"
 )
 
 // TestStatements prints the SQL statements that all services together run for one request to the API, and limits their
@@ -153,5 +155,11 @@ func allServices(t *testing.T, s *store.Store) http.Handler {
 	}
 	t.Cleanup(func() { _ = cond.Runner.Stop(context.WithoutCancel(t.Context())) })
 	fine := func(context.Context) error { return nil }
-	return api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: client, Ready: fine, Bus: fine, Logger: quiet})
+	rules, err := policy.New(api.Rules(), policy.Config{Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := restapi.New(api.HTTP(restapi.Config{Authenticate: auth.None(api.Administrator), Enforce: rules.Enforce, Logger: quiet}))
+	api.Register(m, api.Config{Store: s, Client: client, Bus: fine, Logger: quiet})
+	return m
 }

@@ -7,11 +7,13 @@
 //
 //	members  gauge  kind, state  members; state is up, disabled (up, but not to be chosen) or down
 //
-// A kind that has a member has all three states. All processes with one database report the same values.
+// A kind that has a member has all three states. All processes with one database report the same values, which are up to 30 s old: a process
+// reads the database at most once in this time, however often it is asked.
 package membershipprom
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,19 +21,27 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// listTimeout bounds a collection.
-const listTimeout = 5 * time.Second
+// listTimeout bounds a collection that reads the database. listAge is the highest age of its counts: each scrape of each process would otherwise
+// read all members.
+const (
+	listTimeout = 5 * time.Second
+	listAge     = 30 * time.Second
+)
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	registry *membership.Registry
 	members  *prometheus.Desc
+
+	mu     sync.Mutex
+	counts map[string]map[string]int // by kind and state, as of listed, which is zero if they are not known
+	listed time.Time
 }
 
-// New returns the metrics of a registry. Each collection reads all members, and takes at most 5 s. If the database does not answer, the
-// collection has no values.
+// New returns the metrics of a registry. A collection reads all members if the last counts are older than 30 s, and then takes at most 5 s. If the
+// database does not answer, the collection has no values.
 func New(r *membership.Registry) *Metrics {
-	return &Metrics{r, prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
+	return &Metrics{registry: r, members: prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
 }
 
 // Describe implements prometheus.Collector.
@@ -39,12 +49,32 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.members }
 
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.countLocked()
+	if m.listed.IsZero() {
+		return
+	}
+	for kind, states := range m.counts {
+		for state, n := range states {
+			ch <- prometheus.MustNewConstMetric(m.members, prometheus.GaugeValue, float64(n), kind, state)
+		}
+	}
+}
+
+// countLocked counts the members if the last counts are too old.
+func (m *Metrics) countLocked() {
+	if !m.listed.IsZero() && time.Since(m.listed) < listAge {
+		return
+	}
+	m.listed = time.Time{}
 	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
 	defer cancel()
 	list, err := m.registry.List(ctx, "")
 	if err != nil { // the metrics of the database's own package show the failure
 		return
 	}
+	m.listed = time.Now()
 	counts := map[string]map[string]int{}
 	for i := range list {
 		kind := list[i].Kind
@@ -53,11 +83,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		counts[kind][stateOf(&list[i])]++
 	}
-	for kind, states := range counts {
-		for state, n := range states {
-			ch <- prometheus.MustNewConstMetric(m.members, prometheus.GaugeValue, float64(n), kind, state)
-		}
-	}
+	m.counts = counts
 }
 
 func stateOf(m *membership.Member) string {

@@ -2,6 +2,8 @@ package membershipprom_test
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
@@ -18,8 +20,7 @@ func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, []db.Migrations{membership.Migrations}, func(t *testing.T, d *sqlx.DB) {
 		r := membership.New(membership.Config{DB: d})
-		m := membershipprom.New(r)
-		if got := promtest.Gather(t, "", m); len(got) != 0 {
+		if got := promtest.Gather(t, "", membershipprom.New(r)); len(got) != 0 {
 			t.Errorf("without members: %v", got)
 		}
 		for _, self := range []membership.Self{{Kind: "worker", Host: "a"}, {Kind: "worker", Host: "b"}, {Kind: "worker", Host: "c"}, {Kind: "runner", Host: "a"}} {
@@ -40,14 +41,53 @@ func TestMetrics(t *testing.T) {
 			"members{kind=worker,state=up}": 1, "members{kind=worker,state=disabled}": 1, "members{kind=worker,state=down}": 1,
 			"members{kind=runner,state=up}": 1, "members{kind=runner,state=disabled}": 0, "members{kind=runner,state=down}": 0,
 		}
-		if diff := cmp.Diff(want, promtest.Gather(t, "armature_membership_", m)); diff != "" {
+		if diff := cmp.Diff(want, promtest.Gather(t, "armature_membership_", membershipprom.New(r))); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if got := promtest.Gather(t, "", m); len(got) != 0 {
+		if got := promtest.Gather(t, "", membershipprom.New(r)); len(got) != 0 {
 			t.Errorf("without a database: %v", got)
+		}
+	})
+}
+
+// TestAge: the database is read at most once in 30 s. Without it, the counts are used as long.
+func TestAge(t *testing.T) {
+	t.Parallel()
+	url := dbtest.SQLite(t)
+	synctest.Test(t, func(t *testing.T) {
+		d, err := db.Open(t.Context(), db.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := db.Migrate(t.Context(), d, membership.Migrations); err != nil {
+			t.Fatal(err)
+		}
+		r := membership.New(membership.Config{DB: d})
+		m := membershipprom.New(r)
+		count := func() float64 { return promtest.Gather(t, "", m)["armature_membership_members{kind=worker,state=up}"] }
+		for i, host := range []string{"a", "b"} {
+			if err := r.Join(t.Context(), membership.Self{Kind: "worker", Host: host}); err != nil {
+				t.Fatal(err)
+			}
+			if got := count(); got != 1 {
+				t.Errorf("member %d: %v counted, want 1", i, got)
+			}
+		}
+		<-time.After(30 * time.Second)
+		if got := count(); got != 2 {
+			t.Errorf("after 30 s: %v", got)
+		}
+		d.Close()
+		if got := count(); got != 2 {
+			t.Errorf("without the database: %v", got)
+		}
+		<-time.After(30 * time.Second)
+		if got := promtest.Gather(t, "", m); len(got) != 0 {
+			t.Errorf("without the database, after 30 s: %v", got)
 		}
 	})
 }

@@ -18,7 +18,8 @@
 // Those with the label host are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During
 // an upgrade look at a runner of the newest release: if its value is above 0, no running process knows these operations.
 //
-// open and oldest_seconds need [Metrics.AddStore]. All processes with one database report the same values.
+// open and oldest_seconds need [Metrics.AddStore]. All processes with one database report the same values, which are up to 30 s old: a process
+// reads the database at most once in this time, however often it is asked.
 package operationprom
 
 import (
@@ -33,14 +34,20 @@ import (
 
 const prefix = "armature_operation_"
 
-// countTimeout bounds a collection that reads the database.
-const countTimeout = 5 * time.Second
+// countTimeout bounds a collection that reads the database. countAge is the highest age of its counts: each scrape of each process would otherwise
+// read all open operations.
+const (
+	countTimeout = 5 * time.Second
+	countAge     = 30 * time.Second
+)
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	mu      sync.Mutex
 	runners map[string]*operation.Runner // by host
 	store   *operation.Store             // nil: no metrics of the database
+	counts  []operation.OpenCount        // as of counted, which is zero if they are not known
+	counted time.Time
 
 	running, unknown, notUndone, ended, retries, open, oldest *prometheus.Desc
 }
@@ -69,12 +76,13 @@ func (m *Metrics) Add(host string, r *operation.Runner) {
 	m.runners[host] = r
 }
 
-// AddStore adds the metrics of a database. Each collection reads the open operations, and takes at most 5 s. If the database does not
-// answer, the collection has no metrics of the database, and its other metrics are complete. AddStore replaces an earlier store.
+// AddStore adds the metrics of a database. A collection reads the open operations if the last counts are older than 30 s, and then takes at most
+// 5 s. If the database does not answer, the collection has no metrics of the database, and its other metrics are complete. AddStore replaces an
+// earlier store.
 func (m *Metrics) AddStore(s *operation.Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.store = s
+	m.store, m.counted = s, time.Time{}
 }
 
 // Describe implements prometheus.Collector.
@@ -93,7 +101,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	m.mu.Lock()
-	store := m.store
+	defer m.mu.Unlock()
 	for host, r := range m.runners {
 		s := r.Stats()
 		gauge(m.running, float64(s.Running), host)
@@ -106,18 +114,25 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
-	m.mu.Unlock()
-	if store == nil {
+	m.countOpenLocked()
+	if m.counted.IsZero() {
 		return
 	}
+	for _, c := range m.counts {
+		gauge(m.open, float64(c.Count), c.Kind, string(c.State))
+		gauge(m.oldest, (c.Oldest + time.Since(m.counted)).Seconds(), c.Kind, string(c.State))
+	}
+}
+
+// countOpenLocked counts the open operations if the last counts are too old.
+func (m *Metrics) countOpenLocked() {
+	if m.store == nil || !m.counted.IsZero() && time.Since(m.counted) < countAge {
+		return
+	}
+	m.counted = time.Time{}
 	ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
 	defer cancel()
-	counts, err := store.CountOpen(ctx)
-	if err != nil { // the metrics of the database's own package show the failure
-		return
-	}
-	for _, c := range counts {
-		gauge(m.open, float64(c.Count), c.Kind, string(c.State))
-		gauge(m.oldest, c.Oldest.Seconds(), c.Kind, string(c.State))
+	if counts, err := m.store.CountOpen(ctx); err == nil { // the metrics of the database's own package show a failure
+		m.counts, m.counted = counts, time.Now()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -86,8 +87,48 @@ func TestMetrics(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
+		m.AddStore(ops) // what was counted is unknown again
 		if diff := cmp.Diff(want["running{host=h}"], gather()["running{host=h}"]); diff != "" {
 			t.Errorf("without the database: %s", diff)
+		}
+	})
+}
+
+// TestAge: the database is read at most once in 30 s, and the age of the oldest operation grows meanwhile.
+func TestAge(t *testing.T) {
+	t.Parallel()
+	url := dbtest.SQLite(t)
+	synctest.Test(t, func(t *testing.T) {
+		d, err := db.Open(t.Context(), db.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := db.Migrate(t.Context(), d, operation.Migrations); err != nil {
+			t.Fatal(err)
+		}
+		ops := operation.NewStore(d)
+		m := operationprom.New()
+		m.AddStore(ops)
+		gather := func() (n, age float64) {
+			got := promtest.Gather(t, "armature_operation_", m)
+			return got["open{kind=k,state=running}"], got["oldest_seconds{kind=k,state=running}"]
+		}
+		for range 2 {
+			if _, err := operation.Begin(t.Context(), ops, operation.Kind[struct{}]{Name: "k"}, "", &struct{}{}); err != nil {
+				t.Fatal(err)
+			}
+			if n, age := gather(); n != 1 || age > 1 {
+				t.Errorf("%v operations, %v s old; want 1, 0 s old", n, age)
+			}
+		}
+		<-time.After(29 * time.Second)
+		if n, age := gather(); n != 1 || age < 29 || age > 30 {
+			t.Errorf("after 29 s: %v operations, %v s old", n, age)
+		}
+		<-time.After(time.Second)
+		if n, age := gather(); n != 2 || age < 30 || age > 31 {
+			t.Errorf("after 30 s: %v operations, %v s old", n, age)
 		}
 	})
 }

@@ -1,0 +1,43 @@
+package component
+
+import (
+	"context"
+	"time"
+)
+
+// Heartbeat returns a function for a loop that runs every second or more often, such as service.Loop. The function calls f when a heartbeat of the
+// member is due: every report_interval, and after failures with a back-off that begins with a second and doubles up to report_interval. Of several
+// failures in a row, the log has a line for the first failure and a line for the next success. While the process stops, failures are expected,
+// because the call is canceled, or the process that writes the heartbeats has drained. They are logged at DEBUG.
+//
+// It is for members that are reported by an interface of the component's own, see [ServerConfig]. The result is for one goroutine at a time. A
+// call blocks as long as f does; the context of f ends after report_interval, but not before a second.
+func (p *Process[O]) Heartbeat(member string, f func(ctx context.Context) error) func(ctx context.Context) error {
+	var next time.Time
+	gap, failed, every := time.Second, 0, p.base.ReportInterval
+	return func(life context.Context) error {
+		if time.Now().Before(next) {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(life, max(every, time.Second))
+		defer cancel()
+		err := f(ctx)
+		switch {
+		case err != nil && (life.Err() != nil || p.draining.Load()):
+			p.Log.DebugContext(ctx, "heartbeat failed while the process stops", "member", member, "error", err)
+		case err == nil:
+			if failed > 0 {
+				p.Log.InfoContext(ctx, "heartbeat succeeded after failures", "member", member, "failed", failed)
+			}
+			gap, failed = time.Second, 0
+			next = time.Now().Add(every)
+			return nil
+		case failed == 0:
+			p.Log.WarnContext(ctx, "heartbeat failed, will be retried", "member", member, "error", err)
+		}
+		failed++
+		next = time.Now().Add(min(gap, every))
+		gap *= 2
+		return nil
+	}
+}

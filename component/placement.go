@@ -1,0 +1,343 @@
+package component
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/scheduler/placement/placementprom"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// Host is a member with its resources. The ID of the provider is the host name of the member. The filter "not_up" rejects a host whose member
+// is not up, and "disabled" one that an operator has disabled.
+type Host struct {
+	*placement.Provider
+
+	Member membership.Member
+}
+
+// PlacementConfig configures a [Placement]. Kind is required.
+type PlacementConfig[R placement.Requester] struct {
+	// Kind is the kind of the members that are hosts: the name of the RPC interface that they serve.
+	Kind string
+	// Options configure the filters and weighers of package placement, of which all are used: one that does not apply to a request has no
+	// effect.
+	Options placement.Options
+	// Filters and Weighers are further ones.
+	Filters  []scheduler.Filter[R, *Host]
+	Weighers []scheduler.Weighted[R, *Host]
+	// Subset is the number of best hosts of which one is chosen at random, so that several processes do not all choose the same one. Default 1.
+	Subset int
+}
+
+// Placement chooses hosts by their resources and claims these. It is safe for concurrent use.
+type Placement[R placement.Requester] struct {
+	// Claims are the claims in the database.
+	Claims *placement.SQL
+
+	kind    string
+	log     *slog.Logger
+	members *membership.Registry
+	fleet   scheduler.Fleet[*Host]
+	placer  placement.Placer[R, *Host]
+	signal  func(ctx context.Context) error
+	freed   atomic.Bool // room is free that requests may wait for
+}
+
+const (
+	// refreshInterval is the time between two reads of the hosts. Decisions use what was read last; the claim decides.
+	refreshInterval = 2 * time.Second
+	// maxHostAge is the age from which the state of a host is not used.
+	maxHostAge = 5 * refreshInterval
+	// roomPoll is how long a request for which there is no room waits at most, if nothing tells it that room is free.
+	roomPoll = 15 * time.Second
+	// maxRanked is how many hosts a decision ranks.
+	maxRanked = 10
+)
+
+// NewPlacement returns a placement, and adds the loop that reads the hosts, and metrics. The component's Migrations have
+// [placement.Migrations]. It panics if the configuration is wrong, if the process has no database, or if the process has a placement already:
+// these are programmers' errors.
+func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConfig[R]) *Placement[R] {
+	p.needDatabase("NewPlacement")
+	if cfg.Kind == "" {
+		panic("component: NewPlacement: no Kind: set the name of the interface that the hosts serve")
+	}
+	rank, err := scheduler.New(scheduler.Config[R, *Host]{
+		Filters:  slices.Concat([]scheduler.Filter[R, *Host]{scheduler.Fresh[R, *Host](maxHostAge), notUp[R]()}, placement.Filters[R, *Host](cfg.Options), cfg.Filters),
+		Weighers: slices.Concat(placement.Weighers[R, *Host](cfg.Options), cfg.Weighers), Picker: scheduler.Subset(max(cfg.Subset, 1)),
+		MaxRanked: maxRanked, Observe: p.ObserveDecision,
+	})
+	if err != nil {
+		panic("component: NewPlacement: " + err.Error())
+	}
+	pl := &Placement[R]{Claims: placement.NewSQL(p.DB), kind: cfg.Kind, log: p.Log, members: p.Members}
+	pl.signal = func(ctx context.Context) error { return p.signalRoom(ctx, cfg.Kind) }
+	metrics := placementprom.New(pl.providers)
+	if err := p.Metrics.Register(metrics); err != nil {
+		panic("component: NewPlacement: the process has a placement already: " + err.Error())
+	}
+	pl.placer = placement.Placer[R, *Host]{Scheduler: rank, Store: liveClaims{pl.Claims, p.Members, cfg.Kind}, Hosts: pl.Hosts, Observe: metrics.Observe}
+	p.Add(cfg.Kind+" hosts", service.Loop(refreshInterval, pl.poll))
+	return pl
+}
+
+// notUp returns the filter that rejects hosts whose members are not up, by the clock of the database.
+func notUp[R any]() scheduler.Filter[R, *Host] {
+	return scheduler.FilterFunc("not_up", func(_ R, h *Host) scheduler.Verdict {
+		if !h.Member.Up {
+			return scheduler.Reject("%s", h.Member.Why)
+		}
+		return scheduler.Pass
+	})
+}
+
+// poll reads the hosts, and lets requests that wait for room try again if some is free.
+func (pl *Placement[R]) poll(ctx context.Context) error {
+	err := pl.refresh(ctx)
+	if err == nil && pl.freed.Swap(false) {
+		if err = pl.signal(ctx); err != nil {
+			pl.freed.Store(true)
+		}
+	}
+	return err
+}
+
+// refresh reads the hosts: the members of the kind that have resources.
+func (pl *Placement[R]) refresh(ctx context.Context) error {
+	began := time.Now()
+	members, err := pl.members.List(ctx, pl.kind)
+	if err != nil {
+		return err
+	}
+	byHost := make(map[string]membership.Member, len(members))
+	for _, m := range members {
+		byHost[m.Host] = m
+	}
+	providers, err := pl.Claims.Providers(ctx)
+	if err != nil {
+		return err
+	}
+	var hosts []*Host
+	for _, one := range providers {
+		if m, ok := byHost[one.ID]; ok {
+			hosts = append(hosts, &Host{live(one, &m), m})
+		}
+	}
+	pl.fleet.Report(hosts...)
+	pl.fleet.Forget(time.Since(began)) // those that are no member any more
+	return nil
+}
+
+// live returns a provider with what an operator says of its member.
+func live(p *placement.Provider, m *membership.Member) *placement.Provider {
+	out := *p
+	if m.Disabled {
+		out.Disabled = "disabled: " + m.DisabledReason
+	}
+	return &out
+}
+
+// Hosts returns all hosts, as they were read at most 2 s ago, or, if fresh is set, as they are now. The caller must not change them. Errors are
+// those of the database. If fresh is set and no host is up, the error is Unavailable, because this is an outage and no lack of room.
+func (pl *Placement[R]) Hosts(ctx context.Context, fresh bool) ([]*Host, error) {
+	if !fresh {
+		return pl.fleet.Hosts(), nil
+	}
+	if err := pl.refresh(ctx); err != nil {
+		return nil, err
+	}
+	hosts := pl.fleet.Hosts()
+	if !slices.ContainsFunc(hosts, func(h *Host) bool { return h.Member.Up }) {
+		return nil, fault.New(fault.Unavailable, "none of the %d hosts of kind %s is up", len(hosts), pl.kind)
+	}
+	return hosts, nil
+}
+
+// providers returns the resources of all hosts, for metrics.
+func (pl *Placement[R]) providers(context.Context) ([]*placement.Provider, error) {
+	hosts := pl.fleet.Hosts()
+	out := make([]*placement.Provider, len(hosts))
+	for i, h := range hosts {
+		out[i] = h.Provider
+	}
+	return out, nil
+}
+
+// Place chooses a host for a request and claims its resources, see [placement.Placer.Place]. It is idempotent by the request's Consumer. The
+// log has the reasons if no host is feasible, and so has the Meta of the error, see [scheduler.ErrNoValidHost].
+func (pl *Placement[R]) Place(ctx context.Context, req R) (*Host, error) {
+	placed, err := pl.placer.Place(ctx, req)
+	if errors.Is(err, scheduler.ErrNoValidHost) {
+		pl.log.InfoContext(ctx, "no valid host", "kind", pl.kind, "consumer", req.Placement().Consumer, "decision", placed.Decision.String())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !placed.AlreadyClaimed { // until the hosts are read again
+		pl.fleet.Update(placed.Host.Name(), func(h *Host) *Host { return &Host{h.With(req.Placement()), h.Member} })
+	}
+	return placed.Host, nil
+}
+
+// PlaceOrWait is [Placement.Place] for a step of an operation that shall wait for room. If no host is feasible, the result is
+// [operation.WaitFor], so the step is called again when [Placement.Release] or a report of a host has freed room, and at the latest after 15 s. The Limit of the
+// step bounds the wait. Of all requests that wait, each tries again when room is free, in the order of their priorities.
+func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R) (*Host, error) {
+	placed, err := pl.placer.Place(ctx, req)
+	if errors.Is(err, scheduler.ErrNoValidHost) {
+		if op.Waits == 0 { // once for each request
+			pl.log.InfoContext(ctx, "no valid host, request waits for room", "kind", pl.kind, "consumer", req.Placement().Consumer, "operation", op.ID, "decision", placed.Decision.String())
+		}
+		return nil, operation.WaitFor(roomOf(pl.kind), roomPoll)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if op.Waits > 0 {
+		pl.log.InfoContext(ctx, "request has room after waiting", "kind", pl.kind, "consumer", req.Placement().Consumer, "operation", op.ID, "host", placed.Host.Name())
+	}
+	return placed.Host, nil
+}
+
+// Release ends the claim of a consumer, in the transaction of the context (see db.Tx) if it has one. Within 2 s after the
+// commit, requests that wait for room try again. It is not an error if there is no claim. Errors are those of [placement.SQL.Claim].
+func (pl *Placement[R]) Release(ctx context.Context, d *sqlx.DB, consumer string) error {
+	err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+		return pl.Claims.ClaimTx(ctx, tx, placement.Claim{Consumer: consumer, Generation: placement.Any})
+	})
+	if err != nil {
+		return err
+	}
+	db.AfterCommit(ctx, d, func() { pl.freed.Store(true) })
+	return nil
+}
+
+// roomOf is the peer for which operations wait.
+func roomOf(kind string) string { return "room of " + kind }
+
+// signalRoom makes the operations that wait for room of a kind continue.
+func (p *Process[O]) signalRoom(ctx context.Context, kind string) error {
+	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
+	defer cancel()
+	r := p.runner
+	if r == nil {
+		r = operation.NewRunner(operation.RunnerConfig{Store: p.Operations, Host: p.Host, Logger: p.Log})
+	}
+	return r.Signal(ctx, roomOf(kind))
+}
+
+// liveClaims is a store of claims that asks before each claim whether the host accepts work, because the fleet may be out of date.
+type liveClaims struct {
+	placement.Store
+
+	members *membership.Registry
+	kind    string
+}
+
+// Claim implements placement.Store. Errors: placement.ErrChanged, if the host does not accept work.
+func (c liveClaims) Claim(ctx context.Context, claims ...placement.Claim) error {
+	for i := range claims {
+		for _, a := range claims[i].Allocations {
+			m, err := c.members.Get(ctx, c.kind, a.Provider)
+			if err != nil && !errors.Is(err, fault.NotFound) {
+				return err
+			}
+			reason := "it has left"
+			if err == nil {
+				reason = m.Unfit()
+			}
+			if reason != "" {
+				return fmt.Errorf("host %s accepts no work: %s: %w", a.Provider, reason, placement.ErrChanged)
+			}
+		}
+	}
+	return c.Store.Claim(ctx, claims...)
+}
+
+// resourcesMessage has the resources of a host.
+type resourcesMessage struct {
+	Kind     string              `json:"kind"`
+	Provider *placement.Provider `json:"provider"`
+}
+
+// Resources adds the part that reports the resources of this host: the result of read, whose ID is set to the name of the host. They are written
+// at the start, which waits until a process with the database answers, then whenever they have changed, at most every report_interval, and each minute.
+// kind is that of a [Placement]. read and its result must be safe for use by this part alone. A process without a database asks one that has it. Errors after the start are logged once, and the report is repeated.
+func (p *Process[O]) Resources(kind string, read func(ctx context.Context) (*placement.Provider, error)) {
+	r := &resourceReport[O]{p: p, kind: kind, read: read, host: p.Host}
+	r.loop = service.Loop(p.base.ReportInterval, func(ctx context.Context) error { return r.report(ctx) })
+	p.addPart(phaseMember, p.named(kind+" resources"), p.read.label("host"), r)
+}
+
+// resourceReport is the part of [Process.Resources].
+type resourceReport[O any] struct {
+	p          *Process[O]
+	kind, host string
+	read       func(ctx context.Context) (*placement.Provider, error)
+	loop       *service.LoopPart
+	last       *placement.Provider // as it was reported
+	at         time.Time           // of the last report
+}
+
+// maxReportAge is the age from which resources that have not changed are reported again, in case that an operator has removed them.
+const maxReportAge = time.Minute
+
+func (r *resourceReport[O]) Start(ctx context.Context) error {
+	if err := r.report(ctx); err != nil {
+		return err
+	}
+	return r.loop.Start(ctx)
+}
+
+func (r *resourceReport[O]) Stop(ctx context.Context) error { return r.loop.Stop(ctx) }
+
+func (r *resourceReport[O]) report(ctx context.Context) error {
+	have, err := r.read(ctx)
+	if err != nil {
+		return err
+	}
+	now := *have
+	now.ID, now.Generation = r.host, placement.Any
+	if r.last != nil && time.Since(r.at) < maxReportAge && reflect.DeepEqual(r.last, &now) {
+		return nil
+	}
+	if r.p.DB != nil {
+		err = r.p.putResources(ctx, r.kind, &now)
+	} else {
+		limited, cancel := context.WithTimeout(ctx, remoteTimeout)
+		defer cancel()
+		_, err = rpc.Call(limited, r.p.Client, reportResources, rpc.Any, &resourcesMessage{r.kind, &now})
+		err = unanswered(ctx, err)
+	}
+	if err == nil {
+		r.last, r.at = &now, time.Now()
+	}
+	return err
+}
+
+// putResources writes the resources of a host, and lets requests that wait for room try again.
+func (p *Process[O]) putResources(ctx context.Context, kind string, provider *placement.Provider) error {
+	if _, err := placement.NewSQL(p.DB).Put(ctx, provider); err != nil {
+		return err
+	}
+	if err := p.signalRoom(ctx, kind); err != nil { // they try again within 15 s
+		p.Log.WarnContext(ctx, "requests that wait for room not notified", "kind", kind, "error", err)
+	}
+	return nil
+}

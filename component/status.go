@@ -1,0 +1,211 @@
+package component
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// statusView is what the command status shows.
+type statusView struct {
+	Members    []memberView     `json:"members"`
+	Operations []operationCount `json:"operations"`
+	Processes  []processView    `json:"processes"`
+}
+
+// operationCount is the number of open operations of a kind in a state.
+type operationCount struct {
+	Kind   string    `json:"kind"`
+	State  string    `json:"state"`
+	Count  int       `json:"count"`
+	Oldest time.Time `json:"oldest_at"`
+}
+
+// processView is what a process of this host says about itself.
+type processView struct {
+	Process string `json:"process"`
+	State   string `json:"state"` // ready, not ready or not reached
+	Address string `json:"address"`
+	Why     string `json:"why,omitempty"`
+}
+
+// statusCommand shows what the database knows, and what the processes of this host say at their admin listeners.
+func (t *Tool[O]) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: noArguments,
+		Short: "Show the services, the number of open operations by kind and state, and whether the processes of this host are ready (with admin_listen)",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := t.r.load(t.f)
+			if err != nil {
+				return err
+			}
+			var v statusView
+			if t.r.c.Migrations != nil {
+				err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error { return v.readDatabase(ctx, embedded[Options](o), d) })
+			}
+			v.Processes = t.askProcesses(cmd.Context(), l.base)
+			return errors.Join(err, t.printStatus(&v))
+		},
+	}
+}
+
+// statusLimit bounds the open operations that status counts.
+const statusLimit = 10_000
+
+// readDatabase reads the members and the open operations.
+func (v *statusView) readDatabase(ctx context.Context, o *Options, d *sqlx.DB) error {
+	found, err := membership.New(membership.Config{DB: d, DownAfter: o.ServiceDownTime}).List(ctx, "")
+	if err != nil {
+		return err
+	}
+	open, err := operation.NewStore(d).List(ctx, operation.Filter{Open: true, Limit: statusLimit})
+	if err != nil {
+		return err
+	}
+	v.Members = describeMembers(found)
+	v.Operations = countOperations(open)
+	return nil
+}
+
+// countOperations counts operations, which are sorted with the newest first.
+func countOperations(open []operation.Operation) []operationCount {
+	counts := map[[2]string]*operationCount{}
+	for i := range open {
+		one := &open[i]
+		key := [2]string{one.Kind, string(one.State)}
+		if counts[key] == nil {
+			counts[key] = &operationCount{Kind: one.Kind, State: string(one.State)}
+		}
+		counts[key].Count++
+		counts[key].Oldest = one.Created
+	}
+	out := []operationCount{}
+	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		out = append(out, *counts[key])
+	}
+	return out
+}
+
+// askProcesses asks the processes of this host at their admin listeners, all at once. Without the option admin_listen there are none.
+func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
+	out := []processView{}
+	switch {
+	case o.Admin == "":
+		return out
+	case !strings.Contains(o.Admin, servicePlaceholder): // one address for each process that may run here
+		out = append(out, processView{Process: "-", Address: o.Admin})
+	default:
+		for _, s := range t.r.c.Services {
+			out = append(out, processView{Process: s.Name, Address: o.adminAddr(s.Name)})
+		}
+		all := processView{Process: AllInOne, Address: o.adminAddr(AllInOne)}
+		if path, ok := strings.CutPrefix(all.Address, "unix:"); ok {
+			if _, err := os.Stat(path); err == nil { // this process is the exception
+				out = append(out, all)
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range out {
+		wg.Go(func() { out[i].ask(ctx) })
+	}
+	wg.Wait()
+	return out
+}
+
+// adminTimeout is how long a process may take to say whether it is ready.
+const adminTimeout = 5 * time.Second
+
+// ask sets the state and the reason.
+func (v *processView) ask(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	network, addr := "tcp", v.Address
+	if path, ok := strings.CutPrefix(v.Address, "unix:"); ok {
+		network, addr = "unix", path
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}}
+	v.State = "not reached"
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/readyz", http.NoBody)
+	if err != nil {
+		v.Why = err.Error()
+		return
+	}
+	res, err := client.Do(r)
+	if err != nil {
+		v.Why = errors.Unwrap(err).Error() // without the URL, which is not that of the process
+		return
+	}
+	defer res.Body.Close() //nolint:errcheck // the body is only read
+	var reply struct {
+		Status, Phase string
+		Checks        []struct{ Name, Status, Error string }
+	}
+	if err := json.NewDecoder(res.Body).Decode(&reply); err != nil || reply.Status == "" {
+		v.Why = "the reply is not that of an admin listener: " + res.Status
+		return
+	}
+	var why []string
+	for _, c := range reply.Checks {
+		if c.Error != "" {
+			why = append(why, c.Name+": "+c.Error)
+		}
+	}
+	v.State = "ready"
+	if res.StatusCode != http.StatusOK {
+		v.State, v.Why = "not ready", cmp.Or(strings.Join(why, "; "), reply.Phase)
+	}
+}
+
+func (t *Tool[O]) printStatus(v *statusView) error {
+	if t.f.output != formatTable {
+		return t.printAs(t.f.output, v)
+	}
+	var tables []func() error
+	if v.Members != nil {
+		tables = append(tables, func() error { return t.Print(memberColumns, memberRows(v.Members), nil) }, func() error {
+			var rows [][]string
+			for _, c := range v.Operations {
+				rows = append(rows, []string{c.Kind, c.State, strconv.Itoa(c.Count), c.Oldest.Format(time.RFC3339)})
+			}
+			return t.Print([]string{"operations", "state", "count", "oldest"}, rows, nil)
+		})
+	}
+	if len(v.Processes) > 0 {
+		tables = append(tables, func() error {
+			var rows [][]string
+			for _, p := range v.Processes {
+				rows = append(rows, []string{p.Process, p.State, p.Address, p.Why})
+			}
+			return t.Print([]string{"process", "state", "address", "why"}, rows, nil)
+		})
+	}
+	for i, table := range tables {
+		if i > 0 {
+			_, _ = fmt.Fprintln(t.Out) // the next line returns the error
+		}
+		if err := table(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

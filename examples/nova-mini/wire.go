@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/fake"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/scheduler"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/scheduler/placement/placementprom"
+	"github.com/armature-go/armature/service"
+	restapi "github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/membership"
+)
+
+type process = component.Process[options]
+
+func wireAPI(_ context.Context, p *process) error {
+	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
+		api.Register(m, api.Config{Store: store.New(p.DB), Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+	})
+}
+
+func wireConductor(_ context.Context, p *process) error {
+	o, s := p.Options, store.New(p.DB)
+	c := conductor.New(conductor.Config{
+		Store: s, Client: p.Client, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
+		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, Resend: o.RetryInterval, Logger: p.Log,
+	})
+	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
+	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
+	return nil
+}
+
+func wireScheduler(_ context.Context, p *process) error {
+	st := store.New(p.DB)
+	cfg := p.Options.schedulerConfig()
+	var s *scheduler.Service
+	claims := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return s.Providers(ctx) })
+	cfg.Store, cfg.Logger, cfg.Observe, cfg.ObserveClaim = st, p.Log, p.ObserveDecision, claims.Observe
+	var err error
+	if s, err = scheduler.New(cfg); err != nil {
+		return about("filter_scheduler.enabled_filters", err)
+	}
+	p.Metrics.MustRegister(claims)
+	p.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
+	p.App.AddReport("scheduler fleet", s.WriteReport)
+	serveMember(p, st, compute.Scheduler, store.SchedulerBinary, s.Register)
+	return nil
+}
+
+// serveMember serves an interface, as a member with a number in the API.
+func serveMember(p *process, s *store.Store, iface *rpc.Interface, kind string, register func(*rpc.Server)) {
+	p.AddFirst(kind+" number", service.Funcs{OnStart: func(ctx context.Context) error { return s.Number(ctx, kind, p.Host) }})
+	p.ServeWith(component.ServerConfig{Interface: iface, Register: register, Kind: kind, Version: 1})
+}
+
+// wireCompute adds the compute service of this host. In the process with all services it adds those of simulated hosts. The members are reported
+// by calls of the conductor.
+func wireCompute(ctx context.Context, p *process) error {
+	var errs []error
+	hosts := []string{p.Host}
+	if p.Name != component.AllInOne && p.StatePath == "" {
+		errs = append(errs, about("state_path", errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova-mini")))
+	}
+	if p.Name == component.AllInOne {
+		o := p.Options.driver()
+		n, err := fake.Hosts(o.Drivers[o.Section()]["hosts"])
+		if err != nil {
+			return driverError(p.Options, err)
+		}
+		hosts = make([]string, n)
+		for i := range hosts {
+			hosts[i] = fmt.Sprintf("node-%d", i+1)
+		}
+	}
+	if err := checkBuiltIn(ctx, p.Options); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	var first []func(context.Context) // all hosts send their first heartbeats at the same time
+	p.Add("first reports of hosts", service.Funcs{OnStart: func(ctx context.Context) error {
+		var wg sync.WaitGroup
+		for _, report := range first {
+			wg.Go(func() { report(ctx) })
+		}
+		wg.Wait()
+		return nil
+	}})
+	for _, host := range hosts {
+		w, err := addWorker(p.On(host))
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		report := p.Heartbeat(store.ComputeBinary+" on "+host, w.Report)
+		first = append(first, func(ctx context.Context) {
+			firstAudit(ctx, p, host, w)
+			_ = report(ctx) // logs a failure; the loop repeats it
+		})
+		p.Add("compute "+host+" report", service.Loop(min(time.Second, p.Options.ReportInterval), report))
+		p.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
+	}
+	return errors.Join(errs...)
+}
+
+// firstAudit destroys the orphans on a host before the host's first heartbeat, so that they no longer use resources of the host.
+// It takes at most 10 s.
+func firstAudit(ctx context.Context, p *process, host string, w *worker.Service) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := w.Audit(ctx); err != nil {
+		p.Log.WarnContext(ctx, "first audit failed, will be repeated within a minute", "host", host, "error", err)
+	}
+}
+
+// addWorker adds the compute service of a host, without its reports. The order of its parts ensures that a second process for
+// the same host does not disturb the first one: the lock in the state path, the driver, the claim of the host at a conductor,
+// and last the RPC server, which receives messages.
+func addWorker(p *process) (*worker.Service, error) {
+	lock := membership.NewFileLock(store.ComputeBinary, p.Host, filepath.Join(p.StatePath, "hosts", p.Host+".lock"))
+	p.AddFirst("lock of host "+p.Host, lock, "host", "state_path")
+	current, err := component.DriverWith(p, component.DriverConfig[compute.Driver, options]{
+		Kind: compute.Kind, BuiltIn: builtInDrivers(), Options: (*options).driver, Option: "compute_driver",
+		Given: map[string]string{"host": p.Host, "dir": filepath.Join(p.StatePath, "instances", p.Host)},
+		Probe: func(ctx context.Context, d compute.Driver) error {
+			if _, err := d.Resources(ctx); err != nil {
+				return fmt.Errorf("read the resources of host %s: %w", p.Host, err)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	w := worker.New(worker.Config{
+		Host: p.Host, Driver: current, Client: p.Client, Logger: p.Log,
+		Process: func() compute.Process { return compute.Process(lock.Instance()) },
+	})
+	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})
+	return w, nil
+}
+
+// builtInDrivers returns the built-in drivers.
+func builtInDrivers() *driver.Registry[compute.Driver] {
+	r := new(driver.Registry[compute.Driver])
+	r.Add("fake", fake.Open)
+	return r
+}
+
+// checkBuiltIn opens a built-in driver without its directory, which changes nothing and checks its options.
+func checkBuiltIn(ctx context.Context, o *options) error {
+	d := o.driver()
+	if !slices.Contains(builtInDrivers().Names(), d.Driver) {
+		return nil
+	}
+	cfg, err := d.Config()
+	if err == nil {
+		err = cfg.Configure(map[string]string{"host": "checked"})
+	}
+	if err != nil {
+		return driverError(o, err)
+	}
+	var given map[string]any
+	if err := json.Unmarshal(cfg.Options, &given); err != nil {
+		return err
+	}
+	delete(given, "dir")
+	raw, err := json.Marshal(given)
+	if err != nil {
+		return err
+	}
+	opened, err := builtInDrivers().Open(ctx, d.Driver, raw)
+	if err != nil {
+		return driverError(o, err)
+	}
+	return opened.Close()
+}
