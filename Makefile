@@ -128,15 +128,17 @@ pictures:
 # generate makes the Go and Python code of the .proto files. TestGenerated fails if the committed code
 # differs.
 PROTOS = $(sort $(shell find . -name '*.proto' -printf '%P\n'))
+# The Python package of each directory with .proto files, in python/.
+PYTHON = armature_driver=driver/driverpb armature_compute=examples/nova-mini/compute/computepb
 OUT   ?= .
 
 generate:
 	$(GO) build -modfile=tools/go.mod -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	PATH="$(CURDIR)/bin:$$PATH" protoc -I . --go_out=$(OUT) --go_opt=paths=source_relative \
 		--go-grpc_out=$(OUT) --go-grpc_opt=paths=source_relative $(PROTOS)
-	mkdir -p $(OUT)/examples/drivers/python
-	protoc $(addprefix -I ,$(dir $(PROTOS))) --plugin=protoc-gen-grpc=$$(command -v grpc_python_plugin) \
-		--python_out=$(OUT)/examples/drivers/python --grpc_out=$(OUT)/examples/drivers/python $(notdir $(PROTOS))
+	mkdir -p $(OUT)/python
+	protoc $(addprefix -I ,$(PYTHON)) --plugin=protoc-gen-grpc=$$(command -v grpc_python_plugin) \
+		--python_out=$(OUT)/python --grpc_out=$(OUT)/python $(PROTOS)
 
 fmt:
 	$(TOOL) golangci-lint fmt

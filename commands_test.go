@@ -89,7 +89,7 @@ func TestCommands(t *testing.T) {
 	parent := cloneProject(t)
 	dir := filepath.Join(parent, "armature")
 	t.Run("README", func(t *testing.T) { t.Parallel(); readme(t, dir) })
-	t.Run("driver", func(t *testing.T) { t.Parallel(); ownDriver(t, parent) })
+	t.Run("driver", func(t *testing.T) { t.Parallel(); ownDrivers(t, parent) })
 }
 
 // blocksOf returns the blocks of a document, by language.
@@ -102,17 +102,21 @@ func blocksOf(t *testing.T, name string) map[string][]string {
 	return blocks
 }
 
-// ownDriver makes the vendor's module of docs/writing-a-driver.md next to the clone, and checks the rules of drivers with its
-// program.
-func ownDriver(t *testing.T, parent string) {
+// ownDrivers writes the drivers of docs/writing-a-driver.md next to the clone, and checks the rules of drivers with their programs.
+func ownDrivers(t *testing.T, parent string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/writing-a-driver.md")["sh"]
-	if len(blocks) != 2 || blocks[0] != cloneCommand+"\n" || strings.Count(blocks[1], "/tmp/servers") != 1 {
-		t.Fatalf("want the clone, and the module with a directory /tmp/servers: %q", blocks)
+	if len(blocks) != 3 || blocks[0] != cloneCommand+"\n" || strings.Count(blocks[1], "/tmp/servers") != 1 || !strings.Contains(blocks[2], "--lang python") {
+		t.Fatalf("want the clone, the driver in Go with a directory /tmp/servers, and the driver in Python: %q", blocks)
 	}
-	out, err := sh(t, parent, strings.Replace(blocks[1], "/tmp/servers", filepath.Join(t.TempDir(), "servers"), 1))
-	if err != nil || !strings.Contains(out, " rules kept, 0 broken") {
-		t.Errorf("%v: %s", err, out)
+	for i, lang := range []string{"go", "python"} {
+		t.Run(lang, func(t *testing.T) {
+			t.Parallel()
+			out, err := sh(t, parent, strings.Replace(blocks[i+1], "/tmp/servers", filepath.Join(t.TempDir(), "servers"), 1))
+			if err != nil || !strings.Contains(out, " rules kept, 0 broken") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"go/token"
 	"os"
 	"os/exec"
@@ -46,6 +47,10 @@ func TestRefused(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(full, "mine"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	strange := filepath.Join(t.TempDir(), "a$b")
+	if err := errors.Join(os.Mkdir(strange, 0o700), os.WriteFile(filepath.Join(strange, "go.mod"), []byte("module "+library+"\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	type refused struct {
 		args string
 		code int
@@ -68,14 +73,39 @@ func TestRefused(t *testing.T) {
 		{"new component disk --replace " + full, 2, "this is not a clone of Armature"},
 		{"new component disk --replace " + clone(t) + " --dir " + full, 1, "is not empty: choose another one with --dir"},
 		{"new component disk --colour red", 2, "unknown flag"},
+		{"new driver", 2, "want one NAME, such as: armature new driver acme --lang go"},
+		{"new driver lake", 2, `--lang "": want --lang go or --lang python`},
+		{"new driver lake --lang rust", 2, `--lang "rust": want --lang go or --lang python`},
+		{"new driver Lake --lang go", 2, `the name "Lake" cannot be used: want a to z and 0 to 9`},
+		{"new driver the-lake --lang python", 2, "want a to z and 0 to 9"},
+		{"new driver ../lake --lang python", 2, "want a to z and 0 to 9"},
+		{"new driver fake --lang go", 2, "it is a driver that nova-mini has; choose another one, such as myfake"},
+		{"new driver fake --lang python", 2, "it is a driver that nova-mini has"},
+		{"new driver compute --lang go", 2, "the driver's code uses it for something else; choose another one, such as mycompute"},
+		{"new driver string --lang go", 2, "the driver's code uses it for something else"},
+		{"new driver t --lang go", 2, "the driver's code uses it for something else"},
+		{"new driver internal --lang go", 2, "Go gives directories with this name a meaning"},
+		{"new driver grpc --lang python", 2, "it is a package that the driver needs"},
+		{"new driver tests --lang python", 2, "it is a directory of the driver's project"},
+		{"new driver lake --lang go --module example.org/../x", 2, "--module: "},
+		{"new driver lake --lang go --module github.com/armature-go/armature/lake", 2, "this path belongs to Armature"},
+		{"new driver lake --lang python --module example.org/lake", 2, "a driver in Python has no Go module: leave --module out"},
+		{"new driver lake --lang go", 2, "was built from a clone of Armature (version (devel)): add --replace DIR"},
+		{"new driver lake --lang python", 2, "was built from a clone of Armature (version (devel)): add --replace DIR"},
+		{"new driver lake --lang python --replace " + full, 2, "this is not a clone of Armature"},
+		{"new driver lake --lang python --replace " + strange, 2, "make does not accept this path"},
+		{"new driver lake --lang python --replace " + clone(t) + " --dir " + full, 1, "is not empty: choose another one with --dir"},
 		{"new server", 2, `cannot write a new "server"`},
 		{"old", 2, `unknown command "old"`},
 	}
 	for name := range reserved {
 		tests = append(tests, refused{"new component " + name, 2, "cannot be used"})
 	}
+	for name := range goReserved {
+		tests = append(tests, refused{"new component " + name, 2, "cannot be used"}, refused{"new driver " + name + " --lang go", 2, "cannot be used"})
+	}
 	for k := token.BREAK; k <= token.VAR; k++ {
-		tests = append(tests, refused{"new component " + k.String(), 2, "it is a keyword of Go"})
+		tests = append(tests, refused{"new component " + k.String(), 2, "it is a keyword of Go"}, refused{"new driver " + k.String() + " --lang go", 2, "it is a keyword of Go"})
 	}
 	for _, tt := range tests {
 		args := strings.Fields(tt.args)

@@ -1,8 +1,11 @@
-// Command armature writes the beginning of a component:
+// Command armature writes the beginning of a component or of a driver, and checks drivers:
 //
 //	armature new component NAME [--module PATH] [--replace DIR]
+//	armature new driver NAME --lang go|python [--module PATH] [--replace DIR]
+//	armature drivertest PROGRAM [--option NAME=VALUE]
 //
-// The component has a REST API, a conductor, workers with drivers, tables, options, a policy and tests. It compiles, passes its tests and runs.
+// The component has a REST API, a conductor, workers with drivers, tables, options, a policy and tests. The driver is one for nova-mini's compute
+// service, with its test. Both compile, pass their tests and run.
 package main
 
 import (
@@ -25,13 +28,13 @@ func main() {
 	os.Exit(code)
 }
 
-// usageError is an error of the command line: the exit code is 2.
+// usageError is an error of the command line, or of a program that is not a driver: the exit code is 2.
 type usageError struct{ error }
 
 // run runs the command and returns the exit code.
 func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	root := &cobra.Command{
-		Use: "armature", Short: "Write the beginning of a component", SilenceUsage: true, SilenceErrors: true,
+		Use: "armature", Short: "Write the beginning of a component or of a driver, and check drivers", SilenceUsage: true, SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q: see armature --help", args[0])}
@@ -43,7 +46,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetOut(out)
 	root.SetErr(errs)
-	root.AddCommand(newCommand(), &cobra.Command{ //nolint:contextcheck // cobra passes the context on
+	root.AddCommand(newCommand(), drivertestCommand(), &cobra.Command{ //nolint:contextcheck // cobra passes the context on
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), version())
@@ -52,8 +55,11 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	})
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		return 0
+	case errors.Is(err, errBroken):
+		return 1
 	}
 	_, _ = fmt.Fprintf(errs, "armature: %v\n", err) // standard error may be closed
 	if _, ok := errors.AsType[usageError](err); ok {
@@ -78,26 +84,57 @@ func newCommand() *cobra.Command {
 		}
 		return cmd.Help()
 	}}
+	cmd.AddCommand(newComponentCommand(), newDriverCommand())
+	return cmd
+}
+
+func newComponentCommand() *cobra.Command {
 	var c newComponent
-	one := &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "component NAME", Short: "Write a component into the directory NAME",
 		Long: "Write a component into the directory NAME: a REST API with the resource NAME, a conductor, workers with drivers, tables, options, " +
 			"a policy and tests. NAME is in the singular, such as backup: it has only a to z and 0 to 9.",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{errors.New("want one NAME, such as: armature new component backup")}
-			}
-			return nil
-		},
+		Args: oneName("component backup"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c.name, c.out = args[0], cmd.OutOrStdout()
 			return c.write(cmd.Context())
 		},
 	}
-	f := one.Flags()
-	f.StringVar(&c.module, "module", "", "path of the Go module (default: example.org/NAME)")
-	f.StringVar(&c.replace, "replace", "", "clone of Armature's repository to use instead of the published module")
-	f.StringVar(&c.dir, "dir", "", "directory to write to; it must be empty or not exist (default: NAME)")
-	cmd.AddCommand(one)
+	c.addFlags(cmd)
 	return cmd
+}
+
+func newDriverCommand() *cobra.Command {
+	var d newDriver
+	cmd := &cobra.Command{
+		Use: "driver NAME --lang go|python", Short: "Write a driver of nova-mini's compute service into the directory NAME",
+		Long: "Write a driver of nova-mini's compute service into the directory NAME, with its tests. The driver is the program armature-compute-NAME, " +
+			"which keeps the rules of armature drivertest. NAME has only a to z and 0 to 9.",
+		Args: oneName("driver acme --lang go"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d.name, d.out = args[0], cmd.OutOrStdout()
+			return d.write(cmd.Context())
+		},
+	}
+	d.addFlags(cmd)
+	cmd.Flags().StringVar(&d.lang, "lang", "", "language of the driver: go or python")
+	return cmd
+}
+
+// oneName returns a check of the arguments: one name.
+func oneName(example string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{errors.New("want one NAME, such as: armature new " + example)}
+		}
+		return nil
+	}
+}
+
+// addFlags adds the flags of a project to its command.
+func (p *project) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&p.module, "module", "", "path of the Go module (default: example.org/NAME)")
+	f.StringVar(&p.replace, "replace", "", "clone of Armature's repository to use instead of the published module")
+	f.StringVar(&p.dir, "dir", "", "directory to write to; it must be empty or not exist (default: NAME)")
 }

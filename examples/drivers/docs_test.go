@@ -18,7 +18,7 @@ func TestDocs(t *testing.T) {
 	code := map[string]string{}
 	for lang, files := range map[string][]string{
 		"go":     {"acme/acme.go", "acme/acme_test.go", "acme/armature-compute-acme/main.go", "fake/fake.go", "../nova-mini/compute/driver.go"},
-		"python": {"python/armature-compute-python"},
+		"python": {"python/apex/driver.py"},
 	} {
 		for _, f := range files {
 			raw, err := os.ReadFile(f)

@@ -1,5 +1,4 @@
 // Package acme is the smallest compute driver that keeps the rules. Its servers are entries of a file.
-// docs/writing-a-driver.md explains the driver, and vendors can start from a copy.
 package acme
 
 import (

@@ -7,7 +7,7 @@
 //		computetest.Run(t, acme.Open, computetest.Config{Image: "cirros"})
 //	}
 //
-// A driver that is not written in Go is checked with the command armature-drivertest.
+// A driver that is not written in Go is checked with the command "armature drivertest".
 package computetest
 
 import (

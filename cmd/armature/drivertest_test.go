@@ -57,28 +57,32 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestRun: the result for a good driver, for one that breaks rules, and for a program that
+// TestDrivertest: the result for a good driver, for one that breaks rules, and for a program that
 // is not a driver.
-func TestRun(t *testing.T) {
+func TestDrivertest(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		name string
-		args []string
-		code int
-		says []string
+		name    string
+		program string // default: this test binary
+		args    []string
+		code    int
+		says    []string
 	}{
-		{"good", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 skipped", "life                 PASS"}},
-		{"norescue", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 1 skipped", "rescue               SKIP: the driver does not have the capability rescue ("}},
-		{"stubborn", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
+		{"good", "", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 skipped", "life                 PASS"}},
+		{"norescue", "", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 1 skipped", "rescue               SKIP: the driver does not have the capability rescue ("}},
+		{"stubborn", "", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
 			"pause                FAIL", "after Pause the server is", "The rule: Pause and Unpause work in RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",
 		}},
-		{"bad option", []string{"--option", "color=red"}, 2, []string{"option color: no such option"}},
-		{"none", []string{"--plugin", "/bin/true"}, 2, []string{"/bin/true: it ended by itself"}},
+		{"bad option", "", []string{"--option", "color=red"}, 2, []string{"option color: no such option"}},
+		{"not a driver", "/bin/true", nil, 2, []string{"/bin/true: it ended by itself"}},
+		{"no file", "none", nil, 2, []string{"cmd/armature/none"}},
+		{"a directory", ".", nil, 2, []string{"cmd/armature"}},
+		{"two programs", "", []string{"another"}, 2, []string{"want one PROGRAM, such as: armature drivertest bin/armature-compute-acme"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -87,14 +91,17 @@ func TestRun(t *testing.T) {
 			if err := os.Symlink(self, program); err != nil {
 				t.Fatal(err)
 			}
-			args := append([]string{"--plugin", program, "--option", "host=h1,dir=" + dir + "/servers"}, tt.args...)
-			var out strings.Builder
-			if code := run(t.Context(), args, &out); code != tt.code {
+			if tt.program != "" {
+				program = tt.program
+			}
+			args := append([]string{"drivertest", program, "--option", "host=h1,dir=" + dir + "/servers"}, tt.args...)
+			code, out := armature(t, args...)
+			if code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
 			for _, want := range tt.says {
-				if !strings.Contains(out.String(), want) {
-					t.Errorf("%q is missing in the output:\n%s", want, &out)
+				if !strings.Contains(out, want) {
+					t.Errorf("%q is missing in the output:\n%s", want, out)
 				}
 			}
 		})

@@ -1,11 +1,3 @@
-// Command armature-drivertest checks that a program is a compute driver that keeps the
-// rules of package computetest. The program may be written in any language:
-//
-//	armature-drivertest --plugin ./armature-compute-acme --option dir=/var/lib/acme --image cirros
-//
-// It prints each rule as PASS; as FAIL, with the failures and the text of the rule; or as
-// SKIP, with the reason. The exit code is 1 if a rule is broken, and 2 if the program is
-// not a driver or an argument is wrong.
 package main
 
 import (
@@ -14,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,26 +19,27 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute/computetest"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout)
-	stop()
-	os.Exit(code)
-}
-
-// errBroken means that a rule is broken. The failures are printed already.
+// errBroken means that a driver breaks rules. The failures are printed already.
 var errBroken = errors.New("the driver breaks rules")
 
-func run(ctx context.Context, args []string, out io.Writer) int {
+func drivertestCommand() *cobra.Command {
 	var cfg computetest.Config
 	var options map[string]string
 	var verbose bool
 	cmd := &cobra.Command{
-		Use: "armature-drivertest --plugin PROGRAM", Short: "Check that a program is a compute driver that keeps the rules",
-		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		Use: "drivertest PROGRAM", Short: "Check that a program is a compute driver that keeps the rules",
+		Long: "Check that a program is a driver of nova-mini's compute service that keeps the rules. It may be written in any language. " +
+			"Each rule is printed as PASS; as FAIL, with the failures and the text of the rule; or as SKIP, with the reason. " +
+			"The exit code is 1 if a rule is broken, and 2 if the program is not a driver or an argument is wrong.",
+		Example: "  armature drivertest bin/armature-compute-acme --option host=h1,dir=/tmp/servers",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError{errors.New("want one PROGRAM, such as: armature drivertest bin/armature-compute-acme")}
+			}
+			return nil
+		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Plugin.Program, "plugin", "", "program of the driver")
 	f.StringToStringVar(&options, "option", nil, "option of the driver, as name=value; may be repeated")
 	f.StringVar(&cfg.Image, "image", "image", "image that the servers boot from")
 	f.IntVar(&cfg.Resources.VCPUs, "vcpus", 1, "virtual CPUs of the servers")
@@ -61,13 +51,12 @@ func run(ctx context.Context, args []string, out io.Writer) int {
 	f.IntVar(&cfg.Servers, "servers", 8, "number of servers that exist at the same time")
 	f.IntVar(&cfg.Crashes, "crashes", 3, "number of times that the driver is killed during each call")
 	f.BoolVarP(&verbose, "verbose", "v", false, "also print the log of the driver")
-	_ = cmd.MarkFlagRequired("plugin")                      // the flag exists
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { //nolint:contextcheck // it uses the command's context
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var err error
 		if cfg.Options, err = json.Marshal(options); err != nil {
 			return err
 		}
-		if cfg.Plugin.Program, err = filepath.Abs(cfg.Plugin.Program); err != nil {
+		if cfg.Plugin.Program, err = filepath.Abs(args[0]); err != nil {
 			return err
 		}
 		if cfg.Volume.Path != "" {
@@ -76,20 +65,15 @@ func run(ctx context.Context, args []string, out io.Writer) int {
 		if cfg.Interface.Network != "" {
 			cfg.Interface.ID, cfg.Interface.MAC = "8a0f6b1d-2f4e-4c58-8f0e-6f2b7c9d4e21", "52:54:00:12:34:56"
 		}
-		return check(cmd.Context(), cfg, out, verbose)
+		if err = check(cmd.Context(), cfg, cmd.OutOrStdout(), verbose); err != nil && !errors.Is(err, errBroken) {
+			return usageError{err}
+		}
+		return err
 	}
-	cmd.SetArgs(args)
-	cmd.SetOut(out)
-	switch err := cmd.ExecuteContext(ctx); {
-	case errors.Is(err, errBroken):
-		return 1
-	case err != nil:
-		_, _ = fmt.Fprintln(out, "armature-drivertest:", err)
-		return 2
-	}
-	return 0
+	return cmd
 }
 
+// check checks each rule, and prints the results. It returns errBroken if a rule is broken.
 func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose bool) error {
 	log := &rule{ctx: ctx, out: out, show: verbose}
 	e, closeDriver, err := drivertest.Launch(log, compute.Kind, cfg.Config)

@@ -2,7 +2,7 @@
 """Client and server classes corresponding to protobuf-defined services."""
 import grpc
 
-import driver_pb2 as driver__pb2
+from armature_driver import driver_pb2 as armature__driver_dot_driver__pb2
 
 
 class DriverStub(object):
@@ -17,18 +17,18 @@ class DriverStub(object):
         """
         self.Open = channel.unary_unary(
                 '/armature.driver.v1.Driver/Open',
-                request_serializer=driver__pb2.OpenRequest.SerializeToString,
-                response_deserializer=driver__pb2.OpenResponse.FromString,
+                request_serializer=armature__driver_dot_driver__pb2.OpenRequest.SerializeToString,
+                response_deserializer=armature__driver_dot_driver__pb2.OpenResponse.FromString,
                 )
         self.Info = channel.unary_unary(
                 '/armature.driver.v1.Driver/Info',
-                request_serializer=driver__pb2.InfoRequest.SerializeToString,
-                response_deserializer=driver__pb2.InfoResponse.FromString,
+                request_serializer=armature__driver_dot_driver__pb2.InfoRequest.SerializeToString,
+                response_deserializer=armature__driver_dot_driver__pb2.InfoResponse.FromString,
                 )
         self.Close = channel.unary_unary(
                 '/armature.driver.v1.Driver/Close',
-                request_serializer=driver__pb2.CloseRequest.SerializeToString,
-                response_deserializer=driver__pb2.CloseResponse.FromString,
+                request_serializer=armature__driver_dot_driver__pb2.CloseRequest.SerializeToString,
+                response_deserializer=armature__driver_dot_driver__pb2.CloseResponse.FromString,
                 )
 
 
@@ -67,18 +67,18 @@ def add_DriverServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Open': grpc.unary_unary_rpc_method_handler(
                     servicer.Open,
-                    request_deserializer=driver__pb2.OpenRequest.FromString,
-                    response_serializer=driver__pb2.OpenResponse.SerializeToString,
+                    request_deserializer=armature__driver_dot_driver__pb2.OpenRequest.FromString,
+                    response_serializer=armature__driver_dot_driver__pb2.OpenResponse.SerializeToString,
             ),
             'Info': grpc.unary_unary_rpc_method_handler(
                     servicer.Info,
-                    request_deserializer=driver__pb2.InfoRequest.FromString,
-                    response_serializer=driver__pb2.InfoResponse.SerializeToString,
+                    request_deserializer=armature__driver_dot_driver__pb2.InfoRequest.FromString,
+                    response_serializer=armature__driver_dot_driver__pb2.InfoResponse.SerializeToString,
             ),
             'Close': grpc.unary_unary_rpc_method_handler(
                     servicer.Close,
-                    request_deserializer=driver__pb2.CloseRequest.FromString,
-                    response_serializer=driver__pb2.CloseResponse.SerializeToString,
+                    request_deserializer=armature__driver_dot_driver__pb2.CloseRequest.FromString,
+                    response_serializer=armature__driver_dot_driver__pb2.CloseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -103,8 +103,8 @@ class Driver(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.driver.v1.Driver/Open',
-            driver__pb2.OpenRequest.SerializeToString,
-            driver__pb2.OpenResponse.FromString,
+            armature__driver_dot_driver__pb2.OpenRequest.SerializeToString,
+            armature__driver_dot_driver__pb2.OpenResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -120,8 +120,8 @@ class Driver(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.driver.v1.Driver/Info',
-            driver__pb2.InfoRequest.SerializeToString,
-            driver__pb2.InfoResponse.FromString,
+            armature__driver_dot_driver__pb2.InfoRequest.SerializeToString,
+            armature__driver_dot_driver__pb2.InfoResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -137,7 +137,7 @@ class Driver(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.driver.v1.Driver/Close',
-            driver__pb2.CloseRequest.SerializeToString,
-            driver__pb2.CloseResponse.FromString,
+            armature__driver_dot_driver__pb2.CloseRequest.SerializeToString,
+            armature__driver_dot_driver__pb2.CloseResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -2,7 +2,7 @@
 """Client and server classes corresponding to protobuf-defined services."""
 import grpc
 
-import compute_pb2 as compute__pb2
+from armature_compute import compute_pb2 as armature__compute_dot_compute__pb2
 
 
 class ComputeStub(object):
@@ -16,143 +16,143 @@ class ComputeStub(object):
         """
         self.Spawn = channel.unary_unary(
                 '/armature.compute.v1.Compute/Spawn',
-                request_serializer=compute__pb2.SpawnRequest.SerializeToString,
-                response_deserializer=compute__pb2.SpawnResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.SpawnRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.SpawnResponse.FromString,
                 )
         self.Destroy = channel.unary_unary(
                 '/armature.compute.v1.Compute/Destroy',
-                request_serializer=compute__pb2.DestroyRequest.SerializeToString,
-                response_deserializer=compute__pb2.DestroyResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.DestroyRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.DestroyResponse.FromString,
                 )
         self.List = channel.unary_unary(
                 '/armature.compute.v1.Compute/List',
-                request_serializer=compute__pb2.ListRequest.SerializeToString,
-                response_deserializer=compute__pb2.ListResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ListRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ListResponse.FromString,
                 )
         self.Get = channel.unary_unary(
                 '/armature.compute.v1.Compute/Get',
-                request_serializer=compute__pb2.GetRequest.SerializeToString,
-                response_deserializer=compute__pb2.GetResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.GetRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.GetResponse.FromString,
                 )
         self.PowerOn = channel.unary_unary(
                 '/armature.compute.v1.Compute/PowerOn',
-                request_serializer=compute__pb2.PowerOnRequest.SerializeToString,
-                response_deserializer=compute__pb2.PowerOnResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.PowerOnRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.PowerOnResponse.FromString,
                 )
         self.PowerOff = channel.unary_unary(
                 '/armature.compute.v1.Compute/PowerOff',
-                request_serializer=compute__pb2.PowerOffRequest.SerializeToString,
-                response_deserializer=compute__pb2.PowerOffResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.PowerOffRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.PowerOffResponse.FromString,
                 )
         self.Reboot = channel.unary_unary(
                 '/armature.compute.v1.Compute/Reboot',
-                request_serializer=compute__pb2.RebootRequest.SerializeToString,
-                response_deserializer=compute__pb2.RebootResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.RebootRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.RebootResponse.FromString,
                 )
         self.Resources = channel.unary_unary(
                 '/armature.compute.v1.Compute/Resources',
-                request_serializer=compute__pb2.ResourcesRequest.SerializeToString,
-                response_deserializer=compute__pb2.ResourcesResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ResourcesRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ResourcesResponse.FromString,
                 )
         self.Pause = channel.unary_unary(
                 '/armature.compute.v1.Compute/Pause',
-                request_serializer=compute__pb2.PauseRequest.SerializeToString,
-                response_deserializer=compute__pb2.PauseResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.PauseRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.PauseResponse.FromString,
                 )
         self.Unpause = channel.unary_unary(
                 '/armature.compute.v1.Compute/Unpause',
-                request_serializer=compute__pb2.UnpauseRequest.SerializeToString,
-                response_deserializer=compute__pb2.UnpauseResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.UnpauseRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.UnpauseResponse.FromString,
                 )
         self.Suspend = channel.unary_unary(
                 '/armature.compute.v1.Compute/Suspend',
-                request_serializer=compute__pb2.SuspendRequest.SerializeToString,
-                response_deserializer=compute__pb2.SuspendResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.SuspendRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.SuspendResponse.FromString,
                 )
         self.Resume = channel.unary_unary(
                 '/armature.compute.v1.Compute/Resume',
-                request_serializer=compute__pb2.ResumeRequest.SerializeToString,
-                response_deserializer=compute__pb2.ResumeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ResumeResponse.FromString,
                 )
         self.Resize = channel.unary_unary(
                 '/armature.compute.v1.Compute/Resize',
-                request_serializer=compute__pb2.ResizeRequest.SerializeToString,
-                response_deserializer=compute__pb2.ResizeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ResizeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ResizeResponse.FromString,
                 )
         self.ConfirmResize = channel.unary_unary(
                 '/armature.compute.v1.Compute/ConfirmResize',
-                request_serializer=compute__pb2.ConfirmResizeRequest.SerializeToString,
-                response_deserializer=compute__pb2.ConfirmResizeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ConfirmResizeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ConfirmResizeResponse.FromString,
                 )
         self.RevertResize = channel.unary_unary(
                 '/armature.compute.v1.Compute/RevertResize',
-                request_serializer=compute__pb2.RevertResizeRequest.SerializeToString,
-                response_deserializer=compute__pb2.RevertResizeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.RevertResizeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.RevertResizeResponse.FromString,
                 )
         self.Rescue = channel.unary_unary(
                 '/armature.compute.v1.Compute/Rescue',
-                request_serializer=compute__pb2.RescueRequest.SerializeToString,
-                response_deserializer=compute__pb2.RescueResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.RescueRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.RescueResponse.FromString,
                 )
         self.Unrescue = channel.unary_unary(
                 '/armature.compute.v1.Compute/Unrescue',
-                request_serializer=compute__pb2.UnrescueRequest.SerializeToString,
-                response_deserializer=compute__pb2.UnrescueResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.UnrescueRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.UnrescueResponse.FromString,
                 )
         self.Snapshot = channel.unary_unary(
                 '/armature.compute.v1.Compute/Snapshot',
-                request_serializer=compute__pb2.SnapshotRequest.SerializeToString,
-                response_deserializer=compute__pb2.SnapshotResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.SnapshotResponse.FromString,
                 )
         self.ConsoleLog = channel.unary_stream(
                 '/armature.compute.v1.Compute/ConsoleLog',
-                request_serializer=compute__pb2.ConsoleLogRequest.SerializeToString,
-                response_deserializer=compute__pb2.ConsoleLogResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ConsoleLogRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ConsoleLogResponse.FromString,
                 )
         self.Console = channel.unary_unary(
                 '/armature.compute.v1.Compute/Console',
-                request_serializer=compute__pb2.ConsoleRequest.SerializeToString,
-                response_deserializer=compute__pb2.ConsoleResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.ConsoleRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.ConsoleResponse.FromString,
                 )
         self.LiveMigrate = channel.unary_unary(
                 '/armature.compute.v1.Compute/LiveMigrate',
-                request_serializer=compute__pb2.LiveMigrateRequest.SerializeToString,
-                response_deserializer=compute__pb2.LiveMigrateResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.LiveMigrateRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.LiveMigrateResponse.FromString,
                 )
         self.AttachVolume = channel.unary_unary(
                 '/armature.compute.v1.Compute/AttachVolume',
-                request_serializer=compute__pb2.AttachVolumeRequest.SerializeToString,
-                response_deserializer=compute__pb2.AttachVolumeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.AttachVolumeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.AttachVolumeResponse.FromString,
                 )
         self.DetachVolume = channel.unary_unary(
                 '/armature.compute.v1.Compute/DetachVolume',
-                request_serializer=compute__pb2.DetachVolumeRequest.SerializeToString,
-                response_deserializer=compute__pb2.DetachVolumeResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.DetachVolumeRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.DetachVolumeResponse.FromString,
                 )
         self.AttachInterface = channel.unary_unary(
                 '/armature.compute.v1.Compute/AttachInterface',
-                request_serializer=compute__pb2.AttachInterfaceRequest.SerializeToString,
-                response_deserializer=compute__pb2.AttachInterfaceResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.AttachInterfaceRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.AttachInterfaceResponse.FromString,
                 )
         self.DetachInterface = channel.unary_unary(
                 '/armature.compute.v1.Compute/DetachInterface',
-                request_serializer=compute__pb2.DetachInterfaceRequest.SerializeToString,
-                response_deserializer=compute__pb2.DetachInterfaceResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.DetachInterfaceRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.DetachInterfaceResponse.FromString,
                 )
         self.Metrics = channel.unary_unary(
                 '/armature.compute.v1.Compute/Metrics',
-                request_serializer=compute__pb2.MetricsRequest.SerializeToString,
-                response_deserializer=compute__pb2.MetricsResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.MetricsResponse.FromString,
                 )
         self.Diagnostics = channel.unary_unary(
                 '/armature.compute.v1.Compute/Diagnostics',
-                request_serializer=compute__pb2.DiagnosticsRequest.SerializeToString,
-                response_deserializer=compute__pb2.DiagnosticsResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.DiagnosticsRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.DiagnosticsResponse.FromString,
                 )
         self.Events = channel.unary_stream(
                 '/armature.compute.v1.Compute/Events',
-                request_serializer=compute__pb2.EventsRequest.SerializeToString,
-                response_deserializer=compute__pb2.EventsResponse.FromString,
+                request_serializer=armature__compute_dot_compute__pb2.EventsRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.EventsResponse.FromString,
                 )
 
 
@@ -405,143 +405,143 @@ def add_ComputeServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Spawn': grpc.unary_unary_rpc_method_handler(
                     servicer.Spawn,
-                    request_deserializer=compute__pb2.SpawnRequest.FromString,
-                    response_serializer=compute__pb2.SpawnResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.SpawnRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.SpawnResponse.SerializeToString,
             ),
             'Destroy': grpc.unary_unary_rpc_method_handler(
                     servicer.Destroy,
-                    request_deserializer=compute__pb2.DestroyRequest.FromString,
-                    response_serializer=compute__pb2.DestroyResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.DestroyRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.DestroyResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
-                    request_deserializer=compute__pb2.ListRequest.FromString,
-                    response_serializer=compute__pb2.ListResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ListRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ListResponse.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
-                    request_deserializer=compute__pb2.GetRequest.FromString,
-                    response_serializer=compute__pb2.GetResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.GetRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.GetResponse.SerializeToString,
             ),
             'PowerOn': grpc.unary_unary_rpc_method_handler(
                     servicer.PowerOn,
-                    request_deserializer=compute__pb2.PowerOnRequest.FromString,
-                    response_serializer=compute__pb2.PowerOnResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.PowerOnRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.PowerOnResponse.SerializeToString,
             ),
             'PowerOff': grpc.unary_unary_rpc_method_handler(
                     servicer.PowerOff,
-                    request_deserializer=compute__pb2.PowerOffRequest.FromString,
-                    response_serializer=compute__pb2.PowerOffResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.PowerOffRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.PowerOffResponse.SerializeToString,
             ),
             'Reboot': grpc.unary_unary_rpc_method_handler(
                     servicer.Reboot,
-                    request_deserializer=compute__pb2.RebootRequest.FromString,
-                    response_serializer=compute__pb2.RebootResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.RebootRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.RebootResponse.SerializeToString,
             ),
             'Resources': grpc.unary_unary_rpc_method_handler(
                     servicer.Resources,
-                    request_deserializer=compute__pb2.ResourcesRequest.FromString,
-                    response_serializer=compute__pb2.ResourcesResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ResourcesRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ResourcesResponse.SerializeToString,
             ),
             'Pause': grpc.unary_unary_rpc_method_handler(
                     servicer.Pause,
-                    request_deserializer=compute__pb2.PauseRequest.FromString,
-                    response_serializer=compute__pb2.PauseResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.PauseRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.PauseResponse.SerializeToString,
             ),
             'Unpause': grpc.unary_unary_rpc_method_handler(
                     servicer.Unpause,
-                    request_deserializer=compute__pb2.UnpauseRequest.FromString,
-                    response_serializer=compute__pb2.UnpauseResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.UnpauseRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.UnpauseResponse.SerializeToString,
             ),
             'Suspend': grpc.unary_unary_rpc_method_handler(
                     servicer.Suspend,
-                    request_deserializer=compute__pb2.SuspendRequest.FromString,
-                    response_serializer=compute__pb2.SuspendResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.SuspendRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.SuspendResponse.SerializeToString,
             ),
             'Resume': grpc.unary_unary_rpc_method_handler(
                     servicer.Resume,
-                    request_deserializer=compute__pb2.ResumeRequest.FromString,
-                    response_serializer=compute__pb2.ResumeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ResumeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ResumeResponse.SerializeToString,
             ),
             'Resize': grpc.unary_unary_rpc_method_handler(
                     servicer.Resize,
-                    request_deserializer=compute__pb2.ResizeRequest.FromString,
-                    response_serializer=compute__pb2.ResizeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ResizeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ResizeResponse.SerializeToString,
             ),
             'ConfirmResize': grpc.unary_unary_rpc_method_handler(
                     servicer.ConfirmResize,
-                    request_deserializer=compute__pb2.ConfirmResizeRequest.FromString,
-                    response_serializer=compute__pb2.ConfirmResizeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ConfirmResizeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ConfirmResizeResponse.SerializeToString,
             ),
             'RevertResize': grpc.unary_unary_rpc_method_handler(
                     servicer.RevertResize,
-                    request_deserializer=compute__pb2.RevertResizeRequest.FromString,
-                    response_serializer=compute__pb2.RevertResizeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.RevertResizeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.RevertResizeResponse.SerializeToString,
             ),
             'Rescue': grpc.unary_unary_rpc_method_handler(
                     servicer.Rescue,
-                    request_deserializer=compute__pb2.RescueRequest.FromString,
-                    response_serializer=compute__pb2.RescueResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.RescueRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.RescueResponse.SerializeToString,
             ),
             'Unrescue': grpc.unary_unary_rpc_method_handler(
                     servicer.Unrescue,
-                    request_deserializer=compute__pb2.UnrescueRequest.FromString,
-                    response_serializer=compute__pb2.UnrescueResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.UnrescueRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.UnrescueResponse.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
-                    request_deserializer=compute__pb2.SnapshotRequest.FromString,
-                    response_serializer=compute__pb2.SnapshotResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.SnapshotRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.SnapshotResponse.SerializeToString,
             ),
             'ConsoleLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsoleLog,
-                    request_deserializer=compute__pb2.ConsoleLogRequest.FromString,
-                    response_serializer=compute__pb2.ConsoleLogResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ConsoleLogRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ConsoleLogResponse.SerializeToString,
             ),
             'Console': grpc.unary_unary_rpc_method_handler(
                     servicer.Console,
-                    request_deserializer=compute__pb2.ConsoleRequest.FromString,
-                    response_serializer=compute__pb2.ConsoleResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.ConsoleRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.ConsoleResponse.SerializeToString,
             ),
             'LiveMigrate': grpc.unary_unary_rpc_method_handler(
                     servicer.LiveMigrate,
-                    request_deserializer=compute__pb2.LiveMigrateRequest.FromString,
-                    response_serializer=compute__pb2.LiveMigrateResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.LiveMigrateRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.LiveMigrateResponse.SerializeToString,
             ),
             'AttachVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachVolume,
-                    request_deserializer=compute__pb2.AttachVolumeRequest.FromString,
-                    response_serializer=compute__pb2.AttachVolumeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.AttachVolumeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.AttachVolumeResponse.SerializeToString,
             ),
             'DetachVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DetachVolume,
-                    request_deserializer=compute__pb2.DetachVolumeRequest.FromString,
-                    response_serializer=compute__pb2.DetachVolumeResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.DetachVolumeRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.DetachVolumeResponse.SerializeToString,
             ),
             'AttachInterface': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachInterface,
-                    request_deserializer=compute__pb2.AttachInterfaceRequest.FromString,
-                    response_serializer=compute__pb2.AttachInterfaceResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.AttachInterfaceRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.AttachInterfaceResponse.SerializeToString,
             ),
             'DetachInterface': grpc.unary_unary_rpc_method_handler(
                     servicer.DetachInterface,
-                    request_deserializer=compute__pb2.DetachInterfaceRequest.FromString,
-                    response_serializer=compute__pb2.DetachInterfaceResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.DetachInterfaceRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.DetachInterfaceResponse.SerializeToString,
             ),
             'Metrics': grpc.unary_unary_rpc_method_handler(
                     servicer.Metrics,
-                    request_deserializer=compute__pb2.MetricsRequest.FromString,
-                    response_serializer=compute__pb2.MetricsResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.MetricsRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.MetricsResponse.SerializeToString,
             ),
             'Diagnostics': grpc.unary_unary_rpc_method_handler(
                     servicer.Diagnostics,
-                    request_deserializer=compute__pb2.DiagnosticsRequest.FromString,
-                    response_serializer=compute__pb2.DiagnosticsResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.DiagnosticsRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.DiagnosticsResponse.SerializeToString,
             ),
             'Events': grpc.unary_stream_rpc_method_handler(
                     servicer.Events,
-                    request_deserializer=compute__pb2.EventsRequest.FromString,
-                    response_serializer=compute__pb2.EventsResponse.SerializeToString,
+                    request_deserializer=armature__compute_dot_compute__pb2.EventsRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.EventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -565,8 +565,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Spawn',
-            compute__pb2.SpawnRequest.SerializeToString,
-            compute__pb2.SpawnResponse.FromString,
+            armature__compute_dot_compute__pb2.SpawnRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.SpawnResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -582,8 +582,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Destroy',
-            compute__pb2.DestroyRequest.SerializeToString,
-            compute__pb2.DestroyResponse.FromString,
+            armature__compute_dot_compute__pb2.DestroyRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.DestroyResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -599,8 +599,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/List',
-            compute__pb2.ListRequest.SerializeToString,
-            compute__pb2.ListResponse.FromString,
+            armature__compute_dot_compute__pb2.ListRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ListResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -616,8 +616,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Get',
-            compute__pb2.GetRequest.SerializeToString,
-            compute__pb2.GetResponse.FromString,
+            armature__compute_dot_compute__pb2.GetRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.GetResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -633,8 +633,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/PowerOn',
-            compute__pb2.PowerOnRequest.SerializeToString,
-            compute__pb2.PowerOnResponse.FromString,
+            armature__compute_dot_compute__pb2.PowerOnRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.PowerOnResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -650,8 +650,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/PowerOff',
-            compute__pb2.PowerOffRequest.SerializeToString,
-            compute__pb2.PowerOffResponse.FromString,
+            armature__compute_dot_compute__pb2.PowerOffRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.PowerOffResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -667,8 +667,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Reboot',
-            compute__pb2.RebootRequest.SerializeToString,
-            compute__pb2.RebootResponse.FromString,
+            armature__compute_dot_compute__pb2.RebootRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.RebootResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -684,8 +684,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Resources',
-            compute__pb2.ResourcesRequest.SerializeToString,
-            compute__pb2.ResourcesResponse.FromString,
+            armature__compute_dot_compute__pb2.ResourcesRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ResourcesResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -701,8 +701,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Pause',
-            compute__pb2.PauseRequest.SerializeToString,
-            compute__pb2.PauseResponse.FromString,
+            armature__compute_dot_compute__pb2.PauseRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.PauseResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -718,8 +718,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Unpause',
-            compute__pb2.UnpauseRequest.SerializeToString,
-            compute__pb2.UnpauseResponse.FromString,
+            armature__compute_dot_compute__pb2.UnpauseRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.UnpauseResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -735,8 +735,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Suspend',
-            compute__pb2.SuspendRequest.SerializeToString,
-            compute__pb2.SuspendResponse.FromString,
+            armature__compute_dot_compute__pb2.SuspendRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.SuspendResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -752,8 +752,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Resume',
-            compute__pb2.ResumeRequest.SerializeToString,
-            compute__pb2.ResumeResponse.FromString,
+            armature__compute_dot_compute__pb2.ResumeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ResumeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -769,8 +769,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Resize',
-            compute__pb2.ResizeRequest.SerializeToString,
-            compute__pb2.ResizeResponse.FromString,
+            armature__compute_dot_compute__pb2.ResizeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ResizeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -786,8 +786,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/ConfirmResize',
-            compute__pb2.ConfirmResizeRequest.SerializeToString,
-            compute__pb2.ConfirmResizeResponse.FromString,
+            armature__compute_dot_compute__pb2.ConfirmResizeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ConfirmResizeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -803,8 +803,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/RevertResize',
-            compute__pb2.RevertResizeRequest.SerializeToString,
-            compute__pb2.RevertResizeResponse.FromString,
+            armature__compute_dot_compute__pb2.RevertResizeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.RevertResizeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -820,8 +820,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Rescue',
-            compute__pb2.RescueRequest.SerializeToString,
-            compute__pb2.RescueResponse.FromString,
+            armature__compute_dot_compute__pb2.RescueRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.RescueResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -837,8 +837,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Unrescue',
-            compute__pb2.UnrescueRequest.SerializeToString,
-            compute__pb2.UnrescueResponse.FromString,
+            armature__compute_dot_compute__pb2.UnrescueRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.UnrescueResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -854,8 +854,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Snapshot',
-            compute__pb2.SnapshotRequest.SerializeToString,
-            compute__pb2.SnapshotResponse.FromString,
+            armature__compute_dot_compute__pb2.SnapshotRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.SnapshotResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -871,8 +871,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_stream(request, target, '/armature.compute.v1.Compute/ConsoleLog',
-            compute__pb2.ConsoleLogRequest.SerializeToString,
-            compute__pb2.ConsoleLogResponse.FromString,
+            armature__compute_dot_compute__pb2.ConsoleLogRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ConsoleLogResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -888,8 +888,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Console',
-            compute__pb2.ConsoleRequest.SerializeToString,
-            compute__pb2.ConsoleResponse.FromString,
+            armature__compute_dot_compute__pb2.ConsoleRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.ConsoleResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -905,8 +905,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/LiveMigrate',
-            compute__pb2.LiveMigrateRequest.SerializeToString,
-            compute__pb2.LiveMigrateResponse.FromString,
+            armature__compute_dot_compute__pb2.LiveMigrateRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.LiveMigrateResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -922,8 +922,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/AttachVolume',
-            compute__pb2.AttachVolumeRequest.SerializeToString,
-            compute__pb2.AttachVolumeResponse.FromString,
+            armature__compute_dot_compute__pb2.AttachVolumeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.AttachVolumeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -939,8 +939,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/DetachVolume',
-            compute__pb2.DetachVolumeRequest.SerializeToString,
-            compute__pb2.DetachVolumeResponse.FromString,
+            armature__compute_dot_compute__pb2.DetachVolumeRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.DetachVolumeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -956,8 +956,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/AttachInterface',
-            compute__pb2.AttachInterfaceRequest.SerializeToString,
-            compute__pb2.AttachInterfaceResponse.FromString,
+            armature__compute_dot_compute__pb2.AttachInterfaceRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.AttachInterfaceResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -973,8 +973,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/DetachInterface',
-            compute__pb2.DetachInterfaceRequest.SerializeToString,
-            compute__pb2.DetachInterfaceResponse.FromString,
+            armature__compute_dot_compute__pb2.DetachInterfaceRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.DetachInterfaceResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -990,8 +990,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Metrics',
-            compute__pb2.MetricsRequest.SerializeToString,
-            compute__pb2.MetricsResponse.FromString,
+            armature__compute_dot_compute__pb2.MetricsRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.MetricsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -1007,8 +1007,8 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Diagnostics',
-            compute__pb2.DiagnosticsRequest.SerializeToString,
-            compute__pb2.DiagnosticsResponse.FromString,
+            armature__compute_dot_compute__pb2.DiagnosticsRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.DiagnosticsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -1024,7 +1024,7 @@ class Compute(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.unary_stream(request, target, '/armature.compute.v1.Compute/Events',
-            compute__pb2.EventsRequest.SerializeToString,
-            compute__pb2.EventsResponse.FromString,
+            armature__compute_dot_compute__pb2.EventsRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.EventsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

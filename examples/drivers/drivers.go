@@ -1,0 +1,10 @@
+// Package drivers has the drivers from which the command armature writes new ones.
+package drivers
+
+import "embed"
+
+// Files has the driver acme, in Go, and the driver apex, in Python, without the tests of the latter in Go. The names of the two are in no other words.
+//
+//go:embed acme/*.go acme/armature-compute-acme/*.go acme/Makefile acme/README.md acme/.gitignore
+//go:embed python/apex/*.py python/tests/*.py python/Makefile python/README.md python/.gitignore
+var Files embed.FS

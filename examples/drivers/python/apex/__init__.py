@@ -1,0 +1,1 @@
+"""The driver apex: driver.py has its code."""
