@@ -112,14 +112,14 @@ func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
 	case !strings.Contains(o.Admin, servicePlaceholder): // one address for each process that may run here
 		out = append(out, processView{Process: "-", Address: o.Admin})
 	default:
+		all := o.adminAddr(AllInOne)
 		for _, s := range t.r.c.Services {
-			out = append(out, processView{Process: s.Name, Address: o.adminAddr(s.Name)})
-		}
-		all := processView{Process: AllInOne, Address: o.adminAddr(AllInOne)}
-		if path, ok := strings.CutPrefix(all.Address, "unix:"); ok {
-			if _, err := os.Stat(path); err == nil { // this process is the exception
-				out = append(out, all)
+			if addr := o.adminAddr(s.Name); !isSocket(all) || isSocket(addr) { // a process with all services stands for those that have none
+				out = append(out, processView{Process: s.Name, Address: addr})
 			}
+		}
+		if isSocket(all) {
+			out = append(out, processView{Process: AllInOne, Address: all})
 		}
 	}
 	var wg sync.WaitGroup
@@ -128,6 +128,13 @@ func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
 	}
 	wg.Wait()
 	return out
+}
+
+// isSocket reports whether an address is a Unix socket that exists.
+func isSocket(addr string) bool {
+	path, ok := strings.CutPrefix(addr, "unix:")
+	_, err := os.Stat(path)
+	return ok && err == nil
 }
 
 // adminTimeout is how long a process may take to say whether it is ready.
