@@ -38,9 +38,10 @@ test: bin/testenv
 	$(WITH) $(SELF) checks
 
 # The tests without the race detector, and without those that are skipped with
-# -short. They take less than three minutes.
+# -short. They take less than three minutes. Most of them wait, so more of them
+# run at a time than there are cores.
 short: bin/testenv
-	$(WITH) $(GO) test -short ./...
+	$(WITH) $(GO) test -short -parallel 6 ./...
 
 checks: vet lint tidy vuln unit fuzz
 
