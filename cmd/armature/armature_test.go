@@ -125,17 +125,20 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNames: components with names that are used in the code, too, compile.
+// TestNames: components and drivers with names that are used in the code, too, compile.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("-short: it builds programs; make test runs it")
 	}
-	for _, name := range []string{"worker", "string", "options", "db"} {
-		t.Run(name, func(t *testing.T) {
+	for _, args := range []string{
+		"component worker", "component string", "component options", "component db",
+		"driver fault --lang go", "driver power --lang go", "driver error --lang go", "driver json --lang go",
+	} {
+		t.Run(args, func(t *testing.T) {
 			t.Parallel()
-			dir := filepath.Join(t.TempDir(), name)
-			if code, out := armature(t, "new", "component", name, "--replace", clone(t), "--dir", dir); code != 0 {
+			dir := filepath.Join(t.TempDir(), "new")
+			if code, out := armature(t, append(strings.Fields("new "+args), "--replace", clone(t), "--dir", dir)...); code != 0 {
 				if strings.Contains(out, "cannot be used") {
 					return // a name may be refused, but must not write what does not compile
 				}

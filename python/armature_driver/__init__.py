@@ -25,6 +25,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -271,6 +272,8 @@ def _make_certificate(directory):
     """Returns a new key and its certificate for localhost, both in PEM form."""
     with tempfile.TemporaryDirectory(dir=directory) as tmp:
         key, cert = os.path.join(tmp, "key"), os.path.join(tmp, "cert")
+        if shutil.which("openssl") is None:
+            sys.exit("the program openssl is not found: install the Debian package openssl")
         made = subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key, "-out", cert]
             + ["-days", "3650", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
