@@ -168,7 +168,7 @@ func TestTutorial(t *testing.T) {
 		t.Errorf("%s: %v: %s", judge, err, out)
 	}
 	envtest.URL(t, testenv.AMQPVar) // skips the rest of the tutorial, which is from here on that with services
-	spans.check(t, "api-", "worker-")
+	spans.check(t, "sites-api", "sites-worker")
 }
 
 // play runs a script of steps in a directory, and returns what each of them has printed. If a step fails, play ends the test.
@@ -192,10 +192,10 @@ func play(t *testing.T, dir, script string, steps int) (outputs []string) {
 	return parts[1 : len(parts)-1]
 }
 
-// spanCounter is an OTLP collector that keeps the hosts of spans.
+// spanCounter is an OTLP collector that keeps the services of spans.
 type spanCounter struct {
-	mu    sync.Mutex
-	hosts []string
+	mu       sync.Mutex
+	services []string
 }
 
 func (c *spanCounter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -209,21 +209,21 @@ func (c *spanCounter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.mu.Unlock()
 	for _, of := range in.GetResourceSpans() {
 		for _, a := range of.GetResource().GetAttributes() {
-			if a.GetKey() == "host.name" {
-				c.hosts = append(c.hosts, a.GetValue().GetStringValue())
+			if a.GetKey() == "service.name" {
+				c.services = append(c.services, a.GetValue().GetStringValue())
 			}
 		}
 	}
 }
 
-// check fails the test if no host whose name begins with a prefix has sent a span.
-func (c *spanCounter) check(t *testing.T, prefixes ...string) {
+// check fails the test if a service has sent no span.
+func (c *spanCounter) check(t *testing.T, services ...string) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, prefix := range prefixes {
-		if !slices.ContainsFunc(c.hosts, func(h string) bool { return strings.HasPrefix(h, prefix) }) {
-			t.Errorf("hosts %s* have sent no spans: %q", prefix, c.hosts)
+	for _, name := range services {
+		if !slices.Contains(c.services, name) {
+			t.Errorf("%s has sent no spans: %q", name, c.services)
 		}
 	}
 }

@@ -167,7 +167,7 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 		Name: name, DrainDelay: p.base.DrainDelay, DrainTimeout: p.base.ShutdownTimeout, ReportTo: r.err, Logger: log,
 	})
 	var err error
-	p.tell, err = newTelemetry(ctx, p.App, r.c.Name, p.base, log, dry)
+	p.tell, err = newTelemetry(ctx, p.App, r.c.Name, name, p.base, log, dry)
 	p.collect(optionError("opentelemetry.otlp_endpoint", err))
 	p.Metrics = p.tell.registry
 	p.collect(optionError("admin_listen admin_hosts", p.checkAdmin()))

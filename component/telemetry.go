@@ -50,8 +50,8 @@ type telemetry struct {
 	log      *slog.Logger
 }
 
-// newTelemetry returns the metrics and the traces. With an error it returns those that need no collector.
-func newTelemetry(ctx context.Context, app *service.App, name string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
+// newTelemetry returns the metrics and the traces of a service of a component. With an error it returns those that need no collector.
+func newTelemetry(ctx context.Context, app *service.App, name, process string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
 		database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New(), log: log,
@@ -75,9 +75,15 @@ func newTelemetry(ctx context.Context, app *service.App, name string, o *Options
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
 	}))
+	whole := name // the process with all services is the component
+	if process != AllInOne {
+		whole += "-" + process
+	}
 	t.provider = sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(out), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
-		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", name), attribute.String("host.name", o.Host))),
+		sdktrace.WithResource(resource.NewSchemaless(
+			attribute.String("service.namespace", name), attribute.String("service.name", whole), attribute.String("host.name", o.Host),
+		)),
 	)
 	t.traces = apiotel.New(t.provider)
 	return t, nil
