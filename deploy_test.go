@@ -109,7 +109,7 @@ func knownMetrics(t *testing.T) map[string][]string {
 			}
 		}
 	}
-	known["go_build_info"] = []string{"version"} // a constant label
+	known["go_build_info"] = []string{"path", "version"} // constant labels
 	return known
 }
 

@@ -1,11 +1,12 @@
 package component
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,7 @@ type Placement[R placement.Requester] struct {
 	members *membership.Registry
 	fleet   scheduler.Fleet[*Host]
 	placer  placement.Placer[R, *Host]
+	again   placement.Placer[R, *Host] // for requests that wait already: their decisions are not measured
 	signal  func(ctx context.Context) error
 	freed   atomic.Bool // room is free that requests may wait for
 }
@@ -78,11 +80,17 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 	if cfg.Kind == "" {
 		panic("component: NewPlacement: no Kind: set the name of the interface that the hosts serve")
 	}
-	rank, err := scheduler.New(scheduler.Config[R, *Host]{
+	schedule := scheduler.Config[R, *Host]{
 		Filters:  slices.Concat([]scheduler.Filter[R, *Host]{scheduler.Fresh[R, *Host](maxHostAge), notUp[R]()}, placement.Filters[R, *Host](cfg.Options), cfg.Filters),
 		Weighers: slices.Concat(placement.Weighers[R, *Host](cfg.Options), cfg.Weighers), Picker: scheduler.Subset(max(cfg.Subset, 1)),
-		MaxRanked: maxRanked, Observe: p.ObserveDecision,
-	})
+		MaxRanked: maxRanked,
+	}
+	again, err := scheduler.New(schedule)
+	if err != nil {
+		panic("component: NewPlacement: " + err.Error())
+	}
+	schedule.Observe = p.ObserveDecision
+	rank, err := scheduler.New(schedule)
 	if err != nil {
 		panic("component: NewPlacement: " + err.Error())
 	}
@@ -93,6 +101,8 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 		panic("component: NewPlacement: the process has a placement already: " + err.Error())
 	}
 	pl.placer = placement.Placer[R, *Host]{Scheduler: rank, Store: liveClaims{pl.Claims, p.Members, cfg.Kind}, Hosts: pl.Hosts, Observe: metrics.Observe}
+	pl.again = pl.placer
+	pl.again.Scheduler = again
 	p.Add(cfg.Kind+" hosts", service.Loop(refreshInterval, pl.poll))
 	return pl
 }
@@ -189,17 +199,26 @@ func (pl *Placement[R]) Place(ctx context.Context, req R) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !placed.AlreadyClaimed { // until the hosts are read again
+	return pl.placed(placed, req), nil
+}
+
+// placed notes a claim in the hosts, until they are read again, and returns its host.
+func (pl *Placement[R]) placed(placed *placement.Placed[*Host], req R) *Host {
+	if !placed.AlreadyClaimed {
 		pl.fleet.Update(placed.Host.Name(), func(h *Host) *Host { return &Host{h.With(req.Placement()), h.Member} })
 	}
-	return placed.Host, nil
+	return placed.Host
 }
 
 // PlaceOrWait is [Placement.Place] for a step of an operation that shall wait for room. If no host is feasible, the result is
-// [operation.WaitFor], so the step is called again when [Placement.Release] or a report of a host has freed room, and at the latest after 15 s. The Limit of the
+// [operation.WaitFor], so the step is called again when [Placement.Release] or a report of a host that has more resources has freed room, and at the latest after 15 s. The Limit of the
 // step bounds the wait. Of all requests that wait, each tries again when room is free, in the order of their priorities.
 func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R) (*Host, error) {
-	placed, err := pl.placer.Place(ctx, req)
+	placer := &pl.placer
+	if op.Waits > 0 {
+		placer = &pl.again
+	}
+	placed, err := placer.Place(ctx, req)
 	if errors.Is(err, scheduler.ErrNoValidHost) {
 		if op.Waits == 0 { // once for each request
 			pl.log.InfoContext(ctx, "no valid host, request waits for room", "kind", pl.kind, "consumer", req.Placement().Consumer, "operation", op.ID, "decision", placed.Decision.String())
@@ -212,7 +231,7 @@ func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R
 	if op.Waits > 0 {
 		pl.log.InfoContext(ctx, "request has room after waiting", "kind", pl.kind, "consumer", req.Placement().Consumer, "operation", op.ID, "host", placed.Host.Name())
 	}
-	return placed.Host, nil
+	return pl.placed(placed, req), nil
 }
 
 // Release ends the claim of a consumer, in the transaction of the context (see db.Tx) if it has one. Within 2 s after the
@@ -280,9 +299,16 @@ type resourcesMessage struct {
 // at the start, which waits until a process with the database answers, then whenever they have changed, at most every report_interval, and each minute.
 // kind is that of a [Placement]. read and its result must be safe for use by this part alone. A process without a database asks one that has it. Errors after the start are logged once, and the report is repeated.
 func (p *Process[O]) Resources(kind string, read func(ctx context.Context) (*placement.Provider, error)) {
+	if p.reports[p.Host] {
+		panic("component: Resources: the resources of host " + p.Host + " are reported already: report all classes at once")
+	}
+	if p.reports == nil {
+		p.reports = map[string]bool{}
+	}
+	p.reports[p.Host] = true
 	r := &resourceReport[O]{p: p, kind: kind, read: read, host: p.Host}
 	r.loop = service.Loop(p.base.ReportInterval, func(ctx context.Context) error { return r.report(ctx) })
-	p.addPart(phaseMember, p.named(kind+" resources"), p.read.label("host"), r)
+	p.addPart(phaseRunner, p.named(kind+" resources"), p.read.label("host"), r) // when the host is a member
 }
 
 // resourceReport is the part of [Process.Resources].
@@ -291,8 +317,8 @@ type resourceReport[O any] struct {
 	kind, host string
 	read       func(ctx context.Context) (*placement.Provider, error)
 	loop       *service.LoopPart
-	last       *placement.Provider // as it was reported
-	at         time.Time           // of the last report
+	last       []byte    // what was reported, as JSON, because read may change its result later
+	at         time.Time // of the last report
 }
 
 // maxReportAge is the age from which resources that have not changed are reported again, in case that an operator has removed them.
@@ -312,10 +338,14 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if have == nil {
+		return errors.New("the function that is given to Process.Resources has returned no provider")
+	}
 	now := *have
 	now.ID, now.Generation = r.host, placement.Any
-	if r.last != nil && time.Since(r.at) < maxReportAge && reflect.DeepEqual(r.last, &now) {
-		return nil
+	text, err := json.Marshal(&now)
+	if err != nil || bytes.Equal(r.last, text) && time.Since(r.at) < maxReportAge {
+		return err
 	}
 	if r.p.DB != nil {
 		err = r.p.putResources(ctx, r.kind, &now)
@@ -326,18 +356,39 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 		err = unanswered(ctx, err)
 	}
 	if err == nil {
-		r.last, r.at = &now, time.Now()
+		r.last, r.at = text, time.Now()
 	}
 	return err
 }
 
-// putResources writes the resources of a host, and lets requests that wait for room try again.
+// putResources writes the resources of a host, and lets requests that wait for room try again if the host has more of them. Precondition: the
+// host is not a member of the kind.
 func (p *Process[O]) putResources(ctx context.Context, kind string, provider *placement.Provider) error {
-	if _, err := placement.NewSQL(p.DB).Put(ctx, provider); err != nil {
+	if _, err := p.Members.Get(ctx, kind, provider.ID); errors.Is(err, fault.NotFound) {
+		return fault.New(fault.Precondition, "host %s reports resources and is not a member of kind %s", provider.ID, kind)
+	} else if err != nil {
+		return err
+	}
+	store := placement.NewSQL(p.DB)
+	had, err := store.Providers(ctx, provider.ID)
+	if err != nil {
+		return err
+	}
+	if _, err := store.Put(ctx, provider); err != nil || len(had) > 0 && !hasMore(provider, had[0]) {
 		return err
 	}
 	if err := p.signalRoom(ctx, kind); err != nil { // they try again within 15 s
 		p.Log.WarnContext(ctx, "requests that wait for room not notified", "kind", kind, "error", err)
 	}
 	return nil
+}
+
+// hasMore reports whether a provider has a higher capacity of a class than it had, or was disabled.
+func hasMore(p, had *placement.Provider) bool {
+	for class, i := range p.Inventories {
+		if i.Capacity() > had.Inventories[class].Capacity() {
+			return true
+		}
+	}
+	return had.Disabled != "" && p.Disabled == ""
 }

@@ -2,7 +2,9 @@ package component_test
 
 import (
 	"context"
+	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,5 +159,51 @@ func testPlacement(t *testing.T, c *componenttest.Cluster[roomOptions]) {
 	begin(checkIn, stay{Guest: "gil"})
 	if op := c.Wait("gil"); op.State != operation.Failed || !strings.Contains(op.Error, "1 not_up") {
 		t.Errorf("a host that is down: %s %s", op.State, op.Error)
+	}
+}
+
+// lodge is a component of one service whose resources read returns.
+func lodge(host string, read func(context.Context) (*placement.Provider, error)) component.Component[roomOptions] {
+	return component.Component[roomOptions]{
+		Name: "lodge", Short: "Has rooms", Migrations: []db.Migrations{placement.Migrations},
+		Services: []component.Service[roomOptions]{{Name: "lodge", Wire: func(_ context.Context, p *component.Process[roomOptions]) error {
+			p.Serve(innkeeper, func(s *rpc.Server) {
+				rpc.Handle(s, greet, func(context.Context, *note) (*rpc.None, error) { return nil, nil })
+			})
+			if host != "" {
+				p = p.On(host)
+			}
+			p.Resources(innkeeper.Name, read)
+			return nil
+		}}},
+	}
+}
+
+// TestResources: a change is reported, also if it is in the same provider. A host that is no member cannot report, and a function without a result is named.
+func TestResources(t *testing.T) {
+	t.Parallel()
+	var total atomic.Int64
+	total.Store(1)
+	same := &placement.Provider{Inventories: map[string]placement.Inventory{}}
+	c := componenttest.Start(t, lodge("", func(context.Context) (*placement.Provider, error) {
+		same.Inventories["CUSTOM_ROOM"] = placement.Inventory{Total: total.Load()}
+		return same, nil
+	}))
+	for _, want := range []int64{1, 7, 3} {
+		total.Store(want)
+		waittest.Until(t, "the report", func() bool {
+			list, err := placement.NewSQL(c.DB).Providers(t.Context(), "host-1")
+			return err == nil && len(list) == 1 && list[0].Inventories["CUSTOM_ROOM"].Total == want
+		})
+	}
+	for want, broken := range map[string]component.Component[roomOptions]{
+		"host ghost reports resources and is not a member of kind innkeeper": lodge("ghost", func(context.Context) (*placement.Provider, error) { return &placement.Provider{}, nil }),
+		"Process.Resources has returned no provider":                         lodge("", func(context.Context) (*placement.Provider, error) { return nil, nil }), //nolint:nilnil // the mistake
+	} {
+		var log output
+		env := []string{"OS_DEFAULT__HOST=h1", "OS_DEFAULT__STATE_PATH=" + t.TempDir()}
+		if code := component.Run(t.Context(), broken, nil, env, io.Discard, &log); code != 1 || !strings.Contains(log.String(), want) {
+			t.Errorf("%d %s, want %s", code, log.String(), want)
+		}
 	}
 }

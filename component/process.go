@@ -74,13 +74,14 @@ type Process[O any] struct {
 
 // wiring is what a process collects while its services are wired. The results of On share it.
 type wiring struct {
-	runner *operation.Runner
-	mux    *api.Mux
-	http   *service.HTTPPart
-	parts  [phases][]part
-	probes []probe
-	errs   []error        // of options; a process with an error does not start
-	close  []func() error // called at the end, the last one first
+	runner  *operation.Runner
+	mux     *api.Mux
+	http    *service.HTTPPart
+	parts   [phases][]part
+	probes  []probe
+	reports map[string]bool // the hosts whose resources are reported
+	errs    []error         // of options; a process with an error does not start
+	close   []func() error  // called at the end, the last one first
 
 	draining atomic.Bool // while it is true, heartbeats are expected to fail
 }

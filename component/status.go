@@ -56,7 +56,7 @@ func (t *Tool[O]) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var v statusView
+			v := statusView{Members: []memberView{}, Operations: []operationCount{}}
 			if t.r.c.Migrations != nil {
 				err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error { return v.readDatabase(ctx, embedded[Options](o), d) })
 			}

@@ -32,7 +32,9 @@ type newComponent struct{ project }
 
 // reserved are names that cannot be used, and why. Their plurals are words of SQL, or they are flags of the commands.
 var reserved = map[string]string{
-	"database": "its plural is a word of SQL", "group": "its plural is a word of SQL", "key": "its plural is a word of SQL", "line": "its plural is a word of SQL",
+	"a": "its plural is a word of SQL", "cros": "its plural is a word of SQL", "exist": "its plural is a word of SQL", "i": "its plural is a word of SQL",
+	"reference": "its plural is a word of SQL",
+	"database":  "its plural is a word of SQL", "group": "its plural is a word of SQL", "key": "its plural is a word of SQL", "line": "its plural is a word of SQL",
 	"row": "its plural is a word of SQL", "schema": "its plural is a word of SQL", "value": "its plural is a word of SQL",
 	"all": "it is a flag of the commands", "help": "it is a flag of the commands", "kind": "it is a flag of the commands", "limit": "it is a flag of the commands",
 	"marker": "it is a flag of the commands", "open": "it is a flag of the commands", "output": "it is a flag of the commands", "state": "it is a flag of the commands",

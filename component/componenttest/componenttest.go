@@ -49,7 +49,7 @@ const lease = time.Second
 // Cluster is the processes of a component. Its methods are for the test's goroutine.
 type Cluster[O any] struct {
 	// URL is the start of the URLs of the API, such as http://127.0.0.1:40123. It stays the same when the process with the API is
-	// killed and started again. It is empty without an API.
+	// killed and started again. Of several processes with the API, one gets all requests until it ends. It is empty without an API.
 	URL string
 	// DB is a handle of the test on the database. It is nil for a component without one.
 	DB *sqlx.DB
@@ -104,13 +104,13 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	for _, s := range c.Services {
 		cl.services = append(cl.services, &Service[O]{cl: cl, service: s.Name, host: "host-1"})
 	}
+	t.Cleanup(cl.stop)
 	for _, p := range cl.services { // all at once, because some wait for others
 		p.launch()
 	}
 	for _, p := range cl.services {
 		p.waitStarted()
 	}
-	t.Cleanup(cl.stop)
 	return cl
 }
 
@@ -127,13 +127,22 @@ func embeds(t, other reflect.Type) bool {
 	return false
 }
 
-// stop stops the processes that run, and waits for those that were killed.
+// stop stops the processes that run, also those that have not started, and waits for those that were killed.
 func (cl *Cluster[O]) stop() {
-	for _, p := range slices.Backward(cl.services) {
-		if p.running() {
-			p.Stop()
+	for _, s := range slices.Backward(cl.services) {
+		switch {
+		case s.process != nil:
+			s.Stop()
+		case s.running(): // it has not started, and has failed the test already
+			s.cancel()
+			select {
+			case <-s.ended:
+			case <-time.After(Timeout):
+				cl.t.Errorf("%s on %s has not ended within %s:\n%s", s.service, s.host, Timeout, s.log)
+			}
+			s.cancel = nil
 		}
-		p.killed.Wait()
+		s.killed.Wait()
 	}
 }
 
@@ -296,7 +305,23 @@ func (cl *Cluster[O]) serve(addr string) {
 		}
 		cl.URL = fmt.Sprintf("%s://%s", scheme, cl.api.listener.Addr())
 	}
-	cl.api.connect(addr)
+	if cl.api.target() == "" { // otherwise another process has the API
+		cl.api.connect(addr)
+	}
+}
+
+// unserve cuts the connections to the API of a process that ends. Later ones go to another process that has the API, if one runs.
+func (cl *Cluster[O]) unserve(addr string) {
+	if addr == "" || cl.api == nil || cl.api.target() != addr {
+		return
+	}
+	next := ""
+	for _, s := range cl.services {
+		if s.process != nil && s.process.Addr() != "" {
+			next = s.process.Addr()
+		}
+	}
+	cl.api.connect(next)
 }
 
 // Stop ends the process as SIGTERM does, and returns when it has ended. An exit code other than 0 fails the test.
@@ -312,9 +337,7 @@ func (s *Service[O]) Stop() {
 	case <-time.After(Timeout):
 		s.cl.t.Errorf("%s on %s has not ended within %s:\n%s", s.service, s.host, Timeout, s.log)
 	}
-	if own.Addr() != "" && s.cl.api != nil {
-		s.cl.api.connect("")
-	}
+	s.cl.unserve(own.Addr())
 	s.cancel = nil
 }
 
@@ -324,9 +347,7 @@ func (s *Service[O]) Stop() {
 func (s *Service[O]) Kill() {
 	s.cl.t.Helper()
 	own := s.end()
-	if own.Addr() != "" && s.cl.api != nil {
-		s.cl.api.connect("")
-	}
+	s.cl.unserve(own.Addr())
 	_ = own.Bus.Close()
 	if own.DB != nil {
 		_ = own.DB.Close()

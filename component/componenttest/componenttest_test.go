@@ -183,9 +183,21 @@ func TestCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, c, "three", "three!")
+	second := c.Add("front", "host-2") // another process with the API takes over
+	c.Service("front").Kill()
+	if err := put(t, c.URL, "four"); err != nil {
+		t.Errorf("the other API: %v", err)
+	}
+	check(t, c, "four", "four!")
+	c.Service("front").Start()
+	second.Stop()
+	if err := put(t, c.URL, "five"); err != nil {
+		t.Errorf("the first API again: %v", err)
+	}
+	check(t, c, "five", "five!")
 	c.Service("back").Stop()
 	c.Service("back").Start()
-	if out := c.Command("operation", "list", "-o", "json"); strings.Count(out, `"succeeded"`) != 3 {
+	if out := c.Command("operation", "list", "-o", "json"); strings.Count(out, `"succeeded"`) != 5 {
 		t.Errorf("operation list: %s", out)
 	}
 	if own := c.Service("front").Process(); own.Host != "host-1" || own.DB == nil || !strings.Contains(c.Service("front").Log(), "ready") {

@@ -52,6 +52,13 @@ func (p *proxy) connect(to string) {
 	clear(p.conns)
 }
 
+// target returns the address to which connections go.
+func (p *proxy) target() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.to
+}
+
 // add notes a connection. It reports whether the connection is still wanted.
 func (p *proxy) add(to string, c net.Conn) bool {
 	p.mu.Lock()
@@ -65,9 +72,7 @@ func (p *proxy) add(to string, c net.Conn) bool {
 
 func (p *proxy) forward(in net.Conn) {
 	defer func() { _ = in.Close() }()
-	p.mu.Lock()
-	to := p.to
-	p.mu.Unlock()
+	to := p.target()
 	if !p.add(to, in) {
 		return
 	}

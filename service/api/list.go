@@ -286,6 +286,10 @@ func (l *list) checkRefused(q url.Values, v Version) error {
 	return nil
 }
 
+// maxFilterValues and maxExpressions are how many values of filters, and how many regular expressions, a request may have. They bound the size of the
+// statement, and the time for matching.
+const maxFilterValues, maxExpressions = 100, 5
+
 // read returns what a query selects. The query fits the schema.
 func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(ctx context.Context, rule string, target map[string]any) error) (out listing.Query, err error) {
 	out.Limit, out.Marker = l.MaxLimit, q.Get("marker")
@@ -295,10 +299,18 @@ func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(c
 	if n, err := strconv.Atoi(q.Get("limit")); err == nil { // otherwise it is empty, or the number does not fit into an int
 		out.Limit = min(n, out.Limit)
 	}
+	values, expressions := 0, 0
 	for _, f := range l.filters {
-		values := q[f.Name]
-		if len(values) == 0 || !f.has(v) {
+		given := q[f.Name]
+		if len(given) == 0 || !f.has(v) {
 			continue
+		}
+		values += len(given)
+		if f.Operator == listing.Regexp {
+			expressions += len(given)
+		}
+		if values > maxFilterValues || expressions > maxExpressions {
+			return out, fieldError(f.Name, fmt.Sprintf("Too many filters: a request has at most %d values, and at most %d regular expressions.", maxFilterValues, maxExpressions))
 		}
 		denied, err := checkRule(ctx, enforce, f.Rule, f.Denied)
 		switch {
@@ -309,7 +321,7 @@ func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(c
 		case denied != nil:
 			return out, denied
 		}
-		conditions, err := f.conditions(values)
+		conditions, err := f.conditions(given)
 		if err != nil {
 			return out, err
 		}

@@ -142,6 +142,8 @@ func TestList(t *testing.T) {
 		{"", "", "changes-since=2026-11-27T12:00:00", since(noon), ""},
 		{"", "", "changes-since=20261127T120000Z", since(noon), ""},
 		{"", "", "changes-since=yesterday", all, "400 Invalid input for query parameters changes-since. Value: yesterday. 'yesterday' is not a 'date-time'"},
+		{"", "", strings.Repeat("status=a&", 101), all, "400 Too many filters: a request has at most 100 values"},
+		{"", "", strings.Repeat("name=a&", 6), all, "400 Too many filters"},
 		{"3.1", "", "changes-before=x", all, ""},
 		{"3.2", "", "changes-before=x", all, "400 'x' is not a 'date-time'"},
 		{"", "", "host=n1", all, "403 Policy doesn't allow admin to be performed."},

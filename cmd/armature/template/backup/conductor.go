@@ -45,6 +45,7 @@ func wireConductor(_ context.Context, p *component.Process[options]) error {
 	)
 	operation.OnEnd(p.Runner(), createKind, c.created)
 	operation.Handle(p.Runner(), deleteKind, operation.Step[work]{Name: "destroy", Do: c.destroy, DoTx: c.deleteRow})
+	operation.OnEnd(p.Runner(), deleteKind, c.deleted)
 	p.Serve(conductorInterface, func(s *rpc.Server) { rpc.Handle(s, hostMethod, c.hostOf) })
 	return nil
 }
@@ -59,18 +60,27 @@ type hostRequest struct {
 	ID string `json:"id"`
 }
 
-// hostReply has the host on which a backup is or is to be. It is empty if the backup does not exist.
+// hostReply has the host on which a backup is or is to be. It is empty if the backup does not exist. Safe means that the backup is complete on
+// that host, whose worker is up, so that another host may destroy what it has of the backup.
 type hostReply struct {
 	Host string `json:"host"`
+	Safe bool   `json:"safe"`
 }
 
 func (c *conductor) hostOf(ctx context.Context, r *hostRequest) (*hostReply, error) {
-	out := &hostReply{}
-	err := db.Error(c.DB.GetContext(ctx, &out.Host, `SELECT host FROM backups WHERE id = ?`, r.ID))
+	var b Backup
+	err := db.Error(c.DB.GetContext(ctx, &b, `SELECT `+db.Columns[Backup]()+` FROM backups WHERE id = ?`, r.ID))
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return &hostReply{}, nil
+	case err != nil || b.Status != available:
+		return &hostReply{Host: b.Host}, err
+	}
+	m, err := c.Members.Get(ctx, workerInterface.Name, b.Host)
 	if errors.Is(err, fault.NotFound) {
 		err = nil
 	}
-	return out, err
+	return &hostReply{Host: b.Host, Safe: m.Up}, err
 }
 
 // choose chooses a host.
@@ -118,6 +128,15 @@ func (c *conductor) destroy(ctx context.Context, _ *operation.Op, w *work) error
 // deleteRow removes the row of a backup that is destroyed.
 func (c *conductor) deleteRow(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, w *work) error {
 	_, err := db.Exec(ctx, tx, `DELETE FROM backups WHERE id = ?`, w.ID)
+	return err
+}
+
+// deleted marks a backup whose deletion has failed, in the transaction of its end. The client may delete it again.
+func (c *conductor) deleted(ctx context.Context, tx *sqlx.Tx, op *operation.Op, w *work) error {
+	if op.State == operation.Succeeded {
+		return nil // there is no row any more
+	}
+	_, err := db.Exec(ctx, tx, `UPDATE backups SET status = ? WHERE id = ?`, failed, w.ID)
 	return err
 }
 

@@ -32,7 +32,7 @@ type options struct {
 func newComponent(builtIn backupdriver.Driver) component.Component[options] {
 	return component.Component[options]{
 		Name: "backup", Short: "Makes backups", Resource: "backup",
-		Defaults:   map[string]string{"driver": "memory"},
+		Defaults:   map[string]string{"driver": "memory", "state_path": "data"},
 		Migrations: []db.Migrations{db.Embedded("", migrations)},
 		Rules:      rules,
 		Interfaces: []*rpc.Interface{workerInterface, conductorInterface},

@@ -78,7 +78,8 @@ func (w *worker) lock(id string) func() {
 
 const auditInterval = time.Minute
 
-// audit destroys backups that belong to another host, or to none: this host had made them, and the conductor has not heard of it.
+// audit destroys backups that are complete on another host: this host had made them, and the conductor has not heard of it. Backups that the
+// conductor does not know, or whose host is not up, are only logged: the database may be another one, or this host may have a new name.
 func (w *worker) audit(ctx context.Context) error {
 	ids, err := w.driver().List(ctx)
 	if err != nil {
@@ -99,6 +100,10 @@ func (w *worker) auditOne(ctx context.Context, id string) error {
 	owner, err := rpc.Call(ctx, w.Client, hostMethod, rpc.Any, &hostRequest{ID: id})
 	if err != nil || owner.Host == w.Host {
 		return err
+	}
+	if !owner.Safe {
+		w.Log.WarnContext(ctx, "backup on this host belongs elsewhere, kept", "backup", id, "host", owner.Host)
+		return nil
 	}
 	w.Log.WarnContext(ctx, "leftover destroyed", "backup", id, "host", owner.Host)
 	return w.driver().Destroy(ctx, id)
