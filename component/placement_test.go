@@ -179,7 +179,7 @@ func lodge(host string, read func(context.Context) (*placement.Provider, error))
 	}
 }
 
-// TestResources: a change is reported, also if it is in the same provider. A host that is no member cannot report, and a function without a result is named.
+// TestResources: a change is reported, also if it is in the same provider. A host that is not a member cannot report, and a function without a result is named.
 func TestResources(t *testing.T) {
 	t.Parallel()
 	var total atomic.Int64
