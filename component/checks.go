@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -83,7 +84,11 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	for _, v := range l.config.Values() {
 		rows = append(rows, []string{"[" + v.Section + "]", v.Name, v.Value, v.Where})
 	}
-	return t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values())
+	if err := t.Print([]string{"section", "option", "value", "place"}, rows, l.config.Values()); err != nil {
+		return err
+	}
+	t.note("valid for %s", strings.Join(of, ", "))
+	return nil
 }
 
 // tryWire wires a service without starting it. With wrong options, which a Validate has refused, a Wire may panic: then there are no further

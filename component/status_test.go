@@ -2,7 +2,8 @@ package component_test
 
 import (
 	"encoding/json"
-	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,22 +58,9 @@ func TestStatus(t *testing.T) {
 	}
 
 	// One address for all processes of the host, at which another program listens.
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Write([]byte("HTTP/1.1 418 no\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))
-			c.Close()
-		}
-	}()
-	other := append(env[:3:3], "OS_DEFAULT__ADMIN_LISTEN="+l.Addr().String())
+	teapot := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	defer teapot.Close()
+	other := append(env[:3:3], "OS_DEFAULT__ADMIN_LISTEN="+teapot.Listener.Addr().String())
 	if out := status(0, other); !strings.Contains(out, "not reached") || !strings.Contains(out, "418") || strings.Contains(out, "front") {
 		t.Errorf("another server: %s", out)
 	}
