@@ -142,16 +142,22 @@ func declaredIn(f *ast.File) (list []string) {
 				list = append(list, d.Name.Name)
 			}
 		case *ast.GenDecl:
-			for _, s := range d.Specs {
-				switch s := s.(type) {
-				case *ast.TypeSpec:
-					list = append(list, s.Name.Name)
-				case *ast.ValueSpec:
-					for _, n := range s.Names {
-						list = append(list, n.Name)
-					}
-				}
+			for _, spec := range d.Specs {
+				list = append(list, declaredBy(spec)...)
 			}
+		}
+	}
+	return list
+}
+
+// declaredBy returns the names that a declaration of types, constants or variables declares.
+func declaredBy(spec ast.Spec) (list []string) {
+	switch s := spec.(type) {
+	case *ast.TypeSpec:
+		return []string{s.Name.Name}
+	case *ast.ValueSpec:
+		for _, n := range s.Names {
+			list = append(list, n.Name)
 		}
 	}
 	return list
