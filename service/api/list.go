@@ -290,6 +290,24 @@ func (l *list) checkRefused(q url.Values, v Version) error {
 // statement, and the time for matching.
 const maxFilterValues, maxExpressions = 100, 5
 
+// checkCount returns an error if a query has too many values of filters.
+func (l *list) checkCount(q url.Values, v Version) error {
+	values, expressions := 0, 0
+	for _, f := range l.filters {
+		if !f.has(v) {
+			continue
+		}
+		values += len(q[f.Name])
+		if f.Operator == listing.Regexp {
+			expressions += len(q[f.Name])
+		}
+		if values > maxFilterValues || expressions > maxExpressions {
+			return fieldError(f.Name, fmt.Sprintf("Too many filters: a request has at most %d values, and at most %d regular expressions.", maxFilterValues, maxExpressions))
+		}
+	}
+	return nil
+}
+
 // read returns what a query selects. The query fits the schema.
 func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(ctx context.Context, rule string, target map[string]any) error) (out listing.Query, err error) {
 	out.Limit, out.Marker = l.MaxLimit, q.Get("marker")
@@ -299,18 +317,13 @@ func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(c
 	if n, err := strconv.Atoi(q.Get("limit")); err == nil { // otherwise it is empty, or the number does not fit into an int
 		out.Limit = min(n, out.Limit)
 	}
-	values, expressions := 0, 0
+	if err := l.checkCount(q, v); err != nil {
+		return out, err
+	}
 	for _, f := range l.filters {
 		given := q[f.Name]
 		if len(given) == 0 || !f.has(v) {
 			continue
-		}
-		values += len(given)
-		if f.Operator == listing.Regexp {
-			expressions += len(given)
-		}
-		if values > maxFilterValues || expressions > maxExpressions {
-			return out, fieldError(f.Name, fmt.Sprintf("Too many filters: a request has at most %d values, and at most %d regular expressions.", maxFilterValues, maxExpressions))
 		}
 		denied, err := checkRule(ctx, enforce, f.Rule, f.Denied)
 		switch {
