@@ -66,7 +66,7 @@ const (
 	refreshInterval = 2 * time.Second
 	// maxHostAge is the age from which the state of a host is not used.
 	maxHostAge = 5 * refreshInterval
-	// roomPoll is how long a request for which there is no room waits at most, if nothing tells it that room is free.
+	// roomPoll is the longest time between two attempts of a request that waits for room.
 	roomPoll = 15 * time.Second
 	// maxRanked is how many hosts a decision ranks.
 	maxRanked = 10

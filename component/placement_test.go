@@ -2,6 +2,7 @@ package component_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"sync/atomic"
@@ -206,4 +207,25 @@ func TestResources(t *testing.T) {
 			t.Errorf("%d %s, want %s", code, log.String(), want)
 		}
 	}
+}
+
+// TestResourcesTwice: the second report of one host would replace the first one, so it is a programmer's error.
+func TestResourcesTwice(t *testing.T) {
+	t.Parallel()
+	read := func(context.Context) (*placement.Provider, error) { return &placement.Provider{}, nil }
+	c := lodge("", read)
+	wire := c.Services[0].Wire
+	c.Services[0].Wire = func(ctx context.Context, p *component.Process[roomOptions]) error {
+		if err := wire(ctx, p); err != nil {
+			return err
+		}
+		p.Resources("other", read)
+		return nil
+	}
+	defer func() {
+		if text := fmt.Sprint(recover()); !strings.Contains(text, "the resources of host h1 are reported already") {
+			t.Errorf("%s", text)
+		}
+	}()
+	component.Run(t.Context(), c, nil, []string{"OS_DEFAULT__HOST=h1", "OS_DEFAULT__STATE_PATH=" + t.TempDir()}, io.Discard, io.Discard)
 }

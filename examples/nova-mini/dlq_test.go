@@ -94,7 +94,7 @@ func TestDeadLetters(t *testing.T) {
 			t.Errorf("show: %v, it lacks %q:\n%s", err, want, shown)
 		}
 	}
-	if _, err := run("show", "nobody"); exitCode(err) != 1 || !strings.Contains(fmt.Sprint(err), "nobody") {
+	if _, err := run("show", "none"); exitCode(err) != 1 || !strings.Contains(fmt.Sprint(err), "none") {
 		t.Errorf("show of a dead letter that does not exist: %v", err)
 	}
 	if _, err := run("drop"); exitCode(err) != 2 {

@@ -69,11 +69,11 @@ func TestRules(t *testing.T) {
 	computetest.RunProgram(t, computetest.Config{Config: drivertest.Config{Options: options, Plugin: driver.PluginConfig{Program: program}}})
 }
 
-// TestPackage: pip installs the Python packages. Where pip is missing, a test of python/tests compares pyproject.toml with the packages.
+// TestPackage: pip installs the Python packages.
 func TestPackage(t *testing.T) {
 	t.Parallel()
 	lib, dir := library(t), t.TempDir()
-	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import setuptools, pip, wheel").Run(); err != nil {
+	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import setuptools, pip, wheel").Run(); err != nil && os.Getenv("CI") == "" {
 		t.Skip("needs the packages python3-pip, python3-setuptools and python3-wheel")
 	}
 	source, target := filepath.Join(dir, "source"), filepath.Join(dir, "target") // setuptools writes into the source

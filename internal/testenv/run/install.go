@@ -19,7 +19,7 @@ import (
 //   - a C compiler for the race detector;
 //   - curl for the commands that nova-mini prints;
 //   - protoc and its gRPC plugin to generate code;
-//   - openssl and Python's gRPC for drivers in Python;
+//   - openssl, Python's gRPC, pip, setuptools and wheel for drivers in Python;
 //   - OpenStack's command line;
 //   - oslo.config and oslo.policy, with which the packages config and policy are compared.
 func missingPackages(ctx context.Context) []string {
@@ -29,7 +29,7 @@ func missingPackages(ctx context.Context) []string {
 			list = append(list, strings.Fields(tool.packages)...)
 		}
 	}
-	for _, library := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}, {"oslo_policy", "python3-oslo.policy"}} {
+	for _, library := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}, {"oslo_policy", "python3-oslo.policy"}, {"setuptools, pip, wheel", "python3-pip python3-setuptools python3-wheel"}} {
 		if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import "+library.modules).Run() != nil {
 			list = append(list, strings.Fields(library.packages)...)
 		}
