@@ -17,6 +17,45 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
+// The names of the rules, as in Nova.
+const (
+	ruleStart         = "os_compute_api:servers:start"
+	ruleStop          = "os_compute_api:servers:stop"
+	ruleReboot        = "os_compute_api:servers:reboot"
+	ruleResize        = "os_compute_api:servers:resize"
+	ruleConfirmResize = "os_compute_api:servers:confirm_resize"
+	ruleRevertResize  = "os_compute_api:servers:revert_resize"
+	ruleConsole       = "os_compute_api:os-console-output"
+)
+
+var actionRules = []rule{
+	{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", "/servers/{server_id}/action (os-start)"},
+	{ruleStop, "rule:project_member_or_admin", "Stop a server", "POST", "/servers/{server_id}/action (os-stop)"},
+	{ruleReboot, "rule:project_member_or_admin", "Reboot a server", "POST", "/servers/{server_id}/action (reboot)"},
+	{ruleResize, "rule:project_member_or_admin", "Resize a server", "POST", "/servers/{server_id}/action (resize)"},
+	{ruleConfirmResize, "rule:project_member_or_admin", "Confirm a resize", "POST", "/servers/{server_id}/action (confirmResize)"},
+	{ruleRevertResize, "rule:project_member_or_admin", "Revert a resize", "POST", "/servers/{server_id}/action (revertResize)"},
+	{ruleConsole, "rule:project_member_or_admin", "Read a server's console log", "POST", "/servers/{server_id}/action (os-getConsoleOutput)"},
+}
+
+func (s *server) actionRoutes(_, withBody *api.Group) {
+	actions := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, unavailable}})
+	action := func(name, rule, summary string, status int) api.Route {
+		return api.Route{Pattern: "POST", Action: name, Rule: rule, Summary: summary, Status: status}
+	}
+	const accepted = http.StatusAccepted
+	t := s.target()
+	api.HandleTarget(actions, action("os-start", ruleStart, "Start a server", accepted), t, s.actionHandler(compute.Start))
+	api.HandleTarget(actions, action("os-stop", ruleStop, "Stop a server", accepted), t, s.actionHandler(compute.Stop))
+	api.HandleTarget(actions, action("reboot", ruleReboot, "Reboot a server", accepted), t, s.reboot)
+	api.HandleTarget(actions, action("resize", ruleResize, "Resize a server to another flavor", accepted), t, s.resize)
+	api.HandleTarget(actions, action("confirmResize", ruleConfirmResize, "Confirm a resize", http.StatusNoContent), t, s.actionHandler(compute.ConfirmResize))
+	api.HandleTarget(actions, action("revertResize", ruleRevertResize, "Revert a resize", accepted), t, s.actionHandler(compute.RevertResize))
+	console := action("os-getConsoleOutput", ruleConsole, "Read the end of a server's console log", http.StatusOK)
+	console.Errors = []int{http.StatusNotImplemented}
+	api.HandleTarget(actions, console, t, s.console)
+}
+
 // beginAction begins the operation of an action. It does not wait for the action.
 func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.Action) (api.None, error) {
 	if err := s.checkBus(ctx); err != nil {

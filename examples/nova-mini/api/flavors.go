@@ -12,6 +12,52 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
+// The names of the rules, as in Nova.
+const (
+	ruleFlavorCreate = "os_compute_api:os-flavor-manage:create"
+	ruleFlavorDelete = "os_compute_api:os-flavor-manage:delete"
+	ruleFlavorAccess = "os_compute_api:os-flavor-access"
+	ruleAddAccess    = "os_compute_api:os-flavor-access:add_tenant_access"
+	ruleRemoveAccess = "os_compute_api:os-flavor-access:remove_tenant_access"
+)
+
+var flavorRules = []rule{
+	{ruleFlavorCreate, "rule:context_is_admin", "Create a flavor", "POST", "/flavors"},
+	{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
+	{ruleFlavorAccess, "rule:context_is_admin", "List the projects that have access to a flavor", "GET", "/flavors/{flavor_id}/os-flavor-access"},
+	{ruleAddAccess, "rule:context_is_admin", "Give a project access to a flavor", "POST", "/flavors/{flavor_id}/action (addTenantAccess)"},
+	{ruleRemoveAccess, "rule:context_is_admin", "Remove a project's access to a flavor", "POST", "/flavors/{flavor_id}/action (removeTenantAccess)"},
+}
+
+func (s *server) flavorRoutes(all, withBody *api.Group) {
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", List: &flavors}, s.listFlavors)
+	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", List: &flavors}, s.listFlavorDetails)
+	api.HandleTarget(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.flavorTarget(), s.showFlavor)
+	api.HandleRoute(withBody, api.Route{
+		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict}, Idempotency: s.cfg.Store.Replies(),
+	}, s.createFlavor)
+	api.HandleRoute(all, api.Route{
+		Pattern: "DELETE /flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor", Status: http.StatusAccepted, Errors: []int{notFound},
+	}, s.deleteFlavor)
+	api.HandleTarget(all, api.Route{
+		Pattern: "GET /flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor", Errors: []int{notFound},
+	}, s.flavorTarget(), s.showAccess)
+	access := api.NewGroup(withBody, api.Route{Pattern: "/flavors/{id}/action", Errors: []int{notFound}})
+	api.HandleRoute(access, api.Route{
+		Pattern: "POST", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor", Errors: []int{conflict},
+	}, s.addAccess)
+	api.HandleTarget(access, api.Route{
+		Pattern: "POST", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Remove a project's access to a flavor",
+	}, s.flavorTarget(), s.removeAccess)
+}
+
+// flavorTarget is the flavor that the path names, if the client sees it.
+func (s *server) flavorTarget() api.Target[*store.Flavor] {
+	return api.Target[*store.Flavor]{Load: func(ctx context.Context, r *http.Request) (*store.Flavor, error) {
+		return s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
+	}}
+}
+
 // flavorID is the id of a flavor in a reply.
 type flavorID string
 

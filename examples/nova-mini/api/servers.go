@@ -18,6 +18,60 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
+// The names of the rules, as in Nova.
+const (
+	ruleCreate     = "os_compute_api:servers:create"
+	ruleIndex      = "os_compute_api:servers:index"
+	ruleDetail     = "os_compute_api:servers:detail"
+	ruleAllTenants = "os_compute_api:servers:index:get_all_tenants"
+	ruleAllDetails = "os_compute_api:servers:detail:get_all_tenants"
+	ruleAllFilters = "os_compute_api:servers:allow_all_filters"
+	ruleShow       = "os_compute_api:servers:show"
+	ruleExtended   = "os_compute_api:os-extended-server-attributes"
+	ruleDelete     = "os_compute_api:servers:delete"
+)
+
+var serverRules = []rule{
+	{ruleCreate, "rule:project_member_or_admin", "Create a server", "POST", "/servers"},
+	{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
+	{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
+	{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
+	{ruleAllDetails, "rule:context_is_admin", "List the servers of all projects with details", "GET", "/servers/detail"},
+	{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
+	{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", "/servers/{server_id}"},
+	{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", "/servers/{server_id}"},
+	{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", "/servers/{server_id}"},
+}
+
+func (s *server) serverRoutes(all, withBody *api.Group) {
+	api.HandleRoute(withBody, api.Route{
+		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable}, Idempotency: s.cfg.Store.Replies(),
+	}, s.createServer)
+	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
+	api.HandleRoute(all, api.Route{
+		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", List: &servers,
+	}, s.listServerDetails)
+	api.HandleTarget(all, api.Route{
+		Pattern: "GET /servers/{id}", Rule: ruleShow, Summary: "Show a server", Errors: []int{notFound},
+	}, s.target(), s.showServer)
+	api.HandleTarget(all, api.Route{
+		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, unavailable},
+	}, s.target(), s.deleteServer)
+}
+
+// target is the server that the path names. A server of another project does not exist for a client whom the rule denies, as in Nova.
+func (s *server) target() api.Target[*store.Server] {
+	return api.Target[*store.Server]{
+		Load: func(ctx context.Context, r *http.Request) (*store.Server, error) {
+			return s.cfg.Store.Server(ctx, r.PathValue("id"))
+		},
+		Policy: func(srv *store.Server) map[string]any {
+			return map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}
+		},
+		Missing: func(r *http.Request) error { return store.NoServer(r.PathValue("id")) },
+	}
+}
+
 // maxMetadata is the highest number of metadata items of a server: Nova's quota metadata_items.
 const maxMetadata = 128
 
