@@ -35,8 +35,8 @@ const MaxLimit = 1000
 // Administrator is the identity of every client if clients are not authenticated.
 var Administrator = reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin", "member", "reader"}}
 
-// The supported microversions: only the first.
-const minVersion, maxVersion = "2.1", "2.1"
+// The supported microversions.
+const minVersion, maxVersion = "2.1", "2.104"
 
 type server struct {
 	cfg Config

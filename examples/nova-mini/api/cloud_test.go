@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,13 +59,24 @@ func eachCloud(t *testing.T, f func(c *cloud)) {
 
 func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	t.Helper()
+	eachCloudOf(t, rules, nil, f)
+}
+
+// eachCloudLimited is eachCloud with limits.
+func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
+	eachCloudOf(t, api.Rules(), limits, f)
+}
+
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
-		s := store.New(d)
+		s := store.NewLimited(d, limits)
 		bus := rpctest.NewBus(t)
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })
@@ -105,10 +117,31 @@ func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
 	return m
 }
 
-// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document.
+// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document of the request's
+// microversion.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
-	doc, err := api.OpenAPI("2.1")
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		version := strings.TrimPrefix(r.Header.Get("OpenStack-API-Version"), "compute ")
+		if _, err := restapi.ParseVersion(version); err != nil {
+			version = "2.1"
+		}
+		checkerOf(t, version).Handler(h).ServeHTTP(w, r)
+	})
+}
+
+// checkers are the checkers by microversion.
+var checkers sync.Map
+
+func checkerOf(t *testing.T, version string) *apitest.Checker {
+	t.Helper()
+	if c, ok := checkers.Load(version); ok {
+		return c.(*apitest.Checker)
+	}
+	doc, err := api.OpenAPI(version)
+	if err != nil && version != "2.1" { // the request is refused
+		return checkerOf(t, "2.1")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +149,8 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c.Handler(h)
+	checkers.Store(version, c)
+	return c
 }
 
 func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
