@@ -427,6 +427,9 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 	}
 	who.ID, who.GlobalID, who.Traceparent = rec.req.ID, rec.req.GlobalID, rec.req.Traceparent
 	rec.req = who
+	if err := rec.checkProject(); err != nil {
+		return hr, err
+	}
 	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
 }
 

@@ -129,7 +129,7 @@ func TestKeyPairQuota(t *testing.T) {
 		count := map[int]int{}
 		for i := range 8 {
 			wg.Go(func() {
-				status, reply := c.at("2.2", "member", "POST", "/os-keypairs", fmt.Sprintf(`{"keypair": {"name": "k%d", "public_key": "%s"}}`, i, publicKey))
+				status, reply := c.askAt("2.2", "member", "POST", "/os-keypairs", fmt.Sprintf(`{"keypair": {"name": "k%d", "public_key": "%s"}}`, i, publicKey))
 				if status == 403 && !strings.Contains(reply, "Quota exceeded, too many key pairs.") {
 					c.Errorf("%s", reply)
 				}

@@ -36,11 +36,13 @@ func TestPolicy(t *testing.T) {
 		member = "admin other, admin own, member own"
 		reader = "admin other, admin own, reader own"
 		user   = "admin other, admin own, member own, nothing own, reader own"
+		anyone = "admin other, admin own, member other, member own, nothing other, nothing own, reader other, reader own"
 	)
 	want := map[string]string{
 		"os_compute_api:servers:create": member, "os_compute_api:servers:index": reader, "os_compute_api:servers:detail": reader,
-		"os_compute_api:os-extended-server-attributes": admin,
-		"os_compute_api:os-flavor-access":              admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
+		"os_compute_api:os-extended-server-attributes": admin, "os_compute_api:servers:show:host_status": admin,
+		"os_compute_api:servers:show:flavor-extra-specs": reader, "os_compute_api:extensions": anyone,
+		"os_compute_api:os-flavor-access": admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
 		"os_compute_api:os-flavor-access:remove_tenant_access": admin,
 		"os_compute_api:servers:detail:get_all_tenants":        admin, "os_compute_api:servers:allow_all_filters": admin,
 		"os_compute_api:servers:index:get_all_tenants": admin, "os_compute_api:servers:show": reader, "os_compute_api:servers:delete": member,

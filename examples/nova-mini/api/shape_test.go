@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,22 +11,10 @@ import (
 	"testing"
 )
 
-// at sends a request at a microversion and returns the reply.
-func (c *cloud) at(version, who, method, path, body string) (status int, reply string) {
-	c.Helper()
-	r := httptest.NewRequestWithContext(c.Context(), method, "/v2.1"+path, strings.NewReader(body))
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("X-Auth-Token", who)
-	r.Header.Set("OpenStack-API-Version", "compute "+version)
-	w := httptest.NewRecorder()
-	c.ServeHTTP(w, r)
-	return w.Code, w.Body.String()
-}
-
-// want is at for a reply with this status.
+// want is askAt for a reply with this status.
 func (c *cloud) want(status int, version, who, method, path, body string) string {
 	c.Helper()
-	got, reply := c.at(version, who, method, path, body)
+	got, reply := c.askAt(version, who, method, path, body)
 	if got != status {
 		c.Errorf("%s %s at %s: %d %s, want %d", method, path, version, got, reply, status)
 	}
