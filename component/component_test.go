@@ -251,7 +251,7 @@ func TestAllInOne(t *testing.T) {
 		}
 	}
 	for args, want := range map[string][]string{
-		"member list":                          {"KIND", "writer", "h1", "up", "writer 1.0"},
+		"member list":                          {"KIND", "writer", "h1", "up", "writer 1.0  -    -\n"},
 		"operation list":                       {"ID", "NOTE", "note.take", "first", "succeeded"},
 		"operation list -o json":               {`"kind": "note.take"`, `"resource": "first"`},
 		"operation list -o yaml":               {"kind: note.take", "resource: first"},
@@ -312,6 +312,17 @@ func TestAllInOne(t *testing.T) {
 			t.Errorf("%s: %d %s %s; want %d %s", args, code, out, errs, want.code, want.text)
 		}
 	}
+	for _, ids := range [][]string{{done[0].ID}, {done[0].ID, done[0].ID, done[0].ID}} {
+		for _, form := range []string{"json", "yaml"} {
+			code, out, errs := w.command(t, env, append([]string{"operation", "show", "-o", form}, ids...)...)
+			if n := countDocuments(t, form, out); code != 0 || n != len(ids) || len(ids) == 1 && strings.Contains(out, "---") {
+				t.Errorf("%d operations as %s: %d documents, %d %s:\n%s", len(ids), form, n, code, errs, out)
+			}
+		}
+	}
+	if _, out, _ := w.command(t, env, "operation", "show", "--help"); !strings.Contains(out, "notes operation list --note NOTE") {
+		t.Errorf("the help of operation show does not say how to find the operations on a resource:\n%s", out)
+	}
 	stop()
 	for line := range strings.Lines(log.String()) {
 		if !json.Valid([]byte(line)) {
@@ -321,6 +332,26 @@ func TestAllInOne(t *testing.T) {
 	p, _, _ = w.start(t, nil, env...)
 	if n := written(t, p.DB, "first"); n.Host != "h1" {
 		t.Errorf("after a restart: written by %q", n.Host)
+	}
+}
+
+// countDocuments returns the number of documents in a text of JSON or YAML. Each must have an id.
+func countDocuments(t *testing.T, form, text string) (n int) {
+	t.Helper()
+	read := json.NewDecoder(strings.NewReader(text)).Decode
+	if form == "yaml" {
+		read = yaml.NewDecoder(strings.NewReader(text)).Decode
+	}
+	for ; ; n++ {
+		var one struct {
+			ID string `json:"id" yaml:"id"`
+		}
+		switch err := read(&one); {
+		case errors.Is(err, io.EOF):
+			return n
+		case err != nil || one.ID == "":
+			t.Fatalf("document %d: %+v, %v", n, one, err)
+		}
 	}
 }
 
