@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/component/componenttest"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
@@ -373,57 +374,48 @@ func TestTemporaryState(t *testing.T) {
 // the worker has no database, and its member is reported over RPC. It is down after it has left.
 func TestThreeProcesses(t *testing.T) {
 	t.Parallel()
-	w := newWorld()
-	env := []string{
-		"OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0", "OS_API__AUTH_STRATEGY=noauth2", "OS_DEFAULT__REPORT_INTERVAL=0.1",
-		"OS_DEFAULT__TRANSPORT_URL=" + envtest.URL(t, testenv.AMQPVar), "OS_DATABASE__CONNECTION=" + dbtest.MySQL(t),
-		"OS_DEFAULT__CONTROL_EXCHANGE=notes-" + strings.ToLower(t.Name()), "OS_DEFAULT__DEBUG=true",
+	c := componenttest.Start(t, newWorld().component(), "transport_url="+envtest.URL(t, testenv.AMQPVar), "database.connection="+dbtest.MySQL(t),
+		"control_exchange=notes-"+strings.ToLower(t.Name()), "service_down_time=30", "debug=true")
+	if out := c.Command("config", "validate", "--online"); !strings.Contains(out, "works: [DEFAULT] transport_url") || !strings.Contains(out, "works: [database] connection") {
+		t.Errorf("online: %s", out)
 	}
-	if code, _, errs := w.command(t, env, "db", "sync"); code != 0 {
-		t.Fatal(errs)
-	}
-	if code, out, errs := w.command(t, env, "config", "validate", "--online"); code != 0 || !strings.Contains(out, "works: [DEFAULT] transport_url") || !strings.Contains(out, "works: [database] connection") {
-		t.Errorf("online: %d %s %s", code, errs, out)
-	}
-	front, log, _ := w.start(t, []string{"front"}, env...)
-	w.start(t, []string{"back"}, env...)
-	worker, workerLog, stop := w.start(t, []string{"worker"}, env...)
-	if worker.DB != nil || front.DB == nil {
+	front := c.Service("front").Process()
+	if c.Service("worker").Process().DB != nil || front.DB == nil {
 		t.Error("the worker has a database, or the API has none")
 	}
 	takeNote(t, front.Addr(), "first")
-	if n := written(t, front.DB, "first"); n.Host != "h1" {
+	if n := written(t, front.DB, "first"); n.Host != "host-1" {
 		t.Errorf("written by %q", n.Host)
 	}
-	if strings.Contains(log.String(), "operation not notified") {
+	if log := c.Service("front").Log(); strings.Contains(log, "operation not notified") {
 		t.Errorf("the API has not notified the runner:\n%s", log)
 	}
-	first, err := front.Members.Get(t.Context(), "writer", "h1")
+	first, err := front.Members.Get(t.Context(), "writer", "host-1")
 	if err != nil || !first.Up || first.Interfaces["writer"][0] != "1.0" {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	waittest.Until(t, "a heartbeat of the worker", func() bool {
-		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		now, err := front.Members.Get(t.Context(), "writer", "host-1")
 		return err == nil && now.Up && now.SeenAt.After(first.SeenAt)
 	})
-	if err := front.Members.ForceDown(t.Context(), "writer", "h1", true); err != nil {
+	if err := front.Members.ForceDown(t.Context(), "writer", "host-1", true); err != nil {
 		t.Fatal(err)
 	}
-	if err := front.Members.Remove(t.Context(), "writer", "h1"); err != nil {
+	if err := front.Members.Remove(t.Context(), "writer", "host-1"); err != nil {
 		t.Fatal(err)
 	}
 	waittest.Until(t, "the removed member to join again", func() bool {
-		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		now, err := front.Members.Get(t.Context(), "writer", "host-1")
 		return err == nil && now.Up
 	})
-	if strings.Contains(workerLog.String(), "heartbeat failed") {
-		t.Errorf("the worker has joined again, and its log has a failure:\n%s", workerLog)
+	if log := c.Service("worker").Log(); strings.Contains(log, "heartbeat failed") {
+		t.Errorf("the worker has joined again, and its log has a failure:\n%s", log)
 	}
-	if code, out, errs := w.command(t, env, "dlq", "list"); code != 0 || !strings.Contains(out, "no dead letters") {
-		t.Errorf("dlq: %d %s %s", code, errs, out)
+	if out := c.Command("dlq", "list"); !strings.Contains(out, "no dead letters") {
+		t.Errorf("dlq: %s", out)
 	}
-	stop()
-	if last, err := front.Members.Get(t.Context(), "writer", "h1"); err != nil || last.Up || !last.Departed {
+	c.Service("worker").Stop()
+	if last, err := front.Members.Get(t.Context(), "writer", "host-1"); err != nil || last.Up || !last.Departed {
 		t.Errorf("after the end: %+v, %v", last, err)
 	}
 }
