@@ -73,9 +73,6 @@ func (s *server) target() api.Target[*store.Server] {
 	}
 }
 
-// maxMetadata is the highest number of metadata items of a server: Nova's quota metadata_items.
-const maxMetadata = 128
-
 type createServer struct {
 	Server newServer `json:"server"`
 }
@@ -136,8 +133,8 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	switch {
 	case in.KeyName != "": // nova-mini has no key pairs
 		return out, fault.New(fault.Invalid, "Invalid key_name provided.")
-	case len(in.Metadata) > maxMetadata:
-		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
+	case s.tooManyItems(len(in.Metadata)) != nil:
+		return out, s.tooManyItems(len(in.Metadata))
 	case in.Zone != "" && in.Zone != zone:
 		return out, fault.New(fault.Invalid, "The requested availability zone is not available")
 	}
