@@ -46,28 +46,14 @@ func (natural) JSONSchema() string {
 	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
 }
 
-// falseTexts are all values that Nova accepts for false.
-const falseTexts = `false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"`
-
 // boolean has all values that Nova accepts as a boolean.
 type boolean struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
 func (boolean) JSONSchema() string {
-	return `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", ` + falseTexts + `]}`
+	return `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes",
+		false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"]}`
 }
-
-// alwaysFalse is a boolean that must be false.
-type alwaysFalse struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (alwaysFalse) JSONSchema() string { return `{"enum": [` + falseTexts + `]}` }
-
-// alwaysOne is a number that must be 1, or 1 as a text.
-type alwaysOne struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (alwaysOne) JSONSchema() string { return `{"enum": [1, "1"]}` }
 
 // alwaysEmpty is an empty text, for an attribute that nova-mini does not have.
 type alwaysEmpty string

@@ -45,6 +45,8 @@ const (
 type CreateData struct {
 	// Need are the resources that the server needs of a host.
 	Need compute.Resources `json:"need,omitzero"`
+	// OnlyHost is the host that the client asks for, or empty for any host.
+	OnlyHost string `json:"only_host,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.

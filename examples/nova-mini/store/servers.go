@@ -116,6 +116,9 @@ type Server struct {
 	// kept until the server has been built.
 	UserData  *string `db:"user_data"`
 	AdminPass *string `db:"admin_pass"`
+
+	// OnlyHost is for CreateServer: the only host on which the server may be built. Empty: any host.
+	OnlyHost string `db:"-"`
 }
 
 // hidden are the columns of a server that most queries do not read, with what they read instead.
@@ -179,12 +182,21 @@ func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to build the server.
+// Spec returns what a driver needs to build the server, see [Store.ServerToBuild].
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
-		Resources: s.Need(), Metadata: s.Metadata.V,
+		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
+		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass),
 	}
+}
+
+// orEmpty returns the text, or "" for nil.
+func orEmpty(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // NoServer returns the error NotFound for a server that does not exist.
@@ -218,7 +230,7 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 				return db.Error(err)
 			}
-			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need()}); err != nil {
+			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost}); err != nil {
 				return err
 			}
 		}
