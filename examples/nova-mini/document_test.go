@@ -335,13 +335,16 @@ func (j *judge) servers() {
 	const action = "/v2.1/servers/{id}/action"
 	j.do(400, "POST", "/v2.1/servers", `{}`)
 	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "s", "flavorRef": 1, "imageRef": "cirros", "min_count": 1, "max_count": "1", "metadata": {"a": "b"},
-		"networks": [{"uuid": "a"}], "availability_zone": "nova", "OS-DCF:diskConfig": "MANUAL", "config_drive": false}}`)
+		"networks": [], "availability_zone": "nova", "OS-DCF:diskConfig": "AUTO", "config_drive": true, "user_data": "SGVsbG8=", "adminPass": "p"}}`)
 	var made struct{ Server struct{ ID string } }
 	if err := json.Unmarshal(raw, &made); err != nil {
 		j.Fatal(err)
 	}
 	id := made.Server.ID
 	j.await(id, "ACTIVE")
+	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, key none, 5 bytes of user data, password set: true") {
+		j.Errorf("the guest was told nothing: %s", log)
+	}
 	for _, path := range []string{"/v2.1/servers", "/v2.1/servers/detail"} {
 		j.do(200, "GET", path, "", "?limit=1&all_tenants=True")
 		j.do(200, "GET", path, "", "?marker="+id)

@@ -142,7 +142,10 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried})
+	if data.OnlyHost != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
+		return operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", data.OnlyHost, compute.ChosenHostSince))
+	}
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost})
 	if errors.Is(err, scheduler.ErrNoValidHost) {
 		text := err.Error()
 		if f, ok := errors.AsType[*fault.Error](err); ok {
@@ -180,8 +183,12 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
+	spec := srv.Spec()
+	if spec.NeedsGuestData() && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // it would build the server without the data
+		return operation.Transient(fault.New(fault.Unavailable, "the data of the guest cannot be sent before all compute services have version %v", compute.GuestDataSince))
+	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
-		Spec: srv.Spec(), Token: op.Token, Generation: generationOf(op.Token),
+		Spec: spec, Token: op.Token, Generation: generationOf(op.Token),
 	}))
 }
 

@@ -45,6 +45,8 @@ const (
 type CreateData struct {
 	// Need are the resources that the server needs of a host.
 	Need compute.Resources `json:"need,omitzero"`
+	// OnlyHost is the host that the client asks for, or empty for any host.
+	OnlyHost string `json:"only_host,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
@@ -75,8 +77,18 @@ var serversWithTasks = func() string {
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
-	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
+	columns := strings.Split(db.Columns[Server](), ", ")
+	for i, name := range columns {
+		switch value := hidden[name]; {
+		case name == `"task_state"`:
+			columns[i] = "CASE " + cases.String() + "END AS task_state"
+		case value != "":
+			columns[i] = value + " AS " + name
+		default:
+			columns[i] = "s." + name
+		}
+	}
+	return `(SELECT ` + strings.Join(columns, ", ") + `
 		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 

@@ -15,9 +15,9 @@ type NextRequest struct {
 
 // The methods that only the next release has, one of each interface.
 var (
-	NextWorker    = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Worker, Name: "next", Since: v15})
+	NextWorker    = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Worker, Name: "next", Since: v16})
 	NextConductor = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Conductor, Name: "next", Since: v15})
-	NextScheduler = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Scheduler, Name: "next", Since: v11})
+	NextScheduler = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Scheduler, Name: "next", Since: v12})
 )
 
 // SendNext sends a method of the next release if all servers have it. It logs a line if that was not so.
