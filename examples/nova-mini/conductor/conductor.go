@@ -173,7 +173,7 @@ func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op
 // castBuild casts the request to build to the compute service. The runner calls castBuild again until a report comes, because
 // the compute service may be busy or down, or the message may be lost.
 func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	srv, err := s.cfg.Store.ServerToBuild(ctx, op.Resource)
 	if err != nil {
 		return err
 	}

@@ -75,8 +75,9 @@ var serversWithTasks = func() string {
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return name == `"task_state"` })
-	return `(SELECT s.` + strings.Join(columns, ", s.") + `, CASE ` + cases.String() + `END AS task_state FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
+	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
+	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
+		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 
 // Operations returns the store of the operations on servers.

@@ -17,10 +17,11 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Size is a flavor's id and the resources of a server of that flavor.
+// Size is a flavor's id, the resources of a server of that flavor, and what the server keeps of the flavor. Boot is nil for an earlier release.
 type Size struct {
 	FlavorID string            `json:"flavor"`
 	Has      compute.Resources `json:"has"`
+	Boot     *BootFlavor       `json:"boot,omitempty"`
 }
 
 // Resize is a resize that is neither confirmed nor reverted. Until then the server's claim covers both sizes.
@@ -31,10 +32,11 @@ type Resize struct {
 	Running bool `json:"running"`
 }
 
-func (s *Server) size() Size { return Size{s.FlavorID, s.Need()} }
+func (s *Server) size() Size { return Size{s.FlavorID, s.Need(), s.BootFlavor.V} }
 
 func (s *Server) setSize(z Size) {
 	s.FlavorID, s.VCPUs, s.MemoryMiB, s.DiskGiB = z.FlavorID, z.Has.VCPUs, z.Has.MemoryMiB, z.Has.DiskGiB
+	s.BootFlavor.V = z.Boot
 }
 
 // Holds returns the resources that the server's claim covers: of two sizes during a resize, the larger amount of each
@@ -66,7 +68,7 @@ func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action) er
 // [placement.ErrNoRoom], if the host has too little. The text of ErrNoRoom names the host and amounts, which the server's
 // project must not see.
 func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
-	return s.beginAction(ctx, id, compute.Resize, &ActData{Resize: &Size{f.ID, f.Resources()}})
+	return s.beginAction(ctx, id, compute.Resize, &ActData{Resize: &Size{f.ID, f.Resources(), f.Boot()}})
 }
 
 func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, data *ActData) error {
@@ -239,7 +241,7 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	resizing := srv.Resize.V != nil
 	srv.applyEnd(a, details, now)
 	srv.UpdatedAt = now
-	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
 		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
 		fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
