@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -29,13 +30,11 @@ func (s *server) limitRoutes(all, _ *api.Group) {
 
 // queryOf returns the schemas of a query with parameters that are texts. Other parameters are refused since [strictSince].
 func queryOf(names ...string) []api.Schema {
-	properties := ""
+	list := make([]string, len(names))
 	for i, name := range names {
-		if i > 0 {
-			properties += ", "
-		}
-		properties += `"` + name + `": {"type": "array", "items": {"type": "string"}}`
+		list[i] = `"` + name + `": {"type": "array", "items": {"type": "string"}}`
 	}
+	properties := strings.Join(list, ", ")
 	return []api.Schema{
 		{Max: "2.74", JSON: `{"type": "object", "properties": {` + properties + `}}`},
 		{Min: strictSince, JSON: `{"type": "object", "properties": {` + properties + `}, "additionalProperties": false}`},

@@ -3,7 +3,7 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -94,8 +94,8 @@ func (s *Store) tooMany(ctx context.Context, err error, list []*Server) error {
 	var names, wants, uses, limits []string
 	for _, u := range used {
 		if n := requested[u.Class]; u.Limit != quota.Unlimited && u.Used+n > u.Limit {
-			names, wants = append(names, u.Class), append(wants, fmt.Sprint(n))
-			uses, limits = append(uses, fmt.Sprint(u.Used)), append(limits, fmt.Sprint(u.Limit))
+			names, wants = append(names, u.Class), append(wants, strconv.FormatInt(n, 10))
+			uses, limits = append(uses, strconv.FormatInt(u.Used, 10)), append(limits, strconv.FormatInt(u.Limit, 10))
 		}
 	}
 	if len(names) == 0 { // another server was deleted meanwhile
