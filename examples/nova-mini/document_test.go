@@ -342,7 +342,7 @@ func (j *judge) servers() {
 	}
 	id := made.Server.ID
 	j.await(id, "ACTIVE")
-	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, 5 bytes of user data, password set: true") {
+	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, 5 bytes of user data, password set: true, key set: false") {
 		j.Errorf("the guest was told nothing: %s", log)
 	}
 	for _, path := range []string{"/v2.1/servers", "/v2.1/servers/detail"} {

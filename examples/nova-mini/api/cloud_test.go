@@ -62,13 +62,24 @@ func eachCloud(t *testing.T, f func(c *cloud)) {
 
 func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	t.Helper()
+	eachCloudOf(t, rules, nil, f)
+}
+
+// eachCloudLimited is eachCloud with limits.
+func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
+	eachCloudOf(t, api.Rules(), limits, f)
+}
+
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
-		s := store.New(d)
+		s := store.NewLimited(d, limits)
 		bus := rpctest.NewBus(t)
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -349,8 +350,6 @@ func (s *server) checkParts(ctx context.Context, n *newServer) error {
 // check returns an error for what the cloud does not have, or limits.
 func (n *newServer) check() error {
 	switch {
-	case n.KeyName != "": // nova-mini has no key pairs
-		return fault.New(fault.Invalid, "Invalid key_name provided.")
 	case len(n.Metadata) > maxMetadata:
 		return tooMuchMetadata()
 	case len(n.Certificates) > 0:
@@ -549,6 +548,9 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, at)
+	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
+		return out, err
+	}
 	if err := r.Body.addHints(of); err != nil {
 		return out, err
 	}
@@ -575,6 +577,21 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		}
 	}
 	return out, err
+}
+
+// addKey gives a server a key pair of its user. An empty name is none. Errors: Invalid, with Nova's text, if the key pair does not exist.
+func (s *server) addKey(ctx context.Context, srv *store.Server, name string) error {
+	if name == "" {
+		return nil
+	}
+	k, err := s.cfg.Store.KeyPair(ctx, srv.UserID, name)
+	if errors.Is(err, fault.NotFound) {
+		return fault.New(fault.Invalid, "Invalid key_name provided.")
+	}
+	if err == nil {
+		srv.KeyName, srv.PublicKey = &k.Name, &k.PublicKey
+	}
+	return err
 }
 
 // addHints gives a server the hints of the request. Errors: Invalid, if the group of the hints does not exist.
@@ -628,12 +645,4 @@ func (t tags) sorted() []string {
 	out := slices.Clone(t)
 	slices.Sort(out)
 	return slices.Compact(out)
-}
-
-// description is a printable text, or null.
-type description string
-
-// JSONSchema implements api.JSONSchemer.
-func (description) JSONSchema() string {
-	return `{"type": "string", "maxLength": 255, "pattern": "^[^\\p{C}\\p{Zl}\\p{Zp}]*$"}`
 }

@@ -31,7 +31,14 @@ func (s *server) routes() {
 	})
 	withBody := api.NewGroup(all, api.Route{Errors: []int{http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}})
 	for _, add := range []func(all, withBody *api.Group){
-		s.extensionRoutes, s.flavorRoutes, s.serverRoutes, s.actionRoutes, s.serviceRoutes, s.hypervisorRoutes,
+		s.extensionRoutes,
+		s.flavorRoutes,
+		s.specRoutes,
+		s.keyPairRoutes,
+		s.serverRoutes,
+		s.actionRoutes,
+		s.serviceRoutes,
+		s.hypervisorRoutes,
 	} {
 		add(all, withBody)
 	}

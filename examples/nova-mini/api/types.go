@@ -16,7 +16,15 @@ func (name) JSONSchema() string {
 	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
 }
 
-// metadata is the metadata of a server.
+// description is a text of at most 65,535 characters, without control characters other than line ends.
+type description string
+
+// JSONSchema implements api.JSONSchemer.
+func (description) JSONSchema() string {
+	return `{"type": "string", "maxLength": 65535, "pattern": "^[^\\p{Cc}\\p{Cs}\\p{Cn}\\p{Co}]*$"}`
+}
+
+// metadata is the metadata of a server, or the extra specs of a flavor.
 type metadata map[string]string
 
 // JSONSchema implements api.JSONSchemer.

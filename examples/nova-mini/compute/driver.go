@@ -150,20 +150,22 @@ type Spec struct {
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 
-	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData is not empty or ConfigDrive is
-	// set. Other drivers are not asked for such servers, and ignore the values.
+	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty or
+	// ConfigDrive is set. Other drivers are not asked for such servers, and ignore the values.
 
 	// Hostname is the name of the guest. It is empty for a server of an earlier release.
 	Hostname    string `json:"hostname,omitempty"`
 	ConfigDrive bool   `json:"config_drive,omitempty"`
 	// UserData is base64, with at most 65,535 characters.
 	UserData string `json:"user_data,omitempty"`
+	// PublicKey is the public key with which the user logs in, in the form of OpenSSH, or a certificate in the form PEM.
+	PublicKey string `json:"public_key,omitempty"`
 	// AdminPass is the password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `json:"admin_pass,omitempty"`
 }
 
 // NeedsGuestData reports whether the server needs a driver with CapGuestData.
-func (s *Spec) NeedsGuestData() bool { return s.ConfigDrive || s.UserData != "" }
+func (s *Spec) NeedsGuestData() bool { return s.ConfigDrive || s.UserData != "" || s.PublicKey != "" }
 
 // PowerState is a server's state as the driver reports it. The numbers are Nova's.
 type PowerState int

@@ -112,9 +112,10 @@ type Server struct {
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// UserData (base64, as the client has sent it) and AdminPass are large or secret, so only [Store.ServerToBuild] reads them. AdminPass is
-	// kept until the server has been built.
+	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
+	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
 	UserData  *string `db:"user_data"`
+	PublicKey *string `db:"public_key"`
 	AdminPass *string `db:"admin_pass"`
 
 	// OnlyHost is for CreateServer: the only host on which the server may be built. Empty: any host.
@@ -122,7 +123,7 @@ type Server struct {
 }
 
 // hidden are the columns of a server that most queries do not read, with what they read instead.
-var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"admin_pass"`: "NULL"}
+var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL"}
 
 // serverColumns returns the columns of a server, without those of the map, which are read as its values.
 func serverColumns(without map[string]string) string {
@@ -146,7 +147,7 @@ type BootFlavor struct {
 
 // Boot returns what a server keeps of its flavor.
 func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB}
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V}
 }
 
 // Flavor returns the flavor at the server's last boot or resize. For a server of an earlier release, which has kept only the sum of its
@@ -187,7 +188,7 @@ func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
-		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass),
+		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}
 }
 

@@ -115,7 +115,7 @@ func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 			return err
 		}
 		if !info.Has(compute.CapGuestData) {
-			return fault.New(fault.Unimplemented, "server %s has user data or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+			return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
 		}
 	}
 	return d.Spawn(ctx, spec)

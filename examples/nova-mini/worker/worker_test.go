@@ -208,8 +208,9 @@ func TestGuestData(t *testing.T) {
 		caps  []driver.Capability
 		wants string
 	}{
-		{compute.Spec{UserData: "QQ=="}, nil, "server s has user data or a config drive, and the driver d does not have the capability guest-data"},
+		{compute.Spec{UserData: "QQ=="}, nil, "server s has user data, a key pair or a config drive, and the driver d does not have the capability guest-data"},
 		{compute.Spec{ConfigDrive: true}, nil, "does not have the capability guest-data"},
+		{compute.Spec{PublicKey: "ssh-rsa A"}, nil, "does not have the capability guest-data"},
 		{compute.Spec{AdminPass: "x", Hostname: "h"}, nil, ""},
 		{compute.Spec{UserData: "QQ==", ConfigDrive: true}, []driver.Capability{compute.CapGuestData}, ""},
 	} {
