@@ -35,7 +35,7 @@ func (s *server) routes() {
 		s.flavorRoutes,
 		s.specRoutes,
 		s.keyPairRoutes,
-		s.serverRoutes,
+		s.serverRoutes, s.metadataRoutes, s.tagRoutes, s.partRoutes,
 		s.actionRoutes,
 		s.serviceRoutes,
 		s.hypervisorRoutes,

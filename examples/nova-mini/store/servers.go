@@ -305,6 +305,30 @@ func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server
 	return srv, err
 }
 
+// ChangeServer changes what its client says about a server: Name, Description, Hostname, the addresses, AutoDisk, PinnedZone, Metadata and Tags. It
+// calls change with the server, without its task, and writes these values. An error of change is returned, and nothing is changed. Errors:
+// NotFound; Invalid if the metadata have more than 65,535 bytes as JSON.
+func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server) error) (*Server, error) {
+	var srv *Server
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) (err error) {
+		if srv, err = s.lockServer(ctx, tx, id); err != nil {
+			return err
+		}
+		if err := change(srv); err != nil {
+			return err
+		}
+		if err := checkMetadata(srv.Metadata); err != nil {
+			return err
+		}
+		srv.UpdatedAt = now
+		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET name = :name, description = :description, hostname = :hostname, access_ip_v4 = :access_ip_v4,
+			access_ip_v6 = :access_ip_v6, auto_disk_config = :auto_disk_config, pinned_zone = :pinned_zone, metadata = :metadata, tags = :tags,
+			updated_at = :updated_at WHERE id = :id`, srv)
+		return db.Error(err)
+	})
+	return srv, err
+}
+
 // BeginDelete begins the deletion of a server. A deletion preempts every other operation on the server. If the server is
 // already being deleted, BeginDelete does nothing. Errors: NotFound.
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
