@@ -297,7 +297,9 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.keyPairs()
 	j.servers()
 	j.hosts()
-	for _, path := range []string{"/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
+	j.do(200, "GET", "/v2.1/images/{id}", "", "cirros")
+	j.do(404, "GET", "/v2.1/images/{id}", "", "none")
+	for _, path := range []string{"/v2.1/images", "/v2.1/images/detail", "/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
 		j.do(200, "GET", path, "")
 	}
 	for _, what := range j.missed() {

@@ -38,6 +38,7 @@ type options struct {
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Quota           quotaOptions                 `section:"quota"`
+	Image           imageOptions                 `section:"image"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -74,6 +75,11 @@ func (q *quotaOptions) limits() store.Limits {
 		store.Instances: q.Instances, store.Cores: q.Cores, store.RAM: q.RAM, store.Metadata: q.Metadata,
 		store.KeyPairs: q.KeyPairs, store.ServerGroups: q.ServerGroups, store.GroupMembers: q.GroupMembers,
 	}
+}
+
+// imageOptions say where the images are. Nova has no such section, because it always has an image service.
+type imageOptions struct {
+	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; images.json there may say more of them (default: with the fake driver the image cirros, and with another driver any name that it knows)"`
 }
 
 type linkOptions struct {

@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
@@ -29,9 +30,25 @@ import (
 type process = component.Process[options]
 
 func wireAPI(_ context.Context, p *process) error {
+	images, err := images(p.Options)
+	if err != nil {
+		return err
+	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
+}
+
+// images returns the images that the API knows.
+func images(o *options) (image.Source, error) {
+	if dir := o.Image.Directory; dir != "" {
+		s, err := image.Directory(dir)
+		return s, about("image.directory", err)
+	}
+	if o.driver().Driver == "fake" {
+		return image.BuiltIn(), nil
+	}
+	return nil, nil
 }
 
 func wireConductor(_ context.Context, p *process) error {

@@ -20,6 +20,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
+	novaimage "github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -62,16 +63,22 @@ func eachCloud(t *testing.T, f func(c *cloud)) {
 
 func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	t.Helper()
-	eachCloudOf(t, rules, nil, f)
+	eachCloudOf(t, rules, nil, nil, f)
 }
 
 // eachCloudLimited is eachCloud with limits.
 func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
 	t.Helper()
-	eachCloudOf(t, api.Rules(), limits, f)
+	eachCloudOf(t, api.Rules(), limits, nil, f)
 }
 
-func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(c *cloud)) {
+// eachCloudImages is eachCloud with images.
+func eachCloudImages(t *testing.T, images novaimage.Source, f func(c *cloud)) {
+	t.Helper()
+	eachCloudOf(t, api.Rules(), nil, images, f)
+}
+
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images novaimage.Source, f func(c *cloud)) {
 	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -85,7 +92,7 @@ func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(
 		t.Cleanup(func() { client.Close() })
 		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
 		c.Handler = checked(t, handler(t, api.Config{
-			Store: s, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+			Store: s, Images: images, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
 		}, restapi.Config{
 			Enforce: enforcer.Enforce,
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {

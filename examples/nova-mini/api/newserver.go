@@ -543,6 +543,9 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return out, err
 	}
+	if err := s.checkImage(ctx, in.ImageRef, f); err != nil {
+		return out, err
+	}
 	of := in.template(reqctx.From(ctx), f, at)
 	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
 		return out, err

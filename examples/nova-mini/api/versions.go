@@ -45,7 +45,7 @@ var Changes = []Change{
 	{"2.33", "hypervisors: pages; new servers: no tags of disks", "servers"},
 	{"2.34", "live migrations: checked later", ""},
 	{"2.35", "key pairs: pages", "os-keypairs"},
-	{"2.36", "proxies to other services are removed", "limits"},
+	{"2.36", "proxies to other services are removed", "images limits"},
 	{"2.37", "new servers: networks auto and none, and required", "servers"},
 	{"2.38", "servers: an unknown status is refused", ""},
 	{"2.39", "metadata of images is removed", "limits"},
