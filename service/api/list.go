@@ -149,7 +149,7 @@ func checkFilter(f *listing.Filter) error {
 	case !slices.Contains(kinds, f.Kind):
 		return fmt.Errorf("the operator %q cannot compare the kind %q: use one of %q", f.Operator, f.Kind, kinds)
 	case len(f.Values) > 0 && (f.Kind != listing.Text || f.Operator != listing.Equal && f.Operator != listing.In):
-		return errors.New("Values are for texts that are Equal or In")
+		return errors.New("the field Values is for texts that are Equal or In")
 	case f.Operator == listing.Refused && (f.Column != "" || f.Rule != ""):
 		return errors.New("it is refused for all clients, so Column and Rule have no effect")
 	case f.Denied != nil && f.Rule == "":

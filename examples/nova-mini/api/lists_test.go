@@ -115,7 +115,7 @@ func TestServerFilters(t *testing.T) {
 		if len(visible["admin"]) != 30 || len(visible["member"]) != 15 {
 			c.Fatalf("%d and %d servers", len(visible["admin"]), len(visible["member"]))
 		}
-		for _, name := range strings.Fields(novaFilters + " " + novaTagFilters + " " + novaJoined) {
+		for name := range strings.FieldsSeq(novaFilters + " " + novaTagFilters + " " + novaJoined) {
 			for _, who := range []string{"admin", "member"} {
 				all := ""
 				if who == "admin" {

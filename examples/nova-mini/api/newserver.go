@@ -25,7 +25,6 @@ import (
 
 // Limits of new servers. Those with a name of Nova are its quotas.
 const (
-	maxMetadata    = 128   // metadata_items
 	maxFiles       = 5     // injected_files
 	maxFilePath    = 255   // injected_file_path_bytes
 	maxFileContent = 10240 // injected_file_content_bytes
@@ -344,14 +343,15 @@ func (s *server) checkParts(ctx context.Context, n *newServer) error {
 			}
 		}
 	}
+	if err := s.tooManyItems(len(n.Metadata)); err != nil {
+		return err
+	}
 	return n.check()
 }
 
 // check returns an error for what the cloud does not have, or limits.
 func (n *newServer) check() error {
 	switch {
-	case len(n.Metadata) > maxMetadata:
-		return tooMuchMetadata()
 	case len(n.Certificates) > 0:
 		return notSupported("Trusted image certificates are not supported: the cloud does not check signatures of images.")
 	}
@@ -364,10 +364,6 @@ func (n *newServer) check() error {
 		}
 	}
 	return nil
-}
-
-func tooMuchMetadata() error {
-	return fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
 }
 
 // decodeBase64 decodes base64, which may have line breaks, as Nova does.

@@ -43,6 +43,8 @@ func Rules() []policy.Rule {
 		flavorRules,
 		specRules,
 		keyPairRules,
+		limitRules,
+		zoneRules,
 		serviceRules,
 		hypervisorRules,
 	) {

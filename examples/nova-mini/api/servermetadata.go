@@ -82,8 +82,8 @@ func (s *server) changeMetadata(ctx context.Context, srv *store.Server, what str
 		if err := checkState(srv, what); err != nil {
 			return err
 		}
-		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil && len(srv.Metadata.V) > maxMetadata {
-			err = tooMuchMetadata()
+		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil {
+			err = s.tooManyItems(len(srv.Metadata.V))
 		}
 		return err
 	})

@@ -85,7 +85,7 @@ func TestUpdateServer(t *testing.T) {
 // TestServerMetadata: the metadata of a server are read and changed as in Nova.
 func TestServerMetadata(t *testing.T) {
 	t.Parallel()
-	eachCloud(t, func(c *cloud) {
+	eachCloudLimited(t, store.Limits{store.Metadata: 128}, func(c *cloud) {
 		id := c.launched()
 		many := func(n int) string {
 			var items []string

@@ -225,7 +225,7 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 			return err
 		}
 	}
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		for _, srv := range list {
 			srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
 			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
@@ -235,8 +235,9 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 				return err
 			}
 		}
-		return nil
+		return s.reserve(ctx, tx, list...) // late, because other requests of the project wait from here on
 	})
+	return s.tooMany(ctx, err, list)
 }
 
 // checkMetadata returns Invalid if the metadata of a server are too long.
@@ -398,7 +399,11 @@ func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details stri
 // Remove deletes a server and releases its claim. It runs in the transaction in which the operation ends. A server that
 // does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
-	if _, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id); err != nil {
+	_, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
+	if err == nil {
+		err = s.quotas.Release(ctx, tx, id)
+	}
+	if err != nil {
 		return err
 	}
 	return s.release(ctx, tx, id)
