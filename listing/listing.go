@@ -76,6 +76,8 @@ type Filter struct {
 	// Operator and Kind say what the filter does. Default: [Equal] to a [Text].
 	Operator Operator
 	Kind     Kind
+	// Values are the values, of the kind Text, that the filter accepts, in upper or lower case. Another value is Invalid. Empty: all values.
+	Values []string
 	// Since and Until are the first and the last microversion of the filter. In other versions it is an unknown parameter. Empty:
 	// the first and the last version of the route.
 	Since, Until string
@@ -84,7 +86,7 @@ type Filter struct {
 	Rule string
 	// Denied is the error for clients that the rule denies. Default: the error of the policy.
 	Denied error
-	// Invalid is the text of the error, with status 400, for a value that is not of the Kind, is not a regular expression, or for
+	// Invalid is the text of the error, with status 400, for a value that is not of the Kind or not one of Values, is not a regular expression, or for
 	// which the filter is [Refused]. %s stands for the value, and for the name if the filter is Refused. Default: a text that names the parameter and the value.
 	Invalid string
 }

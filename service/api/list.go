@@ -148,6 +148,8 @@ func checkFilter(f *listing.Filter) error {
 		return fmt.Errorf("the operator %q does not exist: use a constant of package listing", f.Operator)
 	case !slices.Contains(kinds, f.Kind):
 		return fmt.Errorf("the operator %q cannot compare the kind %q: use one of %q", f.Operator, f.Kind, kinds)
+	case len(f.Values) > 0 && (f.Kind != listing.Text || f.Operator != listing.Equal && f.Operator != listing.In):
+		return errors.New("the field Values is for texts that are Equal or In")
 	case f.Operator == listing.Refused && (f.Column != "" || f.Rule != ""):
 		return errors.New("it is refused for all clients, so Column and Rule have no effect")
 	case f.Denied != nil && f.Rule == "":
@@ -417,6 +419,9 @@ func (f *listFilter) conditions(values []string) ([]listing.Condition, error) {
 func parseFilter(f *listing.Filter, text string) (value any, problem string) {
 	switch f.Kind {
 	case listing.Text:
+		if len(f.Values) > 0 && !slices.ContainsFunc(f.Values, func(v string) bool { return strings.EqualFold(v, text) }) {
+			return nil, "is not one of [" + strings.Join(quoteAll(f.Values), ", ") + "]"
+		}
 	case listing.Integer:
 		n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 		if errors.Is(err, strconv.ErrSyntax) {
@@ -442,6 +447,15 @@ func parseFilter(f *listing.Filter, text string) (value any, problem string) {
 		return re, ""
 	}
 	return text, ""
+}
+
+// quoteAll quotes texts as Python does.
+func quoteAll(list []string) []string {
+	out := make([]string, len(list))
+	for i, text := range list {
+		out[i] = quotePython(text)
+	}
+	return out
 }
 
 // booleans are the texts that OpenStack accepts as a boolean, in lower case.

@@ -50,6 +50,7 @@ var disks = listing.Spec{
 		{Name: "rack", Column: "rack", Rule: "admin", Denied: fault.New(fault.Invalid, "Invalid filter field: rack.")},
 		{Name: "zone", Column: "zone", Rule: "broken"},
 		{Name: "ip", Operator: listing.Refused},
+		{Name: "kind", Values: []string{"fast", "slow"}, Operator: listing.In, Column: "kind"},
 		{Name: "custom"},
 	},
 	Sorts: []listing.Sort{
@@ -127,6 +128,8 @@ func TestList(t *testing.T) {
 		{"", "", "status=a&status=b", with(listing.Condition{Name: "status", Column: "state", Operator: listing.In, Values: []any{"a", "b"}}), ""},
 		{"", "", "owner=a&owner=b", with(listing.Condition{Name: "owner", Column: "owner", Values: []any{"a"}}, listing.Condition{Name: "owner", Column: "owner", Values: []any{"b"}}), ""},
 		{"", "", "path=/a", with(listing.Condition{Name: "path", Column: "path", Operator: listing.Prefix, Values: []any{"/a"}}), ""},
+		{"", "", "kind=FAST&kind=slow", with(listing.Condition{Name: "kind", Column: "kind", Operator: listing.In, Values: []any{"FAST", "slow"}}), ""},
+		{"", "", "kind=fast&kind=odd", all, "400 Invalid input for query parameters kind. Value: odd. 'odd' is not one of ['fast', 'slow']"},
 		{"", "", "custom=x", with(listing.Condition{Name: "custom", Values: []any{"x"}}), ""},
 		{"", "", "size=10", with(listing.Condition{Name: "size", Column: "size_gib", Operator: listing.AtLeast, Values: []any{int64(10)}}), ""},
 		{"", "", "size=99999999999999999999", with(listing.Condition{Name: "size", Column: "size_gib", Operator: listing.AtLeast, Values: []any{int64(1<<63 - 1)}}), ""},
@@ -247,8 +250,8 @@ func TestListDocument(t *testing.T) {
 	t.Parallel()
 	m := listMux(&disks, func(*api.Request[api.None]) {})
 	for version, want := range map[string]string{
-		"3.1": "changes-since custom host limit marker name owner path rack ready size sort sort_dir sort_key status zone",
-		"3.2": "changes-before changes-since custom host limit marker name owner path rack ready size sort sort_dir sort_key status zone",
+		"3.1": "changes-since custom host kind limit marker name owner path rack ready size sort sort_dir sort_key status zone",
+		"3.2": "changes-before changes-since custom host kind limit marker name owner path rack ready size sort sort_dir sort_key status zone",
 	} {
 		v, err := api.ParseVersion(version)
 		if err != nil {

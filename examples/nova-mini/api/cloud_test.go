@@ -52,7 +52,8 @@ type cloud struct {
 	db    *sqlx.DB
 	bus   rpcbus.Bus
 	log   *bytes.Buffer
-	down  error // what Config.Bus returns; nil: the bus is up
+	down  error  // what Config.Bus returns; nil: the bus is up
+	at    string // the version of ask and list; "": 2.1
 }
 
 // eachCloud runs f with an API on every database, with the default rules.
@@ -151,10 +152,10 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 	})
 }
 
-// ask sends a request at 2.1.
+// ask sends a request at the version of the cloud.
 func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
 	c.Helper()
-	return c.askAt("2.1", who, method, path, body)
+	return c.askAt(cmp.Or(c.at, "2.1"), who, method, path, body)
 }
 
 // askAt sends a request at a microversion.
@@ -257,6 +258,9 @@ func (c *cloud) addServers() {
 			srv := &store.Server{
 				ID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", (n*7919)%100000), Name: []string{"web-1", "web-2", "WEB", "db.1", "w+b", "Ä%_"}[n%6],
 				ProjectID: project, UserID: []string{"u1", "u2"}[n/2%2], ImageRef: []string{"", "img-1", "img-2"}[n%3], FlavorID: []string{"1", "2", "10"}[n/2%3],
+				Description: []*string{nil, str(""), str("a box"), str("Box")}[n%4], Hostname: []string{"web-1", "db", "x.example.org"}[n%3], KeyName: []*string{nil, str("k1"), str("k2")}[n/2%3],
+				ReservationID: []string{"r-1", "r-2"}[n/3%2], LaunchIndex: n % 11, AccessIPv4: []string{"", "10.0.0.1", "10.0.0.2"}[n%3], AccessIPv6: []string{"fe80::1", ""}[n%2],
+				AutoDisk: n%2 == 0, ConfigDrive: n%3 == 0, Tags: db.JSONOf([][]string{nil, {"a"}, {"a", "b"}, {"b", "c"}, {`"a"`, "A"}}[n%5]),
 			}
 			if err := c.store.CreateServer(c.Context(), srv); err != nil {
 				c.Fatal(err)

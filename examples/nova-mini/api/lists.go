@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -20,14 +21,13 @@ import (
 // strictSince is the microversion from which unknown parameters of servers are refused.
 const strictSince = "2.75"
 
-// servers are all filters and sort keys that Nova has at microversion 2.1. A filter is refused if nova-mini does not have the attribute,
-// or if Nova refuses the filter, too. Nova's other sort keys are refused, because nova-mini does not have their attributes. A filter
-// without a column is applied by serverQuery.
+// servers are all filters and sort keys that Nova has. A filter is refused if Nova refuses the filter, too. A filter without a column is applied by
+// serverQuery. Nova's sort keys that have no effect are refused.
 var servers = listing.Spec{
 	MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince,
 	Default:          listing.SortKey{Column: "created_at", Desc: true},
 	InvalidDirection: "Invalid input received: Unknown sort direction, must be 'desc' or 'asc'",
-	Filters: append([]listing.Filter{
+	Filters: slices.Concat([]listing.Filter{
 		{Name: "uuid", Column: "id"},
 		{Name: "project_id", Column: "project_id"},
 		{Name: "tenant_id", Column: "project_id"},
@@ -37,36 +37,54 @@ var servers = listing.Spec{
 		{Name: "flavor", Column: "flavor_id"},
 		{Name: "vm_state", Column: "vm_state"},
 		{Name: "task_state", Column: "task_state"},
-		{Name: "name", Column: "name", Operator: listing.Regexp},
-		{Name: "display_name", Column: "name", Operator: listing.Regexp},
 		{Name: "changes-since", Column: "updated_at", Kind: listing.Time, Operator: listing.AtLeast},
+		{Name: "changes-before", Column: "updated_at", Kind: listing.Time, Operator: listing.AtMost, Since: "2.66"},
 		{Name: "host", Column: "host", Rule: ruleAllFilters, Denied: hostFilter("host")},
 		{Name: "node", Column: "host", Operator: listing.Regexp, Rule: ruleAllFilters, Denied: hostFilter("node")},
-		{Name: "power_state", Operator: listing.Regexp},
-		{Name: "availability_zone", Operator: listing.Regexp},
-		{Name: "created_at", Operator: listing.Regexp},
-		{Name: "launched_at", Operator: listing.Regexp},
-		{Name: "status", Operator: listing.In},
+		{Name: "status", Operator: listing.In, Until: "2.37"},
+		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), statusDeleted), Invalid: "Invalid status value"},
+		{Name: "tags", Since: "2.26"},
+		{Name: "tags-any", Since: "2.26"},
+		{Name: "not-tags", Since: "2.26"},
+		{Name: "not-tags-any", Since: "2.26"},
 		{Name: "deleted"},
+		{Name: "soft_deleted"},
 		{Name: "all_tenants"},
-	}, refusedFilters(`access_ip_v4 access_ip_v6 auto_disk_config config_drive description display_description hostname ip ip6 kernel_id key_name
-		launch_index locked_by progress ramdisk_id reservation_id root_device_name soft_deleted terminated_at
-		block_device_mapping info_cache metadata pci_devices security_groups services system_metadata`)...),
-	Sorts: []listing.Sort{
-		{Name: "created_at", Column: "created_at"},
-		{Name: "updated_at", Column: "updated_at"},
-		{Name: "launched_at", Column: "launched_at"},
+	},
+		regexpFilters("name", "name display_name"), regexpFilters("description", "description display_description"),
+		regexpFilters("hostname", "hostname"), regexpFilters("key_name", "key_name"), regexpFilters("reservation_id", "reservation_id"),
+		regexpFilters("access_ip_v4", "access_ip_v4"), regexpFilters("access_ip_v6", "access_ip_v6"),
+		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(shownTexts)), " ")),
+		refusedFilters("locked_by block_device_mapping info_cache metadata pci_devices security_groups services system_metadata"),
+	),
+	Sorts: append([]listing.Sort{
 		{Name: "display_name", Column: "name"},
+		{Name: "display_description", Column: "description"},
 		{Name: "uuid", Column: "id"},
 		{Name: "host", Column: "host", Rule: ruleAdmin, Denied: hostSort("host")},
 		{Name: "node", Column: "host", Rule: ruleAdmin, Denied: hostSort("node")},
-		{Name: "image_ref", Column: "image_ref"},
 		{Name: "instance_type_id", Column: "flavor_id"},
-		{Name: "project_id", Column: "project_id"},
-		{Name: "user_id", Column: "user_id"},
-		{Name: "task_state", Column: "task_state"},
-		{Name: "vm_state", Column: "vm_state"},
-	},
+	}, sameSorts(`created_at updated_at launched_at terminated_at image_ref project_id user_id task_state vm_state power_state availability_zone access_ip_v4 access_ip_v6
+		auto_disk_config config_drive hostname kernel_id key_name launch_index progress ramdisk_id root_device_name`)...),
+}
+
+// statusDeleted is the status of a deleted server.
+const statusDeleted = "DELETED"
+
+// regexpFilters returns filters with regular expressions for a column. Without a column they are applied by serverQuery.
+func regexpFilters(column, names string) (out []listing.Filter) {
+	for name := range strings.FieldsSeq(names) {
+		out = append(out, listing.Filter{Name: name, Column: column, Operator: listing.Regexp})
+	}
+	return out
+}
+
+// sameSorts returns sort keys that have the names of their columns.
+func sameSorts(names string) (out []listing.Sort) {
+	for name := range strings.FieldsSeq(names) {
+		out = append(out, listing.Sort{Name: name, Column: name})
+	}
+	return out
 }
 
 // Only administrators may filter and sort by attributes that reveal the host of a server.
@@ -85,12 +103,40 @@ func refusedFilters(names string) (out []listing.Filter) {
 	return out
 }
 
-// shownTexts are the attributes of a server that are no columns, for filters by regular expressions. nil does not match.
+// shownTexts are the attributes of a server that are no columns with texts, for filters by regular expressions. nil does not match.
 var shownTexts = map[string]func(*store.Server) *string{
 	"power_state":       func(s *store.Server) *string { return new(strconv.Itoa(int(s.PowerState()))) },
 	"availability_zone": func(s *store.Server) *string { return new(zoneOf(s)) },
 	"created_at":        func(s *store.Server) *string { return new(formatSeconds(s.CreatedAt)) },
 	"launched_at":       func(s *store.Server) *string { return (*string)(formatMicros(s.LaunchedAt)) },
+	"terminated_at":     func(*store.Server) *string { return nil },
+	"root_device_name":  rootDeviceOf,
+	"launch_index":      func(s *store.Server) *string { return new(strconv.Itoa(s.LaunchIndex)) },
+	"config_drive":      func(s *store.Server) *string { return new(configDrive(s)) },
+	"auto_disk_config":  func(s *store.Server) *string { return new(map[bool]string{true: "1", false: "0"}[s.AutoDisk]) }, // as Nova's database has it
+	"progress":          func(*store.Server) *string { return new("0") },
+	"kernel_id":         func(*store.Server) *string { return new("") },
+	"ramdisk_id":        func(*store.Server) *string { return new("") },
+	"ip":                func(*store.Server) *string { return nil }, // servers have no addresses
+	"ip6":               func(*store.Server) *string { return nil },
+}
+
+// tagFilters say which servers a filter with tags, separated by commas, selects. n is how many of the tags the server has.
+var tagFilters = map[string]func(n, of int) bool{
+	"tags":         func(n, of int) bool { return n == of },
+	"tags-any":     func(n, _ int) bool { return n > 0 },
+	"not-tags":     func(n, of int) bool { return n < of },
+	"not-tags-any": func(n, _ int) bool { return n == 0 },
+}
+
+// countTags returns how many of the tags a server has.
+func countTags(srv *store.Server, list []string) (n int) {
+	for _, name := range list {
+		if slices.Contains(srv.Tags.V, name) {
+			n++
+		}
+	}
+	return n
 }
 
 // administrator reports whether the client is an administrator.
@@ -114,11 +160,18 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 			q.Statuses = append(q.Statuses, fmt.Sprint(v))
 		}
 	}
-	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, "deleted") }) && !s.administrator(ctx) {
+	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, statusDeleted) }) && !s.administrator(ctx) {
 		return q, fault.New(fault.Denied, "Only administrators may list deleted instances")
 	}
 	// The database has no deleted servers, so a true value selects no server. A text that is not a boolean counts as false, as in Nova.
 	q.Nothing = slices.ContainsFunc(q.Take("deleted"), func(c listing.Condition) bool { return isTrue(textOf(c)) })
+	q.Take("soft_deleted") // it counts only for deleted servers
+	for name, selects := range tagFilters {
+		for _, c := range q.Take(name) {
+			list := strings.Split(textOf(c), ",")
+			q.Keep = append(q.Keep, func(s *store.Server) bool { return selects(countTags(s, list), len(list)) })
+		}
+	}
 	for name, shown := range shownTexts {
 		for _, c := range q.Take(name) {
 			q.Keep = append(q.Keep, func(s *store.Server) bool {

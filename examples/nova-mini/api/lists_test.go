@@ -25,8 +25,9 @@ const (
 		vm_state task_state host node flavor reservation_id launched_at terminated_at availability_zone name display_name description
 		display_description locked_by uuid root_device_name config_drive access_ip_v4 access_ip_v6 auto_disk_config progress soft_deleted
 		deleted status changes-since ip ip6 created_at`
-	novaJoined   = `block_device_mapping services metadata system_metadata info_cache security_groups pci_devices _anything`
-	novaSortKeys = `access_ip_v4 access_ip_v6 auto_disk_config availability_zone config_drive created_at display_description
+	novaTagFilters = `tags tags-any not-tags not-tags-any`
+	novaJoined     = `block_device_mapping services metadata system_metadata info_cache security_groups pci_devices _anything`
+	novaSortKeys   = `access_ip_v4 access_ip_v6 auto_disk_config availability_zone config_drive created_at display_description
 		display_name host hostname image_ref instance_type_id kernel_id key_name launch_index launched_at locked_by node power_state
 		progress project_id ramdisk_id root_device_name task_state terminated_at updated_at user_id uuid vm_state`
 	novaIgnored = `architecture cell_name cleaned default_ephemeral_device default_swap_device deleted deleted_at disable_terminate
@@ -52,24 +53,48 @@ func TestServerFilters(t *testing.T) {
 		matches func(i item, value string) bool
 		values  []string
 	}{
-		"user_id":           {same("user_id"), []string{"u1", "u2", "u", "", "U1", "u1 "}},
-		"project_id":        {same("tenant_id"), []string{"p1", "p2", "p"}},
-		"tenant_id":         {same("tenant_id"), []string{"p1", "p2", ""}},
-		"image":             {same("image"), []string{"img-1", "", "img-3", "img-1  "}},
-		"image_ref":         {same("image"), []string{"img-2", "img"}},
-		"flavor":            {same("flavor"), []string{"1", "10", "0", ".*"}},
-		"vm_state":          {same("OS-EXT-STS:vm_state"), []string{"active", "error", "ACTIVE", "deleted", ""}},
-		"task_state":        {same("OS-EXT-STS:task_state"), []string{"rebooting", "deleting", "reboot", ""}},
-		"host":              {same(host), []string{"n1", "n10", "n", "", "n1 "}},
-		"node":              {like(host), []string{"n1", "^n1$", "2|0"}},
-		"power_state":       {like("OS-EXT-STS:power_state"), []string{"1", "4", "0", "9", "[14]"}},
-		"availability_zone": {like("OS-EXT-AZ:availability_zone"), []string{"nova", "^$", "x"}},
-		"name":              {like("name"), []string{"web", "^web-1$", "b.1", "(?i)web", "w+b", `w\+b`, "Ä%_", "", "[dw]b?", "none", "web-1|db", "(web)-(1)", "(?i:w)eb-2"}},
-		"display_name":      {like("name"), []string{"web", "1$"}},
-		"created_at":        {like("created"), []string{"10:0[12]:00Z$", "2025"}},
-		"launched_at":       {like("OS-SRV-USG:launched_at"), []string{"T1[01]:", ".*"}},
-		"uuid":              {same("id"), []string{"00007919-0000-4000-8000-000000000000", "7919", ""}},
-		"deleted":           {func(_ item, value string) bool { return value != "True" && value != " 1" }, []string{"True", "False", "perhaps", " 1", ""}},
+		"user_id":             {same("user_id"), []string{"u1", "u2", "u", "", "U1", "u1 "}},
+		"project_id":          {same("tenant_id"), []string{"p1", "p2", "p"}},
+		"tenant_id":           {same("tenant_id"), []string{"p1", "p2", ""}},
+		"image":               {same("image"), []string{"img-1", "", "img-3", "img-1  "}},
+		"image_ref":           {same("image"), []string{"img-2", "img"}},
+		"flavor":              {same("flavor"), []string{"1", "10", "0", ".*"}},
+		"vm_state":            {same("OS-EXT-STS:vm_state"), []string{"active", "error", "ACTIVE", "deleted", ""}},
+		"task_state":          {same("OS-EXT-STS:task_state"), []string{"rebooting", "deleting", "reboot", ""}},
+		"host":                {same(host), []string{"n1", "n10", "n", "", "n1 "}},
+		"node":                {like(host), []string{"n1", "^n1$", "2|0"}},
+		"power_state":         {like("OS-EXT-STS:power_state"), []string{"1", "4", "0", "9", "[14]"}},
+		"availability_zone":   {like("OS-EXT-AZ:availability_zone"), []string{"nova", "^$", "x"}},
+		"name":                {like("name"), []string{"web", "^web-1$", "b.1", "(?i)web", "w+b", `w\+b`, "Ä%_", "", "[dw]b?", "none", "web-1|db", "(web)-(1)", "(?i:w)eb-2"}},
+		"display_name":        {like("name"), []string{"web", "1$"}},
+		"created_at":          {like("created"), []string{"10:0[12]:00Z$", "2025"}},
+		"launched_at":         {like("OS-SRV-USG:launched_at"), []string{"T1[01]:", ".*"}},
+		"display_description": {like("description"), []string{"box", "^$", "."}},
+		"description":         {like("description"), []string{"(?i)^BOX$"}},
+		"hostname":            {like("OS-EXT-SRV-ATTR:hostname"), []string{"^web", `\.org$`, "none"}},
+		"key_name":            {like("key_name"), []string{"k1", ".*"}},
+		"reservation_id":      {like("OS-EXT-SRV-ATTR:reservation_id"), []string{"r-1", "^r"}},
+		"root_device_name":    {like("OS-EXT-SRV-ATTR:root_device_name"), []string{"vda", "sda"}},
+		"launch_index":        {like("OS-EXT-SRV-ATTR:launch_index"), []string{"1", "^1$"}},
+		"kernel_id":           {like("OS-EXT-SRV-ATTR:kernel_id"), []string{"^$", "x"}},
+		"ramdisk_id":          {like("OS-EXT-SRV-ATTR:ramdisk_id"), []string{"^$", "x"}},
+		"access_ip_v4":        {like("accessIPv4"), []string{`^10\.0\.0\.1$`, "^$"}},
+		"access_ip_v6":        {like("accessIPv6"), []string{"fe80"}},
+		"config_drive":        {like("config_drive"), []string{"True", "^$"}},
+		"auto_disk_config": {func(i item, value string) bool {
+			return regexp.MustCompile(value).MatchString(map[string]string{"AUTO": "1", "MANUAL": "0"}[i.text("OS-DCF:diskConfig")])
+		}, []string{"1", "0", "[01]"}},
+		"progress":      {func(_ item, value string) bool { return regexp.MustCompile(value).MatchString("0") }, []string{"0", "1"}},
+		"terminated_at": {like("OS-SRV-USG:terminated_at"), []string{".*"}},
+		"ip":            {func(item, string) bool { return false }, []string{".*", "10.0.0.1"}}, // servers have no addresses
+		"ip6":           {func(item, string) bool { return false }, []string{".*"}},
+		"soft_deleted":  {func(item, string) bool { return true }, []string{"True", "x"}}, // it counts only for deleted servers
+		"tags":          {func(i item, value string) bool { return tagged(i, value) == len(strings.Split(value, ",")) }, []string{"a", "a,b", "A", "a,c", `"a"`, ""}},
+		"tags-any":      {func(i item, value string) bool { return tagged(i, value) > 0 }, []string{"a", "a,c", "x"}},
+		"not-tags":      {func(i item, value string) bool { return tagged(i, value) < len(strings.Split(value, ",")) }, []string{"a", "a,b", "x"}},
+		"not-tags-any":  {func(i item, value string) bool { return tagged(i, value) == 0 }, []string{"a", "a,c", "x"}},
+		"uuid":          {same("id"), []string{"00007919-0000-4000-8000-000000000000", "7919", ""}},
+		"deleted":       {func(_ item, value string) bool { return value != "True" && value != " 1" }, []string{"True", "False", "perhaps", " 1", ""}},
 		"status": {
 			func(i item, value string) bool { return strings.EqualFold(i.text("status"), value) },
 			[]string{"ACTIVE", "error", "BUILD", "REBOOT", "HARD_REBOOT", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "SHUTOFF", "PAUSED", "DELETED", "nonsense", ""},
@@ -82,6 +107,7 @@ func TestServerFilters(t *testing.T) {
 	}
 	eachCloud(t, func(c *cloud) {
 		c.addServers()
+		c.at = "2.37" // the last version that ignores an unknown status
 		visible := map[string][]item{
 			"admin":  must(c.list("admin", "servers", "all_tenants=1")),
 			"member": must(c.list("admin", "servers", "")), // the servers of the member's project, with the hosts that only the administrator sees
@@ -89,7 +115,7 @@ func TestServerFilters(t *testing.T) {
 		if len(visible["admin"]) != 30 || len(visible["member"]) != 15 {
 			c.Fatalf("%d and %d servers", len(visible["admin"]), len(visible["member"]))
 		}
-		for _, name := range append(strings.Fields(novaFilters), strings.Fields(novaJoined)...) {
+		for name := range strings.FieldsSeq(novaFilters + " " + novaTagFilters + " " + novaJoined) {
 			for _, who := range []string{"admin", "member"} {
 				all := ""
 				if who == "admin" {
@@ -134,6 +160,7 @@ func TestServerFilters(t *testing.T) {
 				}
 			}
 		}
+		c.at = "2.1"
 		for _, tt := range []struct{ who, query, want string }{
 			{"admin", "status=ERROR&status=build&name=web&all_tenants=1", ""},
 			{"admin", "tenant_id=p2", ""}, // the client's own project is a condition, too, so the list is empty, as in Nova
@@ -161,6 +188,41 @@ func TestServerFilters(t *testing.T) {
 	})
 }
 
+// TestListVersions: filters of a later version are ignored, and refused from 2.75.
+func TestListVersions(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.addServers()
+		for _, tt := range []struct {
+			version, query string
+			status, n      int
+			says           string
+		}{
+			{"2.25", "tags=a", 200, 15, ""},
+			{"2.26", "tags=a,b", 200, 3, ""},
+			{"2.37", "status=nonsense", 200, 0, ""},
+			{"2.38", "status=nonsense", 400, 0, "Invalid status value"},
+			{"2.38", "status=active&status=nonsense", 400, 0, "Invalid status value"},
+			{"2.38", "status=active", 200, 3, ""},
+			{"2.65", "changes-before=2000-01-01T00:00:00Z", 200, 15, ""},
+			{"2.66", "changes-before=2000-01-01T00:00:00Z", 200, 0, ""},
+			{"2.66", "changes-before=2026-11-26T10:00:02Z", 200, 7, ""},
+			{"2.66", "changes-before=2026-11-26T10:00:02Z&changes-since=2026-11-26T10:00:03Z", 400, 0, "The value of changes-since must be less than or equal to changes-before."},
+			{"2.66", "changes-before=x", 400, 0, "'x' is not a 'date-time'"},
+			{"2.74", "unknown=1", 200, 15, ""},
+			{"2.75", "unknown=1", 400, 0, "Additional properties are not allowed ('unknown' was unexpected)"},
+			{"2.75", "ip=10.0.0.1&display_name=web", 200, 0, ""},
+			{"2.75", "sort_key=vcpus", 400, 0, "'vcpus' is not one of ["},
+		} {
+			status, reply := c.askAt(tt.version, "member", "GET", "/servers?"+tt.query, "")
+			var got struct{ Servers []item }
+			if err := json.Unmarshal([]byte(reply), &got); err != nil || status != tt.status || len(got.Servers) != tt.n || !strings.Contains(reply, tt.says) {
+				c.Errorf("%s: %s = %d, %d servers, %.300s; want %d, %d servers, %s", tt.version, tt.query, status, len(got.Servers), reply, tt.status, tt.n, tt.says)
+			}
+		}
+	})
+}
+
 // TestServerOrder checks each of Nova's sort keys of servers, in both directions: the list and its pages have that order,
 // or the key is refused.
 func TestServerOrder(t *testing.T) {
@@ -169,9 +231,14 @@ func TestServerOrder(t *testing.T) {
 		"created_at": "created", "updated_at": "updated", "launched_at": "OS-SRV-USG:launched_at", "display_name": "name", "uuid": "id",
 		"host": "OS-EXT-SRV-ATTR:host", "node": "OS-EXT-SRV-ATTR:host", "image_ref": "image", "instance_type_id": "flavor",
 		"project_id": "tenant_id", "user_id": "user_id", "task_state": "OS-EXT-STS:task_state", "vm_state": "OS-EXT-STS:vm_state",
+		"display_description": "description", "hostname": "OS-EXT-SRV-ATTR:hostname", "access_ip_v4": "accessIPv4", "access_ip_v6": "accessIPv6", "auto_disk_config": "OS-DCF:diskConfig",
+		"availability_zone": "OS-EXT-AZ:availability_zone", "config_drive": "config_drive", "kernel_id": "OS-EXT-SRV-ATTR:kernel_id", "ramdisk_id": "OS-EXT-SRV-ATTR:ramdisk_id",
+		"key_name": "key_name", "launch_index": "OS-EXT-SRV-ATTR:launch_index", "power_state": "OS-EXT-STS:power_state", "progress": "no such attribute",
+		"root_device_name": "OS-EXT-SRV-ATTR:root_device_name", "terminated_at": "OS-SRV-USG:terminated_at",
 	}
 	eachCloud(t, func(c *cloud) {
 		c.addServers()
+		c.at = "2.37"
 		c.checkOrder("servers", "all_tenants=1&", append(strings.Fields(novaSortKeys), strings.Fields(novaIgnored)...), shown, "desc", "created_at", "created")
 		for _, tt := range []struct{ who, query, says string }{
 			{"member", "sort_key=host", "403 Only administrators can sort servers by host"},
@@ -246,6 +313,17 @@ func (c *cloud) checkOrder(kind, query string, keys []string, shown map[string]s
 	}
 }
 
+// tagged returns how many of the tags, separated by commas, a server has.
+func tagged(i item, list string) (n int) {
+	have, _ := i["tags"].([]any)
+	for tag := range strings.SplitSeq(list, ",") {
+		if slices.Contains(have, any(tag)) {
+			n++
+		}
+	}
+	return n
+}
+
 // compare compares two values of replies. A missing value is the smallest.
 func compare(a, b any) int {
 	if m, ok := a.(map[string]any); ok {
@@ -254,7 +332,7 @@ func compare(a, b any) int {
 	if m, ok := b.(map[string]any); ok {
 		b = m["id"]
 	}
-	truth := map[any]float64{true: 1, false: 0}
+	truth := map[any]float64{true: 1, false: 0, "AUTO": 1, "MANUAL": 0, "True": 1}
 	for _, v := range []*any{&a, &b} {
 		if n, ok := truth[*v]; ok {
 			*v = n

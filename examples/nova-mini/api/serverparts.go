@@ -14,8 +14,8 @@ import (
 const (
 	ruleAddresses     = "os_compute_api:ips:index"
 	ruleAddress       = "os_compute_api:ips:show"
-	ruleShowSecret    = "os_compute_api:os-server-password:show"
-	ruleClearSecret   = "os_compute_api:os-server-password:clear"
+	ruleShowSecret    = "os_compute_api:os-server-password:show"  //nolint:gosec // the name of a rule
+	ruleClearSecret   = "os_compute_api:os-server-password:clear" //nolint:gosec // the name of a rule
 	ruleServerGroups  = "os_compute_api:os-security-groups:list"
 	ruleTopology      = "compute:server:topology:index"
 	ruleServerVolumes = "os_compute_api:os-volumes-attachments:index"

@@ -212,19 +212,24 @@ func zoneOf(s *store.Server) string {
 	return zone
 }
 
-// rootDevice is the name of the disk from which the guest boots.
-const rootDevice = "/dev/vda"
-
 // rootDeviceOf returns the name of the disk from which the guest has booted, or nil before that.
 func rootDeviceOf(s *store.Server) *string {
 	if s.LaunchedAt == nil {
 		return nil
 	}
-	return new(rootDevice)
+	return new(store.RootDevice)
 }
 
 // instanceName returns the name of a server on its host.
 func instanceName(s *store.Server) string { return "instance-" + s.ID }
+
+// configDrive returns Nova's word for whether the client asks for a config drive.
+func configDrive(s *store.Server) string {
+	if s.ConfigDrive {
+		return "True"
+	}
+	return ""
+}
 
 // diskConfig returns Nova's word for who changes the partitions of a disk.
 func diskConfig(auto bool) string {
@@ -287,16 +292,12 @@ func viewBootFlavor(srv *store.Server) bootFlavorView {
 
 // detailsOf returns what GET shows of a server besides.
 func detailsOf(srv *store.Server, read *lookups) serverDetails {
-	v := serverDetails{
+	return serverDetails{
 		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt),
 		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{},
 		Host: srv.Host, InstanceName: instanceName(srv), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
-		Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), UserData: userData{read, srv.ID}, HostStatus: hostStatus{read, srv.Host},
+		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), UserData: userData{read, srv.ID}, HostStatus: hostStatus{read, srv.Host},
 	}
-	if srv.ConfigDrive {
-		v.ConfigDrive = "True"
-	}
-	return v
 }
 
 // viewServer returns a server as lists with details show it.

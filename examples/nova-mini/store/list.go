@@ -2,12 +2,14 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/listing"
 )
 
@@ -93,6 +95,30 @@ var statuses = []struct{ vm, task, status string }{
 
 // StatusError is the status of a server whose fault is shown to clients.
 const StatusError = "ERROR"
+
+// Statuses returns all statuses of servers.
+func Statuses() []string {
+	var out []string
+	for _, e := range statuses {
+		if !slices.Contains(out, e.status) {
+			out = append(out, e.status)
+		}
+	}
+	return out
+}
+
+// RootDevice is the name of the disk from which guests boot.
+const RootDevice = "/dev/vda"
+
+// computed are columns for the order of lists, and for filters, which are no columns of the table: their names and their SQL.
+var computed = map[string]string{
+	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('active', 'rescued') OR s.vm_state = 'resized' AND s.resize LIKE '%%"running":true%%' THEN %d
+		WHEN s.vm_state IN ('stopped', 'resized') THEN %d WHEN s.vm_state = 'paused' THEN %d WHEN s.vm_state = 'suspended' THEN %d ELSE %d END`,
+		compute.Running, compute.Shutdown, compute.Paused, compute.Suspended, compute.NoState),
+	"availability_zone": "CASE WHEN s.host IS NULL THEN '' ELSE 'nova' END",
+	"root_device_name":  "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
+	"terminated_at":     "NULL", "kernel_id": "''", "ramdisk_id": "''", "progress": "0",
+}
 
 // Status returns the status that clients see, which depends on the server's vm_state and task.
 func (s *Server) Status() string {

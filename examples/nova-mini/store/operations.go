@@ -78,7 +78,11 @@ var serversWithTasks = func() string {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
 	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
-	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
+	var more strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(computed)) {
+		fmt.Fprintf(&more, ", %s AS %s", computed[name], name)
+	}
+	return `(SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
 		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 
