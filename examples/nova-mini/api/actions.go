@@ -1,11 +1,13 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,43 +19,41 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// The names of the rules, as in Nova.
-const (
-	ruleStart         = "os_compute_api:servers:start"
-	ruleStop          = "os_compute_api:servers:stop"
-	ruleReboot        = "os_compute_api:servers:reboot"
-	ruleResize        = "os_compute_api:servers:resize"
-	ruleConfirmResize = "os_compute_api:servers:confirm_resize"
-	ruleRevertResize  = "os_compute_api:servers:revert_resize"
-	ruleConsole       = "os_compute_api:os-console-output"
-)
+// actionRules are the rules of the actions, one for each name of a rule.
+var actionRules = func() (out []rule) {
+	for _, info := range compute.Actions {
+		if !slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
+			out = append(out, rule{info.Rule, "rule:project_member_or_admin", info.Summary, "POST", "/servers/{server_id}/action (" + info.Request + ")"})
+		}
+	}
+	return out
+}()
 
-var actionRules = []rule{
-	{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", "/servers/{server_id}/action (os-start)"},
-	{ruleStop, "rule:project_member_or_admin", "Stop a server", "POST", "/servers/{server_id}/action (os-stop)"},
-	{ruleReboot, "rule:project_member_or_admin", "Reboot a server", "POST", "/servers/{server_id}/action (reboot)"},
-	{ruleResize, "rule:project_member_or_admin", "Resize a server", "POST", "/servers/{server_id}/action (resize)"},
-	{ruleConfirmResize, "rule:project_member_or_admin", "Confirm a resize", "POST", "/servers/{server_id}/action (confirmResize)"},
-	{ruleRevertResize, "rule:project_member_or_admin", "Revert a resize", "POST", "/servers/{server_id}/action (revertResize)"},
-	{ruleConsole, "rule:project_member_or_admin", "Read a server's console log", "POST", "/servers/{server_id}/action (os-getConsoleOutput)"},
+// handlers registers the actions whose requests or replies have a body. Each other action of compute.Actions begins an operation.
+var handlers = map[compute.Action]func(s *server, g *api.Group, def api.Route){
+	compute.SoftReboot: func(s *server, g *api.Group, def api.Route) { api.HandleTarget(g, def, s.target(), s.reboot) },
+	compute.Resize:     func(s *server, g *api.Group, def api.Route) { api.HandleTarget(g, def, s.target(), s.resize) },
+	compute.ConsoleOutput: func(s *server, g *api.Group, def api.Route) {
+		def.Errors = []int{http.StatusNotImplemented}
+		api.HandleTarget(g, def, s.target(), s.console)
+	},
 }
 
 func (s *server) actionRoutes(_, withBody *api.Group) {
-	actions := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, unavailable}})
-	action := func(name, rule, summary string, status int) api.Route {
-		return api.Route{Pattern: "POST", Action: name, Rule: rule, Summary: summary, Status: status}
+	g := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, unavailable}})
+	seen := map[string]bool{}
+	for _, info := range compute.Actions {
+		if seen[info.Request] {
+			continue
+		}
+		seen[info.Request] = true
+		def := api.Route{Pattern: "POST", Action: info.Request, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}
+		if add := handlers[info.Action]; add != nil {
+			add(s, g, def)
+			continue
+		}
+		api.HandleTarget(g, def, s.target(), s.actionHandler(info.Action))
 	}
-	const accepted = http.StatusAccepted
-	t := s.target()
-	api.HandleTarget(actions, action("os-start", ruleStart, "Start a server", accepted), t, s.actionHandler(compute.Start))
-	api.HandleTarget(actions, action("os-stop", ruleStop, "Stop a server", accepted), t, s.actionHandler(compute.Stop))
-	api.HandleTarget(actions, action("reboot", ruleReboot, "Reboot a server", accepted), t, s.reboot)
-	api.HandleTarget(actions, action("resize", ruleResize, "Resize a server to another flavor", accepted), t, s.resize)
-	api.HandleTarget(actions, action("confirmResize", ruleConfirmResize, "Confirm a resize", http.StatusNoContent), t, s.actionHandler(compute.ConfirmResize))
-	api.HandleTarget(actions, action("revertResize", ruleRevertResize, "Revert a resize", accepted), t, s.actionHandler(compute.RevertResize))
-	console := action("os-getConsoleOutput", ruleConsole, "Read the end of a server's console log", http.StatusOK)
-	console.Errors = []int{http.StatusNotImplemented}
-	api.HandleTarget(actions, console, t, s.console)
 }
 
 // beginAction begins the operation of an action. It does not wait for the action.

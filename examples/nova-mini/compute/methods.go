@@ -31,21 +31,6 @@ var (
 	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
 )
 
-// Action is an action of a user on a server that has been built.
-type Action string
-
-// The actions.
-const (
-	Stop       Action = "stop"
-	Start      Action = "start"
-	SoftReboot Action = "reboot"
-	HardReboot Action = "hard_reboot"
-
-	Resize        Action = "resize"
-	ConfirmResize Action = "confirm_resize"
-	RevertResize  Action = "revert_resize"
-)
-
 // ActRequest asks for an action.
 type ActRequest struct {
 	ServerID string `json:"server_id"`

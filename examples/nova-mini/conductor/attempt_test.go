@@ -59,7 +59,7 @@ func TestEarlierWorker(t *testing.T) {
 		b.notify(id)
 		act := get(b, b.acts)
 		work("end_act", act.Task, act.Generation)
-		if s := b.server(id); s.VMState != store.Stopped || act.Task != store.PoweringOff {
+		if s := b.server(id); s.VMState != store.Stopped || act.Task != compute.Stop.Info().Task {
 			b.Fatalf("server %s after the task %q; want stopped", s.VMState, act.Task)
 		}
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {

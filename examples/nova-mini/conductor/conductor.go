@@ -6,10 +6,8 @@
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
 //	                and on no host
 //	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
-//	server.stop, server.start, server.reboot, server.hard_reboot,
-//	server.resize, server.confirm_resize, server.revert_resize
-//	                act: the compute service does the action. In the end the server is in the state that the action
-//	                leads to, or in its old state with a fault
+//	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
+//	                that the action leads to, or in its old state with a fault
 //
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
@@ -277,7 +275,7 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
-	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, s.action.Info().Method(), *srv.Host, req))
 }
 
 func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *store.ActData) error {

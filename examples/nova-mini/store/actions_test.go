@@ -56,14 +56,14 @@ func TestActions(t *testing.T) {
 			to     string
 		}{
 			{store.Active, compute.Start, "", ""},
-			{store.Active, compute.Stop, store.PoweringOff, store.Stopped},
+			{store.Active, compute.Stop, compute.Stop.Info().Task, store.Stopped},
 			{store.Stopped, compute.Stop, "", ""},
 			{store.Stopped, compute.SoftReboot, "", ""},
-			{store.Stopped, compute.HardReboot, store.RebootingHard, store.Active},
-			{store.Active, compute.SoftReboot, store.Rebooting, store.Active},
+			{store.Stopped, compute.HardReboot, compute.HardReboot.Info().Task, store.Active},
+			{store.Active, compute.SoftReboot, compute.SoftReboot.Info().Task, store.Active},
 			{store.Error, compute.Start, "", ""},
-			{store.Error, compute.Stop, store.PoweringOff, store.Stopped},
-			{store.Stopped, compute.Start, store.PoweringOn, store.Active},
+			{store.Error, compute.Stop, compute.Stop.Info().Task, store.Stopped},
+			{store.Stopped, compute.Start, compute.Start.Info().Task, store.Active},
 			{store.Active, "explode", "", ""},
 		} {
 			if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?`, tt.from); err != nil {

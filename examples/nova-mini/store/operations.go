@@ -23,10 +23,14 @@ const maxOperationTime = 24 * time.Hour
 var (
 	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: maxOperationTime}
 	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * maxOperationTime, Priority: 10, Preempts: true}
-	// Kinds has the kind of operation for each action.
+	// Kinds has the kind of operation for each action that has a task.
 	Kinds = func() map[compute.Action]operation.Kind[ActData] {
 		out := map[compute.Action]operation.Kind[ActData]{}
-		for a := range actions {
+		for _, info := range compute.Actions {
+			if info.Task == "" {
+				continue
+			}
+			a := info.Action
 			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: maxOperationTime}
 		}
 		return out
@@ -62,8 +66,8 @@ type ActData struct {
 // too, see serversWithTasks.
 var tasks = func() map[string]string {
 	out := map[string]string{Create.Name: Scheduling, Delete.Name: Deleting}
-	for a, d := range actions {
-		out[kindName(a)] = d.task
+	for a := range Kinds {
+		out[kindName(a)] = a.Info().Task
 	}
 	return out
 }()

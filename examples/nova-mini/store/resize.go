@@ -86,7 +86,7 @@ func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, da
 			return readErr
 		}
 		if task := srv.Task(); task != "" { // without a task the other operation has ended meanwhile: begin again
-			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", actions[a].name, id, task)
+			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", a.Info().Name, id, task)
 		}
 	}
 }
@@ -120,14 +120,14 @@ func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.A
 
 // checkAction returns Conflict, with Nova's text, if a server's state does not allow an action.
 func checkAction(srv *Server, a compute.Action) error {
-	if srv.Host == nil || !slices.Contains(actions[a].from, srv.VMState) {
+	if srv.Host == nil || !slices.Contains(a.Info().From, srv.VMState) {
 		return wrongState(srv.ID, a, srv.VMState)
 	}
 	return nil
 }
 
 func wrongState(id string, a compute.Action, vmState string) error {
-	return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", actions[a].name, id, vmState)
+	return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", a.Info().Name, id, vmState)
 }
 
 // touchServer sets the time of a server's last change if the server's state allows the action, which the database checks in the
@@ -135,7 +135,7 @@ func wrongState(id string, a compute.Action, vmState string) error {
 func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, now time.Time) error {
 	err := db.UpdateIf(ctx, tx, db.Update{
 		Table: "servers", Key: db.Values{"id": id},
-		If:  db.Values{"vm_state": actions[a].from, "host": db.NotNull},
+		If:  db.Values{"vm_state": a.Info().From, "host": db.NotNull},
 		Set: db.Values{"updated_at": now},
 	})
 	switch {
@@ -205,7 +205,12 @@ func (s *Server) applyEnd(a compute.Action, details string, now time.Time) {
 
 // failedAction returns the message of a server's fault after an action has failed.
 func failedAction(a compute.Action, id string) string {
-	return fmt.Sprintf("Failed to %s instance %s.", actions[a].name, id)
+	return fmt.Sprintf("Failed to %s instance %s.", a.Info().Name, id)
+}
+
+// resizes reports whether an action is a part of a resize.
+func resizes(a compute.Action) bool {
+	return a == compute.Resize || a == compute.ConfirmResize || a == compute.RevertResize
 }
 
 // EndAction writes the result of an action. After success the server is in the state that the action leads to. After an
@@ -213,8 +218,8 @@ func failedAction(a compute.Action, id string) string {
 // is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction in which the
 // operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, failed error) error {
-	if d := actions[a]; failed == nil && !d.resizes {
-		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, d.to, id)
+	if failed == nil && !resizes(a) {
+		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, a.Info().To, id)
 		return err
 	}
 	srv, err := s.lockServer(ctx, tx, id)

@@ -17,46 +17,19 @@ import (
 
 // Values of vm_state, as in Nova.
 const (
-	Building = "building"
-	Active   = "active"
-	Stopped  = "stopped"
-	Error    = "error"
-	Resized  = "resized" // neither confirmed nor reverted
+	Building = compute.Building
+	Active   = compute.Active
+	Stopped  = compute.Stopped
+	Error    = compute.Error
+	Resized  = compute.Resized
 )
 
-// Values of task_state, as in Nova.
+// Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
 const (
 	Scheduling = "scheduling" // the scheduler chooses a host
 	Spawning   = "spawning"   // the compute service builds the server
 	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
-
-	PoweringOff   = "powering-off" // the compute service does an action
-	PoweringOn    = "powering-on"
-	Rebooting     = "rebooting"
-	RebootingHard = "rebooting_hard"
-
-	ResizePrep       = "resize_prep"
-	ResizeConfirming = "resize_confirming"
-	ResizeReverting  = "resize_reverting"
 )
-
-// actions describes what a compute service does to a server: Nova's name of the action, the task_state during the action,
-// the vm_state after the action if it is always the same, whether the action is part of a resize, and the vm_states in
-// which Nova allows the action.
-var actions = map[compute.Action]struct {
-	name, task, to string
-	resizes        bool
-	from           []string
-}{
-	compute.Stop:       {"stop", PoweringOff, Stopped, false, []string{Active, Error}},
-	compute.Start:      {"start", PoweringOn, Active, false, []string{Stopped}},
-	compute.SoftReboot: {"reboot", Rebooting, Active, false, []string{Active}},
-	compute.HardReboot: {"reboot", RebootingHard, Active, false, []string{Active, Stopped, Error}},
-
-	compute.Resize:        {"resize", ResizePrep, Resized, true, []string{Active, Stopped}},
-	compute.ConfirmResize: {"confirmResize", ResizeConfirming, "", true, []string{Resized}},
-	compute.RevertResize:  {"revertResize", ResizeReverting, "", true, []string{Resized}},
-}
 
 // Server is one row of the table of servers, with its task. A server has a task while it has an operation that has not
 // ended.

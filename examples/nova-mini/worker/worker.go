@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keylock"
@@ -193,96 +191,6 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	}
 	_, err = s.endStep(ctx, work, id, req.Token, failed)
 	return &rpc.None{}, err
-}
-
-// runAction does an action through the driver. Errors: errPartial, if the action is done in part.
-func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	switch req.Action {
-	case compute.Stop:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
-	case compute.Start:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	case compute.SoftReboot:
-		return retryDriver(ctx, func() error {
-			err := s.cfg.Driver().Reboot(ctx, id, false)
-			if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
-				err = s.cfg.Driver().Reboot(ctx, id, true)
-			}
-			return err
-		})
-	case compute.HardReboot:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().Reboot(ctx, id, true) })
-	case compute.Resize:
-		return s.resize(ctx, req)
-	case compute.ConfirmResize:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().ConfirmResize(ctx, id) })
-	case compute.RevertResize:
-		return s.revert(ctx, req)
-	default:
-		return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", id, req.Action)
-	}
-}
-
-// errPartial means that a server has neither its state before the action nor its state after it.
-var errPartial = errors.New("done in part")
-
-// resize gives the server its new size. If that fails, resize gives the server its old size back.
-func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	var info driver.Info
-	var is compute.Instance
-	err := retryDriver(ctx, func() (err error) {
-		if info, err = s.cfg.Driver().Info(ctx); err == nil {
-			is, err = s.cfg.Driver().Get(ctx, id)
-		}
-		return err
-	})
-	switch {
-	case err != nil:
-		return err
-	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
-		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
-	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
-		return nil // an earlier delivery of the message has resized the server, and the report was lost
-	}
-	if is.Resources != req.Resources {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
-		if err == nil {
-			err = retryDriver(ctx, func() error { return s.cfg.Driver().Resize(ctx, id, req.Resources) })
-		}
-	}
-	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	}
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	if undo := s.revert(ctx, req); undo != nil {
-		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errPartial)
-	}
-	return err
-}
-
-// revert gives the server its old size back. Errors: errPartial.
-func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	err := retryDriver(ctx, func() error {
-		err := s.cfg.Driver().RevertResize(ctx, id)
-		if errors.Is(err, fault.Precondition) { // the server runs, and has a resize to revert; without one it need not be stopped
-			if err = s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
-				err = s.cfg.Driver().RevertResize(ctx, id)
-			}
-		}
-		return err
-	})
-	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	}
-	if err != nil {
-		err = fmt.Errorf("%w: %w", errPartial, err)
-	}
-	return err
 }
 
 // maxConsole is the highest number of bytes of a console log that are returned: Nova's MAX_CONSOLE_BYTES.

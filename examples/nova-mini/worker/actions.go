@@ -1,0 +1,116 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// actions has what the compute service does for each action of compute.Actions with a task. The functions are idempotent. Errors:
+// errPartial, if the action is done in part.
+var actions = map[compute.Action]func(*Service, context.Context, *compute.ActRequest) error{
+	compute.Stop: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
+		return s.cfg.Driver().PowerOff(ctx, r.ServerID, s.cfg.ShutdownTimeout)
+	}),
+	compute.Start: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
+		return s.cfg.Driver().PowerOn(ctx, r.ServerID)
+	}),
+	compute.SoftReboot: driverCall((*Service).softReboot),
+	compute.HardReboot: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
+		return s.cfg.Driver().Reboot(ctx, r.ServerID, true)
+	}),
+	compute.Resize: (*Service).resize,
+	compute.ConfirmResize: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
+		return s.cfg.Driver().ConfirmResize(ctx, r.ServerID)
+	}),
+	compute.RevertResize: (*Service).revert,
+}
+
+// driverCall returns the function of an action that repeats a call to the driver, see retryDriver.
+func driverCall(call func(*Service, context.Context, *compute.ActRequest) error) func(*Service, context.Context, *compute.ActRequest) error {
+	return func(s *Service, ctx context.Context, req *compute.ActRequest) error {
+		return retryDriver(ctx, func() error { return call(s, ctx, req) })
+	}
+}
+
+// runAction does an action. Errors: errPartial, if the action is done in part.
+func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
+	if do := actions[req.Action]; do != nil {
+		return do(s, ctx, req)
+	}
+	return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", req.ServerID, req.Action)
+}
+
+func (s *Service) softReboot(ctx context.Context, req *compute.ActRequest) error {
+	err := s.cfg.Driver().Reboot(ctx, req.ServerID, false)
+	if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
+		err = s.cfg.Driver().Reboot(ctx, req.ServerID, true)
+	}
+	return err
+}
+
+// errPartial means that a server has neither its state before the action nor its state after it.
+var errPartial = errors.New("done in part")
+
+// resize gives the server its new size. If that fails, resize gives the server its old size back.
+func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
+	id := req.ServerID
+	var info driver.Info
+	var is compute.Instance
+	err := retryDriver(ctx, func() (err error) {
+		if info, err = s.cfg.Driver().Info(ctx); err == nil {
+			is, err = s.cfg.Driver().Get(ctx, id)
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
+		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
+	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
+		return nil // an earlier delivery of the message has resized the server, and the report was lost
+	}
+	if is.Resources != req.Resources {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		if err == nil {
+			err = retryDriver(ctx, func() error { return s.cfg.Driver().Resize(ctx, id, req.Resources) })
+		}
+	}
+	if err == nil && req.Running {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
+	}
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if undo := s.revert(ctx, req); undo != nil {
+		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errPartial)
+	}
+	return err
+}
+
+// revert gives the server its old size back. Errors: errPartial.
+func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
+	id := req.ServerID
+	err := retryDriver(ctx, func() error {
+		err := s.cfg.Driver().RevertResize(ctx, id)
+		if errors.Is(err, fault.Precondition) { // the server runs, and has a resize to revert; without one it need not be stopped
+			if err = s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
+				err = s.cfg.Driver().RevertResize(ctx, id)
+			}
+		}
+		return err
+	})
+	if err == nil && req.Running {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errPartial, err)
+	}
+	return err
+}
