@@ -64,7 +64,9 @@ type Event struct {
 	// run once more.
 	Result string `json:"result" db:"result"`
 	// Host is the process that made the attempt, or took the report of its end.
-	Host      string    `json:"host" db:"host"`
+	Host string `json:"host" db:"host"`
+	// Reporter is the process that did the work and reported its end ([Runner.EndStep]). Empty: the attempt ended without a report.
+	Reporter  string    `json:"reporter,omitempty" db:"reporter"`
 	ErrorCode string    `json:"error_code,omitempty" db:"error_code"`
 	Error     string    `json:"error,omitempty" db:"error"`
 	Began     time.Time `json:"began_at" db:"began_at"`
@@ -96,7 +98,11 @@ func (r *row) view() Operation {
 // Filter says which operations to list: those that meet all conditions of the filter. The zero value selects all.
 type Filter struct {
 	Resource, Kind string
-	State          State
+	State State
+	// RequestID is the ID of the request that the operation belongs to.
+	RequestID string
+	// UpdatedSince and UpdatedUntil bound the time of the last change, both inclusive. Zero: no bound.
+	UpdatedSince, UpdatedUntil time.Time
 	// Open lists only operations that have not ended, or are not compensated.
 	Open bool
 	// Unknown lists only unknown operations: those that no running process knows in full, see [Step].
@@ -133,6 +139,15 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	}
 	if f.State != "" {
 		add("state = ?", f.State)
+	}
+	if f.RequestID != "" {
+		add("request_id = ?", f.RequestID)
+	}
+	if !f.UpdatedSince.IsZero() {
+		add("updated_at >= ?", f.UpdatedSince)
+	}
+	if !f.UpdatedUntil.IsZero() {
+		add("updated_at <= ?", f.UpdatedUntil)
 	}
 	if f.Open {
 		add("active IS NOT NULL")
@@ -195,7 +210,7 @@ func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 		return nil, err
 	}
 	out := r.view()
-	if err := s.db.SelectContext(ctx, &out.Events, `SELECT step, result, host, error_code, error, began_at, ended_at FROM operation_events
+	if err := s.db.SelectContext(ctx, &out.Events, `SELECT step, result, host, reporter, error_code, error, began_at, ended_at FROM operation_events
 		WHERE operation_id = ? ORDER BY seq`, id); err != nil {
 		return nil, db.Error(err)
 	}
@@ -261,12 +276,15 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 
 // Retry makes an operation that has failed, timed out or was canceled run once more, from its first step and with its first
 // data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
-// has succeeded, or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
+// has succeeded, has no steps ([Record]), or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
 // that runs it then.
 func (s *Store) Retry(ctx context.Context, id string) error {
 	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 		if !r.State.Ended() || r.State == Succeeded {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
+		}
+		if r.Steps == noSteps {
+			return fault.New(fault.Precondition, "operation %s has no steps: it was recorded after its end", id)
 		}
 		if !r.over() {
 			return fault.New(fault.Precondition, "operation %s is %s and not compensated: start a process of the release that began it, or cancel the operation first", id, r.State)
