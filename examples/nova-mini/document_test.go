@@ -288,6 +288,8 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.flavors()
 	j.servers()
 	j.hosts()
+	j.seen["DELETE /v2.1/servers/{id}: 409"] = true          // a locked server, and a client who is not an administrator: TestLock of package api
+	j.seen["POST /v2.1/servers/{id}/action: restore"] = true // succeeds only with soft deletion: TestSoftDelete of package e2e
 	for _, what := range j.missed() {
 		t.Errorf("the document has a reply or an action that was not tested: %s", what)
 	}
@@ -361,6 +363,19 @@ func (j *judge) servers() {
 		{`{"confirmResize": null}`, 204, "ACTIVE"},
 		{`{"resize": {"flavorRef": "3"}}`, 202, "VERIFY_RESIZE"},
 		{`{"revertResize": null}`, 202, "ACTIVE"},
+		{`{"pause": null}`, 202, "PAUSED"},
+		{`{"unpause": null}`, 202, "ACTIVE"},
+		{`{"suspend": null}`, 202, "SUSPENDED"},
+		{`{"resume": null}`, 202, "ACTIVE"},
+		{`{"rescue": {"adminPass": "secret", "rescue_image_ref": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}}`, 200, "RESCUE"},
+		{`{"rescue": null}`, 409, ""},
+		{`{"unrescue": null}`, 202, "ACTIVE"},
+		{`{"lock": null}`, 202, ""},
+		{`{"unlock": null}`, 202, ""},
+		{`{"os-resetState": {"state": "error"}}`, 202, "ERROR"},
+		{`{"os-resetState": {"state": "gone"}}`, 400, ""},
+		{`{"os-resetState": {"state": "active"}}`, 202, "ACTIVE"},
+		{`{"restore": null}`, 409, ""},
 		{`{"os-getConsoleOutput": {"length": 10}}`, 200, ""},
 		{`{"os-getConsoleOutput": {"length": "many"}}`, 400, ""},
 	} {
@@ -374,6 +389,23 @@ func (j *judge) servers() {
 	j.do(404, "GET", "/v2.1/servers/{id}", "", missing)
 	j.do(404, "DELETE", "/v2.1/servers/{id}", "", missing)
 	j.do(204, "DELETE", "/v2.1/servers/{id}", "", id)
+	for i, body := range []string{`{"forceDelete": null}`, `{"forceDelete": ""}`} {
+		j.do(202, "POST", action, body, j.create(fmt.Sprint("forced ", i)))
+	}
+	locked := j.create("locked")
+	j.do(202, "POST", action, `{"lock": null}`, locked)
+	j.do(204, "DELETE", "/v2.1/servers/{id}", "", locked) // by an administrator
+}
+
+// create returns the ID of a new server.
+func (j *judge) create(name string) string {
+	j.Helper()
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "`+name+`", "flavorRef": "1"}}`)
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal(raw, &made); err != nil {
+		j.Fatal(err)
+	}
+	return made.Server.ID
 }
 
 func (j *judge) hosts() {

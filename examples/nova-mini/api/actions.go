@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,65 +15,105 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
 )
 
 // actionRules are the rules of the actions, one for each name of a rule.
-var actionRules = func() (out []rule) {
+var actionRules = func() []rule {
+	out := []rule{{ruleUnlockAny, "rule:context_is_admin", "Unlock a server that another has locked", "POST", "/servers/{server_id}/action (unlock)"}}
 	for _, info := range compute.Actions {
-		if !slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
-			out = append(out, rule{info.Rule, "rule:project_member_or_admin", info.Summary, "POST", "/servers/{server_id}/action (" + info.Request + ")"})
+		if slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
+			continue
 		}
+		check := "rule:project_member_or_admin"
+		if info.Admin {
+			check = "rule:context_is_admin"
+		}
+		out = append(out, rule{info.Rule, check, info.Summary, "POST", "/servers/{server_id}/action (" + info.Request + ")"})
 	}
 	return out
 }()
 
-// handlers registers the actions whose requests or replies have a body. Each other action of compute.Actions begins an operation.
-var handlers = map[compute.Action]func(s *server, g *api.Group, def api.Route){
-	compute.SoftReboot: func(s *server, g *api.Group, def api.Route) { api.HandleTarget(g, def, s.target(), s.reboot) },
-	compute.Resize:     func(s *server, g *api.Group, def api.Route) { api.HandleTarget(g, def, s.target(), s.resize) },
-	compute.ConsoleOutput: func(s *server, g *api.Group, def api.Route) {
-		def.Errors = []int{http.StatusNotImplemented}
-		api.HandleTarget(g, def, s.target(), s.console)
-	},
+// ruleUnlockAny is the rule of those who may unlock a server that an administrator has locked, or, as an administrator, one that its project has
+// locked.
+const ruleUnlockAny = "os_compute_api:os-lock-server:unlock:unlock_override"
+
+// handlers registers the actions that have a body, or that the API service does itself. Each other action of compute.Actions only begins an
+// operation.
+var handlers = map[compute.Action]func(s *server, g *api.Group, def api.Route, info compute.ActionInfo){
+	compute.SoftReboot:    actionOf((*server).reboot),
+	compute.Resize:        actionOf((*server).resize),
+	compute.Rescue:        actionOf((*server).rescue),
+	compute.Lock:          actionOf((*server).lock),
+	compute.Unlock:        actionOf((*server).unlock),
+	compute.ResetState:    actionOf((*server).resetState),
+	compute.ForceDelete:   actionOf((*server).deleteServer),
+	compute.Restore:       actionOf((*server).restore),
+	compute.ConsoleOutput: actionOf((*server).console),
 }
 
 func (s *server) actionRoutes(_, withBody *api.Group) {
-	g := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, unavailable}})
+	g := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
 	seen := map[string]bool{}
 	for _, info := range compute.Actions {
 		if seen[info.Request] {
 			continue
 		}
 		seen[info.Request] = true
-		def := api.Route{Pattern: "POST", Action: info.Request, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}
-		if add := handlers[info.Action]; add != nil {
-			add(s, g, def)
-			continue
+		add := handlers[info.Action]
+		if add == nil {
+			add = actionOf(func(s *server, ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+				return api.None{}, s.beginAction(ctx, srv, info.Action, store.ActData{})
+			})
 		}
-		api.HandleTarget(g, def, s.target(), s.actionHandler(info.Action))
+		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
 	}
+}
+
+// actionOf returns the function that registers an action with its handler. A locked server refuses the action, unless the action is allowed then.
+func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store.Server) (R, error)) func(*server, *api.Group, api.Route, compute.ActionInfo) {
+	return func(s *server, g *api.Group, def api.Route, info compute.ActionInfo) {
+		api.HandleTarget(g, def, s.target(), func(ctx context.Context, r *api.Request[B], srv *store.Server) (out R, err error) {
+			if !info.WhenLocked {
+				err = s.checkLock(ctx, srv)
+			}
+			if err == nil {
+				out, err = h(s, ctx, r, srv)
+			}
+			return out, err
+		})
+	}
+}
+
+// checkLock returns Conflict if a server is locked and the client is not an administrator.
+func (s *server) checkLock(ctx context.Context, srv *store.Server) error {
+	if srv.LockedBy == "" || s.administrator(ctx) {
+		return nil
+	}
+	return fault.New(fault.Conflict, "Instance %s is locked", srv.ID)
 }
 
 // beginAction begins the operation of an action. It does not wait for the action.
-func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.Action) (api.None, error) {
+func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.Action, data store.ActData) error {
 	if err := s.checkBus(ctx); err != nil {
-		return api.None{}, err
+		return err
 	}
-	if err := s.cfg.Store.BeginAction(ctx, srv.ID, a); err != nil {
-		return api.None{}, err
+	err := s.cfg.Store.BeginAction(ctx, srv.ID, a, data)
+	if err == nil {
+		s.notifyConductor(ctx, srv.ID)
 	}
-	s.notifyConductor(ctx, srv.ID)
-	return api.None{}, nil
+	return notImplemented(err)
 }
 
-// actionHandler returns the handler of an action without parameters.
-func (s *server) actionHandler(a compute.Action) func(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
-	return func(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-		return s.beginAction(ctx, srv, a)
+// notImplemented gives the error Unimplemented the status that Nova's API has for it.
+func notImplemented(err error) error {
+	if err != nil && fault.CodeOf(err) == fault.Unimplemented {
+		return api.WithStatus(http.StatusNotImplemented, err)
 	}
+	return err
 }
 
 type reboot struct {
@@ -86,7 +127,7 @@ func (s *server) reboot(ctx context.Context, r *api.Request[reboot], srv *store.
 	if strings.EqualFold(r.Body.Reboot.Type, "soft") {
 		a = compute.SoftReboot
 	}
-	return s.beginAction(ctx, srv, a)
+	return api.None{}, s.beginAction(ctx, srv, a, store.ActData{})
 }
 
 type resize struct {
@@ -101,19 +142,78 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	if err != nil {
 		return api.None{}, err
 	}
-	if err := s.checkBus(ctx); err != nil {
-		return api.None{}, err
-	}
-	err = s.cfg.Store.BeginResize(ctx, srv.ID, f)
+	err = s.beginAction(ctx, srv, compute.Resize, store.ActData{Resize: store.SizeOf(f)})
 	if errors.Is(err, placement.ErrNoRoom) {
 		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
 		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
 	}
-	if err != nil {
-		return api.None{}, err
+	return api.None{}, err
+}
+
+type rescue struct {
+	Rescue *struct {
+		AdminPass string `json:"adminPass,omitempty"`
+		ImageRef  string `json:"rescue_image_ref,omitempty" format:"uuid"`
+	} `json:"rescue"`
+}
+
+// password is the reply that names the password of a guest's administrator.
+type password struct {
+	AdminPass string `json:"adminPass"`
+}
+
+// newPassword returns a random password.
+func newPassword() string { return rand.Text()[:12] }
+
+func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.Server) (out password, err error) {
+	out.AdminPass = newPassword()
+	var data store.ActData
+	if in := r.Body.Rescue; in != nil {
+		out.AdminPass, data.ImageRef = cmp.Or(in.AdminPass, out.AdminPass), in.ImageRef
 	}
-	s.notifyConductor(ctx, srv.ID)
-	return api.None{}, nil
+	return out, s.beginAction(ctx, srv, compute.Rescue, data)
+}
+
+// lock locks a server for its project, or, if the client is of another project, for administrators. A member of the project cannot lock a
+// server once more.
+func (s *server) lock(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	by := owner(ctx, srv)
+	if srv.LockedBy != "" && by == store.LockedByOwner {
+		return api.None{}, nil
+	}
+	return api.None{}, s.cfg.Store.LockServer(ctx, srv.ID, by, "")
+}
+
+// owner returns as whom a client locks a server.
+func owner(ctx context.Context, srv *store.Server) string {
+	if reqctx.From(ctx).ProjectID == srv.ProjectID {
+		return store.LockedByOwner
+	}
+	return store.LockedByAdmin
+}
+
+func (s *server) unlock(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	if srv.LockedBy != "" && srv.LockedBy != owner(ctx, srv) {
+		if err := s.mux.Enforce(ctx, ruleUnlockAny, map[string]any{"project_id": srv.ProjectID}); err != nil {
+			return api.None{}, err
+		}
+	}
+	return api.None{}, s.cfg.Store.UnlockServer(ctx, srv.ID)
+}
+
+type resetState struct {
+	Reset struct {
+		State string `json:"state" enum:"active,error"`
+	} `json:"os-resetState"`
+}
+
+func (s *server) resetState(ctx context.Context, r *api.Request[resetState], srv *store.Server) (api.None, error) {
+	return api.None{}, s.cfg.Store.ResetState(ctx, srv.ID, r.Body.Reset.State)
+}
+
+// restore refuses every server: nova-mini deletes servers at once.
+func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return api.None{}, fault.New(fault.Conflict, "Cannot 'restore' instance %s while it is in vm_state %s", srv.ID, srv.VMState)
 }
 
 type console struct {
@@ -158,7 +258,7 @@ func hideDetails(err error, text string) error {
 // console reads the server's console log from the compute service of the server's host.
 func (s *server) console(ctx context.Context, r *api.Request[console], srv *store.Server) (out consoleOutput, err error) {
 	if srv.Host == nil {
-		return out, fault.New(fault.Conflict, "Instance %s is not ready", srv.ID)
+		return out, store.NotReady(srv.ID)
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: srv.ID, Lines: r.Body.lines()})
 	switch {

@@ -36,6 +36,7 @@ var people = map[string]reqctx.Request{
 	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
 	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
 	"nowhere":  {UserID: "u1", Roles: []string{"member", "reader"}},
+	"boss":     {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
 	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 

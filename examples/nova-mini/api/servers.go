@@ -55,7 +55,7 @@ func (s *server) serverRoutes(all, withBody *api.Group) {
 		Pattern: "GET /servers/{id}", Rule: ruleShow, Summary: "Show a server", Errors: []int{notFound},
 	}, s.target(), s.showServer)
 	api.HandleTarget(all, api.Route{
-		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, unavailable},
+		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, conflict, unavailable},
 	}, s.target(), s.deleteServer)
 }
 
@@ -185,7 +185,7 @@ type oneServer struct {
 type serverView struct {
 	ID              string             `json:"id" format:"uuid"`
 	Name            string             `json:"name" min:"1" max:"255"`
-	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,ERROR"`
+	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,ERROR"`
 	TenantID        string             `json:"tenant_id"`
 	UserID          string             `json:"user_id"`
 	Metadata        metadata           `json:"metadata"`
@@ -206,7 +206,7 @@ type serverView struct {
 	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
 	TaskState       *string            `json:"OS-EXT-STS:task_state"`
-	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,error"`
+	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,error"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView         `json:"fault,omitempty"`
@@ -310,6 +310,9 @@ func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *st
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	if err := s.checkLock(ctx, srv); err != nil {
+		return api.None{}, err
+	}
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}

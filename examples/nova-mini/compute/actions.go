@@ -12,23 +12,40 @@ type Action string
 
 // The actions. Each has a row in [Actions].
 const (
-	Stop          Action = "stop"
-	Start         Action = "start"
-	SoftReboot    Action = "reboot"
-	HardReboot    Action = "hard_reboot"
+	Start      Action = "start"
+	Stop       Action = "stop"
+	SoftReboot Action = "reboot"
+	HardReboot Action = "hard_reboot"
+	Pause      Action = "pause"
+	Unpause    Action = "unpause"
+	Suspend    Action = "suspend"
+	Resume     Action = "resume"
+	Rescue     Action = "rescue"
+	Unrescue   Action = "unrescue"
+
 	Resize        Action = "resize"
 	ConfirmResize Action = "confirm_resize"
 	RevertResize  Action = "revert_resize"
+
+	Lock          Action = "lock"
+	Unlock        Action = "unlock"
+	ResetState    Action = "reset_state"
+	ForceDelete   Action = "force_delete"
+	Restore       Action = "restore"
 	ConsoleOutput Action = "console_output"
 )
 
 // Values of vm_state, as in Nova.
 const (
-	Building = "building"
-	Active   = "active"
-	Stopped  = "stopped"
-	Error    = "error"
-	Resized  = "resized" // neither confirmed nor reverted
+	VMBuilding    = "building"
+	VMActive      = "active"
+	VMPaused      = "paused"
+	VMSuspended   = "suspended"
+	VMStopped     = "stopped"
+	VMRescued     = "rescued"
+	VMResized     = "resized" // neither confirmed nor reverted
+	VMSoftDeleted = "soft-delete"
+	VMError       = "error"
 )
 
 // ActionInfo has the facts about an action. Only the body of its request and what a compute service does are elsewhere: in package api and
@@ -39,10 +56,16 @@ type ActionInfo struct {
 	Request string
 	// Name is Nova's name of the action in errors and in the list of a server's actions.
 	Name string
-	// Rule is the policy rule, and Summary says what the action does.
-	Rule, Summary string
+	// Event is Nova's name of what is done, in the list of a server's actions. Empty: the list has no events of the action.
+	Event string
+	// Rule is the policy rule, for members of the project or, if Admin is set, for administrators. Summary says what the action does.
+	Rule    string
+	Admin   bool
+	Summary string
 	// Status is the status of the reply. Default 202.
 	Status int
+	// WhenLocked means that the action is not refused on a locked server.
+	WhenLocked bool
 	// From are the values of vm_state in which Nova allows the action.
 	From []string
 	// Task is the task_state while the action runs. Empty: the API service does the action itself, without an operation.
@@ -51,6 +74,8 @@ type ActionInfo struct {
 	Shown map[string]string
 	// To is the vm_state after the action. Empty: it depends, or stays.
 	To string
+	// Fails is the vm_state after the action has failed. Empty: it stays.
+	Fails string
 	// Since is the version of [Worker] from which on a compute service knows the action.
 	Since rpc.Version
 	// Capability is what the driver of the host must have. Empty: each driver can do it.
@@ -60,35 +85,76 @@ type ActionInfo struct {
 // Actions are all actions. To add an action, add its row here, and in package worker what the compute service does.
 var Actions = []ActionInfo{
 	{
-		Action: Start, Request: "os-start", Name: "start", Rule: "os_compute_api:servers:start", Summary: "Start a server",
-		From: []string{Stopped}, Task: "powering-on", To: Active, Since: v11,
+		Action: Start, Request: "os-start", Name: "start", Event: "compute_start_instance", Rule: "os_compute_api:servers:start", Summary: "Start a server",
+		From: []string{VMStopped}, Task: "powering-on", To: VMActive, Since: v11,
 	},
 	{
-		Action: Stop, Request: "os-stop", Name: "stop", Rule: "os_compute_api:servers:stop", Summary: "Stop a server",
-		From: []string{Active, Error}, Task: "powering-off", To: Stopped, Since: v11,
+		Action: Stop, Request: "os-stop", Name: "stop", Event: "compute_stop_instance", Rule: "os_compute_api:servers:stop", Summary: "Stop a server",
+		From: []string{VMActive, VMError}, Task: "powering-off", To: VMStopped, Since: v11,
 	},
 	{
-		Action: SoftReboot, Request: "reboot", Name: "reboot", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
-		From: []string{Active}, Task: "rebooting", Shown: map[string]string{Active: "REBOOT"}, To: Active, Since: v11,
+		Action: SoftReboot, Request: "reboot", Name: "reboot", Event: "compute_reboot_instance", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
+		From: []string{VMActive}, Task: "rebooting", Shown: map[string]string{VMActive: "REBOOT"}, To: VMActive, Since: v11,
 	},
 	{
-		Action: HardReboot, Request: "reboot", Name: "reboot", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
-		From: []string{Active, Stopped, Error}, Task: "rebooting_hard", Shown: map[string]string{Active: "HARD_REBOOT"}, To: Active, Since: v11,
+		Action: HardReboot, Request: "reboot", Name: "reboot", Event: "compute_reboot_instance", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMError}, Task: "rebooting_hard", Shown: map[string]string{VMActive: "HARD_REBOOT"}, To: VMActive, Since: v11,
 	},
 	{
-		Action: Resize, Request: "resize", Name: "resize", Rule: "os_compute_api:servers:resize", Summary: "Resize a server to another flavor",
-		From: []string{Active, Stopped}, Task: "resize_prep", Shown: map[string]string{Active: "RESIZE", Stopped: "RESIZE"}, To: Resized, Since: v12,
+		Action: Resize, Request: "resize", Name: "resize", Event: "compute_resize_instance", Rule: "os_compute_api:servers:resize", Summary: "Resize a server to another flavor",
+		From: []string{VMActive, VMStopped}, Task: "resize_prep", Shown: map[string]string{VMActive: "RESIZE", VMStopped: "RESIZE"}, To: VMResized, Since: v12, Capability: CapResize,
 	},
 	{
-		Action: ConfirmResize, Request: "confirmResize", Name: "confirmResize", Rule: "os_compute_api:servers:confirm_resize", Summary: "Confirm a resize", Status: 204,
-		From: []string{Resized}, Task: "resize_confirming", Since: v12,
+		Action: ConfirmResize, Request: "confirmResize", Name: "confirmResize", Event: "compute_confirm_resize", Rule: "os_compute_api:servers:confirm_resize", Summary: "Confirm a resize",
+		Status: 204, From: []string{VMResized}, Task: "resize_confirming", Since: v12,
 	},
 	{
-		Action: RevertResize, Request: "revertResize", Name: "revertResize", Rule: "os_compute_api:servers:revert_resize", Summary: "Revert a resize",
-		From: []string{Resized}, Task: "resize_reverting", Shown: map[string]string{Resized: "REVERT_RESIZE"}, Since: v12,
+		Action: RevertResize, Request: "revertResize", Name: "revertResize", Event: "compute_revert_resize", Rule: "os_compute_api:servers:revert_resize", Summary: "Revert a resize",
+		From: []string{VMResized}, Task: "resize_reverting", Shown: map[string]string{VMResized: "REVERT_RESIZE"}, Since: v12,
 	},
 	{
-		Action: ConsoleOutput, Request: "os-getConsoleOutput", Rule: "os_compute_api:os-console-output", Summary: "Read the end of a server's console log", Status: 200,
+		Action: Pause, Request: "pause", Name: "pause", Event: "compute_pause_instance", Rule: "os_compute_api:os-pause-server:pause", Summary: "Pause a server",
+		From: []string{VMActive}, Task: "pausing", To: VMPaused, Since: v15, Capability: CapPause,
+	},
+	{
+		Action: Unpause, Request: "unpause", Name: "unpause", Event: "compute_unpause_instance", Rule: "os_compute_api:os-pause-server:unpause", Summary: "Continue a paused server",
+		From: []string{VMPaused}, Task: "unpausing", To: VMActive, Since: v15, Capability: CapPause,
+	},
+	{
+		Action: Suspend, Request: "suspend", Name: "suspend", Event: "compute_suspend_instance", Rule: "os_compute_api:os-suspend-server:suspend", Summary: "Suspend a server",
+		From: []string{VMActive}, Task: "suspending", To: VMSuspended, Since: v15, Capability: CapSuspend,
+	},
+	{
+		Action: Resume, Request: "resume", Name: "resume", Event: "compute_resume_instance", Rule: "os_compute_api:os-suspend-server:resume", Summary: "Continue a suspended server",
+		From: []string{VMSuspended}, Task: "resuming", To: VMActive, Since: v15, Capability: CapSuspend,
+	},
+	{
+		Action: Rescue, Request: "rescue", Name: "rescue", Event: "compute_rescue_instance", Rule: "os_compute_api:os-rescue", Summary: "Start a server from another image, with its disk as the second disk",
+		Status: 200, From: []string{VMActive, VMStopped, VMError}, Task: "rescuing", To: VMRescued, Fails: VMError, Since: v15, Capability: CapRescue,
+	},
+	{
+		Action: Unrescue, Request: "unrescue", Name: "unrescue", Event: "compute_unrescue_instance", Rule: "os_compute_api:os-unrescue", Summary: "Start a rescued server from its own disk again",
+		From: []string{VMRescued}, Task: "unrescuing", To: VMActive, Fails: VMError, Since: v15, Capability: CapRescue,
+	},
+	{
+		Action: Lock, Request: "lock", Name: "lock", Event: "api_lock", Rule: "os_compute_api:os-lock-server:lock", Summary: "Lock a server against actions of its project", WhenLocked: true,
+	},
+	{
+		Action: Unlock, Request: "unlock", Name: "unlock", Event: "api_unlock", Rule: "os_compute_api:os-lock-server:unlock", Summary: "Unlock a server", WhenLocked: true,
+	},
+	{
+		Action: ResetState, Request: "os-resetState", Name: "resetState", Rule: "os_compute_api:os-admin-actions:reset_state", Admin: true,
+		Summary: "Set the state of a server, and end its task", WhenLocked: true,
+	},
+	{
+		Action: ForceDelete, Request: "forceDelete", Name: "forceDelete", Rule: "os_compute_api:os-deferred-delete:force", Summary: "Delete a server at once, in every state",
+	},
+	{
+		Action: Restore, Request: "restore", Name: "restore", Rule: "os_compute_api:os-deferred-delete:restore", Summary: "Restore a server that is soft-deleted",
+		From: []string{VMSoftDeleted},
+	},
+	{
+		Action: ConsoleOutput, Request: "os-getConsoleOutput", Rule: "os_compute_api:os-console-output", Summary: "Read the end of a server's console log", Status: 200, WhenLocked: true,
 	},
 }
 

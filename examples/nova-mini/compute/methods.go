@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership/rpccaps"
@@ -12,10 +13,11 @@ var (
 	v12 = rpc.Version{Major: 1, Minor: 2}
 	v13 = rpc.Version{Major: 1, Minor: 3}
 	v14 = rpc.Version{Major: 1, Minor: 4}
+	v15 = rpc.Version{Major: 1, Minor: 5}
 )
 
 // Worker is the interface of a compute service on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v14}
+var Worker = &rpc.Interface{Name: "compute", Version: v15}
 
 var (
 	// Build makes the worker build a server. The worker first asks whether the step is still current ([BeginStep]), and
@@ -24,7 +26,8 @@ var (
 	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Destroy makes the worker remove a server, with BeginStep and EndStep as for Build.
 	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
-	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. It resizes since 1.2.
+	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. An action may need
+	// a later version, see [ActionInfo].Since.
 	Act = rpc.Define(rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce})
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as in Nova. Errors: NotFound if the server is
 	// not on the host; Unimplemented if the driver has no console logs.
@@ -39,6 +42,8 @@ type ActRequest struct {
 	Resources Resources `json:"resources,omitzero"`
 	// Running reports whether the server runs after a Resize or a RevertResize. If not, it is off.
 	Running bool `json:"running,omitempty"`
+	// ImageRef is the image of a Rescue. Empty: the server's own.
+	ImageRef string `json:"image_ref,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
@@ -78,7 +83,7 @@ type DestroyRequest struct {
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
 // Conductor is the interface of the conductor. Since 1.4 it stores the versions of the interfaces of workers.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v14}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v15}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
@@ -184,6 +189,8 @@ type HostReport struct {
 	Driver        string    `json:"driver"`
 	DriverVersion string    `json:"driver_version"`
 	Resources     Resources `json:"resources"`
+	// Capabilities are those of the driver. A worker of a release before 1.5 does not report them: nil means that they are not known.
+	Capabilities []driver.Capability `json:"capabilities,omitzero"`
 	// Instance is the ID of the [Process] that reports.
 	Instance string `json:"instance,omitempty"`
 	// Claim describes that process. If an operator has removed the host, the report claims the host again for this process.

@@ -27,9 +27,9 @@ func TestActions(t *testing.T) {
 			b.Helper()
 			var err error
 			if a == compute.Resize {
-				err = b.store.BeginResize(b.Context(), id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
+				err = b.store.BeginAction(b.Context(), id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})})
 			} else {
-				err = b.store.BeginAction(b.Context(), id, a)
+				err = b.store.BeginAction(b.Context(), id, a, store.ActData{})
 			}
 			if err != nil {
 				b.Fatalf("%s: %v", a, err)

@@ -53,7 +53,7 @@ func TestEarlierWorker(t *testing.T) {
 		if s := b.server(id); s.VMState != store.Active || s.TaskState != nil {
 			b.Fatalf("server %s, task %q; want active", s.VMState, s.Task())
 		}
-		if err := b.store.BeginAction(b.Context(), id, compute.Stop); err != nil {
+		if err := b.store.BeginAction(b.Context(), id, compute.Stop, store.ActData{}); err != nil {
 			b.Fatal(err)
 		}
 		b.notify(id)

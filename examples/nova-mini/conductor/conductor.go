@@ -271,7 +271,7 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 	if err != nil {
 		return err
 	}
-	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token)}
+	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token)}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -320,8 +321,16 @@ func (s *Store) joinReporter(ctx context.Context, r *compute.HostReport) error {
 
 // recordDriver records the driver of a host. A host that is new gets the next number.
 func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
+	var capabilities *string // nil: not known
+	if r.Capabilities != nil {
+		raw, err := json.Marshal(r.Capabilities)
+		if err != nil {
+			return err
+		}
+		capabilities = new(string(raw))
+	}
 	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
+		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ?, capabilities = ? WHERE name = ?`, r.Driver, r.DriverVersion, capabilities, r.Host)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -329,7 +338,7 @@ func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
 		if err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
+		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version, capabilities) VALUES (?, ?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion, capabilities)
 		return err
 	})
 }

@@ -60,6 +60,8 @@ type CreateData struct {
 type ActData struct {
 	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
+	// ImageRef is the image of a rescue. Empty: the server's own.
+	ImageRef string `json:"image_ref,omitempty"`
 }
 
 // tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,

@@ -17,11 +17,11 @@ import (
 
 // Values of vm_state, as in Nova.
 const (
-	Building = compute.Building
-	Active   = compute.Active
-	Stopped  = compute.Stopped
-	Error    = compute.Error
-	Resized  = compute.Resized
+	Building = compute.VMBuilding
+	Active   = compute.VMActive
+	Stopped  = compute.VMStopped
+	Error    = compute.VMError
+	Resized  = compute.VMResized
 )
 
 // Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
@@ -61,6 +61,9 @@ type Server struct {
 	UpdatedAt    time.Time        `db:"updated_at"`
 	LaunchedAt   *time.Time       `db:"launched_at"`
 	Resize       db.JSON[*Resize] `db:"resize"`
+	// LockedBy says who has locked the server: LockedByOwner, LockedByAdmin or "" if it is not locked.
+	LockedBy     string `db:"locked_by"`
+	LockedReason string `db:"locked_reason"`
 }
 
 // Task returns the task_state, or "" if the server has no task.
@@ -74,9 +77,13 @@ func (s *Server) Task() string {
 // PowerState returns the power state that follows from the server's vm_state.
 func (s *Server) PowerState() compute.PowerState {
 	switch {
-	case s.VMState == Active, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
+	case s.VMState == Active, s.VMState == compute.VMRescued, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
 		return compute.Running
-	case s.VMState == Stopped, s.VMState == Resized:
+	case s.VMState == compute.VMPaused:
+		return compute.Paused
+	case s.VMState == compute.VMSuspended:
+		return compute.Suspended
+	case s.VMState == Stopped, s.VMState == Resized, s.VMState == compute.VMSoftDeleted:
 		return compute.Shutdown
 	}
 	return compute.NoState

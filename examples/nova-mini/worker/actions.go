@@ -14,27 +14,43 @@ import (
 // actions has what the compute service does for each action of compute.Actions with a task. The functions are idempotent. Errors:
 // errPartial, if the action is done in part.
 var actions = map[compute.Action]func(*Service, context.Context, *compute.ActRequest) error{
-	compute.Stop: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
-		return s.cfg.Driver().PowerOff(ctx, r.ServerID, s.cfg.ShutdownTimeout)
+	compute.Start: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.PowerOn(ctx, r.ServerID)
 	}),
-	compute.Start: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
-		return s.cfg.Driver().PowerOn(ctx, r.ServerID)
+	compute.Stop:       (*Service).stop,
+	compute.SoftReboot: driverCall(softReboot),
+	compute.HardReboot: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Reboot(ctx, r.ServerID, true)
 	}),
-	compute.SoftReboot: driverCall((*Service).softReboot),
-	compute.HardReboot: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
-		return s.cfg.Driver().Reboot(ctx, r.ServerID, true)
+	compute.Pause: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Pause(ctx, r.ServerID)
+	}),
+	compute.Unpause: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Unpause(ctx, r.ServerID)
+	}),
+	compute.Suspend: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Suspend(ctx, r.ServerID)
+	}),
+	compute.Resume: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Resume(ctx, r.ServerID)
+	}),
+	compute.Rescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Rescue(ctx, r.ServerID, r.ImageRef)
+	}),
+	compute.Unrescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Unrescue(ctx, r.ServerID)
 	}),
 	compute.Resize: (*Service).resize,
-	compute.ConfirmResize: driverCall(func(s *Service, ctx context.Context, r *compute.ActRequest) error {
-		return s.cfg.Driver().ConfirmResize(ctx, r.ServerID)
+	compute.ConfirmResize: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.ConfirmResize(ctx, r.ServerID)
 	}),
 	compute.RevertResize: (*Service).revert,
 }
 
 // driverCall returns the function of an action that repeats a call to the driver, see retryDriver.
-func driverCall(call func(*Service, context.Context, *compute.ActRequest) error) func(*Service, context.Context, *compute.ActRequest) error {
+func driverCall(call func(context.Context, compute.Driver, *compute.ActRequest) error) func(*Service, context.Context, *compute.ActRequest) error {
 	return func(s *Service, ctx context.Context, req *compute.ActRequest) error {
-		return retryDriver(ctx, func() error { return call(s, ctx, req) })
+		return retryDriver(ctx, func() error { return call(ctx, s.cfg.Driver(), req) })
 	}
 }
 
@@ -46,10 +62,15 @@ func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error 
 	return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", req.ServerID, req.Action)
 }
 
-func (s *Service) softReboot(ctx context.Context, req *compute.ActRequest) error {
-	err := s.cfg.Driver().Reboot(ctx, req.ServerID, false)
+// stop shuts the server down. It is not an error if the server is off already.
+func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
+	return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, req.ServerID, s.cfg.ShutdownTimeout) })
+}
+
+func softReboot(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {
+	err := d.Reboot(ctx, req.ServerID, false)
 	if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
-		err = s.cfg.Driver().Reboot(ctx, req.ServerID, true)
+		err = d.Reboot(ctx, req.ServerID, true)
 	}
 	return err
 }
@@ -77,7 +98,7 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 		return nil // an earlier delivery of the message has resized the server, and the report was lost
 	}
 	if is.Resources != req.Resources {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		err = s.stop(ctx, req)
 		if err == nil {
 			err = retryDriver(ctx, func() error { return s.cfg.Driver().Resize(ctx, id, req.Resources) })
 		}

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/armature-go/armature/driver"
+
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keylock"
@@ -285,7 +287,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 		return nil, err
 	}
 	s.inspectErr.Store(nil)
-	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance, Interfaces: s.interfaces}
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Instance: s.instance, Interfaces: s.interfaces}
 	if s.cfg.Process != nil && s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
