@@ -98,7 +98,7 @@ func (r *row) view() Operation {
 // Filter says which operations to list: those that meet all conditions of the filter. The zero value selects all.
 type Filter struct {
 	Resource, Kind string
-	State State
+	State          State
 	// RequestID is the ID of the request that the operation belongs to.
 	RequestID string
 	// UpdatedSince and UpdatedUntil bound the time of the last change, both inclusive. Zero: no bound.

@@ -120,7 +120,7 @@ func TestRefusedActions(t *testing.T) {
 		report := compute.HostReport{Host: "n1", Driver: "d", Resources: compute.Resources{VCPUs: 9, MemoryMiB: 9 << 10, DiskGiB: 99}}
 		host := func() {
 			c.Helper()
-			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil { //nolint:contextcheck // the test's
+			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -362,7 +362,7 @@ func TestActionStates(t *testing.T) {
 			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != info.Task || info.Shown[state] != "" && srv.Status() != info.Shown[state] {
 				t.Errorf("during %s in %s: task %q, status %s, %v", info.Action, state, srv.Task(), srv.Status(), err)
 			}
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, info.Action, failed) })
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, info.Action, failed) }) //nolint:contextcheck // the test's
 			endOperations(ctx, t, d)
 			want := cmp.Or(info.To, state)
 			if failed != nil {
