@@ -71,7 +71,7 @@ func TestOpenAPI(t *testing.T) {
 
 // actionNames are the names of the actions of servers.
 func actionNames() string {
-	var names []string
+	names := []string{"resetNetwork"}
 	for _, info := range compute.Actions {
 		names = append(names, info.Request)
 	}
@@ -107,7 +107,8 @@ func TestOperations(t *testing.T) {
 		"get /v2.1/servers/{id}":                   {"id " + head, "", readsOne},
 		"post /v2.1/servers":                       {head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 503"},
 		"delete /v2.1/servers/{id}":                {"id " + head, "", "204 400 401 403 404 406 409 503"},
-		"post /v2.1/servers/{id}/action":           {"id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 413 415 501 503"},
+		"post /v2.1/servers/{id}/action":           {"id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 410 413 415 501 503"},
+		"get /v2.1/servers/{id}/diagnostics":       {"id " + head, "", "200 400 401 403 404 406 409 503"},
 		"get /v2.1/os-services":                    {"binary host " + head, "", reads},
 		"put /v2.1/os-services/disable":            {head, "body", updates},
 		"put /v2.1/os-services/enable":             {head, "body", updates},

@@ -4,19 +4,17 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/google/uuid"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
 )
@@ -41,19 +39,31 @@ var actionRules = func() []rule {
 // locked.
 const ruleUnlockAny = "os_compute_api:os-lock-server:unlock:unlock_override"
 
+// actionHandler registers the handler of an action.
+type actionHandler func(s *server, g *api.Group, def api.Route, info compute.ActionInfo)
+
 // handlers registers the actions that have a body, or that the API service does itself. Each other action of compute.Actions only begins an
 // operation.
-var handlers = map[compute.Action]func(s *server, g *api.Group, def api.Route, info compute.ActionInfo){
-	compute.SoftReboot:    actionOf((*server).reboot),
-	compute.Resize:        actionOf((*server).resize),
-	compute.Rescue:        actionOf((*server).rescue),
-	compute.Lock:          actionOf((*server).lock),
-	compute.Unlock:        actionOf((*server).unlock),
-	compute.ResetState:    actionOf((*server).resetState),
-	compute.ForceDelete:   actionOf((*server).deleteServer),
-	compute.Restore:       actionOf((*server).restore),
-	compute.ConsoleOutput: actionOf((*server).console),
+var handlers = map[compute.Action]actionHandler{
+	compute.SoftReboot:  actionOf((*server).reboot),
+	compute.Resize:      actionOf((*server).resize),
+	compute.Rescue:      actionOf((*server).rescue),
+	compute.Lock:        actionOf((*server).lock),
+	compute.Unlock:      actionOf((*server).unlock),
+	compute.ResetState:  actionOf((*server).resetState),
+	compute.ForceDelete: actionOf((*server).deleteServer),
+	compute.Restore:     actionOf((*server).restore),
+
+	compute.Rebuild:        actionOf((*server).rebuild),
+	compute.CreateImage:    actionOf((*server).createImage),
+	compute.Shelve:         actionOf((*server).shelve),
+	compute.ChangePassword: actionOf((*server).changePassword),
+	compute.CreateBackup:   actionOf((*server).createBackup),
+	compute.InjectNetwork:  actionOf((*server).injectNetwork),
 }
+
+// gone are actions that Nova had and has removed.
+var gone = []string{"resetNetwork"}
 
 func (s *server) actionRoutes(_, withBody *api.Group) {
 	g := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
@@ -65,16 +75,25 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 		seen[info.Request] = true
 		add := handlers[info.Action]
 		if add == nil {
+			add = consoleHandlers[info.Action]
+		}
+		if add == nil {
 			add = actionOf(func(s *server, ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 				return api.None{}, s.beginAction(ctx, srv, info.Action, store.ActData{})
 			})
 		}
-		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
+		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Max: info.Until, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
+	}
+	for _, name := range gone {
+		def := api.Route{Pattern: "POST", Action: name, Summary: "Removed from Nova", Errors: []int{http.StatusGone}}
+		api.HandleRoute(g, def, func(context.Context, *api.Request[api.None]) (api.None, error) {
+			return api.None{}, api.WithStatus(http.StatusGone, fault.New(fault.NotFound, "This resource is no longer available. No forwarding address is given."))
+		})
 	}
 }
 
 // actionOf returns the function that registers an action with its handler. A locked server refuses the action, unless the action is allowed then.
-func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store.Server) (R, error)) func(*server, *api.Group, api.Route, compute.ActionInfo) {
+func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store.Server) (R, error)) actionHandler {
 	return func(s *server, g *api.Group, def api.Route, info compute.ActionInfo) {
 		api.HandleTarget(g, def, s.target(), func(ctx context.Context, r *api.Request[B], srv *store.Server) (out R, err error) {
 			if !info.WhenLocked {
@@ -216,57 +235,118 @@ func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store
 	return api.None{}, fault.New(fault.Conflict, "Cannot 'restore' instance %s while it is in vm_state %s", srv.ID, srv.VMState)
 }
 
-type console struct {
-	Console struct {
-		Length lineCount `json:"length,omitzero"`
-	} `json:"os-getConsoleOutput"`
+type rebuild struct {
+	Rebuild struct {
+		ImageRef          string      `json:"imageRef" format:"uuid"`
+		Name              *name       `json:"name,omitempty"`
+		AdminPass         string      `json:"adminPass,omitempty"`
+		Metadata          metadata    `json:"metadata,omitzero"`
+		DiskConfig        string      `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
+		PreserveEphemeral alwaysFalse `json:"preserve_ephemeral,omitzero"`
+	} `json:"rebuild"`
 }
 
-// lineCount is a number of lines, or a number as a text. -1 and null are all lines.
-type lineCount struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (lineCount) JSONSchema() string {
-	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$", "minimum": -1}`
+type rebuiltServer struct {
+	Server rebuiltView `json:"server"`
 }
 
-type consoleOutput struct {
-	Output string `json:"output"`
+// rebuiltView has the attributes that the reply of a rebuild shows.
+type rebuiltView struct {
+	ID         string      `json:"id" format:"uuid"`
+	Name       string      `json:"name"`
+	Status     string      `json:"status"`
+	TenantID   string      `json:"tenant_id"`
+	UserID     string      `json:"user_id"`
+	Metadata   metadata    `json:"metadata"`
+	HostID     string      `json:"hostId"`
+	Image      imageView   `json:"image"`
+	Flavor     bookmark    `json:"flavor"`
+	Created    string      `json:"created" format:"date-time"`
+	Updated    string      `json:"updated" format:"date-time"`
+	Addresses  struct{}    `json:"addresses"`
+	AccessIPv4 alwaysEmpty `json:"accessIPv4"`
+	AccessIPv6 alwaysEmpty `json:"accessIPv6"`
+	Links      []api.Link  `json:"links"`
+	DiskConfig string      `json:"OS-DCF:diskConfig"`
+	Progress   *int        `json:"progress,omitempty"`
+	AdminPass  string      `json:"adminPass"`
 }
 
-// lines returns the number of lines that the client asks for. 0: all lines.
-func (c *console) lines() int {
-	n, err := strconv.Atoi(plainText(c.Console.Length.RawMessage))
-	if err != nil { // the request has no number of lines, or a number above the largest int
-		return 0
+func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *store.Server) (out rebuiltServer, err error) {
+	in := r.Body.Rebuild
+	if len(in.Metadata) > maxMetadata {
+		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
 	}
-	return max(n, 0) // -1 means all lines
+	if err := s.beginAction(ctx, srv, compute.Rebuild, store.ActData{Rebuild: &store.Rebuild{ImageRef: in.ImageRef, Name: (*string)(in.Name), Metadata: in.Metadata}}); err != nil {
+		return out, err
+	}
+	if srv, err = s.cfg.Store.Server(ctx, srv.ID); err != nil {
+		return out, err
+	}
+	v := s.viewServer(r.Request, srv)
+	r.ReplyHeader.Set("Location", v.Links[0].Href)
+	out.Server = rebuiltView{
+		ID: v.ID, Name: v.Name, Status: v.Status, TenantID: v.TenantID, UserID: v.UserID, Metadata: v.Metadata, HostID: v.HostID, Image: v.Image, Flavor: v.Flavor,
+		Created: v.Created, Updated: v.Updated, Links: v.Links, DiskConfig: v.DiskConfig, Progress: v.Progress, AdminPass: cmp.Or(in.AdminPass, newPassword()),
+	}
+	return out, nil
 }
 
-// hideDetails adds to an error of another service the text that clients read, because the text of the error itself names
-// hosts and topics. A code that would blame the client's request, such as Invalid or Denied, becomes Internal.
-func hideDetails(err error, text string) error {
-	code := fault.CodeOf(err)
-	switch code {
-	case fault.NotFound, fault.Conflict, fault.Precondition, fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
-	default:
-		code = fault.Internal
-	}
-	return fault.WithUser(fault.New(code, "%w", err), text)
+// shelve begins to shelve a server. The image of the server's disk has a new ID each time.
+func (s *server) shelve(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return api.None{}, s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: uuid.NewString()})
 }
 
-// console reads the server's console log from the compute service of the server's host.
-func (s *server) console(ctx context.Context, r *api.Request[console], srv *store.Server) (out consoleOutput, err error) {
-	if srv.Host == nil {
-		return out, store.NotReady(srv.ID)
+type createImage struct {
+	Image struct {
+		Name     name     `json:"name"`
+		Metadata metadata `json:"metadata,omitempty"`
+	} `json:"createImage"`
+}
+
+func (s *server) createImage(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
+	in, id := r.Body.Image, uuid.NewString()
+	err := s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: id, Image: &store.Image{Name: string(in.Name), Metadata: in.Metadata}})
+	if err == nil {
+		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", id)[1].Href)
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: srv.ID, Lines: r.Body.lines()})
-	switch {
-	case errors.Is(err, fault.Unimplemented):
-		return out, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
-	case err != nil:
-		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", srv.ID, "host", *srv.Host, "error", err)
-		return out, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", srv.ID))
+	return api.None{}, err
+}
+
+type createBackup struct {
+	Backup struct {
+		Name     name     `json:"name"`
+		Type     string   `json:"backup_type"`
+		Rotation natural  `json:"rotation"`
+		Metadata metadata `json:"metadata,omitempty"`
+	} `json:"createBackup"`
+}
+
+// createBackup refuses every backup: nova-mini does not delete the older images of a rotation.
+func (s *server) createBackup(ctx context.Context, _ *api.Request[createBackup], srv *store.Server) (api.None, error) {
+	return api.None{}, s.unsupported(srv, compute.CreateBackup, "")
+}
+
+type changePassword struct {
+	Password struct {
+		AdminPass string `json:"adminPass"`
+	} `json:"changePassword"`
+}
+
+// changePassword refuses every password: no driver can set the password of a guest that is built.
+func (s *server) changePassword(ctx context.Context, _ *api.Request[changePassword], srv *store.Server) (api.None, error) {
+	return api.None{}, s.unsupported(srv, compute.ChangePassword, "Unable to set password on instance")
+}
+
+// injectNetwork refuses every server: servers have no addresses that a guest would need.
+func (s *server) injectNetwork(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return api.None{}, s.unsupported(srv, compute.InjectNetwork, "")
+}
+
+// unsupported returns the error for an action that nova-mini does not have. As in Nova, the state of the server is checked before.
+func (s *server) unsupported(srv *store.Server, a compute.Action, text string) error {
+	if err := store.CheckAction(srv, a); err != nil {
+		return err
 	}
-	return consoleOutput{got.Output}, nil
+	return notImplemented(fault.WithUser(store.ErrNotSupported, cmp.Or(text, store.ErrNotSupported.Error())))
 }

@@ -45,7 +45,9 @@ func (c *cloud) wantAct(who, id, body string, status int, says string) {
 
 // bodies has a body for each action that has one.
 var bodies = map[string]string{
-	"reboot": `{"type": "HARD"}`, "resize": `{"flavorRef": "2"}`, "rescue": `{}`, "os-resetState": `{"state": "active"}`, "os-getConsoleOutput": `{}`,
+	"rebuild": `{"imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}`, "createImage": `{"name": "i"}`, "changePassword": `{"adminPass": "x"}`,
+	"createBackup": `{"name": "b", "backup_type": "daily", "rotation": "1"}`, "os-getVNCConsole": `{"type": "novnc"}`, "os-getSPICEConsole": `{"type": "spice-html5"}`,
+	"os-getSerialConsole": `{"type": "serial"}`, "reboot": `{"type": "HARD"}`, "resize": `{"flavorRef": "2"}`, "rescue": `{}`, "os-resetState": `{"state": "active"}`, "os-getConsoleOutput": `{}`,
 }
 
 // body returns a valid body of an action.
@@ -135,7 +137,7 @@ func TestRefusedActions(t *testing.T) {
 			if info.Action == compute.HardReboot {
 				continue // it has the request of the soft reboot
 			}
-			c.wantAct("member", id, body(info), 409, says)
+			c.wantAct("admin", id, body(info), 409, says)
 		}
 		c.exec(`UPDATE servers SET vm_state = 'error', host = NULL`)
 		c.wantAct("member", id, `{"os-stop": null}`, 409, "Instance "+id+" is not ready")

@@ -26,7 +26,7 @@ func (s *server) routes() {
 	})
 	withBody := api.NewGroup(all, api.Route{Errors: []int{http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}})
 	for _, add := range []func(all, withBody *api.Group){
-		s.flavorRoutes, s.serverRoutes, s.actionRoutes, s.serviceRoutes, s.hypervisorRoutes,
+		s.flavorRoutes, s.serverRoutes, s.actionRoutes, s.diagnosticsRoutes, s.serviceRoutes, s.hypervisorRoutes,
 	} {
 		add(all, withBody)
 	}

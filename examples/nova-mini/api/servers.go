@@ -185,7 +185,7 @@ type oneServer struct {
 type serverView struct {
 	ID              string             `json:"id" format:"uuid"`
 	Name            string             `json:"name" min:"1" max:"255"`
-	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,ERROR"`
+	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,ERROR"`
 	TenantID        string             `json:"tenant_id"`
 	UserID          string             `json:"user_id"`
 	Metadata        metadata           `json:"metadata"`
@@ -206,7 +206,7 @@ type serverView struct {
 	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
 	TaskState       *string            `json:"OS-EXT-STS:task_state"`
-	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,error"`
+	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,error"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView         `json:"fault,omitempty"`
@@ -240,7 +240,7 @@ func zoneOf(s *store.Server) string {
 }
 
 // progressing are the statuses of servers that are shown with a progress, as in Nova.
-var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
+var progressing = []string{"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE"}
 
 // viewServer returns the attributes of a server.
 func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {

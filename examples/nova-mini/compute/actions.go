@@ -23,16 +23,29 @@ const (
 	Rescue     Action = "rescue"
 	Unrescue   Action = "unrescue"
 
+	Rebuild       Action = "rebuild"
+	CreateImage   Action = "create_image"
+	Shelve        Action = "shelve"
+	ShelveOffload Action = "shelve_offload"
+	Unshelve      Action = "unshelve"
+
 	Resize        Action = "resize"
 	ConfirmResize Action = "confirm_resize"
 	RevertResize  Action = "revert_resize"
 
-	Lock          Action = "lock"
-	Unlock        Action = "unlock"
-	ResetState    Action = "reset_state"
-	ForceDelete   Action = "force_delete"
-	Restore       Action = "restore"
-	ConsoleOutput Action = "console_output"
+	Lock           Action = "lock"
+	Unlock         Action = "unlock"
+	ResetState     Action = "reset_state"
+	ForceDelete    Action = "force_delete"
+	Restore        Action = "restore"
+	ChangePassword Action = "change_password"
+	CreateBackup   Action = "create_backup"
+	ConsoleOutput  Action = "console_output"
+	VNCConsole     Action = "vnc_console"
+	SPICEConsole   Action = "spice_console"
+	RDPConsole     Action = "rdp_console"
+	SerialConsole  Action = "serial_console"
+	InjectNetwork  Action = "inject_network_info"
 )
 
 // Values of vm_state, as in Nova.
@@ -44,6 +57,8 @@ const (
 	VMStopped     = "stopped"
 	VMRescued     = "rescued"
 	VMResized     = "resized" // neither confirmed nor reverted
+	VMShelved     = "shelved" // its host still has it
+	VMOffloaded   = "shelved_offloaded"
 	VMSoftDeleted = "soft-delete"
 	VMError       = "error"
 )
@@ -64,6 +79,8 @@ type ActionInfo struct {
 	Summary string
 	// Status is the status of the reply. Default 202.
 	Status int
+	// Until is the last microversion of the action. Empty: all versions have it.
+	Until string
 	// WhenLocked means that the action is not refused on a locked server.
 	WhenLocked bool
 	// From are the values of vm_state in which Nova allows the action.
@@ -72,8 +89,15 @@ type ActionInfo struct {
 	Task string
 	// Shown are the statuses of a server while the action runs, by vm_state. In another vm_state the status stays.
 	Shown map[string]string
-	// To is the vm_state after the action. Empty: it depends, or stays.
-	To string
+	// To is the vm_state after the action. Empty: it depends, or stays. With KeepsOff a server that is stopped stays so.
+	To       string
+	KeepsOff bool
+	// Launches means that the action starts the server anew, so that launched_at is the end of the action.
+	Launches bool
+	// Builds means that the compute service gets what it needs to build the server.
+	Builds bool
+	// Schedules means that a host is chosen first if the server has none.
+	Schedules bool
 	// Fails is the vm_state after the action has failed. Empty: it stays.
 	Fails string
 	// Since is the version of [Worker] from which on a compute service knows the action.
@@ -130,11 +154,32 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: Rescue, Request: "rescue", Name: "rescue", Event: "compute_rescue_instance", Rule: "os_compute_api:os-rescue", Summary: "Start a server from another image, with its disk as the second disk",
-		Status: 200, From: []string{VMActive, VMStopped, VMError}, Task: "rescuing", To: VMRescued, Fails: VMError, Since: v15, Capability: CapRescue,
+		Status: 200, From: []string{VMActive, VMStopped, VMError}, Task: "rescuing", To: VMRescued, Launches: true, Fails: VMError, Since: v15, Capability: CapRescue,
 	},
 	{
 		Action: Unrescue, Request: "unrescue", Name: "unrescue", Event: "compute_unrescue_instance", Rule: "os_compute_api:os-unrescue", Summary: "Start a rescued server from its own disk again",
-		From: []string{VMRescued}, Task: "unrescuing", To: VMActive, Fails: VMError, Since: v15, Capability: CapRescue,
+		From: []string{VMRescued}, Task: "unrescuing", To: VMActive, Launches: true, Fails: VMError, Since: v15, Capability: CapRescue,
+	},
+	{
+		Action: Rebuild, Request: "rebuild", Name: "rebuild", Event: "compute_rebuild_instance", Rule: "os_compute_api:servers:rebuild", Summary: "Build a server anew from an image, on its host",
+		From: []string{VMActive, VMStopped, VMError}, Task: "rebuilding", Shown: map[string]string{VMActive: "REBUILD", VMStopped: "REBUILD", VMError: "REBUILD"},
+		To: VMActive, KeepsOff: true, Launches: true, Builds: true, Fails: VMError, Since: v15,
+	},
+	{
+		Action: CreateImage, Request: "createImage", Name: "createImage", Event: "compute_snapshot_instance", Rule: "os_compute_api:servers:create_image", Summary: "Make an image of a server's disk",
+		WhenLocked: true, From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "image_snapshot", Since: v15, Capability: CapSnapshot,
+	},
+	{
+		Action: Shelve, Request: "shelve", Name: "shelve", Event: "compute_shelve_instance", Rule: "os_compute_api:os-shelve:shelve", Summary: "Stop a server and keep an image of its disk",
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "shelving", To: VMShelved, Fails: VMError, Since: v15, Capability: CapSnapshot,
+	},
+	{
+		Action: ShelveOffload, Request: "shelveOffload", Name: "shelveOffload", Event: "compute_shelve_offload_instance", Rule: "os_compute_api:os-shelve:shelve_offload", Admin: true,
+		Summary: "Remove a shelved server from its host", From: []string{VMShelved}, Task: "shelving_offloading", To: VMOffloaded, Since: v15,
+	},
+	{
+		Action: Unshelve, Request: "unshelve", Name: "unshelve", Event: "compute_unshelve_instance", Rule: "os_compute_api:os-shelve:unshelve", Summary: "Start a shelved server again",
+		From: []string{VMShelved, VMOffloaded}, Task: "unshelving", To: VMActive, Launches: true, Builds: true, Schedules: true, Since: v15,
 	},
 	{
 		Action: Lock, Request: "lock", Name: "lock", Event: "api_lock", Rule: "os_compute_api:os-lock-server:lock", Summary: "Lock a server against actions of its project", WhenLocked: true,
@@ -154,7 +199,30 @@ var Actions = []ActionInfo{
 		From: []string{VMSoftDeleted},
 	},
 	{
+		Action: ChangePassword, Request: "changePassword", Name: "changePassword", Event: "compute_set_admin_password", Rule: "os_compute_api:os-admin-password",
+		Summary: "Set the password of a guest's administrator", From: []string{VMActive},
+	},
+	{
+		Action: CreateBackup, Request: "createBackup", Name: "createBackup", Rule: "os_compute_api:os-create-backup", Summary: "Make an image of a server's disk, and delete older ones", WhenLocked: true,
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended},
+	},
+	{
 		Action: ConsoleOutput, Request: "os-getConsoleOutput", Rule: "os_compute_api:os-console-output", Summary: "Read the end of a server's console log", Status: 200, WhenLocked: true,
+	},
+	{
+		Action: VNCConsole, Request: "os-getVNCConsole", Rule: "os_compute_api:os-remote-consoles", Summary: "Get the address of a server's VNC console", Status: 200, Until: "2.5", WhenLocked: true,
+	},
+	{
+		Action: SPICEConsole, Request: "os-getSPICEConsole", Rule: "os_compute_api:os-remote-consoles", Summary: "Get the address of a server's SPICE console", Status: 200, Until: "2.5", WhenLocked: true,
+	},
+	{
+		Action: RDPConsole, Request: "os-getRDPConsole", Rule: "os_compute_api:os-remote-consoles", Summary: "Get the address of a server's RDP console", Status: 200, Until: "2.5", WhenLocked: true,
+	},
+	{
+		Action: SerialConsole, Request: "os-getSerialConsole", Rule: "os_compute_api:os-remote-consoles", Summary: "Get the address of a server's serial console", Status: 200, Until: "2.5", WhenLocked: true,
+	},
+	{
+		Action: InjectNetwork, Request: "injectNetworkInfo", Rule: "os_compute_api:os-admin-actions:inject_network_info", Admin: true, Summary: "Write the addresses of a server into its guest",
 	},
 }
 

@@ -32,6 +32,9 @@ var (
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as in Nova. Errors: NotFound if the server is
 	// not on the host; Unimplemented if the driver has no console logs.
 	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
+	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
+	// the driver has no diagnostics.
+	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
 )
 
 // ActRequest asks for an action.
@@ -40,10 +43,15 @@ type ActRequest struct {
 	Action   Action `json:"action"`
 	// Resources are the server's resources after a Resize.
 	Resources Resources `json:"resources,omitzero"`
-	// Running reports whether the server runs after a Resize or a RevertResize. If not, it is off.
+	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild. If not, it is off. For a Shelve it reports whether
+	// the server ran before.
 	Running bool `json:"running,omitempty"`
-	// ImageRef is the image of a Rescue. Empty: the server's own.
+	// ImageRef is the image of a Rescue, where empty means the server's own, or the one that a CreateImage or a Shelve makes.
 	ImageRef string `json:"image_ref,omitempty"`
+	// Spec is what an action with ActionInfo.Builds builds. Placed reports whether the host was chosen for this action: if the action fails,
+	// the worker removes the server before its report.
+	Spec   *Spec `json:"spec,omitempty"`
+	Placed bool  `json:"placed,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
@@ -61,6 +69,19 @@ type ConsoleRequest struct {
 // ConsoleReply is a console log.
 type ConsoleReply struct {
 	Output string `json:"output"`
+}
+
+// DiagnoseRequest asks for the state of a server.
+type DiagnoseRequest struct {
+	ServerID string `json:"server_id"`
+}
+
+// DiagnoseReply is the state of a server. Metrics is nil if the driver has none, or the server does not run.
+type DiagnoseReply struct {
+	Driver      string            `json:"driver"`
+	Instance    Instance          `json:"instance"`
+	Metrics     *Metrics          `json:"metrics,omitempty"`
+	Diagnostics map[string]string `json:"diagnostics,omitempty"`
 }
 
 // BuildRequest asks for one build attempt of a server.

@@ -50,6 +50,8 @@ type Config struct {
 	// DownAfter is how long a compute service without heartbeats still owns its host. After that another process can
 	// claim the host. Default 60 s.
 	DownAfter time.Duration
+	// ShelvedOffload is how long a shelved server stays on its host. 0: not at all; negative: until a client removes it.
+	ShelvedOffload time.Duration
 	// Resend is the first delay after which the request to a compute service is repeated if no report has come. The delay
 	// doubles each time, up to 5 minutes, and for a build or an action up to a tenth of BuildTimeout. Resend is also the length
 	// of the lease of an operation. Default 15 s.
@@ -99,7 +101,12 @@ func New(cfg Config) *Service {
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	for a, k := range store.Kinds {
 		act := actor{s, a}
-		operation.Handle(s.Runner, k, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		var steps []operation.Step[store.ActData]
+		if a.Info().Schedules {
+			steps = append(steps, operation.Step[store.ActData]{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		}
+		steps = append(steps, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		operation.Handle(s.Runner, k, steps...)
 		operation.OnEnd(s.Runner, k, act.endAction)
 	}
 	return s
@@ -140,17 +147,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried})
-	if errors.Is(err, scheduler.ErrNoValidHost) {
-		text := err.Error()
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			text = f.Msg // without the name of the RPC method
-		}
-		if data.LastError != "" {
-			text += "; the last build failed: " + data.LastError
-		}
-		return operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
-	}
+	got, err := s.selectHost(ctx, op.Resource, data.Need, data.Tried, data.LastError)
 	if err != nil {
 		return err
 	}
@@ -162,6 +159,23 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	}
 	data.Host = got.Host
 	return nil
+}
+
+// selectHost asks the scheduler for a host. lastError is the error of the last build of the server, or "". Errors: those of compute.Select, where
+// ErrNoValidHost ends the operation.
+func (s *Service) selectHost(ctx context.Context, id string, need compute.Resources, tried []string, lastError string) (*compute.SelectReply, error) {
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: id, Need: need, Exclude: tried})
+	if !errors.Is(err, scheduler.ErrNoValidHost) {
+		return got, err
+	}
+	text := err.Error()
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		text = f.Msg // without the name of the RPC method
+	}
+	if lastError != "" {
+		text += "; the last build failed: " + lastError
+	}
+	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 }
 
 func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
@@ -265,21 +279,75 @@ type actor struct {
 	action compute.Action
 }
 
+// chooseHost asks the scheduler for a host if the server has none.
+func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.ActData) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	if err != nil || srv.Host != nil {
+		return err
+	}
+	got, err := s.selectHost(ctx, srv.ID, srv.Need(), nil, "")
+	if err == nil {
+		data.Host = got.Host
+	}
+	return err
+}
+
+func (s actor) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
+	if data.Host == "" {
+		return nil
+	}
+	return s.cfg.Store.PlaceAgain(ctx, tx, op.Resource, data.Host)
+}
+
 // castAct casts the request to do the action to the compute service.
 func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.PrepareAction(ctx, op, s.action, data)
 	if err != nil {
 		return err
 	}
-	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token)}
+	if srv.Host == nil {
+		return fault.New(fault.Internal, "%s server %s: the server has no host", s.action, srv.ID)
+	}
+	info := s.action.Info()
+	req := &compute.ActRequest{
+		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
+		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
+	}
+	if info.Builds {
+		req.Spec = new(srv.Spec())
+	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
-	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, s.action.Info().Method(), *srv.Host, req))
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, info.Method(), *srv.Host, req))
 }
 
-func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *store.ActData) error {
-	return s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, op.Err)
+func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
+	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
+	if err != nil || op.Err != nil || s.action.Info().To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
+		return err
+	}
+	if err := s.cfg.Store.BeginAction(ctx, op.Resource, compute.ShelveOffload, store.ActData{}); err != nil && !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(op.Resource) })
+	return nil
+}
+
+// OffloadShelved removes servers from their hosts that are shelved for longer than Config.ShelvedOffload. It is for a loop.
+func (s *Service) OffloadShelved(ctx context.Context) error {
+	if s.cfg.ShelvedOffload < 0 {
+		return nil
+	}
+	ids, err := s.cfg.Store.Shelved(ctx, s.cfg.ShelvedOffload)
+	for _, id := range ids {
+		beginErr := s.cfg.Store.BeginAction(ctx, id, compute.ShelveOffload, store.ActData{})
+		if c := fault.CodeOf(beginErr); beginErr != nil && c != fault.Conflict && c != fault.NotFound { // otherwise the server has another operation, or another state
+			err = errors.Join(err, beginErr)
+		}
+		s.Runner.NotifyResource(id)
+	}
+	return err
 }
 
 // BeginStep tells a compute service whether a step is still wanted, see compute.BeginStep.

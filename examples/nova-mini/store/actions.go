@@ -43,8 +43,8 @@ func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, da
 		if err := checkState(srv, a.Info()); err != nil { // Nova checks the vm_state first
 			return err
 		}
-		if task := srv.Task(); task != "" { // without a task the other operation has ended meanwhile: begin again
-			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", a.Info().Name, id, task)
+		if srv.Task() != "" { // without a task the other operation has ended meanwhile: begin again
+			return hasTask(srv, a.Info())
 		}
 	}
 }
@@ -81,10 +81,27 @@ func checkState(srv *Server, info compute.ActionInfo) error {
 	switch {
 	case !slices.Contains(info.From, srv.VMState):
 		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", info.Name, srv.ID, srv.VMState)
-	case srv.Host == nil: // a server in ERROR whose creation has failed
+	case srv.Host == nil && srv.VMState != compute.VMOffloaded: // a server in ERROR whose creation has failed
 		return NotReady(srv.ID)
 	}
 	return nil
+}
+
+// CheckAction returns Conflict, with Nova's text, if a server's state does not allow an action without an operation, or the server has a task.
+func CheckAction(srv *Server, a compute.Action) error {
+	info := a.Info()
+	if len(info.From) == 0 {
+		return nil
+	}
+	err := checkState(srv, info)
+	if err == nil && srv.Task() != "" {
+		err = hasTask(srv, info)
+	}
+	return err
+}
+
+func hasTask(srv *Server, info compute.ActionInfo) error {
+	return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", info.Name, srv.ID, srv.Task())
 }
 
 // NotReady returns the error Conflict for a server without a host.
@@ -100,11 +117,16 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	if err := checkState(srv, info); err != nil {
 		return err
 	}
-	if err := s.checkCapability(ctx, tx, *srv.Host, info.Capability); err != nil {
-		return err
+	if srv.Host != nil {
+		if err := s.checkCapability(ctx, tx, *srv.Host, info.Capability); err != nil {
+			return err
+		}
 	}
-	if data.Resize != nil {
+	switch {
+	case data.Resize != nil:
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
+	case data.Rebuild != nil:
+		return data.Rebuild.write(ctx, tx, srv, now)
 	}
 	_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 	return err
@@ -143,12 +165,7 @@ func failedAction(a compute.Action, id string) string {
 // error the server keeps its state, or is in the state in which the action fails, and gets a fault. After a resize that timed out or was
 // canceled the size of the server is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction
 // in which the operation ends. A server that does not exist is not an error.
-func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, failed error) error {
-	info := a.Info()
-	if failed == nil && !resizes(a) && info.To != "" {
-		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, info.To, id)
-		return err
-	}
+func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, failed error) error {
 	srv, err := s.lockServer(ctx, tx, id)
 	if errors.Is(err, fault.NotFound) {
 		return nil
@@ -165,31 +182,71 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 		return err
 	}
 	resizing := srv.Resize.V != nil
-	srv.endAction(info, failed, now)
-	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
-		fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
+	srv.endAction(a.Info(), data, failed, now)
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at,
+		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
-	if err != nil || !resizing {
+	switch {
+	case err != nil:
 		return db.Error(err)
+	case srv.Host == nil: // it was offloaded, or could not be unshelved
+		return s.release(ctx, tx, id)
+	case resizing:
+		return s.updateClaim(ctx, tx, srv)
 	}
-	return s.updateClaim(ctx, tx, srv)
+	return nil
 }
 
 // endAction sets the state of a server after an action. failed is the error of an action that failed, or nil.
-func (s *Server) endAction(info compute.ActionInfo, failed error, now time.Time) {
+func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error, now time.Time) {
 	s.UpdatedAt = now
-	state := info.To
+	before, state := s.VMState, info.To
 	if failed != nil {
 		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = http.StatusInternalServerError, failedAction(info.Action, s.ID), db.Cut(failed.Error(), maxFault), &now
 		state = info.Fails
 	}
-	if state != "" {
+	if state != "" && (failed != nil || !info.KeepsOff || before != Stopped) {
 		s.VMState = state
 	}
-	if resizes(info.Action) {
-		s.endResize(info.Action, failed != nil, now)
+	if failed == nil && info.Launches {
+		s.LaunchedAt = &now
 	}
+	switch {
+	case resizes(info.Action):
+		s.endResize(info.Action, failed != nil, now)
+	case failed != nil && before == compute.VMOffloaded:
+		s.Host = nil
+	case failed != nil:
+	case s.VMState == compute.VMShelved:
+		s.ShelvedImage, s.ShelvedAt = data.ImageRef, &now
+	case s.VMState == compute.VMOffloaded:
+		s.Host, s.ShelvedAt = nil, nil
+	default:
+		s.ShelvedImage, s.ShelvedAt = "", nil
+	}
+}
+
+// write changes a server as a rebuild says.
+func (r *Rebuild) write(ctx context.Context, tx *sqlx.Tx, srv *Server, now time.Time) error {
+	srv.ImageRef, srv.UpdatedAt = r.ImageRef, now
+	if r.Name != nil {
+		srv.Name = *r.Name
+	}
+	if r.Metadata != nil {
+		srv.Metadata = db.JSONOf(r.Metadata)
+	}
+	_, err := tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, updated_at = :updated_at WHERE id = :id`, srv)
+	return db.Error(err)
+}
+
+// Shelved returns the IDs of servers that are shelved on their hosts for longer than a time, at most 100, the oldest first.
+func (s *Store) Shelved(ctx context.Context, longer time.Duration) (ids []string, err error) {
+	now, err := db.Now(ctx, s.db)
+	if err == nil {
+		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE vm_state = ? AND shelved_at <= ? ORDER BY shelved_at, id LIMIT 100`, compute.VMShelved, now.Add(-longer)))
+	}
+	return ids, err
 }
 
 // Who has locked a server, see Server.LockedBy.

@@ -89,7 +89,9 @@ func TestActions(t *testing.T) {
 			if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server."+string(tt.action) {
 				t.Errorf("operations of %s: %+v, %v", tt.action, open, err)
 			}
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, tt.action, nil) })
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+				return s.EndAction(ctx, tx, id, tt.action, new(store.ActData), nil)
+			})
 			endOperations(ctx, t, d)
 			if srv, err = s.Server(ctx, id); err != nil || srv.VMState != tt.to || srv.TaskState != nil {
 				t.Errorf("after %s it is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
@@ -99,7 +101,7 @@ func TestActions(t *testing.T) {
 			t.Fatal(err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			return s.EndAction(ctx, tx, id, compute.Stop, errors.New("no power"))
+			return s.EndAction(ctx, tx, id, compute.Stop, new(store.ActData), errors.New("no power"))
 		})
 		if srv, err := s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
 			t.Errorf("after a failed stop: %+v, %v", srv, err)
@@ -137,7 +139,9 @@ func TestResize(t *testing.T) {
 		}
 		end := func(a compute.Action, failed error) {
 			t.Helper()
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) }) //nolint:contextcheck // the test's
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+				return s.EndAction(ctx, tx, id, a, new(store.ActData), failed)
+			}) //nolint:contextcheck // the test's
 			endOperations(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {
@@ -287,7 +291,7 @@ func TestPrepareAction(t *testing.T) {
 			t.Fatal(err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			return s.EndAction(ctx, tx, id, compute.Resize, errors.New("no luck"))
+			return s.EndAction(ctx, tx, id, compute.Resize, new(store.ActData), errors.New("no luck"))
 		})
 		endOperations(ctx, t, d)
 		stale := func(what string) {
@@ -362,9 +366,14 @@ func TestActionStates(t *testing.T) {
 			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != info.Task || info.Shown[state] != "" && srv.Status() != info.Shown[state] {
 				t.Errorf("during %s in %s: task %q, status %s, %v", info.Action, state, srv.Task(), srv.Status(), err)
 			}
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, info.Action, failed) }) //nolint:contextcheck // the test's
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+				return s.EndAction(ctx, tx, id, info.Action, new(store.ActData), failed)
+			}) //nolint:contextcheck // the test's
 			endOperations(ctx, t, d)
 			want := cmp.Or(info.To, state)
+			if info.KeepsOff && state == store.Stopped {
+				want = state
+			}
 			if failed != nil {
 				want = cmp.Or(info.Fails, state)
 			}

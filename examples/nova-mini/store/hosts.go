@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -421,12 +422,17 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 				return compute.ErrStale
 			case err != nil:
 				return err
-			case op.Kind != Create.Name || op.State != operation.Running || op.StepName == StepBuild:
+			case !schedules(op.Kind) || op.State != operation.Running || op.StepName != StepSchedule && op.StepName != "":
 				return compute.ErrStale
 			}
 		}
 		return c.ClaimTx(ctx, tx, list...)
 	})
+}
+
+// schedules reports whether an operation of a kind chooses a host for the server.
+func schedules(kind string) bool {
+	return kind == Create.Name || compute.Action(strings.TrimPrefix(kind, kindPrefix)).Info().Schedules
 }
 
 // ReleaseClaim releases a server's claim, if it has one.

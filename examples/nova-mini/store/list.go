@@ -88,7 +88,8 @@ var statuses = func() (out []statusRow) {
 	return append(
 		out, statusRow{Building, "", "BUILD"}, statusRow{Active, "", "ACTIVE"}, statusRow{Stopped, "", "SHUTOFF"},
 		statusRow{Resized, "", "VERIFY_RESIZE"}, statusRow{Error, "", StatusError}, statusRow{compute.VMPaused, "", "PAUSED"},
-		statusRow{compute.VMSuspended, "", "SUSPENDED"}, statusRow{compute.VMRescued, "", "RESCUE"}, statusRow{compute.VMSoftDeleted, "", "SOFT_DELETED"},
+		statusRow{compute.VMSuspended, "", "SUSPENDED"}, statusRow{compute.VMRescued, "", "RESCUE"}, statusRow{compute.VMShelved, "", "SHELVED"},
+		statusRow{compute.VMOffloaded, "", "SHELVED_OFFLOADED"}, statusRow{compute.VMSoftDeleted, "", "SOFT_DELETED"},
 	)
 }()
 

@@ -37,7 +37,10 @@ var (
 	}()
 )
 
-func kindName(a compute.Action) string { return "server." + string(a) }
+// kindPrefix begins the name of each kind.
+const kindPrefix = "server."
+
+func kindName(a compute.Action) string { return kindPrefix + string(a) }
 
 // The steps of Create.
 const (
@@ -60,8 +63,27 @@ type CreateData struct {
 type ActData struct {
 	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
-	// ImageRef is the image of a rescue. Empty: the server's own.
+	// ImageRef is the image of a rescue, where empty means the server's own, or the one that is made.
 	ImageRef string `json:"image_ref,omitempty"`
+	// Image is what is known of an image that is made.
+	Image *Image `json:"image,omitempty"`
+	// Rebuild is what a rebuild changes.
+	Rebuild *Rebuild `json:"rebuild,omitempty"`
+	// Host is the host that was chosen for the action.
+	Host string `json:"host,omitempty"`
+}
+
+// Image describes an image of a server's disk.
+type Image struct {
+	Name     string            `json:"name"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+}
+
+// Rebuild has the attributes of a server that a rebuild changes. A nil pointer or map changes nothing.
+type Rebuild struct {
+	ImageRef string            `json:"image_ref"`
+	Name     *string           `json:"name,omitempty"`
+	Metadata map[string]string `json:"metadata,omitzero"`
 }
 
 // tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,

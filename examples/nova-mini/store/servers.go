@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +66,9 @@ type Server struct {
 	// LockedBy says who has locked the server: LockedByOwner, LockedByAdmin or "" if it is not locked.
 	LockedBy     string `db:"locked_by"`
 	LockedReason string `db:"locked_reason"`
+	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
+	ShelvedImage string     `db:"shelved_image"`
+	ShelvedAt    *time.Time `db:"shelved_at"`
 }
 
 // Task returns the task_state, or "" if the server has no task.
@@ -83,7 +88,7 @@ func (s *Server) PowerState() compute.PowerState {
 		return compute.Paused
 	case s.VMState == compute.VMSuspended:
 		return compute.Suspended
-	case s.VMState == Stopped, s.VMState == Resized, s.VMState == compute.VMSoftDeleted:
+	case slices.Contains([]string{Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted}, s.VMState):
 		return compute.Shutdown
 	}
 	return compute.NoState
@@ -94,10 +99,10 @@ func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to build the server.
+// Spec returns what a driver needs to build the server. A shelved server is built from the image of its disk.
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
-		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
+		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V,
 	}
 }
@@ -180,6 +185,12 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
 		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
+}
+
+// PlaceAgain sets the host of a server that was offloaded. It runs in the transaction that ends the operation's step. Errors:
+// [compute.ErrStale] if the server does not exist or has a host.
+func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
 }
 
 // Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the

@@ -64,6 +64,9 @@ func (s *Store) InTx(ctx context.Context, f func(ctx context.Context) error) err
 	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
 }
 
+// AfterCommit calls f after the transaction of ctx is committed, see db.AfterCommit.
+func (s *Store) AfterCommit(ctx context.Context, f func()) { db.AfterCommit(ctx, s.db, f) }
+
 // get reads one row into out. It returns the error missing if the query has no row.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {
 	err := db.Error(sqlx.GetContext(ctx, q, out, query, args...))

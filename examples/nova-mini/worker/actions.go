@@ -40,7 +40,16 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 	compute.Unrescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Unrescue(ctx, r.ServerID)
 	}),
-	compute.Resize: (*Service).resize,
+	compute.Rebuild: (*Service).rebuild,
+	compute.CreateImage: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Snapshot(ctx, r.ServerID, r.ImageRef)
+	}),
+	compute.Shelve: (*Service).shelve,
+	compute.ShelveOffload: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.Destroy(ctx, r.ServerID)
+	}),
+	compute.Unshelve: (*Service).unshelve,
+	compute.Resize:   (*Service).resize,
 	compute.ConfirmResize: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.ConfirmResize(ctx, r.ServerID)
 	}),
@@ -65,6 +74,47 @@ func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error 
 // stop shuts the server down. It is not an error if the server is off already.
 func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, req.ServerID, s.cfg.ShutdownTimeout) })
+}
+
+// rebuild destroys the server and builds it again. A repeated delivery of the message does so once more.
+func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
+	err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) })
+	if err == nil {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, *req.Spec) })
+	}
+	if err == nil && !req.Running {
+		err = s.stop(ctx, req)
+	}
+	return err
+}
+
+// shelve stops the server and makes an image of its disk. If that fails, a server that ran is started again.
+func (s *Service) shelve(ctx context.Context, req *compute.ActRequest) error {
+	err := s.stop(ctx, req)
+	if err == nil {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().Snapshot(ctx, req.ServerID, req.ImageRef) })
+	}
+	if err == nil || ctx.Err() != nil || !req.Running {
+		return err
+	}
+	if undo := retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, req.ServerID) }); undo != nil {
+		err = fmt.Errorf("%w, and the server cannot be started again: %w", err, undo)
+	}
+	return err
+}
+
+// unshelve starts the server, which the driver builds if the host does not have it. If that fails on a host that was chosen for it, unshelve
+// removes the server. Errors: errPartial.
+func (s *Service) unshelve(ctx context.Context, req *compute.ActRequest) error {
+	err := retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, *req.Spec) })
+	if err == nil || ctx.Err() != nil || !req.Placed {
+		return err
+	}
+	// The remains are removed before the report, because another host may get the server after the report.
+	if undo := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) }); undo != nil {
+		return fmt.Errorf("%w, and its remains cannot be removed: %w, %w", err, undo, errPartial)
+	}
+	return err
 }
 
 func softReboot(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {

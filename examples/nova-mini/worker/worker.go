@@ -73,6 +73,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Destroy, s.Destroy)
 	rpc.Handle(srv, compute.Act, s.Act)
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
+	rpc.Handle(srv, compute.Diagnose, s.Diagnose)
 }
 
 // Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
@@ -176,7 +177,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 // cases: the result could not be reported, the action is done in part, or the service stops.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
-	if !s.locks.TryLock(id) {
+	if !s.lockSoon(ctx, id) {
 		return s.dropRequest(ctx, work, id)
 	}
 	defer s.locks.Unlock(id)
@@ -205,6 +206,30 @@ func (s *Service) ReadConsole(ctx context.Context, req *compute.ConsoleRequest) 
 		return nil, err
 	}
 	return &compute.ConsoleReply{Output: strings.ToValidUTF8(string(end[max(0, len(end)-maxConsole):]), "\uFFFD")}, nil
+}
+
+// Diagnose returns the state of a server, see compute.Diagnose.
+func (s *Service) Diagnose(ctx context.Context, req *compute.DiagnoseRequest) (*compute.DiagnoseReply, error) {
+	d := s.cfg.Driver()
+	info, err := d.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &compute.DiagnoseReply{Driver: info.Name}
+	if out.Instance, err = d.Get(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	if out.Diagnostics, err = d.Diagnostics(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	m, err := d.Metrics(ctx, req.ServerID)
+	switch {
+	case err == nil:
+		out.Metrics = &m
+	case !errors.Is(err, fault.Unimplemented) && !errors.Is(err, fault.Precondition):
+		return nil, err
+	}
+	return out, nil
 }
 
 // tailBuffer is a writer that keeps at least the last maxConsole bytes.
@@ -346,6 +371,16 @@ func (s *Service) evictLocked(ctx context.Context, id string) error {
 	}
 	s.cfg.Logger.WarnContext(ctx, "destroying orphan, the database does not place it on this host", "server", id)
 	return s.cfg.Driver().Destroy(ctx, id)
+}
+
+// soon is how long an action waits for other work on its server: for the reply to the report of the action before.
+const soon = time.Second
+
+// lockSoon waits for a short time until other work on a server has ended, and locks the server. It returns false if the work has not ended.
+func (s *Service) lockSoon(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
+	return s.locks.Lock(ctx, id) == nil
 }
 
 // lock waits until other work on a server has ended, and locks the server. Errors: Unavailable, if ctx ends first.
