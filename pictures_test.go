@@ -36,7 +36,7 @@ func TestPictures(t *testing.T) {
 			t.Errorf("the picture of operations has no state %s", s)
 		}
 	}
-	enum := regexp.MustCompile("`json:\"status\" enum:\"([A-Z_,]+)\"`").FindStringSubmatch(readFile(t, "examples/nova-mini/api/servers.go"))
+	enum := regexp.MustCompile("`json:\"status\" enum:\"([A-Z_,]+)\"`").FindStringSubmatch(readFile(t, "examples/nova-mini/api/serverviews.go"))
 	if enum == nil {
 		t.Fatal("the statuses of servers are not found")
 	}

@@ -144,10 +144,22 @@ func TestTutorial(t *testing.T) {
 	}
 	dir := t.TempDir()
 	outputs := play(t, dir, strings.NewReplacer(words...).Replace(scriptOf(steps[1:])), len(steps)-1)
-	toDocument := strings.NewReplacer(back...)
+	comparePrinted(t, tutorialFile, document, steps[1:], outputs, strings.NewReplacer(back...))
+	const judge = `test -z "$(gofmt -l .)" && go vet ./...`
+	if out, err := sh(t, filepath.Join(dir, "sites"), judge); err != nil {
+		t.Errorf("%s: %v: %s", judge, err, out)
+	}
+	envtest.URL(t, testenv.AMQPVar) // skips the rest of the tutorial, which is from here on that with services
+	spans.check(t, "sites-api", "sites-worker")
+}
+
+// comparePrinted compares what steps have printed with the document that they are from. toDocument replaces what only the test has in an
+// output. With ARMATURE_UPDATE=1 comparePrinted writes what is printed into the document.
+func comparePrinted(t *testing.T, file, document string, steps []documentStep, outputs []string, toDocument *strings.Replacer) {
+	t.Helper()
 	update := os.Getenv("ARMATURE_UPDATE") != ""
 	for i, output := range slices.Backward(outputs) { // the last one first, so that the places of the others do not change
-		step, got := steps[i+1], toDocument.Replace(output)
+		step, got := steps[i], toDocument.Replace(output)
 		diff := cmp.Diff(withoutVarying(step.printed), withoutVarying(got))
 		if diff == "" {
 			continue
@@ -159,16 +171,10 @@ func TestTutorial(t *testing.T) {
 		document = document[:step.from] + strings.TrimRight(got, "\n") + "\n" + document[step.to:]
 	}
 	if update {
-		if err := os.WriteFile(tutorialFile, []byte(document), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	const judge = `test -z "$(gofmt -l .)" && go vet ./...`
-	if out, err := sh(t, filepath.Join(dir, "sites"), judge); err != nil {
-		t.Errorf("%s: %v: %s", judge, err, out)
-	}
-	envtest.URL(t, testenv.AMQPVar) // skips the rest of the tutorial, which is from here on that with services
-	spans.check(t, "sites-api", "sites-worker")
 }
 
 // play runs a script of steps in a directory, and returns what each of them has printed. If a step fails, play ends the test.

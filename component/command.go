@@ -293,8 +293,9 @@ type Tool[O any] struct {
 	// Out is the standard output.
 	Out io.Writer
 
-	r *runtime[O]
-	f *flags
+	r         *runtime[O]
+	f         *flags
+	documents int // that were printed as YAML
 }
 
 // Load reads the options. The error has a line for each wrong option.

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/component"
+	"github.com/armature-go/armature/component/componenttest"
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
@@ -251,7 +252,7 @@ func TestAllInOne(t *testing.T) {
 		}
 	}
 	for args, want := range map[string][]string{
-		"member list":                          {"KIND", "writer", "h1", "up", "writer 1.0"},
+		"member list":                          {"KIND", "writer", "h1", "up", "writer 1.0  -    -\n"},
 		"operation list":                       {"ID", "NOTE", "note.take", "first", "succeeded"},
 		"operation list -o json":               {`"kind": "note.take"`, `"resource": "first"`},
 		"operation list -o yaml":               {"kind: note.take", "resource: first"},
@@ -312,6 +313,17 @@ func TestAllInOne(t *testing.T) {
 			t.Errorf("%s: %d %s %s; want %d %s", args, code, out, errs, want.code, want.text)
 		}
 	}
+	for _, ids := range [][]string{{done[0].ID}, {done[0].ID, done[0].ID, done[0].ID}} {
+		for _, form := range []string{"json", "yaml"} {
+			code, out, errs := w.command(t, env, append([]string{"operation", "show", "-o", form}, ids...)...)
+			if n := countDocuments(t, form, out); code != 0 || n != len(ids) || len(ids) == 1 && strings.Contains(out, "---") {
+				t.Errorf("%d operations as %s: %d documents, %d %s:\n%s", len(ids), form, n, code, errs, out)
+			}
+		}
+	}
+	if _, out, _ := w.command(t, env, "operation", "show", "--help"); !strings.Contains(out, "notes operation list --note NOTE") {
+		t.Errorf("the help of operation show does not say how to find the operations on a resource:\n%s", out)
+	}
 	stop()
 	for line := range strings.Lines(log.String()) {
 		if !json.Valid([]byte(line)) {
@@ -321,6 +333,26 @@ func TestAllInOne(t *testing.T) {
 	p, _, _ = w.start(t, nil, env...)
 	if n := written(t, p.DB, "first"); n.Host != "h1" {
 		t.Errorf("after a restart: written by %q", n.Host)
+	}
+}
+
+// countDocuments returns the number of documents in a text of JSON or YAML. Each must have an id.
+func countDocuments(t *testing.T, form, text string) (n int) {
+	t.Helper()
+	read := json.NewDecoder(strings.NewReader(text)).Decode
+	if form == "yaml" {
+		read = yaml.NewDecoder(strings.NewReader(text)).Decode
+	}
+	for ; ; n++ {
+		var one struct {
+			ID string `json:"id" yaml:"id"`
+		}
+		switch err := read(&one); {
+		case errors.Is(err, io.EOF):
+			return n
+		case err != nil || one.ID == "":
+			t.Fatalf("document %d: %+v, %v", n, one, err)
+		}
 	}
 }
 
@@ -342,57 +374,48 @@ func TestTemporaryState(t *testing.T) {
 // the worker has no database, and its member is reported over RPC. It is down after it has left.
 func TestThreeProcesses(t *testing.T) {
 	t.Parallel()
-	w := newWorld()
-	env := []string{
-		"OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0", "OS_API__AUTH_STRATEGY=noauth2", "OS_DEFAULT__REPORT_INTERVAL=0.1",
-		"OS_DEFAULT__TRANSPORT_URL=" + envtest.URL(t, testenv.AMQPVar), "OS_DATABASE__CONNECTION=" + dbtest.MySQL(t),
-		"OS_DEFAULT__CONTROL_EXCHANGE=notes-" + strings.ToLower(t.Name()), "OS_DEFAULT__DEBUG=true",
+	c := componenttest.Start(t, newWorld().component(), "transport_url="+envtest.URL(t, testenv.AMQPVar), "database.connection="+dbtest.MySQL(t),
+		"control_exchange=notes-"+strings.ToLower(t.Name()), "service_down_time=30", "debug=true")
+	if out := c.Command("config", "validate", "--online"); !strings.Contains(out, "works: [DEFAULT] transport_url") || !strings.Contains(out, "works: [database] connection") {
+		t.Errorf("online: %s", out)
 	}
-	if code, _, errs := w.command(t, env, "db", "sync"); code != 0 {
-		t.Fatal(errs)
-	}
-	if code, out, errs := w.command(t, env, "config", "validate", "--online"); code != 0 || !strings.Contains(out, "works: [DEFAULT] transport_url") || !strings.Contains(out, "works: [database] connection") {
-		t.Errorf("online: %d %s %s", code, errs, out)
-	}
-	front, log, _ := w.start(t, []string{"front"}, env...)
-	w.start(t, []string{"back"}, env...)
-	worker, workerLog, stop := w.start(t, []string{"worker"}, env...)
-	if worker.DB != nil || front.DB == nil {
+	front := c.Service("front").Process()
+	if c.Service("worker").Process().DB != nil || front.DB == nil {
 		t.Error("the worker has a database, or the API has none")
 	}
 	takeNote(t, front.Addr(), "first")
-	if n := written(t, front.DB, "first"); n.Host != "h1" {
+	if n := written(t, front.DB, "first"); n.Host != "host-1" {
 		t.Errorf("written by %q", n.Host)
 	}
-	if strings.Contains(log.String(), "operation not notified") {
+	if log := c.Service("front").Log(); strings.Contains(log, "operation not notified") {
 		t.Errorf("the API has not notified the runner:\n%s", log)
 	}
-	first, err := front.Members.Get(t.Context(), "writer", "h1")
+	first, err := front.Members.Get(t.Context(), "writer", "host-1")
 	if err != nil || !first.Up || first.Interfaces["writer"][0] != "1.0" {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	waittest.Until(t, "a heartbeat of the worker", func() bool {
-		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		now, err := front.Members.Get(t.Context(), "writer", "host-1")
 		return err == nil && now.Up && now.SeenAt.After(first.SeenAt)
 	})
-	if err := front.Members.ForceDown(t.Context(), "writer", "h1", true); err != nil {
+	if err := front.Members.ForceDown(t.Context(), "writer", "host-1", true); err != nil {
 		t.Fatal(err)
 	}
-	if err := front.Members.Remove(t.Context(), "writer", "h1"); err != nil {
+	if err := front.Members.Remove(t.Context(), "writer", "host-1"); err != nil {
 		t.Fatal(err)
 	}
 	waittest.Until(t, "the removed member to join again", func() bool {
-		now, err := front.Members.Get(t.Context(), "writer", "h1")
+		now, err := front.Members.Get(t.Context(), "writer", "host-1")
 		return err == nil && now.Up
 	})
-	if strings.Contains(workerLog.String(), "heartbeat failed") {
-		t.Errorf("the worker has joined again, and its log has a failure:\n%s", workerLog)
+	if log := c.Service("worker").Log(); strings.Contains(log, "heartbeat failed") {
+		t.Errorf("the worker has joined again, and its log has a failure:\n%s", log)
 	}
-	if code, out, errs := w.command(t, env, "dlq", "list"); code != 0 || !strings.Contains(out, "no dead letters") {
-		t.Errorf("dlq: %d %s %s", code, errs, out)
+	if out := c.Command("dlq", "list"); !strings.Contains(out, "no dead letters") {
+		t.Errorf("dlq: %s", out)
 	}
-	stop()
-	if last, err := front.Members.Get(t.Context(), "writer", "h1"); err != nil || last.Up || !last.Departed {
+	c.Service("worker").Stop()
+	if last, err := front.Members.Get(t.Context(), "writer", "host-1"); err != nil || last.Up || !last.Departed {
 		t.Errorf("after the end: %+v, %v", last, err)
 	}
 }

@@ -199,7 +199,7 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	}
 	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
 	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the services: whether each is up, what it serves, and which process owns its host", Args: noArguments,
+		Use: "list", Short: "List the services: whether each is up, what it serves, and which process owns its host (-: several may serve on it)", Args: noArguments,
 		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {
@@ -262,14 +262,14 @@ func describeMembers(found []membership.Member) []memberView {
 	return out
 }
 
-// memberRows returns the rows of a table of members.
+// memberRows returns the rows of a table of members. No cell is empty, so that a program finds each column by its number.
 func memberRows(members []memberView) (rows [][]string) {
 	for _, v := range members {
 		var serves []string
 		for _, name := range slices.Sorted(maps.Keys(v.Interfaces)) {
 			serves = append(serves, name+" "+strings.Join(v.Interfaces[name], " "))
 		}
-		rows = append(rows, []string{v.Kind, v.Host, v.State, v.Seen.Format(time.RFC3339), cmp.Or(strings.Join(serves, ", "), "-"), v.Why, v.Process})
+		rows = append(rows, []string{v.Kind, v.Host, v.State, v.Seen.Format(time.RFC3339), cmp.Or(strings.Join(serves, ", "), "-"), cmp.Or(v.Why, "-"), cmp.Or(v.Process, "-")})
 	}
 	return rows
 }

@@ -96,14 +96,16 @@ func (o *fleetOptions) Validate() error {
 func (f *fleet) wire(_ context.Context, p *component.Process[fleetOptions]) error {
 	p.AddFirst("lock", service.Funcs{OnStart: func(context.Context) error { f.claimed.Add(1); return nil }}, "state_path")
 	engines := new(driver.Registry[engine])
-	engines.Add("plain", func(_ context.Context, raw json.RawMessage) (engine, error) {
+	type engineOptions struct {
+		Host  string `option:"host"`
+		Color string `option:"color"`
+	}
+	check := func(raw json.RawMessage) error { return driver.ParseOptions(raw, new(engineOptions)) }
+	engines.AddChecked("plain", check, func(_ context.Context, raw json.RawMessage) (engine, error) {
 		if f.claimed.Load() == 0 {
 			return engine{}, errors.New("the driver is started before the lock")
 		}
-		o := struct {
-			Host  string `option:"host"`
-			Color string `option:"color"`
-		}{}
+		var o engineOptions
 		err := driver.ParseOptions(raw, &o)
 		return engine{driver.Static(driver.Info{Name: "plain"}), func(context.Context) (string, error) { return o.Color + " " + o.Host, nil }}, err
 	})
@@ -211,6 +213,29 @@ func TestManyHosts(t *testing.T) {
 	}
 }
 
+// TestBuiltIn: a built-in driver without options refuses options before the start.
+func TestBuiltIn(t *testing.T) {
+	t.Parallel()
+	type plainOptions struct {
+		component.Options
+		component.DriverOptions
+	}
+	kind := driver.Functions[engine]("fleet", 1)
+	c := component.Component[plainOptions]{Name: "plain", Defaults: map[string]string{"driver": "simple"}, Services: []component.Service[plainOptions]{{
+		Name: "worker", Wire: func(_ context.Context, p *component.Process[plainOptions]) error {
+			_, err := component.Driver(p, kind, component.BuiltIn("simple", engine{Driver: driver.Static(driver.Info{Name: "simple"})}))
+			return err
+		},
+	}}}
+	for env, want := range map[string]string{"OS_DRIVER_SIMPLE__SPEED=3": "OS_DRIVER_SIMPLE__SPEED: [driver_simple] speed: open driver simple: option speed: no such option", "": ""} {
+		var out, errs bytes.Buffer
+		code := component.Run(t.Context(), c, []string{"config", "validate", "--service", "all-in-one"}, []string{env}, &out, &errs)
+		if !strings.Contains(errs.String(), want) || (code == 0) != (want == "") {
+			t.Errorf("%q: %d %s; want %s", env, code, &errs, want)
+		}
+	}
+}
+
 // TestOtherNames: errors name the options of a component with other names, and flags by their own names. Everything that is wrong is reported at once, each fault once.
 func TestOtherNames(t *testing.T) {
 	t.Parallel()
@@ -224,6 +249,8 @@ func TestOtherNames(t *testing.T) {
 		{"config validate --service all-in-one", "bind_host = 0.0.0.0\n", 1, []string{"FILE:1: [DEFAULT] bind_host: noauth2 makes every client the administrator, and other machines can reach the API at 0.0.0.0:9292"}},
 		{"config validate --service all", "engine = none\n" + served, 1, []string{"FILE:1: [DEFAULT] engine: "}},
 		{"config validate --service all", served + "[driver_plain]\nhost = x\n", 1, []string{"FILE:7: [driver_plain] host: option host: cannot be set here"}},
+		{"config validate --service all", served + "[driver_plain]\ncolour = red\n", 1, []string{"FILE:7: [driver_plain] colour: open driver plain: option colour: no such option; the nearest is color"}},
+		{"all", served + "[driver_plain]\ncolour = red\n", 1, []string{"FILE:7: [driver_plain] colour: open driver plain: option colour: no such option"}},
 		{"config validate --service none", "lease = 100\n" + served, 1, []string{"FILE:1: [DEFAULT] lease: the lease is too long"}},
 		{"config validate --service all", "lease = 100\n" + served, 0, nil},
 		{"config validate --service none", "lease = 66\n" + served, 1, []string{"FILE:1: [DEFAULT] lease: 66 is a bad lease"}},

@@ -114,8 +114,11 @@ func (t *Tool[O]) printOperations(ctx context.Context, ops *operation.Store, fil
 
 // showOperations prints JSON unless the flag says YAML: an operation has lists and data that have no place in a table.
 func (t *Tool[O]) showOperations() *cobra.Command {
+	resource := cmp.Or(t.r.c.Resource, "resource")
 	return &cobra.Command{
 		Use: "show ID...", Short: "Show operations, as JSON or YAML, with each attempt at each step", Args: cobra.MinimumNArgs(1),
+		Long: fmt.Sprintf("Show operations, as JSON or YAML, with each attempt at each step. Several operations are several documents; in YAML a line --- is between them.\n\n"+
+			"ID is that of an operation. The operations on a %s are listed by: %s operation list --%s %s", resource, t.r.c.Name, resource, strings.ToUpper(resource)),
 		RunE: t.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
 			format := t.f.output
 			if format == formatTable {
@@ -229,7 +232,10 @@ func (t *Tool[O]) listLetters(ctx context.Context) error {
 		rows = append(rows, []string{l.ID, iface, l.Info.Method, strconv.Itoa(l.Failures), l.DiedAt.Format(time.DateTime), l.Server, reason})
 		return rpc.Keep
 	})
-	if err == nil && len(data) == 0 && t.f.output == formatTable {
+	switch {
+	case err != nil && len(data) == 0: // an empty list would say that the bus has none
+		return err
+	case len(data) == 0 && t.f.output == formatTable:
 		_, err = fmt.Fprintln(t.Out, "no dead letters")
 		return err
 	}
@@ -270,6 +276,9 @@ func (t *Tool[O]) endLetters(ctx context.Context, ids []string, all bool, v rpc.
 		n++
 		return v
 	})
+	if err != nil && n == 0 {
+		return err
+	}
 	return errors.Join(err, t.done(map[string]any{done: n}, "%d dead letters %s", n, done))
 }
 

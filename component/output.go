@@ -36,7 +36,7 @@ func (t *Tool[O]) Print(columns []string, rows [][]string, data any) error {
 	return w.Flush()
 }
 
-// printAs prints data as JSON or YAML.
+// printAs prints data as JSON or YAML. Several calls print several documents: in YAML, a line "---" is between them.
 func (t *Tool[O]) printAs(format string, data any) error {
 	if format == formatJSON {
 		enc := json.NewEncoder(t.Out)
@@ -55,6 +55,9 @@ func (t *Tool[O]) printAs(format string, data any) error {
 	out, err := yaml.Marshal(plain)
 	if err != nil {
 		return err
+	}
+	if t.documents++; t.documents > 1 {
+		out = append([]byte("---\n"), out...)
 	}
 	_, err = t.Out.Write(out)
 	return err

@@ -98,9 +98,10 @@ func (p *Process[O]) ObserveDecision(ctx context.Context, o scheduler.Observatio
 	p.tell.decided.Observe(ctx, o)
 }
 
-// BuiltIn returns a registry with one driver that needs no options, for [Driver].
+// BuiltIn returns a registry with one driver that has no options, for [Driver].
 func BuiltIn[D driver.Driver](name string, d D) *driver.Registry[D] {
 	r := new(driver.Registry[D])
-	r.Add(name, func(context.Context, json.RawMessage) (D, error) { return d, nil })
+	none := func(options json.RawMessage) error { return driver.ParseOptions(options, new(struct{})) }
+	r.AddChecked(name, none, func(context.Context, json.RawMessage) (D, error) { return d, nil })
 	return r
 }

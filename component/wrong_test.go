@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/scheduler"
@@ -89,6 +90,23 @@ func TestWrongCommands(t *testing.T) {
 		code, _, errs := w.command(t, nil, append(strings.Fields(c.args), "--config-file", file)...)
 		if want := strings.ReplaceAll(c.want, "FILE", file); code != c.code || !strings.Contains(errs, want) || strings.Contains(errs, "s3cret") {
 			t.Errorf("%s with %q: %d %s\nwant %d %s", c.args, c.text, code, errs, c.code, want)
+		}
+	}
+}
+
+// TestBusNotAsked: a command about dead letters that cannot ask the bus prints no result: an empty one would say that all is well.
+func TestBusNotAsked(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	for _, url := range []string{"", "rabbit://u:p@127.0.0.1:1/"} {
+		for _, args := range []string{"dlq list", "dlq list -o json", "dlq list -o yaml", "dlq drop --all", "dlq requeue --all -o json", "dlq show x -o yaml"} {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // ends the attempts to connect
+			var out, errs bytes.Buffer
+			code := component.Run(ctx, w.component(), strings.Fields(args), []string{"OS_DEFAULT__TRANSPORT_URL=" + url}, &out, &errs)
+			cancel()
+			if code != 1 || out.Len() > 0 || errs.Len() == 0 {
+				t.Errorf("%s with the bus %q: %d, %q, %q", args, url, code, &out, &errs)
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx/reflectx"
 
@@ -70,8 +71,12 @@ func conditionTerm(col string, op listing.Operator, v any) (term string, args []
 		return col + " IS NOT NULL", nil, nil
 	case (op == listing.Equal || op == listing.In) && isText: // MySQL's = ignores spaces at the end of a text
 		return col + " = ? AND LENGTH(" + col + ") = LENGTH(?)", []any{text, text}, nil
-	case op == listing.Prefix && isText: // an index can serve the first term
-		return col + " >= ? AND INSTR(" + col + ", ?) = 1", []any{text, text}, nil
+	case op == listing.Prefix && isText:
+		term, args = "INSTR("+col+", ?) = 1", []any{text}
+		if bound := textBelow(text); bound != "" { // an index can serve this
+			term, args = col+" > ? AND "+term, []any{bound, text}
+		}
+		return term, args, nil
 	case isText || isRegexp:
 	case op == listing.Equal || op == listing.In:
 		return col + " = ?", []any{v}, nil
@@ -81,6 +86,22 @@ func conditionTerm(col string, op listing.Operator, v any) (term string, args []
 		return col + " <= ?", []any{v}, nil
 	}
 	return "", nil, fmt.Errorf("the operator %q cannot compare a %T", op, v)
+}
+
+// textBelow returns a text that is less than each text with the prefix, or "". It is not the prefix itself, because MySQL compares as if the shorter
+// text had spaces at its end: there "ab\t" is less than "ab". Instead the last character is that before: both databases order texts
+// by code points.
+func textBelow(prefix string) string {
+	prefix = strings.TrimRight(prefix, "\x00")
+	last, size := utf8.DecodeLastRuneInString(prefix)
+	if last == utf8.RuneError { // empty, or not UTF-8
+		return ""
+	}
+	before := last - 1
+	if !utf8.ValidRune(before) { // the surrogates have no texts
+		before = 0xD7FF
+	}
+	return prefix[:len(prefix)-size] + string(before) + string(utf8.MaxRune)
 }
 
 // rowMatch is a regular expression on a field of the rows.

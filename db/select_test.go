@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -107,6 +108,62 @@ func TestSelect(t *testing.T) {
 			}
 			if diff := gocmp.Diff(idsOf(want), idsOf(got)); diff != "" {
 				t.Errorf("%+v by %+v (-want +got):\n%s", tt.c, sort, diff)
+			}
+		}
+	})
+}
+
+// TestPrefix: a prefix selects each text that begins with it, also if the next character sorts before a space.
+func TestPrefix(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	tables := fstest.MapFS{"0001_names.sql": {Data: []byte("CREATE TABLE names (id VARCHAR(36) NOT NULL PRIMARY KEY, name VARCHAR(50));\nCREATE INDEX names_name ON names (name, id);\n")}}
+	type row struct {
+		ID   string  `db:"id"`
+		Name *string `db:"name"`
+	}
+	letters := []string{"a", "A", "b", "é", "%", "_", "!", `\`, "'", " ", "\t", "\n", "\x01", "\x1f", "\u00a0", "\ud7ff", "\ue000", "\U0010ffff", "\x00"}
+	dbtest.Each(t, only(tables), func(t *testing.T, d *sqlx.DB) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		word := func(n int) (s string) {
+			for range n {
+				s += letters[r.IntN(len(letters))]
+			}
+			return s
+		}
+		all := []row{{"null", nil}, {"tab", new("ab\tc")}, {"control", new("ab\x01")}, {"exact", new("ab")}, {"space", new("ab ")}}
+		for i := range 1000 {
+			all = append(all, row{fmt.Sprint(i), new(word(r.IntN(6)))})
+		}
+		for some := range slices.Chunk(all, 200) {
+			if _, err := d.NamedExecContext(t.Context(), "INSERT INTO names (id, name) VALUES (:id, :name)", some); err != nil {
+				t.Fatal(err)
+			}
+		}
+		prefixes := []string{"", "ab", "ab ", "ab\t", "%", "_", "!", `\`, "a%", "\x01", "\x00", "ab\x00", "\ue000", "\ufffd"}
+		for range 100 {
+			prefixes = append(prefixes, word(1+r.IntN(3)))
+		}
+		for _, prefix := range prefixes {
+			var want []string
+			for _, one := range all {
+				if one.Name != nil && strings.HasPrefix(*one.Name, prefix) {
+					want = append(want, one.ID)
+				}
+			}
+			query := listing.Query{Limit: 2000, Conditions: []listing.Condition{{Name: "name", Column: "names.name", Operator: listing.Prefix, Values: []any{prefix}}}}
+			rows, _, err := db.List[row](t.Context(), d, db.Page{From: "names", Key: "id"}.Select(query))
+			if err != nil {
+				t.Fatalf("%q: %v", prefix, err)
+			}
+			got := make([]string, 0, len(rows))
+			for _, one := range rows {
+				got = append(got, one.ID)
+			}
+			slices.Sort(want)
+			if slices.Sort(got); !slices.Equal(got, want) {
+				t.Errorf("%q: %q, want %q", prefix, got, want)
 			}
 		}
 	})

@@ -74,8 +74,9 @@ func (i Info) Has(c Capability) bool { return slices.Contains(i.Capabilities, c)
 // Registry has the drivers that are built into a worker, by the names that
 // its configuration uses. The zero value is empty. A Registry is safe for concurrent use.
 type Registry[D Driver] struct {
-	mu   sync.RWMutex
-	open map[string]func(ctx context.Context, cfg json.RawMessage) (D, error)
+	mu    sync.RWMutex
+	open  map[string]func(ctx context.Context, cfg json.RawMessage) (D, error)
+	check map[string]func(options json.RawMessage) error // nil for a driver without a check
 }
 
 // Add registers a driver. open makes the driver from its own options, cfg: a JSON
@@ -83,6 +84,20 @@ type Registry[D Driver] struct {
 // and the option's name, see [ParseOptions]. Add panics if the name is empty or
 // in use, or if open is nil, because these are programmers' errors.
 func (r *Registry[D]) Add(name string, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
+	r.add(name, nil, open)
+}
+
+// AddChecked is [Registry.Add] with a function that checks the driver's options without another effect, such as [ParseOptions] into the struct of
+// open. [Registry.New] and [Registry.Validate] call it, so that wrong options are found before the process starts. check is called with the same
+// options as open, and returns the errors that open returns for wrong options. Its panics are those of Add, and one if check is nil.
+func (r *Registry[D]) AddChecked(name string, check func(options json.RawMessage) error, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
+	if check == nil {
+		panic("driver: AddChecked: the check function is nil")
+	}
+	r.add(name, check, open)
+}
+
+func (r *Registry[D]) add(name string, check func(json.RawMessage) error, open func(context.Context, json.RawMessage) (D, error)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -92,8 +107,9 @@ func (r *Registry[D]) Add(name string, open func(ctx context.Context, cfg json.R
 		panic("driver: Add: two drivers are named " + name)
 	case r.open == nil:
 		r.open = make(map[string]func(context.Context, json.RawMessage) (D, error))
+		r.check = make(map[string]func(json.RawMessage) error)
 	}
-	r.open[name] = open
+	r.open[name], r.check[name] = open, check
 }
 
 // Open makes the named driver. The caller closes it. Open blocks as long as the

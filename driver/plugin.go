@@ -314,14 +314,18 @@ func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with
 // cfg.Options. Any other name is a program: New sets cfg.Program to it and calls the function [New]. It starts nothing and
-// opens no driver, so it does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are
+// opens no driver. It checks the own options of a registered driver that has a check, see [Registry.AddChecked], and of no other. Fields that are for a program, such as SHA256 or User, are
 // Invalid for a driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
-	builtIn := r.open[name] != nil
+	builtIn, check := r.open[name] != nil, r.check[name]
 	r.mu.RUnlock()
 	if builtIn {
-		if err := cfg.forProgram(); err != nil {
+		err := cfg.forProgram()
+		if err == nil && check != nil {
+			err = check(cfg.Options)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("open driver %s: %w", name, err)
 		}
 		p := newPlugin(func(ctx context.Context) (map[int]D, *supervisor, error) {

@@ -44,7 +44,8 @@ const (
 	// Regexp: the value is a regular expression of package regexp that matches a part of the attribute, a text. See [CompileRegexp]
 	// for its limits.
 	Regexp Operator = "regexp"
-	// AtLeast and AtMost: the attribute, a number or a time, is not below or not above the value.
+	// AtLeast and AtMost: the attribute, a number or a time, is not below or not above the value. If a request has a lower bound of a Column
+	// that is above its upper bound, it is refused with status 400.
 	AtLeast Operator = "at least"
 	AtMost  Operator = "at most"
 	// Refused: the API knows the filter and refuses it with status 400. Use it for filters that other implementations of the API have.

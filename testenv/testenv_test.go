@@ -71,6 +71,15 @@ func TestMainShares(t *testing.T) {
 	}
 }
 
+// TestWithoutMain: a test without a service says how to get one.
+func TestWithoutMain(t *testing.T) {
+	t.Parallel()
+	out, _ := inner(t, "none", t.TempDir()) // it fails only if CI is set
+	if !strings.Contains(out, "call testenv.Main in TestMain, or set ARMATURE_TEST_MYSQL_URL") || !strings.Contains(out, "sqlite3: false, <nil>") {
+		t.Errorf("%s", out)
+	}
+}
+
 // TestStart: a service of a test's own is killed, started again with its data, and paused.
 func TestStart(t *testing.T) {
 	t.Parallel()

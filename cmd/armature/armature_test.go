@@ -125,6 +125,37 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestNext: the commands that armature prints at the end work from any directory, because "go -C" and "go run" start it in another one than that
+// of the user.
+func TestNext(t *testing.T) {
+	t.Parallel()
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"component disk", "driver lake --lang go", "driver lake --lang python"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "it's new")
+			relative, err := filepath.Rel(here, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code, out := armature(t, append(strings.Fields("new "+args), "--replace", clone(t), "--dir", relative)...)
+			_, next, found := strings.Cut(out, "Next:\n\n")
+			cd, _, _ := strings.Cut(strings.TrimSpace(next), "\n")
+			if code != 0 || !found || !strings.HasPrefix(cd, "cd ") {
+				t.Fatal(out)
+			}
+			cmd := exec.CommandContext(t.Context(), "sh", "-euc", cd+"\nls Makefile")
+			cmd.Dir = "/"
+			if raw, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v: %s", cd, err, raw)
+			}
+		})
+	}
+}
+
 // TestNames: components and drivers with names that are used in the code, too, compile.
 func TestNames(t *testing.T) {
 	t.Parallel()

@@ -67,8 +67,7 @@ func (c *newComponent) write(ctx context.Context) error {
 	if err := c.tidy(ctx); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.out, "The component is in %s. Its README.md says what each file has. Next:\n\n  cd %s\n  make test\n  make run\n", c.dir, c.dir)
-	return err
+	return c.printNext("component", "make test", "make run")
 }
 
 // render returns the files of the component, by name.

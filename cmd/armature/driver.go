@@ -119,8 +119,7 @@ func (d *newDriver) write(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = fmt.Fprintf(d.out, "The driver is in %s. Its README.md says what each file has. Next:\n\n  cd %s\n  make test\n", d.dir, d.dir)
-	return err
+	return d.printNext("driver", "make test")
 }
 
 // render returns the files of the driver, by name.

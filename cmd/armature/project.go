@@ -107,6 +107,28 @@ func (p *project) writeFiles(content map[string][]byte) error {
 	return nil
 }
 
+// printNext prints where the project is, and what to do next. The path is absolute, because the user may stand in another directory than this
+// process, as with "go -C DIR run".
+func (p *project) printNext(what string, commands ...string) error {
+	dir, err := filepath.Abs(p.dir)
+	if err != nil {
+		return err
+	}
+	commands = append([]string{"cd " + quoteShell(dir)}, commands...)
+	_, err = fmt.Fprintf(p.out, "The %s is in %s. Its README.md says what each file has. Next:\n\n  %s\n", what, dir, strings.Join(commands, "\n  "))
+	return err
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./@%+=:,-]+$`)
+
+// quoteShell returns a word of a command for a shell.
+func quoteShell(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
+
 // goMod returns the beginning of go.mod.
 func (p *project) goMod() ([]byte, error) {
 	raw, err := files.ReadFile(template + "/" + goMod)

@@ -9,8 +9,11 @@
 //	}
 //
 // The URL of the MySQL server is in the environment variable
-// ARMATURE_TEST_MYSQL_URL, which `make test` sets. Without the variable, tests that
-// need the server are skipped. If CI is set, they fail instead.
+// ARMATURE_TEST_MYSQL_URL. In this project `make test` sets it. In another one, testenv.Main in TestMain starts a server and sets it:
+//
+//	func TestMain(m *testing.M) { testenv.Main(m, testenv.MariaDB) }
+//
+// Without the variable, tests that need the server are skipped. If CI is set, they fail instead.
 package dbtest
 
 import (

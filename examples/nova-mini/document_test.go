@@ -286,9 +286,11 @@ func (j *judge) missed() (out []string) {
 // TestDocument: a real nova-mini behaves as its OpenAPI document says, and every operation of the document is tested.
 func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	j := newJudge(t, runAll(t), printed(t, "openapi"))
-	for _, path := range []string{"/", "/v2.1", "/v2.1/"} {
+	for _, path := range []string{"/", "/v2", "/v2/", "/v2.1", "/v2.1/", "/v2.1/extensions"} {
 		j.do(200, "GET", path, "")
 	}
+	j.do(200, "GET", "/v2.1/extensions/{alias}", "", "OS-SCH-HNT")
+	j.do(404, "GET", "/v2.1/extensions/{alias}", "", "none")
 	j.flavors()
 	j.servers()
 	j.hosts()

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/service/api/apitest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -59,10 +61,16 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("%s: %s: %+v", e.Message, e.Reason, e.SchemaValidationErrors)
 		}
 	}
-	if history := string(printed(t, "openapi", "--history")); history != "VERSION  WHERE  WHAT\n" { // there is only 2.1
+	if history := string(printed(t, "openapi", "--history")); !strings.Contains(history, "2.19     GET /v2.1/servers/{id}") {
 		t.Errorf("history: %s", history)
 	}
-	for _, version := range []string{"2.0", "2.2", "3.1", "two"} {
+	for n := 1; n <= 104; n++ {
+		version := fmt.Sprintf("2.%d", n)
+		if _, err := apitest.NewChecker(printed(t, "openapi", "--version", version)); err != nil {
+			t.Errorf("version %s: %v", version, err)
+		}
+	}
+	for _, version := range []string{"2.0", "2.105", "3.1", "two"} {
 		if err := run(t.Context(), new(bytes.Buffer), "openapi", "--version", version); exitCode(err) != 1 {
 			t.Errorf("version %s: %v", version, err)
 		}
@@ -91,31 +99,47 @@ func TestOperations(t *testing.T) {
 		readsOne = "200 400 401 403 404 406"
 		updates  = "200 400 401 403 404 406 413 415"
 	)
-	want := map[string][3]string{ // parameters, body, statuses
-		"get /":                    {"", "", "200"},
-		"get /v2.1":                {head, "", "200 400 406"},
-		"get /v2.1/":               {head, "", "200 400 406"},
-		"get /v2.1/flavors":        {flavors, "", reads},
-		"get /v2.1/flavors/detail": {flavors, "", reads},
-		"get /v2.1/flavors/{id}":   {"id " + head, "", readsOne},
-		"post /v2.1/flavors":       {head + " Idempotency-Key", "body", "200 400 401 403 406 409 413 415 422"},
-		"get /v2.1/flavors/{id}/os-flavor-access":  {"id " + head, "", readsOne},
-		"post /v2.1/flavors/{id}/action":           {"id " + head, "addTenantAccess removeTenantAccess", "200 400 401 403 404 406 409 413 415"},
-		"delete /v2.1/flavors/{id}":                {"id " + head, "", "202 400 401 403 404 406"},
-		"get /v2.1/servers":                        {servers, "", reads},
-		"get /v2.1/servers/detail":                 {servers, "", reads},
-		"get /v2.1/servers/{id}":                   {"id " + head, "", readsOne},
-		"post /v2.1/servers":                       {head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 503"},
-		"delete /v2.1/servers/{id}":                {"id " + head, "", "204 400 401 403 404 406 409 503"},
-		"post /v2.1/servers/{id}/action":           {"id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 410 413 415 501 503"},
-		"get /v2.1/servers/{id}/diagnostics":       {"id " + head, "", "200 400 401 403 404 406 409 503"},
-		"get /v2.1/os-services":                    {"binary host " + head, "", reads},
-		"put /v2.1/os-services/disable":            {head, "body", updates},
-		"put /v2.1/os-services/enable":             {head, "body", updates},
-		"get /v2.1/os-hypervisors":                 {head, "", reads},
-		"get /v2.1/os-hypervisors/detail":          {head, "", reads},
-		"get /v2.1/os-hypervisors/{id}":            {"id " + head, "", readsOne},
-		"put /v2.1/os-services/disable-log-reason": {head, "body", updates},
+	want := map[string][3]string{}
+	for _, row := range [][4]string{ // operation, parameters, body, statuses
+		{"get /", "", "", "200"},
+		{"get /v2", "", "", "200 400 406"},
+		{"get /v2.1", head, "", "200 400 406"},
+		{"get /v2.1/", head, "", "200 400 406"},
+		{"get /v2.1/extensions", head, "", reads},
+		{"get /v2.1/extensions/{alias}", "alias " + head, "", readsOne},
+		{"get /v2.1/flavors", flavors, "", reads},
+		{"post /v2.1/flavors", head + " Idempotency-Key", "body", "200 400 401 403 406 409 413 415 422"},
+		{"get /v2.1/flavors/detail", flavors, "", reads},
+		{"delete /v2.1/flavors/{id}", "id " + head, "", "202 400 401 403 404 406"},
+		{"get /v2.1/flavors/{id}", "id " + head, "", readsOne},
+		{"post /v2.1/flavors/{id}/action", "id " + head, "addTenantAccess removeTenantAccess", "200 400 401 403 404 406 409 413 415"},
+		{"get /v2.1/flavors/{id}/os-extra_specs", "id " + head, "", readsOne},
+		{"post /v2.1/flavors/{id}/os-extra_specs", "id " + head, "body", updates},
+		{"delete /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "", readsOne},
+		{"get /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "", readsOne},
+		{"put /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "body", updates},
+		{"get /v2.1/flavors/{id}/os-flavor-access", "id " + head, "", readsOne},
+		{"get /v2.1/os-hypervisors", head, "", reads},
+		{"get /v2.1/os-hypervisors/detail", head, "", reads},
+		{"get /v2.1/os-hypervisors/{id}", "id " + head, "", readsOne},
+		{"get /v2.1/os-keypairs", head, "", reads},
+		{"post /v2.1/os-keypairs", head, "body", "200 400 401 403 406 409 413 415"},
+		{"delete /v2.1/os-keypairs/{name}", "name " + head, "", "202 400 401 403 404 406"},
+		{"get /v2.1/os-keypairs/{name}", "name " + head, "", readsOne},
+		{"get /v2.1/os-services", "binary host " + head, "", reads},
+		{"put /v2.1/os-services/disable", head, "body", updates},
+		{"put /v2.1/os-services/disable-log-reason", head, "body", updates},
+		{"put /v2.1/os-services/enable", head, "body", updates},
+		{"get /v2.1/servers", servers, "", reads},
+		{"post /v2.1/servers", head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 503"},
+		{"get /v2.1/servers/detail", servers, "", reads},
+		{"delete /v2.1/servers/{id}", "id " + head, "", "204 400 401 403 404 406 409 503"},
+		{"get /v2.1/servers/{id}", "id " + head, "", readsOne},
+		{"post /v2.1/servers/{id}/action", "id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 410 413 415 501 503"},
+		{"get /v2.1/servers/{id}/diagnostics", "id " + head, "", "200 400 401 403 404 406 409 503"},
+		{"get /v2/", "", "", "200 400 406"},
+	} {
+		want[row[0]] = [3]string{row[1], row[2], row[3]}
 	}
 	got := map[string][3]string{}
 	for path, ops := range parse(t, printed(t, "openapi")).Paths {

@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -37,6 +38,7 @@ type options struct {
 	SSLOnly         bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"there are no consoles; set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"consoles accept TLS only"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
+	Quota           quotaOptions                 `section:"quota"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -54,6 +56,16 @@ type filterOptions struct {
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"weight of the number of servers"`
+}
+
+// quotaOptions are limits; -1 is no limit. Without authentication all clients are one project and one user.
+type quotaOptions struct {
+	KeyPairs int64 `ini:"key_pairs" default:"100" min:"-1" help:"key pairs of a user; -1: no limit"`
+}
+
+// limits returns the limits of the store.
+func (q *quotaOptions) limits() store.Limits {
+	return store.Limits{store.KeyPairs: q.KeyPairs}
 }
 
 type linkOptions struct {

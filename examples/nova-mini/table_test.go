@@ -64,7 +64,7 @@ func filesWith(t *testing.T, dir string, words []string) (out []string) {
 		t.Fatalf("%v, %v", files, err)
 	}
 	for _, f := range files {
-		if strings.HasSuffix(f, "_test.go") {
+		if strings.HasSuffix(f, "_test.go") || f == "api/versions.go" { // the table of microversions has names of resources
 			continue
 		}
 		text, err := os.ReadFile(f)

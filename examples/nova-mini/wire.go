@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ type process = component.Process[options]
 
 func wireAPI(_ context.Context, p *process) error {
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.New(p.DB), Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
 }
 
@@ -88,9 +87,6 @@ func wireCompute(ctx context.Context, p *process) error {
 		for i := range hosts {
 			hosts[i] = fmt.Sprintf("node-%d", i+1)
 		}
-	}
-	if err := checkBuiltIn(ctx, p.Options); err != nil {
-		return errors.Join(append(errs, err)...)
 	}
 	var first []func(context.Context) // all hosts send their first heartbeats at the same time
 	p.Add("first reports of hosts", service.Funcs{OnStart: func(ctx context.Context) error {
@@ -157,25 +153,14 @@ func addWorker(p *process) (*worker.Service, error) {
 // builtInDrivers returns the built-in drivers.
 func builtInDrivers() *driver.Registry[compute.Driver] {
 	r := new(driver.Registry[compute.Driver])
-	r.Add("fake", fake.Open)
+	r.AddChecked("fake", checkFake, fake.Open)
 	return r
 }
 
-// checkBuiltIn opens a built-in driver without its directory, which changes nothing and checks its options.
-func checkBuiltIn(ctx context.Context, o *options) error {
-	d := o.driver()
-	if !slices.Contains(builtInDrivers().Names(), d.Driver) {
-		return nil
-	}
-	cfg, err := d.Config()
-	if err == nil {
-		err = cfg.Configure(map[string]string{"host": "checked"})
-	}
-	if err != nil {
-		return driverError(o, err)
-	}
+// checkFake opens the driver without its directory, which changes nothing and checks its options.
+func checkFake(options json.RawMessage) error {
 	var given map[string]any
-	if err := json.Unmarshal(cfg.Options, &given); err != nil {
+	if err := json.Unmarshal(options, &given); err != nil {
 		return err
 	}
 	delete(given, "dir")
@@ -183,9 +168,9 @@ func checkBuiltIn(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	opened, err := builtInDrivers().Open(ctx, d.Driver, raw)
+	opened, err := fake.Open(context.Background(), raw)
 	if err != nil {
-		return driverError(o, err)
+		return err
 	}
 	return opened.Close()
 }

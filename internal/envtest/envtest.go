@@ -30,9 +30,14 @@ func URL(t testing.TB, name string) string {
 	switch {
 	case url != "":
 	case os.Getenv("CI") != "":
-		t.Fatalf("%s is not set, but CI is: in CI a missing service is a failure; run `make test`", name)
+		t.Fatalf("%s is not set, but CI is: in CI a missing service is a failure; %s", name, remedy(name))
 	default:
-		t.Skipf("needs a service: run it with `make test`, or set %s", name)
+		t.Skipf("needs a service: %s", remedy(name))
 	}
 	return url
+}
+
+// remedy says how a test gets a service, in this project and in one that uses its packages.
+func remedy(name string) string {
+	return "run it with `make test`, call testenv.Main in TestMain, or set " + name
 }

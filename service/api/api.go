@@ -106,6 +106,12 @@ type Config struct {
 	Enforce func(ctx context.Context, rule string, target map[string]any) error
 	// Microversions are the versions of the API. Nil: the API has no microversions.
 	Microversions *Microversions
+	// Rewrite returns the path by which a request is routed, for clients that use another form of the API's paths, such as
+	// /v3/volumes for /v3/PROJECT/volumes, and the id of the project that the path names, or "". Both paths are escaped. A client
+	// whose identity has another project is refused with 400. If only the result is under the Prefix of Microversions, the
+	// request has the first version, and the reply has no headers of versions. Links to the next page have the client's path.
+	// Rewrite must be safe for concurrent use. Nil: requests are routed by their paths.
+	Rewrite func(path string) (routed, project string)
 	// PublicURL is the URL by which clients reach the service, such as
 	// "https://api.example.org/volume". The links in replies begin with it. Set it behind a proxy or a
 	// load balancer. New panics if it is not an http or https URL. Default: see [Base].
@@ -151,13 +157,14 @@ type Config struct {
 // Mux routes requests to handlers. Register them with [Handle] before it
 // serves; then it is safe for concurrent use.
 type Mux struct {
-	cfg      Config
-	mux      http.ServeMux
-	versions *versioned
-	routes   map[string]entry // by pattern
-	all      []*route         // in the order in which they were added
-	foreign  sync.Once        // for the log line of the first request whose Host header is unknown, see Base
-	handler  http.Handler
+	cfg        Config
+	mux        http.ServeMux
+	versions   *versioned
+	routes     map[string]entry                        // by pattern
+	all        []*route                                // in the order in which they were added
+	discovered []func(r *http.Request) versionDocument // see Discover
+	foreign    sync.Once                               // for the log line of the first request whose Host header is unknown, see Base
+	handler    http.Handler
 
 	readinessMu sync.Mutex
 	readiness   outage.Log // of GET /readyz
@@ -276,17 +283,23 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 		rec.req.Traceparent = parent
 	}
 	stripIdentity(r.Header)
+	sent := r.URL.Path
+	r = m.rewrite(rec, r)
 	h := w.Header()
 	h.Set(requestIDHeader, rec.req.ID)
 	for _, name := range m.cfg.RequestIDHeaders {
 		h.Set(name, rec.req.ID)
 	}
-	if m.versions != nil && m.versions.coversPath(r.URL.Path) {
+	switch {
+	case m.versions == nil || !m.versions.coversPath(r.URL.Path):
+	case m.versions.coversPath(sent):
 		rec.version, rec.refusedVersion = m.versions.negotiate(r.Header, h)
+	default:
+		rec.version = m.versions.min
 	}
 	r = r.WithContext(reqctx.With(m.withBase(r.Context()), rec.req))
 	if m.cfg.Inflight != nil {
-		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: r.URL.Path})()
+		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: sent})()
 	}
 	defer func() { //nolint:contextcheck // r has the context
 		level, took := slog.LevelInfo, time.Since(begin)
@@ -295,7 +308,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		ctx := reqctx.With(r.Context(), rec.req)
 		m.cfg.Logger.LogAttrs(ctx, level, "request",
-			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
+			slog.String("method", r.Method), slog.String("path", sent), slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
 			slog.Duration("took", took), slog.String("client", r.RemoteAddr))
 		if m.cfg.Observe != nil {
 			m.cfg.Observe(ctx, Observation{Method: r.Method, Pattern: rec.pattern, Status: rec.status, Took: took, Sent: rec.bytes})
@@ -364,6 +377,7 @@ type recorder struct {
 	route          *route
 	pattern        string
 	list           listing.Query
+	project        string // that the path names, see Config.Rewrite
 	body           []byte // of the request; nil before it has been read
 	routed         bool   // the reply is the Mux's own, and not ServeMux's
 	probe          bool   // the route is a health probe

@@ -1,14 +1,19 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
 )
 
-// Discovery is the description of an API that clients can read before they use it. ID is required.
+// Discovery is the description of a version of an API that clients can read before they use it. ID is required.
 type Discovery struct {
 	// ID is the id of the major version, such as "v3".
 	ID string
+	// Status is CURRENT, SUPPORTED, DEPRECATED or EXPERIMENTAL. Default CURRENT.
+	Status string
 	// Path is the path under which the version is, such as "/v3". Default: the Prefix of Microversions.
 	Path string
 	// Updated is the time of the last change of the API, such as "2026-11-23T00:00:00Z". Default: the
@@ -37,7 +42,7 @@ type versionDocument struct {
 }
 
 const versionSchema = `{"type": "object", "additionalProperties": false, "required": ["id", "status", "version", "min_version", "links"], "properties": {
-	"id": {"type": "string"}, "status": {"enum": ["CURRENT"]}, "version": {"type": "string"}, "min_version": {"type": "string"},
+	"id": {"type": "string"}, "status": {"enum": ["CURRENT", "SUPPORTED", "DEPRECATED", "EXPERIMENTAL"]}, "version": {"type": "string"}, "min_version": {"type": "string"},
 	"updated": {"type": "string", "format": "date-time"},
 	"links": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["rel", "href"],
 		"properties": {"rel": {"type": "string"}, "href": {"type": "string"}, "type": {"type": "string"}}}},
@@ -49,31 +54,36 @@ func keyedSchema(key, schema string) []Schema {
 	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
 }
 
-// Discover registers the documents of the API-SIG's version discovery, which are Public. GET / lists the
-// only version. GET of the Path, with or without a slash at the end, shows the version with its first and last
-// microversion. Discover panics if neither Path nor the Prefix of Microversions is set.
+// Discover registers the documents of the API-SIG's version discovery, which are Public. GET of the Path, with or without a slash
+// at the end, shows the version. If the Path is under the Prefix of Microversions, the document has the first and the last
+// microversion. GET / lists the versions for which Discover was called, in the order of the calls. Discover panics if neither Path
+// nor the Prefix of Microversions is set, or if Status has another value.
 func (m *Mux) Discover(d Discovery) {
-	v := versionDocument{ID: d.ID, Status: "CURRENT", Updated: d.Updated}
-	if m.versions != nil {
-		v.Version, v.MinVersion = m.versions.Max, m.versions.Min
-		if d.Path == "" {
-			d.Path = m.versions.Prefix
-		}
+	if d.Path == "" && m.versions != nil {
+		d.Path = m.versions.Prefix
 	}
 	if d.Path == "" {
 		panic("api: Discover: Path is empty, and so is the Prefix of Microversions: set one of them")
+	}
+	v := versionDocument{ID: d.ID, Status: cmp.Or(d.Status, "CURRENT"), Updated: d.Updated}
+	if !slices.Contains(versionStatuses, v.Status) {
+		panic(fmt.Sprintf("api: Discover: Status is %q: use one of %q", v.Status, versionStatuses))
+	}
+	if m.versions != nil && m.versions.coversPath(d.Path) {
+		v.Version, v.MinVersion = m.versions.Max, m.versions.Min
 	}
 	at := func(r *http.Request) versionDocument {
 		v := v
 		v.Links = []Link{{Rel: "self", Href: Base(r) + d.Path + "/"}}
 		return v
 	}
-	HandleRoute(m, Route{
-		Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
-		Reply: keyedSchema("versions", `{"type": "array", "items": `+versionSchema+`}`),
-	}, func(_ context.Context, r *Request[None]) (map[string][]versionDocument, error) {
-		return map[string][]versionDocument{"versions": {at(r.Request)}}, nil
-	})
+	m.discovered = append(m.discovered, at)
+	if len(m.discovered) == 1 {
+		HandleRoute(m, Route{
+			Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
+			Reply: keyedSchema("versions", `{"type": "array", "items": `+versionSchema+`}`),
+		}, m.listVersions)
+	}
 	for _, pattern := range []string{"GET " + d.Path + "/{$}", "GET " + d.Path} {
 		HandleRoute(m, Route{
 			Pattern: pattern, Public: true, Summary: "Show the version of the API",
@@ -84,4 +94,15 @@ func (m *Mux) Discover(d Discovery) {
 			return map[string]versionDocument{"version": v}, nil
 		})
 	}
+}
+
+// versionStatuses are the values of [Discovery].Status.
+var versionStatuses = []string{"CURRENT", "SUPPORTED", "DEPRECATED", "EXPERIMENTAL"}
+
+func (m *Mux) listVersions(_ context.Context, r *Request[None]) (map[string][]versionDocument, error) {
+	list := make([]versionDocument, len(m.discovered))
+	for i, at := range m.discovered {
+		list[i] = at(r.Request)
+	}
+	return map[string][]versionDocument{"versions": list}, nil
 }

@@ -30,8 +30,8 @@ func TestGroup(t *testing.T) {
 		{"GET", "/v3/disks/1", "3.5", "disk:any", 202},
 		{"DELETE", "/v3/disks/1", "3.3", "disk:delete", 204},
 		{"DELETE", "/v3/disks/1", "3.3", "disk:any", 403},
-		{"DELETE", "/v3/disks/1", "3.2", "disk:delete", 405},
-		{"DELETE", "/v3/disks/1", "3.5", "disk:delete", 405},
+		{"DELETE", "/v3/disks/1", "3.2", "disk:delete", 404},
+		{"DELETE", "/v3/disks/1", "3.5", "disk:delete", 404},
 		{"GET", "/open/it", "3.1", "", 204},
 	}
 	for _, tt := range tests {

@@ -3,6 +3,7 @@ package api
 import (
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Change is what a microversion changes for one route, see [Mux.History].
@@ -16,7 +17,7 @@ type Change struct {
 }
 
 // History returns what each microversion changes after the first one: routes, fields of bodies, and filters and sort keys of
-// lists that are added or removed. It is derived from the routes and their types, so it is complete, except for [Schema]s as texts. It
+// lists that are added, removed or changed. It is derived from the routes and their types, so it is complete, except for [Schema]s as texts. It
 // is sorted by version, then by route in the order of registration. Without microversions it is empty.
 func (m *Mux) History() []Change {
 	if m.versions == nil {
@@ -36,7 +37,27 @@ func (m *Mux) History() []Change {
 		out = append(out, h.changes...)
 	}
 	slices.SortStableFunc(out, func(a, b Change) int { return compareVersions(a.Version, b.Version) })
-	return slices.Compact(out)
+	return slices.Compact(joinChanges(out))
+}
+
+const added, removed, changed = " is added", " is removed", " is changed"
+
+// joinChanges makes one change of two: something is removed, and something of the same name is added in the same version.
+func joinChanges(list []Change) []Change {
+	both := map[Change]int{} // how many of the two there are, by the change that replaces them
+	join := func(c Change) Change {
+		c.What = strings.TrimSuffix(strings.TrimSuffix(c.What, added), removed) + changed
+		return c
+	}
+	for _, c := range slices.Compact(list) {
+		both[join(c)]++
+	}
+	for i, c := range list {
+		if j := join(c); both[j] > 1 {
+			list[i] = j
+		}
+	}
+	return list
 }
 
 // history collects the changes of one route.
@@ -50,10 +71,10 @@ type history struct {
 func (h *history) note(what string, part, around span) {
 	part = part.intersect(around)
 	if around.min.before(part.min) {
-		h.add(part.min, what+" is added")
+		h.add(part.min, what+added)
 	}
 	if part.max != (Version{}) && (around.max == (Version{}) || part.max.before(around.max)) {
-		h.add(Version{part.max.Major, part.max.Minor + 1}, what+" is removed")
+		h.add(Version{part.max.Major, part.max.Minor + 1}, what+removed)
 	}
 }
 

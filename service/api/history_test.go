@@ -24,6 +24,8 @@ func TestHistory(t *testing.T) {
 		Parts  []part `json:"parts" since:"3.2"`
 		Price  *part  `json:"price" until:"3.4"`
 		Always int    `json:"always" since:"3.1"`
+		Size   int    `json:"size" until:"3.6"`
+		Bytes  string `json:"bytes" name:"size" since:"3.7"`
 	}
 	type list struct {
 		Disks []disk `json:"disks"`
@@ -40,6 +42,9 @@ func TestHistory(t *testing.T) {
 	api.HandleRoute(m, api.Route{Pattern: "POST /v3/disks", Min: "3.4"}, func(context.Context, *api.Request[create]) (api.None, error) { return api.None{}, nil })
 	api.HandleRoute(m, api.Route{Pattern: "POST /v3/disks/{id}/action", Action: "spin", Max: "3.8"}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
 	api.HandleRoute(m, api.Route{Pattern: "GET /v3/late", Min: "3.8"}, func(context.Context, *api.Request[api.None]) (disk, error) { return disk{}, nil })
+	for _, ends := range [][2]string{{"", "3.5"}, {"3.6", ""}} {
+		api.HandleRoute(m, api.Route{Pattern: "GET /v3/twice", Min: ends[0], Max: ends[1]}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+	}
 	var got strings.Builder
 	for _, c := range m.History() {
 		fmt.Fprintf(&got, "%s %s: %s\n", c.Version, c.Where, c.What)
@@ -54,7 +59,9 @@ func TestHistory(t *testing.T) {
 3.4 POST /v3/disks: the route is added
 3.5 GET /v3/disks: reply: disks[].price is removed
 3.5 GET /v3/disks: unknown parameters are refused
+3.6 GET /v3/twice: the route is changed
 3.7 GET /v3/disks: reply: disks[].cost is removed
+3.7 GET /v3/disks: reply: disks[].size is changed
 3.7 POST /v3/disks: request: name is added
 3.8 GET /v3/late: the route is added
 3.9 POST /v3/disks/{id}/action (spin): the route is removed

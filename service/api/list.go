@@ -340,12 +340,40 @@ func (l *list) read(ctx context.Context, q url.Values, v Version, enforce func(c
 		}
 		out.Conditions = append(out.Conditions, conditions...)
 	}
+	if err := checkRanges(out.Conditions); err != nil {
+		return out, err
+	}
 	if len(l.sorts) == 0 {
 		out.Sort = l.defaultOrder(nil, l.Default.Desc)
 		return out, nil
 	}
 	out.Sort, err = l.readSort(ctx, q, v, enforce)
 	return out, err
+}
+
+// checkRanges returns an error, in Nova's words, if a lower bound of a column is above an upper one, so that no item can have both.
+func checkRanges(list []listing.Condition) error {
+	for _, low := range list {
+		for _, high := range list {
+			if low.Operator == listing.AtLeast && high.Operator == listing.AtMost && low.Column != "" && low.Column == high.Column && isAbove(low.Values[0], high.Values[0]) {
+				return fieldError(low.Name, fmt.Sprintf("The value of %s must be less than or equal to %s.", low.Name, high.Name))
+			}
+		}
+	}
+	return nil
+}
+
+// isAbove reports whether a is above b. Values of different types have no order.
+func isAbove(a, b any) bool {
+	switch a := a.(type) {
+	case int64:
+		n, ok := b.(int64)
+		return ok && a > n
+	case time.Time:
+		at, ok := b.(time.Time)
+		return ok && a.After(at)
+	}
+	return false
 }
 
 // checkRule returns as denied the error for the client if the rule denies it. err is an error that does not deny.

@@ -146,6 +146,11 @@ func TestList(t *testing.T) {
 		{"", "", strings.Repeat("name=a&", 6), all, "400 Too many filters"},
 		{"3.1", "", "changes-before=x", all, ""},
 		{"3.2", "", "changes-before=x", all, "400 'x' is not a 'date-time'"},
+		{"3.2", "", "changes-before=2026-11-27T12:00:00Z&changes-since=2026-11-27T13:00:00%2B01:00", with(
+			listing.Condition{Name: "changes-since", Column: "updated_at", Operator: listing.AtLeast, Values: []any{noon}},
+			listing.Condition{Name: "changes-before", Column: "updated_at", Operator: listing.AtMost, Values: []any{noon}}), ""},
+		{"3.2", "", "changes-since=2026-11-27T12:00:01Z&changes-before=2026-11-27T12:00:00Z", all, "400 The value of changes-since must be less than or equal to changes-before."},
+		{"3.1", "", "changes-since=2026-11-27T12:00:00Z&changes-before=2026-11-26T12:00:00Z", since(noon), ""},
 		{"", "", "host=n1", all, "403 Policy doesn't allow admin to be performed."},
 		{"", "", "rack=r1", all, "400 Invalid filter field: rack."},
 		{"", "admin", "host=n1", with(listing.Condition{Name: "host", Column: "host", Values: []any{"n1"}}), ""},
@@ -177,6 +182,25 @@ func TestList(t *testing.T) {
 		}
 		if diff := cmp.Diff(tt.want, got.List, cmp.Comparer(func(a, b *regexp.Regexp) bool { return a.String() == b.String() })); diff != "" {
 			t.Errorf("%s %s %s (-want +got):\n%s", tt.version, tt.role, tt.query, diff)
+		}
+	}
+}
+
+// TestListBounds: bounds that no item can have are refused, if both are of one column.
+func TestListBounds(t *testing.T) {
+	t.Parallel()
+	m := listMux(&listing.Spec{Filters: []listing.Filter{
+		{Name: "min", Column: "size", Kind: listing.Integer, Operator: listing.AtLeast}, {Name: "max", Column: "size", Kind: listing.Integer, Operator: listing.AtMost},
+		{Name: "until", Column: "at", Kind: listing.Integer, Operator: listing.AtMost}, {Name: "a", Kind: listing.Integer, Operator: listing.AtLeast},
+		{Name: "b", Kind: listing.Integer, Operator: listing.AtMost},
+	}}, func(*api.Request[api.None]) {})
+	for query, says := range map[string]string{
+		"min=2&max=2": "", "min=3&until=1": "", "a=3&b=1": "", "max=1": "",
+		"min=3&max=2": "The value of min must be less than or equal to max.", "max=9&max=2&min=1&min=3": "The value of min must be less than or equal to max.",
+	} {
+		w := send(t, m, "GET", "/v3/disks?"+query, "")
+		if want := map[bool]int{true: 204, false: 400}[says == ""]; w.Code != want || !strings.Contains(w.Body.String(), says) {
+			t.Errorf("%s: %d %s, want %d %s", query, w.Code, w.Body, want, says)
 		}
 	}
 }

@@ -31,5 +31,5 @@ func nextPage(r *http.Request, q *listing.Query, got int, last string) []Link {
 	}
 	values := r.URL.Query()
 	values.Set("marker", last)
-	return []Link{{Rel: "next", Href: Base(r) + r.URL.Path + "?" + values.Encode()}}
+	return []Link{{Rel: "next", Href: Base(r) + RequestPath(r) + "?" + values.Encode()}}
 }

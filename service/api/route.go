@@ -174,8 +174,7 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 //   - has an object with a name twice;
 //   - is not valid UTF-8, or has half of a surrogate pair.
 //
-// A request whose pattern has no handler for its version is answered with 404, or with 405 if another method of the
-// path has a handler.
+// A request whose pattern has handlers for other versions only is answered with 404, as in Nova (VersionNotFoundForAPIMethod).
 func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	m, def := to.expand(def)
 	handleRoute(m, def, false, func(*http.Request) (None, error) { return None{}, nil }, func(ctx context.Context, r *Request[B], _ None) (R, error) { return h(ctx, r) })
@@ -341,7 +340,7 @@ func (m *Mux) addRoute(r *route) {
 			}
 		}()
 		m.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-			m.dispatch(w.(*recorder), hr, m.routes[pattern], path) //nolint:forcetypeassert // only ServeHTTP calls this
+			m.dispatch(w.(*recorder), hr, m.routes[pattern]) //nolint:forcetypeassert // only ServeHTTP calls this
 		})
 	}
 }
@@ -365,7 +364,7 @@ func pathParams(path string) []string {
 }
 
 // dispatch serves a request whose pattern has the routes e.
-func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
+func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry) {
 	rec.routed, rec.pattern = true, hr.Pattern
 	if rec.refusedVersion != nil { // before authentication: a client with a wrong version learns nothing else
 		m.fail(rec, hr, rec.refusedVersion)
@@ -373,11 +372,6 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 	}
 	r := e.routeAt(rec.version)
 	if r == nil {
-		if allow := m.methodsOf(path, rec.version); len(allow) > 0 {
-			rec.Header().Set("Allow", strings.Join(allow, ", "))
-			m.fail(rec, hr, notAllowed(hr.Method))
-			return
-		}
 		m.fail(rec, hr, fault.New(fault.NotFound, "The resource could not be found."))
 		return
 	}
@@ -422,18 +416,6 @@ func (m *Mux) chooseAction(rec *recorder, hr *http.Request, e entry) (*route, er
 	return nil, err
 }
 
-// methodsOf returns the methods that a path has in a version.
-func (m *Mux) methodsOf(path string, v Version) []string {
-	var out []string
-	for _, r := range m.all {
-		if r.path == path && r.has(v) && !slices.Contains(out, r.method) {
-			out = append(out, r.method)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
 // identify authenticates the client, and returns the request with the client's identity in its context.
 func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Request, error) {
 	if m.cfg.Authenticate == nil || public {
@@ -445,6 +427,9 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 	}
 	who.ID, who.GlobalID, who.Traceparent = rec.req.ID, rec.req.GlobalID, rec.req.Traceparent
 	rec.req = who
+	if err := rec.checkProject(); err != nil {
+		return hr, err
+	}
 	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
 }
 

@@ -81,7 +81,7 @@ func TestMicroversions(t *testing.T) {
 		{"too new, and no such path", "GET", "/v3/nothing", []string{h, "volume 4.0"}, 406, "4.0", "Minimum is 3.0"},
 		{"not in this version", "GET", "/v3/late/1", []string{h, "volume 3.49"}, 404, "3.49", "could not be found"},
 		{"in this version", "GET", "/v3/late/1", []string{h, "volume 3.50"}, 200, "3.50", "late"},
-		{"method not in this version", "PUT", "/v3/disks", []string{h, "volume 3.31"}, 405, "3.31", "not allowed"},
+		{"method not in this version", "PUT", "/v3/disks", []string{h, "volume 3.31"}, 404, "3.31", "could not be found"},
 		{"no such path", "GET", "/v3/nothing", nil, 404, "3.0", "could not be found"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -94,9 +94,6 @@ func TestMicroversions(t *testing.T) {
 			want := map[string][]string{h: {"volume " + tt.version}, old: {tt.version}, "Vary": {h, old}}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("headers (-want +got):\n%s", diff)
-			}
-			if tt.status == 405 && w.Header().Get("Allow") != "GET, POST" {
-				t.Errorf("Allow: %q", w.Header().Get("Allow"))
 			}
 		})
 	}

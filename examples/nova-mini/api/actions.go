@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -55,8 +56,9 @@ var handlers = map[compute.Action]actionHandler{
 	compute.Restore:     actionOf((*server).restore),
 
 	compute.Rebuild:        actionOf((*server).rebuild),
-	compute.CreateImage:    actionOf((*server).createImage),
+	compute.CreateImage:    inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage)),
 	compute.Shelve:         actionOf((*server).shelve),
+	compute.Unshelve:       inTwoForms("2.76", actionOf((*server).unshelvePlain), "2.77", inTwoForms("2.90", actionOf((*server).unshelveInZone), "2.91", actionOf((*server).unshelve))),
 	compute.ChangePassword: actionOf((*server).changePassword),
 	compute.CreateBackup:   actionOf((*server).createBackup),
 	compute.InjectNetwork:  actionOf((*server).injectNetwork),
@@ -85,11 +87,20 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Max: info.Until, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
 	}
 	for _, name := range gone {
-		def := api.Route{Pattern: "POST", Action: name, Summary: "Removed from Nova", Errors: []int{http.StatusGone}}
-		api.HandleRoute(g, def, func(context.Context, *api.Request[api.None]) (api.None, error) {
-			return api.None{}, api.WithStatus(http.StatusGone, fault.New(fault.NotFound, "This resource is no longer available. No forwarding address is given."))
-		})
+		err := api.WithStatus(http.StatusGone, fault.New(fault.NotFound, "This resource is no longer available. No forwarding address is given."))
+		removeAction(g, api.Route{Pattern: "POST", Action: name, Summary: "Removed from Nova", Errors: []int{http.StatusGone}}, err)
 	}
+	for _, info := range compute.Actions {
+		if until, err := api.ParseVersion(info.Until); err == nil { // the last version that has the action
+			until.Minor++
+			removeAction(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed"}, fault.New(fault.NotFound, "The resource could not be found."))
+		}
+	}
+}
+
+// removeAction registers an action that is refused with an error, because it does not exist any more.
+func removeAction(g *api.Group, def api.Route, err error) {
+	api.HandleRoute(g, def, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, err })
 }
 
 // actionOf returns the function that registers an action with its handler. A locked server refuses the action, unless the action is allowed then.
@@ -104,6 +115,16 @@ func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store
 			}
 			return out, err
 		})
+	}
+}
+
+// inTwoForms returns the handler of an action whose request or reply has another form in later versions. The version since follows until.
+func inTwoForms(until string, before actionHandler, since string, from actionHandler) actionHandler {
+	return func(s *server, g *api.Group, def api.Route, info compute.ActionInfo) {
+		one, two := def, def
+		one.Max, two.Min = until, since
+		before(s, g, one, info)
+		from(s, g, two, info)
 	}
 }
 
@@ -193,14 +214,32 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	return out, s.beginAction(ctx, srv, compute.Rescue, data)
 }
 
-// lock locks a server for its project, or, if the client is of another project, for administrators. A member of the project cannot lock a
-// server once more.
-func (s *server) lock(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+type lock struct {
+	Lock *struct {
+		Reason string `json:"locked_reason,omitempty" min:"1" max:"255"`
+	} `json:"lock"`
+}
+
+func (s *server) lock(ctx context.Context, r *api.Request[lock], srv *store.Server) (api.None, error) {
+	if r.Body.Lock == nil {
+		return api.None{}, s.lockServer(ctx, srv, "")
+	}
+	return api.None{}, s.lockServer(ctx, srv, r.Body.Lock.Reason)
+}
+
+// lockPlain is lock without a reason.
+func (s *server) lockPlain(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return api.None{}, s.lockServer(ctx, srv, "")
+}
+
+// lockServer locks a server for its project, or, if the client is of another project, for administrators. A member of the project cannot lock
+// a server once more.
+func (s *server) lockServer(ctx context.Context, srv *store.Server, reason string) error {
 	by := owner(ctx, srv)
 	if srv.LockedBy != "" && by == store.LockedByOwner {
-		return api.None{}, nil
+		return nil
 	}
-	return api.None{}, s.cfg.Store.LockServer(ctx, srv.ID, by, "")
+	return s.cfg.Store.LockServer(ctx, srv.ID, by, reason)
 }
 
 // owner returns as whom a client locks a server.
@@ -250,26 +289,13 @@ type rebuiltServer struct {
 	Server rebuiltView `json:"server"`
 }
 
-// rebuiltView has the attributes that the reply of a rebuild shows.
+// rebuiltView has the attributes that the reply of a rebuild shows: since 2.75 those of GET.
 type rebuiltView struct {
-	ID         string      `json:"id" format:"uuid"`
-	Name       string      `json:"name"`
-	Status     string      `json:"status"`
-	TenantID   string      `json:"tenant_id"`
-	UserID     string      `json:"user_id"`
-	Metadata   metadata    `json:"metadata"`
-	HostID     string      `json:"hostId"`
-	Image      imageView   `json:"image"`
-	Flavor     bookmark    `json:"flavor"`
-	Created    string      `json:"created" format:"date-time"`
-	Updated    string      `json:"updated" format:"date-time"`
-	Addresses  struct{}    `json:"addresses"`
-	AccessIPv4 alwaysEmpty `json:"accessIPv4"`
-	AccessIPv6 alwaysEmpty `json:"accessIPv6"`
-	Links      []api.Link  `json:"links"`
-	DiskConfig string      `json:"OS-DCF:diskConfig"`
-	Progress   *int        `json:"progress,omitempty"`
-	AdminPass  string      `json:"adminPass"`
+	serverCore
+	serverDetails `since:"2.75"`
+	serverGroups
+
+	AdminPass string `json:"adminPass"`
 }
 
 func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *store.Server) (out rebuiltServer, err error) {
@@ -277,18 +303,16 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if len(in.Metadata) > maxMetadata {
 		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
 	}
-	if err := s.beginAction(ctx, srv, compute.Rebuild, store.ActData{Rebuild: &store.Rebuild{ImageRef: in.ImageRef, Name: (*string)(in.Name), Metadata: in.Metadata}}); err != nil {
+	change := &store.Rebuild{ImageRef: in.ImageRef, Name: (*string)(in.Name), Metadata: in.Metadata, AdminPass: cmp.Or(in.AdminPass, newPassword())}
+	if err := s.beginAction(ctx, srv, compute.Rebuild, store.ActData{Rebuild: change}); err != nil {
 		return out, err
 	}
 	if srv, err = s.cfg.Store.Server(ctx, srv.ID); err != nil {
 		return out, err
 	}
-	v := s.viewServer(r.Request, srv)
-	r.ReplyHeader.Set("Location", v.Links[0].Href)
-	out.Server = rebuiltView{
-		ID: v.ID, Name: v.Name, Status: v.Status, TenantID: v.TenantID, UserID: v.UserID, Metadata: v.Metadata, HostID: v.HostID, Image: v.Image, Flavor: v.Flavor,
-		Created: v.Created, Updated: v.Updated, Links: v.Links, DiskConfig: v.DiskConfig, Progress: v.Progress, AdminPass: cmp.Or(in.AdminPass, newPassword()),
-	}
+	one := s.viewOne(r.Request, srv)
+	r.ReplyHeader.Set("Location", one.Links[0].Href)
+	out.Server = rebuiltView{one.serverCore, one.serverDetails, one.serverGroups, change.AdminPass}
 	return out, nil
 }
 
@@ -304,13 +328,87 @@ type createImage struct {
 	} `json:"createImage"`
 }
 
-func (s *server) createImage(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
-	in, id := r.Body.Image, uuid.NewString()
-	err := s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: id, Image: &store.Image{Name: string(in.Name), Metadata: in.Metadata}})
+// newImage is the reply that names an image that is being made.
+type newImage struct {
+	ID string `json:"image_id" format:"uuid"`
+}
+
+func (s *server) createImage(ctx context.Context, r *api.Request[createImage], srv *store.Server) (out newImage, err error) {
+	out.ID = uuid.NewString()
+	in := r.Body.Image
+	return out, s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Image: &store.Image{Name: string(in.Name), Metadata: in.Metadata}})
+}
+
+// createImagePlain is createImage with a reply that names the image in a header.
+func (s *server) createImagePlain(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
+	out, err := s.createImage(ctx, r, srv)
 	if err == nil {
-		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", id)[1].Href)
+		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
 	}
 	return api.None{}, err
+}
+
+type unshelveInZone struct {
+	Unshelve *struct {
+		Zone name `json:"availability_zone"`
+	} `json:"unshelve"`
+}
+
+type unshelve struct {
+	Unshelve *struct {
+		Zone nullableText `json:"availability_zone,omitzero"`
+		Host string       `json:"host,omitempty"`
+	} `json:"unshelve"`
+}
+
+// nullableText is a text, or null.
+type nullableText struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (nullableText) JSONSchema() string { return `{"type": ["string", "null"]}` }
+
+func (s *server) unshelvePlain(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return api.None{}, s.beginAction(ctx, srv, compute.Unshelve, store.ActData{})
+}
+
+func (s *server) unshelveInZone(ctx context.Context, r *api.Request[unshelveInZone], srv *store.Server) (api.None, error) {
+	var data store.ActData
+	if r.Body.Unshelve != nil {
+		data.Pin = &store.Pin{Zone: new(string(r.Body.Unshelve.Zone))}
+	}
+	return api.None{}, s.beginUnshelve(ctx, srv, data)
+}
+
+func (s *server) unshelve(ctx context.Context, r *api.Request[unshelve], srv *store.Server) (api.None, error) {
+	var data store.ActData
+	in := r.Body.Unshelve
+	if in != nil && in.Zone.RawMessage != nil {
+		data.Pin = new(store.Pin)
+		if text := plainText(in.Zone.RawMessage); text != "" {
+			data.Pin.Zone = &text
+		}
+	}
+	if in != nil && in.Host != "" {
+		return api.None{}, notImplemented(fault.WithUser(store.ErrNotSupported, "Unshelving a server to a host that the client names is not supported."))
+	}
+	return api.None{}, s.beginUnshelve(ctx, srv, data)
+}
+
+// beginUnshelve begins to unshelve a server, which may change the availability zone that the server is pinned to.
+func (s *server) beginUnshelve(ctx context.Context, srv *store.Server, data store.ActData) error {
+	if data.Pin == nil {
+		return s.beginAction(ctx, srv, compute.Unshelve, data)
+	}
+	if err := store.CheckAction(srv, compute.Unshelve); err != nil {
+		return err
+	}
+	switch {
+	case srv.VMState != compute.VMOffloaded:
+		return fault.New(fault.Conflict, `Specifying an availability zone or a host when unshelving server "%s" with status "%s" is not supported. The server status must be SHELVED_OFFLOADED.`, srv.ID, srv.VMState)
+	case data.Pin.Zone != nil && *data.Pin.Zone != zone:
+		return fault.New(fault.Invalid, "The requested availability zone is not available")
+	}
+	return s.beginAction(ctx, srv, compute.Unshelve, data)
 }
 
 type createBackup struct {

@@ -165,3 +165,75 @@ func TestRescuePassword(t *testing.T) {
 		c.wantAct("member", c.addActive("c"), `{"rescue": {"rescue_image_ref": "cirros"}}`, 400, "rescue_image_ref")
 	})
 }
+
+// TestVersionsOfActions: what an action accepts and answers depends on the microversion.
+func TestVersionsOfActions(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		const image = "208655eb-63a9-42b9-b006-4a93cb26dfa8"
+		id := c.addActive("a")
+		offload := func() { c.exec(`UPDATE servers SET vm_state = 'shelved_offloaded', host = NULL WHERE id = ?`, id) }
+		reset := func() {
+			c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
+			c.exec(`UPDATE servers SET host = 'n1' WHERE id = ?`, id)
+		}
+		for _, tt := range []struct {
+			version, body string
+			status        int
+			says          string
+		}{
+			{"2.1", `{"lock": {"locked_reason": "x"}}`, 202, ""}, // any value
+			{"2.73", `{"lock": {"locked_reason": ""}}`, 400, "locked_reason"},
+			{"2.73", `{"lock": {"reason": "x"}}`, 400, "Additional properties are not allowed"},
+			{"2.73", `{"lock": 1}`, 400, "lock"},
+			{"2.73", `{"unlock": null}`, 202, ""},
+			{"2.73", `{"lock": {"locked_reason": "hands off"}}`, 202, ""},
+			{"2.44", `{"createImage": {"name": "i"}}`, 202, ""},
+			{"2.45", `{"createImage": {"name": "i"}}`, 202, `{"image_id":"`},
+			{"2.1", `{"rebuild": {"imageRef": "` + image + `"}}`, 202, `"adminPass":"`},
+			{"2.75", `{"rebuild": {"imageRef": "` + image + `", "adminPass": "secret", "name": "again", "metadata": {"a": "b"}}}`, 202, `"OS-EXT-STS:task_state":"rebuilding"`},
+			{"2.1", `{"os-getSerialConsole": {"type": "serial"}}`, 400, "Unavailable console type serial."},
+			{"2.5", `{"os-getVNCConsole": {"type": "xvpvnc"}}`, 400, "Unavailable console type xvpvnc."},
+			{"2.6", `{"os-getVNCConsole": {"type": "novnc"}}`, 404, "The resource could not be found."},
+			{"2.76", `{"unshelve": {"availability_zone": "x"}}`, 202, ""}, // any value
+			{"2.77", `{"unshelve": {}}`, 400, "availability_zone"},
+			{"2.77", `{"unshelve": {"availability_zone": "moon"}}`, 400, "The requested availability zone is not available"},
+			{"2.77", `{"unshelve": {"availability_zone": "nova"}}`, 202, ""},
+			{"2.91", `{"unshelve": {"availability_zone": null}}`, 202, ""},
+			{"2.91", `{"unshelve": {"host": "n1"}}`, 501, "not supported"},
+			{"2.91", `{"unshelve": null}`, 202, ""},
+		} {
+			reset()
+			if strings.Contains(tt.body, "unshelve") {
+				offload()
+			}
+			if status, reply := c.askAt(tt.version, "admin", http.MethodPost, "/servers/"+id+"/action", tt.body); status != tt.status || !strings.Contains(reply, tt.says) {
+				t.Errorf("%s at %s: %d %s; want %d %s", tt.body, tt.version, status, reply, tt.status, tt.says)
+			}
+			if strings.Contains(tt.body, "hands off") {
+				if _, reply := c.askAt("2.73", "member", "GET", "/servers/"+id, ""); !strings.Contains(reply, `"locked":true`) || !strings.Contains(reply, `"locked_reason":"hands off"`) {
+					t.Errorf("a locked server: %s", reply)
+				}
+			}
+		}
+		reset()
+		if status, reply := c.askAt("2.91", "admin", http.MethodPost, "/servers/"+id+"/action", `{"unshelve": {"availability_zone": "nova"}}`); status != 409 || !strings.Contains(reply, "vm_state active") {
+			t.Errorf("unshelve of an active server: %d %s", status, reply)
+		}
+		c.exec(`UPDATE servers SET vm_state = 'shelved' WHERE id = ?`, id)
+		if status, reply := c.askAt("2.91", "admin", http.MethodPost, "/servers/"+id+"/action", `{"unshelve": {"availability_zone": "nova"}}`); status != 409 || !strings.Contains(reply, "must be SHELVED_OFFLOADED") {
+			t.Errorf("unshelve of a server on its host in a zone: %d %s", status, reply)
+		}
+		for version, body := range map[string]string{
+			"2.6": `{"remote_console": {"protocol": "vnc", "type": "novnc"}}`, "2.8": `{"remote_console": {"protocol": "mks", "type": "webmks"}}`,
+			"2.99": `{"remote_console": {"protocol": "spice", "type": "spice-direct"}}`,
+		} {
+			if status, reply := c.askAt(version, "member", http.MethodPost, "/servers/"+id+"/remote-consoles", body); status != 400 || !strings.Contains(reply, "Unavailable console type ") {
+				t.Errorf("%s at %s: %d %s", body, version, status, reply)
+			}
+		}
+		if status, _ := c.askAt("2.5", "member", http.MethodPost, "/servers/"+id+"/remote-consoles", `{"remote_console": {"protocol": "vnc", "type": "novnc"}}`); status != 404 {
+			t.Errorf("a console at 2.5: %d", status)
+		}
+	})
+}

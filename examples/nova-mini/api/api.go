@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"regexp"
 	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -35,8 +36,8 @@ const MaxLimit = 1000
 // Administrator is the identity of every client if clients are not authenticated.
 var Administrator = reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin", "member", "reader"}}
 
-// The supported microversions: only the first.
-const minVersion, maxVersion = "2.1", "2.1"
+// The supported microversions.
+const minVersion, maxVersion = "2.1", "2.104"
 
 type server struct {
 	cfg Config
@@ -47,6 +48,7 @@ type server struct {
 func HTTP(cfg api.Config) api.Config {
 	cfg.RequestIDHeaders = []string{"x-compute-request-id"}
 	cfg.FaultName = "computeFault"
+	cfg.Rewrite = rewritePath
 	cfg.Microversions = &api.Microversions{
 		Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 	}
@@ -74,12 +76,29 @@ func Register(m *api.Mux, cfg Config) {
 	(&server{cfg, m}).routes()
 }
 
-// linksTo returns the two links that every resource has.
-func linksTo(r *http.Request, kind, id string) []api.Link {
-	return []api.Link{
-		{Rel: "self", Href: api.Base(r) + "/v2.1/" + kind + "/" + url.PathEscape(id)},
-		{Rel: "bookmark", Href: api.Base(r) + "/" + kind + "/" + url.PathEscape(id)},
+// otherForms matches the other forms of the API's paths: with the id of a project, as in Nova, and under /v2.
+var otherForms = regexp.MustCompile(`^(/v2(?:\.1)?)(?:/([0-9a-f-]+))?(/.+)$`)
+
+// rewritePath returns a path in the form of the routes, and the project that the path names.
+func rewritePath(path string) (routed, project string) {
+	m := otherForms.FindStringSubmatch(path)
+	if m == nil {
+		return path, ""
 	}
+	return "/v2.1" + m[3], m[2]
+}
+
+// linksTo returns the two links that every resource has. They have the form of the client's path.
+func linksTo(r *http.Request, kind, id string) []api.Link {
+	version, project := "/v2.1", ""
+	if m := otherForms.FindStringSubmatch(api.RequestPath(r)); m != nil {
+		version = m[1]
+		if m[2] != "" {
+			project = "/" + m[2]
+		}
+	}
+	end := project + "/" + kind + "/" + url.PathEscape(id)
+	return []api.Link{{Rel: "self", Href: api.Base(r) + version + end}, {Rel: "bookmark", Href: api.Base(r) + end}}
 }
 
 // checkBus returns Unavailable while the other services cannot be reached. Otherwise the request would only wait; with the error

@@ -165,7 +165,7 @@ func TestCaptureOfVersion(t *testing.T) {
 	h := newAPI(t)
 	for version, want := range map[string]string{
 		"abc":   `{"badRequest":{"code":400,"message":"API Version String abc is of invalid format. Must be of format MajorNum.MinorNum."}}`,
-		"2.999": `{"computeFault":{"code":406,"message":"Version 2.999 is not supported by the API. Minimum is 2.1 and maximum is 2.1."}}`,
+		"2.999": `{"computeFault":{"code":406,"message":"Version 2.999 is not supported by the API. Minimum is 2.1 and maximum is 2.104."}}`,
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2.1/servers", http.NoBody)
 		r.Header.Set("OpenStack-API-Version", "compute "+version)

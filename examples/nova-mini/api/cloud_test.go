@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,11 +35,13 @@ import (
 
 // people are the identities of the clients, by their tokens.
 var people = map[string]reqctx.Request{
-	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
-	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
-	"nowhere":  {UserID: "u1", Roles: []string{"member", "reader"}},
-	"boss":     {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
-	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
+	"admin":   {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
+	"member":  {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"nowhere": {UserID: "u1", Roles: []string{"member", "reader"}},
+	// This one has a project id in the form of an identity service, which is the token, too.
+	"6f70656e737461636b20342065766572": {UserID: "u1", ProjectID: "6f70656e737461636b20342065766572", Roles: []string{"member", "reader"}},
+	"boss":                             {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
+	"stranger":                         {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
 // cloud is an API with rows in the database and without other services.
@@ -60,13 +64,24 @@ func eachCloud(t *testing.T, f func(c *cloud)) {
 
 func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	t.Helper()
+	eachCloudOf(t, rules, nil, f)
+}
+
+// eachCloudLimited is eachCloud with limits.
+func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
+	eachCloudOf(t, api.Rules(), limits, f)
+}
+
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(c *cloud)) {
+	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
-		s := store.New(d)
+		s := store.NewLimited(d, limits)
 		bus := rpctest.NewBus(t)
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })
@@ -107,28 +122,53 @@ func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
 	return m
 }
 
-// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document.
+// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document of the request's version.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
-	doc, err := api.OpenAPI("2.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := apitest.NewChecker(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c.Handler(h)
+	var handlers sync.Map // by version
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		version := strings.TrimPrefix(r.Header.Get("OpenStack-API-Version"), "compute ")
+		one, ok := handlers.Load(version)
+		if !ok {
+			doc, err := api.OpenAPI(cmp.Or(version, "2.1"))
+			if err != nil { // the version is refused
+				h.ServeHTTP(w, r)
+				return
+			}
+			c, err := apitest.NewChecker(doc)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			one, _ = handlers.LoadOrStore(version, c.Handler(h))
+		}
+		one.(http.Handler).ServeHTTP(w, r) //nolint:forcetypeassert // see above
+	})
 }
 
+// ask sends a request at 2.1.
 func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
 	c.Helper()
-	r := httptest.NewRequestWithContext(c.Context(), method, "/v2.1"+path, strings.NewReader(body))
+	return c.askAt("2.1", who, method, path, body)
+}
+
+// askAt sends a request at a microversion.
+func (c *cloud) askAt(version, who, method, path, body string) (status int, reply string) {
+	c.Helper()
+	w := c.send(version, who, method, "/v2.1"+path, body)
+	return w.Code, w.Body.String()
+}
+
+// send sends a request.
+func (c *cloud) send(version, who, method, path, body string) *httptest.ResponseRecorder {
+	c.Helper()
+	r := httptest.NewRequestWithContext(c.Context(), method, path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("X-Auth-Token", who)
+	r.Header.Set("OpenStack-API-Version", "compute "+version)
 	w := httptest.NewRecorder()
 	c.ServeHTTP(w, r)
-	return w.Code, w.Body.String()
+	return w
 }
 
 // list returns the items of a list, or nil and the error's text.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -128,6 +129,34 @@ func (s *server) serialConsole(_ context.Context, r *api.Request[serialConsole],
 
 func (s *server) rdpConsole(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
 	return api.None{}, fault.New(fault.Invalid, "The server could not comply with the request since it is either malformed or otherwise incorrect.")
+}
+
+// ruleConsoles is the name of the rule, as in Nova.
+const ruleConsoles = "os_compute_api:os-remote-consoles"
+
+// consoleRoutes registers the route that has replaced the actions.
+func (s *server) consoleRoutes(_, withBody *api.Group) {
+	def := api.Route{Pattern: "POST /servers/{id}/remote-consoles", Min: "2.6", Rule: ruleConsoles, Summary: "Get the address of a server's console", Errors: []int{notFound, conflict}}
+	api.HandleTarget(withBody, def, s.target(), s.remoteConsole)
+}
+
+// remoteConsole asks for a console. The enumerations are those of Nova's versions: an earlier one has fewer values.
+type remoteConsole struct {
+	Console struct {
+		Protocol   string `json:"protocol" until:"2.7" enum:"vnc,spice,serial,rdp"`
+		Protocol28 string `json:"protocol_28" name:"protocol" since:"2.8" enum:"vnc,spice,serial,rdp,mks"`
+		Type       string `json:"type" until:"2.7" enum:"novnc,xvpvnc,spice-html5,serial,rdp-html5"`
+		Type28     string `json:"type_28" name:"type" since:"2.8" until:"2.98" enum:"novnc,xvpvnc,spice-html5,serial,rdp-html5,webmks"`
+		Type299    string `json:"type_299" name:"type" since:"2.99" enum:"novnc,xvpvnc,spice-html5,serial,rdp-html5,webmks,spice-direct"`
+	} `json:"remote_console"`
+}
+
+func (s *server) remoteConsole(_ context.Context, r *api.Request[remoteConsole], srv *store.Server) (api.None, error) {
+	in := r.Body.Console
+	if protocol := cmp.Or(in.Protocol, in.Protocol28); protocol == "rdp" {
+		return api.None{}, fault.New(fault.Invalid, "Unavailable console type %s.", protocol)
+	}
+	return api.None{}, noConsole(srv, cmp.Or(in.Type, in.Type28, in.Type299))
 }
 
 // noConsole returns the error for a console of a type that is not enabled.

@@ -22,7 +22,10 @@ var diagnosticsRules = []rule{
 
 func (s *server) diagnosticsRoutes(all, _ *api.Group) {
 	def := api.Route{Pattern: "GET /servers/{id}/diagnostics", Rule: ruleDiagnostics, Summary: "Show what the driver reports about a server", Errors: []int{notFound, conflict, unavailable}}
-	api.HandleTarget(all, def, s.target(), s.diagnostics)
+	before, since := def, def
+	before.Max, since.Min = "2.47", "2.48"
+	api.HandleTarget(all, before, s.target(), s.diagnostics)
+	api.HandleTarget(all, since, s.target(), s.diagnosis)
 }
 
 // diagnose asks the compute service of a server's host for the state of the server.
@@ -63,8 +66,8 @@ func (s *server) diagnostics(ctx context.Context, _ *api.Request[api.None], srv 
 	return out, nil
 }
 
-// diagnosis has the same in the form of microversion 2.48. A value that no driver reports is null.
-type diagnosis struct {
+// diagnosisView has the same in the form of microversion 2.48. A value that no driver reports is null.
+type diagnosisView struct {
 	State        string    `json:"state" enum:"pending,running,paused,shutdown,crashed,suspended"`
 	Driver       string    `json:"driver" enum:"ironic,libvirt,vmwareapi,xenapi"`
 	Hypervisor   *string   `json:"hypervisor"`
@@ -113,15 +116,15 @@ type memoryUse struct {
 	Used    *int64 `json:"used"`
 }
 
-// diagnosis48 returns what the driver reports in the form of microversion 2.48. Nova has a closed list of drivers, and shows other drivers, such as its
+// diagnosis returns what the driver reports in the form of microversion 2.48. Nova has a closed list of drivers, and shows other drivers, such as its
 // own for tests, as libvirt.
-func (s *server) diagnosis48(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (out diagnosis, err error) {
+func (s *server) diagnosis(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (out diagnosisView, err error) {
 	got, err := s.diagnose(ctx, srv)
 	if err != nil {
 		return out, err
 	}
 	is := &got.Instance
-	out = diagnosis{
+	out = diagnosisView{
 		State: strings.ToLower(is.Power.String()), Driver: "libvirt", Hypervisor: &got.Driver, CPUs: is.Resources.VCPUs, NICs: len(is.Interfaces), Disks: 1 + len(is.Volumes),
 		DiskDetails: []diskUse{}, CPUDetails: []cpuUse{}, NICDetails: []nicUse{}, Memory: memoryUse{Maximum: new(int64(is.Resources.MemoryMiB))},
 	}

@@ -4,17 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 
 	"github.com/google/uuid"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
 
 // The names of the rules, as in Nova.
 const (
 	ruleFlavorCreate = "os_compute_api:os-flavor-manage:create"
+	ruleFlavorUpdate = "os_compute_api:os-flavor-manage:update"
 	ruleFlavorDelete = "os_compute_api:os-flavor-manage:delete"
 	ruleFlavorAccess = "os_compute_api:os-flavor-access"
 	ruleAddAccess    = "os_compute_api:os-flavor-access:add_tenant_access"
@@ -23,6 +27,7 @@ const (
 
 var flavorRules = []rule{
 	{ruleFlavorCreate, "rule:context_is_admin", "Create a flavor", "POST", "/flavors"},
+	{ruleFlavorUpdate, "rule:context_is_admin", "Change the description of a flavor", "PUT", "/flavors/{flavor_id}"},
 	{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
 	{ruleFlavorAccess, "rule:context_is_admin", "List the projects that have access to a flavor", "GET", "/flavors/{flavor_id}/os-flavor-access"},
 	{ruleAddAccess, "rule:context_is_admin", "Give a project access to a flavor", "POST", "/flavors/{flavor_id}/action (addTenantAccess)"},
@@ -36,6 +41,9 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
 		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createFlavor)
+	api.HandleRoute(withBody, api.Route{
+		Pattern: "PUT /flavors/{id}", Min: "2.55", Rule: ruleFlavorUpdate, Summary: "Change the description of a flavor", Errors: []int{notFound},
+	}, s.updateFlavor)
 	api.HandleRoute(all, api.Route{
 		Pattern: "DELETE /flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor", Status: http.StatusAccepted, Errors: []int{notFound},
 	}, s.deleteFlavor)
@@ -43,9 +51,10 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 		Pattern: "GET /flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor", Errors: []int{notFound},
 	}, s.flavorTarget(), s.showAccess)
 	access := api.NewGroup(withBody, api.Route{Pattern: "/flavors/{id}/action", Errors: []int{notFound}})
-	api.HandleRoute(access, api.Route{
-		Pattern: "POST", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor", Errors: []int{conflict},
-	}, s.addAccess)
+	give := api.Route{Pattern: "POST", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor", Errors: []int{conflict}, Max: "2.6"}
+	api.HandleTarget(access, give, s.flavorTarget(), s.addAccess)
+	give.Min, give.Max = "2.7", ""
+	api.HandleTarget(access, give, s.flavorTarget(), s.addPrivateAccess)
 	api.HandleTarget(access, api.Route{
 		Pattern: "POST", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Remove a project's access to a flavor",
 	}, s.flavorTarget(), s.removeAccess)
@@ -58,6 +67,51 @@ func (s *server) flavorTarget() api.Target[*store.Flavor] {
 	}}
 }
 
+// flavors are the filters and sort keys of flavors. is_public is applied by flavorQuery.
+var flavors = listing.Spec{
+	MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince, Default: listing.SortKey{Column: "id"},
+	Filters: []listing.Filter{
+		{Name: "minRam", Column: "memory_mib", Kind: listing.Integer, Operator: listing.AtLeast, Invalid: "Invalid minRam filter [%s]"},
+		{Name: "minDisk", Column: "disk_gib", Kind: listing.Integer, Operator: listing.AtLeast, Invalid: "Invalid minDisk filter [%s]"},
+		{Name: "is_public"},
+		{Name: "name", Column: "name", Operator: listing.Regexp, Since: "2.102"},
+	},
+	Sorts: []listing.Sort{
+		{Name: "flavorid", Column: "id"},
+		{Name: "name", Column: "name"},
+		{Name: "memory_mb", Column: "memory_mib"},
+		{Name: "root_gb", Column: "disk_gib"},
+		{Name: "ephemeral_gb", Column: "ephemeral_gib"},
+		{Name: "swap", Column: "swap_mib"},
+		{Name: "vcpus", Column: "vcpus"},
+		{Name: "is_public", Column: "is_public"},
+		{Name: "description", Column: "description"},
+		{Name: "rxtx_factor", Column: "rxtx_factor", Until: "2.101"},
+	},
+}
+
+// viewer returns the client as a viewer of flavors.
+func (s *server) viewer(ctx context.Context) store.FlavorViewer {
+	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
+}
+
+// flavorQuery completes what a request for a list of flavors selects. The parameter is_public is a text that stands for a boolean, or
+// "none" for both public and private flavors (nil). Without the parameter only public flavors are listed.
+func (s *server) flavorQuery(ctx context.Context, list listing.Query) (store.FlavorQuery, error) {
+	q := store.FlavorQuery{For: s.viewer(ctx), Query: list, Public: new(true)}
+	for _, c := range q.Take("is_public") { // the last one counts
+		text := textOf(c)
+		public, ok := parseTruth(text)
+		switch q.Public = &public; {
+		case strings.EqualFold(text, "none"):
+			q.Public = nil
+		case !ok:
+			return q, fault.New(fault.Invalid, "Invalid is_public filter [%.100s]", text)
+		}
+	}
+	return q, nil
+}
+
 // flavorID is the id of a flavor in a reply.
 type flavorID string
 
@@ -67,9 +121,10 @@ func (flavorID) JSONSchema() string {
 }
 
 type flavorBrief struct {
-	ID    flavorID   `json:"id"`
-	Name  string     `json:"name" min:"1" max:"255"`
-	Links []api.Link `json:"links"`
+	ID          flavorID   `json:"id"`
+	Name        string     `json:"name" min:"1" max:"255"`
+	Links       []api.Link `json:"links"`
+	Description *string    `json:"description" since:"2.55"`
 }
 
 type oneFlavor struct {
@@ -77,23 +132,26 @@ type oneFlavor struct {
 }
 
 type flavorView struct {
-	ID        flavorID   `json:"id"`
-	Name      string     `json:"name" min:"1" max:"255"`
-	RAM       int        `json:"ram" min:"0"`
-	Disk      int        `json:"disk" min:"0"`
-	Swap      swapMiB    `json:"swap"`
-	Ephemeral int        `json:"OS-FLV-EXT-DATA:ephemeral" min:"0"`
-	Disabled  bool       `json:"OS-FLV-DISABLED:disabled"`
-	VCPUs     int        `json:"vcpus" min:"0"`
-	Public    bool       `json:"os-flavor-access:is_public"`
-	RxTx      float64    `json:"rxtx_factor"`
-	Links     []api.Link `json:"links"`
+	ID          flavorID   `json:"id"`
+	Name        string     `json:"name" min:"1" max:"255"`
+	RAM         int        `json:"ram" min:"0"`
+	Disk        int        `json:"disk" min:"0"`
+	Swap        swapMiB    `json:"swap" until:"2.74"`
+	SwapMiB     int        `json:"swap_mib" name:"swap" min:"0" since:"2.75"`
+	Ephemeral   int        `json:"OS-FLV-EXT-DATA:ephemeral" min:"0"`
+	Disabled    bool       `json:"OS-FLV-DISABLED:disabled" until:"2.101"`
+	VCPUs       int        `json:"vcpus" min:"0"`
+	Public      bool       `json:"os-flavor-access:is_public"`
+	RxTx        float64    `json:"rxtx_factor" until:"2.101"`
+	Links       []api.Link `json:"links"`
+	Description *string    `json:"description" since:"2.55"`
+	ExtraSpecs  metadata   `json:"extra_specs" since:"2.61" rule:"os_compute_api:os-flavor-extra-specs:index"`
 }
 
 func viewFlavor(r *http.Request, f *store.Flavor) flavorView {
 	return flavorView{
-		ID: flavorID(f.ID), Name: f.Name, RAM: f.MemoryMiB, Disk: f.DiskGiB, Swap: swapMiB(f.SwapMiB), Ephemeral: f.EphemeralGiB,
-		VCPUs: f.VCPUs, Public: f.Public, RxTx: f.RxTxFactor, Links: linksTo(r, "flavors", f.ID),
+		ID: flavorID(f.ID), Name: f.Name, RAM: f.MemoryMiB, Disk: f.DiskGiB, Swap: swapMiB(f.SwapMiB), SwapMiB: f.SwapMiB, Ephemeral: f.EphemeralGiB,
+		VCPUs: f.VCPUs, Public: f.Public, RxTx: f.RxTxFactor, Links: linksTo(r, "flavors", f.ID), Description: f.Description, ExtraSpecs: f.Specs(),
 	}
 }
 
@@ -120,7 +178,7 @@ func flavorList[T any](ctx context.Context, s *server, r *api.Request[api.None],
 
 func (s *server) listFlavors(ctx context.Context, r *api.Request[api.None]) (flavorPage[flavorBrief], error) {
 	return flavorList(ctx, s, r, func(f *store.Flavor) flavorBrief {
-		return flavorBrief{ID: flavorID(f.ID), Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID)}
+		return flavorBrief{ID: flavorID(f.ID), Name: f.Name, Links: linksTo(r.Request, "flavors", f.ID), Description: f.Description}
 	})
 }
 
@@ -145,8 +203,10 @@ type newFlavor struct {
 	Disk      natural     `json:"disk"`
 	Swap      natural     `json:"swap,omitzero"`
 	Ephemeral natural     `json:"OS-FLV-EXT-DATA:ephemeral,omitzero"`
-	RxTx      factor      `json:"rxtx_factor,omitzero"`
+	RxTx      factor      `json:"rxtx_factor,omitzero" until:"2.101"`
 	Public    boolean     `json:"os-flavor-access:is_public,omitzero"`
+
+	Description *description `json:"description,omitempty" since:"2.55"`
 }
 
 // newFlavorID is the id of a new flavor. Nova also accepts a number.
@@ -167,7 +227,7 @@ func (factor) JSONSchema() string {
 
 // flavor returns the flavor that the client asks for. Errors: Invalid.
 func (n *newFlavor) flavor() (*store.Flavor, error) {
-	f := &store.Flavor{Name: string(n.Name), Public: len(n.Public.RawMessage) == 0 || isTrue(plainText(n.Public.RawMessage))}
+	f := &store.Flavor{Name: string(n.Name), Description: (*string)(n.Description), Public: len(n.Public.RawMessage) == 0 || isTrue(plainText(n.Public.RawMessage))}
 	for _, v := range []struct {
 		name string
 		raw  json.RawMessage
@@ -212,6 +272,20 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 	})
 }
 
+type updateFlavor struct {
+	Flavor struct {
+		Description *description `json:"description"`
+	} `json:"flavor"`
+}
+
+func (s *server) updateFlavor(ctx context.Context, r *api.Request[updateFlavor]) (oneFlavor, error) {
+	f, err := s.cfg.Store.DescribeFlavor(ctx, r.PathValue("id"), (*string)(r.Body.Flavor.Description))
+	if err != nil {
+		return oneFlavor{}, err
+	}
+	return oneFlavor{viewFlavor(r.Request, f)}, nil
+}
+
 func (s *server) deleteFlavor(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
 	return api.None{}, s.cfg.Store.DeleteFlavor(ctx, r.PathValue("id"))
 }
@@ -253,12 +327,19 @@ type removeAccess struct {
 	Remove tenantAccess `json:"removeTenantAccess"`
 }
 
-func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess]) (flavorAccess, error) {
-	id := r.PathValue("id")
-	if err := s.cfg.Store.AllowFlavor(ctx, id, r.Body.Add.Tenant); err != nil {
+func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess], f *store.Flavor) (flavorAccess, error) {
+	if err := s.cfg.Store.AllowFlavor(ctx, f.ID, r.Body.Add.Tenant); err != nil {
 		return flavorAccess{}, err
 	}
-	return s.access(ctx, id)
+	return s.access(ctx, f.ID)
+}
+
+// addPrivateAccess is addAccess since microversion 2.7: a public flavor is refused.
+func (s *server) addPrivateAccess(ctx context.Context, r *api.Request[addAccess], f *store.Flavor) (flavorAccess, error) {
+	if f.Public {
+		return flavorAccess{}, fault.New(fault.Conflict, "Can not add access to a public flavor.")
+	}
+	return s.addAccess(ctx, r, f)
 }
 
 func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess], f *store.Flavor) (flavorAccess, error) {

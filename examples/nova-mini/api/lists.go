@@ -69,27 +69,6 @@ var servers = listing.Spec{
 	},
 }
 
-// flavors are the filters and sort keys of flavors. is_public is applied by flavorQuery.
-var flavors = listing.Spec{
-	MaxLimit: MaxLimit, Lenient: true, Default: listing.SortKey{Column: "id"},
-	Filters: []listing.Filter{
-		{Name: "minRam", Column: "memory_mib", Kind: listing.Integer, Operator: listing.AtLeast, Invalid: "Invalid minRam filter [%s]"},
-		{Name: "minDisk", Column: "disk_gib", Kind: listing.Integer, Operator: listing.AtLeast, Invalid: "Invalid minDisk filter [%s]"},
-		{Name: "is_public"},
-	},
-	Sorts: []listing.Sort{
-		{Name: "flavorid", Column: "id"},
-		{Name: "name", Column: "name"},
-		{Name: "memory_mb", Column: "memory_mib"},
-		{Name: "root_gb", Column: "disk_gib"},
-		{Name: "ephemeral_gb", Column: "ephemeral_gib"},
-		{Name: "swap", Column: "swap_mib"},
-		{Name: "vcpus", Column: "vcpus"},
-		{Name: "is_public", Column: "is_public"},
-		{Name: "rxtx_factor", Column: "rxtx_factor"},
-	},
-}
-
 // Only administrators may filter and sort by attributes that reveal the host of a server.
 func hostFilter(name string) error {
 	return fault.New(fault.Invalid, "Invalid filter field: %s. Only administrators can filter servers by it.", name)
@@ -117,11 +96,6 @@ var shownTexts = map[string]func(*store.Server) *string{
 // administrator reports whether the client is an administrator.
 func (s *server) administrator(ctx context.Context) bool {
 	return s.mux.Enforce(ctx, ruleAdmin, nil) == nil
-}
-
-// viewer returns the client as a viewer of flavors.
-func (s *server) viewer(ctx context.Context) store.FlavorViewer {
-	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
 }
 
 // serverQuery completes what a request for a list of servers selects.
@@ -175,21 +149,4 @@ func (s *server) projects(ctx context.Context, allTenants []listing.Condition, a
 		return own, nil
 	}
 	return store.AllProjects(), s.mux.Enforce(ctx, allRule, nil)
-}
-
-// flavorQuery completes what a request for a list of flavors selects. The parameter is_public is a text that stands for a boolean, or
-// "none" for both public and private flavors (nil). Without the parameter only public flavors are listed.
-func (s *server) flavorQuery(ctx context.Context, list listing.Query) (store.FlavorQuery, error) {
-	q := store.FlavorQuery{For: s.viewer(ctx), Query: list, Public: new(true)}
-	for _, c := range q.Take("is_public") { // the last one counts
-		text := textOf(c)
-		public, ok := parseTruth(text)
-		switch q.Public = &public; {
-		case strings.EqualFold(text, "none"):
-			q.Public = nil
-		case !ok:
-			return q, fault.New(fault.Invalid, "Invalid is_public filter [%.100s]", text)
-		}
-	}
-	return q, nil
 }

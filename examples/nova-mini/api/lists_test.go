@@ -314,7 +314,7 @@ func TestFlavorLists(t *testing.T) {
 	t.Parallel()
 	shown := map[string]string{
 		"flavorid": "id", "name": "name", "memory_mb": "ram", "root_gb": "disk", "ephemeral_gb": "OS-FLV-EXT-DATA:ephemeral", "swap": "swap",
-		"vcpus": "vcpus", "is_public": "os-flavor-access:is_public", "rxtx_factor": "rxtx_factor",
+		"vcpus": "vcpus", "is_public": "os-flavor-access:is_public", "rxtx_factor": "rxtx_factor", "description": "description",
 	}
 	eachCloud(t, func(c *cloud) {
 		for i, name := range []string{"small", "Small", "x y", "tiny"} {

@@ -26,6 +26,9 @@ func OpenAPI(version string) (map[string]any, error) {
 	}, v), nil
 }
 
+// History returns what each microversion changes in the routes and their types.
+func History() []api.Change { return documented().History() }
+
 // documented returns the routes without a store.
 func documented() *api.Mux {
 	m := api.New(HTTP(api.Config{

@@ -36,7 +36,17 @@ func Rules() []policy.Rule {
 		{Name: "project_member_or_admin", Check: "rule:project_member_api or rule:context_is_admin", Description: "A member of the project, or an administrator."},
 		{Name: "project_reader_or_admin", Check: "rule:project_reader_api or rule:context_is_admin", Description: "A reader of the project, or an administrator."},
 	}
-	for _, r := range slices.Concat(serverRules, actionRules, diagnosticsRules, flavorRules, serviceRules, hypervisorRules) {
+	for _, r := range slices.Concat(
+		extensionRules,
+		serverRules,
+		actionRules,
+		diagnosticsRules,
+		flavorRules,
+		specRules,
+		keyPairRules,
+		serviceRules,
+		hypervisorRules,
+	) {
 		rules = append(rules, policy.Rule{
 			Name: r.name, Check: r.check, Description: r.what + ".", Scopes: []string{"project"},
 			Operations: []policy.Operation{{Method: r.method, Path: r.path}}, Deprecated: olderName(r.name),

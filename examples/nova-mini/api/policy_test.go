@@ -35,11 +35,14 @@ func TestPolicy(t *testing.T) {
 		admin  = "admin other, admin own"
 		member = "admin other, admin own, member own"
 		reader = "admin other, admin own, reader own"
+		user   = "admin other, admin own, member own, nothing own, reader own"
+		anyone = "admin other, admin own, member other, member own, nothing other, nothing own, reader other, reader own"
 	)
 	want := map[string]string{
 		"os_compute_api:servers:create": member, "os_compute_api:servers:index": reader, "os_compute_api:servers:detail": reader,
-		"os_compute_api:os-extended-server-attributes": admin,
-		"os_compute_api:os-flavor-access":              admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
+		"os_compute_api:os-extended-server-attributes": admin, "os_compute_api:servers:show:host_status": admin,
+		"os_compute_api:servers:show:flavor-extra-specs": reader, "os_compute_api:extensions": anyone,
+		"os_compute_api:os-flavor-access": admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
 		"os_compute_api:os-flavor-access:remove_tenant_access": admin,
 		"os_compute_api:servers:detail:get_all_tenants":        admin, "os_compute_api:servers:allow_all_filters": admin,
 		"os_compute_api:servers:index:get_all_tenants": admin, "os_compute_api:servers:show": reader, "os_compute_api:servers:delete": member,
@@ -54,7 +57,10 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:os-admin-actions:reset_state": admin, "os_compute_api:os-deferred-delete:force": member, "os_compute_api:os-deferred-delete:restore": member,
 		"os_compute_api:os-flavor-manage:create": admin, "os_compute_api:os-flavor-manage:delete": admin, "os_compute_api:os-services:list": admin,
 		"os_compute_api:os-services:update": admin, "os_compute_api:os-hypervisors:list": admin, "os_compute_api:os-hypervisors:list-detail": admin,
-		"os_compute_api:os-hypervisors:show": admin,
+		"os_compute_api:os-hypervisors:show":     admin,
+		"os_compute_api:os-flavor-manage:update": admin, "os_compute_api:os-flavor-extra-specs:index": reader, "os_compute_api:os-flavor-extra-specs:show": reader,
+		"os_compute_api:os-flavor-extra-specs:create": admin, "os_compute_api:os-flavor-extra-specs:update": admin, "os_compute_api:os-flavor-extra-specs:delete": admin,
+		"os_compute_api:os-keypairs:index": user, "os_compute_api:os-keypairs:show": user, "os_compute_api:os-keypairs:create": user, "os_compute_api:os-keypairs:delete": user,
 		// Rules that other rules are made of have no scope.
 		"context_is_admin":   "admin domain, admin other, admin own, admin system",
 		"project_member_api": "member own", "project_reader_api": "reader own",

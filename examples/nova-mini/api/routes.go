@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/armature-go/armature/service/api"
 )
@@ -16,17 +17,30 @@ const (
 // routes registers all routes. Each is a route of Nova. The routes of a resource are in the file of the resource. withBody is for requests
 // that have a body.
 func (s *server) routes() {
-	s.mux.Discover(api.Discovery{
-		ID: "v2.1", Updated: "2013-07-23T11:33:21Z",
-		Links:      []api.Link{{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"}},
-		MediaTypes: []api.MediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}},
-	})
+	for _, v := range []api.Discovery{
+		{ID: "v2.0", Path: "/v2", Status: "SUPPORTED", Updated: "2011-01-21T11:33:21Z"},
+		{ID: "v2.1", Updated: "2013-07-23T11:33:21Z"},
+	} {
+		v.Links = []api.Link{{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"}}
+		media := strings.TrimSuffix(strings.TrimPrefix(v.ID, "v"), ".0")
+		v.MediaTypes = []api.MediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=" + media}}
+		s.mux.Discover(v)
+	}
 	all := api.NewGroup(s.mux, api.Route{
 		Pattern: "/v2.1", Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable},
 	})
 	withBody := api.NewGroup(all, api.Route{Errors: []int{http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}})
 	for _, add := range []func(all, withBody *api.Group){
-		s.flavorRoutes, s.serverRoutes, s.actionRoutes, s.diagnosticsRoutes, s.serviceRoutes, s.hypervisorRoutes,
+		s.extensionRoutes,
+		s.flavorRoutes,
+		s.specRoutes,
+		s.keyPairRoutes,
+		s.serverRoutes,
+		s.actionRoutes,
+		s.consoleRoutes,
+		s.diagnosticsRoutes,
+		s.serviceRoutes,
+		s.hypervisorRoutes,
 	} {
 		add(all, withBody)
 	}

@@ -2,16 +2,13 @@ package api
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/rand"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/google/uuid"
 
 	"github.com/armature-go/armature/db"
-	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -28,6 +25,8 @@ const (
 	ruleAllFilters = "os_compute_api:servers:allow_all_filters"
 	ruleShow       = "os_compute_api:servers:show"
 	ruleExtended   = "os_compute_api:os-extended-server-attributes"
+	ruleExtraSpecs = "os_compute_api:servers:show:flavor-extra-specs"
+	ruleHostStatus = "os_compute_api:servers:show:host_status"
 	ruleDelete     = "os_compute_api:servers:delete"
 )
 
@@ -40,6 +39,8 @@ var serverRules = []rule{
 	{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
 	{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", "/servers/{server_id}"},
 	{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", "/servers/{server_id}"},
+	{ruleExtraSpecs, "rule:project_reader_or_admin", "Show the extra specs of a server's flavor", "GET", "/servers/{server_id}"},
+	{ruleHostStatus, "rule:context_is_admin", "Show the status of a server's host", "GET", "/servers/{server_id}"},
 	{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", "/servers/{server_id}"},
 }
 
@@ -121,7 +122,7 @@ type createdServer struct {
 type createdView struct {
 	ID             string          `json:"id" format:"uuid"`
 	Links          []api.Link      `json:"links"`
-	DiskConfig     string          `json:"OS-DCF:diskConfig" enum:"MANUAL"`
+	DiskConfig     string          `json:"OS-DCF:diskConfig" enum:"AUTO,MANUAL"`
 	SecurityGroups []securityGroup `json:"security_groups"`
 	AdminPass      string          `json:"adminPass"`
 }
@@ -152,7 +153,11 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	srv := &store.Server{
 		ID: uuid.NewString(), Name: string(in.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
-		Metadata: db.JSONOf(map[string]string(in.Metadata)),
+		Metadata: db.JSONOf(map[string]string(in.Metadata)), BootFlavor: db.JSONOf(f.Boot()), ReservationID: newReservation(),
+	}
+	srv.Hostname = hostnameFor(srv.Name, srv.ID)
+	if in.Zone != "" {
+		srv.PinnedZone = new(string(in.Zone))
 	}
 	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
@@ -172,107 +177,8 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	return out, err
 }
 
-type serverBrief struct {
-	ID    string     `json:"id" format:"uuid"`
-	Name  string     `json:"name" min:"1" max:"255"`
-	Links []api.Link `json:"links"`
-}
-
-type oneServer struct {
-	Server serverView `json:"server"`
-}
-
-type serverView struct {
-	ID              string             `json:"id" format:"uuid"`
-	Name            string             `json:"name" min:"1" max:"255"`
-	Status          string             `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,ERROR"`
-	TenantID        string             `json:"tenant_id"`
-	UserID          string             `json:"user_id"`
-	Metadata        metadata           `json:"metadata"`
-	HostID          string             `json:"hostId" pattern:"^([0-9a-f]{56})?$"`
-	Image           imageView          `json:"image"`
-	Flavor          bookmark           `json:"flavor"`
-	Created         string             `json:"created" format:"date-time" pattern:"Z$"`
-	Updated         string             `json:"updated" format:"date-time" pattern:"Z$"`
-	Addresses       struct{}           `json:"addresses"`
-	AccessIPv4      alwaysEmpty        `json:"accessIPv4"`
-	AccessIPv6      alwaysEmpty        `json:"accessIPv6"`
-	Links           []api.Link         `json:"links"`
-	DiskConfig      string             `json:"OS-DCF:diskConfig" enum:"MANUAL"`
-	Progress        *int               `json:"progress,omitempty" min:"0"`
-	Zone            string             `json:"OS-EXT-AZ:availability_zone" enum:",nova"`
-	ConfigDrive     alwaysEmpty        `json:"config_drive"`
-	KeyName         alwaysNull         `json:"key_name"`
-	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
-	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
-	TaskState       *string            `json:"OS-EXT-STS:task_state"`
-	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,error"`
-	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
-	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
-	Fault           *faultView         `json:"fault,omitempty"`
-
-	Host           *string `json:"OS-EXT-SRV-ATTR:host" rule:"os_compute_api:os-extended-server-attributes"`
-	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name" rule:"os_compute_api:os-extended-server-attributes"`
-	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname" rule:"os_compute_api:os-extended-server-attributes"`
-}
-
-type bookmark struct {
-	ID    string     `json:"id"`
-	Links []api.Link `json:"links"`
-}
-
-type faultView struct {
-	Code    int    `json:"code"`
-	Created string `json:"created" format:"date-time" pattern:"Z$"`
-	Message string `json:"message"`
-	Details string `json:"details,omitempty"`
-}
-
-// zone is the only availability zone. The name is Nova's default.
-const zone = "nova"
-
-// zoneOf returns the availability zone of a server, or "" while the server has no host.
-func zoneOf(s *store.Server) string {
-	if s.Host == nil {
-		return ""
-	}
-	return zone
-}
-
-// progressing are the statuses of servers that are shown with a progress, as in Nova.
-var progressing = []string{"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE"}
-
-// viewServer returns the attributes of a server.
-func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
-	marked := func(kind, id string) bookmark {
-		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
-	}
-	v := serverView{
-		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V,
-		Flavor: marked("flavors", srv.FlavorID), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
-		Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
-		LaunchedAt: formatMicros(srv.LaunchedAt),
-		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: alwaysEmptyList{}, Host: srv.Host, HypervisorHost: srv.Host,
-	}
-	if srv.ImageRef != "" {
-		image := marked("images", srv.ImageRef)
-		v.Image = imageView{&image}
-	}
-	if srv.Host != nil {
-		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // distinguishes hosts without naming them, as in Nova
-		v.HostID = hex.EncodeToString(sum[:])
-	}
-	if slices.Contains(progressing, v.Status) {
-		v.Progress = new(int)
-	}
-	if v.Status == store.StatusError && srv.FaultAt != nil {
-		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
-		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
-			v.Fault.Details = srv.FaultDetails
-		}
-	}
-	return v
-}
+// newReservation returns an id of the servers that one request creates, in Nova's form.
+func newReservation() string { return "r-" + strings.ToLower(rand.Text()[:8]) }
 
 type serverPage[T any] struct {
 	Servers []T        `json:"servers"`
@@ -302,11 +208,16 @@ func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (ser
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
+	var ids []string
+	read := s.newLookups(ctx, &ids)
+	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView {
+		ids = append(ids, v.ID)
+		return s.viewServer(r.Request, v, read)
+	})
 }
 
 func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *store.Server) (oneServer, error) {
-	return oneServer{s.viewServer(r.Request, srv)}, nil
+	return oneServer{s.viewOne(r.Request, srv)}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {

@@ -16,7 +16,15 @@ func (name) JSONSchema() string {
 	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
 }
 
-// metadata is the metadata of a server.
+// description is a text of at most 65,535 characters, without control characters other than line ends.
+type description string
+
+// JSONSchema implements api.JSONSchemer.
+func (description) JSONSchema() string {
+	return `{"type": "string", "maxLength": 65535, "pattern": "^[^\\p{Cc}\\p{Cs}\\p{Cn}\\p{Co}]*$"}`
+}
+
+// metadata is the metadata of a server, or the extra specs of a flavor.
 type metadata map[string]string
 
 // JSONSchema implements api.JSONSchemer.
@@ -126,20 +134,42 @@ func (swapMiB) JSONSchema() string {
 type imageView struct{ *bookmark }
 
 // MarshalJSON returns the reference, or an empty text.
-func (v imageView) MarshalJSON() ([]byte, error) {
-	if v.bookmark == nil {
+func (v imageView) MarshalJSON() ([]byte, error) { return orEmptyText(v.bookmark) }
+
+// JSONSchema implements api.JSONSchemer.
+func (imageView) JSONSchema() string { return imageSchema("") }
+
+// imagePropertiesView is an imageView with the properties of the image at the server's last boot.
+type imagePropertiesView struct{ *imageProperties }
+
+type imageProperties struct {
+	bookmark
+
+	Properties map[string]string `json:"properties"`
+}
+
+// MarshalJSON returns the reference, or an empty text.
+func (v imagePropertiesView) MarshalJSON() ([]byte, error) { return orEmptyText(v.imageProperties) }
+
+// JSONSchema implements api.JSONSchemer.
+func (imagePropertiesView) JSONSchema() string {
+	return imageSchema(`, "properties": {"type": "object", "additionalProperties": {"type": "string"}}`)
+}
+
+// orEmptyText returns v as JSON, or an empty text for nil.
+func orEmptyText[T any](v *T) ([]byte, error) {
+	if v == nil {
 		return []byte(`""`), nil
 	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false) // like the rest of the reply
-	err := enc.Encode(v.bookmark)
+	err := enc.Encode(v)
 	return buf.Bytes(), err
 }
 
-// JSONSchema implements api.JSONSchemer.
-func (imageView) JSONSchema() string {
+func imageSchema(more string) string {
 	return `{"anyOf": [{"const": ""}, {"type": "object", "additionalProperties": false, "required": ["id", "links"], "properties": {
 		"id": {"type": "string"}, "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"], "additionalProperties": false, "properties": {
-			"rel": {"enum": ["self", "bookmark", "next", "describedby"]}, "href": {"type": "string", "format": "uri"}, "type": {"type": "string"}}}}}}]}`
+			"rel": {"enum": ["self", "bookmark", "next", "describedby"]}, "href": {"type": "string", "format": "uri"}, "type": {"type": "string"}}}}` + more + `}}]}`
 }

@@ -185,7 +185,7 @@ func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op
 // castBuild casts the request to build to the compute service. The runner calls castBuild again until a report comes, because
 // the compute service may be busy or down, or the message may be lost.
 func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	srv, err := s.cfg.Store.ServerToBuild(ctx, op.Resource)
 	if err != nil {
 		return err
 	}
@@ -314,7 +314,11 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
 	}
 	if info.Builds {
-		req.Spec = new(srv.Spec())
+		built, err := s.cfg.Store.ServerToBuild(ctx, srv.ID)
+		if err != nil {
+			return err
+		}
+		req.Spec = new(built.Spec())
 	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running

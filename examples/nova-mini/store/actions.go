@@ -127,6 +127,9 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
 		return data.Rebuild.write(ctx, tx, srv, now)
+	case data.Pin != nil:
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
+		return err
 	}
 	_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 	return err
@@ -183,8 +186,8 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	}
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
-	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at,
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at, admin_pass = NULL,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
 	switch {
@@ -236,7 +239,8 @@ func (r *Rebuild) write(ctx context.Context, tx *sqlx.Tx, srv *Server, now time.
 	if r.Metadata != nil {
 		srv.Metadata = db.JSONOf(r.Metadata)
 	}
-	_, err := tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, updated_at = :updated_at WHERE id = :id`, srv)
+	srv.AdminPass = &r.AdminPass
+	_, err := tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
 	return db.Error(err)
 }
 

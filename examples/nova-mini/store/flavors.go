@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -24,6 +26,17 @@ type Flavor struct {
 	SwapMiB      int     `db:"swap_mib"`
 	RxTxFactor   float64 `db:"rxtx_factor"`
 	Public       bool    `db:"is_public"`
+	// Description is nil if the flavor has none.
+	Description *string                    `db:"description"`
+	ExtraSpecs  db.JSON[map[string]string] `db:"extra_specs"`
+}
+
+// Specs returns the extra specs of the flavor. It is not nil.
+func (f *Flavor) Specs() map[string]string {
+	if f.ExtraSpecs.V == nil {
+		return map[string]string{}
+	}
+	return f.ExtraSpecs.V
 }
 
 // Resources returns what a server of the flavor needs of a host. Swap counts as disk, rounded up to a GiB, as in Nova.
@@ -33,8 +46,6 @@ func (f *Flavor) Resources() compute.Resources {
 		DiskGiB: f.DiskGiB + f.EphemeralGiB + (f.SwapMiB+1023)/1024,
 	}
 }
-
-const flavorColumns = `id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swap_mib, rxtx_factor, is_public`
 
 // FlavorViewer says which flavors a client sees: the public flavors, and the private flavors to which the client's
 // project has access. The zero value sees the public flavors.
@@ -76,7 +87,7 @@ type FlavorQuery struct {
 // Flavors returns a page of flavors. Errors: Invalid, reason MarkerNotFound, if the marker is not a flavor that the
 // client sees.
 func (s *Store) Flavors(ctx context.Context, q FlavorQuery) ([]Flavor, error) {
-	p := db.Page{Columns: flavorColumns, From: "flavors", Key: "id"}.Select(q.Query)
+	p := db.Page{From: "flavors", Key: "id"}.Select(q.Query)
 	p.Within, p.WithinArgs = q.For.where()
 	switch {
 	case q.Public == nil:
@@ -95,7 +106,7 @@ func noFlavor(id string) error { return fault.New(fault.NotFound, "Flavor %s cou
 func (s *Store) Flavor(ctx context.Context, viewer FlavorViewer, id string) (*Flavor, error) {
 	f := new(Flavor)
 	visible, args := viewer.where()
-	err := s.get(ctx, s.db, f, noFlavor(id), `SELECT `+flavorColumns+` FROM flavors WHERE id = ? AND (`+visible+`)`, append([]any{id}, args...)...)
+	err := s.get(ctx, s.db, f, noFlavor(id), `SELECT `+db.Columns[Flavor]()+` FROM flavors WHERE id = ? AND (`+visible+`)`, append([]any{id}, args...)...)
 	return f, err
 }
 
@@ -140,13 +151,75 @@ func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
 		if n > 0 {
 			return fault.New(fault.Conflict, "Flavor with ID %s already exists.", f.ID)
 		}
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO flavors (`+flavorColumns+`) VALUES
-			(:id, :name, :vcpus, :memory_mib, :disk_gib, :ephemeral_gib, :swap_mib, :rxtx_factor, :is_public)`, f)
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO flavors (id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swap_mib, rxtx_factor, is_public, description) VALUES
+			(:id, :name, :vcpus, :memory_mib, :disk_gib, :ephemeral_gib, :swap_mib, :rxtx_factor, :is_public, :description)`, f)
 		if err = db.Error(err); err != nil && fault.CodeOf(err) == fault.Conflict {
 			return fault.New(fault.Conflict, "Flavor with name %s already exists.", f.Name)
 		}
 		return err
 	})
+}
+
+// DescribeFlavor changes the description of a flavor; nil removes it. It returns the flavor. Errors: NotFound, if the flavor does not exist.
+func (s *Store) DescribeFlavor(ctx context.Context, id string, text *string) (*Flavor, error) {
+	return s.changeFlavor(ctx, id, func(f *Flavor) error {
+		f.Description = text
+		return nil
+	})
+}
+
+// SetSpecs adds extra specs to a flavor. Those that it has already get the new values. Errors: NotFound, if the flavor does not exist;
+// Invalid, if all of its extra specs have more than 65,535 bytes as JSON.
+func (s *Store) SetSpecs(ctx context.Context, id string, specs map[string]string) error {
+	_, err := s.changeFlavor(ctx, id, func(f *Flavor) error {
+		all := maps.Clone(f.Specs())
+		maps.Copy(all, specs)
+		f.ExtraSpecs.V = all
+		return nil
+	})
+	return err
+}
+
+// DeleteSpec removes an extra spec of a flavor. Errors: NotFound, if the flavor does not exist or does not have the extra spec.
+func (s *Store) DeleteSpec(ctx context.Context, id, key string) error {
+	_, err := s.changeFlavor(ctx, id, func(f *Flavor) error {
+		if _, ok := f.ExtraSpecs.V[key]; !ok {
+			return NoSpec(id, key)
+		}
+		f.ExtraSpecs.V = maps.Clone(f.ExtraSpecs.V)
+		delete(f.ExtraSpecs.V, key)
+		return nil
+	})
+	return err
+}
+
+// NoSpec returns the error NotFound for an extra spec that a flavor does not have.
+func NoSpec(id, key string) error {
+	return fault.New(fault.NotFound, "Flavor %s has no extra specs with key %s.", id, key)
+}
+
+// changeFlavor changes the description and the extra specs of a flavor, and returns the flavor.
+func (s *Store) changeFlavor(ctx context.Context, id string, change func(*Flavor) error) (*Flavor, error) {
+	f := new(Flavor)
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+		err := s.get(ctx, tx, f, noFlavor(id), `SELECT `+db.Columns[Flavor]()+` FROM flavors WHERE id = ? FOR UPDATE`, id)
+		if err == nil {
+			err = change(f)
+		}
+		if err != nil {
+			return err
+		}
+		raw, err := f.ExtraSpecs.Value()
+		if err != nil {
+			return err
+		}
+		if len(fmt.Sprint(raw)) > maxMetadata {
+			return fault.New(fault.Invalid, "Invalid extra specs: as JSON they must have at most %d bytes", maxMetadata)
+		}
+		_, err = tx.NamedExecContext(ctx, `UPDATE flavors SET description = :description, extra_specs = :extra_specs WHERE id = :id`, f)
+		return db.Error(err)
+	})
+	return f, err
 }
 
 // DeleteFlavor removes a flavor. Servers of the flavor keep their size. Errors: NotFound, if the flavor does not exist.

@@ -67,8 +67,10 @@ type ActData struct {
 	ImageRef string `json:"image_ref,omitempty"`
 	// Image is what is known of an image that is made.
 	Image *Image `json:"image,omitempty"`
-	// Rebuild is what a rebuild changes.
-	Rebuild *Rebuild `json:"rebuild,omitempty"`
+	// Rebuild is what a rebuild changes, and Pin to which availability zone the server is pinned. They are written to the server when the action
+	// begins, and are not stored with the operation.
+	Rebuild *Rebuild `json:"-"`
+	Pin     *Pin     `json:"-"`
 	// Host is the host that was chosen for the action.
 	Host string `json:"host,omitempty"`
 }
@@ -81,10 +83,15 @@ type Image struct {
 
 // Rebuild has the attributes of a server that a rebuild changes. A nil pointer or map changes nothing.
 type Rebuild struct {
-	ImageRef string            `json:"image_ref"`
-	Name     *string           `json:"name,omitempty"`
-	Metadata map[string]string `json:"metadata,omitzero"`
+	ImageRef string
+	Name     *string
+	Metadata map[string]string
+	// AdminPass is the password of the guest's administrator.
+	AdminPass string
 }
+
+// Pin is the availability zone that a server is pinned to. Zone is nil: any zone.
+type Pin struct{ Zone *string }
 
 // tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,
 // too, see serversWithTasks.
@@ -103,8 +110,9 @@ var serversWithTasks = func() string {
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return name == `"task_state"` })
-	return `(SELECT s.` + strings.Join(columns, ", s.") + `, CASE ` + cases.String() + `END AS task_state FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
+	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
+	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
+		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 
 // Operations returns the store of the operations on servers.

@@ -13,10 +13,11 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// Size is a flavor's id and the resources of a server of that flavor.
+// Size is a flavor's id, the resources of a server of that flavor, and what the server keeps of the flavor. Boot is nil for an earlier release.
 type Size struct {
 	FlavorID string            `json:"flavor"`
 	Has      compute.Resources `json:"has"`
+	Boot     *BootFlavor       `json:"boot,omitempty"`
 }
 
 // Resize is a resize that is neither confirmed nor reverted. Until then the server's claim covers both sizes.
@@ -28,12 +29,13 @@ type Resize struct {
 }
 
 // SizeOf returns the size of the servers of a flavor.
-func SizeOf(f *Flavor) *Size { return &Size{f.ID, f.Resources()} }
+func SizeOf(f *Flavor) *Size { return &Size{f.ID, f.Resources(), f.Boot()} }
 
-func (s *Server) size() Size { return Size{s.FlavorID, s.Need()} }
+func (s *Server) size() Size { return Size{s.FlavorID, s.Need(), s.BootFlavor.V} }
 
 func (s *Server) setSize(z Size) {
 	s.FlavorID, s.VCPUs, s.MemoryMiB, s.DiskGiB = z.FlavorID, z.Has.VCPUs, z.Has.MemoryMiB, z.Has.DiskGiB
+	s.BootFlavor.V = z.Boot
 }
 
 // Holds returns the resources that the server's claim covers: of two sizes during a resize, the larger amount of each

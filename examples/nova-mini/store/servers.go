@@ -69,6 +69,70 @@ type Server struct {
 	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
 	ShelvedImage string     `db:"shelved_image"`
 	ShelvedAt    *time.Time `db:"shelved_at"`
+
+	// Description is nil unless the client gives one.
+	Description *string `db:"description"`
+	// Hostname is the name that the guest is told. ReservationID is common to the servers of one request, and LaunchIndex is the
+	// number of the server among them, from 0.
+	Hostname      string `db:"hostname"`
+	ReservationID string `db:"reservation_id"`
+	LaunchIndex   int    `db:"launch_index"`
+	AccessIPv4    string `db:"access_ip_v4"`
+	AccessIPv6    string `db:"access_ip_v6"`
+	// AutoDisk reports whether the guest may change its partitions.
+	AutoDisk bool `db:"auto_disk_config"`
+	// ConfigDrive reports whether the client asks for a disk with the server's metadata and user data.
+	ConfigDrive bool    `db:"config_drive"`
+	KeyName     *string `db:"key_name"`
+	// PinnedZone is the availability zone that the client asks for.
+	PinnedZone *string `db:"pinned_zone"`
+	// Tags are sorted.
+	Tags  db.JSON[[]string]         `db:"tags"`
+	Hints db.JSON[map[string][]any] `db:"scheduler_hints"`
+	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
+	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
+
+	// UserData (base64, as the client has sent it) and AdminPass are large or secret, so only [Store.ServerToBuild] reads them. AdminPass is
+	// kept until the server has been built.
+	UserData  *string `db:"user_data"`
+	AdminPass *string `db:"admin_pass"`
+}
+
+// hidden are the columns of a server that most queries do not read, with what they read instead.
+var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"admin_pass"`: "NULL"}
+
+// serverColumns returns the columns of a server, without those of the map, which are read as its values.
+func serverColumns(without map[string]string) string {
+	columns := strings.Split(db.Columns[Server](), ", ")
+	for i, name := range columns {
+		if value, ok := without[name]; ok {
+			columns[i] = value + " AS " + name
+		}
+	}
+	return strings.Join(columns, ", ")
+}
+
+// BootFlavor are the values of a flavor that a server keeps beside its resources.
+type BootFlavor struct {
+	Name         string            `json:"name"`
+	DiskGiB      int               `json:"disk_gib"`
+	EphemeralGiB int               `json:"ephemeral_gib,omitempty"`
+	SwapMiB      int               `json:"swap_mib,omitempty"`
+	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
+}
+
+// Boot returns what a server keeps of its flavor.
+func (f *Flavor) Boot() *BootFlavor {
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB}
+}
+
+// Flavor returns the flavor at the server's last boot or resize. For a server of an earlier release, which has kept only the sum of its
+// disks, Name is the flavor's id and DiskGiB is the sum.
+func (s *Server) Flavor() BootFlavor {
+	if s.BootFlavor.V == nil {
+		return BootFlavor{Name: s.FlavorID, DiskGiB: s.DiskGiB}
+	}
+	return *s.BootFlavor.V
 }
 
 // Task returns the task_state, or "" if the server has no task.
@@ -119,36 +183,54 @@ const (
 	maxMetadata = 1<<16 - 1 // Metadata as JSON
 )
 
-// CreateServer adds a server that waits for a host, together with the operation that builds the server. A conductor can
-// build the server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
-// error these fields have no meaning. Errors: Denied if the server has no project; Invalid if its metadata have more than
-// 65,535 bytes as JSON; Conflict with the reason DuplicateKey if the ID exists.
-func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
-	if srv.ProjectID == "" {
-		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+// CreateServer adds servers that wait for a host, together with the operations that build them, in one transaction. A conductor can
+// build a server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
+// error these fields have no meaning. Errors: Denied if a server has no project; Invalid if its metadata have more than
+// 65,535 bytes as JSON; Conflict with the reason DuplicateKey if an ID exists.
+func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
+	for _, srv := range list {
+		if srv.ProjectID == "" {
+			return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+		}
+		if err := checkMetadata(srv.Metadata); err != nil {
+			return err
+		}
 	}
-	raw, err := srv.Metadata.Value()
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		for _, srv := range list {
+			srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
+			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
+				return db.Error(err)
+			}
+			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// checkMetadata returns Invalid if the metadata of a server are too long.
+func checkMetadata(m db.JSON[map[string]string]) error {
+	raw, err := m.Value()
 	if err != nil {
 		return fault.New(fault.Invalid, "Invalid metadata: %w", err)
 	}
 	if len(fmt.Sprint(raw)) > maxMetadata {
 		return fault.New(fault.Invalid, "Invalid metadata: as JSON they must have at most %d bytes", maxMetadata)
 	}
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
-		_, err := tx.NamedExecContext(ctx, `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id,
-			vcpus, memory_mib, disk_gib, metadata, vm_state, host,
-			fault_code, fault_for_users, fault_message, fault_at, created_at, updated_at, launched_at)
-			VALUES (:id, :name, :project_id, :user_id, :request_id, :image_ref, :flavor_id,
-			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :host,
-			:fault_code, :fault_for_users, :fault_message, :fault_at, :created_at, :updated_at, :launched_at)`, srv)
-		if err != nil {
-			return db.Error(err)
-		}
-		_, err = operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need()})
-		return err
-	})
+	return nil
 }
+
+// insertServer inserts a row with all columns of a server.
+var insertServer = func() string {
+	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return name == `"task_state"` })
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		values[i] = ":" + strings.Trim(name, `"`)
+	}
+	return "INSERT INTO servers (" + strings.Join(columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")"
+}()
 
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
@@ -157,10 +239,40 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	return srv, err
 }
 
+// ServerToBuild returns one server without its task, with all that a driver needs to build it. Errors: NotFound.
+func (s *Store) ServerToBuild(ctx context.Context, id string) (*Server, error) {
+	srv := new(Server)
+	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+serverColumns(map[string]string{`"task_state"`: "NULL"})+` FROM servers WHERE id = ?`, id)
+	return srv, err
+}
+
+// UserData returns the user data of servers by their ids.
+func (s *Store) UserData(ctx context.Context, ids ...string) (map[string]*string, error) {
+	out := map[string]*string{}
+	if len(ids) == 0 {
+		return out, nil
+	}
+	query, args, err := sqlx.In(`SELECT id, user_data FROM servers WHERE id IN (?)`, ids)
+	if err != nil {
+		return nil, err
+	}
+	var rows []struct {
+		ID   string  `db:"id"`
+		Data *string `db:"user_data"`
+	}
+	if err := s.db.SelectContext(ctx, &rows, query, args...); err != nil {
+		return nil, db.Error(err)
+	}
+	for _, r := range rows {
+		out[r.ID] = r.Data
+	}
+	return out, nil
+}
+
 // lockServer returns one server without its task, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Replace(db.Columns[Server](), `"task_state"`, `NULL AS "task_state"`, 1)+` FROM servers WHERE id = ? FOR UPDATE`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(hidden)+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 
@@ -205,7 +317,7 @@ func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) er
 // Activate sets vm_state to active and launched_at to now, after the server has been built. It runs in the transaction in
 // which the operation ends. Errors: [compute.ErrStale] if the server does not exist.
 func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Active, id)
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, id)
 }
 
 // FailCreate writes that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
@@ -214,7 +326,7 @@ func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
 func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
 	n, err := s.fail(ctx, tx, id, message, details)
 	if err == nil && n > 0 {
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET host = NULL WHERE id = ?`, id)
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET host = NULL, admin_pass = NULL WHERE id = ?`, id)
 	}
 	if err != nil {
 		return err

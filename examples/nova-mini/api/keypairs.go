@@ -1,0 +1,350 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha1" //nolint:gosec // the fingerprint of a certificate in Nova
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"math"
+	"math/big"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"software.sslmate.com/src/go-pkcs12"
+
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+)
+
+// The names of the rules, as in Nova.
+const (
+	ruleKeyPairs      = "os_compute_api:os-keypairs:index"
+	ruleKeyPairShow   = "os_compute_api:os-keypairs:show"
+	ruleKeyPairCreate = "os_compute_api:os-keypairs:create"
+	ruleKeyPairDelete = "os_compute_api:os-keypairs:delete"
+)
+
+var keyPairRules = []rule{
+	{ruleKeyPairs, "rule:context_is_admin or user_id:%(user_id)s", "List the key pairs of a user", "GET", "/os-keypairs"},
+	{ruleKeyPairShow, "rule:context_is_admin or user_id:%(user_id)s", "Show a key pair", "GET", "/os-keypairs/{keypair_name}"},
+	{ruleKeyPairCreate, "rule:context_is_admin or user_id:%(user_id)s", "Create or import a key pair", "POST", "/os-keypairs"},
+	{ruleKeyPairDelete, "rule:context_is_admin or user_id:%(user_id)s", "Delete a key pair", "DELETE", "/os-keypairs/{keypair_name}"},
+}
+
+// keyPairs are the lists of key pairs. They have pages since 2.35; a list before that has all.
+var (
+	keyPairs    = listing.Spec{MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince, Default: listing.SortKey{Column: "name"}, Filters: []listing.Filter{{Name: "user_id"}}}
+	keyPairUser = []api.Schema{
+		{Max: "2.74", JSON: `{"type": "object", "properties": {"user_id": {"type": "array", "items": {"type": "string"}}}}`},
+		{Min: strictSince, JSON: `{"type": "object", "properties": {"user_id": {"type": "array", "items": {"type": "string"}}}, "additionalProperties": false}`},
+	}
+)
+
+// keyPairRoutes registers the routes of key pairs. A key pair belongs to a user, so the rules have the user as their target. Since 2.10 a
+// request names the user whose key pairs it is about; default: the client.
+func (s *server) keyPairRoutes(all, withBody *api.Group) {
+	read := api.NewGroup(all, api.Route{Pattern: "/os-keypairs"})
+	one := api.NewGroup(read, api.Route{Pattern: "/{name}", Errors: []int{notFound}})
+	write := api.NewGroup(withBody, api.Route{Pattern: "/os-keypairs", Errors: []int{conflict}})
+	api.HandleRoute(read, api.Route{Pattern: "GET", Min: "2.35", Summary: "List key pairs", List: &keyPairs}, s.listKeyPairs)
+	for _, v := range []struct {
+		min, max string
+		query    []api.Schema
+		user     func(*http.Request) string
+	}{
+		{"", "2.9", nil, func(*http.Request) string { return "" }},
+		{"2.10", "", keyPairUser, func(r *http.Request) string { return r.URL.Query().Get("user_id") }},
+	} {
+		s := keyPairsOf{s, v.user}
+		list := api.Route{Pattern: "GET", Min: v.min, Max: cmp.Or(v.max, "2.34"), Summary: "List key pairs"}
+		if v.query != nil {
+			list.Query = v.query[:1]
+		}
+		api.HandleRoute(read, list, s.list)
+		api.HandleRoute(one, api.Route{Pattern: "GET", Min: v.min, Max: v.max, Summary: "Show a key pair", Query: v.query}, s.show)
+		api.HandleRoute(one, api.Route{Pattern: "DELETE", Min: cmp.Or(v.min, "2.2"), Max: v.max, Summary: "Delete a key pair", Query: v.query}, s.delete)
+	}
+	first := keyPairsOf{s, func(*http.Request) string { return "" }}
+	api.HandleRoute(one, api.Route{Pattern: "DELETE", Max: "2.1", Summary: "Delete a key pair", Status: http.StatusAccepted}, first.delete)
+	create := api.Route{Pattern: "POST", Max: "2.1", Summary: "Create or import a key pair", Status: http.StatusOK}
+	api.HandleRoute(write, create, s.createKeyPair)
+	create.Min, create.Max, create.Status = "2.2", "", http.StatusCreated
+	api.HandleRoute(write, create, s.createKeyPair)
+}
+
+// keyPairsOf handles requests about the key pairs of a user. An empty user is the client.
+type keyPairsOf struct {
+	*server
+
+	user func(*http.Request) string
+}
+
+type keyPairList struct {
+	KeyPairs []oneKeyPair `json:"keypairs"`
+	Links    []api.Link   `json:"keypairs_links,omitempty" since:"2.35"`
+}
+
+type oneKeyPair struct {
+	KeyPair keyPairBrief `json:"keypair"`
+}
+
+type keyPairBrief struct {
+	Name        string `json:"name"`
+	Type        string `json:"type" enum:"ssh,x509" since:"2.2"`
+	PublicKey   string `json:"public_key"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+type shownKeyPair struct {
+	KeyPair keyPairView `json:"keypair"`
+}
+
+// keyPairView has all attributes. Nova shows deleted, deleted_at and updated_at, which never change.
+type keyPairView struct {
+	keyPairBrief
+
+	ID        int64      `json:"id"`
+	UserID    string     `json:"user_id"`
+	Deleted   bool       `json:"deleted"`
+	CreatedAt *micros    `json:"created_at"`
+	DeletedAt alwaysNull `json:"deleted_at"`
+	UpdatedAt alwaysNull `json:"updated_at"`
+}
+
+func briefKeyPair(k *store.KeyPair) keyPairBrief {
+	return keyPairBrief{Name: k.Name, Type: k.Type, PublicKey: k.PublicKey, Fingerprint: k.Fingerprint}
+}
+
+// keyPairOwner returns the user whose key pairs a request is about, if the rule allows the client to see them.
+func (s *server) keyPairOwner(ctx context.Context, named, rule string) (string, error) {
+	user := cmp.Or(named, reqctx.From(ctx).UserID)
+	return user, s.mux.Enforce(ctx, rule, map[string]any{"user_id": user})
+}
+
+// list lists all key pairs of a user on one page.
+func (s keyPairsOf) list(ctx context.Context, r *api.Request[api.None]) (keyPairList, error) {
+	return s.keyPairPage(ctx, r, s.user(r.Request), listing.Query{Limit: math.MaxInt32})
+}
+
+func (s *server) listKeyPairs(ctx context.Context, r *api.Request[api.None]) (keyPairList, error) {
+	var user string
+	for _, c := range r.List.Take("user_id") {
+		user = cmp.Or(user, textOf(c)) // the first one counts, as in Nova
+	}
+	return s.keyPairPage(ctx, r, user, r.List)
+}
+
+func (s *server) keyPairPage(ctx context.Context, r *api.Request[api.None], user string, q listing.Query) (keyPairList, error) {
+	out := keyPairList{KeyPairs: []oneKeyPair{}}
+	user, err := s.keyPairOwner(ctx, user, ruleKeyPairs)
+	if err != nil {
+		return out, err
+	}
+	list, err := s.cfg.Store.KeyPairs(ctx, user, q)
+	for i := range list {
+		out.KeyPairs = append(out.KeyPairs, oneKeyPair{briefKeyPair(&list[i])})
+	}
+	if n := len(list); n > 0 {
+		out.Links = r.NextPage(n, list[n-1].Name)
+	}
+	return out, err
+}
+
+func (s keyPairsOf) show(ctx context.Context, r *api.Request[api.None]) (out shownKeyPair, err error) {
+	user, err := s.keyPairOwner(ctx, s.user(r.Request), ruleKeyPairShow)
+	if err != nil {
+		return out, err
+	}
+	k, err := s.cfg.Store.KeyPair(ctx, user, r.PathValue("name"))
+	if err != nil {
+		return out, err
+	}
+	return shownKeyPair{keyPairView{keyPairBrief: briefKeyPair(k), ID: k.ID, UserID: k.UserID, CreatedAt: formatMicros(&k.CreatedAt)}}, nil
+}
+
+func (s keyPairsOf) delete(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
+	user, err := s.keyPairOwner(ctx, s.user(r.Request), ruleKeyPairDelete)
+	if err != nil {
+		return api.None{}, err
+	}
+	return api.None{}, s.cfg.Store.DeleteKeyPair(ctx, user, r.PathValue("name"))
+}
+
+type createKeyPair struct {
+	KeyPair newKeyPair `json:"keypair"`
+}
+
+// newKeyPair is a key pair that a client imports, or before 2.92 one that Nova makes because the request has no public key.
+type newKeyPair struct {
+	Name      keyPairName    `json:"name" until:"2.91"`
+	MailName  keyPairNewName `json:"mail_name" name:"name" since:"2.92"`
+	Type      string         `json:"type,omitempty" enum:"ssh,x509" since:"2.2"`
+	PublicKey *string        `json:"public_key,omitempty" until:"2.91"`
+	Imported  string         `json:"imported" name:"public_key" since:"2.92"`
+	UserID    string         `json:"user_id,omitempty" since:"2.10"`
+}
+
+// keyPairName is the name of a key pair; keyPairNewName is that since 2.92.
+type (
+	keyPairName    string
+	keyPairNewName string
+)
+
+// JSONSchema implements api.JSONSchemer.
+func (keyPairName) JSONSchema() string {
+	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[_\\-a-zA-Z0-9]([_\\- a-zA-Z0-9]*[_\\-a-zA-Z0-9])?$"}`
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (keyPairNewName) JSONSchema() string {
+	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[_\\-@.a-zA-Z0-9]([_\\-@. a-zA-Z0-9]*[_\\-@.a-zA-Z0-9])?$"}`
+}
+
+type createdKeyPair struct {
+	KeyPair madeKeyPair `json:"keypair"`
+}
+
+type madeKeyPair struct {
+	keyPairBrief
+
+	UserID     string `json:"user_id"`
+	PrivateKey string `json:"private_key,omitempty" until:"2.91"`
+}
+
+func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair]) (out createdKeyPair, err error) {
+	in := r.Body.KeyPair
+	user, err := s.keyPairOwner(ctx, in.UserID, ruleKeyPairCreate)
+	if err != nil {
+		return out, err
+	}
+	k := &store.KeyPair{UserID: user, Name: cmp.Or(string(in.Name), string(in.MailName)), Type: cmp.Or(in.Type, "ssh"), PublicKey: in.Imported}
+	private := ""
+	switch {
+	case in.PublicKey != nil:
+		k.PublicKey = *in.PublicKey
+	case in.Imported == "" && in.MailName == "":
+		if k.PublicKey, private, err = generateKey(k.Type, user); err != nil {
+			return out, err
+		}
+	}
+	if k.Fingerprint, err = fingerprint(k.Type, k.PublicKey); err != nil {
+		return out, err
+	}
+	out.KeyPair = madeKeyPair{keyPairBrief: briefKeyPair(k), UserID: user, PrivateKey: private}
+	return out, s.cfg.Store.CreateKeyPair(ctx, k)
+}
+
+// maxPublicKey is the longest public key that is kept, in bytes.
+const maxPublicKey = 16384
+
+// fingerprint returns the fingerprint of a public key, in Nova's form. Errors: Invalid, with Nova's texts.
+func fingerprint(kind, public string) (string, error) {
+	if len(public) > maxPublicKey {
+		return "", fault.New(fault.Invalid, "Keypair data is invalid: the public key has %d bytes, more than %d", len(public), maxPublicKey)
+	}
+	if kind == "x509" {
+		block, _ := pem.Decode([]byte(public))
+		if block == nil {
+			return "", fault.New(fault.Invalid, "Keypair data is invalid: failed to generate X509 fingerprint. Error message: the key is not in PEM")
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return "", fault.New(fault.Invalid, "Keypair data is invalid: failed to generate X509 fingerprint. Error message: %w", err)
+		}
+		sum := sha1.Sum(cert.Raw) //nolint:gosec // see the import
+		return colons(hex.EncodeToString(sum[:])), nil
+	}
+	key, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(public))
+	if err != nil || len(rest) > 0 {
+		return "", fault.New(fault.Invalid, "Keypair data is invalid: failed to generate fingerprint")
+	}
+	return ssh.FingerprintLegacyMD5(key), nil
+}
+
+// colons puts a colon between each two digits.
+func colons(digits string) string {
+	var out strings.Builder
+	for i := 0; i < len(digits); i += 2 {
+		if i > 0 {
+			out.WriteByte(':')
+		}
+		out.WriteString(digits[i : i+2])
+	}
+	return out.String()
+}
+
+// keyBits is the size of the keys that are generated, as in Nova.
+const keyBits = 2048
+
+// generateKey makes a key. The public part is a line of OpenSSH or a certificate in PEM. The private part is PEM, or PKCS #12 in base64 without
+// a password, as Nova has it for Windows guests.
+func generateKey(kind, user string) (public, private string, err error) {
+	key, err := rsa.GenerateKey(rand.Reader, keyBits)
+	if err != nil {
+		return "", "", err
+	}
+	if kind == "x509" {
+		return generateCertificate(key, user)
+	}
+	pub, err := ssh.NewPublicKey(&key.PublicKey)
+	if err != nil {
+		return "", "", err
+	}
+	private = string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}))
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))) + " Generated-by-Nova", private, nil
+}
+
+// principalName is the object id of the other name with which Windows finds the user of a certificate.
+var principalName = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 3}
+
+// otherName is an otherName of a subjectAltName (RFC 5280, 4.2.1.6).
+type otherName struct {
+	ID    asn1.ObjectIdentifier
+	Value asn1.RawValue `asn1:"tag:0,explicit"`
+}
+
+func generateCertificate(key *rsa.PrivateKey, user string) (public, private string, err error) {
+	name, err := asn1.MarshalWithParams(user+"@localhost", "utf8")
+	if err != nil {
+		return "", "", err
+	}
+	alt, err := asn1.MarshalWithParams(otherName{principalName, asn1.RawValue{FullBytes: name}}, "tag:0")
+	if err != nil {
+		return "", "", err
+	}
+	alts, err := asn1.Marshal([]asn1.RawValue{{FullBytes: alt}})
+	if err != nil {
+		return "", "", err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: user}, NotBefore: now, NotAfter: now.AddDate(10, 0, 0),
+		ExtKeyUsage:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: alts}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return "", "", err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return "", "", err
+	}
+	p12, err := pkcs12.Modern.Encode(key, cert, nil, "")
+	if err != nil {
+		return "", "", err
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), base64.StdEncoding.EncodeToString(p12), nil
+}

@@ -1,0 +1,2 @@
+ALTER TABLE quota_claims ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
+ALTER TABLE quota_usage ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
