@@ -152,7 +152,9 @@ func (j *judge) do(want int, method, path, body string, values ...string) []byte
 			j.checkQuery(op, v)
 			continue
 		}
-		at = regexp.MustCompile(`\{\w+\}`).ReplaceAllLiteralString(at, url.PathEscape(v))
+		if place := regexp.MustCompile(`\{\w+\}`).FindString(at); place != "" {
+			at = strings.Replace(at, place, url.PathEscape(v), 1)
+		}
 	}
 	status, header, reply := j.send(method, at, body)
 	what := fmt.Sprintf("%s %s %s = %d %.500s", method, at, body, status, reply)
@@ -415,6 +417,20 @@ func (j *judge) servers() {
 	j.do(404, "GET", "/v2.1/servers/{id}", "", missing)
 	j.do(200, "GET", "/v2.1/servers/{id}/diagnostics", "", id)
 	j.do(404, "GET", "/v2.1/servers/{id}/diagnostics", "", missing)
+	const past = "/v2.1/servers/{id}/os-instance-actions"
+	var done struct {
+		InstanceActions []struct {
+			Request string `json:"request_id"`
+		}
+	}
+	if err := json.Unmarshal(j.do(200, "GET", past, "", id), &done); err != nil || len(done.InstanceActions) < 20 {
+		j.Errorf("actions on a server: %+v, %v", done, err)
+	}
+	for _, a := range done.InstanceActions {
+		j.do(200, "GET", past+"/{request_id}", "", id, a.Request)
+	}
+	j.do(404, "GET", past, "", missing)
+	j.do(404, "GET", past+"/{request_id}", "", id, "req-none")
 	j.do(404, "DELETE", "/v2.1/servers/{id}", "", missing)
 	j.do(204, "DELETE", "/v2.1/servers/{id}", "", id)
 	for i, body := range []string{`{"forceDelete": null}`, `{"forceDelete": ""}`} {

@@ -136,6 +136,8 @@ func TestOperations(t *testing.T) {
 		{"delete /v2.1/servers/{id}", "id " + head, "", "204 400 401 403 404 406 409 503"},
 		{"get /v2.1/servers/{id}", "id " + head, "", readsOne},
 		{"post /v2.1/servers/{id}/action", "id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 410 413 415 501 503"},
+		{"get /v2.1/servers/{id}/os-instance-actions", "id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/os-instance-actions/{request_id}", "id request_id " + head, "", readsOne},
 		{"get /v2.1/servers/{id}/diagnostics", "id " + head, "", "200 400 401 403 404 406 409 503"},
 		{"get /v2/", "", "", "200 400 406"},
 	} {

@@ -190,8 +190,10 @@ func TestList(t *testing.T) {
 func TestListBounds(t *testing.T) {
 	t.Parallel()
 	m := listMux(&listing.Spec{Filters: []listing.Filter{
-		{Name: "min", Column: "size", Kind: listing.Integer, Operator: listing.AtLeast}, {Name: "max", Column: "size", Kind: listing.Integer, Operator: listing.AtMost},
-		{Name: "until", Column: "at", Kind: listing.Integer, Operator: listing.AtMost}, {Name: "a", Kind: listing.Integer, Operator: listing.AtLeast},
+		{Name: "min", Column: "size", Kind: listing.Integer, Operator: listing.AtLeast},
+		{Name: "max", Column: "size", Kind: listing.Integer, Operator: listing.AtMost},
+		{Name: "until", Column: "at", Kind: listing.Integer, Operator: listing.AtMost},
+		{Name: "a", Kind: listing.Integer, Operator: listing.AtLeast},
 		{Name: "b", Kind: listing.Integer, Operator: listing.AtMost},
 	}}, func(*api.Request[api.None]) {})
 	for query, says := range map[string]string{

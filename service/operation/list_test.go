@@ -128,6 +128,7 @@ func TestRecord(t *testing.T) {
 			{operation.Filter{UpdatedSince: first.Updated.Add(time.Minute)}, 0},
 			{operation.Filter{UpdatedUntil: first.Updated.Add(-time.Second)}, 0},
 			{operation.Filter{UpdatedUntil: first.Updated.Add(time.Minute)}, 4},
+			{operation.Filter{Requested: true}, 3}, // disk.reset has no request
 		} {
 			if list, err := b.ops.List(t.Context(), tt.f); err != nil || len(list) != tt.want {
 				t.Errorf("%+v: %d operations, %v; want %d", tt.f, len(list), err, tt.want)

@@ -101,6 +101,8 @@ type Filter struct {
 	State          State
 	// RequestID is the ID of the request that the operation belongs to.
 	RequestID string
+	// Requested lists only operations that belong to a request, and so not those that the component has begun by itself.
+	Requested bool
 	// UpdatedSince and UpdatedUntil bound the time of the last change, both inclusive. Zero: no bound.
 	UpdatedSince, UpdatedUntil time.Time
 	// Open lists only operations that have not ended, or are not compensated.
@@ -142,6 +144,9 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	}
 	if f.RequestID != "" {
 		add("request_id = ?", f.RequestID)
+	}
+	if f.Requested {
+		add("request_id <> ''")
 	}
 	if !f.UpdatedSince.IsZero() {
 		add("updated_at >= ?", f.UpdatedSince)

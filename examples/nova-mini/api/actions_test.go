@@ -8,13 +8,14 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/reqctx"
 )
 
 // addActive adds a server of the project p1 that runs on the host n1, and returns its ID.
 func (c *cloud) addActive(name string) string {
 	c.Helper()
 	srv := &store.Server{ID: fmt.Sprintf("00000000-0000-4000-8000-%012x", name), Name: name, ProjectID: "p1", UserID: "u1", FlavorID: "1", VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
-	if err := c.store.CreateServer(c.Context(), srv); err != nil {
+	if err := c.store.CreateServer(reqctx.With(c.Context(), people["member"]), srv); err != nil {
 		c.Fatal(err)
 	}
 	c.exec(`UPDATE operations SET state = 'succeeded', active = NULL, due_at = NULL WHERE active = ?`, srv.ID)

@@ -41,6 +41,7 @@ func Rules() []policy.Rule {
 		serverRules,
 		actionRules,
 		diagnosticsRules,
+		instanceActionRules,
 		flavorRules,
 		specRules,
 		keyPairRules,

@@ -39,6 +39,7 @@ func (s *server) routes() {
 		s.actionRoutes,
 		s.consoleRoutes,
 		s.diagnosticsRoutes,
+		s.instanceActionRoutes,
 		s.serviceRoutes,
 		s.hypervisorRoutes,
 	} {

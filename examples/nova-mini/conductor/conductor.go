@@ -26,6 +26,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
@@ -331,7 +332,8 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 	if err != nil || op.Err != nil || s.action.Info().To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
 	}
-	if err := s.cfg.Store.BeginAction(ctx, op.Resource, compute.ShelveOffload, store.ActData{}); err != nil && !errors.Is(err, fault.NotFound) {
+	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
+	if err := s.cfg.Store.BeginAction(alone, op.Resource, compute.ShelveOffload, store.ActData{}); err != nil && !errors.Is(err, fault.NotFound) {
 		return err
 	}
 	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(op.Resource) })
