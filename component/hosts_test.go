@@ -51,6 +51,8 @@ type engine struct {
 	Describe func(ctx context.Context) (string, error)
 }
 
+var fleetKind = driver.Functions[engine]("fleet", 1)
+
 // fleet is a component whose only process serves two hosts.
 type fleet struct {
 	started chan *component.Process[fleetOptions]
@@ -112,7 +114,7 @@ func (f *fleet) wire(_ context.Context, p *component.Process[fleetOptions]) erro
 	for _, host := range []string{"n1", "n2"} {
 		on := p.On(host)
 		made, err := component.DriverWith(on, component.DriverConfig[engine, fleetOptions]{
-			Kind: driver.Functions[engine]("fleet", 1), BuiltIn: engines, Option: "engine", Given: map[string]string{"host": host},
+			Kind: fleetKind, BuiltIn: engines, Option: "engine", Given: map[string]string{"host": host},
 			Options: func(o *fleetOptions) driver.Options { return driver.Options{Driver: o.Engine, Drivers: o.Drivers} },
 		})
 		if err != nil {
@@ -220,10 +222,9 @@ func TestBuiltIn(t *testing.T) {
 		component.Options
 		component.DriverOptions
 	}
-	kind := driver.Functions[engine]("fleet", 1)
 	c := component.Component[plainOptions]{Name: "plain", Defaults: map[string]string{"driver": "simple"}, Services: []component.Service[plainOptions]{{
 		Name: "worker", Wire: func(_ context.Context, p *component.Process[plainOptions]) error {
-			_, err := component.Driver(p, kind, component.BuiltIn("simple", engine{Driver: driver.Static(driver.Info{Name: "simple"})}))
+			_, err := component.Driver(p, fleetKind, component.BuiltIn("simple", engine{Driver: driver.Static(driver.Info{Name: "simple"})}))
 			return err
 		},
 	}}}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -126,15 +127,16 @@ func TestPrefix(t *testing.T) {
 	letters := []string{"a", "A", "b", "é", "%", "_", "!", `\`, "'", " ", "\t", "\n", "\x01", "\x1f", "\u00a0", "\ud7ff", "\ue000", "\U0010ffff", "\x00"}
 	dbtest.Each(t, only(tables), func(t *testing.T, d *sqlx.DB) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		word := func(n int) (s string) {
-			for range n {
-				s += letters[r.IntN(len(letters))]
+		word := func(n int) string {
+			out := make([]string, n)
+			for i := range out {
+				out[i] = letters[r.IntN(len(letters))]
 			}
-			return s
+			return strings.Join(out, "")
 		}
 		all := []row{{"null", nil}, {"tab", new("ab\tc")}, {"control", new("ab\x01")}, {"exact", new("ab")}, {"space", new("ab ")}}
 		for i := range 1000 {
-			all = append(all, row{fmt.Sprint(i), new(word(r.IntN(6)))})
+			all = append(all, row{strconv.Itoa(i), new(word(r.IntN(6)))})
 		}
 		for some := range slices.Chunk(all, 200) {
 			if _, err := d.NamedExecContext(t.Context(), "INSERT INTO names (id, name) VALUES (:id, :name)", some); err != nil {

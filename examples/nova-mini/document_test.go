@@ -137,6 +137,9 @@ func (j *judge) check(raw []byte, place ...string) error {
 	return s.Validate(v)
 }
 
+// param is a parameter of a path.
+var param = regexp.MustCompile(`\{\w+\}`)
+
 // do sends a request, and checks the reply with the document. The values replace the parameters of the path, one after the other;
 // a value that begins with ? is the query.
 func (j *judge) do(want int, method, path, body string, values ...string) []byte {
@@ -152,8 +155,8 @@ func (j *judge) do(want int, method, path, body string, values ...string) []byte
 			j.checkQuery(op, v)
 			continue
 		}
-		if place := regexp.MustCompile(`\{\w+\}`).FindString(at); place != "" {
-			at = strings.Replace(at, place, url.PathEscape(v), 1)
+		if place := param.FindStringIndex(at); place != nil {
+			at = at[:place[0]] + url.PathEscape(v) + at[place[1]:]
 		}
 	}
 	status, header, reply := j.send(method, at, body)
@@ -294,12 +297,17 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.do(200, "GET", "/v2.1/extensions/{alias}", "", "OS-SCH-HNT")
 	j.do(404, "GET", "/v2.1/extensions/{alias}", "", "none")
 	j.flavors()
+	j.extraSpecs()
+	j.keyPairs()
 	j.servers()
 	j.hosts()
 	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
 	// restore and shelveOffload succeed only with options of their own, see package e2e. The others are refused.
 	for name := range strings.FieldsSeq("restore shelveOffload changePassword createBackup os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork") {
 		j.seen["POST /v2.1/servers/{id}/action: "+name] = true
+	}
+	for _, path := range []string{"/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
+		j.do(200, "GET", path, "")
 	}
 	for _, what := range j.missed() {
 		t.Errorf("the document has a reply or an action that was not tested: %s", what)
@@ -314,6 +322,35 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	if _, ok := errors.AsType[*jsonschema.ValidationError](err); !ok {
 		t.Errorf("a flavor without a name: %v", err)
 	}
+}
+
+func (j *judge) extraSpecs() {
+	j.Helper()
+	const all, one = "/v2.1/flavors/{id}/os-extra_specs", "/v2.1/flavors/{id}/os-extra_specs/{key}"
+	for _, id := range []string{"1", "none"} {
+		status := map[string]int{"1": 200, "none": 404}[id]
+		j.do(status, "POST", all, `{"extra_specs": {"a": "1", "b": 2}}`, id)
+		j.do(status, "GET", all, "", id)
+		j.do(status, "GET", one, "", id, "a")
+		j.do(status, "PUT", one, `{"a": "2"}`, id, "a")
+		j.do(status, "DELETE", one, "", id, "a")
+	}
+	j.do(400, "POST", all, `{}`, "1")
+	j.do(400, "PUT", one, `{"b": "1"}`, "1", "a")
+	j.do(404, "GET", one, "", "1", "a")
+}
+
+func (j *judge) keyPairs() {
+	j.Helper()
+	const all, one = "/v2.1/os-keypairs", "/v2.1/os-keypairs/{name}"
+	j.do(200, "POST", all, `{"keypair": {"name": "k"}}`)
+	j.do(409, "POST", all, `{"keypair": {"name": "k"}}`)
+	j.do(400, "POST", all, `{"keypair": {"name": "m", "public_key": "x"}}`)
+	j.do(200, "GET", all, "")
+	j.do(200, "GET", one, "", "k")
+	j.do(202, "DELETE", one, "", "k")
+	j.do(404, "DELETE", one, "", "k")
+	j.do(404, "GET", one, "", "k")
 }
 
 func (j *judge) flavors() {
@@ -346,13 +383,16 @@ func (j *judge) servers() {
 	const action = "/v2.1/servers/{id}/action"
 	j.do(400, "POST", "/v2.1/servers", `{}`)
 	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "s", "flavorRef": 1, "imageRef": "cirros", "min_count": 1, "max_count": "1", "metadata": {"a": "b"},
-		"networks": [{"uuid": "a"}], "availability_zone": "nova", "OS-DCF:diskConfig": "MANUAL", "config_drive": false}}`)
+		"networks": [], "availability_zone": "nova", "OS-DCF:diskConfig": "AUTO", "config_drive": true, "user_data": "SGVsbG8=", "adminPass": "p"}}`)
 	var made struct{ Server struct{ ID string } }
 	if err := json.Unmarshal(raw, &made); err != nil {
 		j.Fatal(err)
 	}
 	id := made.Server.ID
 	j.await(id, "ACTIVE")
+	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, key none, 5 bytes of user data, password set: true") {
+		j.Errorf("the guest was told nothing: %s", log)
+	}
 	for _, path := range []string{"/v2.1/servers", "/v2.1/servers/detail"} {
 		j.do(200, "GET", path, "", "?limit=1&all_tenants=True")
 		j.do(200, "GET", path, "", "?marker="+id)

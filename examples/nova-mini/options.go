@@ -58,14 +58,23 @@ type filterOptions struct {
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"weight of the number of servers"`
 }
 
-// quotaOptions are limits; -1 is no limit. Without authentication all clients are one project and one user.
+// quotaOptions are limits. The names and defaults are Nova's.
 type quotaOptions struct {
-	KeyPairs int64 `ini:"key_pairs" default:"100" min:"-1" help:"key pairs of a user; -1: no limit"`
+	Instances    int64 `ini:"instances" default:"10" min:"-1" deprecated:"DEFAULT.quota_instances" help:"servers of a project; -1: no limit"`
+	Cores        int64 `ini:"cores" default:"20" min:"-1" deprecated:"DEFAULT.quota_cores" help:"virtual CPUs of the servers of a project; -1: no limit"`
+	RAM          int64 `ini:"ram" default:"51200" min:"-1" deprecated:"DEFAULT.quota_ram" help:"MiB of memory of the servers of a project; -1: no limit"`
+	Metadata     int64 `ini:"metadata_items" default:"128" min:"-1" deprecated:"DEFAULT.quota_metadata_items" help:"metadata items of a server; -1: no limit"`
+	KeyPairs     int64 `ini:"key_pairs" default:"100" min:"-1" deprecated:"DEFAULT.quota_key_pairs" help:"key pairs of a user; -1: no limit"`
+	ServerGroups int64 `ini:"server_groups" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_groups" help:"server groups of a project; -1: no limit"`
+	GroupMembers int64 `ini:"server_group_members" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_group_members" help:"servers of a server group; -1: no limit"`
 }
 
 // limits returns the limits of the store.
 func (q *quotaOptions) limits() store.Limits {
-	return store.Limits{store.KeyPairs: q.KeyPairs}
+	return store.Limits{
+		store.Instances: q.Instances, store.Cores: q.Cores, store.RAM: q.RAM, store.Metadata: q.Metadata,
+		store.KeyPairs: q.KeyPairs, store.ServerGroups: q.ServerGroups, store.GroupMembers: q.GroupMembers,
+	}
 }
 
 type linkOptions struct {

@@ -71,7 +71,7 @@ func serveMember(p *process, s *store.Store, iface *rpc.Interface, kind string, 
 
 // wireCompute adds the compute service of this host. In the process with all services it adds those of simulated hosts. The members are reported
 // by calls of the conductor.
-func wireCompute(ctx context.Context, p *process) error {
+func wireCompute(_ context.Context, p *process) error {
 	var errs []error
 	hosts := []string{p.Host}
 	if p.Name != component.AllInOne && p.StatePath == "" {

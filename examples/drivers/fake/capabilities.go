@@ -105,8 +105,11 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 		"[    0.000000] Linux version 0.0.0-fake (fake@" + d.cfg.Host + ")",
 		"[    0.000001] boot " + strconv.Itoa(s.Boots) + " of server " + s.ID + " from image " + s.Image,
 		fmt.Sprintf("[    0.100000] %d CPUs, %d MiB of memory, %d GiB of disk", s.Resources.VCPUs, s.Resources.MemoryMiB, s.Resources.DiskGiB),
-		s.Name + " login:",
 	}
+	if s.GuestData != "" {
+		log = append(log, "[    0.200000] config drive: "+s.GuestData)
+	}
+	log = append(log, s.Name+" login:")
 	if lines > 0 && lines < len(log) {
 		log = log[len(log)-lines:]
 	}

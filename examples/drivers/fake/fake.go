@@ -16,7 +16,9 @@
 package fake
 
 import (
+	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -166,7 +168,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 	info := driver.Info{Name: "fake", Version: "2.0", Capabilities: []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
-		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
+		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData,
 	}}
 	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }
@@ -204,6 +206,10 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 			return fault.New(fault.Invalid, "metadata fake:dies: %w", err)
 		}
 	}
+	data, err := base64.StdEncoding.DecodeString(spec.UserData) // it ignores line breaks
+	if err != nil {
+		return fault.New(fault.Invalid, "user data of server %s: %w", spec.ID, err)
+	}
 	return d.withFaults(ctx, "spawn", spec.ID, spec.Metadata, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -213,6 +219,9 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 		s := &server{
 			Instance: compute.Instance{ID: spec.ID, Name: spec.Name, Resources: spec.Resources},
 			Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
+		}
+		if spec.NeedsGuestData() {
+			s.GuestData = fmt.Sprintf("host name %s, key %s, %d bytes of user data, password set: %t", spec.Hostname, cmp.Or(spec.KeyName, "none"), len(data), spec.AdminPass != "")
 		}
 		if old := d.servers[spec.ID]; old != nil {
 			if old.Power == compute.Running {

@@ -33,6 +33,8 @@ type server struct {
 	Metadata map[string]string  `json:"metadata,omitempty"`
 	Started  time.Time          `json:"started"`
 	Boots    int                `json:"boots"`
+	// GuestData describes what the guest was told. It is empty if the server needs no data.
+	GuestData string `json:"guest_data,omitempty"`
 }
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)

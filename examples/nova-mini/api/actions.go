@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -22,7 +21,10 @@ import (
 
 // actionRules are the rules of the actions, one for each name of a rule.
 var actionRules = func() []rule {
-	out := []rule{{ruleUnlockAny, "rule:context_is_admin", "Unlock a server that another has locked", "POST", "/servers/{server_id}/action (unlock)"}}
+	out := []rule{
+		{ruleUnlockAny, "rule:context_is_admin", "Unlock a server that another has locked", "POST", "/servers/{server_id}/action (unlock)"},
+		{ruleUnshelveHost, "rule:context_is_admin", "Choose the host of a server that is unshelved", "POST", "/servers/{server_id}/action (unshelve)"},
+	}
 	for _, info := range compute.Actions {
 		if slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
 			continue
@@ -55,7 +57,6 @@ var handlers = map[compute.Action]actionHandler{
 	compute.ForceDelete: actionOf((*server).deleteServer),
 	compute.Restore:     actionOf((*server).restore),
 
-	compute.Rebuild:        actionOf((*server).rebuild),
 	compute.CreateImage:    inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage)),
 	compute.Shelve:         actionOf((*server).shelve),
 	compute.Unshelve:       inTwoForms("2.76", actionOf((*server).unshelvePlain), "2.77", inTwoForms("2.90", actionOf((*server).unshelveInZone), "2.91", actionOf((*server).unshelve))),
@@ -75,9 +76,11 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 			continue
 		}
 		seen[info.Request] = true
-		add := handlers[info.Action]
-		if add == nil {
-			add = consoleHandlers[info.Action]
+		var add actionHandler
+		for _, of := range []map[compute.Action]actionHandler{handlers, consoleHandlers, rebuildHandlers} {
+			if h := of[info.Action]; h != nil {
+				add = h
+			}
 		}
 		if add == nil {
 			add = actionOf(func(s *server, ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
@@ -197,15 +200,12 @@ type rescue struct {
 	} `json:"rescue"`
 }
 
-// password is the reply that names the password of a guest's administrator.
-type password struct {
+// rescued is the reply that names the password of a guest's administrator.
+type rescued struct {
 	AdminPass string `json:"adminPass"`
 }
 
-// newPassword returns a random password.
-func newPassword() string { return rand.Text()[:12] }
-
-func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.Server) (out password, err error) {
+func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.Server) (out rescued, err error) {
 	out.AdminPass = newPassword()
 	var data store.ActData
 	if in := r.Body.Rescue; in != nil {
@@ -272,48 +272,6 @@ func (s *server) resetState(ctx context.Context, r *api.Request[resetState], srv
 // restore refuses every server: nova-mini deletes servers at once.
 func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	return api.None{}, fault.New(fault.Conflict, "Cannot 'restore' instance %s while it is in vm_state %s", srv.ID, srv.VMState)
-}
-
-type rebuild struct {
-	Rebuild struct {
-		ImageRef          string      `json:"imageRef" format:"uuid"`
-		Name              *name       `json:"name,omitempty"`
-		AdminPass         string      `json:"adminPass,omitempty"`
-		Metadata          metadata    `json:"metadata,omitzero"`
-		DiskConfig        string      `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
-		PreserveEphemeral alwaysFalse `json:"preserve_ephemeral,omitzero"`
-	} `json:"rebuild"`
-}
-
-type rebuiltServer struct {
-	Server rebuiltView `json:"server"`
-}
-
-// rebuiltView has the attributes that the reply of a rebuild shows: since 2.75 those of GET.
-type rebuiltView struct {
-	serverCore
-	serverDetails `since:"2.75"`
-	serverGroups
-
-	AdminPass string `json:"adminPass"`
-}
-
-func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *store.Server) (out rebuiltServer, err error) {
-	in := r.Body.Rebuild
-	if len(in.Metadata) > maxMetadata {
-		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
-	}
-	change := &store.Rebuild{ImageRef: in.ImageRef, Name: (*string)(in.Name), Metadata: in.Metadata, AdminPass: cmp.Or(in.AdminPass, newPassword())}
-	if err := s.beginAction(ctx, srv, compute.Rebuild, store.ActData{Rebuild: change}); err != nil {
-		return out, err
-	}
-	if srv, err = s.cfg.Store.Server(ctx, srv.ID); err != nil {
-		return out, err
-	}
-	one := s.viewOne(r.Request, srv)
-	r.ReplyHeader.Set("Location", one.Links[0].Href)
-	out.Server = rebuiltView{one.serverCore, one.serverDetails, one.serverGroups, change.AdminPass}
-	return out, nil
 }
 
 // shelve begins to shelve a server. The image of the server's disk has a new ID each time.
@@ -388,15 +346,18 @@ func (s *server) unshelve(ctx context.Context, r *api.Request[unshelve], srv *st
 			data.Pin.Zone = &text
 		}
 	}
-	if in != nil && in.Host != "" {
-		return api.None{}, notImplemented(fault.WithUser(store.ErrNotSupported, "Unshelving a server to a host that the client names is not supported."))
+	if in != nil {
+		data.OnlyHost = in.Host
 	}
 	return api.None{}, s.beginUnshelve(ctx, srv, data)
 }
 
-// beginUnshelve begins to unshelve a server, which may change the availability zone that the server is pinned to.
+// ruleUnshelveHost is the rule of those who choose the host of a server that is unshelved.
+const ruleUnshelveHost = "os_compute_api:os-shelve:unshelve_to_host"
+
+// beginUnshelve begins to unshelve a server, which may change the availability zone that the server is pinned to, and choose a host.
 func (s *server) beginUnshelve(ctx context.Context, srv *store.Server, data store.ActData) error {
-	if data.Pin == nil {
+	if data.Pin == nil && data.OnlyHost == "" {
 		return s.beginAction(ctx, srv, compute.Unshelve, data)
 	}
 	if err := store.CheckAction(srv, compute.Unshelve); err != nil {
@@ -405,8 +366,20 @@ func (s *server) beginUnshelve(ctx context.Context, srv *store.Server, data stor
 	switch {
 	case srv.VMState != compute.VMOffloaded:
 		return fault.New(fault.Conflict, `Specifying an availability zone or a host when unshelving server "%s" with status "%s" is not supported. The server status must be SHELVED_OFFLOADED.`, srv.ID, srv.VMState)
-	case data.Pin.Zone != nil && *data.Pin.Zone != zone:
+	case data.Pin != nil && data.Pin.Zone != nil && *data.Pin.Zone != zone:
 		return fault.New(fault.Invalid, "The requested availability zone is not available")
+	}
+	if data.OnlyHost != "" {
+		if err := s.mux.Enforce(ctx, ruleUnshelveHost, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}); err != nil {
+			return err
+		}
+		hosts, err := s.hosts(ctx)
+		if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Hostname == data.OnlyHost }) {
+			err = fault.New(fault.Invalid, "Compute host %s could not be found.", data.OnlyHost)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return s.beginAction(ctx, srv, compute.Unshelve, data)
 }

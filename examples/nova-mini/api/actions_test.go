@@ -172,6 +172,10 @@ func TestVersionsOfActions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		const image = "208655eb-63a9-42b9-b006-4a93cb26dfa8"
+		report := compute.HostReport{Host: "n1", Driver: "d", Resources: compute.Resources{VCPUs: 9, MemoryMiB: 9 << 10, DiskGiB: 99}}
+		if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			t.Fatal(err)
+		}
 		id := c.addActive("a")
 		offload := func() { c.exec(`UPDATE servers SET vm_state = 'shelved_offloaded', host = NULL WHERE id = ?`, id) }
 		reset := func() {
@@ -201,7 +205,24 @@ func TestVersionsOfActions(t *testing.T) {
 			{"2.77", `{"unshelve": {"availability_zone": "moon"}}`, 400, "The requested availability zone is not available"},
 			{"2.77", `{"unshelve": {"availability_zone": "nova"}}`, 202, ""},
 			{"2.91", `{"unshelve": {"availability_zone": null}}`, 202, ""},
-			{"2.91", `{"unshelve": {"host": "n1"}}`, 501, "not supported"},
+			{"2.91", `{"unshelve": {"host": "moon"}}`, 400, "Compute host moon could not be found."},
+			{"2.91", `{"unshelve": {"host": "n1"}}`, 202, ""},
+			{"2.1", `{"rebuild": {"imageRef": "` + image + `", "description": "x"}}`, 400, "Additional properties are not allowed"},
+			{"2.19", `{"rebuild": {"imageRef": "` + image + `", "description": "x"}}`, 202, `"description":"x"`},
+			{"2.19", `{"rebuild": {"imageRef": "` + image + `"}}`, 202, `"description":"x"`},
+			{"2.19", `{"rebuild": {"imageRef": "` + image + `", "description": null}}`, 202, `"description":null`},
+			{"2.54", `{"rebuild": {"imageRef": "` + image + `", "key_name": "none"}}`, 400, "Invalid key_name provided."},
+			{"2.54", `{"rebuild": {"imageRef": "` + image + `", "key_name": null}}`, 202, `"key_name":null`},
+			{"2.57", `{"rebuild": {"imageRef": "` + image + `", "user_data": "?"}}`, 400, "user_data"},
+			{"2.57", `{"rebuild": {"imageRef": "` + image + `", "user_data": "eA=="}}`, 202, `"user_data":"eA=="`},
+			{"2.57", `{"rebuild": {"imageRef": "` + image + `"}}`, 202, `"user_data":"eA=="`},
+			{"2.57", `{"rebuild": {"imageRef": "` + image + `", "user_data": null}}`, 202, `"user_data":null`},
+			{"2.57", `{"rebuild": {"imageRef": "` + image + `", "personality": []}}`, 400, "personality"},
+			{"2.63", `{"rebuild": {"imageRef": "` + image + `", "trusted_image_certificates": ["a"]}}`, 501, "not supported"},
+			{"2.90", `{"rebuild": {"imageRef": "` + image + `", "hostname": "a.b"}}`, 400, "hostname"},
+			{"2.94", `{"rebuild": {"imageRef": "` + image + `", "hostname": "a.b"}}`, 202, `"OS-EXT-SRV-ATTR:hostname":"a.b"`},
+			{"2.1", `{"rebuild": {"imageRef": "` + image + `", "preserve_ephemeral": true}}`, 501, "preserved"},
+			{"2.1", `{"rebuild": {"imageRef": "` + image + `", "OS-DCF:diskConfig": "AUTO", "accessIPv6": "fe80:0::1"}}`, 202, `"accessIPv6":"fe80::1"`},
 			{"2.91", `{"unshelve": null}`, 202, ""},
 		} {
 			reset()

@@ -206,7 +206,7 @@ type newFlavor struct {
 	RxTx      factor      `json:"rxtx_factor,omitzero" until:"2.101"`
 	Public    boolean     `json:"os-flavor-access:is_public,omitzero"`
 
-	Description *description `json:"description,omitempty" since:"2.55"`
+	Description *longText `json:"description,omitempty" since:"2.55"`
 }
 
 // newFlavorID is the id of a new flavor. Nova also accepts a number.
@@ -274,7 +274,7 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 
 type updateFlavor struct {
 	Flavor struct {
-		Description *description `json:"description"`
+		Description *longText `json:"description"`
 	} `json:"flavor"`
 }
 

@@ -121,7 +121,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 func TestTexts(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
-		s, bus := store.New(d), membus.New()
+		s, bus := store.NewLimited(d, store.Limits{store.Metadata: 128}), membus.New()
 		defer bus.Close()
 		calls := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
 		defer calls.Close()

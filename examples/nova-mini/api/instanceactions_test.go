@@ -23,8 +23,8 @@ func TestInstanceActions(t *testing.T) {
 	eachCloud(t, func(c *cloud) {
 		ctx := t.Context()
 		id := c.addActive("a")
-		const base = "/servers/"
-		at := base + id + "/os-instance-actions"
+		const other = "6f70656e737461636b20342065766572" // a client of another project
+		at := "/servers/" + id + "/os-instance-actions"
 		do := func(who, body string) (request string) {
 			c.Helper()
 			w := c.send("2.1", who, http.MethodPost, "/v2.1/servers/"+id+"/action", body)
@@ -138,8 +138,8 @@ func TestInstanceActions(t *testing.T) {
 			t.Errorf("an action that does not exist: %d %s", status, reply)
 		}
 		for _, path := range []string{at, at + "/" + lock} {
-			if status, _ := c.ask("stranger", "GET", path, ""); status != 404 {
-				t.Errorf("%s by a stranger: %d", path, status)
+			if status, _ := c.ask(other, "GET", path, ""); status != 404 {
+				t.Errorf("%s by another project: %d", path, status)
 			}
 		}
 		if err := db.Tx(ctx, c.db, func(ctx context.Context, tx *sqlx.Tx) error { return c.store.Remove(ctx, tx, id) }); err != nil {
@@ -150,8 +150,8 @@ func TestInstanceActions(t *testing.T) {
 				if status, reply := c.askAt(version, "member", "GET", path, ""); status != want {
 					t.Errorf("%s of a deleted server at %s: %d %s, want %d", path, version, status, reply, want)
 				}
-				if status, _ := c.askAt(version, "stranger", "GET", path, ""); status != 404 {
-					t.Errorf("%s of a deleted server by a stranger: %d", path, status)
+				if status, _ := c.askAt(version, other, "GET", path, ""); status != 404 {
+					t.Errorf("%s of a deleted server by another project: %d", path, status)
 				}
 			}
 		}

@@ -120,6 +120,30 @@ func TestKeyPairRules(t *testing.T) {
 	})
 }
 
+// TestKeyOfServer: a server keeps its user's key as it was at the creation, for its driver.
+func TestKeyOfServer(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.want(201, "2.10", "member", "POST", "/os-keypairs", `{"keypair": {"name": "k", "public_key": "`+publicKey+`"}}`)
+		var made struct{ Server struct{ ID string } }
+		if err := json.Unmarshal([]byte(c.want(202, "2.1", "member", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x", "key_name": "k"}}`)), &made); err != nil {
+			c.Fatal(err)
+		}
+		c.want(204, "2.10", "member", "DELETE", "/os-keypairs/k", "")
+		srv, err := c.store.ServerToBuild(c.Context(), made.Server.ID)
+		if err != nil {
+			c.Fatal(err)
+		}
+		if spec := srv.Spec(); spec.KeyName != "k" || spec.PublicKey != publicKey || !spec.NeedsGuestData() {
+			c.Errorf("%+v", spec)
+		}
+		if reply := c.want(200, "2.1", "member", "GET", "/servers/"+made.Server.ID, ""); !strings.Contains(reply, `"key_name":"k"`) {
+			c.Error(reply)
+		}
+		c.want(400, "2.1", "stranger", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x", "key_name": "k"}}`)
+	})
+}
+
 // TestKeyPairQuota: a user has no more key pairs than the limit, although requests run at the same time on two API services.
 func TestKeyPairQuota(t *testing.T) {
 	t.Parallel()

@@ -45,6 +45,8 @@ func Rules() []policy.Rule {
 		flavorRules,
 		specRules,
 		keyPairRules,
+		limitRules,
+		zoneRules,
 		serviceRules,
 		hypervisorRules,
 	) {

@@ -35,6 +35,8 @@ func (s *server) routes() {
 		s.flavorRoutes,
 		s.specRoutes,
 		s.keyPairRoutes,
+		s.limitRoutes,
+		s.zoneRoutes,
 		s.serverRoutes,
 		s.actionRoutes,
 		s.consoleRoutes,

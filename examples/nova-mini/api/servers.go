@@ -2,22 +2,22 @@ package api
 
 import (
 	"context"
-	"crypto/rand"
 	"net/http"
 	"strings"
 
-	"github.com/google/uuid"
-
-	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
 
 // The names of the rules, as in Nova.
 const (
 	ruleCreate     = "os_compute_api:servers:create"
+	ruleForcedHost = "os_compute_api:servers:create:forced_host"
+	ruleChosenHost = "compute:servers:create:requested_destination"
+	ruleNetworks   = "os_compute_api:servers:create:attach_network"
+	ruleVolumes    = "os_compute_api:servers:create:attach_volume"
+	ruleTrusted    = "os_compute_api:servers:create:trusted_certs"
 	ruleIndex      = "os_compute_api:servers:index"
 	ruleDetail     = "os_compute_api:servers:detail"
 	ruleAllTenants = "os_compute_api:servers:index:get_all_tenants"
@@ -32,6 +32,11 @@ const (
 
 var serverRules = []rule{
 	{ruleCreate, "rule:project_member_or_admin", "Create a server", "POST", "/servers"},
+	{ruleForcedHost, "rule:context_is_admin", "Create a server on a host that is part of its zone", "POST", "/servers"},
+	{ruleChosenHost, "rule:context_is_admin", "Create a server on a chosen host", "POST", "/servers"},
+	{ruleNetworks, "rule:project_member_or_admin", "Create a server with networks", "POST", "/servers"},
+	{ruleVolumes, "rule:project_member_or_admin", "Create a server with disks", "POST", "/servers"},
+	{ruleTrusted, "rule:project_member_or_admin", "Create a server with trusted image certificates", "POST", "/servers"},
 	{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
 	{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
 	{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
@@ -73,34 +78,6 @@ func (s *server) target() api.Target[*store.Server] {
 	}
 }
 
-// maxMetadata is the highest number of metadata items of a server: Nova's quota metadata_items.
-const maxMetadata = 128
-
-type createServer struct {
-	Server newServer `json:"server"`
-}
-
-// newServer is the server that a client asks for. The last five fields have one value, or no effect: there are no networks yet.
-type newServer struct {
-	Name        name             `json:"name"`
-	FlavorRef   reference        `json:"flavorRef"`
-	ImageRef    string           `json:"imageRef,omitempty" max:"255"` // any text, because nova-mini has no images
-	Metadata    metadata         `json:"metadata,omitempty"`
-	KeyName     name             `json:"key_name,omitempty"`
-	Zone        name             `json:"availability_zone,omitempty"`
-	DiskConfig  string           `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
-	ConfigDrive alwaysFalse      `json:"config_drive,omitzero"`
-	MinCount    alwaysOne        `json:"min_count,omitzero"`
-	MaxCount    alwaysOne        `json:"max_count,omitzero"`
-	Networks    []networkRequest `json:"networks,omitempty"`
-}
-
-type networkRequest struct {
-	FixedIP ipAddress `json:"fixed_ip,omitempty"`
-	Port    *string   `json:"port,omitempty" format:"uuid"`
-	UUID    string    `json:"uuid,omitempty"`
-}
-
 // flavor returns the flavor that a reference names: a flavor's id, or a link to a flavor. Errors: Invalid, if the flavor
 // does not exist or the client must not use it.
 func (s *server) flavor(ctx context.Context, ref reference) (*store.Flavor, error) {
@@ -114,71 +91,6 @@ func (s *server) flavor(ctx context.Context, ref reference) (*store.Flavor, erro
 	}
 	return f, err
 }
-
-type createdServer struct {
-	Server createdView `json:"server"`
-}
-
-type createdView struct {
-	ID             string          `json:"id" format:"uuid"`
-	Links          []api.Link      `json:"links"`
-	DiskConfig     string          `json:"OS-DCF:diskConfig" enum:"AUTO,MANUAL"`
-	SecurityGroups []securityGroup `json:"security_groups"`
-	AdminPass      string          `json:"adminPass"`
-}
-
-type securityGroup struct {
-	Name string `json:"name"`
-}
-
-func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
-	in := r.Body.Server
-	switch {
-	case in.KeyName != "": // nova-mini has no key pairs
-		return out, fault.New(fault.Invalid, "Invalid key_name provided.")
-	case len(in.Metadata) > maxMetadata:
-		return out, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
-	case in.Zone != "" && in.Zone != zone:
-		return out, fault.New(fault.Invalid, "The requested availability zone is not available")
-	}
-	f, err := s.flavor(ctx, in.FlavorRef)
-	if err != nil {
-		return out, err
-	}
-	if err := s.checkBus(ctx); err != nil {
-		return out, err
-	}
-	who := reqctx.From(ctx)
-	need := f.Resources()
-	srv := &store.Server{
-		ID: uuid.NewString(), Name: string(in.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
-		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
-		Metadata: db.JSONOf(map[string]string(in.Metadata)), BootFlavor: db.JSONOf(f.Boot()), ReservationID: newReservation(),
-	}
-	srv.Hostname = hostnameFor(srv.Name, srv.ID)
-	if in.Zone != "" {
-		srv.PinnedZone = new(string(in.Zone))
-	}
-	l := linksTo(r.Request, "servers", srv.ID)
-	r.ReplyHeader.Set("Location", l[0].Href)
-	out.Server = createdView{
-		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []securityGroup{{"default"}},
-		AdminPass: strings.ReplaceAll(uuid.NewString(), "-", "")[:12],
-	}
-	err = s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
-		if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
-			return err
-		}
-		return r.Keep(ctx, out)
-	})
-	if err == nil {
-		s.notifyConductor(ctx, srv.ID)
-	}
-	return out, err
-}
-
-// newReservation returns an id of the servers that one request creates, in Nova's form.
-func newReservation() string { return "r-" + strings.ToLower(rand.Text()[:8]) }
 
 type serverPage[T any] struct {
 	Servers []T        `json:"servers"`

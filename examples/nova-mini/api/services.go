@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 
-	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
 )
@@ -79,12 +78,8 @@ func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (ou
 		if host != "" && v.Host != host || binary != "" && v.Kind != binary {
 			continue
 		}
-		z := "internal"
-		if v.Kind == store.ComputeBinary {
-			z = zone
-		}
 		out.Services = append(out.Services, serviceView{
-			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: z, Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
+			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: zoneOfService(v), Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
 			UpdatedAt: formatMicros(&v.SeenAt), DisabledReason: textOrNil(v.DisabledReason),
 		})
 	}

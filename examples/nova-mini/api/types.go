@@ -16,11 +16,11 @@ func (name) JSONSchema() string {
 	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
 }
 
-// description is a text of at most 65,535 characters, without control characters other than line ends.
-type description string
+// longText is a printable text of at most 65,535 characters.
+type longText string
 
 // JSONSchema implements api.JSONSchemer.
-func (description) JSONSchema() string {
+func (longText) JSONSchema() string {
 	return `{"type": "string", "maxLength": 65535, "pattern": "^[^\\p{Cc}\\p{Cs}\\p{Cn}\\p{Co}]*$"}`
 }
 
@@ -54,28 +54,14 @@ func (natural) JSONSchema() string {
 	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
 }
 
-// falseTexts are all values that Nova accepts for false.
-const falseTexts = `false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"`
-
 // boolean has all values that Nova accepts as a boolean.
 type boolean struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
 func (boolean) JSONSchema() string {
-	return `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", ` + falseTexts + `]}`
+	return `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes",
+		false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"]}`
 }
-
-// alwaysFalse is a boolean that must be false.
-type alwaysFalse struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (alwaysFalse) JSONSchema() string { return `{"enum": [` + falseTexts + `]}` }
-
-// alwaysOne is a number that must be 1, or 1 as a text.
-type alwaysOne struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (alwaysOne) JSONSchema() string { return `{"enum": [1, "1"]}` }
 
 // alwaysEmpty is an empty text, for an attribute that nova-mini does not have.
 type alwaysEmpty string

@@ -37,7 +37,8 @@ type Driver interface {
 
 	// Spawn builds the server and starts it. If a server of this id exists already, Spawn starts that one. Errors:
 	// Exhausted if the host has no room, although the scheduler has chosen it; Invalid if no host could build the
-	// server. After an error the host may have parts of the server; the same Spawn, or Destroy, must still succeed.
+	// server. After an error the host may have parts of the server; the same Spawn, or Destroy, must still succeed. With
+	// CapGuestData the guest also gets the last values of the Spec; Invalid: its UserData is not base64.
 	Spawn(ctx context.Context, spec Spec) error
 	// Destroy stops the server and removes all of it, including its disks. It is not an error if the server does not
 	// exist.
@@ -135,6 +136,7 @@ const (
 	CapMetrics         driver.Capability = "metrics"
 	CapDiagnostics     driver.Capability = "diagnostics"
 	CapEvents          driver.Capability = "events"
+	CapGuestData       driver.Capability = "guest-data"
 )
 
 // Spec describes a server that a driver builds.
@@ -147,7 +149,24 @@ type Spec struct {
 	ImageRef  string            `json:"image_ref"`
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+
+	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty, or ConfigDrive
+	// is set. Other drivers are not asked for such servers, and ignore the values.
+
+	// Hostname is the name of the guest. It is empty for a server of an earlier release.
+	Hostname    string `json:"hostname,omitempty"`
+	ConfigDrive bool   `json:"config_drive,omitempty"`
+	// UserData is base64, with at most 65,535 characters.
+	UserData string `json:"user_data,omitempty"`
+	// KeyName and PublicKey are the user's key pair, with which the guest lets the user in: a line of OpenSSH, or a certificate in PEM.
+	KeyName   string `json:"key_name,omitempty"`
+	PublicKey string `json:"public_key,omitempty"`
+	// AdminPass is the password of the guest's administrator. Only the first build of a server has it.
+	AdminPass string `json:"admin_pass,omitempty"`
 }
+
+// NeedsGuestData reports whether the server needs a driver with CapGuestData.
+func (s *Spec) NeedsGuestData() bool { return s.ConfigDrive || s.UserData != "" || s.PublicKey != "" }
 
 // PowerState is a server's state as the driver reports it. The numbers are Nova's.
 type PowerState int

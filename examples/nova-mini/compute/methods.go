@@ -22,7 +22,7 @@ var Worker = &rpc.Interface{Name: "compute", Version: v15}
 var (
 	// Build makes the worker build a server. The worker first asks whether the step is still current ([BeginStep]), and
 	// later reports its end ([EndStep]). Both name the request's token, so the request is idempotent. Requests of Build,
-	// Destroy and Act have tokens since 1.4.
+	// Destroy and Act have tokens since 1.4. A Spec has data for the guest since 1.5.
 	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Destroy makes the worker remove a server, with BeginStep and EndStep as for Build.
 	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
@@ -234,7 +234,13 @@ type OrphansReply struct {
 }
 
 // Scheduler is the interface of the scheduler.
-var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
+var Scheduler = &rpc.Interface{Name: "scheduler", Version: v11}
+
+// The versions since which requests have what earlier services ignore: the data for the guest of a [Spec], and the Host of a [SelectRequest].
+var (
+	GuestDataSince  = v15
+	ChosenHostSince = v11
+)
 
 // Select chooses a host for a server and claims its resources there. If the server
 // already has a claim, Select returns the host of that claim. Errors:
@@ -249,6 +255,8 @@ type SelectRequest struct {
 	Need     Resources `json:"need"`
 	// Exclude are the hosts of earlier build attempts, which failed.
 	Exclude []string `json:"exclude,omitempty"`
+	// Host is the only host that may be chosen, since 1.1. Empty: any host.
+	Host string `json:"host,omitempty"`
 }
 
 // SelectReply is the chosen host.

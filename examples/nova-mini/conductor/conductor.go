@@ -148,7 +148,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := s.selectHost(ctx, op.Resource, data.Need, data.Tried, data.LastError)
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost}, data.LastError)
 	if err != nil {
 		return err
 	}
@@ -164,8 +164,11 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 
 // selectHost asks the scheduler for a host. lastError is the error of the last build of the server, or "". Errors: those of compute.Select, where
 // ErrNoValidHost ends the operation.
-func (s *Service) selectHost(ctx context.Context, id string, need compute.Resources, tried []string, lastError string) (*compute.SelectReply, error) {
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: id, Need: need, Exclude: tried})
+func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, lastError string) (*compute.SelectReply, error) {
+	if req.Host != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
+		return nil, operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", req.Host, compute.ChosenHostSince))
+	}
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
 	if !errors.Is(err, scheduler.ErrNoValidHost) {
 		return got, err
 	}
@@ -193,8 +196,12 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
+	spec := srv.Spec()
+	if spec.NeedsGuestData() && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // it would build the server without the data
+		return operation.Transient(fault.New(fault.Unavailable, "the data of the guest cannot be sent before all compute services have version %v", compute.GuestDataSince))
+	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
-		Spec: srv.Spec(), Token: op.Token, Generation: generationOf(op.Token),
+		Spec: spec, Token: op.Token, Generation: generationOf(op.Token),
 	}))
 }
 
@@ -286,7 +293,7 @@ func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.Act
 	if err != nil || srv.Host != nil {
 		return err
 	}
-	got, err := s.selectHost(ctx, srv.ID, srv.Need(), nil, "")
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost}, "")
 	if err == nil {
 		data.Host = got.Host
 	}

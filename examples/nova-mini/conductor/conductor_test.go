@@ -45,13 +45,20 @@ const poll = 20 * time.Millisecond
 // delays and heartbeats use the clock of the database server. Host h1 has room for two servers.
 func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	t.Helper()
+	eachWith(t, cfg, rpc.ClientConfig{}, f)
+}
+
+// eachWith is each with a configuration of the conductor's RPC client.
+func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func(b *bench)) {
+	t.Helper()
+	calls.Timeout = 10 * time.Second
 	dbtest.EachInBubble(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		cfg := cfg // a copy for each database
 		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)
-		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 10 * time.Second})
+		client := rpc.NewClient(bus, calls)
 		t.Cleanup(func() { client.Close() })
 		sched, err := scheduler.New(scheduler.Config{Store: b.store, DownAfter: time.Minute, Logger: quiet})
 		if err != nil {

@@ -129,6 +129,9 @@ func scenario(t *testing.T) {
 	}
 }
 
+// noQuota is configuration without limits of what a project may have. The last release does not know it.
+const noQuota = "[quota]\ninstances = -1\ncores = -1\nram = -1\n[DEFAULT]\n"
+
 // newCloud creates a database and a configuration file, as an operator would.
 func newCloud(t testing.TB, extra string) *cloud {
 	t.Helper()
@@ -145,7 +148,7 @@ func configured(busURL string) string {
 
 func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
-	return newCloudWith(t, "", extra, mysqlURL, busURL)
+	return newCloudWith(t, "", noQuota+extra, mysqlURL, busURL)
 }
 
 // newCloudOf is like newCloud, with the path of a program.

@@ -70,7 +70,7 @@ func newUpgrade(t *testing.T, seed uint64, r *upgradeRelease) *upgrade {
 		balancer: &balancer{ready: map[string]bool{}, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}},
 	}
 	u.cloud = newCloudOf(t, r.program, "drain_delay = 3\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")
-	r.conf = u.conf
+	r.conf = u.confOf(r.name, r.lines)
 	ctx, cancel := context.WithCancel(t.Context())
 	var probing sync.WaitGroup
 	probing.Go(func() { u.balancer.probe(ctx) })
@@ -471,12 +471,12 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 	}
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	this := &upgradeRelease{name: "this", program: releasetest.This(t, novaMini)}
+	this := &upgradeRelease{name: "this", lines: noQuota, program: releasetest.This(t, novaMini)}
 	rules := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := os.WriteFile(rules, []byte("next_rule: role:admin\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	next := &upgradeRelease{name: "next", lines: "next_option = x\n[oslo_policy]\npolicy_file = " + rules + "\n[DEFAULT]\n", program: releasetest.Next(t, novaMini)}
+	next := &upgradeRelease{name: "next", lines: noQuota + "next_option = x\n[oslo_policy]\npolicy_file = " + rules + "\n[DEFAULT]\n", program: releasetest.Next(t, novaMini)}
 	run := func(name string, f func(t *testing.T)) { t.Run(name, f) }
 	if all {
 		last := &upgradeRelease{name: "last", program: releasetest.Last(t, novaMini)}
@@ -489,7 +489,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 			if err != nil {
 				t.Fatal(err)
 			}
-			upgradeRound(t, seed, &upgradeRelease{name: "this with wrong clocks", program: program, wrongClocks: true}, next, upgradeOrder, false, true)
+			upgradeRound(t, seed, &upgradeRelease{name: "this with wrong clocks", lines: noQuota, program: program, wrongClocks: true}, next, upgradeOrder, false, true)
 		})
 	}
 	if all {

@@ -70,7 +70,7 @@ type spec struct {
 type filter = scheduler.Filter[*spec, *store.Host]
 
 // DefaultFilters are the filters that are used if the configuration names none.
-var DefaultFilters = []string{"tried", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
+var DefaultFilters = []string{"tried", "forced", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
 
 // nova maps names of Nova's filters to the filters of this package and of package placement that do the same.
 var nova = map[string][]string{
@@ -153,7 +153,7 @@ func filterNames(configured []string) []string {
 	if len(configured) == 0 {
 		return DefaultFilters
 	}
-	names := []string{"tried"} // a host on which a build has failed is never chosen again
+	names := []string{"tried", "forced"} // a host on which a build has failed is never chosen again, and a client may choose the host
 	for _, n := range configured {
 		ours, ok := nova[n]
 		if _, done := builtIn[n]; !ok && !done {
@@ -248,6 +248,9 @@ func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) err
 // Select chooses a host and claims it, see compute.Select.
 func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*compute.SelectReply, error) {
 	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need)}}
+	if req.Host != "" {
+		q.Force = []string{req.Host}
+	}
 	placed, err := s.placer.Place(ctx, q)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):

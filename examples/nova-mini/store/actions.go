@@ -126,7 +126,7 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	case data.Resize != nil:
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
-		return data.Rebuild.write(ctx, tx, srv, now)
+		return s.changeServer(ctx, tx, id, data.Rebuild, now)
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
@@ -230,17 +230,21 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	}
 }
 
-// write changes a server as a rebuild says.
-func (r *Rebuild) write(ctx context.Context, tx *sqlx.Tx, srv *Server, now time.Time) error {
-	srv.ImageRef, srv.UpdatedAt = r.ImageRef, now
-	if r.Name != nil {
-		srv.Name = *r.Name
+// changeServer changes the attributes of a server that a rebuild may change. The server is locked.
+func (s *Store) changeServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
+	srv := new(Server)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(map[string]string{`"task_state"`: "NULL"})+` FROM servers WHERE id = ?`, id)
+	if err != nil {
+		return err
 	}
-	if r.Metadata != nil {
-		srv.Metadata = db.JSONOf(r.Metadata)
+	change(srv)
+	if err := checkMetadata(srv.Metadata); err != nil {
+		return err
 	}
-	srv.AdminPass = &r.AdminPass
-	_, err := tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
+	srv.UpdatedAt = now
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, auto_disk_config = :auto_disk_config,
+		access_ip_v4 = :access_ip_v4, access_ip_v6 = :access_ip_v6, description = :description, hostname = :hostname, key_name = :key_name, public_key = :public_key,
+		user_data = :user_data, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
 	return db.Error(err)
 }
 

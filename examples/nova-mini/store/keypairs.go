@@ -60,7 +60,7 @@ func (s *Store) CreateKeyPair(ctx context.Context, k *KeyPair) error {
 			return fault.New(fault.Conflict, "Key pair '%s' already exists.", k.Name)
 		}
 		if err == nil {
-			err = s.quotas.Reserve(ctx, tx, quota.Claim{Consumer: k.consumer(), Project: k.UserID, Amounts: map[string]int64{KeyPairs: 1}})
+			err = s.keys.Reserve(ctx, tx, quota.Claim{Consumer: k.consumer(), Project: k.UserID, Amounts: map[string]int64{KeyPairs: 1}})
 		}
 		if errors.Is(err, quota.ErrExceeded) {
 			return fault.New(fault.Denied, "Quota exceeded, too many key pairs.")
@@ -81,7 +81,7 @@ func (s *Store) DeleteKeyPair(ctx context.Context, user, name string) error {
 			err = db.ExecOne(ctx, tx, noKeyPair(user, name), `DELETE FROM key_pairs WHERE user_id = ? AND name = ?`, user, name)
 		}
 		if err == nil {
-			err = s.quotas.Release(ctx, tx, k.consumer())
+			err = s.keys.Release(ctx, tx, k.consumer())
 		}
 		return err
 	})

@@ -52,6 +52,8 @@ const (
 type CreateData struct {
 	// Need are the resources that the server needs of a host.
 	Need compute.Resources `json:"need,omitzero"`
+	// OnlyHost is the host that the client asks for, or empty for any host.
+	OnlyHost string `json:"only_host,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
@@ -67,27 +69,19 @@ type ActData struct {
 	ImageRef string `json:"image_ref,omitempty"`
 	// Image is what is known of an image that is made.
 	Image *Image `json:"image,omitempty"`
-	// Rebuild is what a rebuild changes, and Pin to which availability zone the server is pinned. They are written to the server when the action
-	// begins, and are not stored with the operation.
-	Rebuild *Rebuild `json:"-"`
-	Pin     *Pin     `json:"-"`
-	// Host is the host that was chosen for the action.
-	Host string `json:"host,omitempty"`
+	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.
+	// Both change the server when the action begins, and are not stored with the operation.
+	Rebuild func(*Server) `json:"-"`
+	Pin     *Pin          `json:"-"`
+	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
+	Host     string `json:"host,omitempty"`
+	OnlyHost string `json:"only_host,omitempty"`
 }
 
 // Image describes an image of a server's disk.
 type Image struct {
 	Name     string            `json:"name"`
 	Metadata map[string]string `json:"metadata,omitempty"`
-}
-
-// Rebuild has the attributes of a server that a rebuild changes. A nil pointer or map changes nothing.
-type Rebuild struct {
-	ImageRef string
-	Name     *string
-	Metadata map[string]string
-	// AdminPass is the password of the guest's administrator.
-	AdminPass string
 }
 
 // Pin is the availability zone that a server is pinned to. Zone is nil: any zone.
@@ -110,8 +104,18 @@ var serversWithTasks = func() string {
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
-	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
+	columns := strings.Split(db.Columns[Server](), ", ")
+	for i, name := range columns {
+		switch value := hidden[name]; {
+		case name == `"task_state"`:
+			columns[i] = "CASE " + cases.String() + "END AS task_state"
+		case value != "":
+			columns[i] = value + " AS " + name
+		default:
+			columns[i] = "s." + name
+		}
+	}
+	return `(SELECT ` + strings.Join(columns, ", ") + `
 		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 

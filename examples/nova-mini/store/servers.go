@@ -92,14 +92,18 @@ type Server struct {
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// UserData (base64, as the client has sent it) and AdminPass are large or secret, so only [Store.ServerToBuild] reads them. AdminPass is
+	// UserData (base64, as the client has sent it), PublicKey (of the key pair as it was at the creation) and AdminPass are large or secret, so only [Store.ServerToBuild] reads them. AdminPass is
 	// kept until the server has been built.
 	UserData  *string `db:"user_data"`
+	PublicKey *string `db:"public_key"`
 	AdminPass *string `db:"admin_pass"`
+
+	// OnlyHost is for CreateServer: the only host on which the server may be built. Empty: any host.
+	OnlyHost string `db:"-"`
 }
 
 // hidden are the columns of a server that most queries do not read, with what they read instead.
-var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"admin_pass"`: "NULL"}
+var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL"}
 
 // serverColumns returns the columns of a server, without those of the map, which are read as its values.
 func serverColumns(without map[string]string) string {
@@ -123,7 +127,7 @@ type BootFlavor struct {
 
 // Boot returns what a server keeps of its flavor.
 func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB}
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V}
 }
 
 // Flavor returns the flavor at the server's last boot or resize. For a server of an earlier release, which has kept only the sum of its
@@ -163,12 +167,22 @@ func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to build the server. A shelved server is built from the image of its disk.
+// Spec returns what a driver needs to build the server, see [Store.ServerToBuild]. A shelved server is built from the image
+// of its disk.
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
-		Resources: s.Need(), Metadata: s.Metadata.V,
+		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
+		UserData: orEmpty(s.UserData), KeyName: orEmpty(s.KeyName), PublicKey: orEmpty(s.PublicKey), AdminPass: orEmpty(s.AdminPass),
 	}
+}
+
+// orEmpty returns the text, or "" for nil.
+func orEmpty(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // NoServer returns the error NotFound for a server that does not exist.
@@ -196,18 +210,19 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 			return err
 		}
 	}
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		for _, srv := range list {
 			srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
 			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 				return db.Error(err)
 			}
-			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need()}); err != nil {
+			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost}); err != nil {
 				return err
 			}
 		}
-		return nil
+		return s.reserve(ctx, tx, list...) // late, because other requests of the project wait from here on
 	})
+	return s.tooMany(ctx, err, list)
 }
 
 // checkMetadata returns Invalid if the metadata of a server are too long.
@@ -351,7 +366,11 @@ func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details stri
 // Remove deletes a server and releases its claim. It runs in the transaction in which the operation ends. A server that
 // does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
-	if _, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id); err != nil {
+	_, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
+	if err == nil {
+		err = s.quotas.Release(ctx, tx, id)
+	}
+	if err != nil {
 		return err
 	}
 	return s.release(ctx, tx, id)

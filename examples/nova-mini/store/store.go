@@ -6,7 +6,6 @@ package store
 import (
 	"context"
 	"embed"
-	"maps"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -40,38 +39,27 @@ type Store struct {
 	members *membership.Registry
 	caps    *rpccaps.Caps
 	replies *idempotency.Store
-	quotas  *quota.Store
+	limits  Limits
+	quotas  *quota.Store // of servers
+	keys    *quota.Store // of key pairs
+	groups  *quota.Store // of server groups
 	reports reports
 }
-
-// Names of the limits, see [Limits].
-const (
-	Instances = "instances" // servers of a project
-	Cores     = "cores"     // virtual CPUs of a project
-	RAM       = "ram"       // memory of a project, in MiB
-	KeyPairs  = "key_pairs" // key pairs of a user
-	Groups    = "server_groups"
-)
-
-// Limits are the highest amounts by name. A name that is missing, and the amount -1, mean no limit.
-type Limits map[string]int64
 
 // New returns a store without limits on a migrated database. The store does not close the database.
 func New(d *sqlx.DB) *Store { return NewLimited(d, nil) }
 
 // NewLimited is New with limits. It panics for a limit below -1.
 func NewLimited(d *sqlx.DB, limits Limits) *Store {
-	classes := map[string]int64{}
-	for _, name := range []string{Instances, Cores, RAM, KeyPairs, Groups} {
-		classes[name] = quota.Unlimited
-	}
-	maps.Copy(classes, limits)
 	members := membership.New(membership.Config{DB: d})
 	return &Store{
 		db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
 		caps:    rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
 		replies: idempotency.New(idempotency.Config{DB: d}),
-		quotas:  quota.New(quota.Config{DB: d, Limits: classes}),
+		limits:  limits,
+		quotas:  limits.of(d, Cores, Instances, RAM),
+		keys:    limits.of(d, KeyPairs),
+		groups:  limits.of(d, ServerGroups),
 	}
 }
 

@@ -89,7 +89,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	if err != nil || !wanted {
 		return &rpc.None{}, err
 	}
-	failed := retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) })
+	failed := retryDriver(ctx, func() error { return s.spawn(ctx, req.Spec) })
 	if failed != nil {
 		if ctx.Err() != nil { // the service stops, and the message is redelivered
 			return nil, askRedelivery(fmt.Errorf("spawn server %s: %w", id, failed))
@@ -105,6 +105,21 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 		err = s.evictLocked(ctx, id)
 	}
 	return &rpc.None{}, err
+}
+
+// spawn makes the driver build a server. Errors: Unimplemented, if the server needs data for the guest, and the driver would ignore them.
+func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
+	d := s.cfg.Driver()
+	if spec.NeedsGuestData() {
+		info, err := d.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if !info.Has(compute.CapGuestData) {
+			return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+		}
+	}
+	return d.Spawn(ctx, spec)
 }
 
 // dropRequest drops a request because other work on the server is running. The request does not wait, because it would

@@ -33,6 +33,7 @@ type fakeDriver struct {
 	mu      sync.Mutex
 	log     []string
 	servers map[string]bool
+	caps    []driver.Capability
 	spawn   func() error // what Spawn returns; nil is success
 	destroy func() error
 }
@@ -50,7 +51,7 @@ func (d *fakeDriver) did() []string {
 }
 
 func (d *fakeDriver) Info(context.Context) (driver.Info, error) {
-	return driver.Info{Name: "d", Version: "7"}, nil
+	return driver.Info{Name: "d", Version: "7", Capabilities: d.caps}, nil
 }
 func (d *fakeDriver) Close() error { return nil }
 func (d *fakeDriver) Resources(context.Context) (compute.Resources, error) {
@@ -194,6 +195,32 @@ func TestBuild(t *testing.T) {
 	want := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: "op/3", Host: "h1"}}
 	if got := get(t, b.ended); got != want {
 		t.Errorf("reported %+v, want %+v", got, want)
+	}
+}
+
+// TestGuestData: a server with user data or a config drive is built only by a driver that gives them to the guest. Another driver would
+// ignore them.
+func TestGuestData(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for i, tt := range []struct {
+		spec  compute.Spec
+		caps  []driver.Capability
+		wants string
+	}{
+		{compute.Spec{UserData: "QQ=="}, nil, "server s has user data, a key pair or a config drive, and the driver d does not have the capability guest-data"},
+		{compute.Spec{ConfigDrive: true}, nil, "does not have the capability guest-data"},
+		{compute.Spec{AdminPass: "x", Hostname: "h"}, nil, ""},
+		{compute.Spec{UserData: "QQ==", ConfigDrive: true}, []driver.Capability{compute.CapGuestData}, ""},
+	} {
+		b.driver.caps = tt.caps
+		tt.spec.ID = "s"
+		if err := rpc.Cast(t.Context(), b.client, compute.Build, "h1", &compute.BuildRequest{Spec: tt.spec, Token: "t" + strconv.Itoa(i)}); err != nil {
+			t.Fatal(err)
+		}
+		if end := get(t, b.ended); !strings.Contains(end.Error, tt.wants) || (end.Error == "") != (tt.wants == "") {
+			t.Errorf("%+v with %v: %q; want %q", tt.spec, tt.caps, end.Error, tt.wants)
+		}
 	}
 }
 

@@ -386,9 +386,24 @@ type SpawnRequest struct {
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	ProjectId string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	// The image that the server boots from, in a form that the driver understands.
-	ImageRef      string            `protobuf:"bytes,4,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
-	Resources     *Resources        `protobuf:"bytes,5,opt,name=resources,proto3" json:"resources,omitempty"`
-	Metadata      map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ImageRef  string            `protobuf:"bytes,4,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
+	Resources *Resources        `protobuf:"bytes,5,opt,name=resources,proto3" json:"resources,omitempty"`
+	Metadata  map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// A driver with the capability guest-data gives the guest a disk with the following
+	// values and the metadata if user_data or public_key is not empty, or config_drive is
+	// set. Other drivers are not asked for such servers, and ignore the values.
+	//
+	// The name of the guest. It is empty for a server of an earlier release.
+	Hostname    string `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	ConfigDrive bool   `protobuf:"varint,8,opt,name=config_drive,json=configDrive,proto3" json:"config_drive,omitempty"`
+	// Base64, at most 65,535 characters.
+	UserData string `protobuf:"bytes,9,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
+	// The password of the guest's administrator. Only the first build of a server has it.
+	AdminPass string `protobuf:"bytes,10,opt,name=admin_pass,json=adminPass,proto3" json:"admin_pass,omitempty"`
+	// The user's key pair, with which the guest lets the user in. The key is a line of
+	// OpenSSH, or a certificate in PEM.
+	KeyName       string `protobuf:"bytes,11,opt,name=key_name,json=keyName,proto3" json:"key_name,omitempty"`
+	PublicKey     string `protobuf:"bytes,12,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,6 +478,48 @@ func (x *SpawnRequest) GetMetadata() map[string]string {
 		return x.Metadata
 	}
 	return nil
+}
+
+func (x *SpawnRequest) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetConfigDrive() bool {
+	if x != nil {
+		return x.ConfigDrive
+	}
+	return false
+}
+
+func (x *SpawnRequest) GetUserData() string {
+	if x != nil {
+		return x.UserData
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetAdminPass() string {
+	if x != nil {
+		return x.AdminPass
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetKeyName() string {
+	if x != nil {
+		return x.KeyName
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
 }
 
 type SpawnResponse struct {
@@ -3020,7 +3077,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\avolumes\x18\x06 \x03(\tR\avolumes\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\"\xb6\x02\n" +
+	"interfaces\"\xeb\x03\n" +
 	"\fSpawnRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3028,7 +3085,16 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"project_id\x18\x03 \x01(\tR\tprojectId\x12\x1b\n" +
 	"\timage_ref\x18\x04 \x01(\tR\bimageRef\x12<\n" +
 	"\tresources\x18\x05 \x01(\v2\x1e.armature.compute.v1.ResourcesR\tresources\x12K\n" +
-	"\bmetadata\x18\x06 \x03(\v2/.armature.compute.v1.SpawnRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x06 \x03(\v2/.armature.compute.v1.SpawnRequest.MetadataEntryR\bmetadata\x12\x1a\n" +
+	"\bhostname\x18\a \x01(\tR\bhostname\x12!\n" +
+	"\fconfig_drive\x18\b \x01(\bR\vconfigDrive\x12\x1b\n" +
+	"\tuser_data\x18\t \x01(\tR\buserData\x12\x1d\n" +
+	"\n" +
+	"admin_pass\x18\n" +
+	" \x01(\tR\tadminPass\x12\x19\n" +
+	"\bkey_name\x18\v \x01(\tR\akeyName\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\f \x01(\tR\tpublicKey\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0f\n" +

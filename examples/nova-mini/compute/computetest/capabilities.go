@@ -243,3 +243,19 @@ func testDiagnostics(e *env) {
 		})
 	})
 }
+
+func testGuestData(e *env) {
+	s := e.spec()
+	s.Hostname, s.ConfigDrive, s.AdminPass = "guest", true, "secret"
+	defer func() {
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.mustNotExist(s.ID)
+	}()
+	s.UserData = "not base64!"
+	e.want(fault.Invalid, "Spawn with user data that are not base64", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+	s.UserData = "I2Nsb3VkLWNvbmZpZwo="
+	for range 2 {
+		e.must("Spawn with user data", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+		e.state("Spawn with user data", s.ID, compute.Running)
+	}
+}

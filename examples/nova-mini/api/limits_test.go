@@ -1,0 +1,88 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+)
+
+var limits = store.Limits{
+	store.Instances: 3, store.Cores: 20, store.RAM: 2100, store.Metadata: 2, store.KeyPairs: 100, store.ServerGroups: 10, store.GroupMembers: 10,
+}
+
+// TestLimits: the limits have the keys of Nova's samples at each version, and count what a project uses.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, limits, func(c *cloud) {
+		for version, folder := range map[string]string{"2.1": "", "2.36": "v2.36/", "2.39": "v2.39/", "2.57": "v2.57/", "2.104": "v2.57/"} {
+			c.sameShape(version, sample(c.T, "limits/"+folder+"limit-get-resp.json"), c.want(200, version, "member", "GET", "/limits", ""))
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x"}}`)
+		var got struct {
+			Limits struct{ Absolute map[string]int64 }
+		}
+		for _, query := range []string{"member /limits", "admin /limits?tenant_id=p1"} {
+			who, path, _ := strings.Cut(query, " ")
+			if err := json.Unmarshal([]byte(c.want(200, "2.1", who, "GET", path, "")), &got); err != nil {
+				c.Fatal(err)
+			}
+			if a := got.Limits.Absolute; a["totalInstancesUsed"] != 1 || a["totalCoresUsed"] != 1 || a["totalRAMUsed"] != 512 || a["maxTotalInstances"] != 3 || a["maxServerMeta"] != 2 {
+				c.Errorf("%s: %v", query, a)
+			}
+		}
+		c.want(403, "2.1", "member", "GET", "/limits?tenant_id=p9", "")
+		c.want(200, "2.74", "member", "GET", "/limits?x=1", "")
+		c.want(400, "2.75", "member", "GET", "/limits?x=1", "")
+	})
+}
+
+// TestQuota: servers count in the quota of their project until they are removed, exactly, although requests run at the same time on several
+// API services. The refusals are Nova's.
+func TestQuota(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, limits, func(c *cloud) {
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		count := map[int]int{}
+		for i := range 8 {
+			wg.Go(func() {
+				status, reply := c.askAt("2.1", "member", "POST", "/servers", fmt.Sprintf(`{"server": {"name": "s%d", "flavorRef": "1", "imageRef": "x"}}`, i))
+				if want := "Quota exceeded for instances: Requested 1, but already used 3 of 3 instances"; status == 403 && !strings.Contains(reply, want) {
+					c.Errorf("%s, want %s", reply, want)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				count[status]++
+			})
+		}
+		wg.Wait()
+		if count[202] != 3 || count[403] != 5 {
+			c.Errorf("statuses: %v", count)
+		}
+		reply := c.want(403, "2.1", "member", "POST", "/servers", `{"server": {"name": "b", "flavorRef": "2", "imageRef": "x"}}`)
+		if want := "Quota exceeded for instances, ram: Requested 1, 2048, but already used 3, 1536 of 3, 2100 instances, ram"; !strings.Contains(reply, want) {
+			c.Errorf("%s, want %s", reply, want)
+		}
+		c.want(202, "2.1", "stranger", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x"}}`) // another project
+		list, _ := c.list("member", "servers", "")
+		for range 2 { // the second time as after a crash
+			if err := db.Tx(c.Context(), c.db, func(ctx context.Context, tx *sqlx.Tx) error { return c.store.Remove(ctx, tx, list[0].text("id")) }); err != nil {
+				c.Fatal(err)
+			}
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", `{"server": {"name": "c", "flavorRef": "1", "imageRef": "x"}}`)
+		c.want(403, "2.1", "member", "POST", "/servers", `{"server": {"name": "d", "flavorRef": "1", "imageRef": "x"}}`)
+		reply = c.want(403, "2.1", "stranger", "POST", "/servers", `{"server": {"name": "m", "flavorRef": "1", "imageRef": "x", "metadata": {"a": "1", "b": "2", "c": "3"}}}`)
+		if !strings.Contains(reply, "Maximum number of metadata items exceeds 2") {
+			c.Error(reply)
+		}
+	})
+}

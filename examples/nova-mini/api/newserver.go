@@ -1,0 +1,649 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+)
+
+// This file has the request to create servers.
+
+// Limits of new servers. Those with a name of Nova are its quotas.
+const (
+	maxFiles       = 5     // injected_files
+	maxFilePath    = 255   // injected_file_path_bytes
+	maxFileContent = 10240 // injected_file_content_bytes
+	maxServers     = 100   // of one request
+)
+
+type createServer struct {
+	Server newServer `json:"server"`
+	// The older name of the hints counts only without the other one.
+	Hints    hints `json:"os:scheduler_hints,omitempty"`
+	OldHints hints `json:"OS-SCH-HNT:scheduler_hints,omitempty"`
+}
+
+// newServer is the server that a client asks for.
+type newServer struct {
+	Name                name                   `json:"name"`
+	FlavorRef           reference              `json:"flavorRef"`
+	ImageRef            string                 `json:"imageRef,omitempty" max:"255"` // any text, because nova-mini has no images
+	AdminPass           password               `json:"adminPass,omitzero"`
+	Metadata            metadata               `json:"metadata,omitempty"`
+	KeyName             name                   `json:"key_name,omitempty"`
+	Zone                name                   `json:"availability_zone,omitempty"`
+	DiskConfig          string                 `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
+	AccessIPv4          string                 `json:"accessIPv4,omitempty" format:"ipv4"`
+	AccessIPv6          string                 `json:"accessIPv6,omitempty" format:"ipv6"`
+	ConfigDrive         boolean                `json:"config_drive,omitzero"`
+	UserData            string                 `json:"user_data,omitempty" max:"65535"`
+	MinCount            count                  `json:"min_count,omitzero"`
+	MaxCount            count                  `json:"max_count,omitzero"`
+	ReturnReservationID boolean                `json:"return_reservation_id,omitzero"`
+	SecurityGroups      []securityGroupRequest `json:"security_groups,omitempty"`
+	OldDisks            []oldDiskRequest       `json:"block_device_mapping,omitempty"`
+	Disks               []diskRequest          `json:"block_device_mapping_v2,omitempty"`
+	Networks            []networkRequest       `json:"networks,omitempty" until:"2.36"`
+	Networks37          networks37             `json:"networks37" name:"networks" since:"2.37" until:"2.41"`
+	Networks42          networks42             `json:"networks42" name:"networks" since:"2.42"`
+	Files               []fileRequest          `json:"personality,omitempty" until:"2.56"`
+	Description         *description           `json:"description,omitempty" since:"2.19"`
+	Tags                tags                   `json:"tags,omitempty" since:"2.52"`
+	Certificates        certificates           `json:"trusted_image_certificates,omitempty" since:"2.63"`
+	Host                string                 `json:"host,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.74" rule:"compute:servers:create:requested_destination"`
+	Node                string                 `json:"hypervisor_hostname,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.74" rule:"compute:servers:create:requested_destination"`
+	Hostname            string                 `json:"hostname,omitempty" min:"2" max:"63" pattern:"^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$" since:"2.90" until:"2.93"`
+	FQDN                string                 `json:"fqdn,omitempty" name:"hostname" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.94"`
+}
+
+// password is any text, also an empty one.
+type password struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (password) JSONSchema() string { return `{"type": "string"}` }
+
+// count is a positive number, or a number as a text.
+type count struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (count) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minimum": 1, "minLength": 1}`
+}
+
+// hints are hints for the scheduler: values, or lists of values. The scheduler uses the filters of the configuration, so hints whose
+// filter is not enabled are only kept, as in Nova.
+type hints map[string]json.RawMessage
+
+// JSONSchema implements api.JSONSchemer.
+func (hints) JSONSchema() string {
+	const one, id = `{"type": "string"}`, `{"type": "string", "format": "uuid"}`
+	ids := func(types string) string { return `{"type": ` + types + `, "items": ` + id + `}` }
+	return `{"type": "object", "additionalProperties": true, "properties": {
+		"group": {"oneOf": [` + ids(`"array"`) + `, ` + id + `]}, "different_host": {"oneOf": [` + ids(`"array"`) + `, ` + id + `]},
+		"same_host": ` + ids(`["string", "array"]`) + `, "query": {"type": ["string", "object"]}, "target_cell": ` + name("").JSONSchema() + `,
+		"different_cell": {"type": ["string", "array"], "items": ` + one + `}, "build_near_host_ip": ` + ipAddress("").JSONSchema() + `,
+		"cidr": {"type": "string", "pattern": "^/[0-9a-f.:]+$"}}}`
+}
+
+// lists returns the hints with a list for each.
+func (h hints) lists() (map[string][]any, error) {
+	out := map[string][]any{}
+	for name, raw := range h {
+		var one any
+		if err := json.Unmarshal(raw, &one); err != nil {
+			return nil, err
+		}
+		list, ok := one.([]any)
+		if !ok {
+			list = []any{one}
+		}
+		out[name] = list
+	}
+	return out, nil
+}
+
+type securityGroupRequest struct {
+	Name name `json:"name,omitempty"`
+}
+
+type networkRequest struct {
+	FixedIP ipAddress `json:"fixed_ip,omitempty"`
+	Port    *string   `json:"port,omitempty" format:"uuid"`
+	UUID    string    `json:"uuid,omitempty"`
+	Tag     tag       `json:"tag,omitempty" since:"2.32"`
+}
+
+// networks37 and networks42 are networks, or one of the words auto and none. Only the later one has tags.
+type (
+	networks37 struct{ json.RawMessage }
+	networks42 struct{ json.RawMessage }
+)
+
+func networksSchema(more string) string {
+	return `{"oneOf": [{"type": "array", "items": {"type": "object", "additionalProperties": false, "properties": {"fixed_ip": ` + ipAddress("").JSONSchema() + `,
+		"port": {"type": ["string", "null"], "format": "uuid"}, "uuid": {"type": "string", "format": "uuid"}` + more + `}}}, {"type": "string", "enum": ["none", "auto"]}]}`
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (networks37) JSONSchema() string { return networksSchema("") }
+
+// JSONSchema implements api.JSONSchemer.
+func (networks42) JSONSchema() string { return networksSchema(`, "tag": ` + tag("").JSONSchema()) }
+
+// networks returns the networks that the client names. Without a network service, the words auto and none name no network.
+func (n *newServer) networks() ([]networkRequest, error) {
+	raw := n.Networks37.RawMessage
+	if raw == nil {
+		raw = n.Networks42.RawMessage
+	}
+	if len(raw) == 0 || raw[0] != '[' {
+		return n.Networks, nil
+	}
+	var out []networkRequest
+	return out, json.Unmarshal(raw, &out)
+}
+
+type fileRequest struct {
+	Path    string `json:"path,omitempty"`
+	Content string `json:"contents,omitempty"`
+}
+
+// certificates are ids of certificates, or null.
+type certificates []string
+
+// JSONSchema implements api.JSONSchemer.
+func (certificates) JSONSchema() string {
+	return `{"type": ["array", "null"], "minItems": 1, "maxItems": 50, "uniqueItems": true, "items": {"type": "string", "minLength": 1}}`
+}
+
+// oldDiskRequest is a disk in the older form, which knows only volumes and snapshots.
+type oldDiskRequest struct {
+	VirtualName         string     `json:"virtual_name,omitempty" max:"255"`
+	VolumeID            string     `json:"volume_id,omitempty" format:"uuid"`
+	SnapshotID          string     `json:"snapshot_id,omitempty" format:"uuid"`
+	VolumeSize          volumeSize `json:"volume_size,omitzero"`
+	DeviceName          string     `json:"device_name,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._/-]*$"`
+	DeleteOnTermination boolean    `json:"delete_on_termination,omitzero"`
+	NoDevice            any        `json:"no_device,omitempty"`
+	ConnectionInfo      string     `json:"connection_info,omitempty" max:"16777215"`
+}
+
+// volumeSize is a positive number, or a number as a text.
+type volumeSize struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (volumeSize) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]+$", "minimum": 1, "maximum": 2147483647}`
+}
+
+// diskRequest is a disk of a new server.
+type diskRequest struct {
+	oldDiskRequest
+
+	SourceType      string    `json:"source_type,omitempty" enum:"volume,image,snapshot,blank"`
+	UUID            string    `json:"uuid,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._-]*$"`
+	ImageID         string    `json:"image_id,omitempty" format:"uuid"`
+	DestinationType string    `json:"destination_type,omitempty" enum:"local,volume"`
+	GuestFormat     string    `json:"guest_format,omitempty" max:"255"`
+	DeviceType      string    `json:"device_type,omitempty" max:"255"`
+	DiskBus         string    `json:"disk_bus,omitempty" max:"255"`
+	BootIndex       bootIndex `json:"boot_index,omitzero"`
+	Tag             tag       `json:"tag,omitempty" since:"2.32" until:"2.32"`
+	Tag42           tag       `json:"tag42,omitempty" name:"tag" since:"2.42"`
+	VolumeType      *string   `json:"volume_type,omitempty" max:"255" since:"2.67"`
+}
+
+// bootIndex is a number, a number as a text, or null for none.
+type bootIndex struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (bootIndex) JSONSchema() string {
+	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$"}`
+}
+
+// check returns an error, with Nova's text, for a disk that a server without volumes cannot have. Only the image of the server is
+// a disk of its own.
+func (d *diskRequest) check(imageRef string) error {
+	format := func(text string) error { return fault.New(fault.Invalid, "Block Device Mapping is Invalid: %s", text) }
+	switch {
+	case d.SourceType == "blank" && d.UUID != "":
+		return format("Invalid device UUID.")
+	case d.SourceType == "":
+		return format("Some required fields are missing")
+	case d.SourceType != "blank" && d.UUID == "":
+		return format("Missing device UUID.")
+	case d.SourceType == "image" && d.DestinationType == "local" && (imageRef == "" || plainText(d.BootIndex.RawMessage) != "0"):
+		return format("Mapping image to local is not supported.")
+	case d.DestinationType == "local" && d.VolumeType != nil && *d.VolumeType != "":
+		return format("Specifying a volume_type with destination_type=local is not supported.")
+	case d.SourceType == "volume" && d.VolumeType != nil && *d.VolumeType != "":
+		return format("Specifying volume type to existing volume is not supported.")
+	case d.SourceType == "image" && d.DestinationType == "local" && d.UUID != imageRef:
+		return format("failed to get image " + d.UUID + ".")
+	case d.SourceType == "volume", d.SourceType == "snapshot":
+		return format("failed to get " + d.SourceType + " " + d.UUID + ".")
+	case d.DestinationType != "local":
+		return notSupported("Volumes are not supported: the cloud has no volume service.")
+	case d.SourceType == "blank":
+		return notSupported("Ephemeral and swap disks of a request are not supported: choose a flavor with them.")
+	}
+	return nil
+}
+
+// notSupported returns the error for what nova-mini does not have, with status 501.
+func notSupported(text string) error {
+	return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "%s", text))
+}
+
+// checkDisks returns an error for disks that a server cannot have.
+func (n *newServer) checkDisks() error {
+	if len(n.OldDisks) > 0 {
+		if len(n.Disks) > 0 {
+			return fault.New(fault.Invalid, "Using different block_device_mapping syntaxes is not allowed in the same request.")
+		}
+		d := n.OldDisks[0]
+		if d.SnapshotID != "" {
+			return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get snapshot %s.", d.SnapshotID)
+		}
+		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get volume %s.", d.VolumeID)
+	}
+	for i := range n.Disks {
+		if err := n.Disks[i].check(n.ImageRef); err != nil {
+			return err
+		}
+	}
+	if len(n.Disks) > 1 {
+		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping combination is not valid.")
+	}
+	return nil
+}
+
+// missing returns Nova's error for a network or a port that does not exist.
+func (n *networkRequest) missing() error {
+	switch port := n.Port != nil && *n.Port != ""; {
+	case port && n.FixedIP != "":
+		return fault.New(fault.Invalid, "Specified Fixed IP '%s' cannot be used with port '%s': the two cannot be specified together.", string(n.FixedIP), *n.Port)
+	case port:
+		return fault.New(fault.Invalid, "Port id %s could not be found.", *n.Port)
+	case n.UUID == "":
+		return fault.New(fault.Invalid, "Bad network format: missing 'uuid'")
+	case uuid.Validate(n.UUID) != nil:
+		return fault.New(fault.Invalid, "Bad networks format: network uuid is not in proper format (%s)", n.UUID)
+	}
+	return fault.New(fault.Invalid, "Network %s could not be found.", n.UUID)
+}
+
+// checkNetworks returns an error for networks and security groups that do not exist. The cloud has no network service, so none exists.
+func (n *newServer) checkNetworks() error {
+	list, err := n.networks()
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		return list[0].missing()
+	}
+	for _, g := range n.SecurityGroups {
+		if g.Name != "" && g.Name != "default" {
+			return fault.New(fault.Invalid, "Security group %s not found.", string(g.Name))
+		}
+	}
+	return nil
+}
+
+// checkFiles returns an error for files: first Nova's limits, then that no driver takes them.
+func (n *newServer) checkFiles() error {
+	if len(n.Files) > maxFiles {
+		return fault.New(fault.Denied, "Personality file limit exceeded")
+	}
+	for _, f := range n.Files {
+		content, err := decodeBase64(f.Content)
+		switch {
+		case err != nil:
+			return wrongBase64("contents", f.Content)
+		case len(f.Path) > maxFilePath:
+			return fault.New(fault.Denied, "Personality file path exceeds maximum %d", maxFilePath)
+		case len(content) > maxFileContent:
+			return fault.New(fault.Denied, "Personality file content exceeds maximum %d", maxFileContent)
+		}
+	}
+	if len(n.Files) > 0 {
+		return notSupported("Personality files are not supported: give the server user_data instead.")
+	}
+	return nil
+}
+
+// checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
+func (s *server) checkParts(ctx context.Context, n *newServer) error {
+	list, err := n.networks()
+	if err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		rule  string
+		given bool
+	}{{ruleTrusted, len(n.Certificates) > 0}, {ruleVolumes, len(n.OldDisks)+len(n.Disks) > 0}, {ruleNetworks, len(list) > 0}} {
+		if part.given {
+			if err := s.mux.Enforce(ctx, part.rule, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.tooManyItems(len(n.Metadata)); err != nil {
+		return err
+	}
+	return n.check()
+}
+
+// check returns an error for what the cloud does not have, or limits.
+func (n *newServer) check() error {
+	switch {
+	case len(n.Certificates) > 0:
+		return notSupported("Trusted image certificates are not supported: the cloud does not check signatures of images.")
+	}
+	if _, err := decodeBase64(n.UserData); err != nil {
+		return wrongBase64("user_data", n.UserData)
+	}
+	for _, err := range []error{n.checkDisks(), n.checkNetworks(), n.checkFiles()} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decodeBase64 decodes base64, which may have line breaks, as Nova does.
+func decodeBase64(text string) ([]byte, error) {
+	return base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(text))
+}
+
+func wrongBase64(field, value string) error {
+	if len(value) > 100 {
+		value = strings.ToValidUTF8(value[:100], "") + "..."
+	}
+	return fault.New(fault.Invalid, "Invalid input for field/attribute %s. Value: %s. '%s' is not a 'base64'", field, value, value)
+}
+
+// place is where a client wants its servers. Host is empty for any host.
+type place struct{ zone, host string }
+
+// place returns where the client wants its servers, if the policy allows to choose a host. Errors: Denied; Invalid, with Nova's text.
+func (s *server) place(ctx context.Context, n *newServer) (p place, err error) {
+	parts := strings.Split(string(n.Zone), ":")
+	p.zone = parts[0]
+	for _, host := range parts[1:] {
+		if p.host == "" {
+			p.host = host // the names of hosts and hypervisors are the same
+		}
+	}
+	switch {
+	case len(parts) > 3:
+		return p, fault.New(fault.Invalid, "Invalid input received: Unable to parse availability_zone")
+	case p.host != "":
+		if err := s.mux.Enforce(ctx, ruleForcedHost, nil); err != nil {
+			return p, err
+		}
+		if p.zone != zone { // Nova then uses the zone of the host
+			p.zone = ""
+		}
+	case p.zone != "" && p.zone != zone:
+		return p, fault.New(fault.Invalid, "The requested availability zone is not available")
+	}
+	wanted := n.Host
+	if wanted == "" {
+		wanted = n.Node
+	}
+	switch {
+	case wanted == "":
+		return p, nil
+	case p.host != "":
+		return p, fault.New(fault.Invalid, "One mechanism with host and/or hypervisor_hostname and another mechanism with zone:host:node are mutually exclusive.")
+	}
+	p.host = wanted
+	hosts, err := s.hosts(ctx)
+	if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Hostname == wanted && (n.Node == "" || h.Hostname == n.Node) }) {
+		err = fault.New(fault.Invalid, "Compute host %s could not be found.", wanted)
+	}
+	return p, err
+}
+
+// counts returns how many servers the client asks for. Errors: Invalid; Denied, if there are too many.
+func (n *newServer) counts() (int, error) {
+	least, err := parseWhole("min_count", n.MinCount.RawMessage, 1)
+	if err != nil {
+		return 0, err
+	}
+	most := least
+	if len(n.MaxCount.RawMessage) > 0 {
+		if most, err = parseWhole("max_count", n.MaxCount.RawMessage, 1); err != nil {
+			return 0, err
+		}
+	}
+	switch {
+	case least > most:
+		return 0, fault.New(fault.Invalid, "min_count must be <= max_count")
+	case most > 1 && n.Hostname+n.FQDN != "":
+		return 0, fault.New(fault.Invalid, "Unable to allocate a single hostname to multiple instances")
+	case least > maxServers:
+		return 0, fault.New(fault.Denied, "A request creates at most %d servers.", maxServers)
+	}
+	return min(most, maxServers), nil
+}
+
+type createdServer struct {
+	Server        *createdView `json:"server,omitempty"`
+	ReservationID string       `json:"reservation_id,omitempty"`
+}
+
+type createdView struct {
+	ID             string          `json:"id" format:"uuid"`
+	Links          []api.Link      `json:"links"`
+	DiskConfig     string          `json:"OS-DCF:diskConfig" enum:"AUTO,MANUAL"`
+	SecurityGroups []securityGroup `json:"security_groups"`
+	AdminPass      string          `json:"adminPass"`
+}
+
+type securityGroup struct {
+	Name string `json:"name,omitempty"`
+}
+
+// template returns a server with what all servers of a request have in common.
+func (n *newServer) template(who reqctx.Request, f *store.Flavor, at place) *store.Server {
+	need := f.Resources()
+	srv := &store.Server{
+		Name: string(n.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
+		ImageRef: n.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB, BootFlavor: db.JSONOf(f.Boot()),
+		Metadata: db.JSONOf(map[string]string(n.Metadata)), Tags: db.JSONOf(n.Tags.sorted()), ReservationID: newReservation(), Hostname: n.Hostname + n.FQDN,
+		Description: (*string)(n.Description), AccessIPv4: n.AccessIPv4, AccessIPv6: normalIP(n.AccessIPv6), AutoDisk: n.DiskConfig == "AUTO",
+		ConfigDrive: isTrue(plainText(n.ConfigDrive.RawMessage)), OnlyHost: at.host,
+	}
+	if at.zone != "" {
+		srv.PinnedZone = &at.zone
+	}
+	if n.UserData != "" {
+		srv.UserData = &n.UserData
+	}
+	srv.AdminPass = new(newPassword())
+	if given := n.AdminPass.RawMessage; given != nil {
+		srv.AdminPass = new(plainText(given))
+	}
+	return srv
+}
+
+// copies returns the servers of a request. Several servers have numbers in their names, as in Nova.
+func copies(of *store.Server, n int) []*store.Server {
+	out := make([]*store.Server, n)
+	for i := range out {
+		srv := *of
+		srv.ID, srv.LaunchIndex = uuid.NewString(), i
+		if srv.Hostname == "" {
+			srv.Hostname = hostnameFor(of.Name, srv.ID)
+		}
+		if end := numberOf(i, n); end != "" {
+			srv.Name += end
+			if !strings.HasPrefix(srv.Hostname, "Server-") {
+				srv.Hostname += end
+			}
+		}
+		out[i] = &srv
+	}
+	return out
+}
+
+// numberOf returns the end of the name of a server among several.
+func numberOf(i, n int) string {
+	if n == 1 {
+		return ""
+	}
+	return "-" + strconv.Itoa(i+1)
+}
+
+// newReservation returns an id of the servers that one request creates, in Nova's form.
+func newReservation() string { return "r-" + strings.ToLower(rand.Text()[:8]) }
+
+// newPassword returns a random password of Nova's length.
+func newPassword() string { return rand.Text()[:12] }
+
+// normalIP returns an address in its shortest form.
+func normalIP(text string) string {
+	if ip, err := netip.ParseAddr(text); err == nil {
+		return ip.String()
+	}
+	return text
+}
+
+func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
+	in := &r.Body.Server
+	n, err := in.counts()
+	if err != nil {
+		return out, err
+	}
+	at, err := s.place(ctx, in)
+	if err != nil {
+		return out, err
+	}
+	if err := s.checkParts(ctx, in); err != nil {
+		return out, err
+	}
+	f, err := s.flavor(ctx, in.FlavorRef)
+	if err != nil {
+		return out, err
+	}
+	of := in.template(reqctx.From(ctx), f, at)
+	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
+		return out, err
+	}
+	if err := r.Body.addHints(of); err != nil {
+		return out, err
+	}
+	if err := s.checkBus(ctx); err != nil {
+		return out, err
+	}
+	list := copies(of, n)
+	if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
+		out.ReservationID = of.ReservationID
+	} else {
+		l := linksTo(r.Request, "servers", list[0].ID)
+		r.ReplyHeader.Set("Location", l[0].Href)
+		out.Server = &createdView{ID: list[0].ID, Links: l, DiskConfig: diskConfig(of.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *of.AdminPass}
+	}
+	err = s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.CreateServer(ctx, list...); err != nil {
+			return err
+		}
+		return r.Keep(ctx, out)
+	})
+	if err == nil {
+		for _, srv := range list {
+			s.notifyConductor(ctx, srv.ID)
+		}
+	}
+	return out, err
+}
+
+// addHints gives a server the hints of the request. Errors: Invalid, if the group of the hints does not exist.
+func (b *createServer) addHints(srv *store.Server) error {
+	given := b.Hints
+	if given == nil {
+		given = b.OldHints
+	}
+	lists, err := given.lists()
+	if err != nil {
+		return err
+	}
+	srv.Hints = db.JSONOf(lists)
+	for _, group := range lists["group"] { // nova-mini has no groups
+		id, _ := group.(string)
+		return fault.New(fault.Invalid, "Instance group %s could not be found.", id)
+	}
+	return nil
+}
+
+// addKey gives a server a key pair of its user. Errors: Invalid, if the key pair does not exist.
+func (s *server) addKey(ctx context.Context, srv *store.Server, name string) error {
+	if name == "" {
+		return nil
+	}
+	k, err := s.cfg.Store.KeyPair(ctx, srv.UserID, name)
+	if fault.CodeOf(err) == fault.NotFound && err != nil {
+		return fault.New(fault.Invalid, "Invalid key_name provided.")
+	}
+	srv.KeyName, srv.PublicKey = &k.Name, &k.PublicKey
+	return err
+}
+
+// shownGroups returns the security groups in the reply: those of the request, or the default one.
+func (n *newServer) shownGroups() []securityGroup {
+	if n.SecurityGroups == nil {
+		return []securityGroup{{"default"}}
+	}
+	out := []securityGroup{}
+	for _, g := range n.SecurityGroups {
+		out = append(out, securityGroup{string(g.Name)})
+	}
+	return out
+}
+
+// tag is a word by which clients find servers.
+type tag string
+
+// JSONSchema implements api.JSONSchemer.
+func (tag) JSONSchema() string {
+	return `{"type": "string", "pattern": "^[^,/]*$", "minLength": 1, "maxLength": 60}`
+}
+
+// tags are the tags of a server.
+type tags []string
+
+// JSONSchema implements api.JSONSchemer.
+func (tags) JSONSchema() string {
+	return `{"type": "array", "maxItems": 50, "items": ` + tag("").JSONSchema() + `}`
+}
+
+// sorted returns the tags in order, each once.
+func (t tags) sorted() []string {
+	out := slices.Clone(t)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// description is a printable text, or null.
+type description string
+
+// JSONSchema implements api.JSONSchemer.
+func (description) JSONSchema() string {
+	return `{"type": "string", "maxLength": 255, "pattern": "^[^\\p{C}\\p{Zl}\\p{Zp}]*$"}`
+}

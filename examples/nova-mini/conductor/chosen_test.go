@@ -1,0 +1,79 @@
+package conductor_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/rpc"
+)
+
+// TestChosenHost: a server whose client chooses a host is built there, with its password and user data, or not at all. Afterwards the password is
+// no longer in the database.
+func TestChosenHost(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		b.addHost("h2")
+		create := func(host string) string {
+			data, password := "QQ==", "secret"
+			srv := &store.Server{
+				ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, OnlyHost: host, Hostname: "guest", UserData: &data, AdminPass: &password,
+			}
+			if err := b.store.CreateServer(b.Context(), srv); err != nil {
+				b.Fatal(err)
+			}
+			return srv.ID
+		}
+		for _, host := range []string{"h2", "h2", "h1"} {
+			id := create(host)
+			got := get(b, b.builds)
+			if s := b.server(id); s.Host == nil || *s.Host != host || got.Spec.ID != id || got.Spec.UserData != "QQ==" || got.Spec.AdminPass != "secret" || got.Spec.Hostname != "guest" {
+				b.Errorf("want a build on %s: %+v, %+v", host, s, got)
+			}
+			if err := b.report(host, got.Token, ""); err != nil {
+				b.Error(err)
+			}
+			if s, err := b.store.ServerToBuild(b.Context(), id); err != nil || s.AdminPass != nil || s.UserData == nil {
+				b.Errorf("after the build: %+v, %v", s, err)
+			}
+		}
+		id := create("h2") // it is full, and h1 is not
+		waittest.Until(b, "the server is in error", func() bool { return b.server(id).VMState == store.Error })
+		s, err := b.store.ServerToBuild(b.Context(), id)
+		if err != nil || s.AdminPass != nil || !strings.Contains(s.FaultDetails, "0 of 2 hosts") {
+			b.Errorf("%+v, %v", s, err)
+		}
+	})
+}
+
+// TestOlderServices: while a scheduler or compute service of an earlier release may get the message, which would ignore what the client
+// asks for, the server waits.
+func TestOlderServices(t *testing.T) {
+	t.Parallel()
+	const wait = "cannot be"
+	for name, caps := range map[string]rpc.Versions{
+		"scheduler": {compute.Scheduler.Name: {{Major: 1}}}, "compute": {compute.Worker.Name: {{Major: 1, Minor: 4}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachWith(t, conductor.Config{}, rpc.ClientConfig{Caps: caps}, func(b *bench) {
+				b.start()
+				data := "QQ=="
+				srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, OnlyHost: "h1", UserData: &data}
+				if err := b.store.CreateServer(b.Context(), srv); err != nil {
+					b.Fatal(err)
+				}
+				waittest.Until(b, "the step has failed", func() bool { return strings.Contains(b.operation(srv.ID).Error, wait) })
+				if len(b.builds) != 0 || b.server(srv.ID).VMState != store.Building {
+					b.Errorf("%d builds, %+v", len(b.builds), b.server(srv.ID))
+				}
+			})
+		})
+	}
+}

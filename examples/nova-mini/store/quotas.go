@@ -1,0 +1,106 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/quota"
+)
+
+// Names of limits, as in Nova.
+const (
+	Cores        = "cores"                // virtual CPUs of a project
+	Instances    = "instances"            // servers of a project
+	RAM          = "ram"                  // memory of a project, in MiB
+	Metadata     = "metadata_items"       // metadata items of a server
+	KeyPairs     = "key_pairs"            // key pairs of a user
+	ServerGroups = "server_groups"        // server groups of a project
+	GroupMembers = "server_group_members" // servers of a server group
+)
+
+// Limits are the highest amounts by name. A name that is missing, and the amount -1, mean no limit.
+type Limits map[string]int64
+
+// Of returns a limit, or -1.
+func (l Limits) Of(name string) int64 {
+	if n, ok := l[name]; ok {
+		return n
+	}
+	return quota.Unlimited
+}
+
+// of returns a store of usage with some of the limits.
+func (l Limits) of(d *sqlx.DB, names ...string) *quota.Store {
+	classes := map[string]int64{}
+	for _, name := range names {
+		classes[name] = l.Of(name)
+	}
+	return quota.New(quota.Config{DB: d, Limits: classes})
+}
+
+// Limits returns the limits with which the store was made.
+func (s *Store) Limits() Limits { return s.limits }
+
+// Usage returns what a project uses, by the names of limits.
+func (s *Store) Usage(ctx context.Context, project string) (map[string]int64, error) {
+	out := map[string]int64{}
+	for _, q := range []*quota.Store{s.quotas, s.groups} {
+		list, err := q.Usage(ctx, project)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range list {
+			out[u.Class] = u.Used
+		}
+	}
+	return out, nil
+}
+
+// amounts are what a server of a size counts in the quota of its project.
+func (s *Server) amounts() map[string]int64 {
+	return map[string]int64{Instances: 1, Cores: int64(s.VCPUs), RAM: int64(s.MemoryMiB)}
+}
+
+// reserve counts new servers of one project. Errors: [quota.ErrExceeded].
+func (s *Store) reserve(ctx context.Context, tx *sqlx.Tx, list ...*Server) error {
+	for _, srv := range list {
+		if err := s.quotas.Reserve(ctx, tx, quota.Claim{Consumer: srv.ID, Project: srv.ProjectID, Amounts: srv.amounts()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tooMany replaces quota.ErrExceeded by Denied, with Nova's text, after the transaction of new servers was rolled back.
+func (s *Store) tooMany(ctx context.Context, err error, list []*Server) error {
+	if !errors.Is(err, quota.ErrExceeded) {
+		return err
+	}
+	used, readErr := s.quotas.Usage(ctx, list[0].ProjectID)
+	if readErr != nil {
+		return readErr
+	}
+	requested := map[string]int64{}
+	for _, srv := range list {
+		for name, n := range srv.amounts() {
+			requested[name] += n
+		}
+	}
+	var names, wants, uses, limits []string
+	for _, u := range used {
+		if n := requested[u.Class]; u.Limit != quota.Unlimited && u.Used+n > u.Limit {
+			names, wants = append(names, u.Class), append(wants, strconv.FormatInt(n, 10))
+			uses, limits = append(uses, strconv.FormatInt(u.Used, 10)), append(limits, strconv.FormatInt(u.Limit, 10))
+		}
+	}
+	if len(names) == 0 { // another server was deleted meanwhile
+		return fault.New(fault.Unavailable, "The quota of the project was exceeded for a moment. Send the request again: %w", err)
+	}
+	overs := strings.Join(names, ", ")
+	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", overs, strings.Join(wants, ", "), strings.Join(uses, ", "), strings.Join(limits, ", "), overs)
+}
