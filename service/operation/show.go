@@ -115,18 +115,8 @@ type Filter struct {
 	Limit int
 }
 
-// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
-// the state does not exist, or the limit is negative.
-func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
-	switch f.State {
-	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
-	default:
-		return nil, fault.New(fault.Invalid, "list operations: unknown state %q", f.State)
-	}
-	if f.Limit < 0 {
-		return nil, fault.New(fault.Invalid, "list operations: the limit %d is negative", f.Limit)
-	}
-	where, args := "", []any(nil)
+// conditions returns the SQL conditions of the filter. An empty text means no condition.
+func (f *Filter) conditions() (where string, args []any) {
 	add := func(term string, v ...any) {
 		if where != "" {
 			where += " AND "
@@ -160,6 +150,21 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	if f.Unknown {
 		add("unknown_at IS NOT NULL AND due_at IS NOT NULL")
 	}
+	return where, args
+}
+
+// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
+// the state does not exist, or the limit is negative.
+func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
+	switch f.State {
+	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
+	default:
+		return nil, fault.New(fault.Invalid, "list operations: unknown state %q", f.State)
+	}
+	if f.Limit < 0 {
+		return nil, fault.New(fault.Invalid, "list operations: the limit %d is negative", f.Limit)
+	}
+	where, args := f.conditions()
 	if f.Limit == 0 {
 		f.Limit = 1000
 	}

@@ -51,7 +51,7 @@ var handlers = map[compute.Action]actionHandler{
 	compute.SoftReboot:  actionOf((*server).reboot),
 	compute.Resize:      actionOf((*server).resize),
 	compute.Rescue:      actionOf((*server).rescue),
-	compute.Lock:        actionOf((*server).lock),
+	compute.Lock:        inTwoForms("2.72", actionOf((*server).lockPlain), "2.73", actionOf((*server).lock)),
 	compute.Unlock:      actionOf((*server).unlock),
 	compute.ResetState:  actionOf((*server).resetState),
 	compute.ForceDelete: actionOf((*server).deleteServer),
@@ -394,7 +394,7 @@ type createBackup struct {
 }
 
 // createBackup refuses every backup: nova-mini does not delete the older images of a rotation.
-func (s *server) createBackup(ctx context.Context, _ *api.Request[createBackup], srv *store.Server) (api.None, error) {
+func (s *server) createBackup(_ context.Context, _ *api.Request[createBackup], srv *store.Server) (api.None, error) {
 	return api.None{}, s.unsupported(srv, compute.CreateBackup, "")
 }
 
@@ -405,12 +405,12 @@ type changePassword struct {
 }
 
 // changePassword refuses every password: no driver can set the password of a guest that is built.
-func (s *server) changePassword(ctx context.Context, _ *api.Request[changePassword], srv *store.Server) (api.None, error) {
+func (s *server) changePassword(_ context.Context, _ *api.Request[changePassword], srv *store.Server) (api.None, error) {
 	return api.None{}, s.unsupported(srv, compute.ChangePassword, "Unable to set password on instance")
 }
 
 // injectNetwork refuses every server: servers have no addresses that a guest would need.
-func (s *server) injectNetwork(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+func (s *server) injectNetwork(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	return api.None{}, s.unsupported(srv, compute.InjectNetwork, "")
 }
 

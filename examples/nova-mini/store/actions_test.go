@@ -139,9 +139,9 @@ func TestResize(t *testing.T) {
 		}
 		end := func(a compute.Action, failed error) {
 			t.Helper()
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { //nolint:contextcheck // the test's
 				return s.EndAction(ctx, tx, id, a, new(store.ActData), failed)
-			}) //nolint:contextcheck // the test's
+			})
 			endOperations(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {
@@ -366,9 +366,9 @@ func TestActionStates(t *testing.T) {
 			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != info.Task || info.Shown[state] != "" && srv.Status() != info.Shown[state] {
 				t.Errorf("during %s in %s: task %q, status %s, %v", info.Action, state, srv.Task(), srv.Status(), err)
 			}
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { //nolint:contextcheck // the test's
 				return s.EndAction(ctx, tx, id, info.Action, new(store.ActData), failed)
-			}) //nolint:contextcheck // the test's
+			})
 			endOperations(ctx, t, d)
 			want := cmp.Or(info.To, state)
 			if info.KeepsOff && state == store.Stopped {
