@@ -55,9 +55,10 @@ func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
 	c := conductor.New(conductor.Config{
 		Store: s, Client: p.Client, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
-		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, Resend: o.RetryInterval, Logger: p.Log,
+		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, ShelvedOffload: o.ShelvedOffload, Resend: o.RetryInterval, Logger: p.Log,
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
+	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil
 }

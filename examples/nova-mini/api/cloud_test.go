@@ -20,6 +20,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	novaimage "github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -40,6 +41,7 @@ var people = map[string]reqctx.Request{
 	"nowhere": {UserID: "u1", Roles: []string{"member", "reader"}},
 	// This one has a project id in the form of an identity service, which is the token, too.
 	"6f70656e737461636b20342065766572": {UserID: "u1", ProjectID: "6f70656e737461636b20342065766572", Roles: []string{"member", "reader"}},
+	"boss":                             {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
 	"stranger":                         {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
@@ -240,15 +242,15 @@ func (c *cloud) addServers() {
 		{store.Building, store.Scheduling, "", false},
 		{store.Building, store.Spawning, "n1", false},
 		{store.Active, "", "n1", false},
-		{store.Active, store.Rebooting, "n2", false},
-		{store.Active, store.RebootingHard, "n2", false},
-		{store.Active, store.ResizePrep, "n1", false},
+		{store.Active, compute.SoftReboot.Info().Task, "n2", false},
+		{store.Active, compute.HardReboot.Info().Task, "n2", false},
+		{store.Active, compute.Resize.Info().Task, "n1", false},
 		{store.Active, store.Deleting, "n10", false},
 		{store.Stopped, "", "n1", false},
-		{store.Stopped, store.ResizePrep, "n2", false},
-		{store.Stopped, store.PoweringOn, "n2", false},
+		{store.Stopped, compute.Resize.Info().Task, "n2", false},
+		{store.Stopped, compute.Start.Info().Task, "n2", false},
 		{store.Resized, "", "n1", true},
-		{store.Resized, store.ResizeReverting, "n1", false},
+		{store.Resized, compute.RevertResize.Info().Task, "n1", false},
 		{store.Error, "", "", false},
 		{store.Error, "", "n2", false},
 		{store.Active, "", "n1", false},
@@ -296,6 +298,6 @@ func (c *cloud) addServers() {
 // operations maps a task_state to the kind and the step of the server's operation.
 var operations = map[string][2]string{
 	store.Scheduling: {"server.create", "schedule"}, store.Spawning: {"server.create", "build"}, store.Deleting: {"server.delete", "destroy"},
-	store.Rebooting: {"server.reboot", "act"}, store.RebootingHard: {"server.hard_reboot", "act"}, store.PoweringOn: {"server.start", "act"},
-	store.ResizePrep: {"server.resize", "act"}, store.ResizeReverting: {"server.revert_resize", "act"},
+	compute.SoftReboot.Info().Task: {"server.reboot", "act"}, compute.HardReboot.Info().Task: {"server.hard_reboot", "act"}, compute.Start.Info().Task: {"server.start", "act"},
+	compute.Resize.Info().Task: {"server.resize", "act"}, compute.RevertResize.Info().Task: {"server.revert_resize", "act"},
 }

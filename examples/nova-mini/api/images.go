@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/armature-go/armature/examples/nova-mini/image"
-	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
 )
@@ -138,9 +137,9 @@ func (s *server) showImage(ctx context.Context, r *api.Request[api.None]) (out o
 	return oneImage{viewImage(r.Request, is)}, nil
 }
 
-// checkImage returns an error, with Nova's text, if an image does not exist or does not fit the flavor. Without a source of images any text is
+// checkImage returns an error, with Nova's text, if an image does not exist or does not fit a flavor with this memory and root disk. Without a source of images any text is
 // accepted, because only the driver knows. An empty reference is no image.
-func (s *server) checkImage(ctx context.Context, ref string, f *store.Flavor) error {
+func (s *server) checkImage(ctx context.Context, ref string, ramMiB, diskGiB int) error {
 	if ref == "" || s.cfg.Images == nil {
 		return nil
 	}
@@ -151,13 +150,13 @@ func (s *server) checkImage(ctx context.Context, ref string, f *store.Flavor) er
 		return fault.New(fault.Invalid, "Can not find requested image")
 	case err != nil:
 		return err
-	case is.MinRAMMiB > f.MemoryMiB:
+	case is.MinRAMMiB > ramMiB:
 		return fault.New(fault.Invalid, "Flavor's memory is too small for requested image.")
-	case f.DiskGiB > 0 && is.MinDiskGiB > f.DiskGiB: // 0: the disk has the size of the image
+	case diskGiB > 0 && is.MinDiskGiB > diskGiB: // 0: the disk has the size of the image
 		return fault.New(fault.Invalid, "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is %d bytes, minimum size is %d bytes.",
-			f.DiskGiB*gib, is.MinDiskGiB*gib)
-	case f.DiskGiB > 0 && is.Size > int64(f.DiskGiB)*gib:
-		return fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", f.DiskGiB*gib, is.Size)
+			diskGiB*gib, is.MinDiskGiB*gib)
+	case diskGiB > 0 && is.Size > int64(diskGiB)*gib:
+		return fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", diskGiB*gib, is.Size)
 	}
 	return nil
 }

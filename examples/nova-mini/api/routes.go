@@ -43,6 +43,9 @@ func (s *server) routes() {
 		s.tagRoutes,
 		s.partRoutes,
 		s.actionRoutes,
+		s.consoleRoutes,
+		s.diagnosticsRoutes,
+		s.instanceActionRoutes,
 		s.serviceRoutes,
 		s.hypervisorRoutes,
 	} {

@@ -79,19 +79,22 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 }
 
 // statuses maps vm_state and task_state to Nova's status. A row without a task applies to servers without a task, and to every
-// task of its vm_state that has no row of its own.
-var statuses = []struct{ vm, task, status string }{
-	{Building, "", "BUILD"},
-	{Active, Rebooting, "REBOOT"},
-	{Active, RebootingHard, "HARD_REBOOT"},
-	{Active, ResizePrep, "RESIZE"},
-	{Active, "", "ACTIVE"},
-	{Stopped, ResizePrep, "RESIZE"},
-	{Stopped, "", "SHUTOFF"},
-	{Resized, ResizeReverting, "REVERT_RESIZE"},
-	{Resized, "", "VERIFY_RESIZE"},
-	{Error, "", StatusError},
-}
+// task of its vm_state that has no row of its own. These rows come after those with a task, which are of the actions.
+var statuses = func() (out []statusRow) {
+	for _, info := range compute.Actions {
+		for vm, status := range info.Shown {
+			out = append(out, statusRow{vm, info.Task, status})
+		}
+	}
+	return append(
+		out, statusRow{Building, "", "BUILD"}, statusRow{Active, "", "ACTIVE"}, statusRow{Stopped, "", "SHUTOFF"},
+		statusRow{Resized, "", "VERIFY_RESIZE"}, statusRow{Error, "", StatusError}, statusRow{compute.VMPaused, "", "PAUSED"},
+		statusRow{compute.VMSuspended, "", "SUSPENDED"}, statusRow{compute.VMRescued, "", "RESCUE"}, statusRow{compute.VMShelved, "", "SHELVED"},
+		statusRow{compute.VMOffloaded, "", "SHELVED_OFFLOADED"}, statusRow{compute.VMSoftDeleted, "", "SOFT_DELETED"},
+	)
+}()
+
+type statusRow struct{ vm, task, status string }
 
 // StatusError is the status of a server whose fault is shown to clients.
 const StatusError = "ERROR"
