@@ -41,6 +41,7 @@ func wireConductor(_ context.Context, p *process) error {
 		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, Resend: o.RetryInterval, Logger: p.Log,
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
+	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil
 }

@@ -90,8 +90,15 @@ func (p *published) requests(method, path string) (out []versionedSchema) {
 
 // wrongValues are values of which a schema refuses most.
 var wrongValues = []any{
-	nil, true, 0, -1, 1.5, 1 << 40, "", " ", "x", "a\tb", "a,b", strings.Repeat("y", 64), strings.Repeat("z", 300), strings.Repeat("A", 65536+4), []any{}, []any{1}, []any{""}, []any{[]any{}},
-	map[string]any{}, map[string]any{"surprise": 1}, map[string]any{"k": 1}, map[string]any{"k": strings.Repeat("v", 256)},
+	nil, true, 0, -1, 1.5, 1 << 40, "", " ", "x", "a\tb", "a,b", strings.Repeat("y", 64), strings.Repeat("z", 300), strings.Repeat("A", 65536+4),
+	[]any{},
+	[]any{1},
+	[]any{""},
+	[]any{[]any{}},
+	map[string]any{},
+	map[string]any{"surprise": 1},
+	map[string]any{"k": 1},
+	map[string]any{"k": strings.Repeat("v", 256)},
 }
 
 // variants calls f with values for a schema, most of which are wrong, and with what is changed. It leaves out what is as in the schema of the version before.
