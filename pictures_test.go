@@ -42,7 +42,7 @@ func TestPictures(t *testing.T) {
 	}
 	statuses := readFile(t, "docs/pictures/server.dot")
 	for s := range strings.SplitSeq(enum[1], ",") {
-		if !strings.Contains(statuses, s) {
+		if s != "DELETED" && !strings.Contains(statuses, s) { // each status leads to it, so it would hide the others
 			t.Errorf("the picture of servers has no status %s", s)
 		}
 	}

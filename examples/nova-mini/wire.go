@@ -59,6 +59,7 @@ func wireConductor(_ context.Context, p *process) error {
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
+	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil
 }

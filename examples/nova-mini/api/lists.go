@@ -42,7 +42,7 @@ var servers = listing.Spec{
 		{Name: "host", Column: "host", Rule: ruleAllFilters, Denied: hostFilter("host")},
 		{Name: "node", Column: "host", Operator: listing.Regexp, Rule: ruleAllFilters, Denied: hostFilter("node")},
 		{Name: "status", Operator: listing.In, Until: "2.37"},
-		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), statusDeleted), Invalid: "Invalid status value"},
+		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), store.StatusDeleted), Invalid: "Invalid status value"},
 		{Name: "tags", Since: "2.26"},
 		{Name: "tags-any", Since: "2.26"},
 		{Name: "not-tags", Since: "2.26"},
@@ -67,9 +67,6 @@ var servers = listing.Spec{
 	}, sameSorts(`created_at updated_at launched_at terminated_at image_ref project_id user_id task_state vm_state power_state availability_zone access_ip_v4 access_ip_v6
 		auto_disk_config config_drive hostname kernel_id key_name launch_index progress ramdisk_id root_device_name`)...),
 }
-
-// statusDeleted is the status of a deleted server.
-const statusDeleted = "DELETED"
 
 // regexpFilters returns filters with regular expressions for a column. Without a column they are applied by serverQuery.
 func regexpFilters(column, names string) (out []listing.Filter) {
@@ -109,7 +106,7 @@ var shownTexts = map[string]func(*store.Server) *string{
 	"availability_zone": func(s *store.Server) *string { return new(zoneOf(s)) },
 	"created_at":        func(s *store.Server) *string { return new(formatSeconds(s.CreatedAt)) },
 	"launched_at":       func(s *store.Server) *string { return (*string)(formatMicros(s.LaunchedAt)) },
-	"terminated_at":     func(*store.Server) *string { return nil },
+	"terminated_at":     func(s *store.Server) *string { return (*string)(formatMicros(s.TerminatedAt)) },
 	"root_device_name":  rootDeviceOf,
 	"launch_index":      func(s *store.Server) *string { return new(strconv.Itoa(s.LaunchIndex)) },
 	"config_drive":      func(s *store.Server) *string { return new(configDrive(s)) },
@@ -160,11 +157,9 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 			q.Statuses = append(q.Statuses, fmt.Sprint(v))
 		}
 	}
-	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, statusDeleted) }) && !s.administrator(ctx) {
-		return q, fault.New(fault.Denied, "Only administrators may list deleted instances")
+	if err := s.selectDeleted(ctx, &q); err != nil {
+		return q, err
 	}
-	// The database has no deleted servers, so a true value selects no server. A text that is not a boolean counts as false, as in Nova.
-	q.Nothing = slices.ContainsFunc(q.Take("deleted"), func(c listing.Condition) bool { return isTrue(textOf(c)) })
 	q.Take("soft_deleted") // it counts only for deleted servers
 	for name, selects := range tagFilters {
 		for _, c := range q.Take(name) {
@@ -181,6 +176,28 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 		}
 	}
 	return q, nil
+}
+
+// selectDeleted applies the filter deleted and the status DELETED, which are for administrators. As in Nova, a list of changes in a time has the servers that were
+// deleted in it, too, for all clients. A text that is not a boolean counts as false.
+func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error {
+	given := q.Take("deleted")
+	deleted := slices.ContainsFunc(given, func(c listing.Condition) bool { return isTrue(textOf(c)) })
+	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, store.StatusDeleted) }) {
+		if !s.administrator(ctx) {
+			return fault.New(fault.Denied, "Only administrators may list deleted instances")
+		}
+		deleted, q.Statuses = true, nil
+	}
+	switch {
+	case !deleted:
+		q.Ever = len(given) == 0 && len(q.Statuses) == 0 && slices.ContainsFunc(q.Conditions, func(c listing.Condition) bool { return strings.HasPrefix(c.Name, "changes-") })
+	case !s.administrator(ctx) || len(q.Statuses) > 0: // a server with another status is not deleted
+		q.Nothing = true
+	default:
+		q.Deleted = true
+	}
+	return nil
 }
 
 // textOf returns the value of a condition with one value.

@@ -47,7 +47,7 @@ type serverGroups struct {
 type serverCore struct {
 	ID           string              `json:"id" format:"uuid"`
 	Name         string              `json:"name" min:"1" max:"255"`
-	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,SOFT_DELETED,ERROR"`
+	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,SOFT_DELETED,ERROR,DELETED"`
 	TenantID     string              `json:"tenant_id"`
 	UserID       string              `json:"user_id"`
 	Metadata     metadata            `json:"metadata"`
@@ -83,7 +83,7 @@ type serverDetails struct {
 	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
 	TaskState       *string            `json:"OS-EXT-STS:task_state"`
-	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,soft-delete,error"`
+	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,soft-delete,error,deleted"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
 
@@ -275,7 +275,7 @@ func (s *server) coreOf(r *http.Request, srv *store.Server) serverCore {
 	if slices.Contains(progressing, v.Status) {
 		v.Progress = new(int)
 	}
-	if v.Status == store.StatusError && srv.FaultAt != nil {
+	if (v.Status == store.StatusError || v.Status == store.StatusDeleted) && srv.FaultAt != nil {
 		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
 		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
 			v.Fault.Details = srv.FaultDetails
@@ -296,7 +296,7 @@ func viewBootFlavor(srv *store.Server) bootFlavorView {
 // detailsOf returns what GET shows of a server besides.
 func detailsOf(srv *store.Server, read *lookups) serverDetails {
 	return serverDetails{
-		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt),
+		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt), TerminatedAt: formatMicros(srv.TerminatedAt),
 		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{},
 		Host: srv.Host, InstanceName: instanceName(srv), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
 		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), UserData: userData{read, srv.ID}, HostStatus: hostStatus{read, srv.Host},

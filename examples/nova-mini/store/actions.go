@@ -236,7 +236,7 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 // changeServer changes the attributes of a server that a rebuild may change. The server is locked.
 func (s *Store) changeServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(map[string]string{`"task_state"`: "NULL"})+` FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
 	if err != nil {
 		return err
 	}

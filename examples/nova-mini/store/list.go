@@ -47,6 +47,8 @@ type ServerQuery struct {
 	In Projects
 	// Statuses lists the allowed statuses, in upper or lower case. Nil: any status.
 	Statuses []string
+	// Deleted selects deleted servers instead of the others. Ever selects both. A list of deleted servers must not have Statuses.
+	Deleted, Ever bool
 	// Nothing makes the list empty.
 	Nothing bool
 	// Keep lists conditions that SQL cannot express. They are called for each server that matches all other
@@ -57,7 +59,14 @@ type ServerQuery struct {
 // Servers returns a page of servers. Errors: Invalid, reason MarkerNotFound, if the marker is not a server of the
 // query's projects.
 func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
-	p := db.Page{From: serversWithTasks, Key: "id"}.Select(q.Query)
+	from := serversWithTasks
+	switch {
+	case q.Deleted:
+		from = deletedServers
+	case q.Ever:
+		from = anyServers
+	}
+	p := db.Page{From: from, Key: "id"}.Select(q.Query)
 	p.Within, p.WithinArgs = q.In.where()
 	switch {
 	case q.Nothing:
@@ -96,8 +105,11 @@ var statuses = func() (out []statusRow) {
 
 type statusRow struct{ vm, task, status string }
 
-// StatusError is the status of a server whose fault is shown to clients.
-const StatusError = "ERROR"
+// StatusError and StatusDeleted are the statuses of servers whose fault is shown to clients.
+const (
+	StatusError   = "ERROR"
+	StatusDeleted = "DELETED"
+)
 
 // Statuses returns all statuses of servers.
 func Statuses() []string {
@@ -120,11 +132,14 @@ var computed = map[string]string{
 		compute.Running, compute.Shutdown, compute.Paused, compute.Suspended, compute.NoState),
 	"availability_zone": "CASE WHEN s.host IS NULL THEN '' ELSE 'nova' END",
 	"root_device_name":  "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
-	"terminated_at":     "NULL", "kernel_id": "''", "ramdisk_id": "''", "progress": "0",
+	"kernel_id":         "''", "ramdisk_id": "''", "progress": "0",
 }
 
 // Status returns the status that clients see, which depends on the server's vm_state and task.
 func (s *Server) Status() string {
+	if s.VMState == Deleted {
+		return StatusDeleted
+	}
 	for _, e := range statuses {
 		if e.vm == s.VMState && (e.task == "" || e.task == s.Task()) {
 			return e.status

@@ -97,21 +97,39 @@ var tasks = func() map[string]string {
 	return out
 }()
 
-// serversWithTasks is SQL for a FROM clause: the table of servers with the computed column task_state.
-var serversWithTasks = func() string {
+// serversWithTasks is SQL for a FROM clause: the table of servers with the computed columns. deletedServers is the table of deleted servers, and
+// anyServers both.
+var (
+	serversWithTasks = asServers(liveServers)
+	deletedServers   = asServers(goneServers)
+	anyServers       = asServers(liveServers + " UNION ALL " + goneServers)
+)
+
+func asServers(query string) string { return "(" + query + ") servers" }
+
+// goneServers is a query of the deleted servers.
+var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s")
+
+// liveServers is a query of the servers that are not deleted.
+var liveServers = func() string {
 	var cases strings.Builder
 	fmt.Fprintf(&cases, "WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ", Create.Name, StepBuild, Spawning)
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
+	return selectServers("CASE "+cases.String()+"END", "NULL", "servers s LEFT JOIN operation_current o ON o.resource = s.id")
+}()
+
+// selectServers returns a query of all columns of servers, and of the computed ones.
+func selectServers(task, terminated, from string) string {
 	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
 	var more strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(computed)) {
 		fmt.Fprintf(&more, ", %s AS %s", computed[name], name)
 	}
-	return `(SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
-		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
-}()
+	return `SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, ` +
+		terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+}
 
 // Operations returns the store of the operations on servers.
 func (s *Store) Operations() *operation.Store { return s.ops }

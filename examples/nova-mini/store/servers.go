@@ -24,6 +24,7 @@ const (
 	Stopped  = compute.VMStopped
 	Error    = compute.VMError
 	Resized  = compute.VMResized
+	Deleted  = "deleted" // only in lists, see ServerQuery.Deleted
 )
 
 // Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
@@ -57,11 +58,13 @@ type Server struct {
 	// names of the columns are older than those of the fields: fault_message has the details.
 	FaultMessage string `db:"fault_for_users"`
 	// FaultDetails is the text of the fault for administrators.
-	FaultDetails string           `db:"fault_message"`
-	FaultAt      *time.Time       `db:"fault_at"`
-	CreatedAt    time.Time        `db:"created_at"`
-	UpdatedAt    time.Time        `db:"updated_at"`
-	LaunchedAt   *time.Time       `db:"launched_at"`
+	FaultDetails string     `db:"fault_message"`
+	FaultAt      *time.Time `db:"fault_at"`
+	CreatedAt    time.Time  `db:"created_at"`
+	UpdatedAt    time.Time  `db:"updated_at"`
+	LaunchedAt   *time.Time `db:"launched_at"`
+	// TerminatedAt is read only. It is nil unless the server is Deleted.
+	TerminatedAt *time.Time       `db:"terminated_at"`
 	Resize       db.JSON[*Resize] `db:"resize"`
 	// LockedBy says who has locked the server: LockedByOwner, LockedByAdmin or "" if it is not locked.
 	LockedBy     string `db:"locked_by"`
@@ -103,7 +106,15 @@ type Server struct {
 }
 
 // hidden are the columns of a server that most queries do not read, with what they read instead.
-var hidden = map[string]string{`"task_state"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL"}
+var hidden = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL"}
+
+// derived are the columns of a server that its table does not have.
+var derived = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL"}
+
+// tableColumns returns the columns of a server that its table has.
+func tableColumns() []string {
+	return slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return derived[name] != "" })
+}
 
 // serverColumns returns the columns of a server, without those of the map, which are read as its values.
 func serverColumns(without map[string]string) string {
@@ -239,7 +250,7 @@ func checkMetadata(m db.JSON[map[string]string]) error {
 
 // insertServer inserts a row with all columns of a server.
 var insertServer = func() string {
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return name == `"task_state"` })
+	columns := tableColumns()
 	values := make([]string, len(columns))
 	for i, name := range columns {
 		values[i] = ":" + strings.Trim(name, `"`)
@@ -257,7 +268,7 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 // ServerToBuild returns one server without its task, with all that a driver needs to build it. Errors: NotFound.
 func (s *Store) ServerToBuild(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+serverColumns(map[string]string{`"task_state"`: "NULL"})+` FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
 	return srv, err
 }
 
@@ -387,10 +398,38 @@ func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details stri
 		updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), id)
 }
 
-// Remove deletes a server and releases its claim. It runs in the transaction in which the operation ends. A server that
-// does not exist is not an error.
+// keepDeleted copies a server to the deleted ones.
+var keepDeleted = func() string {
+	columns := tableColumns()
+	values := slices.Clone(columns)
+	for i, name := range columns {
+		switch {
+		case hidden[name] != "":
+			values[i] = hidden[name]
+		case name == `"vm_state"`:
+			values[i] = "'" + Deleted + "'"
+		case name == `"updated_at"`:
+			values[i] = "UTC_TIMESTAMP(6)"
+		}
+	}
+	return `INSERT INTO deleted_servers (` + strings.Join(columns, ", ") + `, deleted_at) SELECT ` + strings.Join(values, ", ") + `, UTC_TIMESTAMP(6) FROM servers WHERE id = ?`
+}()
+
+// PruneDeleted forgets the servers that were deleted at least this long ago.
+func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		_, err := db.Exec(ctx, tx, `DELETE FROM deleted_servers WHERE deleted_at <= ?`, now.Add(-age))
+		return err
+	})
+}
+
+// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted. Remove runs in the transaction in which the
+// operation ends. A server that does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
-	_, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
+	_, err := db.Exec(ctx, tx, keepDeleted, id)
+	if err == nil {
+		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
+	}
 	if err == nil {
 		err = s.quotas.Release(ctx, tx, id)
 	}

@@ -1,3 +1,4 @@
+ALTER TABLE deleted_servers ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
 ALTER TABLE flavor_projects ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
 ALTER TABLE flavors ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
 ALTER TABLE hosts ADD COLUMN next_note VARCHAR(64) NOT NULL DEFAULT 'next';
