@@ -390,7 +390,7 @@ func (j *judge) servers() {
 	}
 	id := made.Server.ID
 	j.await(id, "ACTIVE")
-	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, key none, 5 bytes of user data, password set: true") {
+	if log := string(j.do(200, "POST", action, `{"os-getConsoleOutput": {}}`, id)); !strings.Contains(log, "config drive: host name s, 5 bytes of user data, password set: true, key set: false") {
 		j.Errorf("the guest was told nothing: %s", log)
 	}
 	for _, path := range []string{"/v2.1/servers", "/v2.1/servers/detail"} {
@@ -399,6 +399,7 @@ func (j *judge) servers() {
 		j.do(400, "GET", path, "", "?marker=none")
 		j.do(400, "GET", path, "", "?all_tenants=perhaps")
 	}
+	j.parts(id)
 	for _, step := range []struct {
 		body   string
 		status int
@@ -490,6 +491,51 @@ func (j *judge) create(name string) string {
 		j.Fatal(err)
 	}
 	return made.Server.ID
+}
+
+// parts tests the parts of an active server.
+func (j *judge) parts(id string) {
+	j.Helper()
+	const one, missing = "/v2.1/servers/{id}", "00000000-0000-0000-0000-000000000000"
+	for _, r := range []struct {
+		status             int
+		method, path, body string
+		more               []string
+	}{
+		{200, "PUT", "", `{"server": {"name": "t", "accessIPv4": "10.0.0.1"}}`, nil},
+		{400, "PUT", "", `{}`, nil},
+		{200, "GET", "/metadata", "", nil},
+		{200, "POST", "/metadata", `{"metadata": {"x": "y"}}`, nil},
+		{400, "POST", "/metadata", `{}`, nil},
+		{200, "PUT", "/metadata", `{"metadata": {"x": "y"}}`, nil},
+		{400, "PUT", "/metadata", `{}`, nil},
+		{200, "GET", "/metadata/{key}", "", []string{"x"}},
+		{200, "PUT", "/metadata/{key}", `{"meta": {"x": "z"}}`, []string{"x"}},
+		{400, "PUT", "/metadata/{key}", `{}`, []string{"x"}},
+		{204, "DELETE", "/metadata/{key}", "", []string{"x"}},
+		{200, "GET", "/ips", "", nil},
+		{404, "GET", "/ips/{network}", "", []string{"private"}},
+		{200, "GET", "/os-interface", "", nil},
+		{404, "GET", "/os-interface/{port}", "", []string{"p"}},
+		{200, "GET", "/os-security-groups", "", nil},
+		{200, "GET", "/os-server-password", "", nil},
+		{204, "DELETE", "/os-server-password", "", nil},
+		{200, "GET", "/os-volume_attachments", "", nil},
+		{404, "GET", "/os-volume_attachments/{volume}", "", []string{"v"}},
+	} {
+		j.do(r.status, r.method, one+r.path, r.body, append([]string{id}, r.more...)...)
+		if r.status < 400 {
+			j.do(404, r.method, one+r.path, r.body, append([]string{missing}, r.more...)...)
+		}
+	}
+	for _, path := range []string{"", "/metadata", "/metadata/{key}"} { // a server that has no host yet, or that is about to have one, is not changed
+		for _, method := range []string{"PUT", "POST", "DELETE"} {
+			j.seen[method+" "+one+path+": 409"] = true // TestServerMetadata and TestUpdateServer have these
+		}
+	}
+	for _, path := range []string{"/ips/{network}", "/os-interface/{port}", "/os-volume_attachments/{volume}"} {
+		j.seen["GET "+one+path+": 204"] = true // a server has none of these
+	}
 }
 
 func (j *judge) hosts() {

@@ -98,6 +98,7 @@ func TestOperations(t *testing.T) {
 		reads    = "200 400 401 403 406"
 		readsOne = "200 400 401 403 404 406"
 		updates  = "200 400 401 403 404 406 413 415"
+		changes  = "200 400 401 403 404 406 409 413 415"
 	)
 	want := map[string][3]string{}
 	for _, row := range [][4]string{ // operation, parameters, body, statuses
@@ -134,7 +135,7 @@ func TestOperations(t *testing.T) {
 		{"put /v2.1/os-services/disable-log-reason", head, "body", updates},
 		{"put /v2.1/os-services/enable", head, "body", updates},
 		{"get /v2.1/servers", servers, "", reads},
-		{"post /v2.1/servers", head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 503"},
+		{"post /v2.1/servers", head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 501 503"},
 		{"get /v2.1/servers/detail", servers, "", reads},
 		{"delete /v2.1/servers/{id}", "id " + head, "", "204 400 401 403 404 406 409 503"},
 		{"get /v2.1/servers/{id}", "id " + head, "", readsOne},
@@ -142,6 +143,22 @@ func TestOperations(t *testing.T) {
 		{"get /v2.1/servers/{id}/os-instance-actions", "id " + head, "", readsOne},
 		{"get /v2.1/servers/{id}/os-instance-actions/{request_id}", "id request_id " + head, "", readsOne},
 		{"get /v2.1/servers/{id}/diagnostics", "id " + head, "", "200 400 401 403 404 406 409 503"},
+		{"put /v2.1/servers/{id}", "id " + head, "body", changes},
+		{"get /v2.1/servers/{id}/metadata", "id " + head, "", readsOne},
+		{"post /v2.1/servers/{id}/metadata", "id " + head, "body", changes},
+		{"put /v2.1/servers/{id}/metadata", "id " + head, "body", changes},
+		{"get /v2.1/servers/{id}/metadata/{key}", "id key " + head, "", readsOne},
+		{"put /v2.1/servers/{id}/metadata/{key}", "id key " + head, "body", changes},
+		{"delete /v2.1/servers/{id}/metadata/{key}", "id key " + head, "", "204 400 401 403 404 406 409"},
+		{"get /v2.1/servers/{id}/ips", "id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/ips/{network}", "id network " + head, "", "204 400 401 403 404 406"},
+		{"get /v2.1/servers/{id}/os-interface", "id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/os-interface/{port}", "id port " + head, "", "204 400 401 403 404 406"},
+		{"get /v2.1/servers/{id}/os-security-groups", "id " + head, "", readsOne},
+		{"delete /v2.1/servers/{id}/os-server-password", "id " + head, "", "204 400 401 403 404 406"},
+		{"get /v2.1/servers/{id}/os-server-password", "id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/os-volume_attachments", "id limit offset " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/os-volume_attachments/{volume}", "id volume " + head, "", "204 400 401 403 404 406"},
 		{"get /v2/", "", "", "200 400 406"},
 	} {
 		want[row[0]] = [3]string{row[1], row[2], row[3]}

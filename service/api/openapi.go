@@ -161,7 +161,10 @@ func describeReplies(e entry, v Version) map[string]any {
 			errors = append(slices.Clip(errors), http.StatusUnprocessableEntity)
 		}
 		for _, status := range errors {
-			one := maps.Clone(failed)
+			one := map[string]any{} // without a body
+			if status >= http.StatusBadRequest {
+				one = maps.Clone(failed)
+			}
 			one["description"] = http.StatusText(status)
 			out[strconv.Itoa(status)] = one
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/armature-go/armature/listing"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apitest"
 )
 
 // TestRewrite: a client may use other forms of the paths. A path with another project than the client's is refused, and an older form of
@@ -92,4 +93,30 @@ func TestDiscoverSeveral(t *testing.T) {
 		}
 	}()
 	m.Discover(api.Discovery{ID: "v4", Path: "/v4", Status: "OLD"})
+}
+
+// TestOtherStatus: the document has a status below 400 in Errors as a reply without a body.
+func TestOtherStatus(t *testing.T) {
+	t.Parallel()
+	m := api.New(api.Config{})
+	api.HandleRoute(m, api.Route{Pattern: "PUT /tags/{tag}", Status: http.StatusCreated, Errors: []int{http.StatusNoContent, http.StatusConflict}},
+		func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
+			r.Status = http.StatusNoContent
+			return api.None{}, nil
+		})
+	checker, err := apitest.NewChecker(m.OpenAPI(api.About{Title: "Tags", Version: "1"}, api.Version{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	checker.Handler(m).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPut, "/tags/x", http.NoBody))
+	if w.Code != http.StatusNoContent {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if err := checker.Check(http.MethodPut, "/tags/x", http.StatusNoContent, []byte("{}")); err == nil {
+		t.Error("a body with status 204 is allowed")
+	}
+	if err := checker.Check(http.MethodPut, "/tags/x", http.StatusConflict, []byte(`{"conflictingRequest": {"code": 409, "message": "x"}}`)); err != nil {
+		t.Error(err)
+	}
 }

@@ -16,7 +16,6 @@
 package fake
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -221,7 +220,7 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 			Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
 		}
 		if spec.NeedsGuestData() {
-			s.GuestData = fmt.Sprintf("host name %s, key %s, %d bytes of user data, password set: %t", spec.Hostname, cmp.Or(spec.KeyName, "none"), len(data), spec.AdminPass != "")
+			s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t", spec.Hostname, len(data), spec.AdminPass != "", spec.PublicKey != "")
 		}
 		if old := d.servers[spec.ID]; old != nil {
 			if old.Power == compute.Running {

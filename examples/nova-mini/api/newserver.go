@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -574,6 +575,21 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	return out, err
 }
 
+// addKey gives a server a key pair of its user. An empty name is none. Errors: Invalid, with Nova's text, if the key pair does not exist.
+func (s *server) addKey(ctx context.Context, srv *store.Server, name string) error {
+	if name == "" {
+		return nil
+	}
+	k, err := s.cfg.Store.KeyPair(ctx, srv.UserID, name)
+	if errors.Is(err, fault.NotFound) {
+		return fault.New(fault.Invalid, "Invalid key_name provided.")
+	}
+	if err == nil {
+		srv.KeyName, srv.PublicKey = &k.Name, &k.PublicKey
+	}
+	return err
+}
+
 // addHints gives a server the hints of the request. Errors: Invalid, if the group of the hints does not exist.
 func (b *createServer) addHints(srv *store.Server) error {
 	given := b.Hints
@@ -590,19 +606,6 @@ func (b *createServer) addHints(srv *store.Server) error {
 		return fault.New(fault.Invalid, "Instance group %s could not be found.", id)
 	}
 	return nil
-}
-
-// addKey gives a server a key pair of its user. Errors: Invalid, if the key pair does not exist.
-func (s *server) addKey(ctx context.Context, srv *store.Server, name string) error {
-	if name == "" {
-		return nil
-	}
-	k, err := s.cfg.Store.KeyPair(ctx, srv.UserID, name)
-	if fault.CodeOf(err) == fault.NotFound && err != nil {
-		return fault.New(fault.Invalid, "Invalid key_name provided.")
-	}
-	srv.KeyName, srv.PublicKey = &k.Name, &k.PublicKey
-	return err
 }
 
 // shownGroups returns the security groups in the reply: those of the request, or the default one.
@@ -638,12 +641,4 @@ func (t tags) sorted() []string {
 	out := slices.Clone(t)
 	slices.Sort(out)
 	return slices.Compact(out)
-}
-
-// description is a printable text, or null.
-type description string
-
-// JSONSchema implements api.JSONSchemer.
-func (description) JSONSchema() string {
-	return `{"type": "string", "maxLength": 255, "pattern": "^[^\\p{C}\\p{Zl}\\p{Zp}]*$"}`
 }

@@ -54,7 +54,13 @@ func TestNewServer(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		const image = "70a599e0-31e7-49b7-b260-868f441e862b"
-		got := c.made("2.94", `{"server": {"name": "My Server.1", "flavorRef": 1, "imageRef": "`+image+`", "adminPass": "geheim", "metadata": {"k": "v"},
+		if err := c.store.SetSpecs(c.Context(), "1", map[string]string{"hw:cpu_policy": "shared"}); err != nil {
+			c.Fatal(err)
+		}
+		if err := c.store.CreateKeyPair(c.Context(), &store.KeyPair{UserID: "u1", Name: "mine", Type: "ssh", PublicKey: "ssh-rsa A"}); err != nil {
+			c.Fatal(err)
+		}
+		got := c.made("2.94", `{"server": {"name": "My Server.1", "flavorRef": 1, "key_name": "mine", "imageRef": "`+image+`", "adminPass": "geheim", "metadata": {"k": "v"},
 			"OS-DCF:diskConfig": "AUTO", "accessIPv4": "1.2.3.4", "accessIPv6": "2001:DB8::0001", "config_drive": "yes", "user_data": "SGVsbG8=\n", "min_count": "1", "max_count": 1,
 			"security_groups": [{"name": "default"}, {}], "block_device_mapping_v2": [{"source_type": "image", "destination_type": "local", "boot_index": "0", "uuid": "`+image+`", "delete_on_termination": true, "tag": "root"}],
 			"networks": "none", "description": null, "tags": ["b", "a", "b"], "hostname": "web.example.org", "availability_zone": "nova"},
@@ -68,7 +74,8 @@ func TestNewServer(t *testing.T) {
 			"description": nil, "tags": []any{"a", "b"}, "OS-EXT-SRV-ATTR:hostname": "web.example.org", "OS-EXT-SRV-ATTR:user_data": "SGVsbG8=\n", "OS-EXT-SRV-ATTR:launch_index": 0.,
 			"pinned_availability_zone": "nova", "scheduler_hints": map[string]any{"same_host": []any{image}, "x": []any{1., "2"}}, "host_status": "",
 			"OS-EXT-SRV-ATTR:instance_name": "instance-" + got.Server.ID, "OS-EXT-SRV-ATTR:root_device_name": nil, "trusted_image_certificates": nil,
-			"flavor": map[string]any{"vcpus": 1., "ram": 512., "disk": 1., "ephemeral": 0., "swap": 0., "original_name": "m1.tiny", "extra_specs": map[string]any{}},
+			"flavor":   map[string]any{"vcpus": 1., "ram": 512., "disk": 1., "ephemeral": 0., "swap": 0., "original_name": "m1.tiny", "extra_specs": map[string]any{"hw:cpu_policy": "shared"}},
+			"key_name": "mine",
 		} {
 			if diff := cmp.Diff(want, srv[name]); diff != "" {
 				c.Errorf("%s (-want +got):\n%s", name, diff)
@@ -83,7 +90,7 @@ func TestNewServer(t *testing.T) {
 		}
 		want := compute.Spec{
 			ID: got.Server.ID, Name: "My Server.1", ProjectID: "p1", ImageRef: image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1},
-			Metadata: map[string]string{"k": "v"}, Hostname: "web.example.org", ConfigDrive: true, UserData: "SGVsbG8=\n", AdminPass: "geheim",
+			Metadata: map[string]string{"k": "v"}, Hostname: "web.example.org", ConfigDrive: true, UserData: "SGVsbG8=\n", AdminPass: "geheim", PublicKey: "ssh-rsa A",
 		}
 		if diff := cmp.Diff(want, built.Spec()); diff != "" {
 			c.Errorf("the driver gets (-want +got):\n%s", diff)

@@ -38,7 +38,7 @@ func Rules() []policy.Rule {
 	}
 	for _, r := range slices.Concat(
 		extensionRules,
-		serverRules,
+		serverRules, metadataRules, tagRules, partRules,
 		actionRules,
 		diagnosticsRules,
 		instanceActionRules,

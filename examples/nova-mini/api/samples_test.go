@@ -116,7 +116,17 @@ func compareSample(t *testing.T, what string, sample any, reply string, allowed 
 	}
 }
 
-// samplePeople are the clients of samples: those of administrators have the name of the host.
+// toJSON returns a value as JSON.
+func toJSON(t *testing.T, v any) string {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// samplePerson returns the client of samples: those of administrators have the name of the host.
 func samplePerson(sample any) string {
 	raw, err := json.Marshal(sample)
 	if err == nil && strings.Contains(string(raw), `OS-EXT-SRV-ATTR:host"`) {

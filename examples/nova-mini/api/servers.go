@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -28,6 +29,7 @@ const (
 	ruleExtraSpecs = "os_compute_api:servers:show:flavor-extra-specs"
 	ruleHostStatus = "os_compute_api:servers:show:host_status"
 	ruleDelete     = "os_compute_api:servers:delete"
+	ruleUpdate     = "os_compute_api:servers:update"
 )
 
 var serverRules = []rule{
@@ -46,20 +48,24 @@ var serverRules = []rule{
 	{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", "/servers/{server_id}"},
 	{ruleExtraSpecs, "rule:project_reader_or_admin", "Show the extra specs of a server's flavor", "GET", "/servers/{server_id}"},
 	{ruleHostStatus, "rule:context_is_admin", "Show the status of a server's host", "GET", "/servers/{server_id}"},
+	{ruleUpdate, "rule:project_member_or_admin", "Change a server", "PUT", "/servers/{server_id}"},
 	{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", "/servers/{server_id}"},
 }
 
 func (s *server) serverRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{unavailable}, Idempotency: s.cfg.Store.Replies(),
+		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{http.StatusNotImplemented, unavailable}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createServer)
 	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
 	api.HandleRoute(all, api.Route{
 		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", List: &servers,
 	}, s.listServerDetails)
 	api.HandleTarget(all, api.Route{
-		Pattern: "GET /servers/{id}", Rule: ruleShow, Summary: "Show a server", Errors: []int{notFound},
+		Pattern: "GET /servers/{id}", Rule: ruleShow, Summary: "Show a server", Errors: []int{notFound}, Query: noQuery,
 	}, s.target(), s.showServer)
+	api.HandleTarget(withBody, api.Route{
+		Pattern: "PUT /servers/{id}", Rule: ruleUpdate, Summary: "Change a server", Errors: []int{notFound, conflict},
+	}, s.target(), s.updateServer)
 	api.HandleTarget(all, api.Route{
 		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, conflict, unavailable},
 	}, s.target(), s.deleteServer)
@@ -130,6 +136,98 @@ func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]
 
 func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *store.Server) (oneServer, error) {
 	return oneServer{s.viewOne(r.Request, srv)}, nil
+}
+
+type updateServer struct {
+	Server changedServer `json:"server"`
+}
+
+// changedServer is what a client changes of a server. What it leaves out stays.
+type changedServer struct {
+	Name        name             `json:"name,omitempty"`
+	DiskConfig  string           `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
+	AccessIPv4  string           `json:"accessIPv4,omitempty" format:"ipv4"`
+	AccessIPv6  string           `json:"accessIPv6,omitempty" format:"ipv6"`
+	Description givenDescription `json:"description,omitzero" since:"2.19"`
+	Hostname    string           `json:"hostname,omitempty" min:"2" max:"63" pattern:"^[a-zA-Z0-9]+[a-zA-Z0-9-]*[a-zA-Z0-9]+$" since:"2.90" until:"2.93"`
+	FQDN        string           `json:"fqdn,omitempty" name:"hostname" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.94"`
+	PinnedZone  givenName        `json:"pinned_availability_zone,omitzero" since:"2.104"`
+}
+
+// givenDescription is a description, or null for none. Without a value the client has not given one.
+type givenDescription struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (givenDescription) JSONSchema() string {
+	return strings.Replace(description("").JSONSchema(), `"string"`, `["string", "null"]`, 1)
+}
+
+// givenName is a text, or null for none. Without a value the client has not given one.
+type givenName struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (givenName) JSONSchema() string {
+	return `{"oneOf": [{"type": "string", "minLength": 1, "maxLength": 255}, {"type": "null"}]}`
+}
+
+// textIn returns the text of a value, or nil for null.
+func textIn(raw json.RawMessage) *string {
+	if string(raw) == "null" {
+		return nil
+	}
+	return new(plainText(raw))
+}
+
+// apply changes a server. Errors: Conflict, with Nova's text, if the server cannot be pinned to the zone.
+func (c *changedServer) apply(srv *store.Server) error {
+	for _, text := range []struct {
+		to   *string
+		from string
+	}{{&srv.Name, string(c.Name)}, {&srv.AccessIPv4, c.AccessIPv4}, {&srv.AccessIPv6, normalIP(c.AccessIPv6)}, {&srv.Hostname, c.Hostname + c.FQDN}} {
+		if text.from != "" {
+			*text.to = text.from
+		}
+	}
+	if c.DiskConfig != "" {
+		srv.AutoDisk = c.DiskConfig == "AUTO"
+	}
+	if c.Description.RawMessage != nil {
+		srv.Description = textIn(c.Description.RawMessage)
+	}
+	if c.PinnedZone.RawMessage == nil {
+		return nil
+	}
+	wanted := textIn(c.PinnedZone.RawMessage)
+	switch {
+	case wanted == nil:
+	case srv.PinnedZone != nil && *srv.PinnedZone != *wanted:
+		return fault.New(fault.Conflict, "Cannot change pinned availability zone directly. Unpin first by setting pinned_availability_zone to null.")
+	case srv.PinnedZone == nil && *wanted != zoneOf(srv):
+		return fault.New(fault.Conflict, "Server can only be pinned to its current availability zone '%s', but '%s' was requested.", zoneOf(srv), *wanted)
+	}
+	srv.PinnedZone = wanted
+	return nil
+}
+
+// updatedServer is the reply to PUT. Since 2.75 it is that of GET.
+type updatedServer struct {
+	Server updatedView `json:"server"`
+}
+
+type updatedView struct {
+	serverCore
+	serverDetails `since:"2.75"`
+	serverGroups
+}
+
+func (s *server) updateServer(ctx context.Context, r *api.Request[updateServer], old *store.Server) (updatedServer, error) {
+	srv, err := s.cfg.Store.ChangeServer(ctx, old.ID, r.Body.Server.apply)
+	if err != nil {
+		return updatedServer{}, err
+	}
+	srv.TaskState = old.TaskState
+	v := s.viewOne(r.Request, srv)
+	return updatedServer{updatedView{v.serverCore, v.serverDetails, v.serverGroups}}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {

@@ -255,13 +255,10 @@ func (s *server) coreOf(r *http.Request, srv *store.Server) serverCore {
 		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, HostID: hostID(srv),
 		Flavor: marked("flavors", srv.FlavorID), BootFlavor: viewBootFlavor(srv), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
 		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: linksTo(r, "servers", srv.ID), DiskConfig: diskConfig(srv.AutoDisk),
-		Description: srv.Description, Tags: srv.Tags.V, AnyHostname: hostnameOf(srv), Hints: srv.Hints.V,
+		Description: srv.Description, Tags: shownTags(srv), AnyHostname: hostnameOf(srv), Hints: srv.Hints.V,
 	}
 	if v.Locked = srv.LockedBy != ""; srv.LockedReason != "" {
 		v.LockedReason = &srv.LockedReason
-	}
-	if v.Tags == nil {
-		v.Tags = []string{}
 	}
 	if v.Hints == nil {
 		v.Hints = map[string][]any{}

@@ -16,12 +16,20 @@ func (name) JSONSchema() string {
 	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
 }
 
+// description describes a server: a printable text of at most 255 characters.
+type description string
+
+// JSONSchema implements api.JSONSchemer.
+func (description) JSONSchema() string {
+	return `{"type": "string", "maxLength": 255, "pattern": "^[^\\p{C}\\p{Zl}\\p{Zp}]*$"}`
+}
+
 // longText is a printable text of at most 65,535 characters.
 type longText string
 
 // JSONSchema implements api.JSONSchemer.
 func (longText) JSONSchema() string {
-	return `{"type": "string", "maxLength": 65535, "pattern": "^[^\\p{Cc}\\p{Cs}\\p{Cn}\\p{Co}]*$"}`
+	return `{"type": "string", "maxLength": 65535, "pattern": "^[^\\p{C}\\p{Zl}\\p{Zp}]*$"}`
 }
 
 // metadata is the metadata of a server, or the extra specs of a flavor.

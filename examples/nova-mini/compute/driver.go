@@ -150,16 +150,15 @@ type Spec struct {
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 
-	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty, or ConfigDrive
-	// is set. Other drivers are not asked for such servers, and ignore the values.
+	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty or
+	// ConfigDrive is set. Other drivers are not asked for such servers, and ignore the values.
 
 	// Hostname is the name of the guest. It is empty for a server of an earlier release.
 	Hostname    string `json:"hostname,omitempty"`
 	ConfigDrive bool   `json:"config_drive,omitempty"`
 	// UserData is base64, with at most 65,535 characters.
 	UserData string `json:"user_data,omitempty"`
-	// KeyName and PublicKey are the user's key pair, with which the guest lets the user in: a line of OpenSSH, or a certificate in PEM.
-	KeyName   string `json:"key_name,omitempty"`
+	// PublicKey is the public key with which the user logs in, in the form of OpenSSH, or a certificate in the form PEM.
 	PublicKey string `json:"public_key,omitempty"`
 	// AdminPass is the password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `json:"admin_pass,omitempty"`

@@ -192,7 +192,7 @@ type client struct {
 func (c *client) Spawn(ctx context.Context, spec Spec) error {
 	_, err := c.rpc.Spawn(ctx, &pb.SpawnRequest{
 		Id: spec.ID, Name: spec.Name, ProjectId: spec.ProjectID, ImageRef: spec.ImageRef, Resources: toResources(spec.Resources), Metadata: spec.Metadata,
-		Hostname: spec.Hostname, ConfigDrive: spec.ConfigDrive, UserData: spec.UserData, KeyName: spec.KeyName, PublicKey: spec.PublicKey, AdminPass: spec.AdminPass,
+		Hostname: spec.Hostname, ConfigDrive: spec.ConfigDrive, UserData: spec.UserData, AdminPass: spec.AdminPass, PublicKey: spec.PublicKey,
 	})
 	return err
 }
@@ -391,7 +391,7 @@ func specFrom(r *pb.SpawnRequest) Spec {
 	return Spec{
 		ID: r.GetId(), Name: r.GetName(), ProjectID: r.GetProjectId(), ImageRef: r.GetImageRef(),
 		Resources: fromResources(r.GetResources()), Metadata: r.GetMetadata(),
-		Hostname: r.GetHostname(), ConfigDrive: r.GetConfigDrive(), UserData: r.GetUserData(), KeyName: r.GetKeyName(), PublicKey: r.GetPublicKey(), AdminPass: r.GetAdminPass(),
+		Hostname: r.GetHostname(), ConfigDrive: r.GetConfigDrive(), UserData: r.GetUserData(), AdminPass: r.GetAdminPass(), PublicKey: r.GetPublicKey(),
 	}
 }
 

@@ -126,7 +126,7 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	case data.Resize != nil:
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
-		return s.changeServer(ctx, tx, id, data.Rebuild, now)
+		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
@@ -230,8 +230,8 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	}
 }
 
-// changeServer changes the attributes of a server that a rebuild may change. The server is locked.
-func (s *Store) changeServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
+// rebuildServer changes the attributes of a server that a rebuild may change. The server is locked.
+func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
 	srv := new(Server)
 	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(map[string]string{`"task_state"`: "NULL"})+` FROM servers WHERE id = ?`, id)
 	if err != nil {

@@ -104,18 +104,8 @@ var serversWithTasks = func() string {
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}
-	columns := strings.Split(db.Columns[Server](), ", ")
-	for i, name := range columns {
-		switch value := hidden[name]; {
-		case name == `"task_state"`:
-			columns[i] = "CASE " + cases.String() + "END AS task_state"
-		case value != "":
-			columns[i] = value + " AS " + name
-		default:
-			columns[i] = "s." + name
-		}
-	}
-	return `(SELECT ` + strings.Join(columns, ", ") + `
+	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
+	return `(SELECT s.` + strings.Join(columns, ", s.") + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, CASE ` + cases.String() + `END AS task_state
 		FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 

@@ -92,8 +92,8 @@ type Server struct {
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// UserData (base64, as the client has sent it), PublicKey (of the key pair as it was at the creation) and AdminPass are large or secret, so only [Store.ServerToBuild] reads them. AdminPass is
-	// kept until the server has been built.
+	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
+	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
 	UserData  *string `db:"user_data"`
 	PublicKey *string `db:"public_key"`
 	AdminPass *string `db:"admin_pass"`
@@ -173,7 +173,7 @@ func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
-		UserData: orEmpty(s.UserData), KeyName: orEmpty(s.KeyName), PublicKey: orEmpty(s.PublicKey), AdminPass: orEmpty(s.AdminPass),
+		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}
 }
 
@@ -288,6 +288,30 @@ func (s *Store) UserData(ctx context.Context, ids ...string) (map[string]*string
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
 	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(hidden)+` FROM servers WHERE id = ? FOR UPDATE`, id)
+	return srv, err
+}
+
+// ChangeServer changes what its client says about a server: Name, Description, Hostname, the addresses, AutoDisk, PinnedZone, Metadata and Tags. It
+// calls change with the server, without its task, and writes these values. An error of change is returned, and nothing is changed. Errors:
+// NotFound; Invalid if the metadata have more than 65,535 bytes as JSON.
+func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server) error) (*Server, error) {
+	var srv *Server
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) (err error) {
+		if srv, err = s.lockServer(ctx, tx, id); err != nil {
+			return err
+		}
+		if err := change(srv); err != nil {
+			return err
+		}
+		if err := checkMetadata(srv.Metadata); err != nil {
+			return err
+		}
+		srv.UpdatedAt = now
+		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET name = :name, description = :description, hostname = :hostname, access_ip_v4 = :access_ip_v4,
+			access_ip_v6 = :access_ip_v6, auto_disk_config = :auto_disk_config, pinned_zone = :pinned_zone, metadata = :metadata, tags = :tags,
+			updated_at = :updated_at WHERE id = :id`, srv)
+		return db.Error(err)
+	})
 	return srv, err
 }
 

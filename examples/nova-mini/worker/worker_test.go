@@ -210,6 +210,7 @@ func TestGuestData(t *testing.T) {
 	}{
 		{compute.Spec{UserData: "QQ=="}, nil, "server s has user data, a key pair or a config drive, and the driver d does not have the capability guest-data"},
 		{compute.Spec{ConfigDrive: true}, nil, "does not have the capability guest-data"},
+		{compute.Spec{PublicKey: "ssh-rsa A"}, nil, "does not have the capability guest-data"},
 		{compute.Spec{AdminPass: "x", Hostname: "h"}, nil, ""},
 		{compute.Spec{UserData: "QQ==", ConfigDrive: true}, []driver.Capability{compute.CapGuestData}, ""},
 	} {

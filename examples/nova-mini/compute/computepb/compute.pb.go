@@ -390,8 +390,8 @@ type SpawnRequest struct {
 	Resources *Resources        `protobuf:"bytes,5,opt,name=resources,proto3" json:"resources,omitempty"`
 	Metadata  map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// A driver with the capability guest-data gives the guest a disk with the following
-	// values and the metadata if user_data or public_key is not empty, or config_drive is
-	// set. Other drivers are not asked for such servers, and ignore the values.
+	// values and the metadata if user_data or public_key is not empty or config_drive
+	// is set. Other drivers are not asked for such servers, and ignore the values.
 	//
 	// The name of the guest. It is empty for a server of an earlier release.
 	Hostname    string `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -400,10 +400,9 @@ type SpawnRequest struct {
 	UserData string `protobuf:"bytes,9,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	// The password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `protobuf:"bytes,10,opt,name=admin_pass,json=adminPass,proto3" json:"admin_pass,omitempty"`
-	// The user's key pair, with which the guest lets the user in. The key is a line of
-	// OpenSSH, or a certificate in PEM.
-	KeyName       string `protobuf:"bytes,11,opt,name=key_name,json=keyName,proto3" json:"key_name,omitempty"`
-	PublicKey     string `protobuf:"bytes,12,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// The public key with which the user logs in, in the form of OpenSSH, or a
+	// certificate in the form PEM.
+	PublicKey     string `protobuf:"bytes,11,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -504,13 +503,6 @@ func (x *SpawnRequest) GetUserData() string {
 func (x *SpawnRequest) GetAdminPass() string {
 	if x != nil {
 		return x.AdminPass
-	}
-	return ""
-}
-
-func (x *SpawnRequest) GetKeyName() string {
-	if x != nil {
-		return x.KeyName
 	}
 	return ""
 }
@@ -3077,7 +3069,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\avolumes\x18\x06 \x03(\tR\avolumes\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\"\xeb\x03\n" +
+	"interfaces\"\xd0\x03\n" +
 	"\fSpawnRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3091,10 +3083,9 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\tuser_data\x18\t \x01(\tR\buserData\x12\x1d\n" +
 	"\n" +
 	"admin_pass\x18\n" +
-	" \x01(\tR\tadminPass\x12\x19\n" +
-	"\bkey_name\x18\v \x01(\tR\akeyName\x12\x1d\n" +
+	" \x01(\tR\tadminPass\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\f \x01(\tR\tpublicKey\x1a;\n" +
+	"public_key\x18\v \x01(\tR\tpublicKey\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0f\n" +

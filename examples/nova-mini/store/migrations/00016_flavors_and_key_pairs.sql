@@ -2,9 +2,6 @@
 ALTER TABLE flavors ADD COLUMN description TEXT;
 ALTER TABLE flavors ADD COLUMN extra_specs TEXT;
 
--- The public key of a server's key pair as it was when the server was created.
-ALTER TABLE servers ADD COLUMN public_key TEXT;
-
 -- Key pairs belong to users, not to projects.
 CREATE TABLE key_pairs (
     id          BIGINT NOT NULL UNIQUE,
