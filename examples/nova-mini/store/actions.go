@@ -124,6 +124,11 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	}
 	switch {
 	case data.Resize != nil:
+		if data.AutoDisk != nil {
+			if _, err := db.Exec(ctx, tx, `UPDATE servers SET auto_disk_config = ? WHERE id = ?`, *data.AutoDisk, id); err != nil {
+				return err
+			}
+		}
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
 		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
