@@ -124,9 +124,14 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	}
 	switch {
 	case data.Resize != nil:
+		if data.AutoDisk != nil {
+			if _, err := db.Exec(ctx, tx, `UPDATE servers SET auto_disk_config = ? WHERE id = ?`, *data.AutoDisk, id); err != nil {
+				return err
+			}
+		}
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
-		return s.changeServer(ctx, tx, id, data.Rebuild, now)
+		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
@@ -233,8 +238,8 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	}
 }
 
-// changeServer changes the attributes of a server that a rebuild may change. The server is locked.
-func (s *Store) changeServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
+// rebuildServer changes the attributes of a server that a rebuild may change. The server is locked.
+func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
 	srv := new(Server)
 	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
 	if err != nil {
