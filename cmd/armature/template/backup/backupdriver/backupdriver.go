@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver makes backups on a host. Each call may be repeated, because a worker that was killed repeats its calls.
+// Driver makes backups on a host. Each call may be repeated, because a call to a worker that was killed is repeated. A function has a context, at most
+// one argument and at most one result beside the error: several values are a struct, such as Spec. They are JSON if the driver is a program.
 type Driver struct {
 	driver.Driver
 	// Create makes a backup. It is not an error if the backup exists. Exhausted: there is no room.
