@@ -59,7 +59,7 @@ func TestActionSamples(t *testing.T) {
 			}
 		}
 		seen := 0
-		for _, dir := range strings.FieldsSeq(`os-lock-server os-pause-server os-suspend-server os-rescue os-shelve os-admin-actions os-admin-password os-create-backup
+		for dir := range strings.FieldsSeq(`os-lock-server os-pause-server os-suspend-server os-rescue os-shelve os-admin-actions os-admin-password os-create-backup
 			os-deferred-delete os-console-output os-remote-consoles servers`) {
 			files, err := filepath.Glob(filepath.Join(root, dir, "*.json"))
 			later, err2 := filepath.Glob(filepath.Join(root, dir, "v2.*", "*.json"))
