@@ -242,7 +242,8 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 				return db.Error(err)
 			}
-			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost}); err != nil {
+			_, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost})
+			if err != nil {
 				return err
 			}
 		}
