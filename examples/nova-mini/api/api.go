@@ -91,18 +91,37 @@ func rewritePath(path string) (routed, project string) {
 	return "/v2.1" + m[3], m[2]
 }
 
-// linksTo returns the two links that every resource has. They have the form of the client's path.
-func linksTo(r *http.Request, kind, id string) []api.Link {
+// linker makes links in the form of the client's path: the beginnings of links to a resource of a version, and without one.
+type linker struct{ self, bookmark string }
+
+// newLinker returns the linker for the reply to a request.
+func newLinker(r *http.Request) linker {
 	version, project := "/v2.1", ""
-	if m := otherForms.FindStringSubmatch(api.RequestPath(r)); m != nil {
-		version = m[1]
-		if m[2] != "" {
-			project = "/" + m[2]
+	if path := api.RequestPath(r); path != r.URL.Path { // it was rewritten
+		if m := otherForms.FindStringSubmatch(path); m != nil {
+			version = m[1]
+			if m[2] != "" {
+				project = "/" + m[2]
+			}
 		}
 	}
-	end := project + "/" + kind + "/" + url.PathEscape(id)
-	return []api.Link{{Rel: "self", Href: api.Base(r) + version + end}, {Rel: "bookmark", Href: api.Base(r) + end}}
+	base := api.Base(r)
+	return linker{self: base + version + project + "/", bookmark: base + project + "/"}
 }
+
+// to returns the two links that every resource has.
+func (l linker) to(kind, id string) []api.Link {
+	id = url.PathEscape(id)
+	return []api.Link{{Rel: "self", Href: l.self + kind + "/" + id}, {Rel: "bookmark", Href: l.bookmark + kind + "/" + id}}
+}
+
+// bookmarked returns a reference to a resource.
+func (l linker) bookmarked(kind, id string) bookmark {
+	return bookmark{ID: id, Links: []api.Link{{Rel: "bookmark", Href: l.bookmark + kind + "/" + url.PathEscape(id)}}}
+}
+
+// linksTo returns the links to one resource, see linker.
+func linksTo(r *http.Request, kind, id string) []api.Link { return newLinker(r).to(kind, id) }
 
 // checkBus returns Unavailable while the other services cannot be reached. Otherwise the request would only wait; with the error
 // the client knows at once, and may retry. The cause is only in the log.

@@ -603,7 +603,13 @@ func (b *createServer) addHints(srv *store.Server) error {
 	if err != nil {
 		return err
 	}
-	srv.Hints = db.JSONOf(lists)
+	if len(lists) > 0 {
+		raw, err := json.Marshal(lists)
+		if err != nil {
+			return err
+		}
+		srv.Hints = new(string(raw))
+	}
 	for _, group := range lists["group"] { // nova-mini has no groups
 		id, _ := group.(string)
 		return fault.New(fault.Invalid, "Instance group %s could not be found.", id)

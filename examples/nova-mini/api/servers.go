@@ -120,17 +120,18 @@ func serverList[T any](ctx context.Context, s *server, r *api.Request[api.None],
 }
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
+	l := newLinker(r.Request)
 	return serverList(ctx, s, r, ruleAllTenants, func(v *store.Server) serverBrief {
-		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
+		return serverBrief{ID: v.ID, Name: v.Name, Links: l.to("servers", v.ID)}
 	})
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
 	var ids []string
-	read := s.newLookups(ctx, &ids)
+	read := s.newLookups(r.Request, &ids)
 	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView {
 		ids = append(ids, v.ID)
-		return s.viewServer(r.Request, v, read)
+		return s.viewServer(ctx, v, read)
 	})
 }
 

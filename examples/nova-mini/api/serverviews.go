@@ -77,7 +77,7 @@ type serverCore struct {
 	Certificates alwaysNull          `json:"trusted_image_certificates" since:"2.63"`
 	LockedReason *string             `json:"locked_reason" since:"2.73"`
 	AnyHostname  string              `json:"any_hostname" name:"OS-EXT-SRV-ATTR:hostname" since:"2.90"`
-	Hints        map[string][]any    `json:"scheduler_hints" since:"2.100"`
+	Hints        hintsView           `json:"scheduler_hints" since:"2.100"`
 }
 
 // serverDetails is what GET shows besides, and the reply to PUT since 2.75.
@@ -120,6 +120,14 @@ type bootFlavorView struct {
 	ExtraSpecs   map[string]string `json:"extra_specs" rule:"os_compute_api:servers:show:flavor-extra-specs"`
 }
 
+// hintsView are the hints of a server, as JSON.
+type hintsView struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (hintsView) JSONSchema() string {
+	return `{"type": "object", "additionalProperties": {"type": "array"}}`
+}
+
 type faultView struct {
 	Code    int    `json:"code"`
 	Created string `json:"created" format:"date-time" pattern:"Z$"`
@@ -130,13 +138,16 @@ type faultView struct {
 // lookups reads what only some replies with servers show, once for all servers of a reply: it is read when the first server is encoded whose
 // version and caller show it.
 type lookups struct {
+	links    linker
 	userData func() (map[string]*string, error)
 	states   func() (map[string]string, error) // of the compute services, by host
 }
 
 // newLookups returns the lookups of a reply. When the reply is encoded, ids are those of its servers.
-func (s *server) newLookups(ctx context.Context, ids *[]string) *lookups {
+func (s *server) newLookups(r *http.Request, ids *[]string) *lookups {
+	ctx := r.Context()
 	return &lookups{
+		links:    newLinker(r),
 		userData: sync.OnceValues(func() (map[string]*string, error) { return s.cfg.Store.UserData(ctx, *ids...) }),
 		states: sync.OnceValues(func() (map[string]string, error) {
 			list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
@@ -257,24 +268,21 @@ func hostID(srv *store.Server) string {
 }
 
 // coreOf returns what each reply shows of a server.
-func (s *server) coreOf(r *http.Request, srv *store.Server) serverCore {
-	marked := func(kind, id string) bookmark {
-		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
-	}
+func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) serverCore {
 	v := serverCore{
 		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, HostID: hostID(srv),
-		Flavor: marked("flavors", srv.FlavorID), BootFlavor: viewBootFlavor(srv), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
-		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: linksTo(r, "servers", srv.ID), DiskConfig: diskConfig(srv.AutoDisk),
-		Description: srv.Description, Tags: shownTags(srv), AnyHostname: hostnameOf(srv), Hints: srv.Hints.V,
+		Flavor: l.bookmarked("flavors", srv.FlavorID), BootFlavor: viewBootFlavor(srv), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
+		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: l.to("servers", srv.ID), DiskConfig: diskConfig(srv.AutoDisk),
+		Description: srv.Description, Tags: shownTags(srv), AnyHostname: hostnameOf(srv), Hints: hintsView{json.RawMessage("{}")},
 	}
 	if v.Locked = srv.LockedBy != ""; srv.LockedReason != "" {
 		v.LockedReason = &srv.LockedReason
 	}
-	if v.Hints == nil {
-		v.Hints = map[string][]any{}
+	if srv.Hints != nil {
+		v.Hints.RawMessage = json.RawMessage(*srv.Hints)
 	}
 	if srv.ImageRef != "" {
-		image := marked("images", srv.ImageRef)
+		image := l.bookmarked("images", srv.ImageRef)
 		v.Image, v.ImageOf = imageView{&image}, imagePropertiesView{&imageProperties{image, map[string]string{}}}
 	}
 	if slices.Contains(progressing, v.Status) {
@@ -282,7 +290,7 @@ func (s *server) coreOf(r *http.Request, srv *store.Server) serverCore {
 	}
 	if (v.Status == store.StatusError || v.Status == store.StatusDeleted) && srv.FaultAt != nil {
 		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
-		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
+		if srv.FaultCode != http.StatusInternalServerError || s.administrator(ctx) { // as Nova
 			v.Fault.Details = srv.FaultDetails
 		}
 	}
@@ -309,11 +317,11 @@ func detailsOf(srv *store.Server, read *lookups) serverDetails {
 }
 
 // viewServer returns a server as lists with details show it.
-func (s *server) viewServer(r *http.Request, srv *store.Server, read *lookups) serverView {
-	return serverView{s.coreOf(r, srv), detailsOf(srv, read), serverUserData{userData{read, srv.ID}}}
+func (s *server) viewServer(ctx context.Context, srv *store.Server, read *lookups) serverView {
+	return serverView{s.coreOf(ctx, srv, read.links), detailsOf(srv, read), serverUserData{userData{read, srv.ID}}}
 }
 
 // viewOne returns a server as GET shows it.
 func (s *server) viewOne(r *http.Request, srv *store.Server) shownServer {
-	return shownServer{s.viewServer(r, srv, s.newLookups(r.Context(), &[]string{srv.ID})), serverGroups{Groups: []string{}}}
+	return shownServer{s.viewServer(r.Context(), srv, s.newLookups(r, &[]string{srv.ID})), serverGroups{Groups: []string{}}}
 }

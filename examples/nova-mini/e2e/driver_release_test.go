@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/armature-go/armature/driver"
@@ -57,7 +58,12 @@ func TestPreviousDriver(t *testing.T) {
 			}
 			want = append(want, id)
 			cfg.Program = next
-			if err := p.Replace(t.Context(), cfg, nil); err != nil {
+			switch err := p.Replace(t.Context(), cfg, nil); {
+			case next == program: // the last release does not have guest-data, on which the worker relies
+				if err == nil || !strings.Contains(err.Error(), "it does not have the capability guest-data, which the running program has") {
+					t.Errorf("back to the last release: %v", err)
+				}
+			case err != nil:
 				t.Fatal(err)
 			}
 			for _, id := range want {
@@ -66,7 +72,7 @@ func TestPreviousDriver(t *testing.T) {
 				}
 			}
 		}
-		if st := p.Status(); st.Replacements != 3 || st.Restarts != 0 || st.Protocol != compute.Kind.Protocol {
+		if st := p.Status(); st.Replacements != 1 || st.Restarts != 1 || st.Protocol != compute.Kind.Protocol {
 			t.Errorf("%+v", st)
 		}
 	})

@@ -106,7 +106,7 @@ func TestStatements(t *testing.T) {
 		}
 		create() // fills all caches
 		ids := wait("ACTIVE", 1)
-		bound("create", 22, func(i int) string {
+		bound("create", 26, func(i int) string {
 			id := create()
 			ids = wait("ACTIVE", i+2)
 			return id

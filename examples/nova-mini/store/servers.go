@@ -90,8 +90,9 @@ type Server struct {
 	// PinnedZone is the availability zone that the client asks for.
 	PinnedZone *string `db:"pinned_zone"`
 	// Tags are sorted.
-	Tags  db.JSON[[]string]         `db:"tags"`
-	Hints db.JSON[map[string][]any] `db:"scheduler_hints"`
+	Tags db.JSON[[]string] `db:"tags"`
+	// Hints are lists of values by name, as JSON. Nil: none.
+	Hints *string `db:"scheduler_hints"`
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
@@ -227,7 +228,8 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 				return db.Error(err)
 			}
-			if _, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost}); err != nil {
+			_, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost})
+			if err != nil {
 				return err
 			}
 		}
