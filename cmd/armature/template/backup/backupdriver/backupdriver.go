@@ -38,7 +38,7 @@ type Registry = *driver.Registry[Driver]
 // NewMemory returns a driver that keeps its backups in memory. It is for tests.
 func NewMemory() Driver {
 	var mu sync.Mutex
-	backups := map[string]Spec{}
+	made := map[string]Spec{}
 	return Driver{
 		Driver: driver.Static(driver.Info{Name: "memory"}),
 		Create: func(_ context.Context, s Spec) error {
@@ -47,19 +47,19 @@ func NewMemory() Driver {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			backups[s.ID] = s
+			made[s.ID] = s
 			return nil
 		},
 		Destroy: func(_ context.Context, id string) error {
 			mu.Lock()
 			defer mu.Unlock()
-			delete(backups, id)
+			delete(made, id)
 			return nil
 		},
 		List: func(context.Context) (ids []string, _ error) {
 			mu.Lock()
 			defer mu.Unlock()
-			for id := range backups {
+			for id := range made {
 				ids = append(ids, id)
 			}
 			return ids, nil
