@@ -35,7 +35,10 @@ type operationDoc struct {
 			Schema struct{ OneOf []struct{ Title string } }
 		}
 	}
-	Responses map[string]struct{ Content map[string]any }
+	Responses map[string]struct {
+		Content  map[string]any
+		Optional bool `json:"x-body-optional"`
+	}
 }
 
 // actions returns the names of the operation's actions, if it has any.
@@ -177,6 +180,7 @@ func (j *judge) do(want int, method, path, body string, values ...string) []byte
 		if len(reply) > 0 {
 			j.Errorf("%s: the document has no body", what)
 		}
+	case len(reply) == 0 && response.Optional:
 	case header.Get("Content-Type") != "application/json":
 		j.Errorf("%s: the type is %s", what, header.Get("Content-Type"))
 	default:
@@ -297,7 +301,14 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.keyPairs()
 	j.servers()
 	j.hosts()
-	for _, path := range []string{"/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
+	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
+	// restore and shelveOffload succeed only with options of their own, see package e2e. The others are refused.
+	for name := range strings.FieldsSeq("restore shelveOffload changePassword createBackup os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork") {
+		j.seen["POST /v2.1/servers/{id}/action: "+name] = true
+	}
+	j.do(200, "GET", "/v2.1/images/{id}", "", "cirros")
+	j.do(404, "GET", "/v2.1/images/{id}", "", "none")
+	for _, path := range []string{"/v2.1/images", "/v2.1/images/detail", "/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
 		j.do(200, "GET", path, "")
 	}
 	for _, what := range j.missed() {
@@ -406,6 +417,33 @@ func (j *judge) servers() {
 		{`{"confirmResize": null}`, 204, "ACTIVE"},
 		{`{"resize": {"flavorRef": "3"}}`, 202, "VERIFY_RESIZE"},
 		{`{"revertResize": null}`, 202, "ACTIVE"},
+		{`{"pause": null}`, 202, "PAUSED"},
+		{`{"unpause": null}`, 202, "ACTIVE"},
+		{`{"suspend": null}`, 202, "SUSPENDED"},
+		{`{"resume": null}`, 202, "ACTIVE"},
+		{`{"rescue": {"adminPass": "secret", "rescue_image_ref": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}}`, 200, "RESCUE"},
+		{`{"rescue": null}`, 409, ""},
+		{`{"unrescue": null}`, 202, "ACTIVE"},
+		{`{"lock": null}`, 202, ""},
+		{`{"unlock": null}`, 202, ""},
+		{`{"os-resetState": {"state": "error"}}`, 202, "ERROR"},
+		{`{"os-resetState": {"state": "gone"}}`, 400, ""},
+		{`{"os-resetState": {"state": "active"}}`, 202, "ACTIVE"},
+		{`{"restore": null}`, 409, ""},
+		{`{"rebuild": {"imageRef": "cirros", "name": "again", "metadata": {"c": "d"}, "adminPass": "secret"}}`, 202, "ACTIVE"},
+		{`{"rebuild": {"imageRef": "none"}}`, 400, ""},
+		{`{"createImage": {"name": "copy", "metadata": {"a": "b"}}}`, 202, "ACTIVE"},
+		{`{"shelve": null}`, 202, "SHELVED_OFFLOADED"},
+		{`{"shelveOffload": null}`, 409, ""},
+		{`{"unshelve": null}`, 202, "ACTIVE"},
+		{`{"changePassword": {"adminPass": "secret"}}`, 501, ""},
+		{`{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}}`, 501, ""},
+		{`{"os-getVNCConsole": {"type": "novnc"}}`, 400, ""},
+		{`{"os-getSPICEConsole": {"type": "spice-html5"}}`, 400, ""},
+		{`{"os-getRDPConsole": {"type": "rdp-html5"}}`, 400, ""},
+		{`{"os-getSerialConsole": {"type": "serial"}}`, 400, ""},
+		{`{"injectNetworkInfo": null}`, 501, ""},
+		{`{"resetNetwork": null}`, 410, ""},
 		{`{"os-getConsoleOutput": {"length": 10}}`, 200, ""},
 		{`{"os-getConsoleOutput": {"length": "many"}}`, 400, ""},
 	} {
@@ -413,12 +451,48 @@ func (j *judge) servers() {
 		if step.ends != "" {
 			j.await(id, step.ends)
 		}
+		if step.ends == "SHELVED_OFFLOADED" {
+			j.do(409, "GET", "/v2.1/servers/{id}/diagnostics", "", id) // it is on no host
+		}
 	}
 	const missing = "00000000-0000-0000-0000-000000000000"
 	j.do(404, "POST", action, `{"os-stop": null}`, missing)
 	j.do(404, "GET", "/v2.1/servers/{id}", "", missing)
+	j.do(200, "GET", "/v2.1/servers/{id}/diagnostics", "", id)
+	j.do(404, "GET", "/v2.1/servers/{id}/diagnostics", "", missing)
+	const past = "/v2.1/servers/{id}/os-instance-actions"
+	var done struct {
+		InstanceActions []struct {
+			Request string `json:"request_id"`
+		}
+	}
+	if err := json.Unmarshal(j.do(200, "GET", past, "", id), &done); err != nil || len(done.InstanceActions) < 20 {
+		j.Errorf("actions on a server: %+v, %v", done, err)
+	}
+	for _, a := range done.InstanceActions {
+		j.do(200, "GET", past+"/{request_id}", "", id, a.Request)
+	}
+	j.do(404, "GET", past, "", missing)
+	j.do(404, "GET", past+"/{request_id}", "", id, "req-none")
 	j.do(404, "DELETE", "/v2.1/servers/{id}", "", missing)
 	j.do(204, "DELETE", "/v2.1/servers/{id}", "", id)
+	for i, body := range []string{`{"forceDelete": null}`, `{"forceDelete": ""}`} {
+		j.do(202, "POST", action, body, j.create(fmt.Sprint("forced ", i)))
+	}
+	locked := j.create("locked")
+	j.do(202, "POST", action, `{"lock": null}`, locked)
+	j.do(204, "DELETE", "/v2.1/servers/{id}", "", locked) // by an administrator
+}
+
+// create returns the ID of a new server.
+func (j *judge) create(name string) string {
+	j.Helper()
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "`+name+`", "flavorRef": "1"}}`)
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal(raw, &made); err != nil {
+		j.Fatal(err)
+	}
+	return made.Server.ID
 }
 
 // parts tests the parts of an active server.

@@ -15,6 +15,7 @@ import (
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
@@ -76,6 +77,16 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
+// actionNames are the names of the actions of servers.
+func actionNames() string {
+	names := []string{"resetNetwork"}
+	for _, info := range compute.Actions {
+		names = append(names, info.Request)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), " ")
+}
+
 // TestOperations: every route is in the document, with its parameters, body and replies.
 func TestOperations(t *testing.T) {
 	t.Parallel()
@@ -110,6 +121,9 @@ func TestOperations(t *testing.T) {
 		{"get /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "", readsOne},
 		{"put /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "body", updates},
 		{"get /v2.1/flavors/{id}/os-flavor-access", "id " + head, "", readsOne},
+		{"get /v2.1/images", "limit marker name " + head, "", reads + " 503"},
+		{"get /v2.1/images/detail", "limit marker name " + head, "", reads + " 503"},
+		{"get /v2.1/images/{id}", "id " + head, "", readsOne + " 503"},
 		{"get /v2.1/limits", "tenant_id " + head, "", reads},
 		{"get /v2.1/os-availability-zone", head, "", reads},
 		{"get /v2.1/os-availability-zone/detail", head, "", reads},
@@ -127,7 +141,7 @@ func TestOperations(t *testing.T) {
 		{"get /v2.1/servers", servers, "", reads},
 		{"post /v2.1/servers", head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 501 503"},
 		{"get /v2.1/servers/detail", servers, "", reads},
-		{"delete /v2.1/servers/{id}", "id " + head, "", "204 400 401 403 404 406 503"},
+		{"delete /v2.1/servers/{id}", "id " + head, "", "204 400 401 403 404 406 409 503"},
 		{"get /v2.1/servers/{id}", "id " + head, "", readsOne},
 		{"put /v2.1/servers/{id}", "id " + head, "body", changes},
 		{"get /v2.1/servers/{id}/metadata", "id " + head, "", readsOne},
@@ -145,7 +159,10 @@ func TestOperations(t *testing.T) {
 		{"get /v2.1/servers/{id}/os-server-password", "id " + head, "", readsOne},
 		{"get /v2.1/servers/{id}/os-volume_attachments", "id limit offset " + head, "", readsOne},
 		{"get /v2.1/servers/{id}/os-volume_attachments/{volume}", "id volume " + head, "", "204 400 401 403 404 406"},
-		{"post /v2.1/servers/{id}/action", "id " + head, "confirmResize os-getConsoleOutput os-start os-stop reboot resize revertResize", "200 202 204 400 401 403 404 406 409 413 415 501 503"},
+		{"post /v2.1/servers/{id}/action", "id " + head, actionNames(), "200 202 204 400 401 403 404 406 409 410 413 415 501 503"},
+		{"get /v2.1/servers/{id}/os-instance-actions", "id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/os-instance-actions/{request_id}", "id request_id " + head, "", readsOne},
+		{"get /v2.1/servers/{id}/diagnostics", "id " + head, "", "200 400 401 403 404 406 409 503"},
 		{"get /v2/", "", "", "200 400 406"},
 	} {
 		want[row[0]] = [3]string{row[1], row[2], row[3]}

@@ -29,6 +29,7 @@ type options struct {
 	Listen          string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port            int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API; 0: any free port"`
 	BuildTimeout    time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build or an action may take on one host"`
+	ShelvedOffload  time.Duration                `ini:"shelved_offload_time" default:"0" min:"-1s" help:"seconds that a shelved server stays on its host; 0: not at all, -1: until a client removes it"`
 	RetryInterval   time.Duration                `ini:"task_retry_interval" default:"15" min:"1ms" help:"seconds without a report after which a request to a compute service is repeated, and seconds without a renewed lease after which another conductor continues an operation"`
 	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" min:"0.01" max:"10000" help:"virtual CPUs that servers can claim for each real CPU"`
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory that servers can claim, as a multiple of the real memory"`
@@ -39,6 +40,7 @@ type options struct {
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Quota           quotaOptions                 `section:"quota"`
+	Image           imageOptions                 `section:"image"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -75,6 +77,11 @@ func (q *quotaOptions) limits() store.Limits {
 		store.Instances: q.Instances, store.Cores: q.Cores, store.RAM: q.RAM, store.Metadata: q.Metadata,
 		store.KeyPairs: q.KeyPairs, store.ServerGroups: q.ServerGroups, store.GroupMembers: q.GroupMembers,
 	}
+}
+
+// imageOptions say where the images are. Nova has no such section, because it always has an image service.
+type imageOptions struct {
+	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; images.json there may say more of them (default: with the fake driver the image cirros, and with another driver any name that it knows)"`
 }
 
 type linkOptions struct {

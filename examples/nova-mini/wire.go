@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
@@ -29,18 +30,35 @@ import (
 type process = component.Process[options]
 
 func wireAPI(_ context.Context, p *process) error {
+	images, err := images(p.Options)
+	if err != nil {
+		return err
+	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
+}
+
+// images returns the images that the API knows.
+func images(o *options) (image.Source, error) {
+	if dir := o.Image.Directory; dir != "" {
+		s, err := image.Directory(dir)
+		return s, about("image.directory", err)
+	}
+	if o.driver().Driver == "fake" {
+		return image.BuiltIn(), nil
+	}
+	return nil, nil
 }
 
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
 	c := conductor.New(conductor.Config{
 		Store: s, Client: p.Client, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
-		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, Resend: o.RetryInterval, Logger: p.Log,
+		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, ShelvedOffload: o.ShelvedOffload, Resend: o.RetryInterval, Logger: p.Log,
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
+	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil

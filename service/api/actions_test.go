@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apitest"
 )
 
 // actionMux has handlers of several actions for one pattern.
@@ -133,6 +135,37 @@ func TestActionsOpenAPI(t *testing.T) {
 		_, conflict := op.Responses["409"]
 		if show := op.Responses["200"].Content != nil; !accepted || !conflict || show != (len(want) == 3) {
 			t.Errorf("version %v: responses %v", v, op.Responses)
+		}
+	}
+}
+
+// TestOptionalBody: if only some actions of a status have a body, the document says that the body is optional.
+func TestOptionalBody(t *testing.T) {
+	t.Parallel()
+	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
+	type size struct {
+		Size int `json:"size"`
+	}
+	def := api.Route{Pattern: "POST /disks/{id}/action", Status: http.StatusAccepted}
+	def.Action = "measure"
+	api.HandleRoute(m, def, func(context.Context, *api.Request[api.None]) (size, error) { return size{1}, nil })
+	only, err := apitest.NewChecker(m.OpenAPI(api.About{Title: "Disks", Version: "1"}, api.Version{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	def.Action = "wipe"
+	api.HandleRoute(m, def, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+	both, err := apitest.NewChecker(m.OpenAPI(api.About{Title: "Disks", Version: "1"}, api.Version{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		c    *apitest.Checker
+		body string
+		ok   bool
+	}{{only, "", false}, {only, `{"size": 1}`, true}, {both, "", true}, {both, `{"size": 1}`, true}, {both, `{}`, false}} {
+		if err := tt.c.Check(http.MethodPost, "/disks/7/action", http.StatusAccepted, []byte(tt.body)); (err == nil) != tt.ok {
+			t.Errorf("body %q, both actions %v: %v", tt.body, tt.c == both, err)
 		}
 	}
 }

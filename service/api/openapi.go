@@ -154,7 +154,7 @@ func describeReplies(e entry, v Version) map[string]any {
 	failed := describeBodyOf(false, map[string]any{"$ref": "#/components/schemas/Error"})
 	failed["description"] = "An error"
 	out := map[string]any{"default": failed}
-	replies := map[int][]any{}
+	replies, empty := map[int][]any{}, map[int]bool{}
 	for _, r := range e {
 		errors := r.Errors
 		if r.Idempotency != nil {
@@ -171,6 +171,8 @@ func describeReplies(e entry, v Version) map[string]any {
 		list := replies[r.Status]
 		if s := r.describeReply(v); s != nil {
 			list = append(list, s)
+		} else {
+			empty[r.Status] = true
 		}
 		replies[r.Status] = list
 	}
@@ -182,6 +184,9 @@ func describeReplies(e entry, v Version) map[string]any {
 			one = describeBodyOf(false, list[0])
 		default:
 			one = describeBodyOf(false, map[string]any{"anyOf": list})
+		}
+		if empty[status] && len(list) > 0 { // some actions have a body, others have none
+			one["x-body-optional"] = true
 		}
 		one["description"] = http.StatusText(status)
 		out[strconv.Itoa(status)] = one

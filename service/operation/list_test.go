@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -67,6 +68,71 @@ func TestList(t *testing.T) {
 		}
 		if raw, err := json.Marshal(operation.Operation{}); err != nil || !strings.Contains(string(raw), `"request_id"`) {
 			t.Errorf("%s, %v", raw, err)
+		}
+	})
+}
+
+// TestRecord: a change without steps is in the list as an operation that has ended. It excludes no operation of its resource, and ends one if
+// its kind preempts. It does not run again. The list can be restricted to a request and to the times of the last change.
+func TestRecord(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		ctx := reqctx.With(t.Context(), reqctx.Request{ID: "req-9", ProjectID: "p", UserID: "u"})
+		lock := operation.Kind[input]{Name: "disk.lock"}
+		reset := operation.Kind[input]{Name: "disk.reset", Preempts: true}
+		running := b.begin(create, "disk")
+		waittest.Spend(time.Second)
+		var recorded []string
+		for _, failed := range []error{nil, fault.New(fault.Precondition, "no key")} {
+			id, err := operation.Record(ctx, b.ops, lock, "disk", &input{Size: 3}, failed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			recorded = append(recorded, id)
+		}
+		for i, want := range []operation.Operation{{State: operation.Succeeded}, {State: operation.Failed, ErrorCode: "Precondition", Error: "no key"}} {
+			got, err := b.ops.Show(t.Context(), recorded[i])
+			if err != nil || got.State != want.State || got.ErrorCode != want.ErrorCode || got.Error != want.Error || got.RequestID != "req-9" || got.ProjectID != "p" ||
+				got.UserID != "u" || got.Ended == nil || !got.Ended.Equal(got.Created) || len(got.Steps) > 0 || string(got.Input) != `{"size":3}` {
+				t.Errorf("recorded: %+v, %v", got, err)
+			}
+			if err := b.ops.Retry(t.Context(), recorded[i]); fault.CodeOf(err) != fault.Precondition {
+				t.Errorf("retry of a recorded operation: %v, want Precondition", err)
+			}
+		}
+		if op, err := b.ops.Current(t.Context(), "disk"); err != nil || op.ID != running {
+			t.Errorf("after a record: %+v, %v; want %s", op, err, running)
+		}
+		if _, err := operation.Record(t.Context(), b.ops, reset, "disk", &input{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.ops.Current(t.Context(), "disk"); fault.CodeOf(err) != fault.NotFound {
+			t.Errorf("after a record that preempts: %v, want NotFound", err)
+		}
+		if got, err := b.ops.Show(t.Context(), running); err != nil || got.State != operation.Canceled {
+			t.Errorf("the preempted operation: %+v, %v", got, err)
+		}
+		if list, err := b.ops.List(t.Context(), operation.Filter{Resource: "disk", RequestID: "req-9"}); err != nil || len(list) != 2 {
+			t.Errorf("operations of the request: %+v, %v", list, err)
+		}
+		first, err := b.ops.Show(t.Context(), recorded[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			f    operation.Filter
+			want int
+		}{
+			{operation.Filter{UpdatedSince: first.Updated}, 4},
+			{operation.Filter{UpdatedSince: first.Updated.Add(time.Minute)}, 0},
+			{operation.Filter{UpdatedUntil: first.Updated.Add(-time.Second)}, 0},
+			{operation.Filter{UpdatedUntil: first.Updated.Add(time.Minute)}, 4},
+			{operation.Filter{Requested: true}, 3}, // disk.reset has no request
+		} {
+			if list, err := b.ops.List(t.Context(), tt.f); err != nil || len(list) != tt.want {
+				t.Errorf("%+v: %d operations, %v; want %d", tt.f, len(list), err, tt.want)
+			}
 		}
 	})
 }

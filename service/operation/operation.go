@@ -165,6 +165,35 @@ const (
 //   - ErrBusy: the resource has an operation that has not ended, and this one does not preempt it or is of the same kind.
 //   - Invalid: the data have no JSON form or more than 65,535 bytes, the resource has more than 255 bytes, or the version is negative.
 func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D) (string, error) {
+	r, err := newRow(k, resource, data)
+	if err != nil {
+		return "", err
+	}
+	return s.begin(ctx, r, k.Preempts)
+}
+
+// Record adds an operation that has ended already, so that the operations of a resource list a change that was made at once, without steps.
+// It has succeeded if failed is nil; otherwise it has failed with this error. Record writes in the transaction of ctx if it has one, like
+// Begin, and returns the ID. If the kind preempts, it ends another operation on the resource, as Begin does; otherwise it excludes no
+// other. [OnEnd] is not called, and [Store.Retry] refuses the operation. Errors: those of Begin, without ErrBusy.
+func Record[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D, failed error) (string, error) {
+	r, err := newRow(k, resource, data)
+	if err != nil {
+		return "", err
+	}
+	r.State, r.Steps = Succeeded, noSteps
+	if failed != nil {
+		r.State = Failed
+		r.setError(failed)
+	}
+	return s.begin(ctx, r, k.Preempts)
+}
+
+// noSteps are the steps of an operation of [Record], as they are stored.
+const noSteps = "[]"
+
+// newRow returns the row of an operation that begins. Errors: Invalid.
+func newRow[D any](k Kind[D], resource string, data *D) (row, error) {
 	raw, err := marshalData(data)
 	if err == nil && k.Version < 0 {
 		err = fmt.Errorf("the version %d is negative", k.Version)
@@ -173,19 +202,20 @@ func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, dat
 		err = errors.Join(checkText("kind", k.Name, maxName), checkText("resource", resource, maxID))
 	}
 	if err != nil {
-		return "", fault.New(fault.Invalid, "operation %s: %w", k.Name, err)
+		return row{}, fault.New(fault.Invalid, "operation %s: %w", k.Name, err)
 	}
 	if k.Timeout <= 0 {
 		k.Timeout = defaultTimeout
 	}
-	return s.begin(ctx, row{
+	return row{
 		Kind: k.Name, KindVersion: k.Version, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData, TimeoutMS: k.Timeout.Milliseconds(),
-	}, k.Preempts)
+		State: Running,
+	}, nil
 }
 
 func (s *Store) begin(ctx context.Context, r row, preempts bool) (string, error) {
 	req := reqctx.From(ctx)
-	r.ID, r.State, r.Reported = uuid.NewString(), Running, -1
+	r.ID, r.Reported = uuid.NewString(), -1
 	r.RequestID, r.GlobalRequestID, r.Traceparent = db.Cut(req.ID, maxName), db.Cut(req.GlobalID, maxName), db.Cut(req.Traceparent, maxName)
 	r.ProjectID, r.UserID = req.ProjectID, req.UserID
 	if err := errors.Join(checkText("project", r.ProjectID, maxID), checkText("user", r.UserID, maxID)); err != nil {
@@ -206,10 +236,13 @@ func (s *Store) begin(ctx context.Context, r row, preempts bool) (string, error)
 			}
 		}
 		r.CreatedAt, r.UpdatedAt, r.DueAt, r.DeadlineAt = now, now, &now, now.Add(r.timeout())
+		if r.State.Ended() { // recorded
+			r.markEnded(r.State, now)
+		}
 		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, kind_version, steps, resource, active, priority, state, outcome, step, step_name, entry, reported, attempts, waits,
-			events, input, data, error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at)
+			events, input, data, error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at, ended_at)
 			VALUES (:id, :kind, :kind_version, :steps, :resource, :active, :priority, :state, :outcome, :step, :step_name, :entry, :reported, :attempts, :waits,
-			:events, :input, :data, :error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at)`, r)
+			:events, :input, :data, :error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at, :ended_at)`, r)
 		return s.insertError(ctx, tx, &r, db.Error(err))
 	})
 	if err != nil {

@@ -50,7 +50,7 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 			return ErrStale
 		}
 		var endErr error
-		next, endErr = r.endStep(ctx, tx, o, err)
+		next, endErr = r.endStep(ctx, tx, o, reporter, err)
 		return endErr
 	})
 	if txErr != nil {
@@ -70,7 +70,7 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 }
 
 // endStep ends the current step of an operation that is locked. It returns the operation's next row.
-func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*row, error) {
+func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter string, err error) (*row, error) {
 	k := r.kinds[o.Kind].adopt(o)
 	if k == nil {
 		return nil, fault.New(fault.Unavailable, "end step %q of operation %s: this process does not know %s: another process has to take the report", o.StepName, o.ID, o.variant())
@@ -92,6 +92,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*
 	if partErr != nil {
 		return nil, partErr
 	}
+	e.Reporter = db.Cut(reporter, maxID)
 	n, saveErr := saveRow(ctx, tx, o, &next)
 	if saveErr != nil {
 		return nil, saveErr

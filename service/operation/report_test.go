@@ -313,6 +313,9 @@ func TestReporter(t *testing.T) {
 		if err := b.runner.EndStep(t.Context(), b.token("r"), "h2", nil); err != nil {
 			t.Error(err)
 		}
+		if o, err := b.ops.Show(t.Context(), id); err != nil || len(o.Events) != 2 || o.Events[0].Reporter != "h1" || o.Events[1].Reporter != "h2" {
+			t.Errorf("the events do not have the processes that reported: %+v, %v", o, err)
+		}
 	})
 }
 

@@ -203,8 +203,8 @@ func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64,
 
 // insertEvent adds an event to those of an operation.
 func insertEvent(ctx context.Context, tx *sqlx.Tx, id string, seq int, e *Event, now time.Time) error {
-	_, err := db.Exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, seq, e.StepName, e.Result, e.Host, e.ErrorCode, e.Error, e.Began, now)
+	_, err := db.Exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, reporter, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, seq, e.StepName, e.Result, e.Host, e.Reporter, e.ErrorCode, e.Error, e.Began, now)
 	return err
 }
 

@@ -64,7 +64,9 @@ type Event struct {
 	// run once more.
 	Result string `json:"result" db:"result"`
 	// Host is the process that made the attempt, or took the report of its end.
-	Host      string    `json:"host" db:"host"`
+	Host string `json:"host" db:"host"`
+	// Reporter is the process that did the work and reported its end ([Runner.EndStep]). Empty: the attempt ended without a report.
+	Reporter  string    `json:"reporter,omitempty" db:"reporter"`
 	ErrorCode string    `json:"error_code,omitempty" db:"error_code"`
 	Error     string    `json:"error,omitempty" db:"error"`
 	Began     time.Time `json:"began_at" db:"began_at"`
@@ -97,6 +99,12 @@ func (r *row) view() Operation {
 type Filter struct {
 	Resource, Kind string
 	State          State
+	// RequestID is the ID of the request that the operation belongs to.
+	RequestID string
+	// Requested lists only operations that belong to a request, and so not those that the component has begun by itself.
+	Requested bool
+	// UpdatedSince and UpdatedUntil bound the time of the last change, both inclusive. Zero: no bound.
+	UpdatedSince, UpdatedUntil time.Time
 	// Open lists only operations that have not ended, or are not compensated.
 	Open bool
 	// Unknown lists only unknown operations: those that no running process knows in full, see [Step].
@@ -107,18 +115,8 @@ type Filter struct {
 	Limit int
 }
 
-// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
-// the state does not exist, or the limit is negative.
-func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
-	switch f.State {
-	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
-	default:
-		return nil, fault.New(fault.Invalid, "list operations: unknown state %q", f.State)
-	}
-	if f.Limit < 0 {
-		return nil, fault.New(fault.Invalid, "list operations: the limit %d is negative", f.Limit)
-	}
-	where, args := "", []any(nil)
+// conditions returns the SQL conditions of the filter. An empty text means no condition.
+func (f *Filter) conditions() (where string, args []any) {
 	add := func(term string, v ...any) {
 		if where != "" {
 			where += " AND "
@@ -134,12 +132,39 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	if f.State != "" {
 		add("state = ?", f.State)
 	}
+	if f.RequestID != "" {
+		add("request_id = ?", f.RequestID)
+	}
+	if f.Requested {
+		add("request_id <> ''")
+	}
+	if !f.UpdatedSince.IsZero() {
+		add("updated_at >= ?", f.UpdatedSince)
+	}
+	if !f.UpdatedUntil.IsZero() {
+		add("updated_at <= ?", f.UpdatedUntil)
+	}
 	if f.Open {
 		add("active IS NOT NULL")
 	}
 	if f.Unknown {
 		add("unknown_at IS NOT NULL AND due_at IS NOT NULL")
 	}
+	return where, args
+}
+
+// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
+// the state does not exist, or the limit is negative.
+func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
+	switch f.State {
+	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
+	default:
+		return nil, fault.New(fault.Invalid, "list operations: unknown state %q", f.State)
+	}
+	if f.Limit < 0 {
+		return nil, fault.New(fault.Invalid, "list operations: the limit %d is negative", f.Limit)
+	}
+	where, args := f.conditions()
 	if f.Limit == 0 {
 		f.Limit = 1000
 	}
@@ -195,7 +220,7 @@ func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 		return nil, err
 	}
 	out := r.view()
-	if err := s.db.SelectContext(ctx, &out.Events, `SELECT step, result, host, error_code, error, began_at, ended_at FROM operation_events
+	if err := s.db.SelectContext(ctx, &out.Events, `SELECT step, result, host, reporter, error_code, error, began_at, ended_at FROM operation_events
 		WHERE operation_id = ? ORDER BY seq`, id); err != nil {
 		return nil, db.Error(err)
 	}
@@ -261,12 +286,15 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 
 // Retry makes an operation that has failed, timed out or was canceled run once more, from its first step and with its first
 // data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
-// has succeeded, or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
+// has succeeded, has no steps ([Record]), or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
 // that runs it then.
 func (s *Store) Retry(ctx context.Context, id string) error {
 	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 		if !r.State.Ended() || r.State == Succeeded {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
+		}
+		if r.Steps == noSteps {
+			return fault.New(fault.Precondition, "operation %s has no steps: it was recorded after its end", id)
 		}
 		if !r.over() {
 			return fault.New(fault.Precondition, "operation %s is %s and not compensated: start a process of the release that began it, or cancel the operation first", id, r.State)

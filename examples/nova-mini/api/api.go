@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -25,6 +26,8 @@ type Config struct {
 	// Bus reports whether the other services can be reached. While Bus returns an error, a request that needs other
 	// services is refused with Unavailable. Bus must not block.
 	Bus func(context.Context) error
+	// Images are the images that servers boot from. Nil: any text is the reference of an image.
+	Images image.Source
 	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration
 	Logger    *slog.Logger

@@ -126,7 +126,7 @@ func TestCaptures(t *testing.T) {
 		{"049", "POST", action, `{"os-start": null}`, 409, "Cannot 'start' instance " + activeID + " while it is in vm_state active", ""},
 		{"052", "POST", servers + "/" + stopped + "/action", `{"os-stop": null}`, 409, "Cannot 'stop' instance " + stopped + " while it is in vm_state stopped", ""},
 		{"056", "POST", action, `{"reboot": {"type": "MEDIUM"}}`, 400, "Invalid input for field/attribute type. Value: MEDIUM. 'MEDIUM' is not one of ['HARD', 'Hard', 'hard', 'SOFT', 'Soft', 'soft']", ""},
-		{"067", "POST", action, `{"os-getVNCConsole": {"type": "novnc"}}`, 400, "There is no such action: os-getVNCConsole", "Nova has the action, and no such console"},
+		{"067", "POST", action, `{"os-getVNCConsole": {"type": "novnc"}}`, 400, "Unavailable console type novnc.", ""},
 		{"077", "POST", action, `{"confirmResize": null}`, 409, "Cannot 'confirmResize' instance " + activeID + " while it is in vm_state active", ""},
 		{"078", "POST", action, `{"resize": {"flavorRef": "no-such-flavor"}}`, 400, "Flavor no-such-flavor could not be found.", ""},
 		{"091", "POST", action, `{"evacuate": {"onSharedStorage": false}}`, 400, "There is no such action: evacuate", "Nova has the action, and the host is up"},

@@ -20,6 +20,8 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	novaimage "github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -39,6 +41,7 @@ var people = map[string]reqctx.Request{
 	"nowhere": {UserID: "u1", Roles: []string{"member", "reader"}},
 	// This one has a project id in the form of an identity service, which is the token, too.
 	"6f70656e737461636b20342065766572": {UserID: "u1", ProjectID: "6f70656e737461636b20342065766572", Roles: []string{"member", "reader"}},
+	"boss":                             {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
 	"stranger":                         {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
@@ -63,16 +66,22 @@ func eachCloud(t *testing.T, f func(c *cloud)) {
 
 func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	t.Helper()
-	eachCloudOf(t, rules, nil, f)
+	eachCloudOf(t, rules, nil, nil, f)
 }
 
 // eachCloudLimited is eachCloud with limits.
 func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
 	t.Helper()
-	eachCloudOf(t, api.Rules(), limits, f)
+	eachCloudOf(t, api.Rules(), limits, nil, f)
 }
 
-func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(c *cloud)) {
+// eachCloudImages is eachCloud with images.
+func eachCloudImages(t *testing.T, images novaimage.Source, f func(c *cloud)) {
+	t.Helper()
+	eachCloudOf(t, api.Rules(), nil, images, f)
+}
+
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images novaimage.Source, f func(c *cloud)) {
 	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -86,7 +95,7 @@ func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, f func(
 		t.Cleanup(func() { client.Close() })
 		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
 		c.Handler = checked(t, handler(t, api.Config{
-			Store: s, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+			Store: s, Images: images, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
 		}, restapi.Config{
 			Enforce: enforcer.Enforce,
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
@@ -233,15 +242,15 @@ func (c *cloud) addServers() {
 		{store.Building, store.Scheduling, "", false},
 		{store.Building, store.Spawning, "n1", false},
 		{store.Active, "", "n1", false},
-		{store.Active, store.Rebooting, "n2", false},
-		{store.Active, store.RebootingHard, "n2", false},
-		{store.Active, store.ResizePrep, "n1", false},
+		{store.Active, compute.SoftReboot.Info().Task, "n2", false},
+		{store.Active, compute.HardReboot.Info().Task, "n2", false},
+		{store.Active, compute.Resize.Info().Task, "n1", false},
 		{store.Active, store.Deleting, "n10", false},
 		{store.Stopped, "", "n1", false},
-		{store.Stopped, store.ResizePrep, "n2", false},
-		{store.Stopped, store.PoweringOn, "n2", false},
+		{store.Stopped, compute.Resize.Info().Task, "n2", false},
+		{store.Stopped, compute.Start.Info().Task, "n2", false},
 		{store.Resized, "", "n1", true},
-		{store.Resized, store.ResizeReverting, "n1", false},
+		{store.Resized, compute.RevertResize.Info().Task, "n1", false},
 		{store.Error, "", "", false},
 		{store.Error, "", "n2", false},
 		{store.Active, "", "n1", false},
@@ -289,6 +298,6 @@ func (c *cloud) addServers() {
 // operations maps a task_state to the kind and the step of the server's operation.
 var operations = map[string][2]string{
 	store.Scheduling: {"server.create", "schedule"}, store.Spawning: {"server.create", "build"}, store.Deleting: {"server.delete", "destroy"},
-	store.Rebooting: {"server.reboot", "act"}, store.RebootingHard: {"server.hard_reboot", "act"}, store.PoweringOn: {"server.start", "act"},
-	store.ResizePrep: {"server.resize", "act"}, store.ResizeReverting: {"server.revert_resize", "act"},
+	compute.SoftReboot.Info().Task: {"server.reboot", "act"}, compute.HardReboot.Info().Task: {"server.hard_reboot", "act"}, compute.Start.Info().Task: {"server.start", "act"},
+	compute.Resize.Info().Task: {"server.resize", "act"}, compute.RevertResize.Info().Task: {"server.revert_resize", "act"},
 }

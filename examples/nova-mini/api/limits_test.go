@@ -86,3 +86,15 @@ func TestQuota(t *testing.T) {
 		}
 	})
 }
+
+// TestResizeQuota: a resize needs room in the quota for the larger size. The refusal is Nova's.
+func TestResizeQuota(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, store.Limits{store.Instances: 1, store.Cores: 2, store.RAM: 2000}, func(c *cloud) {
+		id := c.launched()
+		reply := c.want(403, "2.1", "member", "POST", "/servers/"+id+"/action", `{"resize": {"flavorRef": "2"}}`)
+		if want := "Quota exceeded for ram: Requested 1536, but already used 512 of 2000 ram"; !strings.Contains(reply, want) {
+			c.Errorf("%s, want %s", reply, want)
+		}
+	})
+}

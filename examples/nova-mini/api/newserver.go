@@ -42,7 +42,7 @@ type createServer struct {
 type newServer struct {
 	Name                name                   `json:"name"`
 	FlavorRef           reference              `json:"flavorRef"`
-	ImageRef            string                 `json:"imageRef,omitempty" max:"255"` // any text, because nova-mini has no images
+	ImageRef            string                 `json:"imageRef,omitempty" max:"255"` // see checkImage
 	AdminPass           password               `json:"adminPass,omitzero"`
 	Metadata            metadata               `json:"metadata,omitempty"`
 	KeyName             name                   `json:"key_name,omitempty"`
@@ -541,6 +541,9 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	}
 	f, err := s.flavor(ctx, in.FlavorRef)
 	if err != nil {
+		return out, err
+	}
+	if err := s.checkImage(ctx, in.ImageRef, f.MemoryMiB, f.DiskGiB); err != nil {
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, at)

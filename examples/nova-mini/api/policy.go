@@ -40,6 +40,8 @@ func Rules() []policy.Rule {
 		extensionRules,
 		serverRules, metadataRules, tagRules, partRules,
 		actionRules,
+		diagnosticsRules,
+		instanceActionRules,
 		flavorRules,
 		specRules,
 		keyPairRules,

@@ -72,9 +72,12 @@ func checkState(srv *store.Server, what string) error {
 	return nil
 }
 
-// changeMetadata changes the metadata of a server. what is Nova's name of the change. Errors: Conflict, if the server's state does not allow it; Denied,
+// changeMetadata changes the metadata of a server. what is Nova's name of the change. Errors: Conflict, if the server is locked or its state does not allow it; Denied,
 // if there are too many items.
 func (s *server) changeMetadata(ctx context.Context, srv *store.Server, what string, change func(map[string]string) (map[string]string, error)) (metadataBody, error) {
+	if err := s.checkLock(ctx, srv); err != nil {
+		return metadataBody{}, err
+	}
 	if task := srv.Task(); task != "" {
 		return metadataBody{}, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", what, srv.ID, task)
 	}

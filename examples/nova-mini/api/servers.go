@@ -67,7 +67,7 @@ func (s *server) serverRoutes(all, withBody *api.Group) {
 		Pattern: "PUT /servers/{id}", Rule: ruleUpdate, Summary: "Change a server", Errors: []int{notFound, conflict},
 	}, s.target(), s.updateServer)
 	api.HandleTarget(all, api.Route{
-		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, unavailable},
+		Pattern: "DELETE /servers/{id}", Rule: ruleDelete, Summary: "Delete a server", Errors: []int{notFound, conflict, unavailable},
 	}, s.target(), s.deleteServer)
 }
 
@@ -232,6 +232,9 @@ func (s *server) updateServer(ctx context.Context, r *api.Request[updateServer],
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	if err := s.checkLock(ctx, srv); err != nil {
+		return api.None{}, err
+	}
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}

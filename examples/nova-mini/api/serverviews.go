@@ -47,7 +47,7 @@ type serverGroups struct {
 type serverCore struct {
 	ID           string              `json:"id" format:"uuid"`
 	Name         string              `json:"name" min:"1" max:"255"`
-	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,ERROR,DELETED"`
+	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,SOFT_DELETED,ERROR,DELETED"`
 	TenantID     string              `json:"tenant_id"`
 	UserID       string              `json:"user_id"`
 	Metadata     metadata            `json:"metadata"`
@@ -83,7 +83,7 @@ type serverDetails struct {
 	LaunchedAt      *micros            `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *micros            `json:"OS-SRV-USG:terminated_at"`
 	TaskState       *string            `json:"OS-EXT-STS:task_state"`
-	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,error,deleted"`
+	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,soft-delete,error,deleted"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
 
@@ -251,7 +251,7 @@ func diskConfig(auto bool) string {
 }
 
 // progressing are the statuses of servers that are shown with a progress, as in Nova.
-var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
+var progressing = []string{"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE"}
 
 // hostID identifies the host of a server without its name. It differs between projects, as in Nova.
 func hostID(srv *store.Server) string {
@@ -269,6 +269,9 @@ func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) server
 		Flavor: l.bookmarked("flavors", srv.FlavorID), BootFlavor: viewBootFlavor(srv), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
 		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: l.to("servers", srv.ID), DiskConfig: diskConfig(srv.AutoDisk),
 		Description: srv.Description, Tags: shownTags(srv), AnyHostname: hostnameOf(srv), Hints: hintsView{json.RawMessage("{}")},
+	}
+	if v.Locked = srv.LockedBy != ""; srv.LockedReason != "" {
+		v.LockedReason = &srv.LockedReason
 	}
 	if srv.Hints != nil {
 		v.Hints.RawMessage = json.RawMessage(*srv.Hints)

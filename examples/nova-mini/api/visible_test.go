@@ -144,7 +144,7 @@ func TestAttributes(t *testing.T) {
 		eachCloudWith(t, rules, func(c *cloud) {
 			c.addServers()
 			victim := must(c.list("member", "servers", "status=SHUTOFF"))[0].text("id")
-			if err := c.store.BeginAction(c.Context(), victim, compute.Start); err != nil {
+			if err := c.store.BeginAction(c.Context(), victim, compute.Start, store.ActData{}); err != nil {
 				c.Fatal(err)
 			}
 			err := db.Tx(c.Context(), c.db, func(ctx context.Context, tx *sqlx.Tx) error {

@@ -1,6 +1,7 @@
 package compute
 
 import (
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership/rpccaps"
@@ -25,26 +26,15 @@ var (
 	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Destroy makes the worker remove a server, with BeginStep and EndStep as for Build.
 	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
-	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. It resizes since 1.2.
+	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. An action may need
+	// a later version, see [ActionInfo].Since.
 	Act = rpc.Define(rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce})
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as in Nova. Errors: NotFound if the server is
 	// not on the host; Unimplemented if the driver has no console logs.
 	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
-)
-
-// Action is an action of a user on a server that has been built.
-type Action string
-
-// The actions.
-const (
-	Stop       Action = "stop"
-	Start      Action = "start"
-	SoftReboot Action = "reboot"
-	HardReboot Action = "hard_reboot"
-
-	Resize        Action = "resize"
-	ConfirmResize Action = "confirm_resize"
-	RevertResize  Action = "revert_resize"
+	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
+	// the driver has no diagnostics.
+	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
 )
 
 // ActRequest asks for an action.
@@ -53,8 +43,15 @@ type ActRequest struct {
 	Action   Action `json:"action"`
 	// Resources are the server's resources after a Resize.
 	Resources Resources `json:"resources,omitzero"`
-	// Running reports whether the server runs after a Resize or a RevertResize. If not, it is off.
+	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild. If not, it is off. For a Shelve it reports whether
+	// the server ran before.
 	Running bool `json:"running,omitempty"`
+	// ImageRef is the image of a Rescue, where empty means the server's own, or the one that a CreateImage or a Shelve makes.
+	ImageRef string `json:"image_ref,omitempty"`
+	// Spec is what an action with ActionInfo.Builds builds. Placed reports whether the host was chosen for this action: if the action fails,
+	// the worker removes the server before its report.
+	Spec   *Spec `json:"spec,omitempty"`
+	Placed bool  `json:"placed,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
@@ -72,6 +69,19 @@ type ConsoleRequest struct {
 // ConsoleReply is a console log.
 type ConsoleReply struct {
 	Output string `json:"output"`
+}
+
+// DiagnoseRequest asks for the state of a server.
+type DiagnoseRequest struct {
+	ServerID string `json:"server_id"`
+}
+
+// DiagnoseReply is the state of a server. Metrics is nil if the driver has none, or the server does not run.
+type DiagnoseReply struct {
+	Driver      string            `json:"driver"`
+	Instance    Instance          `json:"instance"`
+	Metrics     *Metrics          `json:"metrics,omitempty"`
+	Diagnostics map[string]string `json:"diagnostics,omitempty"`
 }
 
 // BuildRequest asks for one build attempt of a server.
@@ -94,7 +104,7 @@ type DestroyRequest struct {
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
 // Conductor is the interface of the conductor. Since 1.4 it stores the versions of the interfaces of workers.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v14}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v15}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
@@ -200,6 +210,8 @@ type HostReport struct {
 	Driver        string    `json:"driver"`
 	DriverVersion string    `json:"driver_version"`
 	Resources     Resources `json:"resources"`
+	// Capabilities are those of the driver. A worker of a release before 1.5 does not report them: nil means that they are not known.
+	Capabilities []driver.Capability `json:"capabilities,omitzero"`
 	// Instance is the ID of the [Process] that reports.
 	Instance string `json:"instance,omitempty"`
 	// Claim describes that process. If an operator has removed the host, the report claims the host again for this process.

@@ -2,6 +2,7 @@ package conductor_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,9 +28,9 @@ func TestActions(t *testing.T) {
 			b.Helper()
 			var err error
 			if a == compute.Resize {
-				err = b.store.BeginResize(b.Context(), id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
+				err = b.store.BeginAction(b.Context(), id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})})
 			} else {
-				err = b.store.BeginAction(b.Context(), id, a)
+				err = b.store.BeginAction(b.Context(), id, a, store.ActData{})
 			}
 			if err != nil {
 				b.Fatalf("%s: %v", a, err)
@@ -134,4 +135,127 @@ func TestActions(t *testing.T) {
 func (b *bench) awaitPeer(id string) {
 	b.Helper()
 	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
+}
+
+// TestShelve: a shelved server leaves its host at once, after a time, or when an administrator says so. Then it holds nothing there. An
+// unshelved server gets a host again; if no host can build it, it stays shelved, with a fault.
+func TestShelve(t *testing.T) {
+	t.Parallel()
+	for _, offload := range []time.Duration{0, time.Hour, -1} {
+		t.Run(offload.String(), func(t *testing.T) {
+			t.Parallel()
+			each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: offload}, func(b *bench) {
+				b.start()
+				id := b.addServer()
+				b.notify(id)
+				r, _ := b.awaitBuild(id)
+				if err := b.report("h1", r.Token, ""); err != nil {
+					b.Fatal(err)
+				}
+				act := func(a compute.Action, data store.ActData) {
+					b.Helper()
+					if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
+						b.Fatalf("%s: %v", a, err)
+					}
+					b.notify(id)
+				}
+				next := func(a compute.Action) compute.ActRequest {
+					b.Helper()
+					for {
+						if r := get(b, b.acts); r.Action == a && r.Token == b.token(id) {
+							return r
+						}
+					}
+				}
+				end := func(a compute.Action, failed string) compute.ActRequest {
+					b.Helper()
+					r := next(a)
+					if err := b.report("h1", r.Token, failed); err != nil {
+						b.Fatalf("%s: %v", a, err)
+					}
+					return r
+				}
+				act(compute.Shelve, store.ActData{ImageRef: "copy"})
+				if r := end(compute.Shelve, ""); r.ImageRef != "copy" || !r.Running {
+					b.Errorf("shelve: %+v", r)
+				}
+				if offload != 0 {
+					b.awaitNoTask(id)
+					if s := b.server(id); s.VMState != compute.VMShelved || s.Host == nil || s.ShelvedAt == nil {
+						b.Errorf("shelved: %+v", s)
+					}
+					if err := b.svc.OffloadShelved(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+					if s := b.server(id); s.Task() != "" {
+						b.Errorf("offloaded too early: %+v", s)
+					}
+					b.setPast("servers", "shelved_at")
+					if err := b.svc.OffloadShelved(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if offload < 0 {
+					if s := b.server(id); s.Task() != "" {
+						b.Errorf("offloaded although the time has no end: %+v", s)
+					}
+					act(compute.ShelveOffload, store.ActData{})
+				}
+				end(compute.ShelveOffload, "")
+				b.awaitNoTask(id)
+				if s := b.server(id); s.VMState != compute.VMOffloaded || s.Host != nil || s.Status() != "SHELVED_OFFLOADED" {
+					b.Errorf("offloaded: %+v", s)
+				}
+				b.wantNoClaims()
+
+				for _, failed := range []string{"no memory", ""} {
+					act(compute.Unshelve, store.ActData{})
+					if r := end(compute.Unshelve, failed); !r.Placed || r.Spec == nil || r.Spec.ImageRef != "copy" {
+						b.Errorf("unshelve: %+v", r)
+					}
+					b.awaitNoTask(id)
+					s := b.server(id)
+					if failed != "" {
+						b.wantNoClaims()
+						if s.VMState != compute.VMOffloaded || s.Host != nil || s.FaultDetails != failed {
+							b.Errorf("unshelve failed: %+v", s)
+						}
+					} else if s.VMState != store.Active || s.Host == nil || s.ShelvedImage != "" {
+						b.Errorf("unshelved: %+v", s)
+					}
+				}
+				if found, err := b.store.Audit(b.Context(), false, 0); err != nil || len(found) > 0 {
+					b.Errorf("the audit finds %+v, %v", found, err)
+				}
+			})
+		})
+	}
+}
+
+// TestNoHostToUnshelve: without room on any host a server stays shelved, and its fault has the reasons.
+func TestNoHostToUnshelve(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
+		b.start()
+		id := b.addServer()
+		b.notify(id)
+		r, _ := b.awaitBuild(id)
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET vm_state = ?, host = NULL, vcpus = 99, shelved_image = 'copy'`, compute.VMOffloaded); err != nil {
+			b.Fatal(err)
+		}
+		if err := b.store.ReleaseClaim(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		if err := b.store.BeginAction(b.Context(), id, compute.Unshelve, store.ActData{}); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		b.awaitNoTask(id)
+		if s := b.server(id); s.VMState != compute.VMOffloaded || !strings.Contains(s.FaultDetails, "No valid host was found") {
+			b.Errorf("%+v", s)
+		}
+	})
 }

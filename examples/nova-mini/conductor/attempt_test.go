@@ -53,13 +53,13 @@ func TestEarlierWorker(t *testing.T) {
 		if s := b.server(id); s.VMState != store.Active || s.TaskState != nil {
 			b.Fatalf("server %s, task %q; want active", s.VMState, s.Task())
 		}
-		if err := b.store.BeginAction(b.Context(), id, compute.Stop); err != nil {
+		if err := b.store.BeginAction(b.Context(), id, compute.Stop, store.ActData{}); err != nil {
 			b.Fatal(err)
 		}
 		b.notify(id)
 		act := get(b, b.acts)
 		work("end_act", act.Task, act.Generation)
-		if s := b.server(id); s.VMState != store.Stopped || act.Task != store.PoweringOff {
+		if s := b.server(id); s.VMState != store.Stopped || act.Task != compute.Stop.Info().Task {
 			b.Fatalf("server %s after the task %q; want stopped", s.VMState, act.Task)
 		}
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {

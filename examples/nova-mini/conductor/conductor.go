@@ -6,10 +6,8 @@
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
 //	                and on no host
 //	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
-//	server.stop, server.start, server.reboot, server.hard_reboot,
-//	server.resize, server.confirm_resize, server.revert_resize
-//	                act: the compute service does the action. In the end the server is in the state that the action
-//	                leads to, or in its old state with a fault
+//	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
+//	                that the action leads to, or in its old state with a fault
 //
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
@@ -28,6 +26,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
@@ -52,6 +51,8 @@ type Config struct {
 	// DownAfter is how long a compute service without heartbeats still owns its host. After that another process can
 	// claim the host. Default 60 s.
 	DownAfter time.Duration
+	// ShelvedOffload is how long a shelved server stays on its host. 0: not at all; negative: until a client removes it.
+	ShelvedOffload time.Duration
 	// Resend is the first delay after which the request to a compute service is repeated if no report has come. The delay
 	// doubles each time, up to 5 minutes, and for a build or an action up to a tenth of BuildTimeout. Resend is also the length
 	// of the lease of an operation. Default 15 s.
@@ -101,7 +102,12 @@ func New(cfg Config) *Service {
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	for a, k := range store.Kinds {
 		act := actor{s, a}
-		operation.Handle(s.Runner, k, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		var steps []operation.Step[store.ActData]
+		if a.Info().Schedules {
+			steps = append(steps, operation.Step[store.ActData]{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		}
+		steps = append(steps, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		operation.Handle(s.Runner, k, steps...)
 		operation.OnEnd(s.Runner, k, act.endAction)
 	}
 	return s
@@ -142,20 +148,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	if data.OnlyHost != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
-		return operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", data.OnlyHost, compute.ChosenHostSince))
-	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost})
-	if errors.Is(err, scheduler.ErrNoValidHost) {
-		text := err.Error()
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			text = f.Msg // without the name of the RPC method
-		}
-		if data.LastError != "" {
-			text += "; the last build failed: " + data.LastError
-		}
-		return operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
-	}
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost}, data.LastError)
 	if err != nil {
 		return err
 	}
@@ -167,6 +160,26 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	}
 	data.Host = got.Host
 	return nil
+}
+
+// selectHost asks the scheduler for a host. lastError is the error of the last build of the server, or "". Errors: those of compute.Select, where
+// ErrNoValidHost ends the operation.
+func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, lastError string) (*compute.SelectReply, error) {
+	if req.Host != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
+		return nil, operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", req.Host, compute.ChosenHostSince))
+	}
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
+	if !errors.Is(err, scheduler.ErrNoValidHost) {
+		return got, err
+	}
+	text := err.Error()
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		text = f.Msg // without the name of the RPC method
+	}
+	if lastError != "" {
+		text += "; the last build failed: " + lastError
+	}
+	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 }
 
 func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
@@ -274,21 +287,80 @@ type actor struct {
 	action compute.Action
 }
 
+// chooseHost asks the scheduler for a host if the server has none.
+func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.ActData) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	if err != nil || srv.Host != nil {
+		return err
+	}
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost}, "")
+	if err == nil {
+		data.Host = got.Host
+	}
+	return err
+}
+
+func (s actor) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
+	if data.Host == "" {
+		return nil
+	}
+	return s.cfg.Store.PlaceAgain(ctx, tx, op.Resource, data.Host)
+}
+
 // castAct casts the request to do the action to the compute service.
 func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.PrepareAction(ctx, op, s.action, data)
 	if err != nil {
 		return err
 	}
-	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token)}
+	if srv.Host == nil {
+		return fault.New(fault.Internal, "%s server %s: the server has no host", s.action, srv.ID)
+	}
+	info := s.action.Info()
+	req := &compute.ActRequest{
+		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
+		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
+	}
+	if info.Builds {
+		built, err := s.cfg.Store.ServerToBuild(ctx, srv.ID)
+		if err != nil {
+			return err
+		}
+		req.Spec = new(built.Spec())
+	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
-	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, info.Method(), *srv.Host, req))
 }
 
-func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *store.ActData) error {
-	return s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, op.Err)
+func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
+	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
+	if err != nil || op.Err != nil || s.action.Info().To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
+		return err
+	}
+	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
+	if err := s.cfg.Store.BeginAction(alone, op.Resource, compute.ShelveOffload, store.ActData{}); err != nil && !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(op.Resource) })
+	return nil
+}
+
+// OffloadShelved removes servers from their hosts that are shelved for longer than Config.ShelvedOffload. It is for a loop.
+func (s *Service) OffloadShelved(ctx context.Context) error {
+	if s.cfg.ShelvedOffload < 0 {
+		return nil
+	}
+	ids, err := s.cfg.Store.Shelved(ctx, s.cfg.ShelvedOffload)
+	for _, id := range ids {
+		beginErr := s.cfg.Store.BeginAction(ctx, id, compute.ShelveOffload, store.ActData{})
+		if c := fault.CodeOf(beginErr); beginErr != nil && c != fault.Conflict && c != fault.NotFound { // otherwise the server has another operation, or another state
+			err = errors.Join(err, beginErr)
+		}
+		s.Runner.NotifyResource(id)
+	}
+	return err
 }
 
 // BeginStep tells a compute service whether a step is still wanted, see compute.BeginStep.

@@ -45,7 +45,7 @@ func request(t *testing.T, method, url, contentType string, body io.Reader) answ
 	return answer{resp.StatusCode, string(b), resp.Header}
 }
 
-const demo = `{"server": {"name": "x", "flavorRef": "1", "imageRef": "i"}}`
+const demo = `{"server": {"name": "x", "flavorRef": "1", "imageRef": "cirros"}}`
 
 // databaseAway returns how long TestOutage stops the database: ARMATURE_TEST_OUTAGE, or 40 s.
 func databaseAway() time.Duration {

@@ -1,9 +1,11 @@
 package store_test
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,14 +32,14 @@ func TestActions(t *testing.T) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 8)
 		id := addServer(t, s).ID
-		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'stop' instance "+id+" while it is in task_state scheduling" {
+		if err := s.BeginAction(ctx, id, compute.Stop, store.ActData{}); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'stop' instance "+id+" while it is in vm_state building" {
 			t.Errorf("stop of a server that is not built: %v", err)
 		}
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
 		endOperations(ctx, t, d)
 		for _, tt := range []struct{ host, vmState, id, want string }{
-			{"", store.Error, id, "Cannot 'stop' instance " + id + " while it is in vm_state error"},
+			{"", store.Error, id, "Instance " + id + " is not ready"},
 			{"", store.Stopped, id, "Cannot 'stop' instance " + id + " while it is in vm_state stopped"},
 			{"h1", store.Stopped, id, "Cannot 'stop' instance " + id + " while it is in vm_state stopped"},
 			{"h1", store.Active, "none", "Instance none could not be found."},
@@ -45,7 +47,7 @@ func TestActions(t *testing.T) {
 			if _, err := d.ExecContext(ctx, `UPDATE servers SET host = ?, vm_state = ?`, sql.NullString{String: tt.host, Valid: tt.host != ""}, tt.vmState); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.BeginAction(ctx, tt.id, compute.Stop); err == nil || err.Error() != tt.want {
+			if err := s.BeginAction(ctx, tt.id, compute.Stop, store.ActData{}); err == nil || err.Error() != tt.want {
 				t.Errorf("stop of a server on %q in %s: %v, want %s", tt.host, tt.vmState, err, tt.want)
 			}
 		}
@@ -56,20 +58,20 @@ func TestActions(t *testing.T) {
 			to     string
 		}{
 			{store.Active, compute.Start, "", ""},
-			{store.Active, compute.Stop, store.PoweringOff, store.Stopped},
+			{store.Active, compute.Stop, compute.Stop.Info().Task, store.Stopped},
 			{store.Stopped, compute.Stop, "", ""},
 			{store.Stopped, compute.SoftReboot, "", ""},
-			{store.Stopped, compute.HardReboot, store.RebootingHard, store.Active},
-			{store.Active, compute.SoftReboot, store.Rebooting, store.Active},
+			{store.Stopped, compute.HardReboot, compute.HardReboot.Info().Task, store.Active},
+			{store.Active, compute.SoftReboot, compute.SoftReboot.Info().Task, store.Active},
 			{store.Error, compute.Start, "", ""},
-			{store.Error, compute.Stop, store.PoweringOff, store.Stopped},
-			{store.Stopped, compute.Start, store.PoweringOn, store.Active},
+			{store.Error, compute.Stop, compute.Stop.Info().Task, store.Stopped},
+			{store.Stopped, compute.Start, compute.Start.Info().Task, store.Active},
 			{store.Active, "explode", "", ""},
 		} {
 			if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?`, tt.from); err != nil {
 				t.Fatal(err)
 			}
-			err := s.BeginAction(ctx, id, tt.action)
+			err := s.BeginAction(ctx, id, tt.action, store.ActData{})
 			if tt.task == "" {
 				if fault.CodeOf(err) != fault.Conflict && fault.CodeOf(err) != fault.Unimplemented {
 					t.Errorf("%s in %s: %v", tt.action, tt.from, err)
@@ -87,22 +89,24 @@ func TestActions(t *testing.T) {
 			if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server."+string(tt.action) {
 				t.Errorf("operations of %s: %+v, %v", tt.action, open, err)
 			}
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, tt.action, nil) })
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+				return s.EndAction(ctx, tx, id, tt.action, new(store.ActData), nil)
+			})
 			endOperations(ctx, t, d)
 			if srv, err = s.Server(ctx, id); err != nil || srv.VMState != tt.to || srv.TaskState != nil {
 				t.Errorf("after %s it is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
 			}
 		}
-		if err := s.BeginAction(ctx, id, compute.Stop); err != nil {
+		if err := s.BeginAction(ctx, id, compute.Stop, store.ActData{}); err != nil {
 			t.Fatal(err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			return s.EndAction(ctx, tx, id, compute.Stop, errors.New("no power"))
+			return s.EndAction(ctx, tx, id, compute.Stop, new(store.ActData), errors.New("no power"))
 		})
 		if srv, err := s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
 			t.Errorf("after a failed stop: %+v, %v", srv, err)
 		}
-		if err := s.BeginAction(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
+		if err := s.BeginAction(ctx, "none", compute.Stop, store.ActData{}); fault.CodeOf(err) != fault.NotFound {
 			t.Errorf("stop of a server that does not exist: %v", err)
 		}
 	})
@@ -135,18 +139,20 @@ func TestResize(t *testing.T) {
 		}
 		end := func(a compute.Action, failed error) {
 			t.Helper()
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) }) //nolint:contextcheck // the test's
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { //nolint:contextcheck // the test's
+				return s.EndAction(ctx, tx, id, a, new(store.ActData), failed)
+			})
 			endOperations(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {
 			t.Helper()
-			if err := s.BeginResize(ctx, id, f); err != nil {
+			if err := s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(f)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		act := func(a compute.Action) {
 			t.Helper()
-			if err := s.BeginAction(ctx, id, a); err != nil {
+			if err := s.BeginAction(ctx, id, a, store.ActData{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -158,7 +164,7 @@ func TestResize(t *testing.T) {
 			{size("flat", 1, 0), "Unable to resize disk down"},
 			{size("huge", 5, 1), "No valid host was found"},
 		} {
-			if err := s.BeginResize(ctx, id, bad.f); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), bad.says) {
+			if err := s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(bad.f)}); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), bad.says) {
 				t.Errorf("resize to %s: %v", bad.f.ID, err)
 			}
 			if srv := check("after a refused resize", store.Active, "1", 512); srv.TaskState != nil || srv.Resize.V != nil {
@@ -166,14 +172,14 @@ func TestResize(t *testing.T) {
 			}
 		}
 		for _, a := range []compute.Action{compute.ConfirmResize, compute.RevertResize} {
-			if err := s.BeginAction(ctx, id, a); fault.CodeOf(err) != fault.Conflict {
+			if err := s.BeginAction(ctx, id, a, store.ActData{}); fault.CodeOf(err) != fault.Conflict {
 				t.Errorf("%s without a resize: %v", a, err)
 			}
 		}
 
 		begin(size("3", 3, 2))
 		check("begun", store.Active, "1", 3*512)
-		if err := s.BeginResize(ctx, id, size("2", 2, 2)); fault.CodeOf(err) != fault.Conflict {
+		if err := s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(size("2", 2, 2))}); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("a second resize during the first: %v", err)
 		}
 		end(compute.Resize, errors.New("the driver cannot"))
@@ -186,7 +192,7 @@ func TestResize(t *testing.T) {
 		if srv := check("resized", store.Resized, "3", 3*512); srv.Resize.V == nil || !srv.Resize.V.Running {
 			t.Errorf("resized: %+v", srv.Resize.V)
 		}
-		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
+		if err := s.BeginAction(ctx, id, compute.Stop, store.ActData{}); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("stop before the resize is confirmed: %v", err)
 		}
 		act(compute.RevertResize)
@@ -249,9 +255,9 @@ func TestOneTime(t *testing.T) {
 			what  string
 			begin func() error
 		}{
-			{"stop", func() error { return s.BeginAction(ctx, id, compute.Stop) }},
+			{"stop", func() error { return s.BeginAction(ctx, id, compute.Stop, store.ActData{}) }},
 			{"resize", func() error {
-				return s.BeginResize(ctx, id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
+				return s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})})
 			}},
 			{"delete", func() error { return s.BeginDelete(ctx, id) }},
 		} {
@@ -276,7 +282,7 @@ func TestPrepareAction(t *testing.T) {
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
 		endOperations(ctx, t, d)
 		before := used(t, d, "h1")
-		if err := s.BeginResize(ctx, id, &store.Flavor{ID: "large", Name: "large", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2}); err != nil {
+		if err := s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "large", Name: "large", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2})}); err != nil {
 			t.Fatal(err)
 		}
 		data := &store.ActData{Resize: &store.Size{FlavorID: "large", Has: compute.Resources{VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2}}}
@@ -285,7 +291,7 @@ func TestPrepareAction(t *testing.T) {
 			t.Fatal(err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			return s.EndAction(ctx, tx, id, compute.Resize, errors.New("no luck"))
+			return s.EndAction(ctx, tx, id, compute.Resize, new(store.ActData), errors.New("no luck"))
 		})
 		endOperations(ctx, t, d)
 		stale := func(what string) {
@@ -298,7 +304,7 @@ func TestPrepareAction(t *testing.T) {
 			}
 		}
 		stale("after the end of the operation")
-		if err := s.BeginAction(ctx, id, compute.HardReboot); err != nil {
+		if err := s.BeginAction(ctx, id, compute.HardReboot, store.ActData{}); err != nil {
 			t.Fatal(err)
 		}
 		stale("during another operation")
@@ -319,6 +325,73 @@ func TestPrepareAction(t *testing.T) {
 			srv, err := s.PrepareAction(ctx, again, compute.Resize, data)
 			if err != nil || srv.Resize.V == nil || used(t, d, "h1") != 1024 {
 				t.Errorf("the current step: %+v, %d MiB in use, %v", srv, used(t, d, "h1"), err)
+			}
+		}
+	})
+}
+
+// TestActionStates: an action begins only in the values of vm_state of its row. It shows its task and status, leads to the vm_state of
+// its row, and after a failure the server is in its old state, or in the one of the row, with a fault.
+func TestActionStates(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 8)
+		id := addServer(t, s).ID
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+		endOperations(ctx, t, d)
+		states := map[string]bool{}
+		for _, info := range compute.Actions {
+			for _, state := range append(info.From, info.To, info.Fails) {
+				states[state] = true
+			}
+		}
+		delete(states, "")
+		try := func(info compute.ActionInfo, state string, failed error) {
+			if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?, host = 'h1'`, state); err != nil {
+				t.Fatal(err)
+			}
+			err := s.BeginAction(ctx, id, info.Action, store.ActData{})
+			if !slices.Contains(info.From, state) {
+				if want := "Cannot '" + info.Name + "' instance " + id + " while it is in vm_state " + state; fault.CodeOf(err) != fault.Conflict || err.Error() != want {
+					t.Errorf("%s in %s: %v, want %s", info.Action, state, err, want)
+				}
+				return
+			}
+			if err != nil {
+				t.Errorf("%s in %s: %v", info.Action, state, err)
+				return
+			}
+			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != info.Task || info.Shown[state] != "" && srv.Status() != info.Shown[state] {
+				t.Errorf("during %s in %s: task %q, status %s, %v", info.Action, state, srv.Task(), srv.Status(), err)
+			}
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { //nolint:contextcheck // the test's
+				return s.EndAction(ctx, tx, id, info.Action, new(store.ActData), failed)
+			})
+			endOperations(ctx, t, d)
+			want := cmp.Or(info.To, state)
+			if info.KeepsOff && state == store.Stopped {
+				want = state
+			}
+			if failed != nil {
+				want = cmp.Or(info.Fails, state)
+			}
+			srv, err := s.Server(ctx, id)
+			if err != nil || srv.VMState != want || failed != nil && (srv.FaultDetails != "no" || srv.FaultMessage != "Failed to "+info.Name+" instance "+id+".") {
+				t.Errorf("after %s in %s, error %v: %+v, %v; want %s", info.Action, state, failed, srv, err, want)
+			}
+			if srv.Status() == "UNKNOWN" {
+				t.Errorf("the state %s has no status", srv.VMState)
+			}
+		}
+		for _, info := range compute.Actions {
+			for state := range states {
+				if info.Task == "" || strings.Contains(string(info.Action), "resize") { // see TestResize
+					continue
+				}
+				try(info, state, nil)
+				try(info, state, errors.New("no"))
 			}
 		}
 	})

@@ -2,11 +2,13 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -320,8 +322,16 @@ func (s *Store) joinReporter(ctx context.Context, r *compute.HostReport) error {
 
 // recordDriver records the driver of a host. A host that is new gets the next number.
 func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
+	var capabilities *string // nil: not known
+	if r.Capabilities != nil {
+		raw, err := json.Marshal(r.Capabilities)
+		if err != nil {
+			return err
+		}
+		capabilities = new(string(raw))
+	}
 	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
+		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ?, capabilities = ? WHERE name = ?`, r.Driver, r.DriverVersion, capabilities, r.Host)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -329,7 +339,7 @@ func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
 		if err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
+		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version, capabilities) VALUES (?, ?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion, capabilities)
 		return err
 	})
 }
@@ -412,12 +422,17 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 				return compute.ErrStale
 			case err != nil:
 				return err
-			case op.Kind != Create.Name || op.State != operation.Running || op.StepName == StepBuild:
+			case !schedules(op.Kind) || op.State != operation.Running || op.StepName != StepSchedule && op.StepName != "":
 				return compute.ErrStale
 			}
 		}
 		return c.ClaimTx(ctx, tx, list...)
 	})
+}
+
+// schedules reports whether an operation of a kind chooses a host for the server.
+func schedules(kind string) bool {
+	return kind == Create.Name || compute.Action(strings.TrimPrefix(kind, kindPrefix)).Info().Schedules
 }
 
 // ReleaseClaim releases a server's claim, if it has one.

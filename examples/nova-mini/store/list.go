@@ -88,19 +88,22 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 }
 
 // statuses maps vm_state and task_state to Nova's status. A row without a task applies to servers without a task, and to every
-// task of its vm_state that has no row of its own.
-var statuses = []struct{ vm, task, status string }{
-	{Building, "", "BUILD"},
-	{Active, Rebooting, "REBOOT"},
-	{Active, RebootingHard, "HARD_REBOOT"},
-	{Active, ResizePrep, "RESIZE"},
-	{Active, "", "ACTIVE"},
-	{Stopped, ResizePrep, "RESIZE"},
-	{Stopped, "", "SHUTOFF"},
-	{Resized, ResizeReverting, "REVERT_RESIZE"},
-	{Resized, "", "VERIFY_RESIZE"},
-	{Error, "", StatusError},
-}
+// task of its vm_state that has no row of its own. These rows come after those with a task, which are of the actions.
+var statuses = func() (out []statusRow) {
+	for _, info := range compute.Actions {
+		for vm, status := range info.Shown {
+			out = append(out, statusRow{vm, info.Task, status})
+		}
+	}
+	return append(
+		out, statusRow{Building, "", "BUILD"}, statusRow{Active, "", "ACTIVE"}, statusRow{Stopped, "", "SHUTOFF"},
+		statusRow{Resized, "", "VERIFY_RESIZE"}, statusRow{Error, "", StatusError}, statusRow{compute.VMPaused, "", "PAUSED"},
+		statusRow{compute.VMSuspended, "", "SUSPENDED"}, statusRow{compute.VMRescued, "", "RESCUE"}, statusRow{compute.VMShelved, "", "SHELVED"},
+		statusRow{compute.VMOffloaded, "", "SHELVED_OFFLOADED"}, statusRow{compute.VMSoftDeleted, "", "SOFT_DELETED"},
+	)
+}()
+
+type statusRow struct{ vm, task, status string }
 
 // StatusError and StatusDeleted are the statuses of servers whose fault is shown to clients.
 const (
@@ -124,11 +127,13 @@ const RootDevice = "/dev/vda"
 
 // computed are columns for the order of lists, and for filters, which are no columns of the table: their names and their SQL.
 var computed = map[string]string{
-	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('active', 'rescued') OR s.vm_state = 'resized' AND s.resize LIKE '%%"running":true%%' THEN %d
-		WHEN s.vm_state IN ('stopped', 'resized') THEN %d WHEN s.vm_state = 'paused' THEN %d WHEN s.vm_state = 'suspended' THEN %d ELSE %d END`,
-		compute.Running, compute.Shutdown, compute.Paused, compute.Suspended, compute.NoState),
+	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('%s', '%s') OR s.vm_state = '%s' AND s.resize LIKE '%%"running":true%%' THEN %d
+		WHEN s.vm_state IN ('%s', '%s', '%s', '%s', '%s') THEN %d WHEN s.vm_state = '%s' THEN %d WHEN s.vm_state = '%s' THEN %d ELSE %d END`,
+		Active, compute.VMRescued, Resized, compute.Running, Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted, compute.Shutdown,
+		compute.VMPaused, compute.Paused, compute.VMSuspended, compute.Suspended, compute.NoState),
 	"availability_zone": "CASE WHEN s.host IS NULL THEN '' ELSE 'nova' END",
 	"root_device_name":  "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
+	"locked":            "CASE WHEN s.locked_by = '' THEN 0 ELSE 1 END",
 	"kernel_id":         "''", "ramdisk_id": "''", "progress": "0",
 }
 

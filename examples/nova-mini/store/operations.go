@@ -23,17 +23,24 @@ const maxOperationTime = 24 * time.Hour
 var (
 	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: maxOperationTime}
 	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * maxOperationTime, Priority: 10, Preempts: true}
-	// Kinds has the kind of operation for each action.
+	// Kinds has the kind of operation for each action that has a task.
 	Kinds = func() map[compute.Action]operation.Kind[ActData] {
 		out := map[compute.Action]operation.Kind[ActData]{}
-		for a := range actions {
+		for _, info := range compute.Actions {
+			if info.Task == "" {
+				continue
+			}
+			a := info.Action
 			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: maxOperationTime}
 		}
 		return out
 	}()
 )
 
-func kindName(a compute.Action) string { return "server." + string(a) }
+// kindPrefix begins the name of each kind.
+const kindPrefix = "server."
+
+func kindName(a compute.Action) string { return kindPrefix + string(a) }
 
 // The steps of Create.
 const (
@@ -58,14 +65,34 @@ type CreateData struct {
 type ActData struct {
 	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
+	// ImageRef is the image of a rescue, where empty means the server's own, or the one that is made.
+	ImageRef string `json:"image_ref,omitempty"`
+	// Image is what is known of an image that is made.
+	Image *Image `json:"image,omitempty"`
+	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.
+	// Both change the server when the action begins, and are not stored with the operation.
+	Rebuild func(*Server) `json:"-"`
+	Pin     *Pin          `json:"-"`
+	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
+	Host     string `json:"host,omitempty"`
+	OnlyHost string `json:"only_host,omitempty"`
 }
+
+// Image describes an image of a server's disk.
+type Image struct {
+	Name     string            `json:"name"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+}
+
+// Pin is the availability zone that a server is pinned to. Zone is nil: any zone.
+type Pin struct{ Zone *string }
 
 // tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,
 // too, see serversWithTasks.
 var tasks = func() map[string]string {
 	out := map[string]string{Create.Name: Scheduling, Delete.Name: Deleting}
-	for a, d := range actions {
-		out[kindName(a)] = d.task
+	for a := range Kinds {
+		out[kindName(a)] = a.Info().Task
 	}
 	return out
 }()

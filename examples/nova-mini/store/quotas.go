@@ -8,6 +8,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/quota"
 )
@@ -61,19 +62,28 @@ func (s *Store) Usage(ctx context.Context, project string) (map[string]int64, er
 	return out, nil
 }
 
-// amounts are what a server of a size counts in the quota of its project.
-func (s *Server) amounts() map[string]int64 {
-	return map[string]int64{Instances: 1, Cores: int64(s.VCPUs), RAM: int64(s.MemoryMiB)}
+// quotaClaim is what a server counts in the quota of its project while it has these resources.
+func (s *Server) quotaClaim(has compute.Resources) quota.Claim {
+	return quota.Claim{Consumer: s.ID, Project: s.ProjectID, Amounts: map[string]int64{Instances: 1, Cores: int64(has.VCPUs), RAM: int64(has.MemoryMiB)}}
 }
 
 // reserve counts new servers of one project. Errors: [quota.ErrExceeded].
 func (s *Store) reserve(ctx context.Context, tx *sqlx.Tx, list ...*Server) error {
 	for _, srv := range list {
-		if err := s.quotas.Reserve(ctx, tx, quota.Claim{Consumer: srv.ID, Project: srv.ProjectID, Amounts: srv.amounts()}); err != nil {
+		if err := s.quotas.Reserve(ctx, tx, srv.quotaClaim(srv.Need())); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// overQuota replaces quota.ErrExceeded by Denied, with Nova's text for one limit.
+func overQuota(err error) error {
+	if !errors.Is(err, quota.ErrExceeded) {
+		return err
+	}
+	m := fault.From(err).Meta
+	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", m["class"], m["requested"], m["used"], m["limit"], m["class"])
 }
 
 // tooMany replaces quota.ErrExceeded by Denied, with Nova's text, after the transaction of new servers was rolled back.
@@ -87,7 +97,7 @@ func (s *Store) tooMany(ctx context.Context, err error, list []*Server) error {
 	}
 	requested := map[string]int64{}
 	for _, srv := range list {
-		for name, n := range srv.amounts() {
+		for name, n := range srv.quotaClaim(srv.Need()).Amounts {
 			requested[name] += n
 		}
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,47 +19,20 @@ import (
 
 // Values of vm_state, as in Nova.
 const (
-	Building = "building"
-	Active   = "active"
-	Stopped  = "stopped"
-	Error    = "error"
-	Resized  = "resized" // neither confirmed nor reverted
+	Building = compute.VMBuilding
+	Active   = compute.VMActive
+	Stopped  = compute.VMStopped
+	Error    = compute.VMError
+	Resized  = compute.VMResized
 	Deleted  = "deleted" // only in lists, see ServerQuery.Deleted
 )
 
-// Values of task_state, as in Nova.
+// Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
 const (
 	Scheduling = "scheduling" // the scheduler chooses a host
 	Spawning   = "spawning"   // the compute service builds the server
 	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
-
-	PoweringOff   = "powering-off" // the compute service does an action
-	PoweringOn    = "powering-on"
-	Rebooting     = "rebooting"
-	RebootingHard = "rebooting_hard"
-
-	ResizePrep       = "resize_prep"
-	ResizeConfirming = "resize_confirming"
-	ResizeReverting  = "resize_reverting"
 )
-
-// actions describes what a compute service does to a server: Nova's name of the action, the task_state during the action,
-// the vm_state after the action if it is always the same, whether the action is part of a resize, and the vm_states in
-// which Nova allows the action.
-var actions = map[compute.Action]struct {
-	name, task, to string
-	resizes        bool
-	from           []string
-}{
-	compute.Stop:       {"stop", PoweringOff, Stopped, false, []string{Active, Error}},
-	compute.Start:      {"start", PoweringOn, Active, false, []string{Stopped}},
-	compute.SoftReboot: {"reboot", Rebooting, Active, false, []string{Active}},
-	compute.HardReboot: {"reboot", RebootingHard, Active, false, []string{Active, Stopped, Error}},
-
-	compute.Resize:        {"resize", ResizePrep, Resized, true, []string{Active, Stopped}},
-	compute.ConfirmResize: {"confirmResize", ResizeConfirming, "", true, []string{Resized}},
-	compute.RevertResize:  {"revertResize", ResizeReverting, "", true, []string{Resized}},
-}
 
 // Server is one row of the table of servers, with its task. A server has a task while it has an operation that has not
 // ended.
@@ -92,6 +66,12 @@ type Server struct {
 	// TerminatedAt is read only. It is nil unless the server is Deleted.
 	TerminatedAt *time.Time       `db:"terminated_at"`
 	Resize       db.JSON[*Resize] `db:"resize"`
+	// LockedBy says who has locked the server: LockedByOwner, LockedByAdmin or "" if it is not locked.
+	LockedBy     string `db:"locked_by"`
+	LockedReason string `db:"locked_reason"`
+	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
+	ShelvedImage string     `db:"shelved_image"`
+	ShelvedAt    *time.Time `db:"shelved_at"`
 
 	// Description is nil unless the client gives one.
 	Description *string `db:"description"`
@@ -182,9 +162,13 @@ func (s *Server) Task() string {
 // PowerState returns the power state that follows from the server's vm_state.
 func (s *Server) PowerState() compute.PowerState {
 	switch {
-	case s.VMState == Active, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
+	case s.VMState == Active, s.VMState == compute.VMRescued, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
 		return compute.Running
-	case s.VMState == Stopped, s.VMState == Resized:
+	case s.VMState == compute.VMPaused:
+		return compute.Paused
+	case s.VMState == compute.VMSuspended:
+		return compute.Suspended
+	case slices.Contains([]string{Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted}, s.VMState):
 		return compute.Shutdown
 	}
 	return compute.NoState
@@ -195,10 +179,11 @@ func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to build the server, see [Store.ServerToBuild].
+// Spec returns what a driver needs to build the server, see [Store.ServerToBuild]. A shelved server is built from the image
+// of its disk.
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
-		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
+		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
 		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}
@@ -364,6 +349,12 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
 		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
+}
+
+// PlaceAgain sets the host of a server that was offloaded. It runs in the transaction that ends the operation's step. Errors:
+// [compute.ErrStale] if the server does not exist or has a host.
+func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
 }
 
 // Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the

@@ -41,6 +41,7 @@ type Store struct {
 	replies *idempotency.Store
 	limits  Limits
 	quotas  *quota.Store // of servers
+	counted *quota.Store // of servers, without limits: for changes that must not fail
 	keys    *quota.Store // of key pairs
 	groups  *quota.Store // of server groups
 	reports reports
@@ -58,6 +59,7 @@ func NewLimited(d *sqlx.DB, limits Limits) *Store {
 		replies: idempotency.New(idempotency.Config{DB: d}),
 		limits:  limits,
 		quotas:  limits.of(d, Cores, Instances, RAM),
+		counted: Limits(nil).of(d, Cores, Instances, RAM),
 		keys:    limits.of(d, KeyPairs),
 		groups:  limits.of(d, ServerGroups),
 	}
@@ -75,6 +77,9 @@ func (s *Store) Replies() *idempotency.Store {
 func (s *Store) InTx(ctx context.Context, f func(ctx context.Context) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
 }
+
+// AfterCommit calls f after the transaction of ctx is committed, see db.AfterCommit.
+func (s *Store) AfterCommit(ctx context.Context, f func()) { db.AfterCommit(ctx, s.db, f) }
 
 // get reads one row into out. It returns the error missing if the query has no row.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {

@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/armature-go/armature/driver"
+
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keylock"
@@ -73,6 +73,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Destroy, s.Destroy)
 	rpc.Handle(srv, compute.Act, s.Act)
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
+	rpc.Handle(srv, compute.Diagnose, s.Diagnose)
 }
 
 // Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
@@ -191,7 +192,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 // cases: the result could not be reported, the action is done in part, or the service stops.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
-	if !s.locks.TryLock(id) {
+	if !s.lockSoon(ctx, id) {
 		return s.dropRequest(ctx, work, id)
 	}
 	defer s.locks.Unlock(id)
@@ -210,96 +211,6 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	return &rpc.None{}, err
 }
 
-// runAction does an action through the driver. Errors: errPartial, if the action is done in part.
-func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	switch req.Action {
-	case compute.Stop:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
-	case compute.Start:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	case compute.SoftReboot:
-		return retryDriver(ctx, func() error {
-			err := s.cfg.Driver().Reboot(ctx, id, false)
-			if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
-				err = s.cfg.Driver().Reboot(ctx, id, true)
-			}
-			return err
-		})
-	case compute.HardReboot:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().Reboot(ctx, id, true) })
-	case compute.Resize:
-		return s.resize(ctx, req)
-	case compute.ConfirmResize:
-		return retryDriver(ctx, func() error { return s.cfg.Driver().ConfirmResize(ctx, id) })
-	case compute.RevertResize:
-		return s.revert(ctx, req)
-	default:
-		return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", id, req.Action)
-	}
-}
-
-// errPartial means that a server has neither its state before the action nor its state after it.
-var errPartial = errors.New("done in part")
-
-// resize gives the server its new size. If that fails, resize gives the server its old size back.
-func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	var info driver.Info
-	var is compute.Instance
-	err := retryDriver(ctx, func() (err error) {
-		if info, err = s.cfg.Driver().Info(ctx); err == nil {
-			is, err = s.cfg.Driver().Get(ctx, id)
-		}
-		return err
-	})
-	switch {
-	case err != nil:
-		return err
-	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
-		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
-	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
-		return nil // an earlier delivery of the message has resized the server, and the report was lost
-	}
-	if is.Resources != req.Resources {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
-		if err == nil {
-			err = retryDriver(ctx, func() error { return s.cfg.Driver().Resize(ctx, id, req.Resources) })
-		}
-	}
-	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	}
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	if undo := s.revert(ctx, req); undo != nil {
-		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errPartial)
-	}
-	return err
-}
-
-// revert gives the server its old size back. Errors: errPartial.
-func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
-	id := req.ServerID
-	err := retryDriver(ctx, func() error {
-		err := s.cfg.Driver().RevertResize(ctx, id)
-		if errors.Is(err, fault.Precondition) { // the server runs, and has a resize to revert; without one it need not be stopped
-			if err = s.cfg.Driver().PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
-				err = s.cfg.Driver().RevertResize(ctx, id)
-			}
-		}
-		return err
-	})
-	if err == nil && req.Running {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().PowerOn(ctx, id) })
-	}
-	if err != nil {
-		err = fmt.Errorf("%w: %w", errPartial, err)
-	}
-	return err
-}
-
 // maxConsole is the highest number of bytes of a console log that are returned: Nova's MAX_CONSOLE_BYTES.
 const maxConsole = 100 << 10
 
@@ -310,6 +221,30 @@ func (s *Service) ReadConsole(ctx context.Context, req *compute.ConsoleRequest) 
 		return nil, err
 	}
 	return &compute.ConsoleReply{Output: strings.ToValidUTF8(string(end[max(0, len(end)-maxConsole):]), "\uFFFD")}, nil
+}
+
+// Diagnose returns the state of a server, see compute.Diagnose.
+func (s *Service) Diagnose(ctx context.Context, req *compute.DiagnoseRequest) (*compute.DiagnoseReply, error) {
+	d := s.cfg.Driver()
+	info, err := d.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &compute.DiagnoseReply{Driver: info.Name}
+	if out.Instance, err = d.Get(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	if out.Diagnostics, err = d.Diagnostics(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	m, err := d.Metrics(ctx, req.ServerID)
+	switch {
+	case err == nil:
+		out.Metrics = &m
+	case !errors.Is(err, fault.Unimplemented) && !errors.Is(err, fault.Precondition):
+		return nil, err
+	}
+	return out, nil
 }
 
 // tailBuffer is a writer that keeps at least the last maxConsole bytes.
@@ -392,7 +327,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 		return nil, err
 	}
 	s.inspectErr.Store(nil)
-	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance, Interfaces: s.interfaces}
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Instance: s.instance, Interfaces: s.interfaces}
 	if s.cfg.Process != nil && s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
@@ -451,6 +386,16 @@ func (s *Service) evictLocked(ctx context.Context, id string) error {
 	}
 	s.cfg.Logger.WarnContext(ctx, "destroying orphan, the database does not place it on this host", "server", id)
 	return s.cfg.Driver().Destroy(ctx, id)
+}
+
+// soon is how long an action waits for other work on its server: for the reply to the report of the action before.
+const soon = time.Second
+
+// lockSoon waits for a short time until other work on a server has ended, and locks the server. It returns false if the work has not ended.
+func (s *Service) lockSoon(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
+	return s.locks.Lock(ctx, id) == nil
 }
 
 // lock waits until other work on a server has ended, and locks the server. Errors: Unavailable, if ctx ends first.

@@ -399,7 +399,7 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := compute.HostReport{
-		Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1},
+		Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1}, Capabilities: []driver.Capability{},
 		Interfaces: map[string][]string{compute.Worker.Name: {compute.Worker.Version.String()}},
 	} // what its RPC server serves
 	if diff := cmp.Diff(want, get(t, b.seen)); diff != "" {

@@ -33,6 +33,7 @@ type operation struct {
 	method   string
 	segments []string
 	replies  map[int]*jsonschema.Schema // by status; nil: a reply without a body
+	optional map[int]bool               // the statuses of replies that may have no body
 }
 
 // NewChecker returns a checker for a document: the result of api.Mux.OpenAPI, or its JSON as []byte. It returns an error if
@@ -47,7 +48,10 @@ func NewChecker(document any) (*Checker, error) {
 	}
 	var doc struct {
 		Paths map[string]map[string]struct {
-			Responses map[string]struct{ Content map[string]any }
+			Responses map[string]struct {
+				Content  map[string]any
+				Optional bool `json:"x-body-optional"`
+			}
 		}
 	}
 	parsed, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
@@ -69,13 +73,13 @@ func NewChecker(document any) (*Checker, error) {
 	}
 	for path, methods := range doc.Paths {
 		for method, is := range methods {
-			op := operation{method: strings.ToUpper(method), segments: split(path), replies: map[int]*jsonschema.Schema{}}
+			op := operation{method: strings.ToUpper(method), segments: split(path), replies: map[int]*jsonschema.Schema{}, optional: map[int]bool{}}
 			for text, response := range is.Responses {
 				status, err := strconv.Atoi(text)
 				if err != nil { // default
 					continue
 				}
-				op.replies[status] = nil
+				op.replies[status], op.optional[status] = nil, response.Optional
 				if response.Content == nil || status >= http.StatusBadRequest {
 					continue
 				}
@@ -147,7 +151,7 @@ func (c *Checker) Check(method, path string, status int, body []byte) error {
 		return fmt.Errorf("%s is not in the document, which has the statuses %v", what, statuses(c.operations[i].replies))
 	case s == nil && len(body) > 0:
 		return fmt.Errorf("%s has a body, although the document describes none: %.200s", what, body)
-	case s == nil:
+	case s == nil || len(body) == 0 && c.operations[i].optional[status]:
 		return nil
 	}
 	return compare(what, s, body)

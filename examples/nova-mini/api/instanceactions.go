@@ -1,0 +1,178 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/listing"
+	"github.com/armature-go/armature/service/api"
+)
+
+// The names of the rules, as in Nova.
+const (
+	ruleActionList    = "os_compute_api:os-instance-actions:list"
+	ruleActionShow    = "os_compute_api:os-instance-actions:show"
+	ruleActionEvents  = "os_compute_api:os-instance-actions:events"
+	ruleActionDetails = "os_compute_api:os-instance-actions:events:details"
+)
+
+var instanceActionRules = []rule{
+	{ruleActionList, "rule:project_reader_or_admin", "List the actions on a server", "GET", "/servers/{server_id}/os-instance-actions"},
+	{ruleActionShow, "rule:project_reader_or_admin", "Show an action on a server", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
+	{ruleActionEvents, "rule:context_is_admin", "Show the hosts and the errors of what an action has done", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
+	{ruleActionDetails, "rule:context_is_admin", "Show details of what an action has done", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
+}
+
+// instanceActionLists are the parameters of the list. Before 2.58 it has none.
+var instanceActionLists = listing.Spec{
+	MaxLimit: MaxLimit, Default: listing.SortKey{Column: "created_at", Desc: true},
+	Filters: []listing.Filter{
+		{Name: "changes-since", Kind: listing.Time, Operator: listing.AtLeast},
+		{Name: "changes-before", Kind: listing.Time, Operator: listing.AtMost, Since: "2.66"},
+	},
+}
+
+func (s *server) instanceActionRoutes(all, _ *api.Group) {
+	g := api.NewGroup(all, api.Route{Pattern: "/servers/{id}/os-instance-actions", Errors: []int{notFound}})
+	list := api.Route{Pattern: "GET", Rule: ruleActionList, Summary: "List the actions on a server, the newest first"}
+	show := api.Route{Pattern: "GET /{request_id}", Rule: ruleActionShow, Summary: "Show an action on a server"}
+	between := func(def api.Route, low, high string) api.Route {
+		def.Min, def.Max = low, high
+		return def
+	}
+	paged := between(list, "2.58", "")
+	paged.List = &instanceActionLists
+	// Since 2.21 the actions on a deleted server are shown.
+	api.HandleTarget(g, between(list, "", "2.20"), s.target(), s.listActions)
+	api.HandleTarget(g, between(list, "2.21", "2.57"), s.pastTarget(), s.listActions)
+	api.HandleTarget(g, paged, s.pastTarget(), s.listActions)
+	api.HandleTarget(g, between(show, "", "2.20"), s.target(), s.showAction)
+	api.HandleTarget(g, between(show, "2.21", ""), s.pastTarget(), s.showAction)
+}
+
+// pastTarget is the server that the path names, also if it is deleted. Then only its ID and its project are known.
+func (s *server) pastTarget() api.Target[*store.Server] {
+	t := s.target()
+	load := t.Load
+	t.Load = func(ctx context.Context, r *http.Request) (*store.Server, error) {
+		srv, err := load(ctx, r)
+		if fault.CodeOf(err) == fault.NotFound && err != nil {
+			return s.cfg.Store.PastServer(ctx, r.PathValue("id"))
+		}
+		return srv, err
+	}
+	return t
+}
+
+type instanceActions struct {
+	Actions []instanceAction `json:"instanceActions"`
+	Links   []api.Link       `json:"links,omitempty" since:"2.58"`
+}
+
+// instanceAction is an action on a server. Message is Error if the action has failed.
+type instanceAction struct {
+	Action    string  `json:"action"`
+	ServerID  string  `json:"instance_uuid"`
+	RequestID string  `json:"request_id"`
+	UserID    *string `json:"user_id"`
+	ProjectID *string `json:"project_id"`
+	Start     micros  `json:"start_time"`
+	Message   *string `json:"message"`
+	Updated   micros  `json:"updated_at" since:"2.58"`
+}
+
+type oneInstanceAction struct {
+	Action shownAction `json:"instanceAction"`
+}
+
+// shownAction is an action with what it has done. Before 2.51 only those see that who also see the errors.
+type shownAction struct {
+	instanceAction
+
+	Events    []eventCore   `json:"events" until:"2.50" rule:"os_compute_api:os-instance-actions:events"`
+	AllEvents []actionEvent `json:"all_events" name:"events" since:"2.51"`
+}
+
+// eventCore is what a compute service has done.
+type eventCore struct {
+	Event     string  `json:"event"`
+	Start     micros  `json:"start_time"`
+	Finish    *micros `json:"finish_time"`
+	Result    *string `json:"result"`
+	Traceback *string `json:"traceback" rule:"os_compute_api:os-instance-actions:events"`
+}
+
+// actionEvent is what a compute service has done, and where.
+type actionEvent struct {
+	eventCore
+
+	Host    *string `json:"host" since:"2.62" rule:"os_compute_api:os-instance-actions:events"`
+	HostID  string  `json:"hostId" since:"2.62"`
+	Details *string `json:"details" since:"2.84" rule:"os_compute_api:os-instance-actions:events:details"`
+}
+
+func viewAction(a *store.PastAction) instanceAction {
+	v := instanceAction{
+		Action: a.Name, ServerID: a.ServerID, RequestID: a.RequestID, UserID: orNull(a.UserID), ProjectID: orNull(a.ProjectID),
+		Start: *formatMicros(&a.Start), Updated: *formatMicros(&a.Updated),
+	}
+	if a.Failed {
+		v.Message = new("Error")
+	}
+	return v
+}
+
+// orNull returns nil for an empty text.
+func orNull(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
+func (s *server) listActions(ctx context.Context, r *api.Request[api.None], srv *store.Server) (out instanceActions, err error) {
+	q := store.PastQuery{Marker: r.List.Marker, Limit: r.List.Limit}
+	for name, to := range map[string]*time.Time{"changes-since": &q.Since, "changes-before": &q.Until} {
+		for _, c := range r.List.Take(name) {
+			*to, _ = c.Values[0].(time.Time)
+		}
+	}
+	if !q.Since.IsZero() && !q.Until.IsZero() && q.Until.Before(q.Since) {
+		return out, fault.New(fault.Invalid, "The value of changes-since must be less than or equal to changes-before.")
+	}
+	list, err := s.cfg.Store.PastActions(ctx, srv.ID, q)
+	out.Actions = []instanceAction{}
+	for i := range list {
+		out.Actions = append(out.Actions, viewAction(&list[i]))
+	}
+	if n := len(list); n > 0 && q.Limit > 0 {
+		out.Links = r.NextPage(n, list[n-1].RequestID)
+	}
+	return out, err
+}
+
+func (s *server) showAction(ctx context.Context, r *api.Request[api.None], srv *store.Server) (out oneInstanceAction, err error) {
+	a, err := s.cfg.Store.PastAction(ctx, srv.ID, r.PathValue("request_id"))
+	if err != nil {
+		return out, err
+	}
+	out.Action = shownAction{instanceAction: viewAction(a), Events: []eventCore{}, AllEvents: []actionEvent{}}
+	for _, e := range a.Events {
+		core := eventCore{Event: e.Name, Start: *formatMicros(&e.Start), Finish: formatMicros(e.Finish), Traceback: orNull(e.Error)}
+		switch {
+		case e.Error != "":
+			core.Result = new("Error")
+		case e.Finish != nil:
+			core.Result = new("Success")
+		}
+		v := actionEvent{eventCore: core, Host: orNull(e.Host), Details: orNull(e.Details)}
+		if e.Host != "" {
+			v.HostID = hostID(&store.Server{ProjectID: srv.ProjectID, Host: &e.Host})
+		}
+		out.Action.Events, out.Action.AllEvents = append(out.Action.Events, core), append(out.Action.AllEvents, v)
+	}
+	return out, nil
+}

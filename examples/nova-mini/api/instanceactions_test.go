@@ -1,0 +1,159 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+)
+
+// TestInstanceActions: the actions on a server are listed by request, with what was done, as each version and role sees it, also after the
+// deletion of the server.
+func TestInstanceActions(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		ctx := t.Context()
+		id := c.addActive("a")
+		const other = "6f70656e737461636b20342065766572" // a client of another project
+		at := "/servers/" + id + "/os-instance-actions"
+		do := func(who, body string) (request string) {
+			c.Helper()
+			w := c.send("2.1", who, http.MethodPost, "/v2.1/servers/"+id+"/action", body)
+			if w.Code != http.StatusAccepted {
+				t.Fatalf("%s: %d %s", body, w.Code, w.Body)
+			}
+			return w.Header().Get("X-Openstack-Request-Id")
+		}
+		actions := func(version, query string) (out []item, links bool) {
+			c.Helper()
+			status, reply := c.askAt(version, "member", "GET", at+query, "")
+			var got struct {
+				InstanceActions []item
+				Links           []item
+			}
+			if err := json.Unmarshal([]byte(reply), &got); err != nil || status != 200 {
+				t.Fatalf("%s at %s: %d %s", query, version, status, reply)
+			}
+			return got.InstanceActions, got.Links != nil
+		}
+		lock := do("admin", `{"lock": null}`)
+		pause := do("admin", `{"pause": null}`)
+		// The action fails on its host, as a report says.
+		op, err := c.store.Operations().Current(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		running, _ := c.askAt("2.84", "admin", "GET", at+"/"+pause, "")
+		if running != 200 {
+			t.Errorf("a running action: %d", running)
+		}
+		c.exec(`UPDATE operations SET state = 'failed', active = NULL, due_at = NULL, ended_at = updated_at, step_name = 'act', steps = '["act"]', events = 1, error = 'no power', error_code = 'Internal' WHERE id = ?`, op.ID)
+		c.exec(`INSERT INTO operation_events (operation_id, seq, step, result, host, reporter, error_code, error, began_at, ended_at) VALUES (?, 0, 'act', 'failed', 'c1', 'n1', 'Internal', 'no power', ?, ?)`,
+			op.ID, time.Now().UTC(), time.Now().UTC())
+		reset := do("admin", `{"os-resetState": {"state": "active"}}`)
+
+		list, links := actions("2.1", "?limit=1")
+		if len(list) != 3 || links {
+			t.Fatalf("%v, links %v", list, links)
+		}
+		for i, want := range []struct {
+			action, request, message string
+		}{{"resetState", reset, ""}, {"pause", pause, "Error"}, {"lock", lock, ""}} {
+			if a := list[i]; a.text("action") != want.action || a.text("request_id") != want.request || a.text("message") != want.message || a.text("instance_uuid") != id ||
+				a.text("user_id") != "root" || a.text("project_id") != "p1" || a["updated_at"] != nil {
+				t.Errorf("action %d: %v, want %v", i, a, want)
+			}
+		}
+		one, links := actions("2.58", "?limit=1")
+		next, _ := actions("2.58", "?limit=1&marker="+reset)
+		if len(one) != 1 || !links || one[0].text("updated_at") == "" || len(next) != 1 || next[0].text("action") != "pause" {
+			t.Errorf("pages: %v, links %v, %v", one, links, next)
+		}
+		for query, want := range map[string]int{"?changes-since=2020-01-01T00:00:00Z": 3, "?changes-since=2220-01-01T00:00:00Z": 0, "?changes-before=2020-01-01T00:00:00Z": 0} {
+			if got, _ := actions("2.66", query); len(got) != want {
+				t.Errorf("%s: %v, want %d", query, got, want)
+			}
+		}
+		for _, tt := range []struct {
+			version, query, says string
+		}{
+			{"2.58", "?marker=none", "Marker none could not be found."},
+			{"2.58", "?changes-before=2020-01-01T00:00:00Z", "changes-before"},
+			{"2.66", "?changes-since=2021-01-01T00:00:00Z&changes-before=2020-01-01T00:00:00Z", "The value of changes-since must be less than or equal to changes-before."},
+			{"2.58", "?what=1", "what"},
+		} {
+			if status, reply := c.askAt(tt.version, "member", "GET", at+tt.query, ""); status != 400 || !strings.Contains(reply, tt.says) {
+				t.Errorf("%s at %s: %d %s", tt.query, tt.version, status, reply)
+			}
+		}
+
+		for _, tt := range []struct {
+			version, who string
+			keys         string // of the event
+		}{
+			{"2.1", "member", ""},
+			{"2.1", "admin", "event finish_time result start_time traceback"},
+			{"2.51", "member", "event finish_time result start_time"},
+			{"2.62", "member", "event finish_time hostId result start_time"},
+			{"2.84", "member", "event finish_time hostId result start_time"},
+			{"2.84", "admin", "details event finish_time host hostId result start_time traceback"},
+		} {
+			status, reply := c.askAt(tt.version, tt.who, "GET", at+"/"+pause, "")
+			var got struct {
+				InstanceAction struct {
+					Message string
+					Events  []map[string]any
+				}
+			}
+			if err := json.Unmarshal([]byte(reply), &got); err != nil || status != 200 || got.InstanceAction.Message != "Error" {
+				t.Fatalf("%s at %s: %d %s", tt.who, tt.version, status, reply)
+			}
+			if tt.keys == "" {
+				if strings.Contains(reply, "events") {
+					t.Errorf("%s at %s sees events: %s", tt.who, tt.version, reply)
+				}
+				continue
+			}
+			if len(got.InstanceAction.Events) != 1 {
+				t.Fatalf("%s at %s: %s", tt.who, tt.version, reply)
+			}
+			e := got.InstanceAction.Events[0]
+			if diff := cmp.Diff(strings.Fields(tt.keys), slices.Sorted(maps.Keys(e))); diff != "" || e["event"] != "compute_pause_instance" || e["result"] != "Error" {
+				t.Errorf("%s at %s: %v (-want +got):\n%s", tt.who, tt.version, e, diff)
+			}
+			if tt.who == "admin" && e["traceback"] != "no power" || tt.version == "2.84" && tt.who == "admin" && (e["host"] != "n1" || e["details"] != "Failed to pause instance "+id+".") {
+				t.Errorf("%s at %s: %v", tt.who, tt.version, e)
+			}
+		}
+		if status, reply := c.ask("member", "GET", at+"/req-none", ""); status != 404 || !strings.Contains(reply, "Action req-none not found") {
+			t.Errorf("an action that does not exist: %d %s", status, reply)
+		}
+		for _, path := range []string{at, at + "/" + lock} {
+			if status, _ := c.ask(other, "GET", path, ""); status != 404 {
+				t.Errorf("%s by another project: %d", path, status)
+			}
+		}
+		if err := db.Tx(ctx, c.db, func(ctx context.Context, tx *sqlx.Tx) error { return c.store.Remove(ctx, tx, id) }); err != nil {
+			t.Fatal(err)
+		}
+		for version, want := range map[string]int{"2.20": 404, "2.21": 200} {
+			for _, path := range []string{at, at + "/" + lock} {
+				if status, reply := c.askAt(version, "member", "GET", path, ""); status != want {
+					t.Errorf("%s of a deleted server at %s: %d %s, want %d", path, version, status, reply, want)
+				}
+				if status, _ := c.askAt(version, other, "GET", path, ""); status != 404 {
+					t.Errorf("%s of a deleted server by another project: %d", path, status)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,147 @@
+// Package image finds the images from which servers boot: in a directory of image files, or the one image that is built in for the fake driver.
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Image is what is known of an image.
+type Image struct {
+	// ID is the reference that drivers understand.
+	ID   string
+	Name string
+	// Size is the size of the file, in bytes.
+	Size int64
+	// MinRAMMiB and MinDiskGiB are what a flavor must have at least.
+	MinRAMMiB, MinDiskGiB int
+	Properties            map[string]string
+	Updated               time.Time
+}
+
+// Source finds images. It is safe for concurrent use.
+type Source interface {
+	// Get returns an image. Errors: NotFound; Unavailable, if the images cannot be read.
+	Get(ctx context.Context, id string) (*Image, error)
+	// List returns all images, sorted by id. Errors: Unavailable.
+	List(ctx context.Context) ([]Image, error)
+}
+
+// BuiltIn has the image cirros, which the fake driver does not read.
+func BuiltIn() Source { return fixed{{ID: "cirros", Name: "cirros", Updated: time.Unix(0, 0)}} }
+
+type fixed []Image
+
+func (f fixed) List(context.Context) ([]Image, error) { return f, nil }
+
+func (f fixed) Get(_ context.Context, id string) (*Image, error) { return find(f, id) }
+
+func find(list []Image, id string) (*Image, error) {
+	i := slices.IndexFunc(list, func(is Image) bool { return is.ID == id })
+	if i < 0 {
+		return nil, fault.New(fault.NotFound, "Image %s could not be found.", id)
+	}
+	return &list[i], nil
+}
+
+// ListFile is the name of the file of a directory that says more of its images, see [Directory].
+const ListFile = "images.json"
+
+// suffixes are the ends of the names of image files.
+var suffixes = []string{".qcow2", ".img", ".raw"}
+
+// Directory has the images of a directory: the files NAME.qcow2, NAME.img and NAME.raw, with NAME as the id. The file images.json may say more
+// of them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. The directory is read for each call. Errors: Invalid, if
+// path is not absolute or cannot be read.
+func Directory(path string) (Source, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fault.New(fault.Invalid, "the directory of images %s is not an absolute path", path)
+	}
+	d := directory(path)
+	if _, err := d.List(context.Background()); err != nil {
+		return nil, fault.New(fault.Invalid, "%w", err)
+	}
+	return d, nil
+}
+
+type directory string
+
+// more is what the list file says of an image.
+type more struct {
+	MinRAM     int               `json:"min_ram"`
+	MinDisk    int               `json:"min_disk"`
+	Properties map[string]string `json:"properties"`
+}
+
+// List implements Source.
+func (d directory) List(context.Context) ([]Image, error) {
+	files, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "read the images: %w", err)
+	}
+	known, err := d.listed()
+	if err != nil {
+		return nil, err
+	}
+	out := []Image{}
+	for _, f := range files {
+		suffix := filepath.Ext(f.Name())
+		id := strings.TrimSuffix(f.Name(), suffix)
+		if !slices.Contains(suffixes, suffix) || id == "" || slices.ContainsFunc(out, func(is Image) bool { return is.ID == id }) {
+			continue
+		}
+		info, err := os.Stat(filepath.Join(string(d), f.Name())) // of the file to which a link points
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
+			continue
+		}
+		if err != nil {
+			return nil, fault.New(fault.Unavailable, "read the image %s: %w", f.Name(), err)
+		}
+		is := known[id]
+		out = append(out, Image{
+			ID: id, Name: id, Size: info.Size(), MinRAMMiB: is.MinRAM, MinDiskGiB: is.MinDisk, Properties: is.Properties, Updated: info.ModTime(),
+		})
+	}
+	return out, nil
+}
+
+// listed returns what the list file says.
+func (d directory) listed() (out map[string]more, err error) {
+	path := filepath.Join(string(d), ListFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		dec := json.NewDecoder(strings.NewReader(string(raw)))
+		dec.DisallowUnknownFields()
+		err = dec.Decode(&out)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "read %s: %w", path, err)
+	}
+	for name, is := range out {
+		if is.MinRAM < 0 || is.MinDisk < 0 {
+			return nil, fault.New(fault.Unavailable, "read %s: the image %s has a negative min_ram or min_disk", path, name)
+		}
+	}
+	return out, nil
+}
+
+// Get implements Source.
+func (d directory) Get(ctx context.Context, id string) (*Image, error) {
+	list, err := d.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return find(list, id)
+}

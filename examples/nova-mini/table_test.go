@@ -1,0 +1,93 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+)
+
+// TestActionTable: an action has one row in the table of actions, and is named in at most one other Go file of package api, and in exactly
+// one of package worker if the compute service does it. So an action is added in one place for each of them.
+func TestActionTable(t *testing.T) {
+	t.Parallel()
+	names := constants(t)
+	for _, info := range compute.Actions {
+		if n := len(slices.DeleteFunc(slices.Clone(compute.Actions), func(i compute.ActionInfo) bool { return i.Action != info.Action })); n != 1 {
+			t.Errorf("%s has %d rows", info.Action, n)
+		}
+		if _, has := store.Kinds[info.Action]; has != (info.Task != "") {
+			t.Errorf("%s: has a kind of operation: %v, task %q", info.Action, has, info.Task)
+		}
+		if info.Rule == "" || info.Summary == "" || info.Request == "" || info.Task != "" && (len(info.From) == 0 || info.Since.Major == 0) {
+			t.Errorf("%s: the row is not complete: %+v", info.Action, info)
+		}
+		words := []string{"compute." + names[info.Action], `"` + info.Request + `"`, `"` + string(info.Action) + `"`}
+		if api := filesWith(t, "api", words); len(api) > 1 {
+			t.Errorf("%s is named in %q, want at most one file", info.Action, api)
+		}
+		want := 0
+		if info.Task != "" {
+			want = 1
+		}
+		if worker := filesWith(t, "worker", words[:1]); len(worker) != want {
+			t.Errorf("%s is named in %q, want %d files", info.Action, worker, want)
+		}
+	}
+}
+
+// constants returns the names of the constants of actions.
+func constants(t *testing.T) map[compute.Action]string {
+	t.Helper()
+	text, err := os.ReadFile("compute/actions.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[compute.Action]string{}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 4 && f[1] == "Action" && f[2] == "=" {
+			out[compute.Action(strings.Trim(f[3], `"`))] = f[0]
+		}
+	}
+	return out
+}
+
+// filesWith returns the Go files of a directory, without tests, that have one of the words.
+func filesWith(t *testing.T, dir string, words []string) (out []string) {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") || f == "api/versions.go" { // the table of microversions has names of resources
+			continue
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(words, func(w string) bool { return hasWord(string(text), w) }) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// hasWord reports whether a text has a word that does not go on with a letter.
+func hasWord(text, word string) bool {
+	for {
+		i := strings.Index(text, word)
+		if i < 0 {
+			return false
+		}
+		text = text[i+len(word):]
+		if text == "" || !strings.Contains("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", text[:1]) {
+			return true
+		}
+	}
+}

@@ -1,0 +1,99 @@
+package worker_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/examples/drivers/fake"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
+)
+
+// TestActs: each action leads to the state of the server that its row promises, also if the message is delivered twice, and if the driver
+// fails, the error is reported.
+func TestActs(t *testing.T) {
+	t.Parallel()
+	size := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
+	again := &compute.Spec{ID: "s1", ImageRef: "other", Resources: size}
+	for _, tt := range []struct {
+		name   string
+		faults map[string]string
+		before []compute.Action
+		req    compute.ActRequest
+		says   string             // part of the reported error
+		want   compute.PowerState // 0: the host does not have the server
+		image  string
+	}{
+		{name: "pause", req: compute.ActRequest{Action: compute.Pause}, want: compute.Paused},
+		{name: "unpause", before: []compute.Action{compute.Pause}, req: compute.ActRequest{Action: compute.Unpause}, want: compute.Running},
+		{name: "suspend", req: compute.ActRequest{Action: compute.Suspend}, want: compute.Suspended},
+		{name: "resume", before: []compute.Action{compute.Suspend}, req: compute.ActRequest{Action: compute.Resume}, want: compute.Running},
+		{name: "hard reboot of a paused server", before: []compute.Action{compute.Pause}, req: compute.ActRequest{Action: compute.HardReboot}, want: compute.Running},
+		{name: "rescue of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Rescue, ImageRef: "cd"}, want: compute.Running},
+		{name: "unrescue", before: []compute.Action{compute.Rescue}, req: compute.ActRequest{Action: compute.Unrescue}, want: compute.Running},
+		{name: "pause fails", faults: map[string]string{"pause": "fail internal"}, req: compute.ActRequest{Action: compute.Pause}, says: "configured to fail", want: compute.Running},
+		{name: "rebuild", req: compute.ActRequest{Action: compute.Rebuild, Spec: again, Running: true}, want: compute.Running, image: "other"},
+		{name: "rebuild of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Rebuild, Spec: again}, want: compute.Shutdown, image: "other"},
+		{name: "image", req: compute.ActRequest{Action: compute.CreateImage, ImageRef: "copy"}, want: compute.Running},
+		{name: "shelve", req: compute.ActRequest{Action: compute.Shelve, ImageRef: "copy", Running: true}, want: compute.Shutdown},
+		{name: "shelve without an image", faults: map[string]string{"snapshot": "fail internal"}, req: compute.ActRequest{Action: compute.Shelve, ImageRef: "copy", Running: true}, says: "configured to fail", want: compute.Running},
+		{name: "shelve of a stopped server without an image", faults: map[string]string{"snapshot": "fail internal"}, before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Shelve, ImageRef: "copy"}, says: "configured to fail", want: compute.Shutdown},
+		{name: "offload", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.ShelveOffload}},
+		{name: "unshelve on the same host", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Unshelve, Spec: again}, want: compute.Running, image: "first"},
+		{name: "unshelve on another host", before: []compute.Action{compute.ShelveOffload}, req: compute.ActRequest{Action: compute.Unshelve, Spec: again, Placed: true}, want: compute.Running, image: "other"},
+		{
+			name: "unshelve fails", before: []compute.Action{compute.ShelveOffload}, says: "configured to fail",
+			req: compute.ActRequest{Action: compute.Unshelve, Spec: &compute.Spec{ID: "s1", Resources: size, Metadata: map[string]string{"fake:spawn": "fail internal"}}, Placed: true},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			d, err := fake.New(fake.Config{Host: "h1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			metadata := map[string]string{}
+			for method, text := range tt.faults {
+				metadata["fake:"+method] = text
+			}
+			if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", ImageRef: "first", Resources: size, Metadata: metadata}); err != nil {
+				t.Fatal(err)
+			}
+			svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+			act := func(r compute.ActRequest) string {
+				t.Helper()
+				r.ServerID, r.Token = "s1", "op/5"
+				if _, err := svc.Act(t.Context(), &r); err != nil {
+					t.Fatal(err)
+				}
+				return get(t, b.ended).Error
+			}
+			for _, a := range tt.before {
+				if failed := act(compute.ActRequest{Action: a}); failed != "" {
+					t.Fatal(failed)
+				}
+			}
+			for range 2 {
+				if failed := act(tt.req); tt.says == "" && failed != "" || !strings.Contains(failed, tt.says) {
+					t.Errorf("reported %q, want %q", failed, tt.says)
+				}
+			}
+			is, err := d.Get(t.Context(), "s1")
+			if tt.want == 0 {
+				if fault.CodeOf(err) != fault.NotFound {
+					t.Errorf("the host has the server: %+v, %v", is, err)
+				}
+				return
+			}
+			if err != nil || is.Power != tt.want || is.Rescued != (tt.req.Action == compute.Rescue) {
+				t.Errorf("the server: %+v, %v; want %v", is, err, tt.want)
+			}
+			if info, err := d.Diagnostics(t.Context(), "s1"); tt.image != "" && (err != nil || info["image"] != tt.image) {
+				t.Errorf("the image is %s, %v; want %s", info["image"], err, tt.image)
+			}
+		})
+	}
+}
