@@ -43,6 +43,7 @@ var servers = listing.Spec{
 		{Name: "node", Column: "host", Operator: listing.Regexp, Rule: ruleAllFilters, Denied: hostFilter("node")},
 		{Name: "status", Operator: listing.In, Until: "2.37"},
 		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), store.StatusDeleted), Invalid: "Invalid status value"},
+		{Name: "locked", Column: "locked", Kind: listing.Boolean, Since: "2.73", Invalid: unrecognizedBool},
 		{Name: "tags", Since: "2.26"},
 		{Name: "tags-any", Since: "2.26"},
 		{Name: "not-tags", Since: "2.26"},
@@ -55,7 +56,7 @@ var servers = listing.Spec{
 		regexpFilters("hostname", "hostname"), regexpFilters("key_name", "key_name"), regexpFilters("reservation_id", "reservation_id"),
 		regexpFilters("access_ip_v4", "access_ip_v4"), regexpFilters("access_ip_v6", "access_ip_v6"),
 		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(shownTexts)), " ")),
-		refusedFilters("locked_by block_device_mapping info_cache metadata pci_devices security_groups services system_metadata"),
+		refusedFilters("block_device_mapping info_cache metadata pci_devices security_groups services system_metadata"),
 	),
 	Sorts: append([]listing.Sort{
 		{Name: "display_name", Column: "name"},
@@ -64,8 +65,9 @@ var servers = listing.Spec{
 		{Name: "host", Column: "host", Rule: ruleAdmin, Denied: hostSort("host")},
 		{Name: "node", Column: "host", Rule: ruleAdmin, Denied: hostSort("node")},
 		{Name: "instance_type_id", Column: "flavor_id"},
+		{Name: "locked", Column: "locked", Since: "2.73"},
 	}, sameSorts(`created_at updated_at launched_at terminated_at image_ref project_id user_id task_state vm_state power_state availability_zone access_ip_v4 access_ip_v6
-		auto_disk_config config_drive hostname kernel_id key_name launch_index progress ramdisk_id root_device_name`)...),
+		auto_disk_config config_drive hostname kernel_id key_name launch_index locked_by progress ramdisk_id root_device_name`)...),
 }
 
 // regexpFilters returns filters with regular expressions for a column. Without a column they are applied by serverQuery.
@@ -108,6 +110,7 @@ var shownTexts = map[string]func(*store.Server) *string{
 	"launched_at":       func(s *store.Server) *string { return (*string)(formatMicros(s.LaunchedAt)) },
 	"terminated_at":     func(s *store.Server) *string { return (*string)(formatMicros(s.TerminatedAt)) },
 	"root_device_name":  rootDeviceOf,
+	"locked_by":         func(s *store.Server) *string { return textOrNil(s.LockedBy) },
 	"launch_index":      func(s *store.Server) *string { return new(strconv.Itoa(s.LaunchIndex)) },
 	"config_drive":      func(s *store.Server) *string { return new(configDrive(s)) },
 	"auto_disk_config":  func(s *store.Server) *string { return new(map[bool]string{true: "1", false: "0"}[s.AutoDisk]) }, // as Nova's database has it
@@ -203,6 +206,9 @@ func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error 
 // textOf returns the value of a condition with one value.
 func textOf(c listing.Condition) string { return fmt.Sprint(c.Values[0]) }
 
+// unrecognizedBool is Nova's error for a text that is not a boolean.
+const unrecognizedBool = "Invalid input received: Unrecognized value '%s', acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'"
+
 // projects returns the projects whose servers are listed: the client's project, or all projects if the client asks for all and
 // the rule allows this.
 func (s *server) projects(ctx context.Context, allTenants []listing.Condition, allRule string) (store.Projects, error) {
@@ -213,8 +219,7 @@ func (s *server) projects(ctx context.Context, allTenants []listing.Condition, a
 	text := textOf(allTenants[0])
 	switch all, ok := parseTruth(text); {
 	case !ok && strings.TrimSpace(text) != "": // without a value it is true
-		return own, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
-			"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", text)
+		return own, fault.New(fault.Invalid, "%s", strings.ReplaceAll(unrecognizedBool, "%s", fmt.Sprintf("%.100s", text)))
 	case ok && !all:
 		return own, nil
 	}

@@ -84,6 +84,7 @@ func TestServerFilters(t *testing.T) {
 		"auto_disk_config": {func(i item, value string) bool {
 			return regexp.MustCompile(value).MatchString(map[string]string{"AUTO": "1", "MANUAL": "0"}[i.text("OS-DCF:diskConfig")])
 		}, []string{"1", "0", "[01]"}},
+		"locked_by":     {func(item, string) bool { return false }, []string{".*"}}, // no server is locked
 		"progress":      {func(_ item, value string) bool { return regexp.MustCompile(value).MatchString("0") }, []string{"0", "1"}},
 		"terminated_at": {like("OS-SRV-USG:terminated_at"), []string{".*"}},
 		"ip":            {func(item, string) bool { return false }, []string{".*", "10.0.0.1"}}, // servers have no addresses
@@ -193,6 +194,9 @@ func TestListVersions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		c.addServers()
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET locked_by = 'owner' WHERE user_id = 'u2'`); err != nil {
+			c.Fatal(err)
+		}
 		for _, tt := range []struct {
 			version, query string
 			status, n      int
@@ -209,6 +213,13 @@ func TestListVersions(t *testing.T) {
 			{"2.66", "changes-before=2026-11-26T10:00:02Z", 200, 7, ""},
 			{"2.66", "changes-before=2026-11-26T10:00:02Z&changes-since=2026-11-26T10:00:03Z", 400, 0, "The value of changes-since must be less than or equal to changes-before."},
 			{"2.66", "changes-before=x", 400, 0, "'x' is not a 'date-time'"},
+			{"2.72", "locked=x", 200, 15, ""},
+			{"2.73", "locked=1", 200, 7, ""},
+			{"2.73", "locked=No", 200, 8, ""},
+			{"2.73", "locked=x", 400, 0, "Invalid input received: Unrecognized value 'x', acceptable values are: '0', '1'"},
+			{"2.73", "locked=1&sort_key=locked", 200, 7, ""},
+			{"2.72", "sort_key=locked", 400, 0, "'locked' is not one of ["},
+			{"2.1", "locked_by=^o", 200, 7, ""},
 			{"2.74", "unknown=1", 200, 15, ""},
 			{"2.75", "unknown=1", 400, 0, "Additional properties are not allowed ('unknown' was unexpected)"},
 			{"2.75", "ip=10.0.0.1&display_name=web", 200, 0, ""},
@@ -233,7 +244,7 @@ func TestServerOrder(t *testing.T) {
 		"project_id": "tenant_id", "user_id": "user_id", "task_state": "OS-EXT-STS:task_state", "vm_state": "OS-EXT-STS:vm_state",
 		"display_description": "description", "hostname": "OS-EXT-SRV-ATTR:hostname", "access_ip_v4": "accessIPv4", "access_ip_v6": "accessIPv6", "auto_disk_config": "OS-DCF:diskConfig",
 		"availability_zone": "OS-EXT-AZ:availability_zone", "config_drive": "config_drive", "kernel_id": "OS-EXT-SRV-ATTR:kernel_id", "ramdisk_id": "OS-EXT-SRV-ATTR:ramdisk_id",
-		"key_name": "key_name", "launch_index": "OS-EXT-SRV-ATTR:launch_index", "power_state": "OS-EXT-STS:power_state", "progress": "no such attribute",
+		"key_name": "key_name", "launch_index": "OS-EXT-SRV-ATTR:launch_index", "power_state": "OS-EXT-STS:power_state", "progress": "no such attribute", "locked_by": "no such attribute",
 		"root_device_name": "OS-EXT-SRV-ATTR:root_device_name", "terminated_at": "OS-SRV-USG:terminated_at",
 	}
 	eachCloud(t, func(c *cloud) {

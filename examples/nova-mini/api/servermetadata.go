@@ -72,7 +72,7 @@ func checkState(srv *store.Server, what string) error {
 	return nil
 }
 
-// changeMetadata changes the metadata of a server. what is Nova's name of the change. Errors: Conflict, if the server's state does not allow it; Denied,
+// changeMetadata changes the metadata of a server. what is Nova's name of the change. Errors: Conflict, if the server is locked or its state does not allow it; Denied,
 // if there are too many items.
 func (s *server) changeMetadata(ctx context.Context, srv *store.Server, what string, change func(map[string]string) (map[string]string, error)) (metadataBody, error) {
 	if err := s.checkLock(ctx, srv); err != nil {

@@ -125,7 +125,17 @@ func TestServerMetadata(t *testing.T) {
 			{"2.1", "member", "POST", "/metadata", `{"metadata": {"a": "b"}}`, 409, "Cannot 'update metadata' instance ID while it is in task_state scheduling"},
 			{"2.1", "member", "DELETE", "/metadata/k", "", 409, "Cannot 'delete metadata' instance ID while it is in task_state scheduling"},
 		})
-		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ? WHERE id = ?`, store.Error, id); err != nil {
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET locked_by = 'owner' WHERE id = ?`, id); err != nil {
+			c.Fatal(err)
+		}
+		c.walk(id, []step{
+			{"2.1", "member", "PUT", "/metadata", `{"metadata": {"a": "b"}}`, 409, "Instance ID is locked"},
+			{"2.1", "admin", "PUT", "/metadata", `{"metadata": {"a": "b"}}`, 200, ""},
+			{"2.1", "member", "DELETE", "/metadata/a", "", 409, "Instance ID is locked"},
+			{"2.1", "admin", "DELETE", "/metadata/a", "", 204, ""},
+			{"2.73", "member", "GET", "", "", 200, `"locked":true`},
+		})
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, locked_by = '' WHERE id = ?`, store.Error, id); err != nil {
 			c.Fatal(err)
 		}
 		c.walk(id, []step{

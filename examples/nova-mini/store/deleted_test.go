@@ -1,15 +1,57 @@
 package store_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/listing"
 )
+
+// TestPowerStates: the order of lists by the power state is that of the servers' own power states.
+func TestPowerStates(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		states := []string{
+			compute.VMBuilding, compute.VMActive, compute.VMStopped, compute.VMError, compute.VMResized, compute.VMResized, compute.VMPaused, compute.VMSuspended,
+			compute.VMRescued, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted,
+		}
+		for i, state := range states {
+			srv := &store.Server{ID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", i), Name: "s", ProjectID: "p"}
+			if err := s.CreateServer(t.Context(), srv); err != nil {
+				t.Fatal(err)
+			}
+			resize := db.JSONOf(&store.Resize{Running: i == 5})
+			if _, err := d.ExecContext(t.Context(), `UPDATE servers SET vm_state = ?, resize = ? WHERE id = ?`, state, resize, srv.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		q := store.ServerQuery{In: store.AllProjects(), Query: listing.Query{Limit: 100, Sort: []listing.SortKey{{Column: "power_state"}}}}
+		list, err := s.Servers(t.Context(), q)
+		if err != nil || len(list) != len(states) {
+			t.Fatalf("%d servers, %v", len(list), err)
+		}
+		seen := map[compute.PowerState]bool{}
+		for i := range list {
+			seen[list[i].PowerState()] = true
+			if i > 0 && list[i].PowerState() < list[i-1].PowerState() {
+				t.Errorf("%s (%v) is after %s (%v)", list[i].VMState, list[i].PowerState(), list[i-1].VMState, list[i-1].PowerState())
+			}
+		}
+		if len(seen) < 5 {
+			t.Errorf("only the power states %v", seen)
+		}
+	})
+}
 
 // TestDeletedColumns: a deleted server keeps all columns of a server, so the tables have the same ones.
 func TestDeletedColumns(t *testing.T) {

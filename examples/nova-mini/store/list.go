@@ -127,11 +127,13 @@ const RootDevice = "/dev/vda"
 
 // computed are columns for the order of lists, and for filters, which are no columns of the table: their names and their SQL.
 var computed = map[string]string{
-	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('active', 'rescued') OR s.vm_state = 'resized' AND s.resize LIKE '%%"running":true%%' THEN %d
-		WHEN s.vm_state IN ('stopped', 'resized') THEN %d WHEN s.vm_state = 'paused' THEN %d WHEN s.vm_state = 'suspended' THEN %d ELSE %d END`,
-		compute.Running, compute.Shutdown, compute.Paused, compute.Suspended, compute.NoState),
+	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('%s', '%s') OR s.vm_state = '%s' AND s.resize LIKE '%%"running":true%%' THEN %d
+		WHEN s.vm_state IN ('%s', '%s', '%s', '%s', '%s') THEN %d WHEN s.vm_state = '%s' THEN %d WHEN s.vm_state = '%s' THEN %d ELSE %d END`,
+		Active, compute.VMRescued, Resized, compute.Running, Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted, compute.Shutdown,
+		compute.VMPaused, compute.Paused, compute.VMSuspended, compute.Suspended, compute.NoState),
 	"availability_zone": "CASE WHEN s.host IS NULL THEN '' ELSE 'nova' END",
 	"root_device_name":  "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
+	"locked":            "CASE WHEN s.locked_by = '' THEN 0 ELSE 1 END",
 	"kernel_id":         "''", "ramdisk_id": "''", "progress": "0",
 }
 
