@@ -121,15 +121,15 @@ func (c *cloud) trySample(name, version, file, body string) {
 	}
 	if replies && want == "" {
 		compareSample(c.T, file, sample, reply, map[string]string{
-			"addresses.private":                 "the sample's server has a network",
-			"security_groups":                   "the sample's server has a port",
-			"server_groups":                     "the sample's server has a group",
-			"scheduler_hints.same_host":         "the sample's server has hints",
-			"pinned_availability_zone":          "the sample's server has a zone",
-			"image.properties.architecture":     "the sample's image has properties",
-			"image.properties.auto_disk_config": "the sample's image has properties",
-			"OS-EXT-STS:task_state":             "the sample was taken when the task had ended",
-			"locked_reason":                     "the sample's server is locked",
+			"-addresses.private":                 "the sample's server has a network",
+			"-security_groups":                   "the sample's server has a port",
+			"server_groups":                      "the sample's server has a group",
+			"-scheduler_hints.same_host":         "the sample's server has hints",
+			"pinned_availability_zone":           "the sample's server has a zone",
+			"-image.properties.architecture":     "the sample's image has properties",
+			"-image.properties.auto_disk_config": "the sample's image has properties",
+			"OS-EXT-STS:task_state":              "the sample was taken when the task had ended",
+			"locked_reason":                      "the sample's server is locked",
 		}, map[string]bool{})
 	}
 }
