@@ -29,8 +29,8 @@ import (
 
 type process = component.Process[options]
 
-func wireAPI(_ context.Context, p *process) error {
-	images, err := images(p.Options)
+func wireAPI(ctx context.Context, p *process) error {
+	images, err := images(ctx, p.Options)
 	if err != nil {
 		return err
 	}
@@ -40,9 +40,9 @@ func wireAPI(_ context.Context, p *process) error {
 }
 
 // images returns the images that the API knows.
-func images(o *options) (image.Source, error) {
+func images(ctx context.Context, o *options) (image.Source, error) {
 	if dir := o.Image.Directory; dir != "" {
-		s, err := image.Directory(dir)
+		s, err := image.Directory(ctx, dir)
 		return s, about("image.directory", err)
 	}
 	if o.driver().Driver == "fake" {

@@ -20,7 +20,7 @@ func TestImages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	source, err := novaimage.Directory(dir)
+	source, err := novaimage.Directory(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,12 +62,12 @@ var suffixes = []string{".qcow2", ".img", ".raw"}
 // Directory has the images of a directory: the files NAME.qcow2, NAME.img and NAME.raw, with NAME as the id. The file images.json may say more
 // of them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. The directory is read for each call. Errors: Invalid, if
 // path is not absolute or cannot be read.
-func Directory(path string) (Source, error) {
+func Directory(ctx context.Context, path string) (Source, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fault.New(fault.Invalid, "the directory of images %s is not an absolute path", path)
 	}
 	d := directory(path)
-	if _, err := d.List(context.Background()); err != nil {
+	if _, err := d.List(ctx); err != nil {
 		return nil, fault.New(fault.Invalid, "%w", err)
 	}
 	return d, nil

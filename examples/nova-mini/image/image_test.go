@@ -27,7 +27,7 @@ func TestDirectory(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "d.img"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s, err := image.Directory(dir)
+	s, err := image.Directory(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestDirectory(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"relative", filepath.Join(dir, "none"), filepath.Join(dir, "a.img")} {
-		if _, err := image.Directory(path); !errors.Is(err, fault.Invalid) {
+		if _, err := image.Directory(t.Context(), path); !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
