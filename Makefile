@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench bench-report chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run services test short lint bench bench-report chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -33,6 +33,12 @@ run:
 # If CI is set, a test whose service is missing fails. Otherwise the test would
 # be skipped without notice.
 test soak chaos upgrade-test: export CI := $(or $(CI),true)
+
+# services runs a private RabbitMQ and MariaDB until Ctrl-C, and prints the options with which a component uses them.
+# It installs nothing.
+services:
+	$(GO) build -o bin/testenv ./internal/testenv/run
+	exec bin/testenv --only rabbitmq,mariadb
 
 test: bin/testenv
 	$(WITH) $(SELF) checks

@@ -253,7 +253,7 @@ func TestAllInOne(t *testing.T) {
 	}
 	for args, want := range map[string][]string{
 		"member list":                          {"KIND", "writer", "h1", "up", "writer 1.0  -    -\n"},
-		"operation list":                       {"ID", "NOTE", "note.take", "first", "succeeded"},
+		"operation list":                       {"ID", "RESOURCE", "note.take", "first", "succeeded"},
 		"operation list -o json":               {`"kind": "note.take"`, `"resource": "first"`},
 		"operation list -o yaml":               {"kind: note.take", "resource: first"},
 		"operation list --note no":             {"ID"},

@@ -82,7 +82,7 @@ func (t *Tool[O]) listOperations() *cobra.Command {
 			}
 			filter.State = operation.State(state)
 			return t.withOperations(func(ctx context.Context, ops *operation.Store, _ []string) error {
-				return t.printOperations(ctx, ops, filter, resource)
+				return t.printOperations(ctx, ops, filter)
 			})(cmd, args)
 		},
 	}
@@ -97,7 +97,7 @@ func (t *Tool[O]) listOperations() *cobra.Command {
 	return cmd
 }
 
-func (t *Tool[O]) printOperations(ctx context.Context, ops *operation.Store, filter operation.Filter, resource string) (err error) {
+func (t *Tool[O]) printOperations(ctx context.Context, ops *operation.Store, filter operation.Filter) (err error) {
 	found := []operation.Operation{}
 	if filter.Limit > 0 { // with limit 0 the list is empty
 		if found, err = ops.List(ctx, filter); err != nil {
@@ -109,7 +109,7 @@ func (t *Tool[O]) printOperations(ctx context.Context, ops *operation.Store, fil
 		o := &found[i]
 		rows = append(rows, []string{o.ID, o.Kind, o.Resource, string(o.State), runnerOf(o), o.Created.Format(time.RFC3339), o.Error})
 	}
-	return t.Print([]string{"id", "kind", resource, "state", "runner", "created", "error"}, rows, found)
+	return t.Print([]string{"id", "kind", "resource", "state", "runner", "created", "error"}, rows, found)
 }
 
 // showOperations prints JSON unless the flag says YAML: an operation has lists and data that have no place in a table.

@@ -18,7 +18,14 @@ import (
 )
 
 // Begin calls write and begins an operation on a resource, in one transaction: either both take effect, or neither. After the commit it
-// notifies a runner, see [Process.Notify]. A nil write does nothing. Errors: those of operation.Begin and of write, and of the database.
+// notifies a runner, see [Process.Notify]. A nil write does nothing.
+//
+// A resource has one open operation at a time. An operation on a child resource, such as a snapshot of a volume, gets the id of the parent if the
+// two must exclude each other: while it is open, other operations on the parent fail with ErrBusy, and one that preempts, such as a deletion, ends it.
+// Its OnEnd is not called then, so the deletion writes what becomes of the child. With the id of the child, the operations of a parent and of all its
+// children run at once.
+//
+// Errors: those of operation.Begin and of write, and of the database.
 func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], resource string, data *D, write func(ctx context.Context, tx *sqlx.Tx) error) error {
 	id := ""
 	err := db.Tx(ctx, p.DB, func(ctx context.Context, tx *sqlx.Tx) (err error) {

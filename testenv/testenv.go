@@ -12,7 +12,7 @@
 //	broker.Kill()
 //
 // A test whose service is not installed is skipped. If the environment variable CI is set, it fails. On Debian the packages are
-// rabbitmq-server, nats-server, mariadb-server and python3-keystone.
+// rabbitmq-server, nats-server (2.10 or newer, which Debian 12 does not have), mariadb-server and python3-keystone.
 package testenv
 
 import (

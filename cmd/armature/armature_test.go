@@ -163,7 +163,7 @@ func TestNames(t *testing.T) {
 		t.Skip("-short: it builds programs; make test runs it")
 	}
 	for _, args := range []string{
-		"component worker", "component string", "component options", "component db",
+		"component worker", "component string", "component options", "component db", "component id",
 		"driver fault --lang go", "driver power --lang go", "driver error --lang go", "driver json --lang go",
 	} {
 		t.Run(args, func(t *testing.T) {

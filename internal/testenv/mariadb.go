@@ -132,3 +132,26 @@ func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) 
 	}
 	return s, nil
 }
+
+// CreateDatabase creates an empty database on a server that [MariaDB] has started. The name has only letters, digits and _. Its URL is
+// s.URL with the name at its end.
+func CreateDatabase(ctx context.Context, s *Service, name string) (err error) {
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		return err
+	}
+	cfg := mysql.NewConfig()
+	cfg.User = u.User.Username()
+	cfg.Passwd, _ = u.User.Password()
+	cfg.Net, cfg.Addr = "tcp", u.Host
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		return err
+	}
+	d := sql.OpenDB(c)
+	defer func() { err = errors.Join(err, d.Close()) }()
+	if _, err := d.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+		return fmt.Errorf("create the database %s: %w", name, err)
+	}
+	return nil
+}

@@ -177,21 +177,26 @@ func describeReplies(e entry, v Version) map[string]any {
 		replies[r.Status] = list
 	}
 	for status, list := range replies {
-		one := map[string]any{}
-		switch len(list) {
-		case 0:
-		case 1:
-			one = describeBodyOf(false, list[0])
-		default:
-			one = describeBodyOf(false, map[string]any{"anyOf": list})
-		}
-		if empty[status] && len(list) > 0 { // some actions have a body, others have none
-			one["x-body-optional"] = true
-		}
-		one["description"] = http.StatusText(status)
-		out[strconv.Itoa(status)] = one
+		out[strconv.Itoa(status)] = describeStatus(status, list, empty[status])
 	}
 	return out
+}
+
+// describeStatus describes the replies with a status. list has their schemas, and empty reports whether some have no body.
+func describeStatus(status int, list []any, empty bool) map[string]any {
+	one := map[string]any{}
+	switch len(list) {
+	case 0:
+	case 1:
+		one = describeBodyOf(false, list[0])
+	default:
+		one = describeBodyOf(false, map[string]any{"anyOf": list})
+	}
+	if empty && len(list) > 0 { // some actions have a body, others have none
+		one["x-body-optional"] = true
+	}
+	one["description"] = http.StatusText(status)
+	return one
 }
 
 // describeBodyOf describes a body of the type application/json.

@@ -49,7 +49,8 @@
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
 // value. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. A map of structs is a typed family: each of
 // its sections has the options of the struct, with all tags but strict, and without sections of its own. Two sections of a typed family
-// whose names differ only in upper and lower case are an error. A map of maps takes raw values, and such sections are one section. With
+// whose names differ only in upper and lower case, or in - and _, are an error, because they have the same variables. The value of
+// the tag must not begin with that of another family. A map of maps takes raw values, and such sections are one section. With
 // the tag reloadable, a reload adds, removes and changes the sections of a family. If the field has
 // the tag protects, a section with a similar name, such as [drivr_acme], is an error, also in lenient mode.
 // Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.

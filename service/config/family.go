@@ -32,12 +32,18 @@ type member struct {
 // rawFamily is the type of a family with raw values.
 var rawFamily = reflect.TypeFor[map[string]map[string]string]()
 
-// declareFamily adds a family. It panics if the type of the field or its tags are wrong.
+// declareFamily adds a family. It panics if the type of the field or its tags are wrong, or if a section could belong to two families.
 func (l *loader) declareFamily(v reflect.Value, field reflect.StructField) {
 	t := v.Type()
 	typed := t.Kind() == reflect.Map && t.Key() == reflect.TypeFor[string]() && t.Elem().Kind() == reflect.Struct
 	if !v.CanSet() || t != rawFamily && !typed {
 		panic("config: field " + field.Name + ": the tag sections requires an exported map[string]map[string]string, or an exported map[string]T with a struct T, not " + t.String())
+	}
+	prefix := strings.ToLower(field.Tag.Get("sections"))
+	for _, other := range l.families {
+		if p := strings.ToLower(other.prefix); strings.HasPrefix(p, prefix) || strings.HasPrefix(prefix, p) {
+			panic("config: field " + field.Name + ": its sections could also belong to the family " + other.prefix + ": give the families names of which none begins with the other")
+		}
 	}
 	f := family{prefix: field.Tag.Get("sections"), field: v, protects: field.Tag.Get("protects") == "true", reload: field.Tag.Get("reloadable") == "true"}
 	if typed {
@@ -96,7 +102,8 @@ func (l *loader) typedFamily(section string) (f *family, rest string) {
 }
 
 // memberSection returns the name of a section in the spelling that counts. The first value of a section of a typed family declares the
-// section. ok is false if the name differs from that of another section only in upper and lower case.
+// section. ok is false if the name differs from that of another section only in upper and lower case, or in characters that variables of the
+// environment do not have.
 func (l *loader) memberSection(r rank, where, section, key string) (name string, ok bool) {
 	f, rest := l.typedFamily(section)
 	if f == nil {
@@ -106,6 +113,12 @@ func (l *loader) memberSection(r rank, where, section, key string) (name string,
 	known := f.members[strings.ToLower(rest)]
 	switch {
 	case known == nil:
+		if twin := f.twin(rest); twin != nil {
+			if key == "" || !r.isFile() { // once for each section of a file
+				l.addError("%s: [%s]: the name has the same variables %s... as [%s%s] (%s): rename or remove one of the sections", where, section, envName(name, ""), f.prefix, twin.rest, twin.where)
+			}
+			return "", false
+		}
 		l.declareMember(f, rest, where)
 	case known.rest != rest:
 		if key == "" || !r.isFile() { // once for each section of a file
@@ -114,6 +127,16 @@ func (l *loader) memberSection(r rank, where, section, key string) (name string,
 		return "", false
 	}
 	return name, true
+}
+
+// twin returns the section of the family with the same variables of the environment, or nil.
+func (f *family) twin(rest string) *member {
+	for _, m := range f.members {
+		if envName(m.rest, "") == envName(rest, "") {
+			return m
+		}
+	}
+	return nil
 }
 
 // declareMember adds a section of a typed family.

@@ -88,6 +88,7 @@ func TestWrongFamily(t *testing.T) {
 		{good, "OS_BACKEND_B__SIZ=3", "environment OS_BACKEND_B__SIZ: [backend_b] siz: no such option; the nearest is size"},
 		{"[backend_a]\nsize = 3\n", "", "[backend_a] url is required: set it in a file or as OS_BACKEND_A__URL"},
 		{good + "[backend_A]\nurl = a://b\n", "", "1.conf:3: [backend_A]: the name differs from [backend_a] (FILE:1) only in upper and lower case: rename or remove one of the sections"},
+		{"[backend_a-b]\nurl = a://b\n[backend_A_b]\nurl = a://b\n", "", "1.conf:3: [backend_A_b]: the name has the same variables OS_BACKEND_A_B__... as [backend_a-b] (FILE:1): rename or remove one of the sections"},
 		{good + "[backnd_a]\nurl = a://b\n", "", "[backnd_a]: no such section; the nearest is backend_..."},
 		{"[backend_a]\nurl = here\n", "", "1.conf:2: [backend_a] url: is not a URL"},
 		{good + "size = 66\n", "", "[backend_a]: 66 is a bad size"},
@@ -119,6 +120,18 @@ func TestWrongFamily(t *testing.T) {
 		}{},
 		"Empty": &struct {
 			Empty map[string]struct{} `sections:"x_"`
+		}{},
+		"Twice": &struct {
+			Once  map[string]Pool `sections:"x_"`
+			Twice map[string]Pool `sections:"X_"`
+		}{},
+		"Longer": &struct {
+			Short  map[string]map[string]string `sections:"x_"`
+			Longer map[string]Pool              `sections:"x_y_"`
+		}{},
+		"Shorter": &struct {
+			Long    map[string]Pool `sections:"x_y_"`
+			Shorter map[string]Pool `sections:"x_"`
 		}{},
 	} {
 		func() {

@@ -176,7 +176,7 @@ func (s *server) reboot(ctx context.Context, r *api.Request[reboot], srv *store.
 type resize struct {
 	Resize struct {
 		FlavorRef  reference `json:"flavorRef"`
-		DiskConfig string    `json:"OS-DCF:diskConfig,omitempty" enum:"MANUAL"`
+		DiskConfig string    `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
 	} `json:"resize"`
 }
 
@@ -185,7 +185,11 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	if err != nil {
 		return api.None{}, err
 	}
-	err = s.beginAction(ctx, srv, compute.Resize, store.ActData{Resize: store.SizeOf(f)})
+	data := store.ActData{Resize: store.SizeOf(f)}
+	if disk := r.Body.Resize.DiskConfig; disk != "" {
+		data.AutoDisk = new(disk == "AUTO")
+	}
+	err = s.beginAction(ctx, srv, compute.Resize, data)
 	if errors.Is(err, placement.ErrNoRoom) {
 		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
 		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")

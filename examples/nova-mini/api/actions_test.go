@@ -77,6 +77,9 @@ func TestLock(t *testing.T) {
 		if status, reply := c.ask("member", "DELETE", "/servers/"+id, ""); status != 409 || !strings.Contains(reply, "Instance "+id+" is locked") {
 			t.Errorf("deletion of a locked server: %d %s", status, reply)
 		}
+		if status, reply := c.ask("member", "PUT", "/servers/"+id+"/metadata", `{"metadata": {}}`); status != 409 || !strings.Contains(reply, "Instance "+id+" is locked") {
+			t.Errorf("metadata of a locked server: %d %s", status, reply)
+		}
 		c.wantAct("admin", id, `{"os-stop": null}`, 202, "")
 		c.wantAct("member", id, `{"unlock": null}`, 202, "")
 		c.wantAct("member", id, `{"os-stop": null}`, 409, "task_state powering-off")

@@ -1,16 +1,18 @@
 package api_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
@@ -96,6 +98,30 @@ func TestInstanceActions(t *testing.T) {
 			}
 		}
 
+		for _, v := range []string{"", "v2.21", "v2.51", "v2.58", "v2.62", "v2.66", "v2.84"} {
+			version := cmp.Or(strings.TrimPrefix(v, "v"), "2.1")
+			for file, path := range map[string]string{
+				"instance-actions-list-resp.json": at, "instance-actions-list-with-limit-resp.json": at + "?limit=1",
+				"instance-action-get-resp.json": at + "/" + pause, "instance-action-get-non-admin-resp.json": at + "/" + pause,
+			} {
+				sample, ok := readSample(t, filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples", "os-instance-actions", v, file))
+				if !ok {
+					continue
+				}
+				who := "admin"
+				if strings.Contains(file, "non-admin") {
+					who = "member"
+				}
+				status, reply := c.askAt(version, who, "GET", path, "")
+				if status != 200 {
+					t.Errorf("%s at %s: %d %s", path, version, status, reply)
+				}
+				const failed = "the sample's action has not failed"
+				compareSample(t, v+"/"+file, sample, reply, map[string]string{
+					"instanceActions[].message": failed, "instanceAction.message": failed, "instanceAction.events[].traceback": failed, "instanceAction.events[].details": failed,
+				}, map[string]bool{})
+			}
+		}
 		for _, tt := range []struct {
 			version, who string
 			keys         string // of the event
@@ -127,7 +153,7 @@ func TestInstanceActions(t *testing.T) {
 				t.Fatalf("%s at %s: %s", tt.who, tt.version, reply)
 			}
 			e := got.InstanceAction.Events[0]
-			if diff := cmp.Diff(strings.Fields(tt.keys), slices.Sorted(maps.Keys(e))); diff != "" || e["event"] != "compute_pause_instance" || e["result"] != "Error" {
+			if diff := gocmp.Diff(strings.Fields(tt.keys), slices.Sorted(maps.Keys(e))); diff != "" || e["event"] != "compute_pause_instance" || e["result"] != "Error" {
 				t.Errorf("%s at %s: %v (-want +got):\n%s", tt.who, tt.version, e, diff)
 			}
 			if tt.who == "admin" && e["traceback"] != "no power" || tt.version == "2.84" && tt.who == "admin" && (e["host"] != "n1" || e["details"] != "Failed to pause instance "+id+".") {

@@ -205,7 +205,7 @@ func TestServerParts(t *testing.T) {
 			{"2.1", "member", "GET", "/ips/private", "", 404, "Instance is not a member of specified network"},
 			{"2.1", "member", "GET", "/os-server-password", "", 200, `{"password":""}`},
 			{"2.1", "member", "DELETE", "/os-server-password", "", 204, ""},
-			{"2.1", "member", "GET", "/os-security-groups", "", 200, `{"security_groups":[]}`},
+			{"2.1", "member", "GET", "/os-security-groups", "", 200, `{"-security_groups":[]}`},
 			{"2.77", "member", "GET", "/topology", "", 404, ""},
 			{"2.78", "member", "GET", "/topology", "", 200, `{"nodes":[],"pagesize_kb":null}`},
 			{"2.1", "member", "GET", "/os-volume_attachments?limit=1&x=y", "", 200, `{"volumeAttachments":[]}`},
@@ -234,13 +234,13 @@ func TestSamplesOfParts(t *testing.T) {
 	t.Parallel()
 	root := samplesOf(t, ".")
 	allowed := map[string]string{
-		"addresses.private": "the sample's server has a network", "security_groups": "the sample's server has a port", "pinned_availability_zone": "the sample's server has a zone",
+		"-addresses.private": "the sample's server has a network", "-security_groups": "the sample's server has a port", "pinned_availability_zone": "the sample's server has a zone",
 		"description": "the sample's server has a description", "trusted_image_certificates": "the sample's server has certificates",
-		"image.properties.architecture": "the sample's image has properties", "image.properties.auto_disk_config": "the sample's image has properties",
-		"scheduler_hints.same_host": "the sample's server has hints",
-		"nodes":                     "the sample's server has a topology", "pagesize_kb": "the sample's server has a topology",
-		"metadata.My Server Name": "the sample's server has other metadata", "metadata.foo": "the sample's server has other metadata",
-		"OS-EXT-SRV-ATTR:user_data": "the sample's server has user data", "flavor.extra_specs.hw:numa_nodes": "the sample's flavor has extra specs", "server_groups": "the sample's server has a group",
+		"-image.properties.architecture": "the sample's image has properties", "-image.properties.auto_disk_config": "the sample's image has properties",
+		"-scheduler_hints.same_host": "the sample's server has hints",
+		"nodes":                      "the sample's server has a topology", "pagesize_kb": "the sample's server has a topology",
+		"-metadata.My Server Name": "the sample's server has other metadata", "metadata.foo": "the sample's server has other metadata",
+		"OS-EXT-SRV-ATTR:user_data": "the sample's server has user data", "-flavor.extra_specs.hw:numa_nodes": "the sample's flavor has extra specs", "server_groups": "the sample's server has a group",
 	}
 	eachCloud(t, func(c *cloud) {
 		id := c.launched()

@@ -217,7 +217,8 @@ type updatedServer struct {
 
 type updatedView struct {
 	serverCore
-	serverDetails `since:"2.75"`
+	serverDetails  `since:"2.75"`
+	serverUserData `since:"2.75"`
 	serverGroups
 }
 
@@ -228,7 +229,7 @@ func (s *server) updateServer(ctx context.Context, r *api.Request[updateServer],
 	}
 	srv.TaskState = old.TaskState
 	v := s.viewOne(r.Request, srv)
-	return updatedServer{updatedView{v.serverCore, v.serverDetails, v.serverGroups}}, nil
+	return updatedServer{updatedView{v.serverCore, v.serverDetails, v.serverUserData, v.serverGroups}}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {

@@ -36,6 +36,12 @@ type shownServer struct {
 type serverView struct {
 	serverCore
 	serverDetails
+	serverUserData
+}
+
+// serverUserData is not in the reply to a rebuild, which has the user data under a name of their own.
+type serverUserData struct {
+	UserData userData `json:"OS-EXT-SRV-ATTR:user_data" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 }
 
 // serverGroups is in replies with one server, but not in lists.
@@ -96,7 +102,6 @@ type serverDetails struct {
 	KernelID       alwaysEmpty `json:"OS-EXT-SRV-ATTR:kernel_id" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 	RamdiskID      alwaysEmpty `json:"OS-EXT-SRV-ATTR:ramdisk_id" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 	RootDevice     *string     `json:"OS-EXT-SRV-ATTR:root_device_name" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
-	UserData       userData    `json:"OS-EXT-SRV-ATTR:user_data" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 	HostStatus     hostStatus  `json:"host_status" since:"2.16" rule:"os_compute_api:servers:show:host_status"`
 }
 
@@ -307,13 +312,13 @@ func detailsOf(srv *store.Server, read *lookups) serverDetails {
 		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt), TerminatedAt: formatMicros(srv.TerminatedAt),
 		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{},
 		Host: srv.Host, InstanceName: instanceName(srv), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
-		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), UserData: userData{read, srv.ID}, HostStatus: hostStatus{read, srv.Host},
+		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), HostStatus: hostStatus{read, srv.Host},
 	}
 }
 
 // viewServer returns a server as lists with details show it.
 func (s *server) viewServer(ctx context.Context, srv *store.Server, read *lookups) serverView {
-	return serverView{s.coreOf(ctx, srv, read.links), detailsOf(srv, read)}
+	return serverView{s.coreOf(ctx, srv, read.links), detailsOf(srv, read), serverUserData{userData{read, srv.ID}}}
 }
 
 // viewOne returns a server as GET shows it.

@@ -77,7 +77,7 @@ func TestBodies(t *testing.T) {
 		{"POST", action, `{"reboot": null}`, 400, "Invalid input for field/attribute reboot. Value: None. None is not of type 'object'"},
 		{"POST", action, `{"reboot": {}}`, 400, "Invalid input for field/attribute reboot. Value: {}. 'type' is a required property"},
 		{"POST", action, `{"resize": {"flavorRef": "none", "OS-DCF:diskConfig": "MANUAL"}}`, 400, content},
-		{"POST", action, `{"resize": {"flavorRef": "2", "OS-DCF:diskConfig": "AUTO"}}`, 400, "'AUTO' is not one of ['MANUAL']"},
+		{"POST", action, `{"resize": {"flavorRef": "2", "OS-DCF:diskConfig": "SOME"}}`, 400, "'SOME' is not one of ['AUTO', 'MANUAL']"},
 		{"POST", action, `{"os-getConsoleOutput": {"length": "many"}}`, 400, "Invalid input for field/attribute length. Value: many. 'many' does not match '^-?[0-9]+$'"},
 		{"POST", action, `{"os-getConsoleOutput": {"length": -2}}`, 400, "-2 is less than the minimum of -1"},
 		{"POST", action, `{"os-stop": null, "os-start": null}`, 400, "Malformed request body"},

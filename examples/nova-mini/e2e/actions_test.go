@@ -2,7 +2,9 @@ package e2e_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +12,8 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestActions: a server reaches the state that an action leads to, even if the driver, the compute service or the conductor
@@ -32,11 +36,17 @@ func TestActions(t *testing.T) {
 	a.hangs = a.create("hangs", map[string]string{"fake:reboot": "hang"})
 	a.norsz = a.create("norsz", map[string]string{"fake:resize": "fail exhausted"})
 	a.rszcrash = a.create("rszcrash", map[string]string{"fake:resize": "crash 1; crash after 1"})
-	a.settled(a.cl, len(a.ids)+5, 60*time.Second)
+	crashes := map[string]string{}
+	for _, method := range []string{"pause", "unpause", "suspend", "resume", "rescue", "unrescue", "snapshot"} {
+		crashes["fake:"+method] = "crash 1; crash after 1"
+	}
+	a.crashes = a.create("crashes", crashes)
+	a.settled(a.cl, len(a.ids)+6, 60*time.Second)
 	a.testStops()
 	a.testRefusals()
 	a.testStarts()
 	a.testResizes()
+	a.testKilledActions()
 	a.testFailures()
 	a.deleteAll(a.cl, []string{"node-1", "node-2"})
 }
@@ -48,6 +58,7 @@ type actions struct {
 	cl                                    *gophercloud.ServiceClient
 	ids                                   []string // of servers without a fault
 	crash, broken, hangs, norsz, rszcrash string   // ids of servers whose driver has a fault
+	crashes                               string   // id of a server whose driver dies before and after each of its calls
 }
 
 func (a *actions) create(name string, md map[string]string) string {
@@ -180,6 +191,84 @@ func (a *actions) testResizes() {
 	a.becomes(a.ids[1], "ACTIVE")
 	a.flavorOf(a.ids[0], "2")
 	a.flavorOf(a.ids[1], "1")
+}
+
+// testKilledActions: each action leads to its state although the conductor, the compute services and the drivers are killed between its
+// steps, and then the API and the driver agree. No task stays.
+func (a *actions) testKilledActions() {
+	a.Helper()
+	seed := time.Now().UnixNano()
+	a.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(uint64(seed), 0))
+	const image = "208655eb-63a9-42b9-b006-4a93cb26dfa8"
+	ids := append(slices.Clone(a.ids[:2]), a.crashes)
+	for _, step := range []struct{ body, status, power string }{
+		{`{"pause": null}`, "PAUSED", "paused"},
+		{`{"unpause": null}`, "ACTIVE", "running"},
+		{`{"suspend": null}`, "SUSPENDED", "suspended"},
+		{`{"resume": null}`, "ACTIVE", "running"},
+		{`{"rescue": {}}`, "RESCUE", "running"},
+		{`{"unrescue": null}`, "ACTIVE", "running"},
+		{`{"rebuild": {"imageRef": "` + image + `"}}`, "ACTIVE", "running"},
+		{`{"createImage": {"name": "copy"}}`, "ACTIVE", "running"},
+		{`{"shelve": null}`, "SHELVED_OFFLOADED", ""},
+		{`{"unshelve": null}`, "ACTIVE", "running"},
+	} {
+		for _, id := range ids {
+			if err := a.ask(http.MethodPost, step.body, nil, "servers", id, "action"); err != nil {
+				a.Errorf("%s: %v", step.body, err)
+			}
+		}
+		for _, p := range [][2]string{{"conductor", "c-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
+			waittest.Spend(time.Duration(rng.IntN(60)) * time.Millisecond)
+			a.procs[p[1]].Kill()
+			a.start(p[0], p[1])
+		}
+		for _, id := range ids {
+			a.becomes(id, step.status)
+			if step.power == "" {
+				continue
+			}
+			a.poll("the driver to agree after "+step.body, 30*time.Second, func() error { // another server's call may restart the driver meanwhile
+				var is struct{ State string }
+				err := a.ask(http.MethodGet, "", &is, "servers", id, "diagnostics")
+				if err == nil && !strings.EqualFold(is.State, step.power) {
+					err = fmt.Errorf("the driver says %q, want %q", is.State, step.power)
+				}
+				return err
+			})
+		}
+	}
+	for _, id := range ids {
+		var past struct {
+			InstanceActions []struct{ Action, Message string }
+		}
+		if err := a.ask(http.MethodGet, "", &past, "servers", id, "os-instance-actions"); err != nil || len(past.InstanceActions) < 10 {
+			a.Errorf("actions on a server: %+v, %v", past, err)
+		}
+		for _, one := range past.InstanceActions {
+			if one.Message != "" {
+				a.Errorf("%s has failed: %s", one.Action, one.Message)
+			}
+		}
+	}
+}
+
+// ask sends a request, and decodes the reply into out, which may be nil.
+func (a *actions) ask(method, body string, out any, path ...string) error {
+	a.Helper()
+	opts := &gophercloud.RequestOpts{JSONResponse: out, OkCodes: []int{200, 202}, MoreHeaders: map[string]string{"Content-Type": "application/json"}}
+	if body != "" {
+		opts.RawBody = strings.NewReader(body)
+	}
+	if out == nil {
+		opts.KeepResponseBody = true
+	}
+	resp, err := a.cl.Request(a.Context(), method, a.cl.ServiceURL(path...), opts) //nolint:bodyclose // with a value for the reply, it is closed
+	if err == nil && out == nil {
+		err = resp.Body.Close()
+	}
+	return err
 }
 
 // testFailures: an action that the driver cannot do leaves the server unchanged. A deletion does not wait for an action that

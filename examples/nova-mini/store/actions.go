@@ -109,11 +109,14 @@ func NotReady(id string) error { return fault.New(fault.Conflict, "Instance %s i
 
 // prepareAction checks that a server's state and the driver of its host allow an action, and writes what the action changes before it begins.
 func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, now time.Time) error {
+	info := a.Info()
+	if info.Capability == "" && !info.Builds && data.Resize == nil {
+		return s.touchServer(ctx, tx, id, info, now)
+	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if err != nil {
 		return err
 	}
-	info := a.Info()
 	if err := checkState(srv, info); err != nil {
 		return err
 	}
@@ -124,14 +127,40 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	}
 	switch {
 	case data.Resize != nil:
+		if data.AutoDisk != nil {
+			if _, err := db.Exec(ctx, tx, `UPDATE servers SET auto_disk_config = ? WHERE id = ?`, *data.AutoDisk, id); err != nil {
+				return err
+			}
+		}
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
-		return s.changeServer(ctx, tx, id, data.Rebuild, now)
+		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
 	}
 	_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
+	return err
+}
+
+// touchServer sets the time of a server's last change if the server's state allows the action, which the database checks in the same
+// statement. Its errors are those of checkState, and NotFound.
+func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, info compute.ActionInfo, now time.Time) error {
+	err := db.UpdateIf(ctx, tx, db.Update{
+		Table: "servers", Key: db.Values{"id": id},
+		If:  db.Values{"vm_state": info.From, "host": db.NotNull},
+		Set: db.Values{"updated_at": now},
+	})
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return NoServer(id)
+	case errors.Is(err, fault.Conflict):
+		srv, readErr := s.lockServer(ctx, tx, id)
+		if readErr == nil {
+			readErr = checkState(srv, info)
+		}
+		return readErr
+	}
 	return err
 }
 
@@ -169,6 +198,10 @@ func failedAction(a compute.Action, id string) string {
 // canceled the size of the server is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction
 // in which the operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, failed error) error {
+	if info := a.Info(); failed == nil && changesOnlyState(info) {
+		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, info.To, id)
+		return err
+	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if errors.Is(err, fault.NotFound) {
 		return nil
@@ -204,6 +237,11 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	return nil
 }
 
+// changesOnlyState reports whether an action that succeeds changes nothing but the vm_state.
+func changesOnlyState(info compute.ActionInfo) bool {
+	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && !info.Launches && !resizes(info.Action)
+}
+
 // endAction sets the state of a server after an action. failed is the error of an action that failed, or nil.
 func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error, now time.Time) {
 	s.UpdatedAt = now
@@ -233,8 +271,8 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	}
 }
 
-// changeServer changes the attributes of a server that a rebuild may change. The server is locked.
-func (s *Store) changeServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
+// rebuildServer changes the attributes of a server that a rebuild may change. The server is locked.
+func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
 	srv := new(Server)
 	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
 	if err != nil {

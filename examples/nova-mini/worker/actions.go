@@ -78,7 +78,10 @@ func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 
 // rebuild destroys the server and builds it again. A repeated delivery of the message does so once more.
 func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
-	err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) })
+	err := retryDriver(ctx, func() error { return checkGuestData(ctx, s.cfg.Driver(), *req.Spec) })
+	if err == nil {
+		err = retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) })
+	}
 	if err == nil {
 		err = retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, *req.Spec) })
 	}
@@ -106,7 +109,7 @@ func (s *Service) shelve(ctx context.Context, req *compute.ActRequest) error {
 // unshelve starts the server, which the driver builds if the host does not have it. If that fails on a host that was chosen for it, unshelve
 // removes the server. Errors: errPartial.
 func (s *Service) unshelve(ctx context.Context, req *compute.ActRequest) error {
-	err := retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, *req.Spec) })
+	err := retryDriver(ctx, func() error { return s.spawn(ctx, *req.Spec) })
 	if err == nil || ctx.Err() != nil || !req.Placed {
 		return err
 	}

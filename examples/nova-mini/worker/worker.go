@@ -110,16 +110,22 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 // spawn makes the driver build a server. Errors: Unimplemented, if the server needs data for the guest, and the driver would ignore them.
 func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	d := s.cfg.Driver()
-	if spec.NeedsGuestData() {
-		info, err := d.Info(ctx)
-		if err != nil {
-			return err
-		}
-		if !info.Has(compute.CapGuestData) {
-			return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
-		}
+	if err := checkGuestData(ctx, d, spec); err != nil {
+		return err
 	}
 	return d.Spawn(ctx, spec)
+}
+
+// checkGuestData returns Unimplemented if a server needs data for the guest, and the driver would ignore them.
+func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) error {
+	if !spec.NeedsGuestData() {
+		return nil
+	}
+	info, err := d.Info(ctx)
+	if err == nil && !info.Has(compute.CapGuestData) {
+		err = fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+	}
+	return err
 }
 
 // dropRequest drops a request because other work on the server is running. The request does not wait, because it would
@@ -207,7 +213,10 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		}
 		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
-	_, err = s.endStep(ctx, work, id, req.Token, failed)
+	stale, err := s.endStep(ctx, work, id, req.Token, failed)
+	if stale && req.Placed { // as after a build that is no longer wanted
+		err = s.evictLocked(ctx, id)
+	}
 	return &rpc.None{}, err
 }
 

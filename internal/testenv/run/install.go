@@ -37,9 +37,12 @@ func missingPackages(ctx context.Context) []string {
 	return list
 }
 
-// installMissing installs the missing packages with apt-get. If the user is not root or apt-get does not exist, it returns
+// installMissing installs the missing packages with apt-get, but not NATS, because the package may be older than 2.10. If the user is not root or apt-get does not exist, it returns
 // an error that names the packages. The packages' services are not started.
 func installMissing(ctx context.Context) error {
+	if err := testenv.CheckNATS(); err != nil {
+		return err
+	}
 	packages := missingPackages(ctx)
 	if len(packages) == 0 {
 		return nil

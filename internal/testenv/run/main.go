@@ -2,10 +2,15 @@
 // its environment. It stops the services when the command has ended, for any reason, and
 // exits with the command's exit code.
 //
-//	go run ./internal/testenv/run -- go test ./...
+//	bin/testenv -- go test ./...
 //
-// As root on Debian or Ubuntu it installs missing packages with apt-get. If the directory of this program has a program
-// nats-server, such as the one that `make bin/testenv` builds, Run uses it instead of the nats-server of the machine.
+// As root on Debian or Ubuntu it installs missing packages with apt-get, but not NATS, whose packages may be too old. If the directory of
+// this program has a program nats-server, such as the one that `make bin/testenv` builds, Run uses it instead of the nats-server of the machine.
+//
+// With --only it starts only the services that are named, needs only their programs, and installs nothing. Then the command may be left out:
+// Run prints the options of a component with the URLs, and waits for Ctrl-C. This is `make services`:
+//
+//	go run ./internal/testenv/run --only rabbitmq,mariadb
 package main
 
 import (
@@ -17,6 +22,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -33,17 +40,14 @@ func main() {
 	if self, err := os.Executable(); err == nil {
 		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // fails only if the name or the value has a NUL
 	}
-	args := os.Args[1:]
-	if len(args) > 0 && args[0] == "--" {
-		args = args[1:]
-	}
-	if len(args) == 0 || len(args[0]) > 0 && args[0][0] == '-' {
-		fmt.Fprintln(os.Stderr, "usage: testenv -- COMMAND [ARGUMENT...]\nRuns the command with a private RabbitMQ, NATS and MariaDB, whose URLs are in its environment.")
+	chosen, args, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "testenv: %v\n%s\n", err, usage)
 		os.Exit(2)
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	code, err := run(args, signals)
+	code, err := run(chosen, args, signals)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testenv:", err)
 		code = max(code, 1)
@@ -51,12 +55,60 @@ func main() {
 	os.Exit(code)
 }
 
-// run runs the command args, and returns its exit code.
-func run(args []string, signals <-chan os.Signal) (code int, err error) {
+const usage = `usage: testenv -- COMMAND [ARGUMENT...]
+       testenv --only SERVICE[,SERVICE...] [-- COMMAND [ARGUMENT...]]
+Runs the command with a private RabbitMQ, NATS and MariaDB, whose URLs are in its environment.
+With --only it starts only these services: rabbitmq, nats, mariadb. It installs nothing. Without
+a command it prints the options of a component with the URLs, and waits for Ctrl-C.`
+
+// parse returns the services that are named, or nil without --only, and the command.
+func parse(args []string) (chosen []product, command []string, err error) {
+	if len(args) > 0 && args[0] == "--only" {
+		if len(args) == 1 {
+			return nil, nil, errors.New("--only has no value")
+		}
+		if chosen, err = choose(args[1]); err != nil {
+			return nil, nil, fmt.Errorf("--only %s: %w", args[1], err)
+		}
+		args = args[2:]
+	}
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	if len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		return nil, nil, fmt.Errorf("the option %s does not exist here", args[0])
+	}
+	if len(args) == 0 && chosen == nil {
+		return nil, nil, errors.New("the command is missing")
+	}
+	return chosen, args, nil
+}
+
+// choose returns the products of a list of names, separated by commas.
+func choose(names string) (chosen []product, err error) {
+	for name := range strings.SplitSeq(names, ",") {
+		named := func(p product) bool { return p.name == name }
+		i := slices.IndexFunc(products, named)
+		if i < 0 {
+			return nil, fmt.Errorf("the service %q does not exist", name)
+		}
+		if slices.ContainsFunc(chosen, named) {
+			return nil, fmt.Errorf("%s is named twice", name)
+		}
+		chosen = append(chosen, products[i])
+	}
+	return chosen, nil
+}
+
+// run runs the command args with the chosen services, or with all, and returns its exit code. Without a command it waits for a signal.
+func run(chosen []product, args []string, signals <-chan os.Signal) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	if err := installMissing(ctx); err != nil {
-		return 1, err
+	if chosen == nil {
+		chosen = products
+		if err := installMissing(ctx); err != nil {
+			return 1, err
+		}
 	}
 	dir, err := os.MkdirTemp("", "armature-")
 	if err != nil {
@@ -65,12 +117,12 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	up := make(chan struct{})
-	all := make([]started, len(services))
+	all := make([]started, len(chosen))
 	go func() {
 		defer close(up)
 		var wg sync.WaitGroup
-		for i, s := range services {
-			wg.Go(func() { all[i] = start(ctx, s.start, filepath.Join(dir, s.dir)) })
+		for i, s := range chosen {
+			wg.Go(func() { all[i] = start(ctx, s.start, filepath.Join(dir, s.name)) })
 		}
 		wg.Wait()
 	}()
@@ -91,7 +143,10 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 	for i, s := range all {
 		fmt.Fprintf(os.Stderr, "testenv: %s %s on 127.0.0.1:%d, started in %.1f s\n",
 			s.service.Name, s.service.Version, s.service.Port, s.took.Seconds())
-		env = append(env, services[i].env+"="+s.service.URL)
+		env = append(env, chosen[i].env+"="+s.service.URL)
+	}
+	if len(args) == 0 {
+		return 0, serve(ctx, chosen, all, signals)
 	}
 
 	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // signals stop it; running the given command is the purpose
@@ -106,13 +161,48 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 
 type starter = func(context.Context, string, io.Writer) (*testenv.Service, error)
 
-var services = []struct {
-	dir, env string
-	start    starter
-}{
-	{"rabbitmq", testenv.AMQPVar, testenv.RabbitMQ},
-	{"nats", testenv.NATSVar, testenv.NATS},
-	{"mariadb", testenv.MySQLVar, testenv.MariaDB},
+// product is a service that can be started.
+type product struct {
+	name, env string
+	start     starter
+	options   func(ctx context.Context, s *testenv.Service) (string, error) // returns the options of a component
+}
+
+var products = []product{
+	{"rabbitmq", testenv.AMQPVar, testenv.RabbitMQ, func(_ context.Context, s *testenv.Service) (string, error) {
+		return "[DEFAULT]\ntransport_url = " + strings.Replace(s.URL, "amqp://", "rabbit://", 1), nil
+	}},
+	{"nats", testenv.NATSVar, testenv.NATS, func(_ context.Context, s *testenv.Service) (string, error) {
+		return "[DEFAULT]\ntransport_url = " + s.URL, nil
+	}},
+	{"mariadb", testenv.MySQLVar, testenv.MariaDB, func(ctx context.Context, s *testenv.Service) (string, error) {
+		const database = "component"
+		return "[database]\nconnection = " + s.URL + database, testenv.CreateDatabase(ctx, s, database)
+	}},
+}
+
+// serve prints the options of a component that uses the services, and waits for a signal. It returns an error if a service dies before.
+func serve(ctx context.Context, chosen []product, all []started, signals <-chan os.Signal) error {
+	died := make(chan struct{}, len(all))
+	for i, s := range all {
+		text, err := chosen[i].options(ctx, s.service)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(os.Stdout, text); err != nil {
+			return err
+		}
+		go func() { // ends with the service, which is stopped at the end
+			<-s.service.Done()
+			died <- struct{}{}
+		}()
+	}
+	fmt.Fprintln(os.Stderr, "testenv: the services run until Ctrl-C, which removes their data")
+	select {
+	case <-signals:
+	case <-died: // stop returns the error
+	}
+	return nil
 }
 
 type started struct {
@@ -123,7 +213,7 @@ type started struct {
 
 func start(ctx context.Context, f starter, dir string) started {
 	begin := time.Now()
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil { //nolint:gosec // the last part is the name of one of products
 		return started{err: err}
 	}
 	s, err := f(ctx, dir, io.Discard)

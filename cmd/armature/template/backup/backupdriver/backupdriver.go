@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver makes backups on a host. Each call may be repeated, because a worker that was killed repeats its calls.
+// Driver makes backups on a host. Each call may be repeated, because a call to a worker that was killed is repeated. A function has a context, at most
+// one argument and at most one result beside the error: several values are a struct, such as Spec. They are JSON if the driver is a program.
 type Driver struct {
 	driver.Driver
 	// Create makes a backup. It is not an error if the backup exists. Exhausted: there is no room.
@@ -37,7 +38,7 @@ type Registry = *driver.Registry[Driver]
 // NewMemory returns a driver that keeps its backups in memory. It is for tests.
 func NewMemory() Driver {
 	var mu sync.Mutex
-	backups := map[string]Spec{}
+	made := map[string]Spec{}
 	return Driver{
 		Driver: driver.Static(driver.Info{Name: "memory"}),
 		Create: func(_ context.Context, s Spec) error {
@@ -46,19 +47,19 @@ func NewMemory() Driver {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			backups[s.ID] = s
+			made[s.ID] = s
 			return nil
 		},
 		Destroy: func(_ context.Context, id string) error {
 			mu.Lock()
 			defer mu.Unlock()
-			delete(backups, id)
+			delete(made, id)
 			return nil
 		},
 		List: func(context.Context) (ids []string, _ error) {
 			mu.Lock()
 			defer mu.Unlock()
-			for id := range backups {
+			for id := range made {
 				ids = append(ids, id)
 			}
 			return ids, nil

@@ -1,0 +1,135 @@
+package api_test
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+)
+
+// refusedSamples are Nova's sample requests that nova-mini refuses, with its error and the reason.
+var refusedSamples = map[string]string{
+	"createBackup":               "501", // nova-mini does not delete the images of a rotation
+	"changePassword":             "501", // no driver has it
+	"injectNetworkInfo":          "501", // there are no networks
+	"resetNetwork":               "410", // Nova has removed it
+	"os-getVNCConsole":           "400 Unavailable console type",
+	"os-getSPICEConsole":         "400 Unavailable console type",
+	"os-getRDPConsole":           "400 The server could not comply",
+	"os-getSerialConsole":        "400 Unavailable console type",
+	"remote_console":             "400 Unavailable console type",
+	"restore":                    "409", // servers are deleted at once
+	"confirmResize":              "409", // the server has no resize
+	"revertResize":               "409",
+	"os-getConsoleOutput":        "503", // no compute service runs
+	"addFloatingIp":              "400 There is no such action",
+	"removeFloatingIp":           "400 There is no such action",
+	"trigger_crash_dump":         "400 There is no such action",
+	"us-west":                    "400 The requested availability zone is not available",
+	"personality":                "501", // files cannot be injected
+	"trusted_image_certificates": "501", // signatures of images are not checked
+}
+
+// states are the values of vm_state in which the samples are requested.
+var states = map[string]string{
+	"os-start": store.Stopped, "unpause": compute.VMPaused, "resume": compute.VMSuspended, "unrescue": compute.VMRescued, "shelveOffload": compute.VMShelved, "unshelve": compute.VMOffloaded,
+}
+
+// TestActionSamples: Nova's sample requests of actions are accepted at their microversions, or are refused for a reason of their own. The replies
+// have the names and types of the samples.
+func TestActionSamples(t *testing.T) {
+	t.Parallel()
+	root := samplesOf(t, "os-lock-server/..")
+	eachCloud(t, func(c *cloud) {
+		for _, host := range []string{"n1", "host01"} {
+			report := compute.HostReport{Host: host, Driver: "d", Resources: compute.Resources{VCPUs: 99, MemoryMiB: 99 << 10, DiskGiB: 999}}
+			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, user := range []string{people["admin"].UserID, people["member"].UserID} {
+			key := &store.KeyPair{UserID: user, Name: "new-key", Type: "ssh", PublicKey: "ssh-rsa A", Fingerprint: "f"}
+			if err := c.store.CreateKeyPair(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seen := 0
+		for dir := range strings.FieldsSeq(`os-lock-server os-pause-server os-suspend-server os-rescue os-shelve os-admin-actions os-admin-password os-create-backup
+			os-deferred-delete os-console-output os-remote-consoles servers`) {
+			files, err := filepath.Glob(filepath.Join(root, dir, "*.json"))
+			later, err2 := filepath.Glob(filepath.Join(root, dir, "v2.*", "*.json"))
+			if err != nil || err2 != nil {
+				t.Fatal(err, err2)
+			}
+			for _, file := range append(files, later...) {
+				base := filepath.Base(file)
+				if strings.Contains(base, "resp") || base == "server-rescue.json" || dir == "servers" && !strings.Contains(base, "action") {
+					continue
+				}
+				version := "2.1"
+				if v := filepath.Base(filepath.Dir(file)); strings.HasPrefix(v, "v2.") {
+					version = v[1:]
+				}
+				raw, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen++
+				c.trySample(strconv.Itoa(seen), version, file, string(raw))
+			}
+		}
+		if seen < 50 {
+			t.Errorf("only %d samples were found", seen)
+		}
+	})
+}
+
+// trySample requests a sample of an action on a server of its own.
+func (c *cloud) trySample(name, version, file, body string) {
+	c.Helper()
+	id := c.addActive(name)
+	path, want := "/action", ""
+	for part, refused := range refusedSamples {
+		if strings.Contains(body, `"`+part+`"`) {
+			want = refused
+		}
+	}
+	for part, state := range states {
+		if strings.Contains(body, `"`+part+`"`) {
+			c.exec(`UPDATE servers SET vm_state = ?, host = CASE WHEN ? THEN NULL ELSE host END WHERE id = ?`, state, state == compute.VMOffloaded, id)
+		}
+	}
+	if strings.Contains(body, "remote_console") {
+		path = "/remote-consoles"
+	}
+	who := "admin"
+	sample, replies := readSample(c.T, strings.TrimSuffix(file, ".json")+"-resp.json")
+	if replies && strings.Contains(file, "server-action-rebuild") {
+		who = samplePerson(sample)
+	}
+	status, reply := c.askAt(version, who, http.MethodPost, "/servers/"+id+path, body)
+	code, says, _ := strings.Cut(want, " ")
+	got := http.StatusText(status)
+	if ok := want == "" && status < 300 || code == strconv.Itoa(status) && strings.Contains(reply, says); !ok {
+		c.Errorf("%s at %s: %s\n= %d %s %s, want %q", file, version, body, status, got, reply, want)
+		return
+	}
+	if replies && want == "" {
+		compareSample(c.T, file, sample, reply, map[string]string{
+			"addresses.private":                 "the sample's server has a network",
+			"security_groups":                   "the sample's server has a port",
+			"server_groups":                     "the sample's server has a group",
+			"scheduler_hints.same_host":         "the sample's server has hints",
+			"pinned_availability_zone":          "the sample's server has a zone",
+			"image.properties.architecture":     "the sample's image has properties",
+			"image.properties.auto_disk_config": "the sample's image has properties",
+			"OS-EXT-STS:task_state":             "the sample was taken when the task had ended",
+			"locked_reason":                     "the sample's server is locked",
+		}, map[string]bool{})
+	}
+}
