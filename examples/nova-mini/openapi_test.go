@@ -94,7 +94,7 @@ func TestOperations(t *testing.T) {
 		head    = "OpenStack-API-Version"
 		flavors = "is_public limit marker minDisk minRam sort_dir sort_key " + head
 		servers = "access_ip_v4 access_ip_v6 all_tenants auto_disk_config availability_zone changes-since config_drive created_at deleted description display_description " +
-			"display_name flavor host hostname image image_ref ip ip6 kernel_id key_name launch_index launched_at limit marker name node power_state progress project_id ramdisk_id " +
+			"display_name flavor host hostname image image_ref ip ip6 kernel_id key_name launch_index launched_at limit locked_by marker name node power_state progress project_id ramdisk_id " +
 			"reservation_id root_device_name soft_deleted sort_dir sort_key status task_state tenant_id terminated_at user_id uuid vm_state " + head
 		reads    = "200 400 401 403 406"
 		readsOne = "200 400 401 403 404 406"
