@@ -264,7 +264,7 @@ func (a *actions) ask(method, body string, out any, path ...string) error {
 	if out == nil {
 		opts.KeepResponseBody = true
 	}
-	resp, err := a.cl.Request(a.Context(), method, a.cl.ServiceURL(path...), opts) //nolint:bodyclose // with a value for the reply, it is closed
+	resp, err := a.cl.Request(a.Context(), method, a.cl.ServiceURL(path...), opts)
 	if err == nil && out == nil {
 		err = resp.Body.Close()
 	}
