@@ -34,7 +34,7 @@ func TestVersionCaps(t *testing.T) {
 		t.Fatalf("servers: %v", by)
 	}
 	out, err := c.command("member", "list").CombinedOutput()
-	for _, want := range []string{"compute 1.5", "conductor 1.5", "scheduler 1.0"} {
+	for _, want := range []string{"compute 1.5", "conductor 1.5", "scheduler 1.1"} {
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("member list: %v, without %q:\n%s", err, want, out)
 		}
@@ -67,6 +67,44 @@ func TestVersionCaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.poll("the console after the older host is gone", 3*time.Second, console)
+
+	// An action that an older compute service does not know waits until all know it.
+	older.Interfaces["compute"] = []string{"1.4"}
+	if err := members.Join(t.Context(), older); err != nil {
+		t.Fatal(err)
+	}
+	c.poll("the conductor to read its caps again", 20*time.Second, func() error {
+		if err := conductor.Signal(syscall.SIGHUP); err != nil {
+			return err
+		}
+		if !strings.Contains(conductor.log.String(), "interface=compute versions=[1.4]") {
+			return errors.New("its log does not say so")
+		}
+		return nil
+	})
+	if err := servers.Pause(t.Context(), cl, srv.ID).ExtractErr(); err != nil {
+		t.Fatal(err)
+	}
+	c.poll("the action to wait", 10*time.Second, func() error {
+		var why string
+		if err := c.db.GetContext(t.Context(), &why, `SELECT error FROM operations WHERE kind = 'server.pause'`); err != nil || !strings.Contains(why, "needs version 1.5, capped at 1.4") {
+			return fmt.Errorf("the operation says %q, %w", why, err)
+		}
+		return nil
+	})
+	if got, err := servers.Get(t.Context(), cl, srv.ID).Extract(); err != nil || got.Status != "ACTIVE" || got.TaskState != "pausing" {
+		t.Errorf("a server whose action waits: %+v, %v", got, err)
+	}
+	if err := members.Leave(t.Context(), older.Kind, older.Host, ""); err != nil {
+		t.Fatal(err)
+	}
+	c.poll("the action after the older host is gone", 30*time.Second, func() error {
+		got, err := servers.Get(t.Context(), cl, srv.ID).Extract()
+		if err == nil && got.Status != "PAUSED" {
+			err = fmt.Errorf("the server is %s", got.Status)
+		}
+		return err
+	})
 
 	if err := conductor.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

@@ -1,14 +1,18 @@
 package worker_test
 
 import (
+	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestActs: each action leads to the state of the server that its row promises, also if the message is delivered twice, and if the driver
@@ -95,5 +99,51 @@ func TestActs(t *testing.T) {
 				t.Errorf("the image is %s, %v; want %s", info["image"], err, tt.image)
 			}
 		})
+	}
+}
+
+// gated is a driver whose Pause waits.
+type gated struct {
+	compute.Driver
+
+	entered, gate chan struct{}
+}
+
+func (g *gated) Pause(ctx context.Context, id string) error {
+	close(g.entered)
+	<-g.gate
+	return g.Driver.Pause(ctx, id)
+}
+
+// TestNextAction: an action that comes while the one before has not returned yet, because its report is being answered, is done, and not
+// dropped: its conductor would repeat the request only after a long time.
+func TestNextAction(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	simulated, err := fake.New(fake.Config{Host: "h1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &gated{simulated, make(chan struct{}), make(chan struct{})}
+	if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: compute.Resources{VCPUs: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	var wg sync.WaitGroup
+	act := func(a compute.Action) {
+		wg.Go(func() {
+			if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: a, Token: "op/1"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	act(compute.Pause)
+	get(t, d.entered)
+	act(compute.Stop)
+	waittest.Spend(100 * time.Millisecond) // the second action waits
+	close(d.gate)
+	wg.Wait()
+	if is, err := d.Get(t.Context(), "s1"); err != nil || is.Power != compute.Shutdown {
+		t.Errorf("after both actions: %+v, %v", is, err)
 	}
 }

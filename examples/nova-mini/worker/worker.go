@@ -81,7 +81,7 @@ func (s *Service) Register(srv *rpc.Server) {
 // removed, or the service stops.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
-	if !s.locks.TryLock(id) {
+	if !s.lockSoon(ctx, id) {
 		return s.dropRequest(ctx, "build", id)
 	}
 	defer s.locks.Unlock(id)
@@ -128,8 +128,8 @@ func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) er
 	return err
 }
 
-// dropRequest drops a request because other work on the server is running. The request does not wait, because it would
-// occupy a slot. As long as the step is wanted, the conductor repeats the request.
+// dropRequest drops a request because other work on the server is running. The request does not wait longer, because it
+// occupies a slot. As long as the step is wanted, the conductor repeats the request.
 func (s *Service) dropRequest(ctx context.Context, work, id string) (*rpc.None, error) {
 	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server is running", "work", work, "server", id)
 	return &rpc.None{}, nil
@@ -397,7 +397,7 @@ func (s *Service) evictLocked(ctx context.Context, id string) error {
 	return s.cfg.Driver().Destroy(ctx, id)
 }
 
-// soon is how long an action waits for other work on its server: for the reply to the report of the action before.
+// soon is how long a build or an action waits for other work on its server: for the reply to the report of the work before.
 const soon = time.Second
 
 // lockSoon waits for a short time until other work on a server has ended, and locks the server. It returns false if the work has not ended.
