@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestOpenStackClient runs the commands of docs/openstack-client.md with OpenStack's own command. Before each command the servers have no task, as a
+// user sees who waits between commands.
+func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	if testing.Short() {
+		t.Skip("32 commands in Python take half a minute")
+	}
+	program, err := exec.LookPath("openstack")
+	switch {
+	case err != nil && os.Getenv("CI") != "":
+		t.Fatal("the package python3-openstackclient is not installed; the test environment installs it")
+	case err != nil:
+		t.Skip("the package python3-openstackclient is not installed")
+	}
+	raw, err := os.ReadFile("../../docs/openstack-client.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```openstack\n(.*?)```").FindStringSubmatch(string(raw))
+	version := regexp.MustCompile(`(?m)^export OS_COMPUTE_API_VERSION=(.*)$`).FindStringSubmatch(string(raw))
+	if block == nil || version == nil {
+		t.Fatal("docs/openstack-client.md has no commands or no microversion")
+	}
+	base := runAll(t)
+	env := append(os.Environ(), "OS_AUTH_TYPE=none", "OS_ENDPOINT="+base+"/v2.1", "OS_COMPUTE_API_VERSION="+version[1], "HOME="+t.TempDir())
+	client := func(args ...string) string {
+		t.Helper()
+		c := exec.CommandContext(t.Context(), program, args...)
+		c.Env = env
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("openstack %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	wants := map[string]string{ // a part of what a command prints
+		"flavor list": "m1.tiny", "flavor show small": "hw:boot_menu='true'", "image list": "cirros", "keypair create demo": "BEGIN RSA PRIVATE KEY",
+		"server list": "ACTIVE", "server show one": "| demo", "console log show first": "login:", "server event list first": "unrescue",
+		"availability zone list --compute": "nova", "limits show --absolute": "maxTotalInstances", "compute service list": "nova-conductor", "hypervisor list": "node-1",
+	}
+	for line := range strings.Lines(block[1]) {
+		command := strings.TrimSpace(strings.TrimPrefix(line, "openstack "))
+		awaitIdle(t, base)
+		out := client(strings.Fields(command)...)
+		if want := wants[command]; !strings.Contains(out, want) {
+			t.Errorf("openstack %s printed %s, want %s", command, out, want)
+		}
+		delete(wants, command)
+	}
+	if len(wants) > 0 {
+		t.Errorf("the document lacks the commands %v", wants)
+	}
+	var left []any
+	if err := json.Unmarshal([]byte(client("server", "list", "-f", "json")), &left); err != nil || len(left) > 0 {
+		t.Errorf("servers at the end: %v, %v", left, err)
+	}
+}
+
+// awaitIdle waits until no server has a task.
+func awaitIdle(t *testing.T, base string) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 600 {
+		var got struct {
+			Servers []struct {
+				Task *string `json:"OS-EXT-STS:task_state"`
+			}
+		}
+		if err := getJSON(t, base+"/v2.1/servers/detail", &got); err != nil {
+			t.Fatal(err)
+		}
+		busy := false
+		for _, s := range got.Servers {
+			busy = busy || s.Task != nil
+		}
+		if !busy {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatal("a server has had a task for 30 s")
+}
+
+// getJSON reads the JSON at a URL.
+func getJSON(t *testing.T, url string, to any) error {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(to); err != nil {
+		return fmt.Errorf("read %s: %w", url, err)
+	}
+	return nil
+}
