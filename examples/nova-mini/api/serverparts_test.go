@@ -205,7 +205,7 @@ func TestServerParts(t *testing.T) {
 			{"2.1", "member", "GET", "/ips/private", "", 404, "Instance is not a member of specified network"},
 			{"2.1", "member", "GET", "/os-server-password", "", 200, `{"password":""}`},
 			{"2.1", "member", "DELETE", "/os-server-password", "", 204, ""},
-			{"2.1", "member", "GET", "/os-security-groups", "", 200, `{"-security_groups":[]}`},
+			{"2.1", "member", "GET", "/os-security-groups", "", 200, `{"security_groups":[]}`},
 			{"2.77", "member", "GET", "/topology", "", 404, ""},
 			{"2.78", "member", "GET", "/topology", "", 200, `{"nodes":[],"pagesize_kb":null}`},
 			{"2.1", "member", "GET", "/os-volume_attachments?limit=1&x=y", "", 200, `{"volumeAttachments":[]}`},
