@@ -47,7 +47,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests o
 		t.Fatal(list, err)
 	}
 	id := list[0].ID
-	if got := run("", "operation", "list", "--open", "--server", "s1"); !strings.Contains(got, id+"  server.create  s1      running") {
+	if got := run("", "operation", "list", "--open", "--server", "s1"); !strings.Contains(got, id+"  server.create  s1        running") {
 		t.Errorf("list: %s", got)
 	}
 	if got := run("", "operation", "list", "--state", "failed"); strings.Contains(got, id) {
@@ -66,7 +66,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests o
 	if err := other.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := run("", "operation", "list", "--unknown"); !strings.Contains(got, id+"  server.create  s1      running  unknown operation") {
+	if got := run("", "operation", "list", "--unknown"); !strings.Contains(got, id+"  server.create  s1        running  unknown operation") {
 		t.Errorf("list of operations that no conductor knows: %s", got)
 	}
 	run("is running", "operation", "retry", id)
