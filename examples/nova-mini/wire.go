@@ -60,6 +60,13 @@ func wireConductor(_ context.Context, p *process) error {
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
+	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
+		changed, err := s.RepairQuotas(ctx)
+		if changed > 0 {
+			p.Log.InfoContext(ctx, "quotas of servers repaired, which processes of an earlier release have created or removed", "servers", changed)
+		}
+		return err
+	}))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil
 }

@@ -448,6 +448,20 @@ type Repaired struct {
 	Was, Is        int64
 }
 
+// Consumers returns the consumers that have a claim of a class of this Store, sorted, for a component that compares them with its own
+// rows: it releases the claims of consumers that do not exist, and reserves what is missing. Errors: those of the database.
+func (s *Store) Consumers(ctx context.Context) ([]string, error) {
+	query, args, err := sqlx.In(`SELECT DISTINCT consumer FROM quota_claims WHERE class IN (?) ORDER BY consumer`, s.classes())
+	if err != nil {
+		return nil, fmt.Errorf("read the consumers of quotas: %w", err)
+	}
+	out := []string{}
+	if err := s.cfg.DB.SelectContext(ctx, &out, query, args...); err != nil {
+		return nil, fmt.Errorf("read the consumers of quotas: %w", db.Error(err))
+	}
+	return out, nil
+}
+
 // Repair counts all usage again from the claims, and returns what was wrong. Usage becomes wrong only if rows are changed by
 // hand, or restored from a copy. Claims may go on meanwhile. Errors: those of the database; what was repaired before stays so.
 func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {

@@ -218,6 +218,32 @@ func TestRepair(t *testing.T) {
 }
 
 // TestInvalid: a malformed claim or limit is refused with what is wrong.
+// TestConsumers: the consumers are those with a claim of a class of the Store, each once.
+func TestConsumers(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		s, other := newStore(d), quota.New(quota.Config{DB: d, Limits: map[string]int64{"keys": 9}})
+		if got, err := s.Consumers(t.Context()); err != nil || got == nil || len(got) > 0 {
+			t.Errorf("without claims: %v, %v", got, err)
+		}
+		for _, consumer := range []string{"b", "a", "c"} {
+			if err := s.claim(t.Context(), consumer, "p", 1, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+			return other.Reserve(ctx, tx, quota.Claim{Consumer: "k", Project: "p", Amounts: map[string]int64{"keys": 1}})
+		})
+		if err := errors.Join(err, s.release(t.Context(), "b")); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Consumers(t.Context())
+		if diff := cmp.Diff([]string{"a", "c"}, got); err != nil || diff != "" {
+			t.Errorf("%v, %s", err, diff)
+		}
+	})
+}
+
 func TestInvalid(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

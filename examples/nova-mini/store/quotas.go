@@ -5,9 +5,11 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/quota"
@@ -113,4 +115,51 @@ func (s *Store) tooMany(ctx context.Context, err error, list []*Server) error {
 	}
 	overs := strings.Join(names, ", ")
 	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", overs, strings.Join(wants, ", "), strings.Join(uses, ", "), strings.Join(limits, ", "), overs)
+}
+
+// RepairQuotas makes the quotas count exactly the servers that exist: a conductor of the last release removes servers without their quota, and its
+// API creates them without. It returns how many servers it has counted or no longer counts. All services may run meanwhile.
+func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
+	consumers, err := s.counted.Consumers(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var ids []string // after the claims: a server and its claim are added in one transaction
+	if err := s.db.SelectContext(ctx, &ids, `SELECT id FROM servers`); err != nil {
+		return 0, db.Error(err)
+	}
+	exists, counted := map[string]bool{}, map[string]bool{}
+	for _, id := range ids {
+		exists[id] = true
+	}
+	for _, id := range consumers {
+		counted[id] = true
+		ids = append(ids, id)
+	}
+	var errs []error
+	for _, id := range ids {
+		if exists[id] && counted[id] {
+			continue
+		}
+		if err := s.repairQuota(ctx, id); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		changed++
+	}
+	return changed, errors.Join(errs...)
+}
+
+// repairQuota counts a server if it exists, and no longer counts it if it does not.
+func (s *Store) repairQuota(ctx context.Context, id string) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+		srv, err := s.lockServer(ctx, tx, id)
+		switch {
+		case errors.Is(err, fault.NotFound):
+			return s.counted.Release(ctx, tx, id)
+		case err != nil:
+			return err
+		}
+		return s.counted.Reserve(ctx, tx, srv.quotaClaim(srv.Holds()))
+	})
 }
