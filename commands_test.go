@@ -130,7 +130,7 @@ func readme(t *testing.T, dir string) {
 	running := inBackground(t, dir, command, []string{"OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0", "TMPDIR=" + t.TempDir()})
 	var paste []string
 	if err := waittest.Poll(3*time.Minute, func() error { // the command compiles the program first
-		if paste = regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(running.printed(), -1); len(paste) >= 3 {
+		if paste = regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(running.printed(), -1); len(paste) >= 5 {
 			return nil
 		}
 		return fmt.Errorf("%s does not print commands: %s", command, running.printed())
@@ -140,6 +140,12 @@ func readme(t *testing.T, dir string) {
 	last := paste[2]
 	out, err := sh(t, dir, strings.Join(paste[:2], "\n")+"\nfor i in $(seq 100); do"+last+" | grep -q ACTIVE && echo built && break; sleep 0.1; done")
 	if err != nil || !strings.Contains(out, "built") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := exec.LookPath("openstack"); err != nil && os.Getenv("CI") == "" {
+		return
+	}
+	if out, err := sh(t, dir, strings.Join(paste[3:5], "\n")); err != nil || !strings.Contains(out, "ACTIVE") {
 		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -98,5 +98,13 @@ func greet(p *component.Process[options]) error {
   %[2]s "%[1]s/v2.1/servers/$ID"
 
 `, url, curl, hint)
+	if err == nil && !p.Options.Authenticated() {
+		_, err = fmt.Fprintf(p.Out, `The same with OpenStack's own command, see docs/openstack-client.md:
+
+  export OS_AUTH_TYPE=none OS_ENDPOINT=%s/v2.1 OS_COMPUTE_API_VERSION=2.79
+  openstack server create --image cirros --flavor m1.tiny --network none --wait demo
+
+`, url)
+	}
 	return err
 }
