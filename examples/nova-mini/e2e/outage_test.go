@@ -224,7 +224,7 @@ func TestBadInput(t *testing.T) {
 	})
 }
 
-// TestMicroversions: only microversion 2.1 is supported, and each reply names its microversion.
+// TestMicroversions: each reply names its microversion, and a version that nova-mini does not have is refused.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -237,9 +237,10 @@ func TestMicroversions(t *testing.T) {
 	}{
 		{"", 200, "compute 2.1"},
 		{"compute 2.1", 200, "compute 2.1"},
-		{"compute latest", 200, "compute 2.1"},
+		{"compute latest", 200, "compute 2.104"},
+		{"compute 2.99", 200, "compute 2.99"},
 		{"volume 3.0", 200, "compute 2.1"},
-		{"compute 2.99", 406, "compute 2.99"},
+		{"compute 2.105", 406, "compute 2.105"},
 		{"compute abc", 400, "compute 2.1"},
 		{"compute 2.x", 400, "compute 2.1"},
 	} {
