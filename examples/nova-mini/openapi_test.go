@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"flag"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/service/api/apitest"
 )
@@ -64,8 +64,11 @@ func TestOpenAPI(t *testing.T) {
 	if history := string(printed(t, "openapi", "--history")); !strings.Contains(history, "2.19     GET /v2.1/servers/{id}") {
 		t.Errorf("history: %s", history)
 	}
-	for n := 1; n <= 104; n++ {
-		version := fmt.Sprintf("2.%d", n)
+	for _, c := range api.Changes { // the document of another version is that of the one before
+		version := c.Version
+		if c.Where == "" {
+			continue
+		}
 		if _, err := apitest.NewChecker(printed(t, "openapi", "--version", version)); err != nil {
 			t.Errorf("version %s: %v", version, err)
 		}

@@ -133,25 +133,34 @@ func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
 // checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document of the request's version.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
-	var handlers sync.Map // by version
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		version := strings.TrimPrefix(r.Header.Get("OpenStack-API-Version"), "compute ")
-		one, ok := handlers.Load(version)
-		if !ok {
-			doc, err := api.OpenAPI(cmp.Or(version, "2.1"))
-			if err != nil { // the version is refused
-				h.ServeHTTP(w, r)
-				return
-			}
-			c, err := apitest.NewChecker(doc)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			one, _ = handlers.LoadOrStore(version, c.Handler(h))
+		version := cmp.Or(strings.TrimPrefix(r.Header.Get("OpenStack-API-Version"), "compute "), "2.1")
+		c, err := checkerOf(version)
+		switch {
+		case err != nil:
+			t.Error(err)
+		case c == nil: // the version is refused
+			h.ServeHTTP(w, r)
+		default:
+			c.Handler(h).ServeHTTP(w, r)
 		}
-		one.(http.Handler).ServeHTTP(w, r) //nolint:forcetypeassert // see above
 	})
+}
+
+// checkers are the checkers by version. All tests share them, because making one takes longer than most tests.
+var checkers sync.Map
+
+// checkerOf returns the checker of a version, or nil for a version that the API does not have.
+func checkerOf(version string) (*apitest.Checker, error) {
+	build := sync.OnceValues(func() (*apitest.Checker, error) {
+		doc, err := api.OpenAPI(version)
+		if err != nil {
+			return nil, nil //nolint:nilnil // see above
+		}
+		return apitest.NewChecker(doc)
+	})
+	once, _ := checkers.LoadOrStore(version, build)
+	return once.(func() (*apitest.Checker, error))() //nolint:forcetypeassert // see above
 }
 
 // ask sends a request at the version of the cloud.
