@@ -24,6 +24,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -89,7 +90,7 @@ func greet(p *component.Process[options]) error {
 		hint = "With OpenStack's command line set up for your Keystone, paste these to get a token, to create a server, to list all servers, and to show the new one:\n\n" +
 			"  TOKEN=$(openstack token issue -f value -c id)"
 	}
-	_, err := fmt.Fprintf(p.Out, `nova-mini listens on %[1]s
+	text := fmt.Sprintf(`nova-mini listens on %[1]s
 
 %[3]s
 
@@ -98,13 +99,14 @@ func greet(p *component.Process[options]) error {
   %[2]s "%[1]s/v2.1/servers/$ID"
 
 `, url, curl, hint)
-	if err == nil && !p.Options.Authenticated() {
-		_, err = fmt.Fprintf(p.Out, `The same with OpenStack's own command, see docs/openstack-client.md:
+	if !p.Options.Authenticated() {
+		text += fmt.Sprintf(`The same with OpenStack's own command, see docs/openstack-client.md:
 
   export OS_AUTH_TYPE=none OS_ENDPOINT=%s/v2.1 OS_COMPUTE_API_VERSION=2.79
   openstack server create --image cirros --flavor m1.tiny --network none --wait demo
 
 `, url)
 	}
+	_, err := io.WriteString(p.Out, text)
 	return err
 }
