@@ -302,7 +302,7 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.servers()
 	j.hosts()
 	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
-	// restore and shelveOffload succeed only with options of their own, see package e2e. The others are refused.
+	// shelveOffload succeeds only with an option of its own, see package conductor. The others are always refused.
 	for name := range strings.FieldsSeq("restore shelveOffload changePassword createBackup os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork") {
 		j.seen["POST /v2.1/servers/{id}/action: "+name] = true
 	}

@@ -149,7 +149,7 @@ func TestStrict(t *testing.T) {
 	p := readPublished(t)
 	h := newAPI(t)
 	accepted := map[string]string{ // what nova-mini accepts
-		".server.imageRef":                  "every name of an image is accepted",
+		".server.imageRef":                  "the id of an image is any text, such as the name of its file",
 		".os:scheduler_hints.group":         "Nova accepts a list since the document was published, and an empty one has no group",
 		".OS-SCH-HNT:scheduler_hints.group": "as os:scheduler_hints",
 	}

@@ -1,0 +1,277 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/api"
+)
+
+// This file has the parts of a request to create servers that name other things, such as networks, disks and files, and their checks.
+
+type securityGroupRequest struct {
+	Name name `json:"name,omitempty"`
+}
+
+type networkRequest struct {
+	FixedIP ipAddress `json:"fixed_ip,omitempty"`
+	Port    *string   `json:"port,omitempty" format:"uuid"`
+	UUID    string    `json:"uuid,omitempty"`
+	Tag     tag       `json:"tag,omitempty" since:"2.32"`
+}
+
+// networks37 and networks42 are networks, or one of the words auto and none. Only the later one has tags.
+type (
+	networks37 struct{ json.RawMessage }
+	networks42 struct{ json.RawMessage }
+)
+
+func networksSchema(more string) string {
+	return `{"oneOf": [{"type": "array", "items": {"type": "object", "additionalProperties": false, "properties": {"fixed_ip": ` + ipAddress("").JSONSchema() + `,
+		"port": {"type": ["string", "null"], "format": "uuid"}, "uuid": {"type": "string", "format": "uuid"}` + more + `}}}, {"type": "string", "enum": ["none", "auto"]}]}`
+}
+
+// JSONSchema implements api.JSONSchemer.
+func (networks37) JSONSchema() string { return networksSchema("") }
+
+// JSONSchema implements api.JSONSchemer.
+func (networks42) JSONSchema() string { return networksSchema(`, "tag": ` + tag("").JSONSchema()) }
+
+// networks returns the networks that the client names. Without a network service, the words auto and none name no network.
+func (n *newServer) networks() ([]networkRequest, error) {
+	raw := n.Networks37.RawMessage
+	if raw == nil {
+		raw = n.Networks42.RawMessage
+	}
+	if len(raw) == 0 || raw[0] != '[' {
+		return n.Networks, nil
+	}
+	var out []networkRequest
+	return out, json.Unmarshal(raw, &out)
+}
+
+type fileRequest struct {
+	Path    string `json:"path,omitempty"`
+	Content string `json:"contents,omitempty"`
+}
+
+// certificates are ids of certificates, or null.
+type certificates []string
+
+// JSONSchema implements api.JSONSchemer.
+func (certificates) JSONSchema() string {
+	return `{"type": ["array", "null"], "minItems": 1, "maxItems": 50, "uniqueItems": true, "items": {"type": "string", "minLength": 1}}`
+}
+
+// oldDiskRequest is a disk in the older form, which knows only volumes and snapshots.
+type oldDiskRequest struct {
+	VirtualName         string     `json:"virtual_name,omitempty" max:"255"`
+	VolumeID            string     `json:"volume_id,omitempty" format:"uuid"`
+	SnapshotID          string     `json:"snapshot_id,omitempty" format:"uuid"`
+	VolumeSize          volumeSize `json:"volume_size,omitzero"`
+	DeviceName          string     `json:"device_name,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._/-]*$"`
+	DeleteOnTermination boolean    `json:"delete_on_termination,omitzero"`
+	NoDevice            any        `json:"no_device,omitempty"`
+	ConnectionInfo      string     `json:"connection_info,omitempty" max:"16777215"`
+}
+
+// volumeSize is a positive number, or a number as a text.
+type volumeSize struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (volumeSize) JSONSchema() string {
+	return `{"type": ["integer", "string"], "pattern": "^[0-9]+$", "minimum": 1, "maximum": 2147483647}`
+}
+
+// diskRequest is a disk of a new server.
+type diskRequest struct {
+	oldDiskRequest
+
+	SourceType      string    `json:"source_type,omitempty" enum:"volume,image,snapshot,blank"`
+	UUID            string    `json:"uuid,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._-]*$"`
+	ImageID         string    `json:"image_id,omitempty" format:"uuid"`
+	DestinationType string    `json:"destination_type,omitempty" enum:"local,volume"`
+	GuestFormat     string    `json:"guest_format,omitempty" max:"255"`
+	DeviceType      string    `json:"device_type,omitempty" max:"255"`
+	DiskBus         string    `json:"disk_bus,omitempty" max:"255"`
+	BootIndex       bootIndex `json:"boot_index,omitzero"`
+	Tag             tag       `json:"tag,omitempty" since:"2.32" until:"2.32"`
+	Tag42           tag       `json:"tag42,omitempty" name:"tag" since:"2.42"`
+	VolumeType      *string   `json:"volume_type,omitempty" max:"255" since:"2.67"`
+}
+
+// bootIndex is a number, a number as a text, or null for none.
+type bootIndex struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (bootIndex) JSONSchema() string {
+	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$"}`
+}
+
+// check returns an error, with Nova's text, for a disk that a server without volumes cannot have. Only the image of the server is
+// a disk of its own.
+func (d *diskRequest) check(imageRef string) error {
+	format := func(text string) error { return fault.New(fault.Invalid, "Block Device Mapping is Invalid: %s", text) }
+	switch {
+	case d.SourceType == "blank" && d.UUID != "":
+		return format("Invalid device UUID.")
+	case d.SourceType == "":
+		return format("Some required fields are missing")
+	case d.SourceType != "blank" && d.UUID == "":
+		return format("Missing device UUID.")
+	case d.SourceType == "image" && d.DestinationType == "local" && (imageRef == "" || plainText(d.BootIndex.RawMessage) != "0"):
+		return format("Mapping image to local is not supported.")
+	case d.DestinationType == "local" && d.VolumeType != nil && *d.VolumeType != "":
+		return format("Specifying a volume_type with destination_type=local is not supported.")
+	case d.SourceType == "volume" && d.VolumeType != nil && *d.VolumeType != "":
+		return format("Specifying volume type to existing volume is not supported.")
+	case d.SourceType == "image" && d.DestinationType == "local" && d.UUID != imageRef:
+		return format("failed to get image " + d.UUID + ".")
+	case d.SourceType == "volume", d.SourceType == "snapshot":
+		return format("failed to get " + d.SourceType + " " + d.UUID + ".")
+	case d.DestinationType != "local":
+		return notSupported("Volumes are not supported: the cloud has no volume service.")
+	case d.SourceType == "blank":
+		return notSupported("Ephemeral and swap disks of a request are not supported: choose a flavor with them.")
+	}
+	return nil
+}
+
+// notSupported returns the error for what nova-mini does not have, with status 501.
+func notSupported(text string) error {
+	return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "%s", text))
+}
+
+// checkDisks returns an error for disks that a server cannot have.
+func (n *newServer) checkDisks() error {
+	if len(n.OldDisks) > 0 {
+		if len(n.Disks) > 0 {
+			return fault.New(fault.Invalid, "Using different block_device_mapping syntaxes is not allowed in the same request.")
+		}
+		d := n.OldDisks[0]
+		if d.SnapshotID != "" {
+			return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get snapshot %s.", d.SnapshotID)
+		}
+		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get volume %s.", d.VolumeID)
+	}
+	for i := range n.Disks {
+		if err := n.Disks[i].check(n.ImageRef); err != nil {
+			return err
+		}
+	}
+	if len(n.Disks) > 1 {
+		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping combination is not valid.")
+	}
+	return nil
+}
+
+// missing returns Nova's error for a network or a port that does not exist.
+func (n *networkRequest) missing() error {
+	switch port := n.Port != nil && *n.Port != ""; {
+	case port && n.FixedIP != "":
+		return fault.New(fault.Invalid, "Specified Fixed IP '%s' cannot be used with port '%s': the two cannot be specified together.", string(n.FixedIP), *n.Port)
+	case port:
+		return fault.New(fault.Invalid, "Port id %s could not be found.", *n.Port)
+	case n.UUID == "":
+		return fault.New(fault.Invalid, "Bad network format: missing 'uuid'")
+	case uuid.Validate(n.UUID) != nil:
+		return fault.New(fault.Invalid, "Bad networks format: network uuid is not in proper format (%s)", n.UUID)
+	}
+	return fault.New(fault.Invalid, "Network %s could not be found.", n.UUID)
+}
+
+// checkNetworks returns an error for networks and security groups that do not exist. The cloud has no network service, so none exists.
+func (n *newServer) checkNetworks() error {
+	list, err := n.networks()
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		return list[0].missing()
+	}
+	for _, g := range n.SecurityGroups {
+		if g.Name != "" && g.Name != "default" {
+			return fault.New(fault.Invalid, "Security group %s not found.", string(g.Name))
+		}
+	}
+	return nil
+}
+
+// checkFiles returns an error for files: first Nova's limits, then that no driver takes them.
+func (n *newServer) checkFiles() error {
+	if len(n.Files) > maxFiles {
+		return fault.New(fault.Denied, "Personality file limit exceeded")
+	}
+	for _, f := range n.Files {
+		content, err := decodeBase64(f.Content)
+		switch {
+		case err != nil:
+			return wrongBase64("contents", f.Content)
+		case len(f.Path) > maxFilePath:
+			return fault.New(fault.Denied, "Personality file path exceeds maximum %d", maxFilePath)
+		case len(content) > maxFileContent:
+			return fault.New(fault.Denied, "Personality file content exceeds maximum %d", maxFileContent)
+		}
+	}
+	if len(n.Files) > 0 {
+		return notSupported("Personality files are not supported: give the server user_data instead.")
+	}
+	return nil
+}
+
+// checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
+func (s *server) checkParts(ctx context.Context, n *newServer) error {
+	list, err := n.networks()
+	if err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		rule  string
+		given bool
+	}{{ruleTrusted, len(n.Certificates) > 0}, {ruleVolumes, len(n.OldDisks)+len(n.Disks) > 0}, {ruleNetworks, len(list) > 0}} {
+		if part.given {
+			if err := s.mux.Enforce(ctx, part.rule, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.tooManyItems(len(n.Metadata)); err != nil {
+		return err
+	}
+	return n.check()
+}
+
+// check returns an error for what the cloud does not have, or limits.
+func (n *newServer) check() error {
+	switch {
+	case len(n.Certificates) > 0:
+		return notSupported("Trusted image certificates are not supported: the cloud does not check signatures of images.")
+	}
+	if _, err := decodeBase64(n.UserData); err != nil {
+		return wrongBase64("user_data", n.UserData)
+	}
+	for _, err := range []error{n.checkDisks(), n.checkNetworks(), n.checkFiles()} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decodeBase64 decodes base64, which may have line breaks, as Nova does.
+func decodeBase64(text string) ([]byte, error) {
+	return base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(text))
+}
+
+func wrongBase64(field, value string) error {
+	if len(value) > 100 {
+		value = strings.ToValidUTF8(value[:100], "") + "..."
+	}
+	return fault.New(fault.Invalid, "Invalid input for field/attribute %s. Value: %s. '%s' is not a 'base64'", field, value, value)
+}
