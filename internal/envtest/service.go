@@ -49,6 +49,16 @@ func Keystone(t testing.TB) *testenv.Service {
 	return start(t, testenv.Keystone)
 }
 
+// Glance is like [RabbitMQ], for an image service that authenticates its clients with a Keystone, see testenv.Glance. The start takes some
+// seconds. Package keystonetest starts one with its user and its place in the catalog.
+func Glance(t testing.TB, keystone string) *testenv.Service {
+	t.Helper()
+	skipShort(t)
+	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
+		return testenv.Glance(ctx, dir, keystone, log)
+	})
+}
+
 // skipShort skips the test with -short: the start of the service takes seconds.
 func skipShort(t testing.TB) {
 	t.Helper()

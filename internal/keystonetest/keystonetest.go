@@ -133,6 +133,31 @@ func (k *Keystone) Revoke(token string) {
 	}
 }
 
+// Glance starts an image service, which takes some seconds, and adds it to the catalog. The service is stopped at the end of the test. The first
+// call makes the project service, and the user glance with the role admin in it.
+func (k *Keystone) Glance() *testenv.Service {
+	k.t.Helper()
+	k.Grant(k.User("glance"), "admin", gophercloud.AuthScope{ProjectID: k.Project("service")})
+	at, err := url.Parse(k.Endpoint)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	at.User = url.UserPassword("glance", Password)
+	g := envtest.Glance(k.t, at.String())
+	k.Publish("image", g.URL)
+	return g
+}
+
+// Images returns a client of the image service of the catalog for a user of a project.
+func (k *Keystone) Images(user, projectID string) *gophercloud.ServiceClient {
+	k.t.Helper()
+	c, err := openstack.NewImageV2(k.login(user, Password, &gophercloud.AuthScope{ProjectID: projectID}).ProviderClient, gophercloud.EndpointOpts{Region: "RegionOne"})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return c
+}
+
 // Publish adds a service and its public endpoint to the catalog.
 func (k *Keystone) Publish(kind, endpoint string) {
 	k.t.Helper()

@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -127,18 +125,8 @@ func newKeystone(dir, server string, out *tail) (*Service, error) {
 		return cmd, nil
 	}
 	s.probe = func(ctx context.Context) (string, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, keystoneURL(port), http.NoBody)
-		if err != nil {
-			return "", err
-		}
-		req.Close = true
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return "", err
-		}
-		defer resp.Body.Close() //nolint:errcheck // the body was read
 		var doc struct{ Version struct{ ID string } }
-		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&doc); err != nil {
+		if err := probeJSON(ctx, keystoneURL(port), &doc); err != nil {
 			return "", err
 		}
 		if doc.Version.ID == "" {

@@ -150,6 +150,9 @@ func Missing() []string {
 	if _, err := findKeystone(); err != nil {
 		missing = append(missing, keystonePackage)
 	}
+	if _, err := findGlance(); err != nil {
+		missing = append(missing, glancePackage)
+	}
 	return append(missing, missingForGuests()...)
 }
 

@@ -1,0 +1,188 @@
+package testenv
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+)
+
+// Glance starts an image service that authenticates its clients with a Keystone. keystone is the URL of that Keystone with the name and the
+// password of a user, who may validate tokens and logs in to the project service. The service keeps its database and the images in dir, which must exist and
+// which the caller removes. Service.URL has no user. The start needs some seconds of processor time. The errors are those of [NATS].
+func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service, error) {
+	if _, err := findGlance(); err != nil {
+		return nil, err
+	}
+	login, err := url.Parse(keystone)
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	for range portAttempts {
+		var s *Service
+		if s, err = newGlance(dir, login, &tail{next: log}); err != nil {
+			return nil, err
+		}
+		if err = s.createImages(ctx, dir); err != nil {
+			return nil, err
+		}
+		if err = s.start(ctx); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errPort) {
+			break
+		}
+	}
+	return nil, err
+}
+
+// The package glance-api has the programs, and a service that would start with the machine. The package of the library is enough: the programs only call
+// it.
+const (
+	glancePackage = "python3-glance"
+	systemPython  = "/usr/bin/python3"
+)
+
+func findGlance() (string, error) {
+	return findProgram(glancePackage, "/usr/lib/python3/dist-packages/glance/cmd/api.py")
+}
+
+// glanceCommand returns the command that runs a program of Glance, such as "api".
+func glanceCommand(dir, program string, args ...string) *exec.Cmd {
+	code := "import sys; from glance.cmd." + program + " import main; sys.argv[0] = 'glance-" + program + "'; sys.exit(main())"
+	cmd := exec.Command(systemPython, append([]string{"-c", code, "--config-file", filepath.Join(dir, "glance.conf")}, args...)...) //nolint:noctx,gosec // the callers end it; the programs are constants
+	cmd.Dir = dir
+	return cmd
+}
+
+// createImages creates Glance's database, unless an earlier attempt has done so.
+func (s *Service) createImages(ctx context.Context, dir string) error {
+	database := filepath.Join(dir, "glance.db")
+	if _, err := os.Stat(database); err == nil {
+		return nil
+	}
+	cmd := glanceCommand(dir, "manage", "db", "sync")
+	cmd.Stdout, cmd.Stderr = s.out, s.out
+	p, err := Start(cmd)
+	if err != nil {
+		return fmt.Errorf("create Glance's database: %w", err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+	}
+	if p.ExitCode() != 0 {
+		return fmt.Errorf("create Glance's database: %w%s", p.Err(), s.out)
+	}
+	return enableWAL(ctx, database)
+}
+
+// glancePaste says which parts of Glance handle a request.
+const glancePaste = `[pipeline:glance-api-keystone]
+pipeline = versionnegotiation authtoken context rootapp
+[composite:rootapp]
+paste.composite_factory = glance.api:root_app_factory
+/: apiversions
+/v2: apiv2app
+[app:apiversions]
+paste.app_factory = glance.api.versions:create_resource
+[app:apiv2app]
+paste.app_factory = glance.api.v2.router:API.factory
+[filter:versionnegotiation]
+paste.filter_factory = glance.api.middleware.version_negotiation:VersionNegotiationFilter.factory
+[filter:context]
+paste.filter_factory = glance.api.middleware.context:ContextMiddleware.factory
+[filter:authtoken]
+paste.filter_factory = keystonemiddleware.auth_token:filter_factory
+delay_auth_decision = true
+`
+
+// glanceConf is the configuration, in which %[1]s is the directory. Glance runs as one process (workers = 0), so that Kill ends all of it.
+const glanceConf = `[DEFAULT]
+bind_host = 127.0.0.1
+bind_port = %[2]d
+workers = 0
+use_stderr = true
+enforce_secure_rbac = true
+enabled_import_methods = []
+node_staging_uri = file://%[1]s/staging
+[oslo_policy]
+enforce_new_defaults = true
+enforce_scope = true
+[database]
+connection = sqlite:///%[1]s/glance.db
+[glance_store]
+stores = file
+default_store = file
+filesystem_store_datadir = %[1]s/images
+[paste_deploy]
+flavor = keystone
+config_file = %[1]s/paste.ini
+[keystone_authtoken]
+auth_type = password
+interface = public
+auth_url = %[3]s
+username = %[4]s
+password = %[5]s
+user_domain_name = Default
+project_name = service
+project_domain_name = Default
+`
+
+func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
+	port, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	at := *login
+	at.User = nil
+	password, _ := login.User.Password()
+	for name, text := range map[string]string{
+		"paste.ini": glancePaste, "glance.conf": fmt.Sprintf(glanceConf, dir, port, &at, login.User.Username(), password),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	s := &Service{Name: "Glance", Port: port, out: out}
+	s.URL = "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	s.launch = func() (*exec.Cmd, error) { return glanceCommand(dir, "api"), nil }
+	s.probe = func(ctx context.Context) (string, error) {
+		var doc struct{ Versions []struct{ ID, Status string } }
+		if err := probeJSON(ctx, s.URL+"/versions", &doc); err != nil {
+			return "", err
+		}
+		if len(doc.Versions) == 0 {
+			return "", errors.New("the reply has no version of Glance")
+		}
+		return doc.Versions[0].ID, nil
+	}
+	return s, nil
+}
+
+// probeJSON reads a JSON document.
+func probeJSON(ctx context.Context, from string, to any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // the body was read
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(to)
+}
