@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run services test short lint bench bench-report chaos soak upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run services test short lint bench bench-report chaos soak tempest upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -32,7 +32,7 @@ run:
 
 # If CI is set, a test whose service is missing fails. Otherwise the test would
 # be skipped without notice.
-test soak chaos upgrade-test: export CI := $(or $(CI),true)
+test soak chaos tempest upgrade-test: export CI := $(or $(CI),true)
 
 # services runs a private RabbitMQ and MariaDB until Ctrl-C, and prints the options with which a component uses them.
 # It installs nothing.
@@ -109,6 +109,11 @@ chaos: bin/testenv
 
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s ARMATURE_TEST_STORM=20000 $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+
+# tempest runs OpenStack's acceptance tests of ../shared/tempest against a cloud of nova-mini, and prints what passes. It needs Debian's package
+# tempest, which bin/testenv installs if ARMATURE_TEMPEST is set. TESTS is a regular expression of the names of tests.
+tempest: bin/testenv
+	exec env ARMATURE_TEMPEST=$(abspath ../shared/tempest) ARMATURE_TEMPEST_TESTS="$(TESTS)" bin/testenv -- $(GO) test -run '^TestTempest$$' -count 1 -timeout 60m -v ./examples/nova-mini/e2e
 
 # upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
 # those of this release from the last one.

@@ -59,6 +59,15 @@ func Glance(t testing.TB, keystone string) *testenv.Service {
 	})
 }
 
+// Neutron is like [Glance], for a network service in which a port can be bound on each of the hosts, see testenv.Neutron.
+func Neutron(t testing.TB, keystone string, hosts ...string) *testenv.Service {
+	t.Helper()
+	skipShort(t)
+	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
+		return testenv.Neutron(ctx, dir, keystone, hosts, log)
+	})
+}
+
 // skipShort skips the test with -short: the start of the service takes seconds.
 func skipShort(t testing.TB) {
 	t.Helper()

@@ -29,6 +29,8 @@ type Keystone struct {
 	t     testing.TB
 	admin *gophercloud.ServiceClient
 	roles map[string]string // ids of roles by name
+
+	services string // the id of the project service
 }
 
 // Password is the password of every user that [Keystone.User] makes.
@@ -133,19 +135,52 @@ func (k *Keystone) Revoke(token string) {
 	}
 }
 
-// Glance starts an image service, which takes some seconds, and adds it to the catalog. The service is stopped at the end of the test. The first
-// call makes the project service, and the user glance with the role admin in it.
+// Glance starts an image service, which takes some seconds, and adds it to the catalog. The service is stopped at the end of the test. The
+// first call of Glance or Neutron makes the project service, if there is none, and each a user with the role admin in it.
 func (k *Keystone) Glance() *testenv.Service {
 	k.t.Helper()
-	k.Grant(k.User("glance"), "admin", gophercloud.AuthScope{ProjectID: k.Project("service")})
+	g := envtest.Glance(k.t, k.serviceUser("glance"))
+	k.Publish("image", g.URL)
+	return g
+}
+
+// Neutron is like [Keystone.Glance], for a network service in which a port can be bound on each of the hosts.
+func (k *Keystone) Neutron(hosts ...string) *testenv.Service {
+	k.t.Helper()
+	n := envtest.Neutron(k.t, k.serviceUser("neutron"), hosts...)
+	k.Publish("network", n.URL)
+	return n
+}
+
+// serviceUser makes a user with the role admin in the project service. It returns the URL of Keystone with the user.
+func (k *Keystone) serviceUser(name string) string {
+	k.t.Helper()
 	at, err := url.Parse(k.Endpoint)
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	at.User = url.UserPassword("glance", Password)
-	g := envtest.Glance(k.t, at.String())
-	k.Publish("image", g.URL)
-	return g
+	k.Grant(k.User(name), "admin", gophercloud.AuthScope{ProjectID: k.Services()})
+	at.User = url.UserPassword(name, Password)
+	return at.String()
+}
+
+// Services returns the id of the project service, and makes the project if there is none.
+func (k *Keystone) Services() string {
+	k.t.Helper()
+	if k.services == "" {
+		k.services = k.Project("service")
+	}
+	return k.services
+}
+
+// Networks returns a client of the network service of the catalog for a user of a project.
+func (k *Keystone) Networks(user, projectID string) *gophercloud.ServiceClient {
+	k.t.Helper()
+	c, err := openstack.NewNetworkV2(k.login(user, Password, &gophercloud.AuthScope{ProjectID: projectID}).ProviderClient, gophercloud.EndpointOpts{Region: "RegionOne"})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return c
 }
 
 // Images returns a client of the image service of the catalog for a user of a project.

@@ -153,6 +153,9 @@ func Missing() []string {
 	if _, err := findGlance(); err != nil {
 		missing = append(missing, glancePackage)
 	}
+	if _, err := findNeutron(); err != nil {
+		missing = append(missing, neutronPackage)
+	}
 	return append(missing, missingForGuests()...)
 }
 

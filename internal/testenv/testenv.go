@@ -1,4 +1,4 @@
-// Package testenv starts private instances of RabbitMQ, NATS, MariaDB, Keystone, Glance and
+// Package testenv starts private instances of RabbitMQ, NATS, MariaDB, Keystone, Glance, Neutron and
 // libvirt for tests, from the programs that are installed on the machine. Each instance
 // has its own data directory, free ports on loopback, and its own node name. The
 // package never touches the services of the system.
@@ -41,7 +41,7 @@ const (
 )
 
 // ErrMissing means that a program is not installed. errors.Is matches it in the errors of
-// [RabbitMQ], [NATS], [MariaDB], [Keystone], [Glance], [Libvirt] and [GuestImage].
+// [RabbitMQ], [NATS], [MariaDB], [Keystone], [Glance], [Neutron], [Libvirt] and [GuestImage].
 var ErrMissing = errors.New("not installed")
 
 // errPort means that another program has taken the daemon's port.

@@ -24,7 +24,12 @@ import (
 //   - oslo.config and oslo.policy, with which the packages config and policy are compared.
 func missingPackages(ctx context.Context) []string {
 	list := testenv.Missing()
-	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
+	type needed struct{ program, packages string }
+	tools := []needed{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}}
+	if os.Getenv("ARMATURE_TEMPEST") != "" { // make tempest
+		tools = append(tools, needed{"tempest", "tempest"})
+	}
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool.program); err != nil {
 			list = append(list, strings.Fields(tool.packages)...)
 		}

@@ -1,0 +1,155 @@
+package e2e_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+
+	"github.com/armature-go/armature/internal/keystonetest"
+)
+
+// TestTempest runs OpenStack's own acceptance tests against a cloud with four hosts and a real Keystone, and prints how many of each group pass. A
+// test that passes although it met a route, a method or an action that nova-mini does not have is not counted. The test runs with `make tempest`,
+// which needs Debian's package tempest.
+func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for itself
+	dir := os.Getenv("ARMATURE_TEMPEST")
+	if dir == "" {
+		t.Skip("run it with make tempest, which sets the directory of run.sh in ARMATURE_TEMPEST")
+	}
+	ks := keystonetest.Start(t)
+	ks.Role("service")
+	in := func(project string) gophercloud.AuthScope { return gophercloud.AuthScope{ProjectID: project} }
+	ks.Grant(ks.User("nova"), "service", in(ks.Project("service")))
+	for _, a := range []struct{ user, project, role string }{
+		{"u0", "p0", "member"}, {"u1", "p1", "member"}, {"u2", "p2", "member"}, {"u3", "p3", "member"}, {"a0", "ap0", "admin"}, {"a1", "ap1", "admin"},
+	} {
+		user, scope := ks.User(a.user), in(ks.Project(a.project))
+		ks.Grant(user, a.role, scope)
+		if a.role != "member" {
+			ks.Grant(user, "member", scope)
+		}
+	}
+	images := t.TempDir()
+	for _, name := range []string{"one", "other"} {
+		if err := os.WriteFile(filepath.Join(images, name+".raw"), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newCloud(t, "[image]\ndirectory = "+images+"\n[api]\nauth_strategy = keystone\n[keystone_authtoken]\nauth_url = "+ks.Endpoint+"\nusername = nova\npassword = "+keystonetest.Password+"\n")
+	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"}, {"compute", "node-4"}} {
+		c.start(p[0], p[1])
+	}
+	strangers := newStrangers(t, c.client(c.start("api", "api-1")).Endpoint)
+	ks.Publish("compute", strangers.URL+"/v2.1")
+	ks.Publish("image", strangers.URL) // the classes of administrators look it up, and do not call it
+
+	work := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "bash", append([]string{filepath.Join(dir, "run.sh"), "run"}, strings.Fields(os.Getenv("ARMATURE_TEMPEST_TESTS"))...)...)
+	cmd.Env = append(os.Environ(), "WORK="+work, "AUTH_URL="+ks.Endpoint, "OS_PASSWORD="+keystonetest.Password, "IMAGE=one", "IMAGE_ALT=other", "FLAVOR=1", "FLAVOR_ALT=2",
+		"COMPUTES=4", "GLANCE=true")
+	begin := time.Now()
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s\n%v after %s", out, err, time.Since(begin).Round(time.Second))
+	results, err := os.ReadFile(filepath.Join(work, "results.tsv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(filepath.Join(work, "log", "tempest.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	met := strangers.met(log)
+	counted := 0
+	for line := range strings.Lines(string(results)) {
+		state, rest, _ := strings.Cut(line, "\t")
+		id, _, _ := strings.Cut(rest, "\t")
+		if state != "passed" {
+			continue
+		}
+		name := id[strings.LastIndexByte(id[:strings.LastIndexByte(id, '.')], '.')+1:] // class.method
+		if list := met[strings.Replace(name, ".", ":", 1)]; len(list) > 0 {
+			t.Logf("does not count: %s met %s", id, strings.Join(list, ", "))
+			continue
+		}
+		counted++
+	}
+	t.Logf("%d pass without an unknown route, method or action", counted)
+	if keep := os.Getenv("ARMATURE_TEMPEST_KEEP"); keep != "" {
+		if err := os.CopyFS(keep, os.DirFS(work)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// strangers is a proxy in front of an API that remembers the requests whose route, method or action does not exist there.
+type strangers struct {
+	*httptest.Server
+
+	mu   sync.Mutex
+	seen map[string]bool // method and path
+}
+
+func newStrangers(t *testing.T, endpoint string) *strangers {
+	t.Helper()
+	target, err := url.Parse(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.Path = ""
+	s := &strangers{seen: map[string]bool{}}
+	p := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host },
+		ModifyResponse: func(r *http.Response) error {
+			if r.StatusCode != http.StatusNotFound && r.StatusCode != http.StatusMethodNotAllowed && r.StatusCode != http.StatusBadRequest {
+				return nil
+			}
+			body, err := io.ReadAll(r.Body)
+			if err = errors.Join(err, r.Body.Close()); err != nil {
+				return err
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if r.StatusCode == http.StatusMethodNotAllowed || strings.Contains(string(body), "The resource could not be found.") || strings.Contains(string(body), "There is no such action") {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.seen[r.Request.Method+" "+r.Request.URL.Path] = true
+			}
+			return nil
+		},
+	}
+	s.Server = httptest.NewServer(p)
+	t.Cleanup(s.Close)
+	return s
+}
+
+var tempestRequest = regexp.MustCompile(`Request \((\w+:\w+)\): \d+ (\w+) (\S+)`)
+
+// met returns the requests that met nothing, by the class and the method of the test, from Tempest's log.
+func (s *strangers) met(log []byte) map[string][]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string][]string{}
+	for _, m := range tempestRequest.FindAllSubmatch(log, -1) {
+		u, err := url.Parse(string(m[3]))
+		if err != nil {
+			continue
+		}
+		if what := string(m[2]) + " " + u.Path; s.seen[what] {
+			out[string(m[1])] = append(out[string(m[1])], what)
+		}
+	}
+	return out
+}
