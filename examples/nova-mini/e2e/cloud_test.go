@@ -38,6 +38,15 @@ var (
 	plain = sync.OnceValues(func() (string, error) { return build() })
 	built string // the directory of the built programs
 
+	// replies checks replies of 2.1. It is made once, because that takes up to seconds of a busy machine.
+	replies = sync.OnceValues(func() (*apitest.Checker, error) {
+		doc, err := api.OpenAPI("2.1")
+		if err != nil {
+			return nil, err
+		}
+		return apitest.NewChecker(doc)
+	})
+
 	// sim builds the fake driver as the program of a driver with the name sim.
 	sim = sync.OnceValues(func() (string, error) {
 		dir := filepath.Join(built, "plugins")
@@ -302,11 +311,7 @@ func (c *cloud) newClient(u string) *gophercloud.ServiceClient {
 	c.Helper()
 	p := &gophercloud.ProviderClient{TokenID: "none"}
 	if _, ok := c.TB.(*testing.B); !ok {
-		doc, err := api.OpenAPI("2.1")
-		if err != nil {
-			c.Fatal(err)
-		}
-		checker, err := apitest.NewChecker(doc)
+		checker, err := replies()
 		if err != nil {
 			c.Fatal(err)
 		}
