@@ -1,0 +1,152 @@
+package network_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
+
+	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/examples/nova-mini/session"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keystonetest"
+)
+
+// TestNeutron: a real Neutron checks what clients ask for, and the ports of servers are made, bound, found again and released.
+func TestNeutron(t *testing.T) {
+	t.Parallel()
+	k := keystonetest.Start(t)
+	service := k.Neutron("node-1", "node-2")
+	project, other := k.Project("p"), k.Project("o")
+	k.Grant(k.User("ada"), "member", gophercloud.AuthScope{ProjectID: project})
+	k.Grant(k.User("bob"), "member", gophercloud.AuthScope{ProjectID: other})
+	scope := gophercloud.AuthScope{ProjectID: project}
+	token := k.Token("ada", &scope)
+	ada, bob := k.Networks("ada", project), k.Networks("bob", other)
+	newNetwork := func(c *gophercloud.ServiceClient, name, cidr string) string {
+		n, err := networks.Create(t.Context(), c, networks.CreateOpts{Name: name}).Extract()
+		if err == nil && cidr != "" {
+			_, err = subnets.Create(t.Context(), c, subnets.CreateOpts{NetworkID: n.ID, CIDR: cidr, IPVersion: 4}).Extract()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.ID
+	}
+	n, err := network.New(session.Config{AuthURL: k.Endpoint, Username: "neutron", Password: keystonetest.Password, UserTokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	check := func(list []network.Request, auto bool, count int) ([]network.Request, error) {
+		return n.Check(t.Context(), token, project, list, auto, count)
+	}
+	if got, err := check(nil, false, 1); len(got) != 0 || err != nil {
+		t.Errorf("no network: %v, %v", got, err)
+	}
+	if _, err := check(nil, true, 1); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Unable to automatically allocate a network") {
+		t.Errorf("auto without a network: %v", err)
+	}
+	private := newNetwork(ada, "private", "10.0.0.0/29") // five addresses: Neutron takes one for the gateway
+	if got, err := check(nil, true, 1); len(got) != 1 || got[0].Network != private || err != nil {
+		t.Errorf("the only network: %v, %v", got, err)
+	}
+	empty, foreign := newNetwork(ada, "empty", ""), newNetwork(bob, "foreign", "10.1.0.0/24")
+	mine, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: private}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := ports.Create(t.Context(), bob, ports.CreateOpts{NetworkID: foreign}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		list  []network.Request
+		count int
+		code  fault.Code
+		text  string
+	}{
+		{nil, 1, fault.Conflict, "Multiple possible networks found, use a Network ID to be more specific."},
+		{[]network.Request{{Network: foreign}}, 1, fault.Invalid, "Network " + foreign + " could not be found."},
+		{[]network.Request{{Network: empty}}, 1, fault.Invalid, "Network " + empty + " requires a subnet in order to boot instances on."},
+		{[]network.Request{{Port: theirs.ID}}, 1, fault.Invalid, "Port id " + theirs.ID + " could not be found."},
+		{[]network.Request{{Port: mine.ID}}, 2, fault.Invalid, "Unable to launch multiple instances with a single configured port ID."},
+		{[]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, 1, fault.Conflict, "Fixed IP address " + mine.FixedIPs[0].IPAddress + " is already in use"},
+		{[]network.Request{{Network: private, FixedIP: "10.0.0.5"}}, 2, fault.Invalid, "max_count cannot be greater than 1 if an fixed_ip is specified."},
+		{[]network.Request{{Network: private}}, 600, fault.Denied, "Maximum number of ports exceeded"},
+	} {
+		if _, err := check(tt.list, false, tt.count); fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%v for %d servers: %v, want %v: %s", tt.list, tt.count, err, tt.code, tt.text)
+		}
+	}
+	if got, err := n.Groups(t.Context(), token, project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
+		t.Errorf("groups: %v, %v", got, err)
+	}
+	if _, err := n.Groups(t.Context(), token, project, []string{"nothing"}); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
+		t.Errorf("a group that does not exist: %v", err)
+	}
+
+	want := network.Wanted{Requests: []network.Request{{Network: private, Tag: "a"}, {Port: mine.ID, Network: private}, {Network: private}}}
+	s := network.Server{ID: "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: want}
+	first, err := n.Allocate(t.Context(), s, nil)
+	if err != nil || len(first) != 3 || first[1].ID != mine.ID || first[0].NetworkName != "private" || first[0].Tag != "a" || len(first[2].Addresses) != 1 || first[0].MAC == "" {
+		t.Fatalf("allocate: %+v, %v", first, err)
+	}
+	ids := func(list []network.Port) (out string) {
+		for _, p := range list {
+			out += p.ID + " "
+		}
+		return out
+	}
+	// The answer was lost, and then another host is chosen: no port is made a second time.
+	s.Host = "node-2"
+	for _, have := range [][]network.Port{nil, first[:1], first} {
+		again, err := n.Allocate(t.Context(), s, have)
+		if err != nil || len(again) != 3 || again[1].ID != mine.ID || len(have) == 3 && ids(again) != ids(first) {
+			t.Errorf("allocate with %d known ports: %+v, %v", len(have), again, err)
+		}
+	}
+	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
+		t.Errorf("ports: %+v, %v", list, err)
+	}
+	if _, err := check([]network.Request{{Port: mine.ID}}, false, 1); !errors.Is(err, fault.Conflict) || err.Error() != "Port "+mine.ID+" is still in use." {
+		t.Errorf("a port of a server: %v", err)
+	}
+	two := s
+	two.ID, two.Wanted.Requests = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", []network.Request{{Port: mine.ID}}
+	if _, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Conflict) {
+		t.Errorf("a port of another server: %v", err)
+	}
+	two.Wanted.Requests = []network.Request{{Network: private}, {Network: private}, {Network: private}}
+	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "No fixed IP addresses available for network: "+private) {
+		t.Errorf("more ports than addresses: %+v, %v", got, err)
+	}
+	two.Wanted.Requests, two.Host = []network.Request{{Network: private}}, "nowhere"
+	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Binding failed for port") {
+		t.Errorf("a host without an agent: %+v, %v", got, err)
+	}
+
+	for range 2 {
+		for _, one := range []network.Server{s, two} {
+			if err := n.Release(t.Context(), one.ID, one.Wanted); err != nil {
+				t.Errorf("release: %v", err)
+			}
+		}
+	}
+	pages, err := ports.List(ada, ports.ListOpts{NetworkID: private}).AllPages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := ports.ExtractPorts(pages); err != nil || len(left) != 1 || left[0].ID != mine.ID || left[0].DeviceID != "" {
+		t.Errorf("left: %+v, %v", left, err)
+	}
+
+	service.Kill()
+	if _, err := check(nil, false, 1); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("Neutron is away: %v", err)
+	}
+}

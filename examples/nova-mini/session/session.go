@@ -1,0 +1,168 @@
+// Package session makes clients of OpenStack's other services. It logs in at Keystone as the user of this service, and finds the other service in
+// the catalog.
+package session
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Config configures a [Session]. Type, AuthURL, Username and Password are required.
+type Config struct {
+	// Type is the type of the service in Keystone's catalog, such as network. Version is the part of the URLs of its API, such as v2.0.
+	Type, Version string
+	// AuthURL is Keystone's URL, https://host:5000/v3, at which the user logs in.
+	AuthURL, Username, Password string
+	// UserDomain and ProjectDomain are names of domains. Default: Default. Project is the name of the user's project. Default: service.
+	UserDomain, Project, ProjectDomain string
+	// Region is the region of the service. Default: the first one in the catalog. Interfaces are the kinds of endpoints, the best first. Default:
+	// internal, public. Endpoint is the URL of the service. Default: the one of the catalog.
+	Region     string
+	Interfaces []string
+	Endpoint   string
+	// UserTokens reports that the tokens of clients are Keystone's. Otherwise every request is one of the user of this service.
+	UserTokens bool
+	// TLS is the configuration of connections. Default: the system's authorities.
+	TLS *tls.Config
+	// Timeout is the time of a request. Default 30 s.
+	Timeout time.Duration
+}
+
+// Session is a login at Keystone. It is safe for concurrent use.
+type Session struct {
+	cfg  Config
+	http http.Client
+
+	mu       sync.Mutex
+	own      *gophercloud.ProviderClient // nil before the first login
+	endpoint string                      // set with own; ends in "/"
+}
+
+// maxReply bounds a reply, in bytes.
+const maxReply = 16 << 20
+
+// New returns a session. It sends no request. Errors: Invalid with the name of the option in the details, if a required field is empty, or a value
+// is malformed.
+func New(cfg Config) (*Session, error) {
+	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"username", cfg.Username}, {"password", cfg.Password}} {
+		if one[1] == "" {
+			return nil, optionError(one[0], "is not set, and the "+cfg.Type+" service needs it")
+		}
+	}
+	for option, text := range map[string]string{"auth_url": cfg.AuthURL, "endpoint_override": cfg.Endpoint} {
+		u, err := url.Parse(text)
+		if text != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil) {
+			return nil, optionError(option, fmt.Sprintf("%q is not a URL such as https://host:5000/v3", text))
+		}
+	}
+	for _, is := range cfg.Interfaces {
+		if !slices.Contains([]string{"public", "internal", "admin"}, is) {
+			return nil, optionError("valid_interfaces", fmt.Sprintf("%q is neither public, internal nor admin", is))
+		}
+	}
+	cfg.UserDomain, cfg.ProjectDomain, cfg.Project = cmp.Or(cfg.UserDomain, "Default"), cmp.Or(cfg.ProjectDomain, "Default"), cmp.Or(cfg.Project, "service")
+	cfg.Timeout = cmp.Or(cfg.Timeout, 30*time.Second)
+	if len(cfg.Interfaces) == 0 {
+		cfg.Interfaces = []string{"internal", "public"}
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // net/http defines it as *http.Transport
+	transport.TLSClientConfig = cfg.TLS
+	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a redirect would send tokens to another server
+	return &Session{cfg: cfg, http: http.Client{Transport: bounded{transport}, Timeout: cfg.Timeout, CheckRedirect: noRedirect}}, nil
+}
+
+func optionError(option, text string) error {
+	return fault.WithReason(fault.New(fault.Invalid, "%s", text), "", map[string]string{"option": option})
+}
+
+// bounded is a transport that reads at most maxReply bytes of a reply.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxReply), resp.Body}
+	}
+	return resp, err
+}
+
+// CloseIdle closes the connections that no request uses.
+func (s *Session) CloseIdle() { s.http.CloseIdleConnections() }
+
+// Client returns a client that uses the token of a client of this service or, if the token is empty, of its own user. It blocks for the first login,
+// and renews the token of its own user by itself. Errors: those of [Session.Translate].
+func (s *Session) Client(ctx context.Context, token string) (*gophercloud.ServiceClient, error) {
+	p, at, err := s.login(ctx)
+	if err != nil {
+		return nil, s.Translate(ctx, err)
+	}
+	if token != "" && s.cfg.UserTokens {
+		p = &gophercloud.ProviderClient{HTTPClient: s.http}
+		p.SetToken(token)
+	}
+	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: at, ResourceBase: at + s.cfg.Version + "/", Type: s.cfg.Type}, nil
+}
+
+func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.own != nil {
+		return s.own, s.endpoint, nil
+	}
+	p, err := openstack.NewClient(s.cfg.AuthURL)
+	if err != nil {
+		return nil, "", err
+	}
+	p.HTTPClient = s.http
+	err = openstack.Authenticate(ctx, p, gophercloud.AuthOptions{
+		IdentityEndpoint: s.cfg.AuthURL, Username: s.cfg.Username, Password: s.cfg.Password, DomainName: s.cfg.UserDomain, AllowReauth: true,
+		Scope: &gophercloud.AuthScope{ProjectName: s.cfg.Project, DomainName: s.cfg.ProjectDomain},
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("log in at Keystone: %w", err)
+	}
+	at := s.cfg.Endpoint
+	for _, kind := range s.cfg.Interfaces {
+		if at == "" {
+			at, err = p.EndpointLocator(gophercloud.EndpointOpts{Type: s.cfg.Type, Region: s.cfg.Region, Availability: gophercloud.Availability(kind)})
+		}
+	}
+	if at == "" {
+		return nil, "", fmt.Errorf("the catalog has no %s service in the region %q for the interfaces %v: %w", s.cfg.Type, s.cfg.Region, s.cfg.Interfaces, err)
+	}
+	s.own, s.endpoint = p, strings.TrimSuffix(strings.TrimSuffix(at, "/"), "/"+s.cfg.Version)+"/"
+	return s.own, s.endpoint, nil
+}
+
+// Translate gives an error of a request the code Unavailable, or that of a context that has ended. Its text has the request and the status, not
+// the reply, which may repeat a token.
+func (s *Session) Translate(ctx context.Context, err error) error {
+	var reply gophercloud.ErrUnexpectedResponseCode
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fault.New(fault.CodeOf(ctx.Err()), "ask the %s service: %w", s.cfg.Type, ctx.Err())
+	case errors.As(err, &reply):
+		err = fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
+	}
+	return fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, err)
+}
