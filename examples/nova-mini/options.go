@@ -58,6 +58,8 @@ type filterOptions struct {
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"weight of the number of servers"`
+	NearMultiplier    float64  `ini:"soft_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight of the number of servers of the same group, with the policy soft-affinity"`
+	FarMultiplier     float64  `ini:"soft_anti_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_anti_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight against the number of servers of the same group, with the policy soft-anti-affinity"`
 }
 
 // quotaOptions are limits. The names and defaults are Nova's.
@@ -173,6 +175,9 @@ func (o *options) schedulerConfig() scheduler.Config {
 	f := o.FilterScheduler
 	return scheduler.Config{
 		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize,
-		Multipliers: map[string]float64{"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier},
+		Multipliers: map[string]float64{
+			"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier,
+			"soft_affinity": f.NearMultiplier, "soft_anti_affinity": -f.FarMultiplier,
+		},
 	}
 }

@@ -46,6 +46,7 @@ func Rules() []policy.Rule {
 		specRules,
 		keyPairRules,
 		limitRules,
+		groupRules,
 		zoneRules,
 		serviceRules,
 		hypervisorRules,

@@ -36,6 +36,7 @@ func (s *server) routes() {
 		s.specRoutes,
 		s.keyPairRoutes,
 		s.limitRoutes,
+		s.groupRoutes,
 		s.imageRoutes,
 		s.zoneRoutes,
 		s.serverRoutes,
