@@ -302,6 +302,7 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.servers()
 	j.hosts()
 	j.groups()
+	j.usage()
 	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
 	// shelveOffload succeeds only with an option of its own, see package conductor. The others are always refused.
 	for name := range strings.FieldsSeq("restore shelveOffload changePassword createBackup os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork") {
@@ -557,6 +558,16 @@ func (j *judge) groups() {
 	j.do(204, "DELETE", one, "", made.Group.ID)
 	j.do(404, "DELETE", one, "", made.Group.ID)
 	j.do(404, "GET", one, "", made.Group.ID)
+}
+
+func (j *judge) usage() {
+	j.Helper()
+	const all, one = "/v2.1/os-simple-tenant-usage", "/v2.1/os-simple-tenant-usage/{project}"
+	j.do(200, "GET", all, "", "?detailed=1&start=2026-01-02T00:00:00")
+	j.do(400, "GET", all, "", "?start=x")
+	j.do(200, "GET", one, "", "admin", "?start=2026-01-02T00:00:00&end=2099-01-01T00:00:00")
+	j.do(200, "GET", one, "", "nobody")
+	j.do(400, "GET", one, "", "admin", "?end=x")
 }
 
 func (j *judge) hosts() {

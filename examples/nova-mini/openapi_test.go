@@ -145,6 +145,8 @@ func TestOperations(t *testing.T) {
 		{"put /v2.1/os-services/disable", head, "body", updates},
 		{"put /v2.1/os-services/disable-log-reason", head, "body", updates},
 		{"put /v2.1/os-services/enable", head, "body", updates},
+		{"get /v2.1/os-simple-tenant-usage", "detailed end start " + head, "", reads},
+		{"get /v2.1/os-simple-tenant-usage/{project}", "project end start " + head, "", reads},
 		{"get /v2.1/servers", servers, "", reads},
 		{"post /v2.1/servers", head + " Idempotency-Key", "body", "202 400 401 403 406 413 415 422 501 503"},
 		{"get /v2.1/servers/detail", servers, "", reads},

@@ -47,6 +47,7 @@ func Rules() []policy.Rule {
 		keyPairRules,
 		limitRules,
 		groupRules,
+		usageRules,
 		zoneRules,
 		serviceRules,
 		hypervisorRules,

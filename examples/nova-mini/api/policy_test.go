@@ -54,6 +54,7 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:servers:rebuild": member, "os_compute_api:servers:create_image": member, "os_compute_api:os-shelve:shelve": member, "os_compute_api:os-shelve:shelve_offload": admin,
 		"os_compute_api:os-shelve:unshelve": member, "os_compute_api:os-admin-password": member, "os_compute_api:os-create-backup": member, "os_compute_api:os-remote-consoles": member,
 		"os_compute_api:os-admin-actions:inject_network_info": admin, "os_compute_api:os-server-diagnostics": admin,
+		"os_compute_api:os-simple-tenant-usage:list": admin, "os_compute_api:os-simple-tenant-usage:show": reader,
 		"os_compute_api:os-server-groups:index": reader, "os_compute_api:os-server-groups:show": reader, "os_compute_api:os-server-groups:create": member,
 		"os_compute_api:os-server-groups:delete": member, "os_compute_api:os-server-groups:index:all_projects": admin,
 		"os_compute_api:os-instance-actions:list": reader, "os_compute_api:os-instance-actions:show": reader, "os_compute_api:os-instance-actions:events": admin,

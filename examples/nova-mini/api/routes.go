@@ -37,6 +37,7 @@ func (s *server) routes() {
 		s.keyPairRoutes,
 		s.limitRoutes,
 		s.groupRoutes,
+		s.usageRoutes,
 		s.imageRoutes,
 		s.zoneRoutes,
 		s.serverRoutes,

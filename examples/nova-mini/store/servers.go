@@ -437,10 +437,13 @@ func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
 	})
 }
 
-// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted. Remove runs in the transaction in which the
+// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted, and reports of usage until PruneUsage. Remove runs in the transaction in which the
 // operation ends. A server that does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	_, err := db.Exec(ctx, tx, keepDeleted, id)
+	if err == nil {
+		_, err = db.Exec(ctx, tx, keepUsage, id)
+	}
 	if err == nil {
 		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
 	}
