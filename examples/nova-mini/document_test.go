@@ -301,6 +301,8 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.keyPairs()
 	j.servers()
 	j.hosts()
+	j.groups()
+	j.usage()
 	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
 	// shelveOffload succeeds only with an option of its own, see package conductor. The others are always refused.
 	for name := range strings.FieldsSeq("restore shelveOffload changePassword createBackup os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork") {
@@ -538,6 +540,34 @@ func (j *judge) parts(id string) {
 	for _, path := range []string{"/ips/{network}", "/os-interface/{port}", "/os-volume_attachments/{volume}"} {
 		j.seen["GET "+one+path+": 204"] = true // a server has none of these
 	}
+}
+
+func (j *judge) groups() {
+	j.Helper()
+	const all, one = "/v2.1/os-server-groups", "/v2.1/os-server-groups/{id}"
+	var made struct {
+		Group struct{ ID string } `json:"server_group"`
+	}
+	if err := json.Unmarshal(j.do(200, "POST", all, `{"server_group": {"name": "g", "policies": ["affinity"]}}`), &made); err != nil {
+		j.Fatal(err)
+	}
+	j.do(400, "POST", all, `{"server_group": {"name": "g", "policies": []}}`)
+	j.do(200, "GET", all, "")
+	j.do(200, "GET", all, "", "?limit=1&offset=0&all_projects=1")
+	j.do(200, "GET", one, "", made.Group.ID)
+	j.do(204, "DELETE", one, "", made.Group.ID)
+	j.do(404, "DELETE", one, "", made.Group.ID)
+	j.do(404, "GET", one, "", made.Group.ID)
+}
+
+func (j *judge) usage() {
+	j.Helper()
+	const all, one = "/v2.1/os-simple-tenant-usage", "/v2.1/os-simple-tenant-usage/{project}"
+	j.do(200, "GET", all, "", "?detailed=1&start=2026-01-02T00:00:00")
+	j.do(400, "GET", all, "", "?start=x")
+	j.do(200, "GET", one, "", "admin", "?start=2026-01-02T00:00:00&end=2099-01-01T00:00:00")
+	j.do(200, "GET", one, "", "nobody")
+	j.do(400, "GET", one, "", "admin", "?end=x")
 }
 
 func (j *judge) hosts() {

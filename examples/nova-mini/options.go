@@ -35,6 +35,7 @@ type options struct {
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory that servers can claim, as a multiple of the real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk that servers can claim, as a multiple of the real disk"`
 	DeletedKept     time.Duration                `ini:"deleted_server_retention" default:"86400" min:"0s" help:"seconds for which administrators can list a deleted server"`
+	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
 	SSLAPIs         []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that use HTTPS"`
 	SSLOnly         bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"there are no consoles; set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"consoles accept TLS only"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
@@ -58,6 +59,8 @@ type filterOptions struct {
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"weight of the number of servers"`
+	NearMultiplier    float64  `ini:"soft_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight of the number of servers of the same group, with the policy soft-affinity"`
+	FarMultiplier     float64  `ini:"soft_anti_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_anti_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight against the number of servers of the same group, with the policy soft-anti-affinity"`
 }
 
 // quotaOptions are limits. The names and defaults are Nova's.
@@ -173,6 +176,9 @@ func (o *options) schedulerConfig() scheduler.Config {
 	f := o.FilterScheduler
 	return scheduler.Config{
 		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize,
-		Multipliers: map[string]float64{"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier},
+		Multipliers: map[string]float64{
+			"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier,
+			"soft_affinity": f.NearMultiplier, "soft_anti_affinity": -f.FarMultiplier,
+		},
 	}
 }

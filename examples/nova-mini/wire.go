@@ -60,6 +60,7 @@ func wireConductor(_ context.Context, p *process) error {
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
+	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
 		changed, err := s.RepairQuotas(ctx)
 		if changed > 0 {

@@ -96,7 +96,7 @@ func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
 		filter[R, H]{"aggregate_properties", o.aggregateProperties},
 		filter[R, H]{"same_host", sameHost},
 		filter[R, H]{"different_host", differentHost},
-		filter[R, H]{"affinity", groupAffinity},
+		affinityFilter[R, H]{},
 		filter[R, H]{"anti_affinity", antiAffinity},
 		filter[R, H]{"tasks", o.tasks},
 		filter[R, H]{"consumers", o.consumers},
@@ -443,16 +443,25 @@ func differentHost(q *Request) judge {
 	}
 }
 
-func groupAffinity(q *Request) judge {
-	if q.Group == nil || q.Group.Policy != Affinity {
-		return nil
+// affinityFilter passes only the hosts with members of the request's group, if any host has one.
+type affinityFilter[R Requester, H Hosted] struct{}
+
+func (affinityFilter[R, H]) Name() string { return "affinity" }
+
+func (affinityFilter[R, H]) Prepare(_ context.Context, req R, hosts []H) (func(H) scheduler.Verdict, error) {
+	g := req.Placement().Group
+	if g == nil || g.Policy != Affinity {
+		return nil, nil //nolint:nilnil // the filter does not apply
 	}
-	return func(p *Provider) scheduler.Verdict {
-		if len(q.Group.Members) == 0 || q.Group.Members[p.ID] > 0 {
+	if len(g.Members) == 0 && !slices.ContainsFunc(hosts, func(h H) bool { return h.Placement().Members[g.ID] > 0 }) {
+		return nil, nil //nolint:nilnil // the first member may be anywhere
+	}
+	return func(h H) scheduler.Verdict {
+		if p := h.Placement(); g.Members[p.ID] > 0 || p.Members[g.ID] > 0 {
 			return scheduler.Pass
 		}
 		return scheduler.Reject("the group is on another host")
-	}
+	}, nil
 }
 
 func antiAffinity(q *Request) judge {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -163,6 +164,65 @@ func TestFilters(t *testing.T) {
 	for _, f := range filters(placement.Options{}) {
 		if tested[f.Name()] != 3 {
 			t.Errorf("filter %s is not tested with a host that passes and one that does not", f.Name())
+		}
+	}
+}
+
+// TestGroups has the vectors of Nova's filters and weighers of server groups: the hosts that pass, the best one first. The members are those of
+// the providers, as a Store counts them.
+func TestGroups(t *testing.T) {
+	t.Parallel()
+	weighers, err := scheduler.ByName(placement.Weighers[*request, *provider](placement.Options{}), []string{"soft_affinity", "soft_anti_affinity"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := scheduler.ByName(filters(placement.Options{}), []string{"affinity", "anti_affinity"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := scheduler.New(scheduler.Config[*request, *provider]{Filters: f, Weighers: weighers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		group   *group
+		members []map[string]int64 // of the hosts h1, h2, ...
+		want    string
+	}{
+		{"no group", nil, []map[string]int64{{"g": 1}, nil}, "h1 h2"},
+		{"affinity without members", &group{Policy: placement.Affinity}, []map[string]int64{nil, nil}, "h1 h2"},
+		{"affinity, members of another group", &group{Policy: placement.Affinity}, []map[string]int64{nil, {"other": 1}}, "h1 h2"},
+		{"affinity on one host", &group{Policy: placement.Affinity}, []map[string]int64{nil, {"g": 1}}, "h2"},
+		{"affinity on another host than the candidates", &group{Policy: placement.Affinity, Members: map[string]int64{"h9": 1}}, []map[string]int64{nil, nil}, ""},
+		{"anti-affinity without members", &group{Policy: placement.AntiAffinity}, []map[string]int64{nil, nil}, "h1 h2"},
+		{"anti-affinity", &group{Policy: placement.AntiAffinity}, []map[string]int64{{"g": 1}, nil}, "h2"},
+		{"anti-affinity everywhere", &group{Policy: placement.AntiAffinity}, []map[string]int64{{"g": 1}, {"g": 1}}, ""},
+		{"one for each host", &group{Policy: placement.AntiAffinity, MaxPerHost: 1}, []map[string]int64{{"g": 1}}, ""},
+		{"two for each host, two are there", &group{Policy: placement.AntiAffinity, MaxPerHost: 2}, []map[string]int64{{"g": 2}}, ""},
+		{"two for each host, one is there", &group{Policy: placement.AntiAffinity, MaxPerHost: 2}, []map[string]int64{{"g": 1}}, "h1"},
+		{"one for each host, those of another group", &group{Policy: placement.AntiAffinity, MaxPerHost: 1}, []map[string]int64{{"other": 2}}, "h1"},
+		{"soft affinity", &group{Policy: placement.SoftAffinity}, []map[string]int64{{"g": 1}, {"g": 4, "other": 2}, nil, {"g": 2}}, "h2 h4 h1 h3"},
+		{"soft anti-affinity", &group{Policy: placement.SoftAntiAffinity}, []map[string]int64{{"g": 1}, {"g": 4, "other": 2}, nil, {"g": 2}}, "h3 h1 h4 h2"},
+		{"soft anti-affinity of a new group", &group{ID: "new", Policy: placement.SoftAntiAffinity}, []map[string]int64{{"g": 1}, {"g": 4}}, "h1 h2"},
+	} {
+		if tt.group != nil && tt.group.ID == "" {
+			tt.group.ID = "g"
+		}
+		var hosts []*provider
+		for i, m := range tt.members {
+			hosts = append(hosts, &provider{ID: "h" + strconv.Itoa(i+1), Members: m})
+		}
+		d, err := s.Rank(t.Context(), &request{Group: tt.group}, hosts)
+		if err != nil && !errors.Is(err, scheduler.ErrNoValidHost) {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range d.Ranked {
+			got = append(got, r.Host.ID)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: %v, want %s", tt.name, got, tt.want)
 		}
 	}
 }

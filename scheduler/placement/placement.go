@@ -233,8 +233,8 @@ type Group struct {
 	Policy Policy `json:"policy"`
 	// MaxPerHost is the most members on one host with AntiAffinity. Default 1.
 	MaxPerHost int64 `json:"max_per_host,omitempty"`
-	// Members has the number of members on each host, for filters and weighers. A claim ignores it, and uses the
-	// members that the Store knows.
+	// Members has the number of members on each host, for filters and weighers, which also use the Members of the providers. A
+	// claim ignores it, and uses the members that the Store knows. Default: only those of the providers count.
 	Members map[string]int64 `json:"members,omitempty"`
 }
 

@@ -287,7 +287,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
 		return out, err
 	}
-	if err := r.Body.addHints(of); err != nil {
+	if err := s.addHints(ctx, &r.Body, of); err != nil {
 		return out, err
 	}
 	if err := s.checkBus(ctx); err != nil {
@@ -330,8 +330,8 @@ func (s *server) addKey(ctx context.Context, srv *store.Server, name string) err
 	return err
 }
 
-// addHints gives a server the hints of the request. Errors: Invalid, if the group of the hints does not exist.
-func (b *createServer) addHints(srv *store.Server) error {
+// addHints gives a server the hints of the request, and their group. Errors: those of hintedGroup.
+func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Server) error {
 	given := b.Hints
 	if given == nil {
 		given = b.OldHints
@@ -347,11 +347,8 @@ func (b *createServer) addHints(srv *store.Server) error {
 		}
 		srv.Hints = new(string(raw))
 	}
-	for _, group := range lists["group"] { // nova-mini has no groups
-		id, _ := group.(string)
-		return fault.New(fault.Invalid, "Instance group %s could not be found.", id)
-	}
-	return nil
+	srv.GroupID, err = s.hintedGroup(ctx, lists["group"])
+	return err
 }
 
 // shownGroups returns the security groups in the reply: those of the request, or the default one.

@@ -46,6 +46,8 @@ func Rules() []policy.Rule {
 		specRules,
 		keyPairRules,
 		limitRules,
+		groupRules,
+		usageRules,
 		zoneRules,
 		serviceRules,
 		hypervisorRules,

@@ -36,6 +36,8 @@ func (s *server) routes() {
 		s.specRoutes,
 		s.keyPairRoutes,
 		s.limitRoutes,
+		s.groupRoutes,
+		s.usageRoutes,
 		s.imageRoutes,
 		s.zoneRoutes,
 		s.serverRoutes,

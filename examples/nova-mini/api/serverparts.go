@@ -66,12 +66,19 @@ func (s *server) partRoutes(all, _ *api.Group) {
 }
 
 // pagesByOffset is the query of a list with the older form of pages.
-var pagesByOffset = []api.Schema{
-	{Max: "2.74", JSON: `{"type": "object", "properties": ` + offsetParameters + `}`},
-	{Min: "2.75", JSON: `{"type": "object", "additionalProperties": false, "properties": ` + offsetParameters + `}`},
-}
+var pagesByOffset = pagesWith("")
 
-const offsetParameters = `{"limit": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$"}}, "offset": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$"}}}`
+// pagesWith returns the query of a list with the older form of pages, and with more parameters as properties of a schema.
+func pagesWith(more string) []api.Schema {
+	properties := `{"limit": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$"}}, "offset": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$"}}`
+	if more != "" {
+		properties += ", " + more
+	}
+	return []api.Schema{
+		{Max: "2.74", JSON: `{"type": "object", "properties": ` + properties + `}}`},
+		{Min: strictSince, JSON: `{"type": "object", "additionalProperties": false, "properties": ` + properties + `}}`},
+	}
+}
 
 // always returns a handler with one reply.
 func always[R any](reply R) func(context.Context, *api.Request[api.None], *store.Server) (R, error) {

@@ -46,7 +46,7 @@ type serverUserData struct {
 
 // serverGroups is in replies with one server, but not in lists.
 type serverGroups struct {
-	Groups []string `json:"server_groups" since:"2.71"`
+	Groups groupsView `json:"server_groups" since:"2.71"`
 }
 
 // serverCore is what each reply with a server shows.
@@ -323,5 +323,5 @@ func (s *server) viewServer(ctx context.Context, srv *store.Server, read *lookup
 
 // viewOne returns a server as GET shows it.
 func (s *server) viewOne(r *http.Request, srv *store.Server) shownServer {
-	return shownServer{s.viewServer(r.Context(), srv, s.newLookups(r, &[]string{srv.ID})), serverGroups{Groups: []string{}}}
+	return shownServer{s.viewServer(r.Context(), srv, s.newLookups(r, &[]string{srv.ID})), serverGroups{s.groupsOf(r.Context(), srv)}}
 }

@@ -175,6 +175,12 @@ func TestStrict(t *testing.T) {
 			}
 			return `{"server": {"name": "x", "flavorRef": "1"}}`
 		}},
+		{"POST", "/v2.1/os-server-groups", "/v2.1/os-server-groups", func(v restapi.Version) string {
+			if v.AtLeast(2, 64) {
+				return `{"server_group": {"name": "x", "policy": "anti-affinity", "rules": {"max_server_per_host": 1}}}`
+			}
+			return `{"server_group": {"name": "x", "policies": ["affinity"]}}`
+		}},
 		{"PUT", "/v2.1/servers/{id}", server, func(restapi.Version) string { return `{"server": {"name": "s"}}` }},
 		{"POST", "/v2.1/servers/{server_id}/metadata", server + "/metadata", func(restapi.Version) string { return `{"metadata": {}}` }},
 		{"PUT", "/v2.1/servers/{server_id}/metadata", server + "/metadata", func(restapi.Version) string { return `{"metadata": {}}` }},
@@ -242,6 +248,9 @@ func TestStrict(t *testing.T) {
 		if !used[at] {
 			t.Errorf("%s is not accepted", at)
 		}
+	}
+	if _, list := send("2.96", "GET", "/v2.1/os-server-groups", ""); !strings.Contains(list, `"server_groups":[]`) {
+		t.Errorf("a refused body has made a server group: %s", list)
 	}
 	if count < 2000 {
 		t.Errorf("only %d bodies", count)

@@ -236,7 +236,7 @@ type OrphansReply struct {
 // Scheduler is the interface of the scheduler.
 var Scheduler = &rpc.Interface{Name: "scheduler", Version: v11}
 
-// The versions since which requests have what earlier services ignore: the data for the guest of a [Spec], and the Host of a [SelectRequest].
+// The versions since which requests have what earlier services ignore: the data for the guest of a [Spec], and the Host and the Group of a [SelectRequest].
 var (
 	GuestDataSince  = v15
 	ChosenHostSince = v11
@@ -257,6 +257,8 @@ type SelectRequest struct {
 	Exclude []string `json:"exclude,omitempty"`
 	// Host is the only host that may be chosen, since 1.1. Empty: any host.
 	Host string `json:"host,omitempty"`
+	// Group is the server group, since 1.1. The scheduler reads its policy. Nil: none.
+	Group *string `json:"group,omitempty"`
 }
 
 // SelectReply is the chosen host.

@@ -11,6 +11,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 // TestChosenHost: a server whose client chooses a host is built there, with its password and user data, or not at all. Afterwards the password is
@@ -52,13 +53,37 @@ func TestChosenHost(t *testing.T) {
 	})
 }
 
+// TestReleases: a process of the last release, which knows neither chosen hosts nor groups, leaves the creation of servers that have them alone.
+func TestReleases(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		group := &store.ServerGroup{ID: uuid.NewString(), Name: "g", ProjectID: "p", Policy: placement.Affinity}
+		if err := b.store.CreateServerGroup(b.Context(), group); err != nil {
+			b.Fatal(err)
+		}
+		for _, tt := range []struct {
+			host    string
+			group   *string
+			version int
+		}{{"", nil, 0}, {"h1", nil, 1}, {"", &group.ID, 1}} {
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", OnlyHost: tt.host, GroupID: tt.group}
+			if err := b.store.CreateServer(b.Context(), srv); err != nil {
+				b.Fatal(err)
+			}
+			if o := b.operation(srv.ID); o.KindVersion != tt.version {
+				b.Errorf("%+v: the operation has the version %d", tt, o.KindVersion)
+			}
+		}
+	})
+}
+
 // TestOlderServices: while a scheduler or compute service of an earlier release may get the message, which would ignore what the client
 // asks for, the server waits.
 func TestOlderServices(t *testing.T) {
 	t.Parallel()
 	const wait = "cannot be"
 	for name, caps := range map[string]rpc.Versions{
-		"scheduler": {compute.Scheduler.Name: {{Major: 1}}}, "compute": {compute.Worker.Name: {{Major: 1, Minor: 4}}},
+		"scheduler": {compute.Scheduler.Name: {{Major: 1}}}, "scheduler and group": {compute.Scheduler.Name: {{Major: 1}}}, "compute": {compute.Worker.Name: {{Major: 1, Minor: 4}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,6 +91,13 @@ func TestOlderServices(t *testing.T) {
 				b.start()
 				data := "QQ=="
 				srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, OnlyHost: "h1", UserData: &data}
+				if strings.Contains(name, "group") {
+					group := &store.ServerGroup{ID: uuid.NewString(), Name: "g", ProjectID: "p", Policy: placement.Affinity}
+					if err := b.store.CreateServerGroup(b.Context(), group); err != nil {
+						b.Fatal(err)
+					}
+					srv.OnlyHost, srv.GroupID = "", &group.ID
+				}
 				if err := b.store.CreateServer(b.Context(), srv); err != nil {
 					b.Fatal(err)
 				}

@@ -148,7 +148,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost}, data.LastError)
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Group: data.GroupID}, data.LastError)
 	if err != nil {
 		return err
 	}
@@ -167,6 +167,9 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, lastError string) (*compute.SelectReply, error) {
 	if req.Host != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
 		return nil, operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", req.Host, compute.ChosenHostSince))
+	}
+	if req.Group != nil && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would ignore the policy
+		return nil, operation.Transient(fault.New(fault.Unavailable, "a host of server group %s cannot be chosen before all schedulers have version %v", *req.Group, compute.ChosenHostSince))
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
 	if !errors.Is(err, scheduler.ErrNoValidHost) {
@@ -293,7 +296,7 @@ func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.Act
 	if err != nil || srv.Host != nil {
 		return err
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost}, "")
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost, Group: srv.GroupID}, "")
 	if err == nil {
 		data.Host = got.Host
 	}

@@ -48,6 +48,8 @@ type Service struct {
 	cfg    Config
 	fleet  scheduler.Fleet[*store.Host]
 	placer placement.Placer[*spec, *store.Host]
+	// best is a placer that chooses the best host, for requests with preferences: a random one of several hosts would ignore them.
+	best placement.Placer[*spec, *store.Host]
 }
 
 // RefreshInterval is the interval at which [Service.Refresh] should be called. The hosts of a decision are as old as the last
@@ -69,8 +71,12 @@ type spec struct {
 
 type filter = scheduler.Filter[*spec, *store.Host]
 
+// builtInFilters are always used: a host on which a build has failed is never chosen again, a client may choose the host, and the claim checks the
+// policy of a group, too.
+var builtInFilters = []string{"tried", "forced", "affinity", "anti_affinity"}
+
 // DefaultFilters are the filters that are used if the configuration names none.
-var DefaultFilters = []string{"tried", "forced", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
+var DefaultFilters = append(slices.Clone(builtInFilters), "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB)
 
 // nova maps names of Nova's filters to the filters of this package and of package placement that do the same.
 var nova = map[string][]string{
@@ -104,7 +110,11 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	rank, err := newRanking(&cfg)
+	rank, err := newRanking(&cfg, cfg.SubsetSize)
+	if err != nil {
+		return nil, err
+	}
+	best, err := newRanking(&cfg, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -116,17 +126,19 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg}
 	claims := currentClaims{cfg.Store.Claims(), cfg.Store.Members(cfg.DownAfter)}
 	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: claims, Hosts: s.hosts, Observe: cfg.ObserveClaim}
+	s.best = s.placer
+	s.best.Scheduler = best
 	return s, nil
 }
 
 // Validate returns the error that [New] would return for the filters. It does not use Store.
 func (c Config) Validate() error {
-	_, err := newRanking(&c)
+	_, err := newRanking(&c, c.SubsetSize)
 	return err
 }
 
-// newRanking returns a scheduler with the filters and weighers of a configuration.
-func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
+// newRanking returns a scheduler with the filters and weighers of a configuration, which chooses one of the subset best hosts.
+func newRanking(cfg *Config, subset int) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
 	names := filterNames(cfg.Filters)
 	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
@@ -142,7 +154,7 @@ func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	return scheduler.New(scheduler.Config[*spec, *store.Host]{
 		Filters:   append([]filter{scheduler.Fresh[*spec, *store.Host](maxAge)}, filters...),
 		Weighers:  placement.Weighers[*spec, *store.Host](o),
-		Picker:    scheduler.Subset(max(cfg.SubsetSize, 1)),
+		Picker:    scheduler.Subset(max(subset, 1)),
 		MaxRanked: maxRanked,
 		Observe:   cfg.Observe,
 	})
@@ -153,7 +165,7 @@ func filterNames(configured []string) []string {
 	if len(configured) == 0 {
 		return DefaultFilters
 	}
-	names := []string{"tried", "forced"} // a host on which a build has failed is never chosen again, and a client may choose the host
+	names := slices.Clone(builtInFilters)
 	for _, n := range configured {
 		ours, ok := nova[n]
 		if _, done := builtIn[n]; !ok && !done {
@@ -251,7 +263,17 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	if req.Host != "" {
 		q.Force = []string{req.Host}
 	}
-	placed, err := s.placer.Place(ctx, q)
+	placer := &s.placer
+	if req.Group != nil {
+		g, err := s.cfg.Store.PlacementGroup(ctx, *req.Group)
+		if err != nil {
+			return nil, err
+		}
+		if q.Group = g; g.Policy == placement.SoftAffinity || g.Policy == placement.SoftAntiAffinity {
+			placer = &s.best
+		}
+	}
+	placed, err := placer.Place(ctx, q)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())

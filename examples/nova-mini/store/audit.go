@@ -26,7 +26,7 @@ func Need(r compute.Resources) placement.Resources {
 // claims. The rules are:
 //
 //   - A server on a host has a claim there, with the amounts of its flavor, or during a resize with the larger
-//     amount of both flavors.
+//     amount of both flavors, and with its group.
 //   - A server with a task but without a host may have a claim: the server waits for a host, or is deleted.
 //   - Any other server has no claim.
 //
@@ -56,7 +56,7 @@ func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, e
 	for i := range servers {
 		switch srv := &servers[i]; {
 		case srv.Host != nil:
-			out = append(out, placement.Claim{Consumer: srv.ID, Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}}})
+			out = append(out, placement.Claim{Consumer: srv.ID, Group: srv.group(), Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}}})
 		case srv.Task() != "":
 			between = append(between, srv.ID)
 		}

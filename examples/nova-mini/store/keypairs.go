@@ -36,10 +36,15 @@ func (s *Store) KeyPairs(ctx context.Context, user string, q listing.Query) ([]K
 	p := db.Page{From: "key_pairs", Key: "name"}.Select(q)
 	p.Within, p.WithinArgs = "user_id = ?", []any{user}
 	out, _, err := db.List[KeyPair](ctx, s.db, p)
+	return out, noMarker(err, q.Marker)
+}
+
+// noMarker gives the error for a marker that does not exist Nova's text.
+func noMarker(err error, marker string) error {
 	if fault.CodeOf(err) == fault.Invalid && fault.From(err).Reason == "MarkerNotFound" {
-		err = fault.New(fault.Invalid, "Marker %.255s could not be found.", q.Marker)
+		return fault.New(fault.Invalid, "Marker %.255s could not be found.", marker)
 	}
-	return out, err
+	return err
 }
 
 // KeyPair returns a key pair of a user. Errors: NotFound.

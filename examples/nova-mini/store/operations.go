@@ -21,7 +21,7 @@ const maxOperationTime = 24 * time.Hour
 
 // The operations on servers. The resource of each operation is the server's id.
 var (
-	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: maxOperationTime}
+	Create = operation.Kind[CreateData]{Name: "server.create", Version: 1, Timeout: maxOperationTime}
 	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * maxOperationTime, Priority: 10, Preempts: true}
 	// Kinds has the kind of operation for each action that has a task.
 	Kinds = func() map[compute.Action]operation.Kind[ActData] {
@@ -54,11 +54,23 @@ type CreateData struct {
 	Need compute.Resources `json:"need,omitzero"`
 	// OnlyHost is the host that the client asks for, or empty for any host.
 	OnlyHost string `json:"only_host,omitempty"`
+	// GroupID is the server group, which may be deleted. Nil: none.
+	GroupID *string `json:"group,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
 	Tried     []string `json:"tried,omitempty"`
 	LastError string   `json:"last_error,omitempty"`
+}
+
+// creation returns the kind of the operation that creates the server. A process of the last release may run it only if the client has chosen neither
+// a host nor a group, because such a process would ignore them.
+func (s *Server) creation() operation.Kind[CreateData] {
+	k := Create
+	if s.OnlyHost == "" && s.GroupID == nil {
+		k.Version = 0
+	}
+	return k
 }
 
 // ActData are the data of an action.

@@ -51,7 +51,7 @@ func (s *Server) Holds() compute.Resources {
 // updateClaim sets the server's claim to the resources of [Server.Holds].
 func (s *Store) updateClaim(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	return s.claims.ClaimTx(ctx, tx, placement.Claim{
-		Consumer: srv.ID, Generation: placement.Any,
+		Consumer: srv.ID, Generation: placement.Any, Group: srv.group(),
 		Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}},
 	})
 }

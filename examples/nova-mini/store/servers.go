@@ -93,6 +93,8 @@ type Server struct {
 	Tags db.JSON[[]string] `db:"tags"`
 	// Hints are lists of values by name, as JSON. Nil: none.
 	Hints *string `db:"scheduler_hints"`
+	// GroupID is the server group, which may be deleted. Nil: none.
+	GroupID *string `db:"group_id"`
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
@@ -209,10 +211,10 @@ const (
 	maxMetadata = 1<<16 - 1 // Metadata as JSON
 )
 
-// CreateServer adds servers that wait for a host, together with the operations that build them, in one transaction. A conductor can
+// CreateServer adds servers of one request that wait for a host, together with the operations that build them, in one transaction. A conductor can
 // build a server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
-// error these fields have no meaning. Errors: Denied if a server has no project; Invalid if its metadata have more than
-// 65,535 bytes as JSON; Conflict with the reason DuplicateKey if an ID exists.
+// error these fields have no meaning. All servers have the same GroupID. Errors: Denied if a server has no project, or a quota is exceeded;
+// Invalid if the metadata of a server have more than 65,535 bytes as JSON, or the group does not exist; Conflict with the reason DuplicateKey if an ID exists.
 func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 	for _, srv := range list {
 		if srv.ProjectID == "" {
@@ -223,19 +225,29 @@ func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 		}
 	}
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if list[0].GroupID != nil {
+			if err := s.joinGroup(ctx, tx, *list[0].GroupID, len(list)); err != nil {
+				return err
+			}
+		}
 		for _, srv := range list {
 			srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
-			if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
-				return db.Error(err)
-			}
-			_, err := operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost})
-			if err != nil {
+			if err := s.addServer(ctx, tx, srv); err != nil {
 				return err
 			}
 		}
 		return s.reserve(ctx, tx, list...) // late, because other requests of the project wait from here on
 	})
 	return s.tooMany(ctx, err, list)
+}
+
+// addServer adds a server and the operation that builds it.
+func (s *Store) addServer(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
+	if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
+		return db.Error(err)
+	}
+	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, GroupID: srv.GroupID})
+	return err
 }
 
 // checkMetadata returns Invalid if the metadata of a server are too long.
@@ -425,10 +437,13 @@ func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
 	})
 }
 
-// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted. Remove runs in the transaction in which the
+// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted, and reports of usage until PruneUsage. Remove runs in the transaction in which the
 // operation ends. A server that does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	_, err := db.Exec(ctx, tx, keepDeleted, id)
+	if err == nil {
+		_, err = db.Exec(ctx, tx, keepUsage, id)
+	}
 	if err == nil {
 		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
 	}
