@@ -16,9 +16,11 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/scheduler/placement/placementprom"
@@ -34,8 +36,12 @@ func wireAPI(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
+	networks, err := networks(p)
+	if err != nil {
+		return err
+	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
 }
 
@@ -51,10 +57,31 @@ func images(ctx context.Context, o *options) (image.Source, error) {
 	return nil, nil
 }
 
+// networks returns the network service, or nil if there is none.
+func networks(p *process) (*network.Neutron, error) {
+	o := &p.Options.Neutron
+	if o.AuthURL == "" {
+		return nil, nil
+	}
+	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
+	if err != nil {
+		return nil, about("neutron.cafile neutron.certfile neutron.keyfile", err)
+	}
+	n, err := network.New(cfg)
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return nil, about("neutron."+f.Meta["option"], err)
+	}
+	return n, err
+}
+
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
+	networks, err := networks(p)
+	if err != nil {
+		return err
+	}
 	c := conductor.New(conductor.Config{
-		Store: s, Client: p.Client, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
+		Store: s, Client: p.Client, Network: networks, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
 		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, ShelvedOffload: o.ShelvedOffload, Resend: o.RetryInterval, Logger: p.Log,
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -28,6 +29,8 @@ type Config struct {
 	Bus func(context.Context) error
 	// Images are the images that servers boot from. Nil: any text is the reference of an image.
 	Images image.Source
+	// Network is the network service. Nil: there is none, and no network exists.
+	Network *network.Neutron
 	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration
 	Logger    *slog.Logger

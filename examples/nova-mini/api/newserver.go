@@ -284,6 +284,11 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, at)
+	wanted, err := s.networksOf(r.Request, in, n)
+	if err != nil {
+		return out, err
+	}
+	of.Networks = db.JSONOf(wanted)
 	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
 		return out, err
 	}

@@ -4,12 +4,16 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
 
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -43,17 +47,19 @@ func (networks37) JSONSchema() string { return networksSchema("") }
 // JSONSchema implements api.JSONSchemer.
 func (networks42) JSONSchema() string { return networksSchema(`, "tag": ` + tag("").JSONSchema()) }
 
-// networks returns the networks that the client names. Without a network service, the words auto and none name no network.
-func (n *newServer) networks() ([]networkRequest, error) {
+// networks returns the networks that the client names, or the word auto or none.
+func (n *newServer) networks() (list []networkRequest, word string, err error) {
 	raw := n.Networks37.RawMessage
 	if raw == nil {
 		raw = n.Networks42.RawMessage
 	}
-	if len(raw) == 0 || raw[0] != '[' {
-		return n.Networks, nil
+	switch {
+	case len(raw) == 0:
+		return n.Networks, "", nil
+	case raw[0] != '[':
+		return nil, plainText(raw), nil
 	}
-	var out []networkRequest
-	return out, json.Unmarshal(raw, &out)
+	return list, "", json.Unmarshal(raw, &list)
 }
 
 type fileRequest struct {
@@ -171,34 +177,93 @@ func (n *newServer) checkDisks() error {
 	return nil
 }
 
-// missing returns Nova's error for a network or a port that does not exist.
-func (n *networkRequest) missing() error {
-	switch port := n.Port != nil && *n.Port != ""; {
-	case port && n.FixedIP != "":
-		return fault.New(fault.Invalid, "Specified Fixed IP '%s' cannot be used with port '%s': the two cannot be specified together.", string(n.FixedIP), *n.Port)
-	case port:
-		return fault.New(fault.Invalid, "Port id %s could not be found.", *n.Port)
-	case n.UUID == "":
-		return fault.New(fault.Invalid, "Bad network format: missing 'uuid'")
-	case uuid.Validate(n.UUID) != nil:
-		return fault.New(fault.Invalid, "Bad networks format: network uuid is not in proper format (%s)", n.UUID)
+// request returns the request in the form of the network service. Errors: Invalid, with Nova's text.
+func (n *networkRequest) request() (network.Request, error) {
+	out := network.Request{Network: n.UUID, FixedIP: string(n.FixedIP), Tag: string(n.Tag)}
+	if n.Port != nil {
+		out.Port = *n.Port
 	}
-	return fault.New(fault.Invalid, "Network %s could not be found.", n.UUID)
+	switch {
+	case out.Port != "" && n.FixedIP != "":
+		return out, fault.New(fault.Invalid, "Specified Fixed IP '%s' cannot be used with port '%s': the two cannot be specified together.", string(n.FixedIP), out.Port)
+	case out.Port != "":
+		out.Network = ""
+	case n.UUID == "":
+		return out, fault.New(fault.Invalid, "Bad network format: missing 'uuid'")
+	case uuid.Validate(n.UUID) != nil:
+		return out, fault.New(fault.Invalid, "Bad networks format: network uuid is not in proper format (%s)", n.UUID)
+	}
+	return out, nil
 }
 
-// checkNetworks returns an error for networks and security groups that do not exist. The cloud has no network service, so none exists.
-func (n *newServer) checkNetworks() error {
-	list, err := n.networks()
+// networkRequests returns the networks and the security groups that the client names, or the word auto or none. Errors: Invalid, with Nova's
+// text.
+func (n *newServer) networkRequests() (requests []network.Request, groups []string, word string, err error) {
+	list, word, err := n.networks()
 	if err != nil {
-		return err
+		return nil, nil, "", err
 	}
-	if len(list) > 0 {
-		return list[0].missing()
+	requests = make([]network.Request, len(list))
+	for i := range list {
+		if requests[i], err = list[i].request(); err != nil {
+			return nil, nil, "", err
+		}
+		if slices.Contains(requests[:i], requests[i]) && requests[i].Port != "" {
+			return nil, nil, "", fault.New(fault.Invalid, "Port ID already specified: %s", requests[i].Port)
+		}
 	}
 	for _, g := range n.SecurityGroups {
 		if g.Name != "" && g.Name != "default" {
-			return fault.New(fault.Invalid, "Security group %s not found.", string(g.Name))
+			groups = append(groups, string(g.Name))
 		}
+	}
+	if len(groups) > 0 && len(groups) < len(n.SecurityGroups) {
+		groups = append(groups, "default")
+	}
+	return requests, groups, word, nil
+}
+
+// networksOf returns what count servers are to have of the network service. Without a network service no network and no port exists. The texts are
+// Nova's. Errors: those of [network.Neutron.Check].
+func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.Wanted, error) {
+	requests, names, word, err := n.networkRequests()
+	if err != nil {
+		return nil, err
+	}
+	if s.cfg.Network == nil {
+		return nil, notFoundAsInvalid(without(requests, names))
+	}
+	if word == "none" {
+		return nil, nil
+	}
+	ctx, project := r.Context(), reqctx.From(r.Context()).ProjectID
+	out := new(network.Wanted)
+	if out.Groups, err = s.cfg.Network.Groups(ctx, tokenOf(r), project, names); err != nil {
+		return nil, notFoundAsInvalid(err)
+	}
+	if out.Requests, err = s.cfg.Network.Check(ctx, tokenOf(r), project, requests, word == "auto", count); err != nil || len(out.Requests) == 0 {
+		return nil, notFoundAsInvalid(err)
+	}
+	return out, nil
+}
+
+// notFoundAsInvalid returns an error of the network service with the status that Nova has for it in a request to create servers.
+func notFoundAsInvalid(err error) error {
+	if errors.Is(err, fault.NotFound) {
+		return fault.New(fault.Invalid, "%s", fault.UserMessage(err))
+	}
+	return err
+}
+
+// without returns Nova's error for the first network, port or security group, because without a network service none exists.
+func without(requests []network.Request, groups []string) error {
+	switch {
+	case len(requests) > 0 && requests[0].Port != "":
+		return network.NoPort(requests[0].Port)
+	case len(requests) > 0:
+		return fault.New(fault.NotFound, "Network %s could not be found.", requests[0].Network)
+	case len(groups) > 0:
+		return fault.New(fault.NotFound, "Security group %s not found.", groups[0])
 	}
 	return nil
 }
@@ -227,7 +292,7 @@ func (n *newServer) checkFiles() error {
 
 // checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
 func (s *server) checkParts(ctx context.Context, n *newServer) error {
-	list, err := n.networks()
+	list, _, err := n.networks()
 	if err != nil {
 		return err
 	}
@@ -256,7 +321,8 @@ func (n *newServer) check() error {
 	if _, err := decodeBase64(n.UserData); err != nil {
 		return wrongBase64("user_data", n.UserData)
 	}
-	for _, err := range []error{n.checkDisks(), n.checkNetworks(), n.checkFiles()} {
+	_, _, _, networks := n.networkRequests()
+	for _, err := range []error{n.checkDisks(), networks, n.checkFiles()} {
 		if err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ func Rules() []policy.Rule {
 	}
 	for _, r := range slices.Concat(
 		extensionRules,
-		serverRules, metadataRules, tagRules, partRules,
+		serverRules, metadataRules, tagRules, partRules, interfaceRules, eventRules,
 		actionRules,
 		diagnosticsRules,
 		instanceActionRules,

@@ -44,6 +44,8 @@ func (s *server) routes() {
 		s.metadataRoutes,
 		s.tagRoutes,
 		s.partRoutes,
+		s.interfaceRoutes,
+		s.eventRoutes,
 		s.actionRoutes,
 		s.consoleRoutes,
 		s.diagnosticsRoutes,

@@ -12,43 +12,26 @@ import (
 
 // The names of the rules, as in Nova.
 const (
-	ruleAddresses     = "os_compute_api:ips:index"
-	ruleAddress       = "os_compute_api:ips:show"
 	ruleShowSecret    = "os_compute_api:os-server-password:show"  //nolint:gosec // the name of a rule
 	ruleClearSecret   = "os_compute_api:os-server-password:clear" //nolint:gosec // the name of a rule
-	ruleServerGroups  = "os_compute_api:os-security-groups:list"
 	ruleTopology      = "compute:server:topology:index"
 	ruleServerVolumes = "os_compute_api:os-volumes-attachments:index"
 	ruleServerVolume  = "os_compute_api:os-volumes-attachments:show"
-	ruleInterfaces    = "os_compute_api:os-attach-interfaces:list"
-	ruleInterface     = "os_compute_api:os-attach-interfaces:show"
 )
 
 var partRules = []rule{
-	{ruleAddresses, "rule:project_reader_or_admin", "List the addresses of a server", "GET", "/servers/{server_id}/ips"},
-	{ruleAddress, "rule:project_reader_or_admin", "Show the addresses of a server in a network", "GET", "/servers/{server_id}/ips/{network_label}"},
 	{ruleShowSecret, "rule:project_reader_or_admin", "Show the encrypted password of a server", "GET", "/servers/{server_id}/os-server-password"},
 	{ruleClearSecret, "rule:project_member_or_admin", "Clear the encrypted password of a server", "DELETE", "/servers/{server_id}/os-server-password"},
-	{ruleServerGroups, "rule:project_reader_or_admin", "List the security groups of a server", "GET", "/servers/{server_id}/os-security-groups"},
 	{ruleTopology, "rule:project_reader_or_admin", "Show the topology of a server", "GET", "/servers/{server_id}/topology"},
 	{ruleServerVolumes, "rule:project_reader_or_admin", "List the volumes of a server", "GET", "/servers/{server_id}/os-volume_attachments"},
 	{ruleServerVolume, "rule:project_reader_or_admin", "Show a volume of a server", "GET", "/servers/{server_id}/os-volume_attachments/{volume_id}"},
-	{ruleInterfaces, "rule:project_reader_or_admin", "List the interfaces of a server", "GET", "/servers/{server_id}/os-interface"},
-	{ruleInterface, "rule:project_reader_or_admin", "Show an interface of a server", "GET", "/servers/{server_id}/os-interface/{port_id}"},
 }
 
 func (s *server) partRoutes(all, _ *api.Group) {
 	parts := api.NewGroup(all, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound}})
 	t := s.target()
-	api.HandleTarget(parts, api.Route{Pattern: "GET /ips", Rule: ruleAddresses, Summary: "List the addresses of a server", Query: noQuery}, t, always(addressList{}))
-	api.HandleTarget(parts, api.Route{Pattern: "GET /ips/{network}", Rule: ruleAddress, Summary: "Show the addresses of a server in a network", Query: noQuery}, t,
-		missing(func(*store.Server, string) error {
-			return fault.New(fault.NotFound, "Instance is not a member of specified network")
-		}, "network"))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-server-password", Rule: ruleShowSecret, Summary: "Show the encrypted password of a server", Query: noQuery}, t, always(passwordBody{}))
 	api.HandleTarget(parts, api.Route{Pattern: "DELETE /os-server-password", Rule: ruleClearSecret, Summary: "Clear the encrypted password of a server"}, t, always(api.None{}))
-	api.HandleTarget(parts, api.Route{Pattern: "GET /os-security-groups", Rule: ruleServerGroups, Summary: "List the security groups of a server", Query: noQuery}, t,
-		always(securityGroupList{alwaysEmptyList{}}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /topology", Min: "2.78", Rule: ruleTopology, Summary: "Show the topology of a server", Query: noQuery}, t,
 		always(topology{Nodes: alwaysEmptyList{}}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-volume_attachments", Rule: ruleServerVolumes, Summary: "List the volumes of a server", Query: pagesByOffset}, t,
@@ -57,12 +40,6 @@ func (s *server) partRoutes(all, _ *api.Group) {
 		missing(func(srv *store.Server, volume string) error {
 			return fault.New(fault.NotFound, "Instance %s is not attached to volume %s", srv.ID, volume)
 		}, "volume"))
-	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface", Rule: ruleInterfaces, Summary: "List the interfaces of a server", Query: noQuery}, t,
-		always(interfaceList{alwaysEmptyList{}}))
-	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface/{port}", Rule: ruleInterface, Summary: "Show an interface of a server", Query: noQuery}, t,
-		missing(func(_ *store.Server, port string) error {
-			return fault.New(fault.NotFound, "Port id %s could not be found.", port)
-		}, "port"))
 }
 
 // pagesByOffset is the query of a list with the older form of pages.
@@ -92,16 +69,8 @@ func missing(err func(srv *store.Server, name string) error, parameter string) f
 	}
 }
 
-type addressList struct {
-	Addresses struct{} `json:"addresses"`
-}
-
 type passwordBody struct {
 	Password alwaysEmpty `json:"password"`
-}
-
-type securityGroupList struct {
-	Groups alwaysEmptyList `json:"security_groups"`
 }
 
 type topology struct {
@@ -111,8 +80,4 @@ type topology struct {
 
 type volumeList struct {
 	Volumes alwaysEmptyList `json:"volumeAttachments"`
-}
-
-type interfaceList struct {
-	Interfaces alwaysEmptyList `json:"interfaceAttachments"`
 }

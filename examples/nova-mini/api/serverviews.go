@@ -64,7 +64,7 @@ type serverCore struct {
 	BootFlavor   bootFlavorView      `json:"boot_flavor" name:"flavor" since:"2.47"`
 	Created      string              `json:"created" format:"date-time" pattern:"Z$"`
 	Updated      string              `json:"updated" format:"date-time" pattern:"Z$"`
-	Addresses    struct{}            `json:"addresses"`
+	Addresses    addresses           `json:"addresses"`
 	AccessIPv4   string              `json:"accessIPv4"`
 	AccessIPv6   string              `json:"accessIPv6"`
 	Links        []api.Link          `json:"links"`
@@ -92,6 +92,7 @@ type serverDetails struct {
 	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,soft-delete,error,deleted"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
+	SecurityGroups  []securityGroup    `json:"security_groups,omitempty"`
 
 	Host           *string     `json:"OS-EXT-SRV-ATTR:host" rule:"os_compute_api:os-extended-server-attributes"`
 	InstanceName   string      `json:"OS-EXT-SRV-ATTR:instance_name" rule:"os_compute_api:os-extended-server-attributes"`
@@ -272,7 +273,7 @@ func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) server
 	v := serverCore{
 		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, HostID: hostID(srv),
 		Flavor: l.bookmarked("flavors", srv.FlavorID), BootFlavor: viewBootFlavor(srv), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
-		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: l.to("servers", srv.ID), DiskConfig: diskConfig(srv.AutoDisk),
+		AccessIPv4: srv.AccessIPv4, AccessIPv6: srv.AccessIPv6, Links: l.to("servers", srv.ID), Addresses: addressesOf(srv), DiskConfig: diskConfig(srv.AutoDisk),
 		Description: srv.Description, Tags: shownTags(srv), AnyHostname: hostnameOf(srv), Hints: hintsView{json.RawMessage("{}")},
 	}
 	if v.Locked = srv.LockedBy != ""; srv.LockedReason != "" {
@@ -310,7 +311,7 @@ func viewBootFlavor(srv *store.Server) bootFlavorView {
 func detailsOf(srv *store.Server, read *lookups) serverDetails {
 	return serverDetails{
 		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt), TerminatedAt: formatMicros(srv.TerminatedAt),
-		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{},
+		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{}, SecurityGroups: securityGroupsOf(srv),
 		Host: srv.Host, InstanceName: instanceName(srv), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
 		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), HostStatus: hostStatus{read, srv.Host},
 	}

@@ -150,6 +150,10 @@ type Spec struct {
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 
+	// Interfaces are the network interfaces of the server. The compute service gives them to the server after [Driver.Spawn], with
+	// [Driver.AttachInterface].
+	Interfaces []Interface `json:"interfaces,omitempty"`
+
 	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty or
 	// ConfigDrive is set. Other drivers are not asked for such servers, and ignore the values.
 

@@ -35,6 +35,9 @@ var (
 	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
 	// the driver has no diagnostics.
 	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
+	// ChangeInterface gives a server a network interface, or takes it away. It is idempotent. Errors: NotFound if the server is not on the
+	// host; Unimplemented if the driver cannot do it.
+	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
 )
 
 // ActRequest asks for an action.
@@ -74,6 +77,14 @@ type ConsoleReply struct {
 // DiagnoseRequest asks for the state of a server.
 type DiagnoseRequest struct {
 	ServerID string `json:"server_id"`
+}
+
+// InterfaceRequest asks for a change of the network interfaces of a server.
+type InterfaceRequest struct {
+	ServerID  string    `json:"server_id"`
+	Interface Interface `json:"interface"`
+	// Detach takes the interface away.
+	Detach bool `json:"detach,omitempty"`
 }
 
 // DiagnoseReply is the state of a server. Metrics is nil if the driver has none, or the server does not run.

@@ -24,6 +24,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -37,6 +38,8 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
+	// Network is the network service. Nil: there is none, and no server has ports.
+	Network *network.Neutron
 	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
 	// with Resend, Poll, Inflight and Logger.
 	Runner *operation.Runner
@@ -94,23 +97,35 @@ func New(cfg Config) *Service {
 		})
 	}
 	s := &Service{cfg: cfg, Runner: cfg.Runner}
-	operation.Handle(s.Runner, store.Create,
-		operation.Step[store.CreateData]{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
-		operation.Step[store.CreateData]{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+	create := []operation.Step[store.CreateData]{
+		{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+		{Name: store.StepNetwork, Do: s.allocateNew, DoTx: s.keepNew, Limit: cfg.BuildTimeout},
+		{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+	}
+	operation.Handle(s.Runner, store.Create, withNetwork(cfg, create)...)
 	operation.OnEnd(s.Runner, store.Create, s.endCreate)
-	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
+	remove := []operation.Step[struct{}]{{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend}, {Name: store.StepNetwork, Do: s.releasePorts}}
+	operation.Handle(s.Runner, store.Delete, withNetwork(cfg, remove)...)
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	for a, k := range store.Kinds {
 		act := actor{s, a}
 		var steps []operation.Step[store.ActData]
 		if a.Info().Schedules {
-			steps = append(steps, operation.Step[store.ActData]{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+			steps = withNetwork(cfg, []operation.Step[store.ActData]{
+				{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+				{Name: store.StepNetwork, Do: act.allocateAgain, DoTx: act.keepAgain, Limit: cfg.BuildTimeout},
+			})
 		}
 		steps = append(steps, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 		operation.Handle(s.Runner, k, steps...)
 		operation.OnEnd(s.Runner, k, act.endAction)
 	}
 	return s
+}
+
+// withNetwork returns the steps, without those of the network service if there is none.
+func withNetwork[D any](cfg Config, steps []operation.Step[D]) []operation.Step[D] {
+	return slices.DeleteFunc(steps, func(s operation.Step[D]) bool { return s.Name == store.StepNetwork && cfg.Network == nil })
 }
 
 // Register adds the service's handlers to a server.
@@ -199,8 +214,11 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
+	if err := s.checkPorts(srv); err != nil {
+		return err
+	}
 	spec := srv.Spec()
-	if spec.NeedsGuestData() && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // it would build the server without the data
+	if (spec.NeedsGuestData() || len(spec.Interfaces) > 0) && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // it would build the server without the data
 		return operation.Transient(fault.New(fault.Unavailable, "the data of the guest cannot be sent before all compute services have version %v", compute.GuestDataSince))
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{

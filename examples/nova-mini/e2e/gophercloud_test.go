@@ -1,50 +1,75 @@
 package e2e_test
 
 import (
-	"net/http"
-	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/gophercloud/gophercloud/v2"
-
-	"github.com/armature-go/armature/internal/keystonetest"
+	api "github.com/gophercloud/gophercloud/v2/openstack"
 )
 
-func TestGophercloudX(t *testing.T) {
+// notHere are gophercloud's own tests of what nova-mini does not have.
+var notHere = map[string]string{
+	"TestAggregatesCRUD": "aggregates", "TestAggregatesAddRemoveHost": "aggregates", "TestAggregatesSetRemoveMetadata": "aggregates", "TestAggregatesList": "aggregates",
+	"TestBootFromNewVolume": "volumes", "TestBootFromExistingVolume": "volumes", "TestBootFromMultiEphemeralServer": "ephemeral disks of a request", "TestAttachNewVolume": "volumes",
+	"TestAttachExistingVolume": "volumes", "TestBootFromNewCustomizedVolume": "volumes", "TestVolumeAttachAttachment": "volumes",
+	"TestMigrate": "migrations", "TestLiveMigrate": "migrations", "TestQuotasetGet": "management of quotas", "TestQuotasetUpdateDelete": "management of quotas",
+	"TestSecGroupsList": "the deprecated proxy of security groups", "TestSecGroupsCRUD": "the deprecated proxy of security groups",
+	"TestSecGroupsRuleCreate": "the deprecated proxy of security groups", "TestSecGroupsAddGroupToServer": "the deprecated proxy of security groups",
+}
+
+// TestGophercloud runs gophercloud's own acceptance tests of the compute API against a cloud with a real Keystone and a real Neutron.
+func TestGophercloud(t *testing.T) {
+	t.Parallel()
 	scenario(t)
-	ks := keystonetest.Start(t)
-	ks.Role("service")
-	in := func(project string) gophercloud.AuthScope { return gophercloud.AuthScope{ProjectID: project} }
-	ks.Grant(ks.User("nova"), "service", in(ks.Project("service")))
-	p := ks.Project("demo")
-	ks.Grant(ks.User("root"), "admin", in(p))
-	images := t.TempDir()
-	for _, name := range []string{"one", "other"} {
-		if err := os.WriteFile(filepath.Join(images, name+".raw"), []byte(name), 0o600); err != nil {
-			t.Fatal(err)
+	o := newOpenStack(t, true, direct)
+	at, err := url.Parse(o.ks.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := at.User.Password() // some of the tests want the user admin
+	p, err := api.AuthenticatedClient(t.Context(), gophercloud.AuthOptions{
+		IdentityEndpoint: o.ks.Endpoint, Username: "admin", Password: password, DomainID: "default", Scope: &gophercloud.AuthScope{ProjectName: "admin", DomainID: "default"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.HTTPClient.CloseIdleConnections)
+	networks, err := api.NewNetworkV2(p, gophercloud.EndpointOpts{Region: "RegionOne"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.newNetwork(networks, "private", "10.0.0.0/24")
+
+	bin := filepath.Join(t.TempDir(), "gophercloud.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "acceptance", "-o", bin, "github.com/gophercloud/gophercloud/v2/internal/acceptance/openstack/compute/v2")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m")
+	cmd.Dir = t.TempDir()
+	cmd.Env = append(os.Environ(), "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=admin", "OS_PASSWORD="+password, "OS_PROJECT_NAME=admin", "OS_DOMAIN_NAME=Default",
+		"OS_REGION_NAME=RegionOne", "OS_IMAGE_ID=one", "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_NETWORK_NAME=private", "OS_POOL_NAME=none", "OS_EXTGW_ID=none")
+	out, _ := cmd.CombinedOutput() // some tests fail
+	passed := 0
+	for _, m := range regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+)`).FindAllStringSubmatch(string(out), -1) {
+		result, name := m[1], m[2]
+		switch reason := notHere[name]; {
+		case result == "PASS" && reason != "":
+			t.Errorf("%s passes, although nova-mini does not have %s", name, reason)
+		case result == "FAIL" && reason == "", result == "SKIP" && reason == "" && !strings.Contains(name, "Hypervisor"):
+			t.Errorf("%s: %s", name, result)
+		case result == "PASS":
+			passed++
 		}
 	}
-	c := newCloud(t, "[image]\ndirectory = "+images+"\n[api]\nauth_strategy = keystone\n[keystone_authtoken]\nauth_url = "+ks.Endpoint+"\nusername = nova\npassword = "+keystonetest.Password+"\n")
-	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
-		c.start(p[0], p[1])
+	t.Logf("%d pass", passed)
+	if passed == 0 || t.Failed() {
+		t.Errorf("%s", out)
 	}
-	ks.Publish("compute", c.client(c.start("api", "api-1")).Endpoint)
-	net := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = w.Write([]byte(`{"networks": []}`))
-	}))
-	defer net.Close()
-	ks.Publish("network", net.URL)
-	bin := filepath.Join(t.TempDir(), "gc.test")
-	if out, err := exec.Command("go", "test", "-c", "-tags", "acceptance", "-o", bin, "github.com/gophercloud/gophercloud/v2/internal/acceptance/openstack/compute/v2").CombinedOutput(); err != nil {
-		t.Fatalf("%v %s", err, out)
-	}
-	cmd := exec.Command(bin, "-test.v", "-test.timeout", "20m")
-	cmd.Dir = t.TempDir()
-	cmd.Env = append(os.Environ(), "OS_AUTH_URL="+ks.Endpoint, "OS_USERNAME=root", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_NAME=demo", "OS_DOMAIN_NAME=Default",
-		"OS_IMAGE_ID=one", "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_POOL_NAME=x", "OS_EXTGW_ID=x", "OS_NETWORK_NAME=private", "OS_REGION_NAME=RegionOne")
-	out, err := cmd.CombinedOutput()
-	t.Logf("%v\n%s", err, out)
 }

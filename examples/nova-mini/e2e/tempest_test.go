@@ -30,36 +30,24 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	if dir == "" {
 		t.Skip("run it with make tempest, which sets the directory of run.sh in ARMATURE_TEMPEST")
 	}
-	ks := keystonetest.Start(t)
-	ks.Role("service")
-	in := func(project string) gophercloud.AuthScope { return gophercloud.AuthScope{ProjectID: project} }
-	ks.Grant(ks.User("nova"), "service", in(ks.Project("service")))
+	var strange *strangers
+	o := newOpenStack(t, false, func(at string) string {
+		strange = newStrangers(t, at)
+		return strange.URL
+	})
+	o.ks.Publish("image", strange.URL) // the classes of administrators look it up, and do not call it
 	for _, a := range []struct{ user, project, role string }{
 		{"u0", "p0", "member"}, {"u1", "p1", "member"}, {"u2", "p2", "member"}, {"u3", "p3", "member"}, {"a0", "ap0", "admin"}, {"a1", "ap1", "admin"},
 	} {
-		user, scope := ks.User(a.user), in(ks.Project(a.project))
-		ks.Grant(user, a.role, scope)
+		user, scope := o.ks.User(a.user), gophercloud.AuthScope{ProjectID: o.ks.Project(a.project)}
+		o.ks.Grant(user, a.role, scope)
 		if a.role != "member" {
-			ks.Grant(user, "member", scope)
+			o.ks.Grant(user, "member", scope)
 		}
 	}
-	images := t.TempDir()
-	for _, name := range []string{"one", "other"} {
-		if err := os.WriteFile(filepath.Join(images, name+".raw"), []byte(name), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c := newCloud(t, "[image]\ndirectory = "+images+"\n[api]\nauth_strategy = keystone\n[keystone_authtoken]\nauth_url = "+ks.Endpoint+"\nusername = nova\npassword = "+keystonetest.Password+"\n")
-	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"}, {"compute", "node-4"}} {
-		c.start(p[0], p[1])
-	}
-	strangers := newStrangers(t, c.client(c.start("api", "api-1")).Endpoint)
-	ks.Publish("compute", strangers.URL+"/v2.1")
-	ks.Publish("image", strangers.URL) // the classes of administrators look it up, and do not call it
-
 	work := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), "bash", append([]string{filepath.Join(dir, "run.sh"), "run"}, strings.Fields(os.Getenv("ARMATURE_TEMPEST_TESTS"))...)...)
-	cmd.Env = append(os.Environ(), "WORK="+work, "AUTH_URL="+ks.Endpoint, "OS_PASSWORD="+keystonetest.Password, "IMAGE=one", "IMAGE_ALT=other", "FLAVOR=1", "FLAVOR_ALT=2",
+	cmd.Env = append(os.Environ(), "WORK="+work, "AUTH_URL="+o.ks.Endpoint, "OS_PASSWORD="+keystonetest.Password, "IMAGE=one", "IMAGE_ALT=other", "FLAVOR=1", "FLAVOR_ALT=2",
 		"COMPUTES=4", "GLANCE=true")
 	begin := time.Now()
 	out, err := cmd.CombinedOutput()
@@ -72,7 +60,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	if err != nil {
 		t.Fatal(err)
 	}
-	met := strangers.met(log)
+	met := strange.met(log)
 	counted := 0
 	for line := range strings.Lines(string(results)) {
 		state, rest, _ := strings.Cut(line, "\t")

@@ -104,7 +104,7 @@ type bound struct {
 
 // Check returns the requests of a client, with the network of each port, after it has checked them with the client's token: that the networks and
 // ports exist, that they can be used by count servers, and that the project has ports left. If there is no request, or auto is set, the only network of
-// the project is taken. With auto it is an error if there is none. The texts are Nova's. Errors: Invalid; Conflict: more than one
+// the project is taken. With auto it is an error if there is none. The texts are Nova's. Errors: NotFound: a network or a port; Invalid; Conflict: more than one
 // network, or a port or an address that is in use; Denied: the project has not enough ports left.
 func (n *Neutron) Check(ctx context.Context, token, project string, list []Request, auto bool, count int) ([]Request, error) {
 	c, err := n.session.Client(ctx, token)
@@ -160,7 +160,7 @@ func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient
 	is, err := networks.Get(ctx, c, r.Network).Extract()
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
-		return fault.New(fault.Invalid, "Network %s could not be found.", r.Network)
+		return fault.New(fault.NotFound, "Network %s could not be found.", r.Network)
 	case err != nil:
 		return n.session.Translate(ctx, err)
 	case len(is.Subnets) == 0:
@@ -181,11 +181,11 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, p
 	is, err := ports.Get(ctx, c, r.Port).Extract()
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
-		return fault.New(fault.Invalid, "Port id %s could not be found.", r.Port)
+		return NoPort(r.Port)
 	case err != nil:
 		return n.session.Translate(ctx, err)
 	case is.ProjectID != project && is.TenantID != project:
-		return fault.New(fault.Invalid, "Port id %s could not be found.", r.Port)
+		return NoPort(r.Port)
 	case is.DeviceID != "":
 		return inUse(r.Port)
 	case len(is.FixedIPs) == 0:
@@ -196,6 +196,9 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, p
 	r.Network = is.NetworkID
 	return nil
 }
+
+// NoPort returns NotFound for a port that does not exist, or that a client may not see.
+func NoPort(id string) error { return fault.New(fault.NotFound, "Port id %s could not be found.", id) }
 
 func inUse(port string) error { return fault.New(fault.Conflict, "Port %s is still in use.", port) }
 
@@ -227,7 +230,7 @@ func (n *Neutron) checkQuota(ctx context.Context, c *gophercloud.ServiceClient, 
 	return err
 }
 
-// Groups returns the security groups that a client names, by name or id. Errors: Invalid: there is none; Conflict: several have the name.
+// Groups returns the security groups that a client names, by name or id. Errors: NotFound: there is none; Conflict: several have the name.
 func (n *Neutron) Groups(ctx context.Context, token, project string, names []string) ([]Group, error) {
 	if len(names) == 0 {
 		return nil, nil
@@ -254,7 +257,7 @@ func (n *Neutron) Groups(ctx context.Context, token, project string, names []str
 		}
 		switch {
 		case len(found) == 0:
-			return nil, fault.New(fault.Invalid, "Security group %s not found for project %s.", name, project)
+			return nil, fault.New(fault.NotFound, "Security group %s not found for project %s.", name, project)
 		case len(found) > 1:
 			return nil, fault.New(fault.Conflict, "Multiple security groups found matching '%s'. Use an ID to be more specific.", name)
 		case !slices.ContainsFunc(out, func(g Group) bool { return g.ID == found[0].ID }):
@@ -271,6 +274,35 @@ func (n *Neutron) groups(ctx context.Context, c *gophercloud.ServiceClient, opts
 	}
 	out, err := groups.ExtractGroups(pages)
 	return out, n.session.Translate(ctx, err)
+}
+
+// GroupsOf returns the security groups of the ports of a server, with their rules.
+func (n *Neutron) GroupsOf(ctx context.Context, token, server string) ([]groups.SecGroup, error) {
+	c, err := n.session.Client(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	list, err := n.list(ctx, c, ports.ListOpts{DeviceID: server})
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, p := range list {
+		ids = append(ids, p.SecurityGroups...)
+	}
+	slices.Sort(ids)
+	var out []groups.SecGroup
+	for _, id := range slices.Compact(ids) {
+		g, err := groups.Get(ctx, c, id).Extract()
+		if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, n.session.Translate(ctx, err)
+		}
+		out = append(out, *g)
+	}
+	return out, nil
 }
 
 // list returns ports.
@@ -321,39 +353,52 @@ func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, 
 	if err != nil {
 		return nil, err
 	}
-	names, used := map[string]string{}, map[string]bool{}
+	used := map[string]bool{}
 	out := make([]Port, 0, len(s.Wanted.Requests))
 	for i, r := range s.Wanted.Requests {
-		var got *bound
-		if r.Port != "" {
-			got, err = n.given(ctx, c, s.ID, r.Port)
-		} else {
-			got = match(list, used, s, r, have, i)
-		}
-		if err == nil && got == nil {
-			got, err = n.create(ctx, c, s, r)
-		} else if err == nil && (got.HostID != s.Host || got.DeviceID != s.ID) {
-			got, err = n.bind(ctx, c, s, got.ID)
-		}
+		got, err := n.ensure(ctx, c, s, r, match(list, used, s, r, have, i))
 		if err != nil {
 			return out, err
 		}
-		if got.VIFType == "binding_failed" {
-			return out, fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID)
-		}
 		used[got.ID] = true
-		if _, ok := names[got.NetworkID]; !ok {
-			is, err := networks.Get(ctx, c, got.NetworkID).Extract()
-			if err != nil {
-				return out, n.refused(ctx, err, r)
-			}
-			names[got.NetworkID] = is.Name
-		}
-		p := got.shown()
-		p.NetworkName, p.Tag = names[got.NetworkID], r.Tag
-		out = append(out, p)
+		out = append(out, *got)
 	}
 	return out, nil
+}
+
+// Attach makes or binds one more port for a server, for its only request. Errors: those of [Neutron.Allocate].
+func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
+	c, err := n.session.Client(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return n.ensure(ctx, c, s, s.Wanted.Requests[0], nil)
+}
+
+// ensure returns the port of a request, bound on the host of a server. got is the port if it has been made, or nil.
+func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Server, r Request, got *bound) (*Port, error) {
+	var err error
+	if r.Port != "" {
+		got, err = n.given(ctx, c, s.ID, r.Port)
+	}
+	if err == nil && got == nil {
+		got, err = n.create(ctx, c, s, r)
+	} else if err == nil && (got.HostID != s.Host || got.DeviceID != s.ID) {
+		got, err = n.bind(ctx, c, s, got.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got.VIFType == "binding_failed" {
+		return nil, fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID)
+	}
+	is, err := networks.Get(ctx, c, got.NetworkID).Extract()
+	if err != nil {
+		return nil, n.refused(ctx, err, Request{Network: got.NetworkID})
+	}
+	p := got.shown()
+	p.NetworkName, p.Tag = is.Name, r.Tag
+	return &p, nil
 }
 
 // given returns a port that the client has named.
@@ -368,12 +413,14 @@ func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, serve
 	return &got, nil
 }
 
-// match returns the port that an earlier call has made for the i-th request, or nil.
+// match returns the port that an earlier call has made for the i-th request, or nil. It is nil for a port that the client has named.
 func match(list []bound, used map[string]bool, s Server, r Request, have []Port, i int) *bound {
-	for j := range list {
-		b := &list[j]
-		if i < len(have) && b.ID == have[i].ID {
-			return b
+	if r.Port != "" {
+		return nil
+	}
+	if i < len(have) {
+		if j := slices.IndexFunc(list, func(b bound) bool { return b.ID == have[i].ID }); j >= 0 {
+			return &list[j]
 		}
 	}
 	for j := range list {
@@ -421,7 +468,7 @@ func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
 	kind := neutronError(reply.Body)
 	switch {
 	case reply.Actual == http.StatusNotFound && r.Port != "":
-		return fault.New(fault.NotFound, "Port id %s could not be found.", r.Port)
+		return NoPort(r.Port)
 	case reply.Actual == http.StatusNotFound:
 		return fault.New(fault.NotFound, "Network %s could not be found.", r.Network)
 	case kind == "OverQuota":

@@ -13,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -30,6 +31,7 @@ const (
 // Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
 const (
 	Scheduling = "scheduling" // the scheduler chooses a host
+	Networking = "networking" // the ports of the server are made
 	Spawning   = "spawning"   // the compute service builds the server
 	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
 )
@@ -97,6 +99,10 @@ type Server struct {
 	GroupID *string `db:"group_id"`
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
+
+	// Networks is what the client asks for of the network service, and Ports are the ports that the server has. Nil: nothing.
+	Networks db.JSON[*network.Wanted] `db:"networks"`
+	Ports    db.JSON[[]network.Port]  `db:"ports"`
 
 	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
 	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
@@ -187,8 +193,21 @@ func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
-		UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
+		Interfaces: s.interfaces(), UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}
+}
+
+// interfaces returns the network interfaces that a driver gives the server.
+func (s *Server) interfaces() (out []compute.Interface) {
+	for _, p := range s.Ports.V {
+		out = append(out, Interface(p))
+	}
+	return out
+}
+
+// Interface returns the network interface of a port.
+func Interface(p network.Port) compute.Interface {
+	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: cmp.Or(p.Bridge, p.Network)}
 }
 
 // orEmpty returns the text, or "" for nil.
@@ -367,6 +386,30 @@ func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 // [compute.ErrStale] if the server does not exist or has a host.
 func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
+}
+
+// KeepPorts sets the ports of a server, in the transaction of a step. Errors: [compute.ErrStale] if the server does not exist.
+func (s *Store) KeepPorts(ctx context.Context, tx *sqlx.Tx, id string, ports []network.Port) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET ports = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.JSONOf(ports), id)
+}
+
+// ChangePorts changes the networks and the ports of a server. It calls change with the server, without its task, and writes these values. An error
+// of change is returned, and nothing is changed. Errors: NotFound.
+func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server) error) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		srv, err := s.lockServer(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		if srv.Networks.V == nil {
+			srv.Networks.V = new(network.Wanted)
+		}
+		if err := change(srv); err != nil {
+			return err
+		}
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, ports = ?, updated_at = ? WHERE id = ?`, srv.Networks, srv.Ports, now, id)
+		return err
+	})
 }
 
 // Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the

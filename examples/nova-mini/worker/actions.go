@@ -83,7 +83,7 @@ func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
 		err = retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) })
 	}
 	if err == nil {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, *req.Spec) })
+		err = retryDriver(ctx, func() error { return spawnWithInterfaces(ctx, s.cfg.Driver(), *req.Spec) })
 	}
 	if err == nil && !req.Running {
 		err = s.stop(ctx, req)

@@ -74,6 +74,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Act, s.Act)
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 	rpc.Handle(srv, compute.Diagnose, s.Diagnose)
+	rpc.Handle(srv, compute.ChangeInterface, s.ChangeInterface)
 }
 
 // Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
@@ -113,19 +114,33 @@ func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	if err := checkGuestData(ctx, d, spec); err != nil {
 		return err
 	}
-	return d.Spawn(ctx, spec)
+	return spawnWithInterfaces(ctx, d, spec)
 }
 
-// checkGuestData returns Unimplemented if a server needs data for the guest, and the driver would ignore them.
+// spawnWithInterfaces builds a server and gives it its network interfaces.
+func spawnWithInterfaces(ctx context.Context, d compute.Driver, spec compute.Spec) error {
+	err := d.Spawn(ctx, spec)
+	for i := 0; i < len(spec.Interfaces) && err == nil; i++ {
+		err = d.AttachInterface(ctx, spec.ID, spec.Interfaces[i])
+	}
+	return err
+}
+
+// checkGuestData returns Unimplemented if a server needs data for the guest or network interfaces, and the driver would ignore them.
 func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) error {
-	if !spec.NeedsGuestData() {
+	if !spec.NeedsGuestData() && len(spec.Interfaces) == 0 {
 		return nil
 	}
 	info, err := d.Info(ctx)
-	if err == nil && !info.Has(compute.CapGuestData) {
-		err = fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+	switch {
+	case err != nil:
+		return err
+	case spec.NeedsGuestData() && !info.Has(compute.CapGuestData):
+		return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+	case len(spec.Interfaces) > 0 && !info.Has(compute.CapAttachInterface):
+		return fault.New(fault.Unimplemented, "server %s has network interfaces, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapAttachInterface)
 	}
-	return err
+	return nil
 }
 
 // dropRequest drops a request because other work on the server is running. The request does not wait longer, because it
@@ -254,6 +269,14 @@ func (s *Service) Diagnose(ctx context.Context, req *compute.DiagnoseRequest) (*
 		return nil, err
 	}
 	return out, nil
+}
+
+// ChangeInterface gives a server a network interface, or takes it away, see compute.ChangeInterface.
+func (s *Service) ChangeInterface(ctx context.Context, req *compute.InterfaceRequest) (*rpc.None, error) {
+	if req.Detach {
+		return &rpc.None{}, s.cfg.Driver().DetachInterface(ctx, req.ServerID, req.Interface.ID)
+	}
+	return &rpc.None{}, s.cfg.Driver().AttachInterface(ctx, req.ServerID, req.Interface)
 }
 
 // tailBuffer is a writer that keeps at least the last maxConsole bytes.

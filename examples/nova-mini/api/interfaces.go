@@ -1,0 +1,443 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
+)
+
+// This file has what a server shows of its networks, and how a client changes its interfaces. Without a network service a server has none.
+
+// The names of the rules, as in Nova.
+const (
+	ruleAddresses       = "os_compute_api:ips:index"
+	ruleAddress         = "os_compute_api:ips:show"
+	ruleServerGroups    = "os_compute_api:os-security-groups:list"
+	ruleInterfaces      = "os_compute_api:os-attach-interfaces:list"
+	ruleInterface       = "os_compute_api:os-attach-interfaces:show"
+	ruleAttachInterface = "os_compute_api:os-attach-interfaces:create"
+	ruleDetachInterface = "os_compute_api:os-attach-interfaces:delete"
+)
+
+var interfaceRules = []rule{
+	{ruleAddresses, "rule:project_reader_or_admin", "List the addresses of a server", "GET", "/servers/{server_id}/ips"},
+	{ruleAddress, "rule:project_reader_or_admin", "Show the addresses of a server in a network", "GET", "/servers/{server_id}/ips/{network_label}"},
+	{ruleServerGroups, "rule:project_reader_or_admin", "List the security groups of a server", "GET", "/servers/{server_id}/os-security-groups"},
+	{ruleInterfaces, "rule:project_reader_or_admin", "List the interfaces of a server", "GET", "/servers/{server_id}/os-interface"},
+	{ruleInterface, "rule:project_reader_or_admin", "Show an interface of a server", "GET", "/servers/{server_id}/os-interface/{port_id}"},
+	{ruleAttachInterface, "rule:project_member_or_admin", "Give a server an interface", "POST", "/servers/{server_id}/os-interface"},
+	{ruleDetachInterface, "rule:project_member_or_admin", "Take an interface from a server", "DELETE", "/servers/{server_id}/os-interface/{port_id}"},
+}
+
+func (s *server) interfaceRoutes(all, withBody *api.Group) {
+	parts := api.NewGroup(all, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound}})
+	t := s.target()
+	api.HandleTarget(parts, api.Route{Pattern: "GET /ips", Rule: ruleAddresses, Summary: "List the addresses of a server", Query: noQuery}, t, s.listAddresses)
+	api.HandleTarget(parts, api.Route{Pattern: "GET /ips/{network}", Rule: ruleAddress, Summary: "Show the addresses of a server in a network", Query: noQuery}, t, s.showAddresses)
+	api.HandleTarget(parts, api.Route{Pattern: "GET /os-security-groups", Rule: ruleServerGroups, Summary: "List the security groups of a server", Query: noQuery}, t, s.listSecurityGroups)
+	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface", Rule: ruleInterfaces, Summary: "List the interfaces of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.listInterfaces)
+	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface/{port}", Rule: ruleInterface, Summary: "Show an interface of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.showInterface)
+	api.HandleTarget(parts, api.Route{
+		Pattern: "DELETE /os-interface/{port}", Rule: ruleDetachInterface, Summary: "Take an interface from a server", Status: http.StatusAccepted,
+		Errors: []int{http.StatusBadRequest, conflict, http.StatusNotImplemented, unavailable},
+	}, t, s.detachInterface)
+	change := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
+	api.HandleTarget(change, api.Route{Pattern: "POST /os-interface", Rule: ruleAttachInterface, Summary: "Give a server an interface"}, t, s.attachInterface)
+}
+
+// tokenOf returns the token of a request, for other services.
+func tokenOf(r *http.Request) string { return r.Header.Get(auth.Header) }
+
+// addresses are the addresses of a server by the name of the network.
+type addresses map[string][]address
+
+type address struct {
+	Version int    `json:"version" enum:"4,6"`
+	Addr    string `json:"addr"`
+	Type    string `json:"OS-EXT-IPS:type" enum:"fixed,floating"`
+	MAC     string `json:"OS-EXT-IPS-MAC:mac_addr"`
+}
+
+func addressesOf(srv *store.Server) addresses {
+	out := addresses{}
+	for _, p := range srv.Ports.V {
+		for _, a := range p.Addresses {
+			out[p.NetworkName] = append(out[p.NetworkName], address{a.Version(), a.IP, "fixed", p.MAC})
+		}
+	}
+	return out
+}
+
+// plainAddress is an address in the list of addresses.
+type plainAddress struct {
+	Version int    `json:"version" enum:"4,6"`
+	Addr    string `json:"addr"`
+}
+
+type addressList struct {
+	Addresses map[string][]plainAddress `json:"addresses"`
+}
+
+func plainAddresses(srv *store.Server) map[string][]plainAddress {
+	out := map[string][]plainAddress{}
+	for _, p := range srv.Ports.V {
+		for _, a := range p.Addresses {
+			out[p.NetworkName] = append(out[p.NetworkName], plainAddress{a.Version(), a.IP})
+		}
+	}
+	return out
+}
+
+func (s *server) listAddresses(_ context.Context, _ *api.Request[api.None], srv *store.Server) (addressList, error) {
+	return addressList{plainAddresses(srv)}, nil
+}
+
+func (s *server) showAddresses(_ context.Context, r *api.Request[api.None], srv *store.Server) (map[string][]plainAddress, error) {
+	name := r.PathValue("network")
+	list := plainAddresses(srv)[name]
+	if list == nil {
+		return nil, fault.New(fault.NotFound, "Instance is not a member of specified network")
+	}
+	return map[string][]plainAddress{name: list}, nil
+}
+
+// securityGroupsOf returns the names of the security groups of a server's ports.
+func securityGroupsOf(srv *store.Server) (out []securityGroup) {
+	if len(srv.Ports.V) == 0 {
+		return nil
+	}
+	for _, g := range srv.Networks.V.Groups {
+		out = append(out, securityGroup{g.Name})
+	}
+	if out == nil {
+		out = []securityGroup{{"default"}}
+	}
+	return out
+}
+
+type securityGroupList struct {
+	Groups []fullGroup `json:"security_groups"`
+}
+
+type fullGroup struct {
+	ID          string         `json:"id"`
+	Name        string         `json:"name"`
+	Description string         `json:"description"`
+	TenantID    string         `json:"tenant_id"`
+	Rules       []securityRule `json:"rules"`
+}
+
+// securityRule is a rule about packets to a server, in Nova's form.
+type securityRule struct {
+	ID       string     `json:"id"`
+	Parent   string     `json:"parent_group_id"`
+	Protocol *string    `json:"ip_protocol"`
+	From     *int       `json:"from_port"`
+	To       *int       `json:"to_port"`
+	Group    ruleSource `json:"group"`
+	Range    ruleRange  `json:"ip_range"`
+}
+
+// ruleSource is a security group from which packets come, and ruleRange a range of addresses. A rule has one of the two.
+type ruleSource struct {
+	Name     string `json:"name,omitempty"`
+	TenantID string `json:"tenant_id,omitempty"`
+}
+
+type ruleRange struct {
+	CIDR string `json:"cidr,omitempty"`
+}
+
+// viewSecurityGroup shows a security group with its rules for packets to a server. names has the groups to which rules refer.
+func viewSecurityGroup(g *groups.SecGroup, names map[string]ruleSource) fullGroup {
+	v := fullGroup{ID: g.ID, Name: g.Name, Description: g.Description, TenantID: g.TenantID, Rules: []securityRule{}}
+	for i := range g.Rules {
+		r := &g.Rules[i]
+		if r.Direction != "ingress" {
+			continue
+		}
+		one := securityRule{ID: r.ID, Parent: g.ID, Group: names[r.RemoteGroupID], Range: ruleRange{r.RemoteIPPrefix}}
+		if r.RemoteGroupID == "" && r.RemoteIPPrefix == "" {
+			one.Range.CIDR = "0.0.0.0/0" // Nova shows this also for IPv6
+		}
+		if r.Protocol != "" {
+			from, to := r.PortRangeMin, r.PortRangeMax
+			if from == 0 && to == 0 {
+				if from, to = -1, -1; slices.Contains([]string{"tcp", "udp"}, strings.ToLower(r.Protocol)) {
+					from, to = 1, 65535
+				}
+			}
+			one.Protocol, one.From, one.To = &r.Protocol, &from, &to
+		}
+		v.Rules = append(v.Rules, one)
+	}
+	return v
+}
+
+func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None], srv *store.Server) (securityGroupList, error) {
+	out := securityGroupList{Groups: []fullGroup{}}
+	if s.cfg.Network == nil || len(srv.Ports.V) == 0 {
+		return out, nil
+	}
+	list, err := s.cfg.Network.GroupsOf(ctx, tokenOf(r.Request), srv.ID)
+	names := map[string]ruleSource{}
+	for _, g := range list {
+		names[g.ID] = ruleSource{g.Name, g.TenantID}
+	}
+	for i := range list {
+		out.Groups = append(out.Groups, viewSecurityGroup(&list[i], names))
+	}
+	return out, err
+}
+
+type interfaceView struct {
+	Network   string    `json:"net_id"`
+	Port      string    `json:"port_id"`
+	MAC       string    `json:"mac_addr"`
+	State     string    `json:"port_state"`
+	Addresses []fixedIP `json:"fixed_ips"`
+	Tag       *string   `json:"tag" since:"2.70"`
+}
+
+type fixedIP struct {
+	Subnet string `json:"subnet_id"`
+	IP     string `json:"ip_address"`
+}
+
+// viewInterface shows a port as it is now, with the tag that is stored with the server.
+func viewInterface(srv *store.Server, p *network.Port) interfaceView {
+	v := interfaceView{Network: p.Network, Port: p.ID, MAC: p.MAC, State: p.Status, Addresses: []fixedIP{}}
+	for _, a := range p.Addresses {
+		v.Addresses = append(v.Addresses, fixedIP{a.Subnet, a.IP})
+	}
+	if i := slices.IndexFunc(srv.Ports.V, func(one network.Port) bool { return one.ID == p.ID && one.Tag != "" }); i >= 0 {
+		v.Tag = &srv.Ports.V[i].Tag
+	}
+	return v
+}
+
+type interfaceList struct {
+	Interfaces []interfaceView `json:"interfaceAttachments"`
+}
+
+type oneInterface struct {
+	Interface interfaceView `json:"interfaceAttachment"`
+}
+
+func (s *server) ports(r *http.Request, srv *store.Server) ([]network.Port, error) {
+	if s.cfg.Network == nil {
+		return nil, nil
+	}
+	return s.cfg.Network.Ports(r.Context(), tokenOf(r), srv.ID)
+}
+
+func (s *server) listInterfaces(_ context.Context, r *api.Request[api.None], srv *store.Server) (interfaceList, error) {
+	out := interfaceList{Interfaces: []interfaceView{}}
+	list, err := s.ports(r.Request, srv)
+	for i := range list {
+		out.Interfaces = append(out.Interfaces, viewInterface(srv, &list[i]))
+	}
+	return out, err
+}
+
+func (s *server) showInterface(_ context.Context, r *api.Request[api.None], srv *store.Server) (out oneInterface, err error) {
+	return s.interfaceOf(r.Request, srv, r.PathValue("port"))
+}
+
+func (s *server) interfaceOf(r *http.Request, srv *store.Server, port string) (out oneInterface, err error) {
+	list, err := s.ports(r, srv)
+	if err != nil {
+		return out, err
+	}
+	for i := range list {
+		if list[i].ID == port {
+			return oneInterface{viewInterface(srv, &list[i])}, nil
+		}
+	}
+	return out, network.NoPort(port)
+}
+
+// attachment is the interface that a server gets. The body may be empty: then the only network of the project is taken.
+type attachment struct {
+	Interface *struct {
+		Network string       `json:"net_id,omitempty" format:"uuid"`
+		Port    string       `json:"port_id,omitempty" format:"uuid"`
+		IPs     []attachedIP `json:"fixed_ips,omitempty"`
+		Tag     tag          `json:"tag,omitempty" since:"2.49"`
+	} `json:"interfaceAttachment,omitempty"`
+}
+
+type attachedIP struct {
+	IP ipAddress `json:"ip_address"`
+}
+
+// request returns the request in the form of the network service. Errors: Invalid, with Nova's text.
+func (a *attachment) request() (out []network.Request, err error) {
+	in := a.Interface
+	if in == nil {
+		return nil, nil
+	}
+	one := network.Request{Network: in.Network, Port: in.Port, Tag: string(in.Tag)}
+	if len(in.IPs) > 0 {
+		one.FixedIP = string(in.IPs[0].IP)
+	}
+	switch {
+	case one.Network != "" && one.Port != "":
+		return nil, fault.New(fault.Invalid, "Must not input both network_id and port_id")
+	case one.FixedIP != "" && one.Network == "":
+		return nil, fault.New(fault.Invalid, "Must input network_id when request IP address")
+	case one.Network == "" && one.Port == "":
+		return nil, nil
+	}
+	return []network.Request{one}, nil
+}
+
+// attachStates are the values of vm_state in which Nova changes the interfaces of a server.
+var attachStates = []string{compute.VMActive, compute.VMPaused, compute.VMStopped}
+
+// checkAttach returns an error, with Nova's text, if the interfaces of a server cannot be changed now.
+func (s *server) checkAttach(ctx context.Context, srv *store.Server, action string) error {
+	if err := s.checkLock(ctx, srv); err != nil {
+		return err
+	}
+	switch {
+	case !slices.Contains(attachStates, srv.VMState):
+		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", action, srv.ID, srv.VMState)
+	case srv.Task() != "":
+		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", action, srv.ID, srv.Task())
+	case srv.Host == nil:
+		return store.NotReady(srv.ID)
+	}
+	return nil
+}
+
+// attachInterface gives a server an interface. The port is stored with the server before the host gets it, so a server's end also ends a port whose
+// attachment was interrupted.
+func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment], srv *store.Server) (out oneInterface, err error) {
+	list, err := r.Body.request()
+	if err != nil {
+		return out, err
+	}
+	if err := s.checkAttach(ctx, srv, "attach_interface"); err != nil {
+		return out, err
+	}
+	if s.cfg.Network == nil {
+		if len(list) > 0 {
+			return out, without(list, nil)
+		}
+		return out, fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
+	}
+	list, err = s.cfg.Network.Check(ctx, tokenOf(r.Request), srv.ProjectID, list, false, 1)
+	switch {
+	case err != nil:
+		return out, err
+	case len(list) == 0:
+		return out, fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
+	}
+	// The request is kept first, so that a port of the client is known as one.
+	err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
+		now.Networks.V.Requests = append(now.Networks.V.Requests, list...)
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	one := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Requests: list}}
+	if srv.Networks.V != nil {
+		one.Wanted.Groups = srv.Networks.V.Groups
+	}
+	got, err := s.cfg.Network.Attach(ctx, one)
+	if err == nil {
+		_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
+	}
+	if err != nil {
+		return out, s.undoAttach(ctx, srv, list[0], got, err)
+	}
+	err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
+		now.Ports.V = append(now.Ports.V, *got)
+		srv.Ports.V = now.Ports.V
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	return s.interfaceOf(r.Request, srv, got.ID)
+}
+
+// undoAttach releases the port of an attachment that has failed, and returns the error of the attachment.
+func (s *server) undoAttach(ctx context.Context, srv *store.Server, r network.Request, got *network.Port, failed error) error {
+	ctx = context.WithoutCancel(ctx)
+	var err error
+	if got != nil {
+		err = s.cfg.Network.ReleasePort(ctx, got.ID, r.Port != "")
+	}
+	if err == nil {
+		err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
+			if i := slices.Index(now.Networks.V.Requests, r); i >= 0 {
+				now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
+			}
+			return nil
+		})
+	}
+	if err != nil { // the end of the server releases it
+		s.cfg.Logger.ErrorContext(ctx, "port of a failed attachment not released", "server", srv.ID, "error", err)
+	}
+	if errors.Is(failed, fault.Unimplemented) {
+		return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot attach interfaces."))
+	}
+	if fault.CodeOf(failed) == fault.Unavailable || got == nil {
+		return failed
+	}
+	s.cfg.Logger.ErrorContext(ctx, "interface not attached", "server", srv.ID, "error", failed)
+	return hideDetails(failed, "Failed to attach network adapter device to "+srv.ID)
+}
+
+// detachInterface takes an interface from a server, and releases its port. It may be repeated if it was interrupted.
+func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
+	id := r.PathValue("port")
+	if err := s.checkAttach(ctx, srv, "detach_interface"); err != nil {
+		return api.None{}, err
+	}
+	i := slices.IndexFunc(srv.Ports.V, func(p network.Port) bool { return p.ID == id })
+	if i < 0 || s.cfg.Network == nil {
+		return api.None{}, network.NoPort(id)
+	}
+	p := srv.Ports.V[i]
+	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(p), Detach: true})
+	switch {
+	case errors.Is(err, fault.Unimplemented):
+		return api.None{}, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))
+	case err != nil:
+		s.cfg.Logger.ErrorContext(ctx, "interface not detached", "server", srv.ID, "error", err)
+		return api.None{}, hideDetails(err, "Failed to detach network adapter device from "+srv.ID)
+	}
+	if err := s.cfg.Network.ReleasePort(ctx, id, srv.Networks.V.Given(id)); err != nil {
+		return api.None{}, err
+	}
+	return api.None{}, s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
+		now.Ports.V = slices.DeleteFunc(now.Ports.V, func(one network.Port) bool { return one.ID == id })
+		want := network.Request{Network: p.Network}
+		if now.Networks.V.Given(id) {
+			want.Port = id
+		}
+		i := slices.IndexFunc(now.Networks.V.Requests, func(r network.Request) bool {
+			return r.Port == want.Port && (r.Port != "" || r.Network == want.Network)
+		})
+		if i >= 0 {
+			now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
+		}
+		return nil
+	})
+}
