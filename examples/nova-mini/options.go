@@ -13,9 +13,11 @@ import (
 
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // options are the options of nova.conf that nova-mini has. If Nova has an option, its name, section and default are
@@ -41,6 +43,7 @@ type options struct {
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Quota           quotaOptions                 `section:"quota"`
 	Image           imageOptions                 `section:"image"`
+	Glance          glanceOptions                `section:"glance"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -84,6 +87,41 @@ type imageOptions struct {
 	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; images.json there may say more of them (default: with the fake driver the image cirros, and with another driver any name that it knows)"`
 }
 
+// glanceOptions say how the image service is used. Names are Nova's, and, for the login, those of its other sections: Nova uses the
+// tokens of users on every host, and nova-mini does not send tokens to hosts.
+type glanceOptions struct {
+	AuthURL       string        `ini:"auth_url" protects:"true" help:"Keystone's endpoint, https://host:5000/v3, at which nova-mini logs in to use the image service (default: no image service)"`
+	Username      string        `ini:"username" help:"user with the role admin, because it reads the images of all projects"`
+	Password      string        `ini:"password" secret:"true" help:"password of the user"`
+	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
+	Project       string        `ini:"project_name" default:"service" help:"project of the user"`
+	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
+	Region        string        `ini:"region_name" help:"region of the image service in Keystone's catalog (default: any)"`
+	Interfaces    []string      `ini:"valid_interfaces" default:"internal, public" help:"kinds of endpoints of the catalog, the best first"`
+	Endpoint      string        `ini:"endpoint_override" protects:"true" help:"URL of the image service (default: the one of the catalog)"`
+	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted for the certificates of Keystone and the image service (default: the system's)"`
+	CertFile      string        `ini:"certfile" protects:"true" help:"client certificate for both"`
+	KeyFile       string        `ini:"keyfile" protects:"true" help:"private key of certfile, with mode 0600, or 0640 if the file belongs to root"`
+	Timeout       time.Duration `ini:"timeout" default:"30" min:"1ms" help:"seconds that a request may take, without the transfer of an image"`
+	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"certificates are always verified: name their authority in cafile" help:"verify no certificate"`
+	Signatures    bool          `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave it out" help:"verify the signatures of images"`
+}
+
+// config returns the configuration of the image service. userTokens reports that the tokens of clients are Keystone's. It reads the files for TLS.
+func (o *glanceOptions) config(userTokens bool) (image.GlanceConfig, error) {
+	cfg := image.GlanceConfig{
+		AuthURL: o.AuthURL, Username: o.Username, Password: o.Password, UserDomain: o.UserDomain, Project: o.Project, ProjectDomain: o.ProjectDomain,
+		Region: o.Region, Interfaces: o.Interfaces, Endpoint: o.Endpoint, UserTokens: userTokens, Timeout: o.Timeout,
+	}
+	files := tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile}
+	if files == (tlsfile.Client{}) {
+		return cfg, nil
+	}
+	var err error
+	cfg.TLS, err = files.Config()
+	return cfg, err
+}
+
 type linkOptions struct {
 	Prefix string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"start of the links in replies: the URL of the proxy in front of the API, such as https://nova.example.org (default: the address that the client has used)"`
 }
@@ -111,6 +149,12 @@ func (o *options) Validate() error {
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
 		errs = append(errs, about("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
+	}
+	if o.Glance.AuthURL == "" && o.Glance.Username+o.Glance.Password != "" {
+		errs = append(errs, about("glance.auth_url", errors.New("is not set, and username and password of [glance] need it")))
+	}
+	if o.Glance.AuthURL != "" && o.Image.Directory != "" {
+		errs = append(errs, about("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
 	}
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {

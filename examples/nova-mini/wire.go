@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/scheduler/placement/placementprom"
@@ -30,7 +31,7 @@ import (
 type process = component.Process[options]
 
 func wireAPI(ctx context.Context, p *process) error {
-	images, err := images(ctx, p.Options)
+	images, err := images(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -40,7 +41,13 @@ func wireAPI(ctx context.Context, p *process) error {
 }
 
 // images returns the images that the API knows.
-func images(ctx context.Context, o *options) (image.Source, error) {
+func images(ctx context.Context, p *process) (image.Source, error) {
+	o := p.Options
+	if g, err := glance(p); err != nil {
+		return nil, err
+	} else if g != nil {
+		return g, nil
+	}
 	if dir := o.Image.Directory; dir != "" {
 		s, err := image.Directory(ctx, dir)
 		return s, about("image.directory", err)
@@ -49,6 +56,24 @@ func images(ctx context.Context, o *options) (image.Source, error) {
 		return image.BuiltIn(), nil
 	}
 	return nil, nil
+}
+
+// glance returns the image service, or nil without one.
+func glance(p *process) (*image.Glance, error) {
+	o := &p.Options.Glance
+	if o.AuthURL == "" {
+		return nil, nil
+	}
+	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
+	if err != nil {
+		return nil, about("glance.cafile glance.certfile glance.keyfile", err)
+	}
+	cfg.Logger = p.Log
+	g, err := image.NewGlance(cfg)
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return nil, about("glance."+f.Meta["option"], err)
+	}
+	return g, err
 }
 
 func wireConductor(_ context.Context, p *process) error {
@@ -167,12 +192,25 @@ func addWorker(p *process) (*worker.Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := imageFiles(p)
+	if err != nil {
+		return nil, err
+	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Driver: current, Client: p.Client, Logger: p.Log,
+		Host: p.Host, Driver: current, Client: p.Client, Images: files, Logger: p.Log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})
 	return w, nil
+}
+
+// imageFiles returns the images of the image service on a host, or nil without one.
+func imageFiles(p *process) (worker.Images, error) {
+	g, err := glance(p)
+	if g == nil || err != nil {
+		return nil, err
+	}
+	return &image.Files{Glance: g, Dir: filepath.Join(p.StatePath, "images", p.Host)}, nil
 }
 
 // builtInDrivers returns the built-in drivers.
