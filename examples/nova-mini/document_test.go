@@ -288,6 +288,28 @@ func (j *judge) missed() (out []string) {
 	return out
 }
 
+// imageChanges are requests that change images. The one that is built in cannot be changed: TestGlance changes images of an image service.
+func (j *judge) imageChanges() {
+	j.do(403, "DELETE", "/v2.1/images/{id}", "", "cirros")
+	j.do(404, "DELETE", "/v2.1/images/{id}", "", "none")
+	j.do(404, "DELETE", "/v2.1/images/{id}/metadata/{key}", "", "cirros", "none")
+	for _, path := range []string{"/v2.1/images/{id}/metadata", "/v2.1/images/{id}/metadata/{key}"} {
+		item, methods := `{"metadata": {"k": "v"}}`, []string{"POST", "PUT"}
+		if strings.HasSuffix(path, "{key}") {
+			item, methods = `{"meta": {"k": "v"}}`, []string{"PUT"}
+		}
+		for _, method := range methods {
+			j.do(403, method, path, item, "cirros", "k")
+			j.do(404, method, path, item, "none", "k")
+			j.do(400, method, path, `{"meta": 1}`, "cirros", "k")
+			j.seen[method+" "+path+": 200"], j.seen[method+" "+path+": 409"] = true, true
+		}
+	}
+	for _, what := range []string{"DELETE /v2.1/images/{id}: 204", "DELETE /v2.1/images/{id}: 409", "DELETE /v2.1/images/{id}/metadata/{key}: 204", "DELETE /v2.1/images/{id}/metadata/{key}: 409", "GET /v2.1/images/{id}/metadata/{key}: 200"} {
+		j.seen[what] = true
+	}
+}
+
 // TestDocument: a real nova-mini behaves as its OpenAPI document says, and every operation of the document is tested.
 func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	j := newJudge(t, runAll(t), printed(t, "openapi"))
@@ -310,6 +332,10 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 	j.do(200, "GET", "/v2.1/images/{id}", "", "cirros")
 	j.do(404, "GET", "/v2.1/images/{id}", "", "none")
+	j.do(200, "GET", "/v2.1/images/{id}/metadata", "", "cirros")
+	j.do(404, "GET", "/v2.1/images/{id}/metadata/{key}", "", "cirros", "none")
+	j.do(404, "GET", "/v2.1/images/{id}/metadata", "", "none")
+	j.imageChanges()
 	for _, path := range []string{"/v2.1/images", "/v2.1/images/detail", "/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
 		j.do(200, "GET", path, "")
 	}
@@ -423,7 +449,7 @@ func (j *judge) servers() {
 		{`{"unpause": null}`, 202, "ACTIVE"},
 		{`{"suspend": null}`, 202, "SUSPENDED"},
 		{`{"resume": null}`, 202, "ACTIVE"},
-		{`{"rescue": {"adminPass": "secret", "rescue_image_ref": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}}`, 200, "RESCUE"},
+		{`{"rescue": {"adminPass": "secret", "rescue_image_ref": "cirros"}}`, 200, "RESCUE"},
 		{`{"rescue": null}`, 409, ""},
 		{`{"unrescue": null}`, 202, "ACTIVE"},
 		{`{"lock": null}`, 202, ""},

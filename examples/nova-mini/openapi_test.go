@@ -99,10 +99,11 @@ func TestOperations(t *testing.T) {
 		servers = "access_ip_v4 access_ip_v6 all_tenants auto_disk_config availability_zone changes-since config_drive created_at deleted description display_description " +
 			"display_name flavor host hostname image image_ref ip ip6 kernel_id key_name launch_index launched_at limit locked_by marker name node power_state progress project_id ramdisk_id " +
 			"reservation_id root_device_name soft_deleted sort_dir sort_key status task_state tenant_id terminated_at user_id uuid vm_state " + head
-		reads    = "200 400 401 403 406"
-		readsOne = "200 400 401 403 404 406"
-		updates  = "200 400 401 403 404 406 413 415"
-		changes  = "200 400 401 403 404 406 409 413 415"
+		reads        = "200 400 401 403 406"
+		readsOne     = "200 400 401 403 404 406"
+		updates      = "200 400 401 403 404 406 413 415"
+		changes      = "200 400 401 403 404 406 409 413 415"
+		changesImage = changes + " 503"
 	)
 	want := map[string][3]string{}
 	for _, row := range [][4]string{ // operation, parameters, body, statuses
@@ -124,9 +125,16 @@ func TestOperations(t *testing.T) {
 		{"get /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "", readsOne},
 		{"put /v2.1/flavors/{id}/os-extra_specs/{key}", "id key " + head, "body", updates},
 		{"get /v2.1/flavors/{id}/os-flavor-access", "id " + head, "", readsOne},
-		{"get /v2.1/images", "limit marker name " + head, "", reads + " 503"},
-		{"get /v2.1/images/detail", "limit marker name " + head, "", reads + " 503"},
+		{"get /v2.1/images", "changes-since limit marker minDisk minRam name server status type " + head, "", reads + " 503"},
+		{"get /v2.1/images/detail", "changes-since limit marker minDisk minRam name server status type " + head, "", reads + " 503"},
 		{"get /v2.1/images/{id}", "id " + head, "", readsOne + " 503"},
+		{"delete /v2.1/images/{id}", "id " + head, "", "204 400 401 403 404 406 409 503"},
+		{"get /v2.1/images/{id}/metadata", "id " + head, "", readsOne + " 503"},
+		{"post /v2.1/images/{id}/metadata", "id " + head, "body", changesImage},
+		{"put /v2.1/images/{id}/metadata", "id " + head, "body", changesImage},
+		{"get /v2.1/images/{id}/metadata/{key}", "id key " + head, "", readsOne + " 503"},
+		{"put /v2.1/images/{id}/metadata/{key}", "id key " + head, "body", changesImage},
+		{"delete /v2.1/images/{id}/metadata/{key}", "id key " + head, "", "204 400 401 403 404 406 409 503"},
 		{"get /v2.1/limits", "tenant_id " + head, "", reads},
 		{"get /v2.1/os-availability-zone", head, "", reads},
 		{"get /v2.1/os-availability-zone/detail", head, "", reads},

@@ -45,6 +45,7 @@ type options struct {
 	Quota           quotaOptions                 `section:"quota"`
 	Image           imageOptions                 `section:"image"`
 	Neutron         neutronOptions               `section:"neutron"`
+	Glance          glanceOptions                `section:"glance"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -90,6 +91,13 @@ type imageOptions struct {
 	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; images.json there may say more of them (default: with the fake driver the image cirros, and with another driver any name that it knows)"`
 }
 
+// glanceOptions say how the image service is used. Nova uses the tokens of users on every host, and nova-mini does not send tokens to hosts.
+type glanceOptions struct {
+	sessionOptions
+
+	Signatures bool `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave it out" help:"verify the signatures of images"`
+}
+
 // neutronOptions say how the network service is used.
 type neutronOptions struct {
 	sessionOptions
@@ -109,7 +117,7 @@ type sessionOptions struct {
 	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted for the certificates of Keystone and the service (default: the system's)"`
 	CertFile      string        `ini:"certfile" protects:"true" help:"client certificate for both"`
 	KeyFile       string        `ini:"keyfile" protects:"true" help:"private key of certfile, with mode 0600, or 0640 if the file belongs to root"`
-	Timeout       time.Duration `ini:"timeout" default:"30" min:"1ms" help:"seconds that a request may take"`
+	Timeout       time.Duration `ini:"timeout" default:"30" min:"1ms" help:"seconds that a request may take, without the transfer of an image"`
 	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"certificates are always verified: name their authority in cafile" help:"verify no certificate"`
 }
 
@@ -164,8 +172,13 @@ func (o *options) Validate() error {
 		errs = append(errs, about("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
 	}
-	if err := o.Neutron.validate("neutron"); err != nil {
-		errs = append(errs, err)
+	for section, of := range map[string]*sessionOptions{"glance": &o.Glance.sessionOptions, "neutron": &o.Neutron.sessionOptions} {
+		if err := of.validate(section); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if o.Glance.AuthURL != "" && o.Image.Directory != "" {
+		errs = append(errs, about("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
 	}
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {

@@ -18,6 +18,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
+	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
@@ -32,11 +33,11 @@ import (
 type process = component.Process[options]
 
 func wireAPI(ctx context.Context, p *process) error {
-	images, err := images(ctx, p.Options)
+	images, err := images(ctx, p)
 	if err != nil {
 		return err
 	}
-	networks, err := networks(p)
+	networks, err := neutron(p)
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,13 @@ func wireAPI(ctx context.Context, p *process) error {
 }
 
 // images returns the images that the API knows.
-func images(ctx context.Context, o *options) (image.Source, error) {
+func images(ctx context.Context, p *process) (image.Source, error) {
+	o := p.Options
+	if g, err := glance(p); err != nil {
+		return nil, err
+	} else if g != nil {
+		return g, nil
+	}
 	if dir := o.Image.Directory; dir != "" {
 		s, err := image.Directory(ctx, dir)
 		return s, about("image.directory", err)
@@ -57,26 +64,37 @@ func images(ctx context.Context, o *options) (image.Source, error) {
 	return nil, nil
 }
 
-// networks returns the network service, or nil if there is none.
-func networks(p *process) (*network.Neutron, error) {
-	o := &p.Options.Neutron
+// glance returns the image service, or nil without one.
+func glance(p *process) (*image.Glance, error) {
+	return another(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
+		return image.NewGlance(image.GlanceConfig{Config: cfg, Logger: p.Log})
+	})
+}
+
+// neutron returns the network service, or nil without one.
+func neutron(p *process) (*network.Neutron, error) {
+	return another(p, "neutron", &p.Options.Neutron.sessionOptions, network.New)
+}
+
+// another returns another service of OpenStack, or nil if its section is empty.
+func another[S any](p *process, section string, o *sessionOptions, open func(session.Config) (*S, error)) (*S, error) {
 	if o.AuthURL == "" {
 		return nil, nil
 	}
 	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
 	if err != nil {
-		return nil, about("neutron.cafile neutron.certfile neutron.keyfile", err)
+		return nil, about(section+".cafile "+section+".certfile "+section+".keyfile", err)
 	}
-	n, err := network.New(cfg)
+	out, err := open(cfg)
 	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return nil, about("neutron."+f.Meta["option"], err)
+		return nil, about(section+"."+f.Meta["option"], err)
 	}
-	return n, err
+	return out, err
 }
 
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
-	networks, err := networks(p)
+	networks, err := neutron(p)
 	if err != nil {
 		return err
 	}
@@ -195,12 +213,25 @@ func addWorker(p *process) (*worker.Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := imageFiles(p)
+	if err != nil {
+		return nil, err
+	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Driver: current, Client: p.Client, Logger: p.Log,
+		Host: p.Host, Driver: current, Client: p.Client, Images: files, Logger: p.Log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})
 	return w, nil
+}
+
+// imageFiles returns the images of the image service on a host, or nil without one.
+func imageFiles(p *process) (worker.Images, error) {
+	g, err := glance(p)
+	if g == nil || err != nil {
+		return nil, err
+	}
+	return &image.Files{Glance: g, Dir: filepath.Join(p.StatePath, "images", p.Host)}, nil
 }
 
 // builtInDrivers returns the built-in drivers.

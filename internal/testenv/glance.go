@@ -61,7 +61,7 @@ func findGlance() (string, error) {
 // glanceCommand returns the command that runs a program of Glance, such as "api".
 func glanceCommand(dir, program string, args ...string) *exec.Cmd {
 	code := "import sys; from glance.cmd." + program + " import main; sys.argv[0] = 'glance-" + program + "'; sys.exit(main())"
-	cmd := exec.Command(systemPython, append([]string{"-c", code, "--config-file", filepath.Join(dir, "glance.conf")}, args...)...) //nolint:noctx,gosec // the callers end it; the programs are constants
+	cmd := exec.Command(systemPython, append([]string{"-c", code, "--config-file", filepath.Join(dir, "glance.conf")}, args...)...) //nolint:noctx // the callers end it
 	cmd.Dir = dir
 	return cmd
 }

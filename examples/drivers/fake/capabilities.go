@@ -75,9 +75,21 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 	})
 }
 
-// Snapshot implements compute.Driver. The image is a file in the directory images.
+// checkFile returns Precondition if an image is the path of a file that does not exist. The driver does not read the file.
+func checkFile(imageRef string) error {
+	if !filepath.IsAbs(imageRef) {
+		return nil
+	}
+	if _, err := os.Stat(imageRef); err != nil {
+		return fault.New(fault.Precondition, "the image cannot be read: %w", err)
+	}
+	return nil
+}
+
+// Snapshot implements compute.Driver. The image is a file in the directory images, or at a path, and has the id of the server.
 func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
-	if checkID(imageRef) != nil {
+	file := filepath.IsAbs(imageRef)
+	if !file && checkID(imageRef) != nil || file && filepath.Ext(imageRef) != ".qcow2" {
 		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
 	}
 	s, err := d.serverCopy(id)
@@ -87,12 +99,27 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	return d.withFaults(ctx, "snapshot", id, s.Metadata, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
+		if file {
+			return writeOnce(imageRef, id)
+		}
 		d.images[imageRef] = true
 		if d.cfg.Dir == "" {
 			return nil
 		}
 		return os.WriteFile(filepath.Join(d.cfg.Dir, images, imageRef), []byte(id), 0o600)
 	})
+}
+
+// writeOnce writes a file that appears when it is complete, unless it exists.
+func writeOnce(path, text string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 // ConsoleLog implements compute.Driver.

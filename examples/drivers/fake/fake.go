@@ -167,7 +167,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 	info := driver.Info{Name: "fake", Version: "2.0", Capabilities: []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
-		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData,
+		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData, compute.CapImageFiles,
 	}}
 	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }
@@ -227,6 +227,8 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 				return nil
 			}
 			*s = *old
+		} else if err := checkFile(spec.ImageRef); err != nil {
+			return err
 		}
 		s.boot()
 		return d.putServer(s)

@@ -138,11 +138,11 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	if !d.qemu() {
 		return d.Unsupported.Snapshot(ctx, id, imageRef)
 	}
-	if !imageName.MatchString(imageRef) {
-		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
+	final, err := d.opts.snapshotFile(imageRef)
+	if err != nil {
+		return err
 	}
-	final := filepath.Join(d.opts.images, imageRef+".qcow2")
-	tmp := filepath.Join(d.opts.images, ".new-"+imageRef+".qcow2")
+	tmp := filepath.Join(filepath.Dir(final), ".new-"+filepath.Base(final))
 	return d.change(ctx, "snapshot", id, func(ctx context.Context, _ *lv.Connect, g *guest, _ compute.PowerState) error {
 		if _, err := os.Stat(final); err == nil {
 			return nil

@@ -11,7 +11,8 @@
 //
 //	connection_uri            address of libvirtd; default qemu:///system
 //	virt_type                 kvm, qemu for software emulation, or test with test:///default; default kvm
-//	images_path               directory of the images: NAME.qcow2, or NAME.img or NAME.raw for raw images. Required.
+//	images_path               directory of the images: NAME.qcow2, or NAME.img or NAME.raw for raw images. Required, unless the images
+//	                          are in an image service: then the compute service hands over the paths of files.
 //	                          An image is refused if its format is not the one of its name, or if it refers to another
 //	                          file (a backing file, an external data file). Every other image is converted once, into the
 //	                          driver's own cache, the directory _base. These copies are the backing files of disks

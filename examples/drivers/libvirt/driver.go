@@ -48,7 +48,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 
 // Info implements driver.Driver.
 func (d *Driver) Info(context.Context) (driver.Info, error) {
-	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics}}
+	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics, compute.CapImageFiles}}
 	if d.opts.virtType != "test" {
 		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics)
 		if d.opts.vnc != "none" {

@@ -23,20 +23,54 @@ var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 // findImage returns an image's file and its format. The format is the one of the file's name. It is not guessed from the
 // content, because a guest may have written the content.
 func (o *options) findImage(ref string) (path, format string, err error) {
+	if filepath.IsAbs(ref) {
+		return findFile(ref)
+	}
+	if o.images == "" {
+		return "", "", fault.New(fault.Precondition, "this host has no image %s: the option images_path is not set", ref)
+	}
 	if !imageName.MatchString(ref) {
 		return "", "", fault.New(fault.Invalid, "%q is not an image's name", ref)
 	}
-	for _, f := range [][2]string{{".qcow2", "qcow2"}, {".img", "raw"}, {".raw", "raw"}} {
-		path := filepath.Join(o.images, ref+f[0])
+	for _, suffix := range []string{".qcow2", ".img", ".raw"} {
+		path := filepath.Join(o.images, ref+suffix)
 		_, err := os.Stat(path)
 		if err == nil {
-			return path, f[1], nil
+			return path, imageSuffixes[suffix], nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return "", "", fmt.Errorf("image %s: %w", ref, err)
 		}
 	}
 	return "", "", fault.New(fault.Precondition, "this host has no image %s: none of %s.qcow2, .img and .raw exists", ref, filepath.Join(o.images, ref))
+}
+
+// imageSuffixes are the ends of the names of image files, with their formats.
+var imageSuffixes = map[string]string{".qcow2": "qcow2", ".img": "raw", ".raw": "raw"}
+
+// findFile returns an image at a path, and its format.
+func findFile(path string) (string, string, error) {
+	format := imageSuffixes[filepath.Ext(path)]
+	if format == "" || !imageName.MatchString(filepath.Base(path)) {
+		return "", "", fault.New(fault.Invalid, "%q is not an image: the name does not end in .qcow2, .img or .raw", path)
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return "", "", fault.New(fault.Precondition, "this host has no image %s", path)
+	} else if err != nil {
+		return "", "", err
+	}
+	return path, format, nil
+}
+
+// snapshotFile returns the file of the snapshot with the name or path ref.
+func (o *options) snapshotFile(ref string) (string, error) {
+	switch {
+	case filepath.IsAbs(ref) && filepath.Ext(ref) == ".qcow2" && imageName.MatchString(filepath.Base(ref)):
+		return ref, nil
+	case o.images == "" || !imageName.MatchString(ref):
+		return "", fault.New(fault.Invalid, "%q is not an image's name, nor the absolute path of a file NAME.qcow2", ref)
+	}
+	return filepath.Join(o.images, ref+".qcow2"), nil
 }
 
 // baseDir is the cache of images in the driver's directory, as in Nova. It belongs to no server.
@@ -63,7 +97,7 @@ func (o *options) cachedImage(ctx context.Context, ref string) (string, error) {
 		return "", fault.New(fault.Invalid, "image %s is not a regular file", source)
 	}
 	dir := filepath.Join(o.dir, baseDir)
-	path := filepath.Join(dir, fmt.Sprintf("%s.%x.%x.qcow2", ref, info.Size(), info.ModTime().UnixNano()))
+	path := filepath.Join(dir, fmt.Sprintf("%s.%x.%x.qcow2", strings.TrimSuffix(filepath.Base(source), filepath.Ext(source)), info.Size(), info.ModTime().UnixNano()))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}

@@ -45,14 +45,14 @@ func parseOptions(raw json.RawMessage) (options, error) {
 		return o, fault.New(fault.Invalid, "option detach_timeout_seconds: %v is negative", o.detach)
 	}
 	for _, d := range [][2]string{{"dir", o.dir}, {"images_path", o.images}} {
-		if !filepath.IsAbs(d[1]) {
+		if !filepath.IsAbs(d[1]) && (d[0] == "dir" || d[1] != "") {
 			return o, fault.New(fault.Invalid, "option %s: %q is not an absolute path", d[0], d[1])
 		}
 	}
 	if o.host == "" {
 		return o, fault.New(fault.Invalid, "option host is not set")
 	}
-	if info, err := os.Stat(o.images); err != nil || !info.IsDir() {
+	if info, err := os.Stat(o.images); o.images != "" && (err != nil || !info.IsDir()) {
 		return o, fault.New(fault.Invalid, "option images_path: %s is not a directory", o.images)
 	}
 	if err := os.MkdirAll(o.dir, 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -215,6 +213,11 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	if in := r.Body.Rescue; in != nil {
 		out.AdminPass, data.ImageRef = cmp.Or(in.AdminPass, out.AdminPass), in.ImageRef
 	}
+	if data.ImageRef == "" && s.keeper() != nil { // the compute service downloads it if the host does not have it any more
+		data.ImageRef = srv.ImageRef
+	} else if err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", srv.MemoryMiB, 0); err != nil {
+		return out, err
+	}
 	return out, s.beginAction(ctx, srv, compute.Rescue, data)
 }
 
@@ -279,8 +282,12 @@ func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store
 }
 
 // shelve begins to shelve a server. The image of the server's disk has a new ID each time.
-func (s *server) shelve(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-	return api.None{}, s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: uuid.NewString()})
+func (s *server) shelve(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
+	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.Shelve, store.Image{Name: srv.Name + "-shelved"})
+	if err == nil {
+		err = undo(s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: id}))
+	}
+	return api.None{}, err
 }
 
 type createImage struct {
@@ -296,9 +303,13 @@ type newImage struct {
 }
 
 func (s *server) createImage(ctx context.Context, r *api.Request[createImage], srv *store.Server) (out newImage, err error) {
-	out.ID = uuid.NewString()
-	in := r.Body.Image
-	return out, s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Image: &store.Image{Name: string(in.Name), Metadata: in.Metadata}})
+	as := store.Image{Name: string(r.Body.Image.Name), Metadata: r.Body.Image.Metadata}
+	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.CreateImage, as)
+	if err != nil {
+		return out, err
+	}
+	out.ID = id
+	return out, undo(s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Image: &as}))
 }
 
 // createImagePlain is createImage with a reply that names the image in a header.

@@ -1,28 +1,43 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
 )
 
-// imageRoutes registers the images as Nova shows them until 2.35 for clients without an image service. Without a source of images there are none.
-func (s *server) imageRoutes(all, _ *api.Group) {
+// imageRoutes registers the images as Nova shows them until 2.35 for clients without an image service, and their metadata until 2.38. Without a source of images there are none.
+func (s *server) imageRoutes(all, withBody *api.Group) {
 	images := api.NewGroup(all, api.Route{Pattern: "/images", Max: "2.35", Errors: []int{unavailable}})
 	api.HandleRoute(images, api.Route{Pattern: "GET", Summary: "List images", Query: imageQuery}, s.listImages)
 	api.HandleRoute(images, api.Route{Pattern: "GET /detail", Summary: "List images with details", Query: imageQuery}, s.listImageDetails)
 	api.HandleRoute(images, api.Route{Pattern: "GET /{id}", Summary: "Show an image", Errors: []int{notFound}}, s.showImage)
+	api.HandleRoute(images, api.Route{Pattern: "DELETE /{id}", Summary: "Delete an image", Errors: []int{notFound, conflict}}, s.deleteImage)
+	s.imageMetadataRoutes(all, withBody)
 }
 
-// imageQuery is the query of a list of images. Nova passes other parameters to the image service; here they are ignored, as by a service that does
-// not know them.
+// imageQuery is the query of a list of images. Nova passes the parameters property-NAME to the image service, and ignores other ones.
 var imageQuery = []api.Schema{{JSON: `{"type": "object", "properties": {"name": {"type": "array", "items": {"type": "string"}},
+	"status": {"type": "array", "items": {"type": "string"}}, "server": {"type": "array", "items": {"type": "string"}}, "type": {"type": "array", "items": {"type": "string"}},
+	"changes-since": {"type": "array", "items": {"type": "string", "format": "date-time"}}, "minRam": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$", "maxLength": 9}},
+	"minDisk": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$", "maxLength": 9}},
 	"marker": {"type": "array", "items": {"type": "string"}}, "limit": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$", "maxLength": 9}}}}`}}
 
 type imageList[T any] struct {
@@ -43,14 +58,16 @@ type imageBrief struct {
 type imageDetail struct {
 	imageBrief
 
-	MinRAM   int      `json:"minRam" min:"0"`
-	MinDisk  int      `json:"minDisk" min:"0"`
-	Metadata metadata `json:"metadata"`
-	Created  string   `json:"created" format:"date-time"`
-	Updated  string   `json:"updated" format:"date-time"`
-	Status   string   `json:"status" enum:"ACTIVE"`
-	Progress int      `json:"progress" min:"0"`
-	Size     int64    `json:"OS-EXT-IMG-SIZE:size" min:"0"`
+	MinRAM     int       `json:"minRam" min:"0"`
+	MinDisk    int       `json:"minDisk" min:"0"`
+	Metadata   metadata  `json:"metadata"`
+	Created    string    `json:"created" format:"date-time"`
+	Updated    string    `json:"updated" format:"date-time"`
+	Status     string    `json:"status" enum:"ACTIVE,SAVING,DELETED,ERROR,UNKNOWN"`
+	Progress   int       `json:"progress" min:"0"`
+	Size       int64     `json:"OS-EXT-IMG-SIZE:size" min:"0"`
+	DiskConfig string    `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
+	Server     *bookmark `json:"server,omitempty"`
 }
 
 func briefImage(r *http.Request, is *image.Image) imageBrief {
@@ -58,27 +75,73 @@ func briefImage(r *http.Request, is *image.Image) imageBrief {
 	return imageBrief{ID: is.ID, Name: is.Name, Links: append(links, api.Link{Rel: "alternate", Type: "application/vnd.openstack.image", Href: links[1].Href})}
 }
 
+// shownStatus are Nova's names of the states of images. Others are UNKNOWN.
+var shownStatus = map[string]struct {
+	name     string
+	progress int
+}{
+	image.Active: {"ACTIVE", 100}, "queued": {"SAVING", 25}, "saving": {"SAVING", 50}, "deleted": {"DELETED", 0}, "pending_delete": {"DELETED", 0}, "killed": {"ERROR", 0},
+}
+
+// instanceProperty is the property of an image with the id of the server of whose disk it was made. diskProperty says who changes the partitions of a server.
+const (
+	instanceProperty = "instance_uuid"
+	diskProperty     = "auto_disk_config"
+)
+
 func viewImage(r *http.Request, is *image.Image) imageDetail {
+	status := shownStatus[is.Status]
 	out := imageDetail{
 		imageBrief: briefImage(r, is), MinRAM: is.MinRAMMiB, MinDisk: is.MinDiskGiB, Metadata: is.Properties,
-		Created: formatSeconds(is.Updated), Updated: formatSeconds(is.Updated), Status: "ACTIVE", Progress: 100, Size: is.Size,
+		Created: formatSeconds(is.Created), Updated: formatSeconds(is.Updated), Status: cmp.Or(status.name, "UNKNOWN"), Progress: status.progress, Size: is.Size,
 	}
 	if out.Metadata == nil {
 		out.Metadata = metadata{}
 	}
+	if auto, ok := is.Properties[diskProperty]; ok {
+		out.DiskConfig = diskConfig(isTrue(auto))
+	}
+	if id := is.Properties[instanceProperty]; id != "" {
+		l := linksTo(r, "servers", id)
+		out.Server = &bookmark{ID: id, Links: l}
+	}
 	return out
+}
+
+// matchesImage reports whether an image has what a query asks for.
+func matchesImage(q url.Values, is *image.Image) bool {
+	number := func(key string) int {
+		n, _ := strconv.Atoi(q.Get(key)) // the schema has checked the text
+		return n
+	}
+	since, _ := time.Parse(time.RFC3339, q.Get("changes-since")) // likewise
+	server := q.Get("server")
+	server = server[strings.LastIndex(server, "/")+1:] // it may be a link
+	for key, matches := range map[string]bool{
+		"name": is.Name == q.Get("name"), "status": strings.EqualFold(cmp.Or(shownStatus[is.Status].name, "UNKNOWN"), q.Get("status")),
+		"server": is.Properties[instanceProperty] == server, "type": is.Properties["image_type"] == q.Get("type"), "changes-since": !is.Updated.Before(since),
+		"minRam": is.MinRAMMiB == number("minRam"), "minDisk": is.MinDiskGiB == number("minDisk"),
+	} {
+		if q.Has(key) && !matches {
+			return false
+		}
+	}
+	for key := range q {
+		if name, ok := strings.CutPrefix(key, "property-"); ok && is.Properties[name] != q.Get(key) {
+			return false
+		}
+	}
+	return true
 }
 
 func imagesAs[T any](ctx context.Context, s *server, r *api.Request[api.None], view func(*http.Request, *image.Image) T) (imageList[T], error) {
 	out := imageList[T]{Images: []T{}}
-	list, err := s.images(ctx)
+	list, err := s.images(ctx, r.Request)
 	if err != nil {
 		return out, err
 	}
 	q := r.URL.Query()
-	if q.Has("name") {
-		list = slices.DeleteFunc(slices.Clone(list), func(is image.Image) bool { return is.Name != q.Get("name") })
-	}
+	list = slices.DeleteFunc(slices.Clone(list), func(is image.Image) bool { return !matchesImage(q, &is) })
 	if marker := q.Get("marker"); marker != "" {
 		i := slices.IndexFunc(list, func(is image.Image) bool { return is.ID == marker })
 		if i < 0 {
@@ -107,12 +170,21 @@ func nextLink(r *http.Request, marker string) api.Link {
 	return api.Link{Rel: "next", Href: api.Base(r) + r.URL.Path + "?" + q.Encode()}
 }
 
-// images returns all images.
-func (s *server) images(ctx context.Context) ([]image.Image, error) {
+// tokenOf returns the token of a request, for other services.
+func tokenOf(r *http.Request) string { return r.Header.Get(auth.Header) }
+
+// images returns all images that a client may see.
+func (s *server) images(ctx context.Context, r *http.Request) ([]image.Image, error) {
 	if s.cfg.Images == nil {
 		return nil, nil
 	}
-	return s.cfg.Images.List(ctx)
+	return s.cfg.Images.List(ctx, tokenOf(r))
+}
+
+// keeper returns the image service, or nil without one.
+func (s *server) keeper() image.Keeper {
+	k, _ := s.cfg.Images.(image.Keeper)
+	return k
 }
 
 func (s *server) listImages(ctx context.Context, r *api.Request[api.None]) (imageList[imageBrief], error) {
@@ -123,33 +195,57 @@ func (s *server) listImageDetails(ctx context.Context, r *api.Request[api.None])
 	return imagesAs(ctx, s, r, viewImage)
 }
 
-func (s *server) showImage(ctx context.Context, r *api.Request[api.None]) (out oneImage, err error) {
+// image returns an image that a client may see.
+func (s *server) image(ctx context.Context, r *http.Request) (*image.Image, error) {
 	if s.cfg.Images == nil {
-		return out, fault.New(fault.NotFound, "Image not found.")
+		return nil, fault.New(fault.NotFound, "Image not found.")
 	}
-	is, err := s.cfg.Images.Get(ctx, r.PathValue("id"))
+	is, err := s.cfg.Images.Get(ctx, tokenOf(r), r.PathValue("id"))
 	if errors.Is(err, fault.NotFound) {
 		err = fault.New(fault.NotFound, "Image not found.")
 	}
+	return is, err
+}
+
+func (s *server) showImage(ctx context.Context, r *api.Request[api.None]) (out oneImage, err error) {
+	is, err := s.image(ctx, r.Request)
 	if err != nil {
 		return out, err
 	}
 	return oneImage{viewImage(r.Request, is)}, nil
 }
 
-// checkImage returns an error, with Nova's text, if an image does not exist or does not fit a flavor with this memory and root disk. Without a source of images any text is
-// accepted, because only the driver knows. An empty reference is no image.
-func (s *server) checkImage(ctx context.Context, ref string, ramMiB, diskGiB int) error {
+func (s *server) deleteImage(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
+	is, err := s.image(ctx, r.Request)
+	if err != nil {
+		return api.None{}, err
+	}
+	k := s.keeper()
+	if k == nil {
+		return api.None{}, fault.New(fault.Denied, "You are not allowed to delete the image.")
+	}
+	err = k.Delete(ctx, tokenOf(r.Request), is.ID)
+	if errors.Is(err, fault.Denied) {
+		err = fault.New(fault.Denied, "You are not allowed to delete the image.")
+	}
+	return api.None{}, err
+}
+
+// checkImage returns an error, with Nova's text, if an image does not exist for the client, is not active, or does not fit a flavor with this memory and root disk. missing is the text
+// for an image that does not exist. Without a source of images any text is accepted, because only the driver knows. An empty reference is no image.
+func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing string, ramMiB, diskGiB int) error {
 	if ref == "" || s.cfg.Images == nil {
 		return nil
 	}
-	is, err := s.cfg.Images.Get(ctx, ref)
+	is, err := s.cfg.Images.Get(ctx, tokenOf(r), ref)
 	const gib = 1 << 30
 	switch {
 	case errors.Is(err, fault.NotFound):
-		return fault.New(fault.Invalid, "Can not find requested image")
+		return fault.New(fault.Invalid, "%s", missing)
 	case err != nil:
 		return err
+	case is.Status != image.Active:
+		return fault.New(fault.Invalid, "Image %s is not active.", ref)
 	case is.MinRAMMiB > ramMiB:
 		return fault.New(fault.Invalid, "Flavor's memory is too small for requested image.")
 	case diskGiB > 0 && is.MinDiskGiB > diskGiB: // 0: the disk has the size of the image
@@ -159,4 +255,49 @@ func (s *server) checkImage(ctx context.Context, ref string, ramMiB, diskGiB int
 		return fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", diskGiB*gib, is.Size)
 	}
 	return nil
+}
+
+// newSnapshot makes an image, whose content the compute service of the server will upload, and returns its id. Without an image service the driver keeps the
+// image, and the id is a new one. undo removes the image after an error.
+func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Server, a compute.Action, as store.Image) (id string, undo func(error) error, err error) {
+	undo = func(err error) error { return err }
+	k := s.keeper()
+	if k == nil {
+		return uuid.NewString(), undo, nil
+	}
+	if err := store.CheckAction(srv, a); err != nil {
+		return "", nil, err
+	}
+	if err := s.checkBus(ctx); err != nil {
+		return "", nil, err
+	}
+	properties := map[string]string{}
+	maps.Copy(properties, as.Metadata)
+	maps.Copy(properties, map[string]string{
+		"image_type": "snapshot", instanceProperty: srv.ID, "user_id": reqctx.From(ctx).UserID, "base_image_ref": srv.ImageRef,
+		"owner_id": reqctx.From(ctx).ProjectID,
+	})
+	token := tokenOf(r)
+	id, err = k.Create(ctx, token, image.Image{Name: as.Name, Format: "qcow2", MinDiskGiB: srv.Flavor().DiskGiB, Properties: properties})
+	if err != nil {
+		return "", nil, err
+	}
+	undo = func(err error) error {
+		if err != nil {
+			s.removeImage(ctx, token, id)
+		}
+		return err
+	}
+	return id, undo, nil
+}
+
+// removeImage removes an image that no server needs. A failure is only logged.
+func (s *server) removeImage(ctx context.Context, token, id string) {
+	k := s.keeper()
+	if k == nil || id == "" {
+		return
+	}
+	if err := k.Delete(context.WithoutCancel(ctx), token, id); err != nil && !errors.Is(err, fault.NotFound) {
+		s.cfg.Logger.WarnContext(ctx, "image not removed, no server needs it", "image", id, "error", err)
+	}
 }

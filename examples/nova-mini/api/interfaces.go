@@ -15,7 +15,6 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/api"
-	"github.com/armature-go/armature/service/auth"
 )
 
 // This file has what a server shows of its networks, and how a client changes its interfaces. Without a network service a server has none.
@@ -56,9 +55,6 @@ func (s *server) interfaceRoutes(all, withBody *api.Group) {
 	change := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
 	api.HandleTarget(change, api.Route{Pattern: "POST /os-interface", Rule: ruleAttachInterface, Summary: "Give a server an interface"}, t, s.attachInterface)
 }
-
-// tokenOf returns the token of a request, for other services.
-func tokenOf(r *http.Request) string { return r.Header.Get(auth.Header) }
 
 // addresses are the addresses of a server by the name of the network.
 type addresses map[string][]address

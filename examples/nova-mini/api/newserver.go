@@ -280,7 +280,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return out, err
 	}
-	if err := s.checkImage(ctx, in.ImageRef, f.MemoryMiB, f.DiskGiB); err != nil {
+	if err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", f.MemoryMiB, f.DiskGiB); err != nil {
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, at)

@@ -137,6 +137,7 @@ const (
 	CapDiagnostics     driver.Capability = "diagnostics"
 	CapEvents          driver.Capability = "events"
 	CapGuestData       driver.Capability = "guest-data"
+	CapImageFiles      driver.Capability = "image-files"
 )
 
 // Spec describes a server that a driver builds.
@@ -145,7 +146,9 @@ type Spec struct {
 	ID        string `json:"id"`
 	Name      string `json:"name"`
 	ProjectID string `json:"project_id"`
-	// ImageRef is the image that the server boots from, in a form that the driver understands.
+	// ImageRef is the image that the server boots from, in a form that the driver understands. For a driver with CapImageFiles it may be the absolute path
+	// of a file on the host, NAME.qcow2 or NAME.raw, whose format is that of its name. The file may be removed after Spawn. The same
+	// holds for the image of Rescue. Snapshot writes a file NAME.qcow2 then, which has its name only when it is complete.
 	ImageRef  string            `json:"image_ref"`
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`

@@ -49,7 +49,8 @@ type ActRequest struct {
 	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild. If not, it is off. For a Shelve it reports whether
 	// the server ran before.
 	Running bool `json:"running,omitempty"`
-	// ImageRef is the image of a Rescue, where empty means the server's own, or the one that a CreateImage or a Shelve makes.
+	// ImageRef is the image of a Rescue, where empty means the server's own, the one that a CreateImage or a Shelve makes, or the one of an
+	// Unshelve, which is not needed after it.
 	ImageRef string `json:"image_ref,omitempty"`
 	// Spec is what an action with ActionInfo.Builds builds. Placed reports whether the host was chosen for this action: if the action fails,
 	// the worker removes the server before its report.

@@ -349,6 +349,9 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		}
 		req.Spec = new(built.Spec())
 	}
+	if s.action == compute.Unshelve {
+		req.ImageRef = srv.ShelvedImage
+	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}

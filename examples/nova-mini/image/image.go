@@ -1,4 +1,5 @@
-// Package image finds the images from which servers boot: in a directory of image files, or the one image that is built in for the fake driver.
+// Package image finds the images from which servers boot: in OpenStack's image service, in a directory of image files, or the one image that is built in
+// for the fake driver. [Files] brings images of the image service to a host, and snapshots of servers to the image service.
 package image
 
 import (
@@ -25,25 +26,48 @@ type Image struct {
 	// MinRAMMiB and MinDiskGiB are what a flavor must have at least.
 	MinRAMMiB, MinDiskGiB int
 	Properties            map[string]string
-	Updated               time.Time
+	Created, Updated      time.Time
+	// Status is the status in the image service. Only from an image that is [Active] a server boots.
+	Status string
+	// Format is the format of the content, such as qcow2. It is empty if it is not known.
+	Format string
+
+	checksum, hashAlgo, hash string // of the content; checksum is MD5
 }
 
-// Source finds images. It is safe for concurrent use.
+// Active is the status of an image with content.
+const Active = "active"
+
+// Source finds images. It is safe for concurrent use. The token is that of the client; a directory shows all clients the same images.
 type Source interface {
-	// Get returns an image. Errors: NotFound; Unavailable, if the images cannot be read.
-	Get(ctx context.Context, id string) (*Image, error)
-	// List returns all images, sorted by id. Errors: Unavailable.
-	List(ctx context.Context) ([]Image, error)
+	// Get returns an image. Errors: NotFound, also if the client must not see the image; Denied; Unavailable, if the images cannot be read.
+	Get(ctx context.Context, token, id string) (*Image, error)
+	// List returns the images that the client may see. Errors: Unavailable.
+	List(ctx context.Context, token string) ([]Image, error)
+}
+
+// Keeper is a source in which clients make images. The errors are those of Source, and Conflict, if the state of the image does not allow the change.
+type Keeper interface {
+	Source
+	// Create makes an image of the client's project without content, with the name, the format, the minimal amounts and the properties of is. It returns the id.
+	// Errors: Invalid, Denied.
+	Create(ctx context.Context, token string, is Image) (id string, err error)
+	// Delete removes an image.
+	Delete(ctx context.Context, token, id string) error
+	// SetProperties replaces all properties of an image, and returns the image.
+	SetProperties(ctx context.Context, token, id string, to map[string]string) (*Image, error)
 }
 
 // BuiltIn has the image cirros, which the fake driver does not read.
-func BuiltIn() Source { return fixed{{ID: "cirros", Name: "cirros", Updated: time.Unix(0, 0)}} }
+func BuiltIn() Source {
+	return fixed{{ID: "cirros", Name: "cirros", Created: time.Unix(0, 0), Updated: time.Unix(0, 0), Status: Active}}
+}
 
 type fixed []Image
 
-func (f fixed) List(context.Context) ([]Image, error) { return f, nil }
+func (f fixed) List(context.Context, string) ([]Image, error) { return f, nil }
 
-func (f fixed) Get(_ context.Context, id string) (*Image, error) { return find(f, id) }
+func (f fixed) Get(_ context.Context, _, id string) (*Image, error) { return find(f, id) }
 
 func find(list []Image, id string) (*Image, error) {
 	i := slices.IndexFunc(list, func(is Image) bool { return is.ID == id })
@@ -67,7 +91,7 @@ func Directory(ctx context.Context, path string) (Source, error) {
 		return nil, fault.New(fault.Invalid, "the directory of images %s is not an absolute path", path)
 	}
 	d := directory(path)
-	if _, err := d.List(ctx); err != nil {
+	if _, err := d.List(ctx, ""); err != nil {
 		return nil, fault.New(fault.Invalid, "%w", err)
 	}
 	return d, nil
@@ -83,7 +107,7 @@ type more struct {
 }
 
 // List implements Source.
-func (d directory) List(context.Context) ([]Image, error) {
+func (d directory) List(context.Context, string) ([]Image, error) {
 	files, err := os.ReadDir(string(d))
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "read the images: %w", err)
@@ -108,7 +132,8 @@ func (d directory) List(context.Context) ([]Image, error) {
 		}
 		is := known[id]
 		out = append(out, Image{
-			ID: id, Name: id, Size: info.Size(), MinRAMMiB: is.MinRAM, MinDiskGiB: is.MinDisk, Properties: is.Properties, Updated: info.ModTime(),
+			ID: id, Name: id, Size: info.Size(), MinRAMMiB: is.MinRAM, MinDiskGiB: is.MinDisk, Properties: is.Properties,
+			Created: info.ModTime(), Updated: info.ModTime(), Status: Active,
 		})
 	}
 	return out, nil
@@ -138,8 +163,8 @@ func (d directory) listed() (out map[string]more, err error) {
 }
 
 // Get implements Source.
-func (d directory) Get(ctx context.Context, id string) (*Image, error) {
-	list, err := d.List(ctx)
+func (d directory) Get(ctx context.Context, _, id string) (*Image, error) {
+	list, err := d.List(ctx, "")
 	if err != nil {
 		return nil, err
 	}

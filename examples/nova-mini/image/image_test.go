@@ -32,7 +32,7 @@ func TestDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(image.ListFile, `{"b": {"min_ram": 512, "min_disk": 2, "properties": {"os_type": "linux"}}, "gone": {}}`)
-	list, err := s.List(t.Context())
+	list, err := s.List(t.Context(), "")
 	var ids []string
 	for _, is := range list {
 		ids = append(ids, is.ID)
@@ -40,18 +40,18 @@ func TestDirectory(t *testing.T) {
 	if got := strings.Join(ids, " "); err != nil || got != "a b c" {
 		t.Errorf("%v, %s", err, got)
 	}
-	b, err := s.Get(t.Context(), "b")
+	b, err := s.Get(t.Context(), "", "b")
 	if err != nil || b.Size != 5 || b.MinRAMMiB != 512 || b.MinDiskGiB != 2 || b.Properties["os_type"] != "linux" || b.Name != "b" || b.Updated.IsZero() {
 		t.Errorf("%v, %+v", err, b)
 	}
 	for _, id := range []string{"", "d", "notes", "../a", "b.qcow2"} {
-		if _, err := s.Get(t.Context(), id); !errors.Is(err, fault.NotFound) {
+		if _, err := s.Get(t.Context(), "", id); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%q: %v", id, err)
 		}
 	}
 	for _, bad := range []string{"{", `{"b": {"min_rum": 1}}`, `{"b": {"min_ram": -1}}`} {
 		write(image.ListFile, bad)
-		if _, err := s.Get(t.Context(), "b"); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), image.ListFile) {
+		if _, err := s.Get(t.Context(), "", "b"); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), image.ListFile) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
@@ -60,7 +60,7 @@ func TestDirectory(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if is, err := image.BuiltIn().Get(t.Context(), "cirros"); err != nil || is.Name != "cirros" {
+	if is, err := image.BuiltIn().Get(t.Context(), "", "cirros"); err != nil || is.Name != "cirros" {
 		t.Errorf("built in: %v, %v", is, err)
 	}
 }

@@ -47,6 +47,7 @@ type Config struct {
 type Session struct {
 	cfg  Config
 	http http.Client
+	data http.Client // without a timeout and a bound
 
 	mu       sync.Mutex
 	own      *gophercloud.ProviderClient // nil before the first login
@@ -83,7 +84,10 @@ func New(cfg Config) (*Session, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // net/http defines it as *http.Transport
 	transport.TLSClientConfig = cfg.TLS
 	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a redirect would send tokens to another server
-	return &Session{cfg: cfg, http: http.Client{Transport: bounded{transport}, Timeout: cfg.Timeout, CheckRedirect: noRedirect}}, nil
+	return &Session{
+		cfg: cfg, http: http.Client{Transport: bounded{transport}, Timeout: cfg.Timeout, CheckRedirect: noRedirect},
+		data: http.Client{Transport: transport, CheckRedirect: noRedirect},
+	}, nil
 }
 
 func optionError(option, text string) error {
@@ -105,7 +109,13 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // CloseIdle closes the connections that no request uses.
-func (s *Session) CloseIdle() { s.http.CloseIdleConnections() }
+func (s *Session) CloseIdle() {
+	s.http.CloseIdleConnections()
+	s.data.CloseIdleConnections()
+}
+
+// Transfers returns the HTTP client for long bodies. It has no timeout, and does not bound a reply.
+func (s *Session) Transfers() *http.Client { return &s.data }
 
 // Client returns a client that uses the token of a client of this service or, if the token is empty, of its own user. It blocks for the first login,
 // and renews the token of its own user by itself. Errors: those of [Session.Translate].

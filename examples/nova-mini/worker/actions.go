@@ -34,17 +34,13 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 	compute.Resume: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Resume(ctx, r.ServerID)
 	}),
-	compute.Rescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
-		return d.Rescue(ctx, r.ServerID, r.ImageRef)
-	}),
+	compute.Rescue: (*Service).rescue,
 	compute.Unrescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Unrescue(ctx, r.ServerID)
 	}),
-	compute.Rebuild: (*Service).rebuild,
-	compute.CreateImage: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
-		return d.Snapshot(ctx, r.ServerID, r.ImageRef)
-	}),
-	compute.Shelve: (*Service).shelve,
+	compute.Rebuild:     (*Service).rebuild,
+	compute.CreateImage: (*Service).snapshot,
+	compute.Shelve:      (*Service).shelve,
 	compute.ShelveOffload: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Destroy(ctx, r.ServerID)
 	}),
@@ -78,12 +74,18 @@ func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 
 // rebuild destroys the server and builds it again. A repeated delivery of the message does so once more.
 func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
-	err := retryDriver(ctx, func() error { return checkGuestData(ctx, s.cfg.Driver(), *req.Spec) })
+	spec := *req.Spec
+	err := retryDriver(ctx, func() (err error) { // before the server is destroyed
+		if err = checkGuestData(ctx, s.cfg.Driver(), spec); err == nil {
+			spec.ImageRef, err = s.fetchImage(ctx, s.cfg.Driver(), req.Spec.ImageRef)
+		}
+		return err
+	})
 	if err == nil {
 		err = retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) })
 	}
 	if err == nil {
-		err = retryDriver(ctx, func() error { return spawnWithInterfaces(ctx, s.cfg.Driver(), *req.Spec) })
+		err = retryDriver(ctx, func() error { return spawnWithInterfaces(ctx, s.cfg.Driver(), spec) })
 	}
 	if err == nil && !req.Running {
 		err = s.stop(ctx, req)
@@ -95,7 +97,7 @@ func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
 func (s *Service) shelve(ctx context.Context, req *compute.ActRequest) error {
 	err := s.stop(ctx, req)
 	if err == nil {
-		err = retryDriver(ctx, func() error { return s.cfg.Driver().Snapshot(ctx, req.ServerID, req.ImageRef) })
+		err = s.snapshot(ctx, req)
 	}
 	if err == nil || ctx.Err() != nil || !req.Running {
 		return err
@@ -118,6 +120,17 @@ func (s *Service) unshelve(ctx context.Context, req *compute.ActRequest) error {
 		return fmt.Errorf("%w, and its remains cannot be removed: %w, %w", err, undo, errPartial)
 	}
 	return err
+}
+
+// dropShelved removes the image of a server that has been unshelved. It is called after the report: until then the image may be needed. A failure
+// is only logged.
+func (s *Service) dropShelved(ctx context.Context, req *compute.ActRequest) {
+	if s.cfg.Images == nil || req.Action != compute.Unshelve || req.ImageRef == "" {
+		return
+	}
+	if err := s.cfg.Images.Remove(ctx, req.ImageRef); err != nil {
+		s.cfg.Logger.WarnContext(ctx, "image of the shelved server not removed", "server", req.ServerID, "image", req.ImageRef, "error", err)
+	}
 }
 
 func softReboot(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {

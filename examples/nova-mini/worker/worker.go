@@ -30,12 +30,26 @@ type Config struct {
 	// Driver returns the driver. It is called for each use, from Start on, because the driver may be replaced.
 	Driver func() compute.Driver
 	Client *rpc.Client
+	// Images brings images to the host, and snapshots to the image service. Nil: the driver knows images by their references.
+	Images Images
 	// Process returns the identity of this start of the process, with which the service claims the host. It is called
 	// from Start on. Nil, for tests: the host is not claimed.
 	Process func() compute.Process
 	// ShutdownTimeout is how long a guest may take to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
 	Logger          *slog.Logger
+}
+
+// Images are the images of an image service that a host uses. The methods are those of image.Files.
+type Images interface {
+	// Fetch returns the path of the file of an image.
+	Fetch(ctx context.Context, id string) (path string, err error)
+	// Put fills an image with the file that write writes. If it fails and ctx has not ended, it removes the image.
+	Put(ctx context.Context, id string, write func(path string) error) error
+	// Discard removes an image that Put has not filled.
+	Discard(ctx context.Context, id string) error
+	// Remove removes an image.
+	Remove(ctx context.Context, id string) error
 }
 
 // Service answers the worker's RPC interface. It is safe for concurrent use.
@@ -112,6 +126,10 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	d := s.cfg.Driver()
 	if err := checkGuestData(ctx, d, spec); err != nil {
+		return err
+	}
+	var err error
+	if spec.ImageRef, err = s.imageToBuild(ctx, d, spec); err != nil {
 		return err
 	}
 	return spawnWithInterfaces(ctx, d, spec)
@@ -219,6 +237,9 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	defer s.locks.Unlock(id)
 	wanted, err := s.beginStep(ctx, work, id, req.Token)
 	if err != nil || !wanted {
+		if err == nil {
+			err = s.discardSnapshot(ctx, req)
+		}
 		return &rpc.None{}, err
 	}
 	failed := s.runAction(ctx, req)
@@ -229,8 +250,11 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
 	stale, err := s.endStep(ctx, work, id, req.Token, failed)
-	if stale && req.Placed { // as after a build that is no longer wanted
+	switch {
+	case stale && req.Placed: // as after a build that is no longer wanted
 		err = s.evictLocked(ctx, id)
+	case err == nil && failed == nil && !stale:
+		s.dropShelved(ctx, req)
 	}
 	return &rpc.None{}, err
 }

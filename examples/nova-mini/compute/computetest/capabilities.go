@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -241,6 +243,41 @@ func testDiagnostics(e *env) {
 			}
 			return err
 		})
+	})
+}
+
+func testImageFiles(e *env) {
+	e.with(func(s compute.Spec) {
+		dir, err := os.MkdirTemp("", "image-files-")
+		if err != nil {
+			e.Errorf("%v", err)
+			return
+		}
+		defer func() { _ = os.RemoveAll(dir) }() // only a temporary directory
+		path := filepath.Join(dir, "snapshot-"+s.ID+".qcow2")
+		snapshot := func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, path) }
+		e.must("snapshot into a file", snapshot)
+		before, err := os.Stat(path)
+		if err != nil {
+			e.Errorf("%v", err)
+			return
+		}
+		e.must("the same snapshot", snapshot)
+		if after, err := os.Stat(path); err != nil || !after.ModTime().Equal(before.ModTime()) {
+			e.Errorf("a repeated snapshot has changed the file, or removed it: %v", err)
+		}
+		e.want(fault.Invalid, "a snapshot into a file of another format", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, path+".vmdk") })
+		other := e.spec()
+		other.ImageRef = filepath.Join(dir, "none.qcow2")
+		e.want(fault.Precondition, "spawn from a file that does not exist", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, other) })
+		other.ImageRef = path
+		e.must("spawn from the file", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, other) })
+		if err := os.Remove(path); err != nil {
+			e.Errorf("%v", err)
+		}
+		e.reach(other.ID, compute.Shutdown)
+		e.must("start without the file", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, other.ID) })
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, other.ID) })
 	})
 }
 

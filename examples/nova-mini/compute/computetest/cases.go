@@ -56,6 +56,7 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	add("metrics", "The counters of a running server do not decrease.", testMetrics, compute.CapMetrics)
 	add("diagnostics", "Diagnostics of a server are not empty.", testDiagnostics, compute.CapDiagnostics)
 	add("guest data", "A server is built with user data and a config drive, also by a repeated call; user data that are not base64 are Invalid.", testGuestData, compute.CapGuestData)
+	add("image files", "A snapshot is written into a file at an absolute path, and a server boots from such a file, which may be removed afterwards.", testImageFiles, compute.CapImageFiles, compute.CapSnapshot)
 	add("events", "The stream begins with BEGAN, and reports each later change.", testEvents, compute.CapEvents)
 	add("many servers", "Calls on different servers, and List, may run at the same time.", testManyServers)
 	add("canceled", "A call ends when its context ends, before the call or during it; the same call, or Destroy, succeeds later.", testCanceled)
@@ -72,7 +73,7 @@ func testInfo(e *env) {
 	all := []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog, compute.CapVNCConsole,
 		compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
-		compute.CapGuestData,
+		compute.CapGuestData, compute.CapImageFiles,
 	}
 	for _, c := range i.Capabilities {
 		if !slices.Contains(all, c) {

@@ -1,0 +1,523 @@
+package e2e_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/imagedata"
+	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
+
+	"github.com/armature-go/armature/internal/keystonetest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// TestGlance: servers boot from the images of a real image service, as far as the client may use them, and their snapshots are images there. Neither a compute service
+// that is killed, nor wrong content, nor an image service that is away leads to a server from a wrong image, or to an image with a part of its content.
+func TestGlance(t *testing.T) {
+	t.Parallel()
+	scenario(t)
+	g := newGlanced(t)
+	g.testChecks()
+	g.testProxy()
+	g.testSnapshot()
+	g.testShelve()
+	g.testRescue()
+	g.testWrongContent()
+	g.testKilledDownload()
+	g.testKilledUpload()
+	g.testAway()
+}
+
+// glanced is a cloud with Keystone and Glance. The services of the cloud reach Glance through a gate.
+type glanced struct {
+	*cloud
+
+	gate     *gate
+	glance   *testenv.Service
+	token    map[string]string
+	images   map[string]*gophercloud.ServiceClient // by user
+	endpoint string                                // of the cloud's API
+}
+
+func newGlanced(t *testing.T) *glanced {
+	t.Helper()
+	return newGlancedWith(t, "")
+}
+
+func newGlancedWith(t *testing.T, conf string) *glanced {
+	t.Helper()
+	ks := keystonetest.Start(t)
+	g := &glanced{glance: ks.Glance(), token: map[string]string{}, images: map[string]*gophercloud.ServiceClient{}}
+	g.gate = newGate(t, g.glance.URL)
+	for user, its := range map[string][2]string{"ada": {"p1", "member"}, "bob": {"p2", "member"}, "root": {"p0", "admin"}} {
+		project := gophercloud.AuthScope{ProjectID: ks.Project(its[0])}
+		ks.Grant(ks.User(user), its[1], project)
+		g.token[user], g.images[user] = ks.Token(user, &project), ks.Images(user, project.ProjectID)
+	}
+	login := "auth_url = " + ks.Endpoint + "\nusername = glance\npassword = " + keystonetest.Password + "\n"
+	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.gate.URL+"\n[filter_scheduler]\nhost_subset_size = 1\n")
+	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
+		g.start(p[0], p[1])
+	}
+	g.endpoint = g.client(g.start("api", "api-1")).Endpoint
+	g.poll("the compute service to be known", 30*time.Second, func() error {
+		if _, body, _ := g.ask("root", "2.1", "GET", "os-services", ""); !strings.Contains(body, "nova-compute") {
+			return errors.New(body)
+		}
+		return nil
+	})
+	return g
+}
+
+func (g *glanced) ask(user, version, method, path, body string) (int, string, http.Header) {
+	g.Helper()
+	r, err := http.NewRequestWithContext(g.Context(), method, g.endpoint+path, strings.NewReader(body))
+	if err != nil {
+		g.Fatal(err)
+	}
+	r.Header.Set("X-Auth-Token", g.token[user])
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("OpenStack-API-Version", "compute "+version)
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		g.Fatal(err)
+	}
+	return res.StatusCode, string(raw), res.Header
+}
+
+// want sends a request and returns the body of the reply, which has a status and a text.
+func (g *glanced) want(code int, says, user, version, method, path, body string) string {
+	g.Helper()
+	got, reply, _ := g.ask(user, version, method, path, body)
+	if got != code || !strings.Contains(reply, says) {
+		g.Fatalf("%s: %s %s %s = %d %s, want %d with %q", user, method, path, body, got, reply, code, says)
+	}
+	return reply
+}
+
+// image makes an image of a user and, unless content is empty, uploads its content.
+func (g *glanced) image(user string, as images.CreateOpts, content string) string {
+	g.Helper()
+	as.ContainerFormat, as.DiskFormat = "bare", cmp.Or(as.DiskFormat, "raw")
+	is, err := images.Create(g.Context(), g.images[user], as).Extract()
+	if err == nil && content != "" {
+		err = imagedata.Upload(g.Context(), g.images[user], is.ID, strings.NewReader(content)).ExtractErr()
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	return is.ID
+}
+
+func boot(image string) string {
+	return `{"server": {"name": "s", "flavorRef": "1", "imageRef": "` + image + `"}}`
+}
+
+// server creates a server of ada and returns its id.
+func (g *glanced) server(image string) string {
+	g.Helper()
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.1", "POST", "servers", boot(image))), &made); err != nil {
+		g.Fatal(err)
+	}
+	return made.Server.ID
+}
+
+// becomes waits until a server has a status and no task, and returns its fault.
+func (g *glanced) becomes(id, status string) string {
+	g.Helper()
+	var now struct {
+		Server struct {
+			Status string
+			Task   *string `json:"OS-EXT-STS:task_state"`
+			Fault  struct{ Message, Details string }
+		}
+	}
+	g.poll("server "+id+" to be "+status, 90*time.Second, func() error {
+		body := g.want(200, "", "root", "2.1", "GET", "servers/"+id, "")
+		if err := json.Unmarshal([]byte(body), &now); err != nil || now.Server.Status != status || now.Server.Task != nil {
+			return errors.New(body)
+		}
+		return nil
+	})
+	return now.Server.Fault.Message + " " + now.Server.Fault.Details
+}
+
+// status returns the status of an image, or "gone".
+func (g *glanced) status(image string) string {
+	g.Helper()
+	is, err := images.Get(g.Context(), g.images["root"], image).Extract()
+	if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+		return "gone"
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	return string(is.Status)
+}
+
+// testChecks: an image must exist for the client, have content, and fit the flavor.
+func (g *glanced) testChecks() {
+	g.Helper()
+	mine := g.image("ada", images.CreateOpts{Name: "mine", Properties: map[string]string{"os_distro": "test"}}, "content")
+	off := g.image("ada", images.CreateOpts{Name: "off"}, "content")
+	res, err := g.images["root"].Post(g.Context(), g.images["root"].ServiceURL("images", off, "actions", "deactivate"), nil, nil, &gophercloud.RequestOpts{OkCodes: []int{204}})
+	if err != nil {
+		g.Fatal(err)
+	}
+	res.Body.Close()
+	for _, tt := range []struct{ image, says string }{
+		{g.image("bob", images.CreateOpts{Name: "his"}, "content"), "Can not find requested image"},
+		{"11111111-2222-3333-4444-555555555555", "Can not find requested image"},
+		{"../images", "Can not find requested image"},
+		{off, "Image " + off + " is not active."},
+		{g.image("ada", images.CreateOpts{Name: "empty"}, ""), "is not active."},
+		{g.image("ada", images.CreateOpts{Name: "big", MinRAM: 100000}, "content"), "Flavor's memory is too small for requested image."},
+		{g.image("ada", images.CreateOpts{Name: "wide", MinDisk: 100}, "content"), "Flavor's disk is smaller than the minimum size specified in image metadata."},
+	} {
+		g.want(400, tt.says, "ada", "2.1", "POST", "servers", boot(tt.image))
+	}
+	id := g.server(mine)
+	g.becomes(id, "ACTIVE")
+	g.content(mine, "content")
+	g.want(400, "Cannot find image for rebuild", "ada", "2.1", "POST", "servers/"+id+"/action", `{"rebuild": {"imageRef": "11111111-2222-3333-4444-555555555555"}}`)
+	g.want(400, "Requested rescue image 'x' is not supported", "ada", "2.1", "POST", "servers/"+id+"/action", `{"rescue": {"rescue_image_ref": "x"}}`)
+	other := g.image("ada", images.CreateOpts{Name: "other"}, "other content")
+	g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", `{"rebuild": {"imageRef": "`+other+`"}}`)
+	g.becomes(id, "ACTIVE")
+	g.content(other, "other content")
+}
+
+// content checks the file of an image on the host.
+func (g *glanced) content(image, want string) {
+	g.Helper()
+	if raw, err := os.ReadFile(filepath.Join(g.dir, "images", "node-1", image+".raw")); err != nil || string(raw) != want {
+		g.Errorf("the host has %.100q, %v; want %q", raw, err, want)
+	}
+}
+
+// testProxy: the old routes of images show what Glance has.
+func (g *glanced) testProxy() {
+	g.Helper()
+	list := g.want(200, `"name":"mine"`, "ada", "2.1", "GET", "images/detail", "")
+	if strings.Contains(list, `"name":"his"`) || !strings.Contains(list, `"os_distro":"test"`) || !strings.Contains(list, `"status":"SAVING"`) {
+		g.Errorf("the images of ada: %s", list)
+	}
+	if list := g.want(200, `"name":"big"`, "ada", "2.35", "GET", "images?minRam=100000", ""); strings.Contains(list, `"name":"mine"`) {
+		g.Errorf("the images with 100000 MiB: %s", list)
+	}
+	id := g.image("ada", images.CreateOpts{Name: "old", Properties: map[string]string{"a": "1"}}, "content")
+	at := "images/" + id
+	g.want(404, "Image not found.", "bob", "2.1", "GET", at, "")
+	g.want(404, "Image not found.", "bob", "2.1", "DELETE", at, "")
+	g.want(200, `"b":"2"`, "ada", "2.1", "POST", at+"/metadata", `{"metadata": {"b": "2"}}`)
+	g.want(200, `{"meta":{"x y":"3"}}`, "ada", "2.1", "PUT", at+"/metadata/x%20y", `{"meta": {"x y": "3"}}`)
+	g.want(204, "", "ada", "2.1", "DELETE", at+"/metadata/a", "")
+	g.want(404, "Metadata item was not found", "ada", "2.1", "DELETE", at+"/metadata/a", "")
+	g.want(200, `{"metadata":{"b":"2","x y":"3"}}`, "ada", "2.1", "GET", at+"/metadata", "")
+	g.want(200, `{"metadata":{"c":"4"}}`, "ada", "2.1", "PUT", at+"/metadata", `{"metadata": {"c": "4"}}`)
+	g.want(204, "", "ada", "2.1", "DELETE", at, "")
+	if is := g.status(id); is != "gone" {
+		g.Errorf("the deleted image is %s", is)
+	}
+}
+
+// testSnapshot: the image of a server's disk belongs to the client, and a server boots from it.
+func (g *glanced) testSnapshot() {
+	g.Helper()
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	g.becomes(id, "ACTIVE")
+	g.want(404, "", "bob", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap"}}`)
+	code, body, header := g.ask("ada", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap", "metadata": {"k": "v"}}}`)
+	at := header.Get("Location")
+	image := at[strings.LastIndex(at, "/")+1:]
+	if code != 202 || image == "" {
+		g.Fatalf("%d %s %v", code, body, header)
+	}
+	g.becomes(id, "ACTIVE")
+	is, err := images.Get(g.Context(), g.images["ada"], image).Extract()
+	if err != nil || is.Status != images.ImageStatusActive || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" || is.Properties["image_type"] != "snapshot" || is.MinDiskGigabytes != 1 {
+		g.Fatalf("%+v, %v", is, err)
+	}
+	if list := g.want(200, image, "ada", "2.1", "GET", "images/detail?type=snapshot&server="+id, ""); strings.Count(list, `"progress"`) != 1 {
+		g.Errorf("the images of server %s: %s", id, list)
+	}
+	g.becomes(g.server(image), "ACTIVE")
+	var made struct {
+		ID string `json:"image_id"`
+	}
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap 2"}}`)), &made); err != nil {
+		g.Fatal(err)
+	}
+	g.becomes(id, "ACTIVE")
+	if is := g.status(made.ID); is != "active" {
+		g.Errorf("the image is %s", is)
+	}
+}
+
+// testShelve: a shelved server is an image until it is unshelved or deleted.
+func (g *glanced) testShelve() {
+	g.Helper()
+	base := g.image("ada", images.CreateOpts{Name: "base"}, "base")
+	kept, dropped := g.server(base), g.server(base)
+	for _, id := range []string{kept, dropped} {
+		g.becomes(id, "ACTIVE")
+		g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", `{"shelve": null}`)
+		g.becomes(id, "SHELVED_OFFLOADED")
+	}
+	shelved := func(id string) string {
+		list := g.want(200, "s-shelved", "ada", "2.1", "GET", "images?server="+id, "")
+		var all struct{ Images []struct{ ID string } }
+		if err := json.Unmarshal([]byte(list), &all); err != nil || len(all.Images) != 1 {
+			g.Fatalf("the images of server %s: %s, %v", id, list, err)
+		}
+		return all.Images[0].ID
+	}
+	first, second := shelved(kept), shelved(dropped)
+	g.want(202, "", "ada", "2.1", "POST", "servers/"+kept+"/action", `{"unshelve": null}`)
+	g.becomes(kept, "ACTIVE")
+	g.want(204, "", "ada", "2.1", "DELETE", "servers/"+dropped, "")
+	g.poll("the images to be removed", 10*time.Second, func() error {
+		if a, b := g.status(first), g.status(second); a != "gone" || b != "gone" {
+			return fmt.Errorf("%s, %s", a, b)
+		}
+		return nil
+	})
+}
+
+// testRescue: a server starts from another image, and from its own.
+func (g *glanced) testRescue() {
+	g.Helper()
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	g.becomes(id, "ACTIVE")
+	for _, body := range []string{`{"rescue": {"rescue_image_ref": "` + g.image("ada", images.CreateOpts{Name: "help"}, "help") + `"}}`, `{"rescue": null}`} {
+		g.want(200, "adminPass", "ada", "2.1", "POST", "servers/"+id+"/action", body)
+		g.becomes(id, "RESCUE")
+		g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", `{"unrescue": null}`)
+		g.becomes(id, "ACTIVE")
+	}
+}
+
+// testWrongContent: no server boots from content that has another checksum than Glance says, and no file has it.
+func (g *glanced) testWrongContent() {
+	g.Helper()
+	for _, wrong := range []string{"contenu", "conte", "content and more"} {
+		image := g.image("ada", images.CreateOpts{Name: "changed"}, "content")
+		g.gate.set(func(r *http.Request) bool {
+			return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
+		}, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, wrong)
+		})
+		if says := g.becomes(g.server(image), "ERROR"); !strings.Contains(says, "the content does not have the checksum of the image service") {
+			g.Errorf("%q: the fault of the server is %s", wrong, says)
+		}
+		g.gate.set(nil, nil)
+		if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", image+"*")); len(left) > 0 {
+			g.Errorf("%q: the host has %v", wrong, left)
+		}
+		g.becomes(g.server(image), "ACTIVE")
+		g.content(image, "content")
+	}
+}
+
+// testKilledDownload: the next compute service of the host downloads an image again that the killed one had in part.
+func (g *glanced) testKilledDownload() {
+	g.Helper()
+	want := strings.Repeat("content", 1000)
+	image := g.image("ada", images.CreateOpts{Name: "large"}, want)
+	began := make(chan bool, 10)
+	g.gate.set(func(r *http.Request) bool {
+		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
+	}, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(want)))
+		_, _ = io.WriteString(w, want[:100])
+		_ = http.NewResponseController(w).Flush()
+		began <- true
+		<-r.Context().Done()
+	})
+	id := g.server(image)
+	g.await(began)
+	g.procs["node-1"].Kill()
+	if _, err := os.Stat(filepath.Join(g.dir, "images", "node-1", image+".raw")); err == nil {
+		g.Error("the host has a part of the image under its name")
+	}
+	g.gate.set(nil, nil)
+	g.start("compute", "node-1")
+	g.becomes(id, "ACTIVE")
+	g.content(image, want)
+}
+
+func (g *glanced) await(began <-chan bool) {
+	g.Helper()
+	select {
+	case <-began:
+	case <-time.After(60 * time.Second):
+		g.Fatal("no transfer has begun")
+	}
+}
+
+// testKilledUpload: an upload that is interrupted is repeated. The image is active only with all of its content.
+func (g *glanced) testKilledUpload() {
+	g.Helper()
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	g.becomes(id, "ACTIVE")
+	began := make(chan bool, 10)
+	upload := func(r *http.Request) bool {
+		return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/file")
+	}
+	g.gate.set(upload, func(w http.ResponseWriter, r *http.Request) {
+		all, _ := io.ReadAll(r.Body) // from then on the context ends with the connection
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(all[:10]), &ending{ctx: r.Context(), began: began}))
+		g.gate.forward(w, r)
+	})
+	var made struct {
+		ID string `json:"image_id"`
+	}
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "cut"}}`)), &made); err != nil {
+		g.Fatal(err)
+	}
+	g.await(began)
+	g.poll("Glance to receive the upload", 10*time.Second, func() error {
+		if is := g.status(made.ID); is != "saving" {
+			return errors.New(is)
+		}
+		return nil
+	})
+	g.procs["node-1"].Kill()
+	g.poll("Glance to drop the part", 30*time.Second, func() error {
+		if is := g.status(made.ID); is != "queued" {
+			return errors.New(is)
+		}
+		return nil
+	})
+	g.gate.set(nil, nil)
+	g.start("compute", "node-1")
+	g.becomes(id, "ACTIVE")
+	content, err := imagedata.Download(g.Context(), g.images["ada"], made.ID).Extract()
+	if err != nil {
+		g.Fatal(err)
+	}
+	if raw, err := io.ReadAll(content); err != nil || string(raw) != id {
+		g.Errorf("the image has %q, %v; want the snapshot of %s", raw, err, id)
+	}
+	// An upload that Glance refuses ends the action, and removes the image.
+	g.gate.set(upload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "refused"}}`)), &made); err != nil {
+		g.Fatal(err)
+	}
+	g.becomes(id, "ACTIVE")
+	g.gate.set(nil, nil)
+	if is := g.status(made.ID); is != "gone" {
+		g.Errorf("the image of the failed upload is %s", is)
+	}
+	g.want(200, `"result":"Error"`, "root", "2.84", "GET", "servers/"+id+"/os-instance-actions/"+g.lastRequest(id), "")
+	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
+		g.Errorf("the host has %v", left)
+	}
+}
+
+// lastRequest returns the id of the request of the last action on a server.
+func (g *glanced) lastRequest(id string) string {
+	g.Helper()
+	var list struct {
+		Actions []struct {
+			Request string `json:"request_id"`
+		} `json:"instanceActions"`
+	}
+	body := g.want(200, "", "root", "2.84", "GET", "servers/"+id+"/os-instance-actions", "")
+	if err := json.Unmarshal([]byte(body), &list); err != nil || len(list.Actions) == 0 {
+		g.Fatalf("%s, %v", body, err)
+	}
+	return list.Actions[0].Request
+}
+
+// testAway: while Glance is away, no server is created, and the rest works.
+func (g *glanced) testAway() {
+	g.Helper()
+	image := g.image("ada", images.CreateOpts{Name: "base"}, "base")
+	g.glance.Kill()
+	g.want(503, "Connection to glance host failed", "ada", "2.1", "POST", "servers", boot(image))
+	g.want(503, "Connection to glance host failed", "ada", "2.1", "GET", "images", "")
+	g.want(200, "", "ada", "2.1", "GET", "servers/detail", "")
+	if err := g.glance.Restart(g.Context()); err != nil {
+		g.Fatal(err)
+	}
+	g.becomes(g.server(image), "ACTIVE")
+}
+
+// ending is the rest of a body that never comes.
+type ending struct {
+	ctx   context.Context //nolint:containedctx // of the request whose body it is
+	began chan<- bool
+}
+
+func (e *ending) Read([]byte) (int, error) {
+	e.began <- true
+	<-e.ctx.Done()
+	return 0, io.ErrUnexpectedEOF
+}
+
+// gate forwards requests to a server. A test may answer some of them itself.
+type gate struct {
+	*httptest.Server
+
+	forward func(http.ResponseWriter, *http.Request)
+
+	mu     sync.Mutex
+	which  func(*http.Request) bool
+	answer http.HandlerFunc
+}
+
+func newGate(t *testing.T, to string) *gate {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	g := &gate{forward: proxy.ServeHTTP}
+	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.Lock()
+		which, answer := g.which, g.answer
+		g.mu.Unlock()
+		if which != nil && which(r) {
+			answer(w, r)
+			return
+		}
+		g.forward(w, r)
+	}))
+	t.Cleanup(func() {
+		g.CloseClientConnections()
+		g.Close()
+	})
+	return g
+}
+
+// set makes the gate answer the requests which itself; nil: none.
+func (g *gate) set(which func(*http.Request) bool, answer http.HandlerFunc) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.which, g.answer = which, answer
+}

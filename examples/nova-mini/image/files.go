@@ -1,0 +1,274 @@
+package image
+
+import (
+	"context"
+	"crypto/md5"  //nolint:gosec // Glance's checksum of images that have no better one
+	"crypto/sha1" //nolint:gosec // an algorithm that an image may have
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keylock"
+)
+
+// Files are the images of an image service that a host has as files, for its driver. Only one process may use Dir. Files is safe for concurrent use.
+type Files struct {
+	Glance *Glance
+	// Dir is the directory of the files. It is made when it is needed. A file that is complete has the name ID.FORMAT. Files may be removed
+	// when no server is built.
+	Dir string
+
+	locks keylock.Locks // by id of an image
+}
+
+// hashes are the algorithms of checksums.
+var hashes = map[string]func() hash.Hash{"md5": md5.New, "sha1": sha1.New, "sha224": sha256.New224, "sha256": sha256.New, "sha384": sha512.New384, "sha512": sha512.New}
+
+// newHash returns the hash of an image's content, and the text that it must have. Errors: Precondition, if the image service knows no checksum.
+func (i *Image) newHash() (hash.Hash, string, error) {
+	if h := hashes[i.hashAlgo]; h != nil && i.hash != "" {
+		return h(), i.hash, nil
+	}
+	if i.checksum != "" {
+		return md5.New(), i.checksum, nil //nolint:gosec // the image has no better one
+	}
+	return nil, "", fault.New(fault.Precondition, "image %s cannot be verified: the image service has no checksum of it, or only one with the unknown algorithm %q", i.ID, i.hashAlgo)
+}
+
+// formats are the formats of images from which servers boot.
+var formats = map[string]bool{"qcow2": true, "raw": true}
+
+// Fetch returns the path of an image, which it downloads first if the host does not have it. The content is verified with the checksum of the image
+// service; a file whose content is not, or not completely, verified has another name. A call for the same image waits for the download. Errors: NotFound;
+// Precondition, if the image is not active or has no checksum; Invalid, if its format is neither qcow2 nor raw, or if the content has another checksum; Unavailable.
+func (f *Files) Fetch(ctx context.Context, id string) (string, error) {
+	is, err := f.Glance.get(ctx, "", id)
+	switch {
+	case err != nil:
+		return "", err
+	case is.Status != Active:
+		return "", fault.New(fault.Precondition, "Image %s is not active.", id)
+	case !formats[is.Format]:
+		return "", fault.New(fault.Invalid, "image %s has the format %q: servers boot from qcow2 and raw", id, is.Format)
+	}
+	if err := f.locks.Lock(ctx, id); err != nil {
+		return "", fmt.Errorf("wait for the download of image %s: %w", id, err)
+	}
+	defer f.locks.Unlock(id)
+	path := filepath.Join(f.Dir, id+"."+is.Format)
+	if info, err := os.Stat(path); err == nil && info.Size() == is.Size {
+		return path, nil
+	}
+	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+		return "", fmt.Errorf("download image %s: %w", id, err)
+	}
+	if err := f.download(ctx, is, path); err != nil {
+		return "", fmt.Errorf("download image %s: %w", id, err)
+	}
+	return path, nil
+}
+
+// download writes the content of an image into a file. The file has its name when the content is complete and verified.
+func (f *Files) download(ctx context.Context, is *Image, path string) (err error) {
+	sum, want, err := is.newHash()
+	if err != nil {
+		return err
+	}
+	reply, err := f.Glance.transfer(ctx, http.MethodGet, is.ID, nil, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	defer reply.Body.Close()                                                 //nolint:errcheck // the body is only read
+	tmp := path + ".part"                                                    // one of an interrupted download is written again
+	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) //nolint:gosec // the directory is closed; drivers give copies the mode of the file
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp))
+		}
+	}()
+	n, err := io.Copy(io.MultiWriter(file, sum), io.LimitReader(reply.Body, is.Size+1))
+	if err == nil {
+		err = file.Sync()
+	}
+	closed := file.Close()
+	switch {
+	case err != nil && ctx.Err() == nil && !isDiskError(err):
+		return fault.New(fault.Unavailable, "after %d of %d bytes: %w", n, is.Size, err)
+	case err != nil || closed != nil:
+		return errors.Join(err, closed)
+	case n != is.Size || !equalHash(sum.Sum(nil), want):
+		return fault.New(fault.Invalid, "the content does not have the checksum of the image service: %d of %d bytes, %x, want %s", n, is.Size, sum.Sum(nil), want)
+	}
+	if err := os.Chtimes(tmp, time.Time{}, is.Created); err != nil { // drivers know copies by size and time: those of the same image are the same
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// isDiskError reports whether an error is one of a file of this host.
+func isDiskError(err error) bool {
+	_, ok := errors.AsType[*fs.PathError](err)
+	return ok
+}
+
+// Put fills an image that has no content yet. write writes the content, in the format qcow2, into the file of a path, where no file is, and is not called if an earlier call of
+// Put for the image has written the file. An image with this content already is not an error. If Put fails and ctx has not ended, Put removes the image
+// and the file. After the end of ctx the same call must be repeated, or [Files.Discard] be called.
+func (f *Files) Put(ctx context.Context, id string, write func(path string) error) error {
+	if err := f.locks.Lock(ctx, id); err != nil {
+		return fmt.Errorf("wait for other work on image %s: %w", id, err)
+	}
+	defer f.locks.Unlock(id)
+	err := f.put(ctx, id, write)
+	switch {
+	case err == nil:
+		return f.removeSnapshot(id)
+	case ctx.Err() == nil:
+		err = errors.Join(err, f.discardLocked(ctx, id, true))
+	}
+	return fmt.Errorf("upload image %s: %w", id, err)
+}
+
+// snapshot returns the path of the content of an image that is made on this host.
+func (f *Files) snapshot(id string) string { return filepath.Join(f.Dir, "snapshot-"+id+".qcow2") }
+
+func (f *Files) removeSnapshot(id string) error {
+	err := os.Remove(f.snapshot(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (f *Files) put(ctx context.Context, id string, write func(path string) error) error {
+	path := f.snapshot(id)
+	is, err := f.awaitStatus(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, missing := os.Stat(path)
+	if is.Status == Active && errors.Is(missing, fs.ErrNotExist) {
+		return nil // an earlier call has filled it, and has removed the file
+	}
+	if is.Status != Active {
+		if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+			return err
+		}
+		if missing != nil {
+			if err := write(path); err != nil {
+				return err
+			}
+		}
+		if err := f.upload(ctx, id, path); err != nil {
+			return err
+		}
+		if is, err = f.Glance.get(ctx, "", id); err != nil {
+			return err
+		}
+	}
+	return is.verify(path)
+}
+
+// The states of an image without content, and with a part of it.
+const (
+	queued = "queued"
+	saving = "saving"
+)
+
+// savingTime is how long the image service may take to notice that an upload was interrupted.
+const savingTime = time.Minute
+
+// awaitStatus returns an image when no upload of its content runs. Errors: NotFound; Conflict, if the status is neither queued nor active then.
+func (f *Files) awaitStatus(ctx context.Context, id string) (*Image, error) {
+	for deadline := time.Now().Add(savingTime); ; {
+		is, err := f.Glance.get(ctx, "", id)
+		switch {
+		case err != nil:
+			return nil, err
+		case is.Status == Active, is.Status == queued:
+			return is, nil
+		case is.Status != saving, time.Now().After(deadline):
+			return nil, fault.New(fault.Conflict, "the image has the status %s", is.Status)
+		}
+		t := time.NewTimer(time.Second)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// upload sends a file to the image service. The body is sent in chunks: if it is interrupted, its end is missing, and the image service drops it.
+func (f *Files) upload(ctx context.Context, id, path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }() // opened only to read
+	reply, err := f.Glance.transfer(ctx, http.MethodPut, id, struct{ io.Reader }{file}, http.StatusNoContent)
+	if err != nil {
+		return err
+	}
+	return reply.Body.Close()
+}
+
+// verify returns Invalid if an image does not have the content of a file.
+func (i *Image) verify(path string) error {
+	sum, want, err := i.newHash()
+	if err != nil {
+		return err
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }() // opened only to read
+	n, err := io.Copy(sum, file)
+	if err == nil && (i.Status != Active || n != i.Size || !equalHash(sum.Sum(nil), want)) {
+		err = fault.New(fault.Invalid, "the image service has %d bytes with the checksum %s and the status %s, but the snapshot has %d bytes with %x", i.Size, want, i.Status, n, sum.Sum(nil))
+	}
+	return err
+}
+
+// Discard removes an image that no call of [Files.Put] has filled, and its file. An image with content stays. It is for a snapshot that is no longer wanted. An image that does not exist is not an error.
+func (f *Files) Discard(ctx context.Context, id string) error {
+	if err := f.locks.Lock(ctx, id); err != nil {
+		return fmt.Errorf("wait for other work on image %s: %w", id, err)
+	}
+	defer f.locks.Unlock(id)
+	return f.discardLocked(ctx, id, false)
+}
+
+func (f *Files) discardLocked(ctx context.Context, id string, filled bool) error {
+	is, err := f.Glance.get(ctx, "", id)
+	if err == nil && (filled || is.Status != Active) {
+		err = f.Glance.Delete(ctx, "", id)
+	}
+	if errors.Is(err, fault.NotFound) {
+		err = nil
+	}
+	return errors.Join(err, f.removeSnapshot(id))
+}
+
+// Remove removes an image of the image service. An image that does not exist is not an error.
+func (f *Files) Remove(ctx context.Context, id string) error {
+	err := f.Glance.Delete(ctx, "", id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}

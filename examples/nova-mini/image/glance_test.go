@@ -1,0 +1,169 @@
+package image_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/examples/nova-mini/session"
+	"github.com/armature-go/armature/fault"
+)
+
+// fakeGlance is Keystone and Glance with one image. answer answers requests to Glance, if it is not nil.
+type fakeGlance struct {
+	*httptest.Server
+
+	asked  atomic.Int64
+	answer atomic.Pointer[http.HandlerFunc]
+	log    bytes.Buffer
+}
+
+const imageID = "11111111-2222-4333-8444-555555555555"
+
+func newFakeGlance(t *testing.T) (*fakeGlance, *image.Glance) {
+	t.Helper()
+	f := &fakeGlance{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v3/auth/tokens", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Subject-Token", "own")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = fmt.Fprintf(w, `{"token": {"catalog": [{"type": "image", "endpoints": [{"interface": "public", "region": "r", "region_id": "r", "url": %q}]}]}}`, f.URL)
+	})
+	mux.HandleFunc("/v2/", func(w http.ResponseWriter, r *http.Request) {
+		f.asked.Add(1)
+		if h := f.answer.Load(); h != nil {
+			(*h)(w, r)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"id": %q, "status": "active", "size": 7, "disk_format": "raw", "os_hash_algo": "sha512", "os_hash_value": "%x", "os_distro": "d", "self": "/x"}`, imageID, sha512.Sum512([]byte("content")))
+	})
+	f.Server = httptest.NewServer(mux)
+	t.Cleanup(f.Close)
+	g, err := image.NewGlance(image.GlanceConfig{Config: session.Config{AuthURL: f.URL + "/v3", Username: "u", Password: "p", UserTokens: true}, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.CloseIdle)
+	return f, g
+}
+
+// TestGlanceAnswers: an answer that is not an image, or comes from another place, is an error. The log has the reason and no token.
+func TestGlanceAnswers(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		answer http.HandlerFunc
+		want   fault.Code
+	}{
+		"missing":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, fault.NotFound},
+		"not allowed": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, fault.Denied},
+		"wrong token": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, fault.Denied},
+		"broken":      {func(w http.ResponseWriter, r *http.Request) { http.Error(w, r.Header.Get("X-Auth-Token"), 500) }, fault.Unavailable},
+		"redirect":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/v2/other", http.StatusFound) }, fault.Unavailable},
+		"other JSON":  {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"message": "hello"}`) }, fault.Unavailable},
+		"no JSON":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `<html>`) }, fault.Unavailable},
+		"another image": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"id": "other", "status": "active"}`)
+		}, fault.Unavailable},
+		"very large": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"id": "`+imageID+`", "status": "active", "name": "`+strings.Repeat("x", 20<<20)+`"}`)
+		}, fault.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, g := newFakeGlance(t)
+			f.answer.Store(&tt.answer)
+			is, err := g.Get(t.Context(), "secret", imageID)
+			if is != nil || fault.CodeOf(err) != tt.want {
+				t.Errorf("%v, %v; want %v", is, err, tt.want)
+			}
+			if text := fmt.Sprint(err) + f.log.String(); strings.Contains(text, "secret") || tt.want == fault.Unavailable && f.log.Len() == 0 {
+				t.Errorf("the error and the log: %s", text)
+			}
+		})
+	}
+	f, g := newFakeGlance(t)
+	f.Close()
+	if _, err := g.Get(t.Context(), "secret", imageID); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a service that is away: %v", err)
+	}
+}
+
+// TestGlanceCache: an image is read once for each token, and again after a change.
+func TestGlanceCache(t *testing.T) {
+	t.Parallel()
+	f, g := newFakeGlance(t)
+	get := func(token string, asked int64) {
+		t.Helper()
+		is, err := g.Get(t.Context(), token, imageID)
+		if err != nil || is.Properties["os_distro"] != "d" || len(is.Properties) != 1 || f.asked.Load() != asked {
+			t.Errorf("%+v, %v after %d requests, want %d", is, err, f.asked.Load(), asked)
+		}
+	}
+	get("a", 1)
+	get("a", 1)
+	get("b", 2)
+	for _, id := range []string{"", ".", "..", "a/b", "a?b", "%2e%2e"} {
+		if _, err := g.Get(t.Context(), "a", id); !errors.Is(err, fault.NotFound) || f.asked.Load() != 2 {
+			t.Errorf("the image %q: %v after %d requests", id, err, f.asked.Load())
+		}
+	}
+	if err := g.Delete(t.Context(), "a", imageID); fault.CodeOf(err) != fault.Unavailable { // the answer is not 204
+		t.Errorf("delete: %v", err)
+	}
+	get("a", 4)
+}
+
+// TestFilesWithoutChecksum: an image that cannot be verified is not downloaded.
+func TestFilesWithoutChecksum(t *testing.T) {
+	t.Parallel()
+	for says, attributes := range map[string]string{
+		"has no checksum":         `"disk_format": "raw"`,
+		`unknown algorithm "rot"`: `"disk_format": "raw", "os_hash_algo": "rot", "os_hash_value": "1"`,
+		`has the format "vmdk"`:   `"disk_format": "vmdk", "checksum": "1"`,
+	} {
+		f, g := newFakeGlance(t)
+		answer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = fmt.Fprintf(w, `{"id": %q, "status": "active", "size": 7, %s}`, imageID, attributes)
+		})
+		f.answer.Store(&answer)
+		files := &image.Files{Glance: g, Dir: filepath.Join(t.TempDir(), "images")}
+		if _, err := files.Fetch(context.Background(), imageID); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %s", err, says)
+		}
+		if left, err := os.ReadDir(files.Dir); err == nil && len(left) > 0 {
+			t.Errorf("left %v", left)
+		}
+	}
+}
+
+// TestNewGlance: the errors name the option.
+func TestNewGlance(t *testing.T) {
+	t.Parallel()
+	good := image.GlanceConfig{Config: session.Config{AuthURL: "http://k/v3", Username: "u", Password: "p"}}
+	for option, change := range map[string]func(*image.GlanceConfig){
+		"auth_url":          func(c *image.GlanceConfig) { c.AuthURL = "k:5000" },
+		"username":          func(c *image.GlanceConfig) { c.Username = "" },
+		"password":          func(c *image.GlanceConfig) { c.Password = "" },
+		"endpoint_override": func(c *image.GlanceConfig) { c.Endpoint = "glance" },
+		"valid_interfaces":  func(c *image.GlanceConfig) { c.Interfaces = []string{"publik"} },
+	} {
+		cfg := good
+		change(&cfg)
+		_, err := image.NewGlance(cfg)
+		if f, ok := errors.AsType[*fault.Error](err); !ok || f.Meta["option"] != option || !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", option, err)
+		}
+	}
+}

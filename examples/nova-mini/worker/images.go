@@ -1,0 +1,89 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// imageToBuild returns the reference of the image of a server that is built, as fetchImage does. A server that is built already needs no image, which may have been removed
+// since.
+func (s *Service) imageToBuild(ctx context.Context, d compute.Driver, spec compute.Spec) (string, error) {
+	if s.cfg.Images == nil {
+		return spec.ImageRef, nil
+	}
+	is, err := d.Get(ctx, spec.ID)
+	switch {
+	case err == nil && is.Power != compute.NoState:
+		return spec.ImageRef, nil
+	case err != nil && !errors.Is(err, fault.NotFound):
+		return "", err
+	}
+	return s.fetchImage(ctx, d, spec.ImageRef)
+}
+
+// fetchImage returns the reference of an image for the driver: the path of its file if there is an image service. Errors: Unimplemented, if the driver boots from no files.
+func (s *Service) fetchImage(ctx context.Context, d compute.Driver, ref string) (string, error) {
+	if s.cfg.Images == nil || ref == "" {
+		return ref, nil
+	}
+	if err := checkImageFiles(ctx, d); err != nil {
+		return "", err
+	}
+	return s.cfg.Images.Fetch(ctx, ref)
+}
+
+// checkImageFiles returns Unimplemented if a driver does not take the paths of files as images.
+func checkImageFiles(ctx context.Context, d compute.Driver) error {
+	info, err := d.Info(ctx)
+	if err == nil && !info.Has(compute.CapImageFiles) {
+		err = fault.New(fault.Unimplemented, "the driver %s does not have the capability %s, which a host with an image service needs", info.Name, compute.CapImageFiles)
+	}
+	return err
+}
+
+// snapshot makes an image of a server's disk, and uploads it if there is an image service.
+func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
+	write := func(ref string) error {
+		return retryDriver(ctx, func() error { return s.cfg.Driver().Snapshot(ctx, req.ServerID, ref) })
+	}
+	if s.cfg.Images == nil {
+		return write(req.ImageRef)
+	}
+	return s.cfg.Images.Put(ctx, req.ImageRef, func(path string) error {
+		if err := retryDriver(ctx, func() error { return checkImageFiles(ctx, s.cfg.Driver()) }); err != nil {
+			return err
+		}
+		return write(path)
+	})
+}
+
+// rescue starts a server from another image.
+func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
+	return retryDriver(ctx, func() error {
+		d := s.cfg.Driver()
+		is, err := d.Get(ctx, req.ServerID)
+		ref := req.ImageRef
+		if err == nil && (!is.Rescued || is.Power != compute.Running) { // otherwise an earlier delivery of the message has rescued it
+			ref, err = s.fetchImage(ctx, d, ref)
+		}
+		if err != nil {
+			return err
+		}
+		return d.Rescue(ctx, req.ServerID, ref)
+	})
+}
+
+// discardSnapshot removes the image of a snapshot that is no longer wanted, unless the image is complete. Errors: Unavailable.
+func (s *Service) discardSnapshot(ctx context.Context, req *compute.ActRequest) error {
+	if s.cfg.Images == nil || req.Action.Info().Capability != compute.CapSnapshot {
+		return nil
+	}
+	if err := s.cfg.Images.Discard(ctx, req.ImageRef); err != nil {
+		return askRedelivery(fmt.Errorf("remove the snapshot of server %s: %w", req.ServerID, err))
+	}
+	return nil
+}
