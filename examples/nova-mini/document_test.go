@@ -310,6 +310,21 @@ func (j *judge) imageChanges() {
 	}
 }
 
+// networks are requests about networks that a cloud without a network service refuses. TestNetworks of package e2e has the others.
+func (j *judge) networks() {
+	for _, what := range []string{
+		"GET /v2.1/servers/{id}/ips/{network}: 200", "GET /v2.1/servers/{id}/os-interface/{port}: 200", "DELETE /v2.1/servers/{id}/os-interface/{port}: 202", "POST /v2.1/servers/{id}/os-interface: 200",
+		"DELETE /v2.1/servers/{id}/os-interface/{port}: 409", "POST /v2.1/servers/{id}/os-interface: 409",
+	} {
+		j.seen[what] = true
+	}
+	const missing = "00000000-0000-0000-0000-000000000000"
+	const events, event = "/v2.1/os-server-external-events", `{"events": [{"server_uuid": "` + missing + `", "name": "network-changed"}]}`
+	j.do(400, "POST", events, `{"events": []}`)
+	j.do(207, "POST", events, event)
+	j.seen["POST "+events+": 200"] = true
+}
+
 // TestDocument: a real nova-mini behaves as its OpenAPI document says, and every operation of the document is tested.
 func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	j := newJudge(t, runAll(t), printed(t, "openapi"))
@@ -336,6 +351,7 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.do(404, "GET", "/v2.1/images/{id}/metadata/{key}", "", "cirros", "none")
 	j.do(404, "GET", "/v2.1/images/{id}/metadata", "", "none")
 	j.imageChanges()
+	j.networks()
 	for _, path := range []string{"/v2.1/images", "/v2.1/images/detail", "/v2.1/limits", "/v2.1/os-availability-zone", "/v2.1/os-availability-zone/detail"} {
 		j.do(200, "GET", path, "")
 	}
@@ -547,6 +563,9 @@ func (j *judge) parts(id string) {
 		{404, "GET", "/ips/{network}", "", []string{"private"}},
 		{200, "GET", "/os-interface", "", nil},
 		{404, "GET", "/os-interface/{port}", "", []string{"p"}},
+		{404, "DELETE", "/os-interface/{port}", "", []string{"p"}},
+		{404, "POST", "/os-interface", `{"interfaceAttachment": {"net_id": "` + missing + `"}}`, nil},
+		{400, "POST", "/os-interface", `{"interfaceAttachment": {"net": "x"}}`, nil},
 		{200, "GET", "/os-security-groups", "", nil},
 		{200, "GET", "/os-server-password", "", nil},
 		{204, "DELETE", "/os-server-password", "", nil},
@@ -563,7 +582,7 @@ func (j *judge) parts(id string) {
 			j.seen[method+" "+one+path+": 409"] = true // TestServerMetadata and TestUpdateServer have these
 		}
 	}
-	for _, path := range []string{"/ips/{network}", "/os-interface/{port}", "/os-volume_attachments/{volume}"} {
+	for _, path := range []string{"/os-volume_attachments/{volume}"} {
 		j.seen["GET "+one+path+": 204"] = true // a server has none of these
 	}
 }

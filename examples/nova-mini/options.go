@@ -75,6 +75,9 @@ type quotaOptions struct {
 	Metadata     int64 `ini:"metadata_items" default:"128" min:"-1" deprecated:"DEFAULT.quota_metadata_items" help:"metadata items of a server; -1: no limit"`
 	KeyPairs     int64 `ini:"key_pairs" default:"100" min:"-1" deprecated:"DEFAULT.quota_key_pairs" help:"key pairs of a user; -1: no limit"`
 	ServerGroups int64 `ini:"server_groups" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_groups" help:"server groups of a project; -1: no limit"`
+	Files        int64 `ini:"injected_files" default:"5" min:"-1" deprecated:"DEFAULT.quota_injected_files" help:"files for the guest of a server; -1: no limit"`
+	FileContent  int64 `ini:"injected_file_content_bytes" default:"10240" min:"-1" max:"1048576" deprecated:"DEFAULT.quota_injected_file_content_bytes" help:"bytes of a file for a guest; -1: no limit"`
+	FilePath     int64 `ini:"injected_file_path_length" default:"255" min:"-1" deprecated:"DEFAULT.quota_injected_file_path_length" help:"bytes of the path of a file for a guest; -1: no limit"`
 	GroupMembers int64 `ini:"server_group_members" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_group_members" help:"servers of a server group; -1: no limit"`
 }
 
@@ -83,6 +86,7 @@ func (q *quotaOptions) limits() store.Limits {
 	return store.Limits{
 		store.Instances: q.Instances, store.Cores: q.Cores, store.RAM: q.RAM, store.Metadata: q.Metadata,
 		store.KeyPairs: q.KeyPairs, store.ServerGroups: q.ServerGroups, store.GroupMembers: q.GroupMembers,
+		store.InjectedFiles: q.Files, store.FileContentBytes: q.FileContent, store.FilePathLength: q.FilePath,
 	}
 }
 
@@ -136,10 +140,10 @@ func (o *sessionOptions) config(userTokens bool) (session.Config, error) {
 	return cfg, err
 }
 
-// validate returns an error if options of a section have no effect, because it has no auth_url.
+// validate returns an error if a section has a login without auth_url. Its other options have no effect then, and are in many files of Nova.
 func (o *sessionOptions) validate(section string) error {
-	if o.AuthURL == "" && o.Username+o.Password+o.Endpoint+o.Region+o.CAFile+o.CertFile+o.KeyFile != "" {
-		return about(section+".auth_url", errors.New("is not set, and without it the other options of ["+section+"] have no effect"))
+	if o.AuthURL == "" && o.Username+o.Password != "" {
+		return about(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
 	}
 	return nil
 }

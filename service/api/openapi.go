@@ -168,13 +168,14 @@ func describeReplies(e entry, v Version) map[string]any {
 			one["description"] = http.StatusText(status)
 			out[strconv.Itoa(status)] = one
 		}
-		list := replies[r.Status]
-		if s := r.describeReply(v); s != nil {
-			list = append(list, s)
-		} else {
-			empty[r.Status] = true
+		s := r.describeReply(v)
+		for _, status := range append([]int{r.Status}, r.Statuses...) {
+			if list := replies[status]; s != nil {
+				replies[status] = append(list, s)
+			} else {
+				replies[status], empty[status] = list, true
+			}
 		}
-		replies[r.Status] = list
 	}
 	for status, list := range replies {
 		out[strconv.Itoa(status)] = describeStatus(status, list, empty[status])

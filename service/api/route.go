@@ -61,6 +61,8 @@ type Route struct {
 	Reply []Schema
 	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None].
 	Status int
+	// Statuses are other statuses that the handler may set for a reply with the same body, such as 207. They are for the OpenAPI document alone.
+	Statuses []int
 	// Errors are the statuses of errors that a client should expect, and of replies without a body if the handler sets another Status, such
 	// as 204. They are for the OpenAPI document alone.
 	Errors []int

@@ -220,7 +220,7 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 			Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
 		}
 		if spec.NeedsGuestData() {
-			s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t", spec.Hostname, len(data), spec.AdminPass != "", spec.PublicKey != "")
+			s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t, %d files", spec.Hostname, len(data), spec.AdminPass != "", spec.PublicKey != "", len(spec.Files))
 		}
 		if old := d.servers[spec.ID]; old != nil {
 			if old.Power == compute.Running {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -87,9 +88,11 @@ func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images 
 	if err != nil {
 		t.Fatal(err)
 	}
+	all := store.Limits{store.InjectedFiles: 5, store.FileContentBytes: 10240, store.FilePathLength: 255} // as in Nova
+	maps.Copy(all, limits)
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
-		s := store.NewLimited(d, limits)
+		s := store.NewLimited(d, all)
 		bus := rpctest.NewBus(t)
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })

@@ -48,7 +48,7 @@ type limitReply struct {
 	} `json:"limits"`
 }
 
-// absoluteLimits has -1 for what has no limit. Nova has removed the limits of networks and of personality files; without them there is no limit.
+// absoluteLimits has -1 for what has no limit. Nova has removed the limits of networks; without them there is no limit.
 type absoluteLimits struct {
 	MaxInstances    int64 `json:"maxTotalInstances" min:"-1"`
 	MaxCores        int64 `json:"maxTotalCores" min:"-1"`
@@ -90,7 +90,7 @@ func (s *server) showLimits(ctx context.Context, r *api.Request[api.None]) (out 
 		MaxInstances: limits.Of(store.Instances), MaxCores: limits.Of(store.Cores), MaxRAM: limits.Of(store.RAM),
 		MaxServerMeta: limits.Of(store.Metadata), MaxImageMeta: limits.Of(store.Metadata), MaxKeyPairs: limits.Of(store.KeyPairs),
 		MaxGroups: limits.Of(store.ServerGroups), MaxGroupMembers: limits.Of(store.GroupMembers),
-		MaxFiles: -1, MaxFileSize: -1, MaxSecGroups: -1, MaxSecRules: -1, MaxFloatingIPs: -1,
+		MaxFiles: limits.Of(store.InjectedFiles), MaxFileSize: limits.Of(store.FileContentBytes), MaxSecGroups: -1, MaxSecRules: -1, MaxFloatingIPs: -1,
 		Instances: used[store.Instances], Cores: used[store.Cores], RAM: used[store.RAM], Groups: used[store.ServerGroups],
 	}
 	return out, nil

@@ -21,13 +21,8 @@ import (
 
 // This file has the request to create servers.
 
-// Limits of new servers. Those with a name of Nova are its quotas.
-const (
-	maxFiles       = 5     // injected_files
-	maxFilePath    = 255   // injected_file_path_bytes
-	maxFileContent = 10240 // injected_file_content_bytes
-	maxServers     = 100   // of one request
-)
+// maxServers is the highest number of servers of one request.
+const maxServers = 100
 
 type createServer struct {
 	Server newServer `json:"server"`
@@ -289,6 +284,11 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return out, err
 	}
 	of.Networks = db.JSONOf(wanted)
+	files, err := guestFiles(in.Files, s.cfg.Store.Limits())
+	if err != nil {
+		return out, err
+	}
+	of.Files = db.JSONOf(files)
 	if err := s.addKey(ctx, of, string(in.KeyName)); err != nil {
 		return out, err
 	}

@@ -95,6 +95,10 @@ func TestNewServer(t *testing.T) {
 		if diff := cmp.Diff(want, built.Spec()); diff != "" {
 			c.Errorf("the driver gets (-want +got):\n%s", diff)
 		}
+		files := c.made("2.56", `{"server": {"name": "x", "flavorRef": "1", "networks": "auto", "personality": [{"path": "/a", "contents": "QQ==\n"}]}}`)
+		if built, err := c.store.ServerToBuild(c.Context(), files.Server.ID); err != nil || cmp.Diff([]compute.File{{Path: "/a", Content: []byte("A")}}, built.Spec().Files) != "" {
+			c.Errorf("files: %+v, %v", built.Spec().Files, err)
+		}
 
 		// The host status is that of the compute service.
 		c.addHost("n1")
@@ -175,7 +179,6 @@ func TestNewServerRefused(t *testing.T) {
 			{"2.52", "member", `"tags": ["` + strings.Repeat("x", 61) + `"]`, 400, "is too long"},
 			{"2.52", "member", `"tags": [` + strings.Repeat(`"a",`, 50) + `"a"]`, 400, "is too long"},
 			{"2.57", "member", `"personality": []`, 400, unknown + "'personality'"},
-			{"2.56", "member", `"personality": [` + file("/a", "QQ==") + `]`, 501, "Personality files are not supported"},
 			{"2.1", "member", `"personality": [` + strings.Repeat(file("/a", "QQ==")+",", 5) + file("/b", "QQ==") + `]`, 403, "Personality file limit exceeded"},
 			{"2.1", "member", `"personality": [` + file(strings.Repeat("p", 256), "QQ==") + `]`, 403, "Personality file path exceeds maximum 255"},
 			{"2.1", "member", `"personality": [` + file("/a", strings.Repeat("QUFB", 3414)) + `]`, 403, "Personality file content exceeds maximum 10240"},

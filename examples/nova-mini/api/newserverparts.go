@@ -11,7 +11,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
@@ -268,26 +270,30 @@ func without(requests []network.Request, groups []string) error {
 	return nil
 }
 
-// checkFiles returns an error for files: first Nova's limits, then that no driver takes them.
-func (n *newServer) checkFiles() error {
-	if len(n.Files) > maxFiles {
-		return fault.New(fault.Denied, "Personality file limit exceeded")
+// guestFiles returns the files for the guest, or nil. Errors: Invalid, if a content is not base64; Denied, if there are too many or they are too
+// large.
+func guestFiles(list []fileRequest, limits store.Limits) (*[]compute.File, error) {
+	above := func(n int, name string) bool { most := limits.Of(name); return most >= 0 && int64(n) > most }
+	if above(len(list), store.InjectedFiles) {
+		return nil, fault.New(fault.Denied, "Personality file limit exceeded")
 	}
-	for _, f := range n.Files {
+	var out []compute.File
+	for _, f := range list {
 		content, err := decodeBase64(f.Content)
 		switch {
 		case err != nil:
-			return wrongBase64("contents", f.Content)
-		case len(f.Path) > maxFilePath:
-			return fault.New(fault.Denied, "Personality file path exceeds maximum %d", maxFilePath)
-		case len(content) > maxFileContent:
-			return fault.New(fault.Denied, "Personality file content exceeds maximum %d", maxFileContent)
+			return nil, wrongBase64("contents", f.Content)
+		case above(len(f.Path), store.FilePathLength):
+			return nil, fault.New(fault.Denied, "Personality file path exceeds maximum %d", limits.Of(store.FilePathLength))
+		case above(len(content), store.FileContentBytes):
+			return nil, fault.New(fault.Denied, "Personality file content exceeds maximum %d", limits.Of(store.FileContentBytes))
 		}
+		out = append(out, compute.File{Path: f.Path, Content: content})
 	}
-	if len(n.Files) > 0 {
-		return notSupported("Personality files are not supported: give the server user_data instead.")
+	if out == nil {
+		return nil, nil
 	}
-	return nil
+	return &out, nil
 }
 
 // checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
@@ -309,11 +315,11 @@ func (s *server) checkParts(ctx context.Context, n *newServer) error {
 	if err := s.tooManyItems(len(n.Metadata)); err != nil {
 		return err
 	}
-	return n.check()
+	return n.check(s.cfg.Store.Limits())
 }
 
 // check returns an error for what the cloud does not have, or limits.
-func (n *newServer) check() error {
+func (n *newServer) check(limits store.Limits) error {
 	switch {
 	case len(n.Certificates) > 0:
 		return notSupported("Trusted image certificates are not supported: the cloud does not check signatures of images.")
@@ -322,7 +328,8 @@ func (n *newServer) check() error {
 		return wrongBase64("user_data", n.UserData)
 	}
 	_, _, _, networks := n.networkRequests()
-	for _, err := range []error{n.checkDisks(), networks, n.checkFiles()} {
+	_, files := guestFiles(n.Files, limits)
+	for _, err := range []error{n.checkDisks(), networks, files} {
 		if err != nil {
 			return err
 		}

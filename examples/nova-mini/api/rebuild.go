@@ -83,18 +83,18 @@ type rebuiltView struct {
 }
 
 // check returns an error for what the cloud does not have, or limits.
-func (in *rebuildRequest) check() error {
+func (in *rebuildRequest) check(limits store.Limits) error {
 	if isTrue(plainText(in.PreserveEphemeral.RawMessage)) {
 		return notSupported("Ephemeral disks cannot be preserved: a rebuild removes all disks of the server.")
 	}
 	userData := plainText(in.UserData.RawMessage)
 	n := newServer{UserData: userData, Files: in.Files, Certificates: in.Certificates}
-	return n.check()
+	return n.check(limits)
 }
 
 // apply changes a server as the client says. The key pair and the password are those of of.
 func (in *rebuildRequest) apply(srv, of *store.Server) {
-	srv.ImageRef, srv.AdminPass = in.ImageRef, of.AdminPass
+	srv.ImageRef, srv.AdminPass, srv.Files = in.ImageRef, of.AdminPass, of.Files
 	if in.Name != nil {
 		srv.Name = string(*in.Name)
 	}
@@ -128,7 +128,7 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if err := s.tooManyItems(len(in.Metadata)); err != nil {
 		return out, err
 	}
-	if err := in.check(); err != nil {
+	if err := in.check(s.cfg.Store.Limits()); err != nil {
 		return out, err
 	}
 	if err := s.checkImage(ctx, r.Request, in.ImageRef, "Cannot find image for rebuild", srv.MemoryMiB, srv.Flavor().DiskGiB); err != nil {
@@ -138,7 +138,11 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if err := s.addKey(ctx, &of, plainText(in.KeyName.RawMessage)); err != nil {
 		return out, err
 	}
-	of.AdminPass = new(newPassword())
+	files, err := guestFiles(in.Files, s.cfg.Store.Limits())
+	if err != nil {
+		return out, err
+	}
+	of.Files, of.AdminPass = db.JSONOf(files), new(newPassword())
 	if given := in.AdminPass.RawMessage; given != nil {
 		of.AdminPass = new(plainText(given))
 	}

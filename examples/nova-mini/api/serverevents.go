@@ -22,7 +22,7 @@ var eventRules = []rule{
 
 func (s *server) eventRoutes(_, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /os-server-external-events", Rule: ruleEvents, Summary: "Tell what another service has done to servers", Errors: []int{unavailable},
+		Pattern: "POST /os-server-external-events", Rule: ruleEvents, Summary: "Tell what another service has done to servers", Statuses: []int{http.StatusMultiStatus}, Errors: []int{unavailable},
 	}, s.createEvents)
 }
 

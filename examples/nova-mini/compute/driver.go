@@ -157,7 +157,7 @@ type Spec struct {
 	// [Driver.AttachInterface].
 	Interfaces []Interface `json:"interfaces,omitempty"`
 
-	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData or PublicKey is not empty or
+	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData, PublicKey or Files is not empty or
 	// ConfigDrive is set. Other drivers are not asked for such servers, and ignore the values.
 
 	// Hostname is the name of the guest. It is empty for a server of an earlier release.
@@ -169,10 +169,20 @@ type Spec struct {
 	PublicKey string `json:"public_key,omitempty"`
 	// AdminPass is the password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `json:"admin_pass,omitempty"`
+	// Files are files that the guest is to write when it boots for the first time.
+	Files []File `json:"files,omitempty"`
+}
+
+// File is a file for a guest. Path has at most 255 bytes.
+type File struct {
+	Path    string `json:"path"`
+	Content []byte `json:"content"`
 }
 
 // NeedsGuestData reports whether the server needs a driver with CapGuestData.
-func (s *Spec) NeedsGuestData() bool { return s.ConfigDrive || s.UserData != "" || s.PublicKey != "" }
+func (s *Spec) NeedsGuestData() bool {
+	return s.ConfigDrive || s.UserData != "" || s.PublicKey != "" || len(s.Files) > 0
+}
 
 // PowerState is a server's state as the driver reports it. The numbers are Nova's.
 type PowerState int

@@ -192,7 +192,7 @@ type client struct {
 func (c *client) Spawn(ctx context.Context, spec Spec) error {
 	_, err := c.rpc.Spawn(ctx, &pb.SpawnRequest{
 		Id: spec.ID, Name: spec.Name, ProjectId: spec.ProjectID, ImageRef: spec.ImageRef, Resources: toResources(spec.Resources), Metadata: spec.Metadata,
-		Hostname: spec.Hostname, ConfigDrive: spec.ConfigDrive, UserData: spec.UserData, AdminPass: spec.AdminPass, PublicKey: spec.PublicKey,
+		Hostname: spec.Hostname, ConfigDrive: spec.ConfigDrive, UserData: spec.UserData, AdminPass: spec.AdminPass, PublicKey: spec.PublicKey, Files: toFiles(spec.Files),
 	})
 	return err
 }
@@ -391,8 +391,22 @@ func specFrom(r *pb.SpawnRequest) Spec {
 	return Spec{
 		ID: r.GetId(), Name: r.GetName(), ProjectID: r.GetProjectId(), ImageRef: r.GetImageRef(),
 		Resources: fromResources(r.GetResources()), Metadata: r.GetMetadata(),
-		Hostname: r.GetHostname(), ConfigDrive: r.GetConfigDrive(), UserData: r.GetUserData(), AdminPass: r.GetAdminPass(), PublicKey: r.GetPublicKey(),
+		Hostname: r.GetHostname(), ConfigDrive: r.GetConfigDrive(), UserData: r.GetUserData(), AdminPass: r.GetAdminPass(), PublicKey: r.GetPublicKey(), Files: fromFiles(r.GetFiles()),
 	}
+}
+
+func toFiles(list []File) (out []*pb.GuestFile) {
+	for _, f := range list {
+		out = append(out, &pb.GuestFile{Path: f.Path, Content: f.Content})
+	}
+	return out
+}
+
+func fromFiles(list []*pb.GuestFile) (out []File) {
+	for _, f := range list {
+		out = append(out, File{f.GetPath(), f.GetContent()})
+	}
+	return out
 }
 
 func toResources(r Resources) *pb.Resources {

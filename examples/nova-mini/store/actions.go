@@ -285,7 +285,7 @@ func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, chang
 	srv.UpdatedAt = now
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, auto_disk_config = :auto_disk_config,
 		access_ip_v4 = :access_ip_v4, access_ip_v6 = :access_ip_v6, description = :description, hostname = :hostname, key_name = :key_name, public_key = :public_key,
-		user_data = :user_data, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
+		user_data = :user_data, files = :files, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
 	return db.Error(err)
 }
 

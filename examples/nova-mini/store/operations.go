@@ -149,8 +149,12 @@ func selectServers(task, terminated, from string) string {
 	for _, name := range slices.Sorted(maps.Keys(computed)) {
 		fmt.Fprintf(&more, ", %s AS %s", computed[name], name)
 	}
-	return `SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, NULL AS user_data, NULL AS public_key, NULL AS admin_pass, ` +
-		terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+	for _, name := range slices.Sorted(maps.Keys(hidden)) {
+		if derived[name] == "" {
+			fmt.Fprintf(&more, ", %s AS %s", hidden[name], name)
+		}
+	}
+	return `SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
 }
 
 // Operations returns the store of the operations on servers.

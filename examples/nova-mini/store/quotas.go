@@ -24,6 +24,10 @@ const (
 	KeyPairs     = "key_pairs"            // key pairs of a user
 	ServerGroups = "server_groups"        // server groups of a project
 	GroupMembers = "server_group_members" // servers of a server group
+
+	InjectedFiles    = "injected_files"              // files for a guest
+	FileContentBytes = "injected_file_content_bytes" // bytes of one of these files
+	FilePathLength   = "injected_file_path_bytes"    // bytes of the path of one
 )
 
 // Limits are the highest amounts by name. A name that is missing, and the amount -1, mean no limit.

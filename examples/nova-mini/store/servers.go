@@ -109,13 +109,15 @@ type Server struct {
 	UserData  *string `db:"user_data"`
 	PublicKey *string `db:"public_key"`
 	AdminPass *string `db:"admin_pass"`
+	// Files are given to the guest. They are large, as UserData is.
+	Files db.JSON[*[]compute.File] `db:"files"`
 
 	// OnlyHost is for CreateServer: the only host on which the server may be built. Empty: any host.
 	OnlyHost string `db:"-"`
 }
 
 // hidden are the columns of a server that most queries do not read, with what they read instead.
-var hidden = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL"}
+var hidden = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL", `"files"`: "NULL"}
 
 // derived are the columns of a server that its table does not have.
 var derived = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL"}
@@ -190,8 +192,12 @@ func (s *Server) Need() compute.Resources {
 // Spec returns what a driver needs to build the server, see [Store.ServerToBuild]. A shelved server is built from the image
 // of its disk.
 func (s *Server) Spec() compute.Spec {
+	var files []compute.File
+	if s.Files.V != nil {
+		files = *s.Files.V
+	}
 	return compute.Spec{
-		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
+		Files: files, ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
 		Interfaces: s.interfaces(), UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}

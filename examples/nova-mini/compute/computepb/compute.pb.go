@@ -390,8 +390,8 @@ type SpawnRequest struct {
 	Resources *Resources        `protobuf:"bytes,5,opt,name=resources,proto3" json:"resources,omitempty"`
 	Metadata  map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// A driver with the capability guest-data gives the guest a disk with the following
-	// values and the metadata if user_data or public_key is not empty or config_drive
-	// is set. Other drivers are not asked for such servers, and ignore the values.
+	// values and the metadata if user_data, public_key or files is not empty or
+	// config_drive is set. Other drivers are not asked for such servers, and ignore the values.
 	//
 	// The name of the guest. It is empty for a server of an earlier release.
 	Hostname    string `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -402,7 +402,9 @@ type SpawnRequest struct {
 	AdminPass string `protobuf:"bytes,10,opt,name=admin_pass,json=adminPass,proto3" json:"admin_pass,omitempty"`
 	// The public key with which the user logs in, in the form of OpenSSH, or a
 	// certificate in the form PEM.
-	PublicKey     string `protobuf:"bytes,11,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	PublicKey string `protobuf:"bytes,11,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// Files that the guest is to write when it boots for the first time.
+	Files         []*GuestFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -514,6 +516,66 @@ func (x *SpawnRequest) GetPublicKey() string {
 	return ""
 }
 
+func (x *SpawnRequest) GetFiles() []*GuestFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type GuestFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 255 bytes.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestFile) Reset() {
+	*x = GuestFile{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestFile) ProtoMessage() {}
+
+func (x *GuestFile) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
+func (*GuestFile) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GuestFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *GuestFile) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
 type SpawnResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -522,7 +584,7 @@ type SpawnResponse struct {
 
 func (x *SpawnResponse) Reset() {
 	*x = SpawnResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[3]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +596,7 @@ func (x *SpawnResponse) String() string {
 func (*SpawnResponse) ProtoMessage() {}
 
 func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[3]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +609,7 @@ func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnResponse.ProtoReflect.Descriptor instead.
 func (*SpawnResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{3}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{4}
 }
 
 type DestroyRequest struct {
@@ -559,7 +621,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[4]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +633,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[4]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +646,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{4}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DestroyRequest) GetId() string {
@@ -602,7 +664,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[5]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +676,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[5]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +689,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{5}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{6}
 }
 
 type ListRequest struct {
@@ -638,7 +700,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[6]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +712,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[6]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +725,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{6}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{7}
 }
 
 type ListResponse struct {
@@ -675,7 +737,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[7]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +749,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[7]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +762,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{7}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListResponse) GetInstances() []*Instance {
@@ -719,7 +781,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[8]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +793,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[8]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +806,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{8}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetRequest) GetId() string {
@@ -763,7 +825,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[9]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +837,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[9]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +850,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{9}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetResponse) GetInstance() *Instance {
@@ -807,7 +869,7 @@ type PowerOnRequest struct {
 
 func (x *PowerOnRequest) Reset() {
 	*x = PowerOnRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[10]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +881,7 @@ func (x *PowerOnRequest) String() string {
 func (*PowerOnRequest) ProtoMessage() {}
 
 func (x *PowerOnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[10]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +894,7 @@ func (x *PowerOnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOnRequest.ProtoReflect.Descriptor instead.
 func (*PowerOnRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{10}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PowerOnRequest) GetId() string {
@@ -850,7 +912,7 @@ type PowerOnResponse struct {
 
 func (x *PowerOnResponse) Reset() {
 	*x = PowerOnResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[11]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +924,7 @@ func (x *PowerOnResponse) String() string {
 func (*PowerOnResponse) ProtoMessage() {}
 
 func (x *PowerOnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[11]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +937,7 @@ func (x *PowerOnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOnResponse.ProtoReflect.Descriptor instead.
 func (*PowerOnResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{11}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{12}
 }
 
 type PowerOffRequest struct {
@@ -890,7 +952,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[12]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +964,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[12]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +977,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{12}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PowerOffRequest) GetId() string {
@@ -940,7 +1002,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[13]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1014,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[13]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1027,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{13}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{14}
 }
 
 type RebootRequest struct {
@@ -978,7 +1040,7 @@ type RebootRequest struct {
 
 func (x *RebootRequest) Reset() {
 	*x = RebootRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[14]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1052,7 @@ func (x *RebootRequest) String() string {
 func (*RebootRequest) ProtoMessage() {}
 
 func (x *RebootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[14]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1065,7 @@ func (x *RebootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootRequest.ProtoReflect.Descriptor instead.
 func (*RebootRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{14}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RebootRequest) GetId() string {
@@ -1028,7 +1090,7 @@ type RebootResponse struct {
 
 func (x *RebootResponse) Reset() {
 	*x = RebootResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[15]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1102,7 @@ func (x *RebootResponse) String() string {
 func (*RebootResponse) ProtoMessage() {}
 
 func (x *RebootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[15]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1115,7 @@ func (x *RebootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebootResponse.ProtoReflect.Descriptor instead.
 func (*RebootResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{15}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{16}
 }
 
 type ResourcesRequest struct {
@@ -1064,7 +1126,7 @@ type ResourcesRequest struct {
 
 func (x *ResourcesRequest) Reset() {
 	*x = ResourcesRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[16]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1138,7 @@ func (x *ResourcesRequest) String() string {
 func (*ResourcesRequest) ProtoMessage() {}
 
 func (x *ResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[16]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1151,7 @@ func (x *ResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{16}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{17}
 }
 
 type ResourcesResponse struct {
@@ -1101,7 +1163,7 @@ type ResourcesResponse struct {
 
 func (x *ResourcesResponse) Reset() {
 	*x = ResourcesResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[17]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1175,7 @@ func (x *ResourcesResponse) String() string {
 func (*ResourcesResponse) ProtoMessage() {}
 
 func (x *ResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[17]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1188,7 @@ func (x *ResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{17}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourcesResponse) GetResources() *Resources {
@@ -1145,7 +1207,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[18]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1219,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[18]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1232,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{18}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PauseRequest) GetId() string {
@@ -1188,7 +1250,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[19]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1262,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[19]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1275,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{19}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{20}
 }
 
 type UnpauseRequest struct {
@@ -1225,7 +1287,7 @@ type UnpauseRequest struct {
 
 func (x *UnpauseRequest) Reset() {
 	*x = UnpauseRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[20]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1299,7 @@ func (x *UnpauseRequest) String() string {
 func (*UnpauseRequest) ProtoMessage() {}
 
 func (x *UnpauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[20]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1312,7 @@ func (x *UnpauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpauseRequest.ProtoReflect.Descriptor instead.
 func (*UnpauseRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{20}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UnpauseRequest) GetId() string {
@@ -1268,7 +1330,7 @@ type UnpauseResponse struct {
 
 func (x *UnpauseResponse) Reset() {
 	*x = UnpauseResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[21]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1342,7 @@ func (x *UnpauseResponse) String() string {
 func (*UnpauseResponse) ProtoMessage() {}
 
 func (x *UnpauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[21]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1355,7 @@ func (x *UnpauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpauseResponse.ProtoReflect.Descriptor instead.
 func (*UnpauseResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{21}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{22}
 }
 
 type SuspendRequest struct {
@@ -1305,7 +1367,7 @@ type SuspendRequest struct {
 
 func (x *SuspendRequest) Reset() {
 	*x = SuspendRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[22]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1379,7 @@ func (x *SuspendRequest) String() string {
 func (*SuspendRequest) ProtoMessage() {}
 
 func (x *SuspendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[22]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1392,7 @@ func (x *SuspendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendRequest.ProtoReflect.Descriptor instead.
 func (*SuspendRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{22}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SuspendRequest) GetId() string {
@@ -1348,7 +1410,7 @@ type SuspendResponse struct {
 
 func (x *SuspendResponse) Reset() {
 	*x = SuspendResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[23]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1422,7 @@ func (x *SuspendResponse) String() string {
 func (*SuspendResponse) ProtoMessage() {}
 
 func (x *SuspendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[23]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1435,7 @@ func (x *SuspendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendResponse.ProtoReflect.Descriptor instead.
 func (*SuspendResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{23}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{24}
 }
 
 type ResumeRequest struct {
@@ -1385,7 +1447,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[24]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1459,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[24]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1472,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{24}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResumeRequest) GetId() string {
@@ -1428,7 +1490,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[25]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1502,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[25]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1515,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{25}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{26}
 }
 
 type ResizeRequest struct {
@@ -1466,7 +1528,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[26]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1540,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[26]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1553,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{26}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1516,7 +1578,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[27]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1590,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[27]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1603,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{27}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{28}
 }
 
 type ConfirmResizeRequest struct {
@@ -1553,7 +1615,7 @@ type ConfirmResizeRequest struct {
 
 func (x *ConfirmResizeRequest) Reset() {
 	*x = ConfirmResizeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1627,7 @@ func (x *ConfirmResizeRequest) String() string {
 func (*ConfirmResizeRequest) ProtoMessage() {}
 
 func (x *ConfirmResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1640,7 @@ func (x *ConfirmResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResizeRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmResizeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{28}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConfirmResizeRequest) GetId() string {
@@ -1596,7 +1658,7 @@ type ConfirmResizeResponse struct {
 
 func (x *ConfirmResizeResponse) Reset() {
 	*x = ConfirmResizeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1670,7 @@ func (x *ConfirmResizeResponse) String() string {
 func (*ConfirmResizeResponse) ProtoMessage() {}
 
 func (x *ConfirmResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1683,7 @@ func (x *ConfirmResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResizeResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResizeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{29}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{30}
 }
 
 type RevertResizeRequest struct {
@@ -1633,7 +1695,7 @@ type RevertResizeRequest struct {
 
 func (x *RevertResizeRequest) Reset() {
 	*x = RevertResizeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1707,7 @@ func (x *RevertResizeRequest) String() string {
 func (*RevertResizeRequest) ProtoMessage() {}
 
 func (x *RevertResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1720,7 @@ func (x *RevertResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevertResizeRequest.ProtoReflect.Descriptor instead.
 func (*RevertResizeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{30}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevertResizeRequest) GetId() string {
@@ -1676,7 +1738,7 @@ type RevertResizeResponse struct {
 
 func (x *RevertResizeResponse) Reset() {
 	*x = RevertResizeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1750,7 @@ func (x *RevertResizeResponse) String() string {
 func (*RevertResizeResponse) ProtoMessage() {}
 
 func (x *RevertResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1763,7 @@ func (x *RevertResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevertResizeResponse.ProtoReflect.Descriptor instead.
 func (*RevertResizeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{31}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{32}
 }
 
 type RescueRequest struct {
@@ -1715,7 +1777,7 @@ type RescueRequest struct {
 
 func (x *RescueRequest) Reset() {
 	*x = RescueRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1789,7 @@ func (x *RescueRequest) String() string {
 func (*RescueRequest) ProtoMessage() {}
 
 func (x *RescueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1802,7 @@ func (x *RescueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RescueRequest.ProtoReflect.Descriptor instead.
 func (*RescueRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{32}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RescueRequest) GetId() string {
@@ -1765,7 +1827,7 @@ type RescueResponse struct {
 
 func (x *RescueResponse) Reset() {
 	*x = RescueResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1839,7 @@ func (x *RescueResponse) String() string {
 func (*RescueResponse) ProtoMessage() {}
 
 func (x *RescueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1852,7 @@ func (x *RescueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RescueResponse.ProtoReflect.Descriptor instead.
 func (*RescueResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{33}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{34}
 }
 
 type UnrescueRequest struct {
@@ -1802,7 +1864,7 @@ type UnrescueRequest struct {
 
 func (x *UnrescueRequest) Reset() {
 	*x = UnrescueRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1876,7 @@ func (x *UnrescueRequest) String() string {
 func (*UnrescueRequest) ProtoMessage() {}
 
 func (x *UnrescueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1889,7 @@ func (x *UnrescueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrescueRequest.ProtoReflect.Descriptor instead.
 func (*UnrescueRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{34}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnrescueRequest) GetId() string {
@@ -1845,7 +1907,7 @@ type UnrescueResponse struct {
 
 func (x *UnrescueResponse) Reset() {
 	*x = UnrescueResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1919,7 @@ func (x *UnrescueResponse) String() string {
 func (*UnrescueResponse) ProtoMessage() {}
 
 func (x *UnrescueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1932,7 @@ func (x *UnrescueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrescueResponse.ProtoReflect.Descriptor instead.
 func (*UnrescueResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{35}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{36}
 }
 
 type SnapshotRequest struct {
@@ -1883,7 +1945,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1957,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +1970,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{36}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -1933,7 +1995,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2007,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2020,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{37}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{38}
 }
 
 type ConsoleLogRequest struct {
@@ -1972,7 +2034,7 @@ type ConsoleLogRequest struct {
 
 func (x *ConsoleLogRequest) Reset() {
 	*x = ConsoleLogRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2046,7 @@ func (x *ConsoleLogRequest) String() string {
 func (*ConsoleLogRequest) ProtoMessage() {}
 
 func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2059,7 @@ func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleLogRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{38}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ConsoleLogRequest) GetId() string {
@@ -2023,7 +2085,7 @@ type ConsoleLogResponse struct {
 
 func (x *ConsoleLogResponse) Reset() {
 	*x = ConsoleLogResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2097,7 @@ func (x *ConsoleLogResponse) String() string {
 func (*ConsoleLogResponse) ProtoMessage() {}
 
 func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2110,7 @@ func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleLogResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ConsoleLogResponse) GetData() []byte {
@@ -2068,7 +2130,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2142,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2155,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ConsoleRequest) GetId() string {
@@ -2122,7 +2184,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2196,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2209,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ConsoleResponse) GetHost() string {
@@ -2182,7 +2244,7 @@ type LiveMigrateRequest struct {
 
 func (x *LiveMigrateRequest) Reset() {
 	*x = LiveMigrateRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2256,7 @@ func (x *LiveMigrateRequest) String() string {
 func (*LiveMigrateRequest) ProtoMessage() {}
 
 func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2269,7 @@ func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateRequest.ProtoReflect.Descriptor instead.
 func (*LiveMigrateRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LiveMigrateRequest) GetId() string {
@@ -2232,7 +2294,7 @@ type LiveMigrateResponse struct {
 
 func (x *LiveMigrateResponse) Reset() {
 	*x = LiveMigrateResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2306,7 @@ func (x *LiveMigrateResponse) String() string {
 func (*LiveMigrateResponse) ProtoMessage() {}
 
 func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2319,7 @@ func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateResponse.ProtoReflect.Descriptor instead.
 func (*LiveMigrateResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
 }
 
 type AttachVolumeRequest struct {
@@ -2270,7 +2332,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2344,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2357,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttachVolumeRequest) GetId() string {
@@ -2324,7 +2386,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2398,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2411,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Volume) GetId() string {
@@ -2381,7 +2443,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2455,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2468,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
 }
 
 type DetachVolumeRequest struct {
@@ -2419,7 +2481,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2493,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2506,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DetachVolumeRequest) GetId() string {
@@ -2469,7 +2531,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2543,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2556,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
 }
 
 type AttachInterfaceRequest struct {
@@ -2507,7 +2569,7 @@ type AttachInterfaceRequest struct {
 
 func (x *AttachInterfaceRequest) Reset() {
 	*x = AttachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2581,7 @@ func (x *AttachInterfaceRequest) String() string {
 func (*AttachInterfaceRequest) ProtoMessage() {}
 
 func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2594,7 @@ func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AttachInterfaceRequest) GetId() string {
@@ -2562,7 +2624,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2636,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2649,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Interface) GetId() string {
@@ -2619,7 +2681,7 @@ type AttachInterfaceResponse struct {
 
 func (x *AttachInterfaceResponse) Reset() {
 	*x = AttachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2693,7 @@ func (x *AttachInterfaceResponse) String() string {
 func (*AttachInterfaceResponse) ProtoMessage() {}
 
 func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2706,7 @@ func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
 }
 
 type DetachInterfaceRequest struct {
@@ -2657,7 +2719,7 @@ type DetachInterfaceRequest struct {
 
 func (x *DetachInterfaceRequest) Reset() {
 	*x = DetachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2731,7 @@ func (x *DetachInterfaceRequest) String() string {
 func (*DetachInterfaceRequest) ProtoMessage() {}
 
 func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2744,7 @@ func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DetachInterfaceRequest) GetId() string {
@@ -2707,7 +2769,7 @@ type DetachInterfaceResponse struct {
 
 func (x *DetachInterfaceResponse) Reset() {
 	*x = DetachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2781,7 @@ func (x *DetachInterfaceResponse) String() string {
 func (*DetachInterfaceResponse) ProtoMessage() {}
 
 func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2794,7 @@ func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
 }
 
 type MetricsRequest struct {
@@ -2744,7 +2806,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2756,7 +2818,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2769,7 +2831,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MetricsRequest) GetId() string {
@@ -2795,7 +2857,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2869,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2882,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MetricsResponse) GetCpuTimeNs() int64 {
@@ -2874,7 +2936,7 @@ type DiagnosticsRequest struct {
 
 func (x *DiagnosticsRequest) Reset() {
 	*x = DiagnosticsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +2948,7 @@ func (x *DiagnosticsRequest) String() string {
 func (*DiagnosticsRequest) ProtoMessage() {}
 
 func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +2961,7 @@ func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsRequest.ProtoReflect.Descriptor instead.
 func (*DiagnosticsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DiagnosticsRequest) GetId() string {
@@ -2918,7 +2980,7 @@ type DiagnosticsResponse struct {
 
 func (x *DiagnosticsResponse) Reset() {
 	*x = DiagnosticsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +2992,7 @@ func (x *DiagnosticsResponse) String() string {
 func (*DiagnosticsResponse) ProtoMessage() {}
 
 func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3005,7 @@ func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsResponse.ProtoReflect.Descriptor instead.
 func (*DiagnosticsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DiagnosticsResponse) GetDiagnostics() map[string]string {
@@ -2961,7 +3023,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3035,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3048,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
 }
 
 type EventsResponse struct {
@@ -3001,7 +3063,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3075,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3088,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EventsResponse) GetServerId() string {
@@ -3069,7 +3131,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\avolumes\x18\x06 \x03(\tR\avolumes\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\"\xd0\x03\n" +
+	"interfaces\"\x86\x04\n" +
 	"\fSpawnRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3085,10 +3147,14 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"admin_pass\x18\n" +
 	" \x01(\tR\tadminPass\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\v \x01(\tR\tpublicKey\x1a;\n" +
+	"public_key\x18\v \x01(\tR\tpublicKey\x124\n" +
+	"\x05files\x18\f \x03(\v2\x1e.armature.compute.v1.GuestFileR\x05files\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0f\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
+	"\tGuestFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\x0f\n" +
 	"\rSpawnResponse\" \n" +
 	"\x0eDestroyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x11\n" +
@@ -3276,7 +3342,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP() []byt
 }
 
 var file_examples_nova_mini_compute_computepb_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(PowerState)(0),                 // 0: armature.compute.v1.PowerState
 	(ConsoleType)(0),                // 1: armature.compute.v1.ConsoleType
@@ -3284,141 +3350,143 @@ var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(*Resources)(nil),               // 3: armature.compute.v1.Resources
 	(*Instance)(nil),                // 4: armature.compute.v1.Instance
 	(*SpawnRequest)(nil),            // 5: armature.compute.v1.SpawnRequest
-	(*SpawnResponse)(nil),           // 6: armature.compute.v1.SpawnResponse
-	(*DestroyRequest)(nil),          // 7: armature.compute.v1.DestroyRequest
-	(*DestroyResponse)(nil),         // 8: armature.compute.v1.DestroyResponse
-	(*ListRequest)(nil),             // 9: armature.compute.v1.ListRequest
-	(*ListResponse)(nil),            // 10: armature.compute.v1.ListResponse
-	(*GetRequest)(nil),              // 11: armature.compute.v1.GetRequest
-	(*GetResponse)(nil),             // 12: armature.compute.v1.GetResponse
-	(*PowerOnRequest)(nil),          // 13: armature.compute.v1.PowerOnRequest
-	(*PowerOnResponse)(nil),         // 14: armature.compute.v1.PowerOnResponse
-	(*PowerOffRequest)(nil),         // 15: armature.compute.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),        // 16: armature.compute.v1.PowerOffResponse
-	(*RebootRequest)(nil),           // 17: armature.compute.v1.RebootRequest
-	(*RebootResponse)(nil),          // 18: armature.compute.v1.RebootResponse
-	(*ResourcesRequest)(nil),        // 19: armature.compute.v1.ResourcesRequest
-	(*ResourcesResponse)(nil),       // 20: armature.compute.v1.ResourcesResponse
-	(*PauseRequest)(nil),            // 21: armature.compute.v1.PauseRequest
-	(*PauseResponse)(nil),           // 22: armature.compute.v1.PauseResponse
-	(*UnpauseRequest)(nil),          // 23: armature.compute.v1.UnpauseRequest
-	(*UnpauseResponse)(nil),         // 24: armature.compute.v1.UnpauseResponse
-	(*SuspendRequest)(nil),          // 25: armature.compute.v1.SuspendRequest
-	(*SuspendResponse)(nil),         // 26: armature.compute.v1.SuspendResponse
-	(*ResumeRequest)(nil),           // 27: armature.compute.v1.ResumeRequest
-	(*ResumeResponse)(nil),          // 28: armature.compute.v1.ResumeResponse
-	(*ResizeRequest)(nil),           // 29: armature.compute.v1.ResizeRequest
-	(*ResizeResponse)(nil),          // 30: armature.compute.v1.ResizeResponse
-	(*ConfirmResizeRequest)(nil),    // 31: armature.compute.v1.ConfirmResizeRequest
-	(*ConfirmResizeResponse)(nil),   // 32: armature.compute.v1.ConfirmResizeResponse
-	(*RevertResizeRequest)(nil),     // 33: armature.compute.v1.RevertResizeRequest
-	(*RevertResizeResponse)(nil),    // 34: armature.compute.v1.RevertResizeResponse
-	(*RescueRequest)(nil),           // 35: armature.compute.v1.RescueRequest
-	(*RescueResponse)(nil),          // 36: armature.compute.v1.RescueResponse
-	(*UnrescueRequest)(nil),         // 37: armature.compute.v1.UnrescueRequest
-	(*UnrescueResponse)(nil),        // 38: armature.compute.v1.UnrescueResponse
-	(*SnapshotRequest)(nil),         // 39: armature.compute.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),        // 40: armature.compute.v1.SnapshotResponse
-	(*ConsoleLogRequest)(nil),       // 41: armature.compute.v1.ConsoleLogRequest
-	(*ConsoleLogResponse)(nil),      // 42: armature.compute.v1.ConsoleLogResponse
-	(*ConsoleRequest)(nil),          // 43: armature.compute.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 44: armature.compute.v1.ConsoleResponse
-	(*LiveMigrateRequest)(nil),      // 45: armature.compute.v1.LiveMigrateRequest
-	(*LiveMigrateResponse)(nil),     // 46: armature.compute.v1.LiveMigrateResponse
-	(*AttachVolumeRequest)(nil),     // 47: armature.compute.v1.AttachVolumeRequest
-	(*Volume)(nil),                  // 48: armature.compute.v1.Volume
-	(*AttachVolumeResponse)(nil),    // 49: armature.compute.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 50: armature.compute.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 51: armature.compute.v1.DetachVolumeResponse
-	(*AttachInterfaceRequest)(nil),  // 52: armature.compute.v1.AttachInterfaceRequest
-	(*Interface)(nil),               // 53: armature.compute.v1.Interface
-	(*AttachInterfaceResponse)(nil), // 54: armature.compute.v1.AttachInterfaceResponse
-	(*DetachInterfaceRequest)(nil),  // 55: armature.compute.v1.DetachInterfaceRequest
-	(*DetachInterfaceResponse)(nil), // 56: armature.compute.v1.DetachInterfaceResponse
-	(*MetricsRequest)(nil),          // 57: armature.compute.v1.MetricsRequest
-	(*MetricsResponse)(nil),         // 58: armature.compute.v1.MetricsResponse
-	(*DiagnosticsRequest)(nil),      // 59: armature.compute.v1.DiagnosticsRequest
-	(*DiagnosticsResponse)(nil),     // 60: armature.compute.v1.DiagnosticsResponse
-	(*EventsRequest)(nil),           // 61: armature.compute.v1.EventsRequest
-	(*EventsResponse)(nil),          // 62: armature.compute.v1.EventsResponse
-	nil,                             // 63: armature.compute.v1.SpawnRequest.MetadataEntry
-	nil,                             // 64: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	(*GuestFile)(nil),               // 6: armature.compute.v1.GuestFile
+	(*SpawnResponse)(nil),           // 7: armature.compute.v1.SpawnResponse
+	(*DestroyRequest)(nil),          // 8: armature.compute.v1.DestroyRequest
+	(*DestroyResponse)(nil),         // 9: armature.compute.v1.DestroyResponse
+	(*ListRequest)(nil),             // 10: armature.compute.v1.ListRequest
+	(*ListResponse)(nil),            // 11: armature.compute.v1.ListResponse
+	(*GetRequest)(nil),              // 12: armature.compute.v1.GetRequest
+	(*GetResponse)(nil),             // 13: armature.compute.v1.GetResponse
+	(*PowerOnRequest)(nil),          // 14: armature.compute.v1.PowerOnRequest
+	(*PowerOnResponse)(nil),         // 15: armature.compute.v1.PowerOnResponse
+	(*PowerOffRequest)(nil),         // 16: armature.compute.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),        // 17: armature.compute.v1.PowerOffResponse
+	(*RebootRequest)(nil),           // 18: armature.compute.v1.RebootRequest
+	(*RebootResponse)(nil),          // 19: armature.compute.v1.RebootResponse
+	(*ResourcesRequest)(nil),        // 20: armature.compute.v1.ResourcesRequest
+	(*ResourcesResponse)(nil),       // 21: armature.compute.v1.ResourcesResponse
+	(*PauseRequest)(nil),            // 22: armature.compute.v1.PauseRequest
+	(*PauseResponse)(nil),           // 23: armature.compute.v1.PauseResponse
+	(*UnpauseRequest)(nil),          // 24: armature.compute.v1.UnpauseRequest
+	(*UnpauseResponse)(nil),         // 25: armature.compute.v1.UnpauseResponse
+	(*SuspendRequest)(nil),          // 26: armature.compute.v1.SuspendRequest
+	(*SuspendResponse)(nil),         // 27: armature.compute.v1.SuspendResponse
+	(*ResumeRequest)(nil),           // 28: armature.compute.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 29: armature.compute.v1.ResumeResponse
+	(*ResizeRequest)(nil),           // 30: armature.compute.v1.ResizeRequest
+	(*ResizeResponse)(nil),          // 31: armature.compute.v1.ResizeResponse
+	(*ConfirmResizeRequest)(nil),    // 32: armature.compute.v1.ConfirmResizeRequest
+	(*ConfirmResizeResponse)(nil),   // 33: armature.compute.v1.ConfirmResizeResponse
+	(*RevertResizeRequest)(nil),     // 34: armature.compute.v1.RevertResizeRequest
+	(*RevertResizeResponse)(nil),    // 35: armature.compute.v1.RevertResizeResponse
+	(*RescueRequest)(nil),           // 36: armature.compute.v1.RescueRequest
+	(*RescueResponse)(nil),          // 37: armature.compute.v1.RescueResponse
+	(*UnrescueRequest)(nil),         // 38: armature.compute.v1.UnrescueRequest
+	(*UnrescueResponse)(nil),        // 39: armature.compute.v1.UnrescueResponse
+	(*SnapshotRequest)(nil),         // 40: armature.compute.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),        // 41: armature.compute.v1.SnapshotResponse
+	(*ConsoleLogRequest)(nil),       // 42: armature.compute.v1.ConsoleLogRequest
+	(*ConsoleLogResponse)(nil),      // 43: armature.compute.v1.ConsoleLogResponse
+	(*ConsoleRequest)(nil),          // 44: armature.compute.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 45: armature.compute.v1.ConsoleResponse
+	(*LiveMigrateRequest)(nil),      // 46: armature.compute.v1.LiveMigrateRequest
+	(*LiveMigrateResponse)(nil),     // 47: armature.compute.v1.LiveMigrateResponse
+	(*AttachVolumeRequest)(nil),     // 48: armature.compute.v1.AttachVolumeRequest
+	(*Volume)(nil),                  // 49: armature.compute.v1.Volume
+	(*AttachVolumeResponse)(nil),    // 50: armature.compute.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 51: armature.compute.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 52: armature.compute.v1.DetachVolumeResponse
+	(*AttachInterfaceRequest)(nil),  // 53: armature.compute.v1.AttachInterfaceRequest
+	(*Interface)(nil),               // 54: armature.compute.v1.Interface
+	(*AttachInterfaceResponse)(nil), // 55: armature.compute.v1.AttachInterfaceResponse
+	(*DetachInterfaceRequest)(nil),  // 56: armature.compute.v1.DetachInterfaceRequest
+	(*DetachInterfaceResponse)(nil), // 57: armature.compute.v1.DetachInterfaceResponse
+	(*MetricsRequest)(nil),          // 58: armature.compute.v1.MetricsRequest
+	(*MetricsResponse)(nil),         // 59: armature.compute.v1.MetricsResponse
+	(*DiagnosticsRequest)(nil),      // 60: armature.compute.v1.DiagnosticsRequest
+	(*DiagnosticsResponse)(nil),     // 61: armature.compute.v1.DiagnosticsResponse
+	(*EventsRequest)(nil),           // 62: armature.compute.v1.EventsRequest
+	(*EventsResponse)(nil),          // 63: armature.compute.v1.EventsResponse
+	nil,                             // 64: armature.compute.v1.SpawnRequest.MetadataEntry
+	nil,                             // 65: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 }
 var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	0,  // 0: armature.compute.v1.Instance.power:type_name -> armature.compute.v1.PowerState
 	3,  // 1: armature.compute.v1.Instance.resources:type_name -> armature.compute.v1.Resources
 	3,  // 2: armature.compute.v1.SpawnRequest.resources:type_name -> armature.compute.v1.Resources
-	63, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
-	4,  // 4: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
-	4,  // 5: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
-	3,  // 6: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
-	3,  // 7: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
-	1,  // 8: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
-	48, // 9: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
-	53, // 10: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
-	64, // 11: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
-	2,  // 12: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
-	5,  // 13: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
-	7,  // 14: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
-	9,  // 15: armature.compute.v1.Compute.List:input_type -> armature.compute.v1.ListRequest
-	11, // 16: armature.compute.v1.Compute.Get:input_type -> armature.compute.v1.GetRequest
-	13, // 17: armature.compute.v1.Compute.PowerOn:input_type -> armature.compute.v1.PowerOnRequest
-	15, // 18: armature.compute.v1.Compute.PowerOff:input_type -> armature.compute.v1.PowerOffRequest
-	17, // 19: armature.compute.v1.Compute.Reboot:input_type -> armature.compute.v1.RebootRequest
-	19, // 20: armature.compute.v1.Compute.Resources:input_type -> armature.compute.v1.ResourcesRequest
-	21, // 21: armature.compute.v1.Compute.Pause:input_type -> armature.compute.v1.PauseRequest
-	23, // 22: armature.compute.v1.Compute.Unpause:input_type -> armature.compute.v1.UnpauseRequest
-	25, // 23: armature.compute.v1.Compute.Suspend:input_type -> armature.compute.v1.SuspendRequest
-	27, // 24: armature.compute.v1.Compute.Resume:input_type -> armature.compute.v1.ResumeRequest
-	29, // 25: armature.compute.v1.Compute.Resize:input_type -> armature.compute.v1.ResizeRequest
-	31, // 26: armature.compute.v1.Compute.ConfirmResize:input_type -> armature.compute.v1.ConfirmResizeRequest
-	33, // 27: armature.compute.v1.Compute.RevertResize:input_type -> armature.compute.v1.RevertResizeRequest
-	35, // 28: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
-	37, // 29: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
-	39, // 30: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
-	41, // 31: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
-	43, // 32: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
-	45, // 33: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
-	47, // 34: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
-	50, // 35: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
-	52, // 36: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
-	55, // 37: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
-	57, // 38: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
-	59, // 39: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
-	61, // 40: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
-	6,  // 41: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
-	8,  // 42: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
-	10, // 43: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
-	12, // 44: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
-	14, // 45: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
-	16, // 46: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
-	18, // 47: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
-	20, // 48: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
-	22, // 49: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
-	24, // 50: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
-	26, // 51: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
-	28, // 52: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
-	30, // 53: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
-	32, // 54: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
-	34, // 55: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
-	36, // 56: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
-	38, // 57: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
-	40, // 58: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
-	42, // 59: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
-	44, // 60: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
-	46, // 61: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
-	49, // 62: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
-	51, // 63: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
-	54, // 64: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
-	56, // 65: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
-	58, // 66: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
-	60, // 67: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
-	62, // 68: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
-	41, // [41:69] is the sub-list for method output_type
-	13, // [13:41] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	64, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
+	6,  // 4: armature.compute.v1.SpawnRequest.files:type_name -> armature.compute.v1.GuestFile
+	4,  // 5: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
+	4,  // 6: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
+	3,  // 7: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
+	3,  // 8: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
+	1,  // 9: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
+	49, // 10: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
+	54, // 11: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
+	65, // 12: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	2,  // 13: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
+	5,  // 14: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
+	8,  // 15: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
+	10, // 16: armature.compute.v1.Compute.List:input_type -> armature.compute.v1.ListRequest
+	12, // 17: armature.compute.v1.Compute.Get:input_type -> armature.compute.v1.GetRequest
+	14, // 18: armature.compute.v1.Compute.PowerOn:input_type -> armature.compute.v1.PowerOnRequest
+	16, // 19: armature.compute.v1.Compute.PowerOff:input_type -> armature.compute.v1.PowerOffRequest
+	18, // 20: armature.compute.v1.Compute.Reboot:input_type -> armature.compute.v1.RebootRequest
+	20, // 21: armature.compute.v1.Compute.Resources:input_type -> armature.compute.v1.ResourcesRequest
+	22, // 22: armature.compute.v1.Compute.Pause:input_type -> armature.compute.v1.PauseRequest
+	24, // 23: armature.compute.v1.Compute.Unpause:input_type -> armature.compute.v1.UnpauseRequest
+	26, // 24: armature.compute.v1.Compute.Suspend:input_type -> armature.compute.v1.SuspendRequest
+	28, // 25: armature.compute.v1.Compute.Resume:input_type -> armature.compute.v1.ResumeRequest
+	30, // 26: armature.compute.v1.Compute.Resize:input_type -> armature.compute.v1.ResizeRequest
+	32, // 27: armature.compute.v1.Compute.ConfirmResize:input_type -> armature.compute.v1.ConfirmResizeRequest
+	34, // 28: armature.compute.v1.Compute.RevertResize:input_type -> armature.compute.v1.RevertResizeRequest
+	36, // 29: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
+	38, // 30: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
+	40, // 31: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
+	42, // 32: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
+	44, // 33: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
+	46, // 34: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
+	48, // 35: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
+	51, // 36: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
+	53, // 37: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
+	56, // 38: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
+	58, // 39: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
+	60, // 40: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
+	62, // 41: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
+	7,  // 42: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
+	9,  // 43: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
+	11, // 44: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
+	13, // 45: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
+	15, // 46: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
+	17, // 47: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
+	19, // 48: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
+	21, // 49: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
+	23, // 50: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
+	25, // 51: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
+	27, // 52: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
+	29, // 53: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
+	31, // 54: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
+	33, // 55: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
+	35, // 56: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
+	37, // 57: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
+	39, // 58: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
+	41, // 59: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
+	43, // 60: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
+	45, // 61: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
+	47, // 62: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
+	50, // 63: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
+	52, // 64: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
+	55, // 65: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
+	57, // 66: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
+	59, // 67: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
+	61, // 68: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
+	63, // 69: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
+	42, // [42:70] is the sub-list for method output_type
+	14, // [14:42] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_examples_nova_mini_compute_computepb_compute_proto_init() }
@@ -3432,7 +3500,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc), len(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   62,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
