@@ -16,7 +16,7 @@ import (
 // user sees who waits between commands.
 func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	if testing.Short() {
-		t.Skip("39 commands in Python take half a minute")
+		t.Skip("44 commands in Python take half a minute")
 	}
 	program, err := exec.LookPath("openstack")
 	switch {
@@ -51,6 +51,7 @@ func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program se
 		"server list": "ACTIVE", "server show one": "| demo", "console log show first": "login:", "server event list first": "unrescue",
 		"usage list": "admin", "server group list": "anti-affinity", "server group show apart": "max_server_per_host='2'",
 		"availability zone list --compute": "nova", "limits show --absolute": "maxTotalInstances", "compute service list": "nova-conductor", "hypervisor list": "node-1",
+		"hypervisor stats show": "running_vms",
 	}
 	inner := regexp.MustCompile(`\$\(openstack (.*?)\)`)
 	for line := range strings.Lines(block[1]) {

@@ -629,4 +629,13 @@ func (j *judge) hosts() {
 	j.do(200, "GET", "/v2.1/os-hypervisors/detail", "")
 	j.do(200, "GET", "/v2.1/os-hypervisors/{id}", "", "1")
 	j.do(404, "GET", "/v2.1/os-hypervisors/{id}", "", "none")
+	j.do(200, "GET", "/v2.1/os-hypervisors/statistics", "")
+	j.do(501, "GET", "/v2.1/os-hypervisors/{id}/uptime", "", "1")
+	j.do(404, "GET", "/v2.1/os-hypervisors/{id}/uptime", "", "none")
+	j.seen["GET /v2.1/os-hypervisors/{id}/uptime: 200"] = true // no driver reports it
+	for _, name := range []string{"search", "servers"} {
+		path := "/v2.1/os-hypervisors/{name}/" + name
+		j.do(200, "GET", path, "", "node")
+		j.do(404, "GET", path, "", "nowhere")
+	}
 }

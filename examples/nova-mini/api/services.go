@@ -2,7 +2,10 @@ package api
 
 import (
 	"context"
+	"slices"
+	"strings"
 
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
 )
@@ -15,15 +18,20 @@ const (
 
 var serviceRules = []rule{
 	{ruleServices, "rule:context_is_admin", "List services", "GET", "/os-services"},
-	{ruleServiceUpdate, "rule:context_is_admin", "Enable or disable a service", "PUT", "/os-services/enable"},
+	{ruleServiceUpdate, "rule:context_is_admin", "Change a service", "PUT", "/os-services/{service_id}"},
 }
 
+// serviceRoutes registers the routes of services. Until lastNumbers a request to change a service names the change in its path, and later the service.
 func (s *server) serviceRoutes(all, withBody *api.Group) {
-	api.HandleRoute(all, api.Route{Pattern: "GET /os-services", Rule: ruleServices, Summary: "List services", Query: serviceQuery}, s.listServices)
+	api.HandleRoute(all, api.Route{Pattern: "GET /os-services", Rule: ruleServices, Summary: "List services", Query: queryOf("host", "binary")}, s.listServices)
 	services := api.NewGroup(withBody, api.Route{Pattern: "/os-services", Rule: ruleServiceUpdate, Errors: []int{notFound}})
-	api.HandleRoute(services, api.Route{Pattern: "PUT /disable", Summary: "Disable a service: its host gets no more servers"}, s.disableService)
-	api.HandleRoute(services, api.Route{Pattern: "PUT /disable-log-reason", Summary: "Disable a service with a reason"}, s.disableServiceFor)
-	api.HandleRoute(services, api.Route{Pattern: "PUT /enable", Summary: "Enable a service"}, s.enableService)
+	api.HandleRoute(services, api.Route{Pattern: "PUT /disable", Max: lastNumbers, Summary: "Disable a service: its host gets no more servers"}, s.disableService)
+	api.HandleRoute(services, api.Route{Pattern: "PUT /disable-log-reason", Max: lastNumbers, Summary: "Disable a service with a reason"}, s.disableServiceFor)
+	api.HandleRoute(services, api.Route{Pattern: "PUT /enable", Max: lastNumbers, Summary: "Enable a service"}, s.enableService)
+	api.HandleRoute(services, api.Route{
+		Pattern: "PUT /force-down", Min: "2.11", Max: lastNumbers, Summary: "Treat a service as down in spite of its heartbeats, or undo this",
+	}, s.forceDownService)
+	api.HandleRoute(services, api.Route{Pattern: "PUT /{id}", Min: firstUUIDs, Summary: "Disable or enable a service, or treat it as down"}, s.updateService)
 }
 
 type serviceList struct {
@@ -31,7 +39,8 @@ type serviceList struct {
 }
 
 type serviceView struct {
-	ID             int     `json:"id"`
+	ID             int     `json:"id" until:"2.52"`
+	UUID           string  `json:"uuid" name:"id" format:"uuid" since:"2.53"`
 	Binary         string  `json:"binary"`
 	Host           string  `json:"host"`
 	Zone           string  `json:"zone" enum:"internal,nova"`
@@ -39,6 +48,14 @@ type serviceView struct {
 	State          string  `json:"state" enum:"up,down"`
 	UpdatedAt      *micros `json:"updated_at"`
 	DisabledReason *string `json:"disabled_reason"`
+	ForcedDown     bool    `json:"forced_down" since:"2.11"`
+}
+
+func viewService(v *store.Service) serviceView {
+	return serviceView{
+		ID: v.Number, UUID: v.UUID(), Binary: v.Kind, Host: v.Host, Zone: zoneOfService(*v), Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
+		UpdatedAt: formatMicros(&v.SeenAt), DisabledReason: textOrNil(v.DisabledReason), ForcedDown: v.ForcedDown,
+	}
 }
 
 func serviceStatus(disabled bool) string {
@@ -63,10 +80,6 @@ func textOrNil(s string) *string {
 	return &s
 }
 
-// serviceQuery is the query of a list of services, which has no pages at 2.1. Other parameters are ignored, as in Nova until 2.75.
-var serviceQuery = []api.Schema{{JSON: `{"type": "object", "properties": {
-	"host": {"type": "array", "items": {"type": "string"}}, "binary": {"type": "array", "items": {"type": "string"}}}}`}}
-
 func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (out serviceList, err error) {
 	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
 	if err != nil {
@@ -74,22 +87,28 @@ func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (ou
 	}
 	host, binary := r.URL.Query().Get("host"), r.URL.Query().Get("binary")
 	out.Services = []serviceView{}
-	for _, v := range list {
+	for i := range list {
+		v := &list[i]
 		if host != "" && v.Host != host || binary != "" && v.Kind != binary {
 			continue
 		}
-		out.Services = append(out.Services, serviceView{
-			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: zoneOfService(v), Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
-			UpdatedAt: formatMicros(&v.SeenAt), DisabledReason: textOrNil(v.DisabledReason),
-		})
+		out.Services = append(out.Services, viewService(v))
 	}
 	return out, nil
 }
 
+// setService changes a service, as the path says. What the path does not name has no effect, as in Nova.
 type setService struct {
-	Host           string `json:"host" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$"`
-	Binary         string `json:"binary" min:"1" max:"255"`
-	DisabledReason string `json:"disabled_reason,omitempty" min:"1" max:"255"`
+	Host           string  `json:"host" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$"`
+	Binary         string  `json:"binary" min:"1" max:"255"`
+	DisabledReason string  `json:"disabled_reason,omitempty" min:"1" max:"255"`
+	ForcedDown     boolean `json:"forced_down,omitzero" since:"2.11"`
+}
+
+// serviceChange is what a client changes of a service. An empty status stays, and so does forcedDown if it is nil.
+type serviceChange struct {
+	status, reason string
+	forcedDown     *bool
 }
 
 type oneService struct {
@@ -103,24 +122,109 @@ type setView struct {
 	DisabledReason string `json:"disabled_reason,omitempty"`
 }
 
+type oneForcedService struct {
+	Service forcedView `json:"service"`
+}
+
+type forcedView struct {
+	Host       string `json:"host"`
+	Binary     string `json:"binary"`
+	ForcedDown bool   `json:"forced_down"`
+}
+
 func (s *server) disableService(ctx context.Context, r *api.Request[setService]) (oneService, error) {
-	return s.setService(ctx, &r.Body, true, "")
+	return s.setService(ctx, &r.Body, serviceChange{status: "disabled"})
 }
 
 func (s *server) disableServiceFor(ctx context.Context, r *api.Request[setService]) (oneService, error) {
 	if r.Body.DisabledReason == "" {
 		return oneService{}, fault.New(fault.Invalid, "Missing disabled reason field")
 	}
-	return s.setService(ctx, &r.Body, true, r.Body.DisabledReason)
+	return s.setService(ctx, &r.Body, serviceChange{status: "disabled", reason: r.Body.DisabledReason})
 }
 
 func (s *server) enableService(ctx context.Context, r *api.Request[setService]) (oneService, error) {
-	return s.setService(ctx, &r.Body, false, "")
+	return s.setService(ctx, &r.Body, serviceChange{status: "enabled"})
 }
 
-func (s *server) setService(ctx context.Context, b *setService, disabled bool, reason string) (oneService, error) {
-	if err := s.cfg.Store.SetDisabled(ctx, b.Binary, b.Host, disabled, reason); err != nil {
-		return oneService{}, err
+func (s *server) setService(ctx context.Context, b *setService, c serviceChange) (oneService, error) {
+	err := s.changeService(ctx, b.Binary, b.Host, c)
+	return oneService{setView{Host: b.Host, Binary: b.Binary, Status: c.status, DisabledReason: c.reason}}, err
+}
+
+func (s *server) forceDownService(ctx context.Context, r *api.Request[setService]) (oneForcedService, error) {
+	b := &r.Body
+	if b.ForcedDown.RawMessage == nil {
+		return oneForcedService{}, fault.New(fault.Invalid, "Missing forced_down field")
 	}
-	return oneService{setView{Host: b.Host, Binary: b.Binary, Status: serviceStatus(disabled), DisabledReason: reason}}, nil
+	down := isTrue(plainText(b.ForcedDown.RawMessage))
+	return oneForcedService{forcedView{b.Host, b.Binary, down}}, s.changeService(ctx, b.Binary, b.Host, serviceChange{forcedDown: &down})
+}
+
+// changeService changes a compute service. Errors: NotFound, and Invalid for another service, with Nova's texts.
+func (s *server) changeService(ctx context.Context, binary, host string, c serviceChange) error {
+	if binary != store.ComputeBinary {
+		return fault.New(fault.Invalid, "Updating a %s service is not supported. Only nova-compute services can be updated.", binary)
+	}
+	if c.status != "" {
+		if err := s.cfg.Store.SetDisabled(ctx, binary, host, c.status == "disabled", c.reason); err != nil {
+			return err
+		}
+	}
+	if c.forcedDown != nil {
+		return s.cfg.Store.ForceDown(ctx, binary, host, *c.forcedDown)
+	}
+	return nil
+}
+
+type updateService struct {
+	Status         string  `json:"status,omitempty" enum:"enabled,disabled"`
+	DisabledReason string  `json:"disabled_reason,omitempty" min:"1" max:"255"`
+	ForcedDown     boolean `json:"forced_down,omitzero"`
+}
+
+type updatedService struct {
+	Service serviceView `json:"service"`
+}
+
+// updateService changes the service whose UUID is in the path.
+func (s *server) updateService(ctx context.Context, r *api.Request[updateService]) (out updatedService, err error) {
+	id, in := r.PathValue("id"), &r.Body
+	if err := checkUUID(id); err != nil {
+		return out, err
+	}
+	v, err := s.serviceByUUID(ctx, id)
+	if err != nil {
+		return out, err
+	}
+	c := serviceChange{status: in.Status, reason: in.DisabledReason}
+	if in.ForcedDown.RawMessage != nil {
+		c.forcedDown = new(isTrue(plainText(in.ForcedDown.RawMessage)))
+	}
+	switch {
+	case v.Kind != store.ComputeBinary: // the next function has the text
+	case in.Status == "enabled" && in.DisabledReason != "":
+		return out, fault.New(fault.Invalid, "Specifying 'disabled_reason' with status 'enabled' is invalid.")
+	case in.Status == "" && c.forcedDown == nil:
+		return out, fault.New(fault.Invalid, "No updates were requested. Fields 'status' or 'forced_down' should be specified.")
+	}
+	if err := s.changeService(ctx, v.Kind, v.Host, c); err != nil {
+		return out, err
+	}
+	if v, err = s.serviceByUUID(ctx, id); err == nil {
+		out.Service = viewService(v)
+	}
+	return out, err
+}
+
+// serviceByUUID returns a service. Errors: NotFound, with Nova's text.
+func (s *server) serviceByUUID(ctx context.Context, id string) (*store.Service, error) {
+	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(list, func(v store.Service) bool { return v.UUID() == strings.ToLower(id) }); i >= 0 {
+		return &list[i], nil
+	}
+	return nil, fault.New(fault.NotFound, "Service %s could not be found.", id)
 }

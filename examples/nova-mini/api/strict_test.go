@@ -16,6 +16,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	restapi "github.com/armature-go/armature/service/api"
 )
 
@@ -181,6 +182,12 @@ func TestStrict(t *testing.T) {
 			}
 			return `{"server_group": {"name": "x", "policies": ["affinity"]}}`
 		}},
+		{"PUT", "/v2.1/os-services/{id}", "/v2.1/os-services/force-down", func(v restapi.Version) string {
+			if v.AtLeast(2, 53) {
+				return `{"status": "enabled", "forced_down": false}`
+			}
+			return `{"host": "node-1", "binary": "nova-compute", "forced_down": false}`
+		}},
 		{"PUT", "/v2.1/servers/{id}", server, func(restapi.Version) string { return `{"server": {"name": "s"}}` }},
 		{"POST", "/v2.1/servers/{server_id}/metadata", server + "/metadata", func(restapi.Version) string { return `{"metadata": {}}` }},
 		{"PUT", "/v2.1/servers/{server_id}/metadata", server + "/metadata", func(restapi.Version) string { return `{"metadata": {}}` }},
@@ -198,6 +205,10 @@ func TestStrict(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			url := route.at
+			if route.path == "/v2.1/os-services/{id}" && v.AtLeast(2, 53) {
+				url = "/v2.1/os-services/" + store.ServiceUUID(store.ComputeBinary, "node-1")
+			}
 			var valid any
 			if err := json.Unmarshal([]byte(route.valid(v)), &valid); err != nil {
 				t.Fatal(err)
@@ -212,7 +223,7 @@ func TestStrict(t *testing.T) {
 					return
 				}
 				count++
-				status, reply := send(s.version, route.method, route.at, body)
+				status, reply := send(s.version, route.method, url, body)
 				if status == http.StatusBadRequest {
 					return
 				}

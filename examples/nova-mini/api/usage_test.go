@@ -134,6 +134,7 @@ func TestUsage(t *testing.T) {
 		}
 		c.want(403, "2.1", "member", "GET", "/os-simple-tenant-usage", "")
 		c.want(403, "2.1", "member", "GET", "/os-simple-tenant-usage/p9", "")
+		c.want(404, "2.1", "admin", "GET", "/os-simple-tenant-usage/", "") // no project
 		if reply := c.want(200, "2.1", "boss", "GET", "/os-simple-tenant-usage/p9", ""); reply != "{\"tenant_usage\":{}}\n" && reply != `{"tenant_usage":{}}` {
 			c.Error(reply)
 		}
@@ -149,6 +150,15 @@ func TestUsage(t *testing.T) {
 			c.Errorf("after the retention: %+v", one)
 		}
 	})
+}
+
+// lastOf returns the highest id of the servers of a project.
+func (c *cloud) lastOf(project string) (id string) {
+	c.Helper()
+	if err := c.db.GetContext(c.Context(), &id, `SELECT MAX(id) FROM servers WHERE project_id = ?`, project); err != nil {
+		c.Fatal(err)
+	}
+	return id
 }
 
 // TestUsagePages: since 2.40 a page has a number of servers, by project and id. Before, a report has all servers.
@@ -182,6 +192,9 @@ func TestUsagePages(t *testing.T) {
 				_, q, _ := strings.Cut(next, "?")
 				path = "?" + q
 			}
+		}
+		if list, next := c.usages("2.40", "boss", query+"&marker="+c.lastOf("p3")); len(list) != 0 || next != "" { // clients go on until an empty page
+			c.Errorf("after the last server: %+v %s", list, next)
 		}
 		if len(seen) != 5 || pages != 3 {
 			c.Errorf("%d servers on %d pages", len(seen), pages)

@@ -20,12 +20,16 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/releasetest"
 	"github.com/armature-go/armature/internal/waittest"
 )
 
 const novaMini = "./examples/nova-mini"
+
+// ofNext is SQL for the operations with the steps of the next release: their kinds have a higher version than in this release.
+var ofNext = fmt.Sprintf("kind_version > CASE WHEN kind = '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version)
 
 // upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
@@ -364,7 +368,7 @@ func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 	}
 	err := u.db.SelectContext(u.Context(), &list, `SELECT o.id, o.kind, o.state, o.input, o.data,
 		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
-		FROM operations o WHERE o.kind_version > 0`)
+		FROM operations o WHERE `+ofNext)
 	if err != nil {
 		if strings.Contains(err.Error(), "kind_version") { // the last release does not have this column
 			return 0, 0, 0
@@ -403,7 +407,7 @@ func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
 	waittest.Spend(time.Second)
 	var left int
-	if err := u.db.GetContext(u.Context(), &left, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL AND kind_version > 0`); err != nil {
+	if err := u.db.GetContext(u.Context(), &left, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL AND `+ofNext); err != nil {
 		u.Fatal(err)
 	}
 	if left == 0 {

@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
@@ -85,6 +86,43 @@ func nextID(ctx context.Context, tx *sqlx.Tx, query string) (id int, err error) 
 	return id, db.Error(tx.GetContext(ctx, &id, query))
 }
 
+// uuidSpace is the namespace of the UUIDs of services and hosts.
+var uuidSpace = uuid.MustParse("0f1c5f1e-5f0b-4c86-9d1c-2b7a4f3f7a53")
+
+// ServiceUUID returns the UUID of a service in the API. It follows from the names, so it stays if the service is removed and added again.
+func ServiceUUID(kind, host string) string {
+	return uuid.NewSHA1(uuidSpace, []byte("service/"+kind+"/"+host)).String()
+}
+
+// UUID is ServiceUUID of the service.
+func (s *Service) UUID() string { return ServiceUUID(s.Kind, s.Host) }
+
+// UUID returns the UUID of the host in the API. It follows from the name.
+func (h *Host) UUID() string { return uuid.NewSHA1(uuidSpace, []byte("host/"+h.Hostname)).String() }
+
+// ServersOn returns the IDs of the servers on hosts, by host, the oldest first.
+func (s *Store) ServersOn(ctx context.Context, hosts ...string) (map[string][]string, error) {
+	out := map[string][]string{}
+	if len(hosts) == 0 {
+		return out, nil
+	}
+	query, args, err := sqlx.In(`SELECT id, host FROM servers WHERE host IN (?) ORDER BY created_at, id`, hosts)
+	if err != nil {
+		return nil, err
+	}
+	var rows []struct {
+		ID   string `db:"id"`
+		Host string `db:"host"`
+	}
+	if err := s.db.SelectContext(ctx, &rows, query, args...); err != nil {
+		return nil, db.Error(err)
+	}
+	for _, r := range rows {
+		out[r.Host] = append(out[r.Host], r.ID)
+	}
+	return out, nil
+}
+
 // Services returns all services, sorted by number. A service that sent no heartbeat for downAfter is down.
 func (s *Store) Services(ctx context.Context, downAfter time.Duration) ([]Service, error) {
 	members, err := s.Members(downAfter).List(ctx, "")
@@ -119,6 +157,17 @@ func (s *Store) SetDisabled(ctx context.Context, kind, host string, disabled boo
 	} else {
 		err = s.members.Enable(ctx, kind, host)
 	}
+	return noService(kind, host, err)
+}
+
+// ForceDown makes a service down in spite of its heartbeats, so that its host gets no new work, or undoes this. Errors: NotFound, if the service does not
+// exist.
+func (s *Store) ForceDown(ctx context.Context, kind, host string, down bool) error {
+	return noService(kind, host, s.members.ForceDown(ctx, kind, host, down))
+}
+
+// noService gives the error NotFound for a service Nova's text.
+func noService(kind, host string, err error) error {
 	if errors.Is(err, fault.NotFound) {
 		return fault.New(fault.NotFound, "Could not find binary %s on host %s.", kind, host)
 	}
