@@ -58,35 +58,61 @@ const (
 // Run runs a scenario without a failure, and then once for each statement of the runner on the database: there the process of the runner is
 // killed, and another one continues. fresh returns a new scenario for each run, with a world of its own, such as a driver.
 //
+// A place is a statement by its text and by how often it has run: the third UPDATE of operations. A runner has several goroutines, whose
+// statements are in another order in each run, so a place is not the number of a statement. A place that only one of the runs before has reached
+// is a place, too.
+//
 // Each run has a new SQLite database, and runs in a bubble of testing/synctest, so leases and delays take no time. For that, the steps must not
-// use the network, and fresh, Register and Check must not start goroutines that outlive the run. A process that is killed loses its database at
-// once; a step that runs at this moment runs until it returns, and its effect outside of the database stays, as that of a step whose process
-// was killed just after it. Steps of different places are repeated in different runs, so that each step is repeated at least once.
+// use the network, and fresh, Register and Check must not start goroutines that outlive the run. A process that is killed loses its transaction,
+// as by SIGKILL. A step that runs at this moment runs until it returns, and its effect outside of the database stays, as that of a step whose
+// process was killed just after it. So each step is repeated in at least one run: in that which is killed where the step is kept.
 func Run(t *testing.T, fresh func(t testing.TB) Scenario) {
 	t.Helper()
-	for place := range maxPlaces {
-		var over bool
+	places := &places{}
+	for n := 0; n == 0 || n <= len(places.known); n++ {
+		if n > maxPlaces {
+			t.Fatalf("the operation has more than %d statements: does a step repeat itself?", maxPlaces)
+		}
 		// Place 0 is no place.
-		ok := t.Run("place "+strconv.Itoa(place), func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "operation.db") // outside of the bubble, because it is removed after the bubble
-			synctest.Test(t, func(t *testing.T) { over = runOnce(t, fresh(t), "sqlite://"+file, place) })
+		ok := t.Run("place "+strconv.Itoa(n), func(t *testing.T) {
+			dir := t.TempDir() // outside of the bubble, because it is removed after the bubble
+			synctest.Test(t, func(t *testing.T) { runOnce(t, fresh(t), dir, places, n) })
 		})
-		if !ok || place > 0 && over {
+		if !ok {
 			return
 		}
 	}
-	t.Fatalf("the operation has not ended after %d statements: does a step repeat itself?", maxPlaces)
 }
 
-// runOnce runs a scenario, and kills the runner at a place. over means that the operation ended before.
-func runOnce(t *testing.T, s Scenario, url string, place int) (over bool) {
+// place is a statement of a runner.
+type place struct {
+	query string
+	nth   int // 1 is the first one with this text
+}
+
+// places are the statements of all runs, in the order in which they were seen first.
+type places struct {
+	known []place
+	seen  map[place]bool
+}
+
+// add adds a place that is new.
+func (p *places) add(one place) {
+	if p.seen == nil {
+		p.seen = map[place]bool{}
+	}
+	if !p.seen[one] {
+		p.seen[one] = true
+		p.known = append(p.known, one)
+	}
+}
+
+// runOnce runs a scenario, and kills the runner at the n-th place. An operation that ends before has been checked as one without a failure.
+func runOnce(t *testing.T, s Scenario, dir string, all *places, n int) {
 	t.Helper()
 	ctx := t.Context()
-	d, err := db.Open(ctx, db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = d.Close() }() // the file is removed
+	file, left := filepath.Join(dir, "operation.db"), filepath.Join(dir, "left.db")
+	d := open(t, file, nil)
 	if err := db.Migrate(ctx, d, slices.Concat([]db.Migrations{operation.Migrations}, s.Migrations)...); err != nil {
 		t.Fatal(err)
 	}
@@ -94,42 +120,46 @@ func runOnce(t *testing.T, s Scenario, url string, place int) (over bool) {
 	if err != nil {
 		t.Fatalf("begin: %v", err)
 	}
-	killed := make(chan string, 1)
-	op, over := runUntilEnd(t, s, url, id, place, killed)
+	k := &killer{places: all, committed: d, left: left, count: map[string]int{}}
+	if n > 0 {
+		k.place = all.known[n-1]
+	}
+	op, over := runUntilEnd(t, s, file, id, "first", k)
 	if !over {
-		t.Logf("killed at: %s", <-killed)
-		op, over = runUntilEnd(t, s, url, id, 0, nil)
-		if !over {
-			t.Fatal("the second runner was killed, too")
+		t.Logf("killed at: %s (%d)", k.place.query, k.place.nth)
+		if k.err != nil {
+			t.Fatalf("copy of the database: %v", k.err)
 		}
-		over = false
+		d = open(t, left, nil)
+		op, _ = runUntilEnd(t, s, left, id, "second", nil)
 	}
 	s.Check(t, op, d)
-	return over
 }
 
-// runUntilEnd runs a runner until the operation has ended or, if place is not 0, until the runner is killed at a place.
-func runUntilEnd(t *testing.T, s Scenario, url, id string, place int, killed chan string) (op operation.Operation, over bool) {
+// open opens a database until the end of the test.
+func open(t *testing.T, file string, observe func(context.Context, string) func(error)) *sqlx.DB {
 	t.Helper()
-	k := &killer{place: place, at: killed}
-	d, err := db.Open(t.Context(), db.Config{URL: url, Observe: k.observe})
+	d, err := db.Open(t.Context(), db.Config{URL: "sqlite://" + file, Observe: observe})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = d.Close() }) // the file is removed
+	return d
+}
+
+// runUntilEnd runs a runner until the operation has ended, or until k has killed the runner. A k that is nil kills none.
+func runUntilEnd(t *testing.T, s Scenario, file, id, host string, k *killer) (op operation.Operation, over bool) {
+	t.Helper()
+	d, watch := open(t, file, k.observe), open(t, file, nil)
 	k.arm(d)
-	watch, err := db.Open(t.Context(), db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := operation.NewRunner(operation.RunnerConfig{Store: operation.NewStore(d), Host: "host-" + strconv.Itoa(place), Lease: lease, Logger: slog.New(slog.DiscardHandler)})
+	r := operation.NewRunner(operation.RunnerConfig{Store: operation.NewStore(d), Host: host, Lease: lease, Logger: slog.New(slog.DiscardHandler)})
 	s.Register(r, d)
 	if err := r.Start(t.Context()); err != nil && !k.dead() {
 		t.Fatal(err)
 	}
 	defer func() {
-		synctest.Wait()                 // a step that runs has returned
-		_ = r.Stop(t.Context())         // the runner of a killed process cannot end in order
-		_, _ = d.Close(), watch.Close() // both are closed, or were only read
+		synctest.Wait()         // a step that runs has returned
+		_ = r.Stop(t.Context()) // the runner of a killed process cannot end in order
 	}()
 	r.Notify(id)
 	for end := time.Now().Add(timeout); ; time.Sleep(time.Second) { //nolint:forbidigo // in a bubble
@@ -148,41 +178,58 @@ func runUntilEnd(t *testing.T, s Scenario, url, id string, place int, killed cha
 	}
 }
 
-// killer closes the database of a runner at a statement.
+// killer kills a runner at a place: what was committed before it is copied, and the runner loses its database. It adds all places that the
+// runner reaches. A killer that is nil does nothing.
 type killer struct {
-	place int
-	at    chan string
+	place     place // the zero value is none
+	places    *places
+	committed *sqlx.DB // the database of the runner, with a handle of its own
+	left      string   // the file of the copy
 
 	mu    sync.Mutex
 	d     *sqlx.DB // nil: statements are not counted yet
-	count int
+	count map[string]int
 	gone  bool
+	err   error
 }
 
 // arm begins to count.
 func (k *killer) arm(d *sqlx.DB) {
+	if k == nil {
+		return
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.d = d
 }
 
 func (k *killer) dead() bool {
+	if k == nil {
+		return false
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.gone
 }
 
-// observe counts a statement, and closes the database if it is the one.
+// observe counts a statement, and kills the runner if it is the one.
 func (k *killer) observe(_ context.Context, query string) func(error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.d == nil || k.place == 0 || k.gone {
+	if k == nil {
 		return func(error) {}
 	}
-	if k.count++; k.count == k.place {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.d == nil || k.gone {
+		return func(error) {}
+	}
+	k.count[query]++
+	here := place{query: query, nth: k.count[query]}
+	k.places.add(here)
+	if here == k.place {
 		k.gone = true
-		k.at <- query
-		_ = k.d.Close() // transactions that run are not affected, and nothing begins any more
+		// A transaction that runs is not in the copy. It may end in the database of the runner, which is not used any more.
+		_, k.err = k.committed.Exec(`VACUUM INTO ?`, k.left)
+		_ = k.d.Close() // nothing begins any more
 	}
 	return func(error) {}
 }
