@@ -249,8 +249,9 @@ func (g *glanced) testProxy() {
 // testSnapshot: the image of a server's disk belongs to the client, and a server boots from it.
 func (g *glanced) testSnapshot() {
 	g.Helper()
-	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base", MinRAM: 64, Properties: map[string]string{"img_config_drive": "mandatory", "k": "base", "img_signature": "x"}}, "base"))
 	g.becomes(id, "ACTIVE")
+	g.want(200, "config drive: host name s", "ada", "2.1", "POST", "servers/"+id+"/action", `{"os-getConsoleOutput": {}}`)
 	g.want(404, "", "bob", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap"}}`)
 	code, body, header := g.ask("ada", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap", "metadata": {"k": "v"}}}`)
 	at := header.Get("Location")
@@ -260,7 +261,8 @@ func (g *glanced) testSnapshot() {
 	}
 	g.becomes(id, "ACTIVE")
 	is, err := images.Get(g.Context(), g.images["ada"], image).Extract()
-	if err != nil || is.Status != images.ImageStatusActive || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" || is.Properties["image_type"] != "snapshot" || is.MinDiskGigabytes != 1 {
+	if err != nil || is.Status != images.ImageStatusActive || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" || is.Properties["image_type"] != "snapshot" || is.MinDiskGigabytes != 1 ||
+		is.MinRAMMegabytes != 64 || is.Properties["img_config_drive"] != "mandatory" || is.Properties["img_signature"] != nil {
 		g.Fatalf("%+v, %v", is, err)
 	}
 	if list := g.want(200, image, "ada", "2.1", "GET", "images/detail?type=snapshot&server="+id, ""); strings.Count(list, `"progress"`) != 1 {
