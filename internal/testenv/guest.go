@@ -19,13 +19,25 @@ var guestPrograms = []struct{ pkg, name string }{
 	{"mtools", "mcopy"},
 }
 
-// guestInit is the first program of the guest. It prints the guest's size on the console,
+// guestModules are the modules of the kernel that the guest loads, in this order: for the power button, and for disks with a config drive.
+var guestModules = []string{
+	"drivers/acpi/button", "drivers/input/evdev", "drivers/virtio/virtio_ring", "drivers/virtio/virtio", "drivers/virtio/virtio_pci_legacy_dev",
+	"drivers/virtio/virtio_pci_modern_dev", "drivers/virtio/virtio_pci", "drivers/block/virtio_blk", "drivers/cdrom/cdrom", "fs/isofs/isofs",
+}
+
+// guestInit is the first program of the guest. It prints the files of a config drive, in base64, and the guest's size on the console,
 // and shuts down when the power button is pressed.
 const guestInit = `#!/bin/busybox sh
 B=/bin/busybox
 $B mkdir -p /proc /sys /dev
 $B mount -t proc p /proc; $B mount -t sysfs s /sys; $B mount -t devtmpfs d /dev
-$B insmod /button.ko; $B insmod /evdev.ko
+for m in MODULES; do $B insmod /$m.ko; done
+$B mkdir -p /config
+for d in /dev/vd?; do # the config drive among them
+	$B mount -t iso9660 -o ro $d /config 2>/dev/null || continue
+	cd /config
+	for f in $($B find . -type f); do echo "config drive: $f $($B base64 -w 0 $f)"; done
+done
 echo "guest ready: $($B grep -c ^processor /proc/cpuinfo) CPUs, $($B awk '/MemTotal/{print int($2/1024)}' /proc/meminfo) MiB"
 for e in /dev/input/event*; do # the power button among them
 	( $B dd if="$e" of=/dev/null bs=24 count=1 2>/dev/null; echo 'guest powers off'; $B poweroff -f ) &
@@ -101,7 +113,11 @@ func fetchKernel(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	return runCommand(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
+	args := []string{"sh", "-c", `deb=$1; shift; dpkg-deb --fsys-tarfile "$deb" | tar x --wildcards "$@"`, "sh", deb, "./boot/vmlinuz-*"}
+	for _, m := range guestModules {
+		args = append(args, "./lib/modules/*/kernel/"+m+".ko*")
+	}
+	return runCommand(ctx, dir, args...)
 }
 
 // downloadPackage downloads a Debian package into dir, and returns its file. name returns the name of the package.
@@ -150,12 +166,14 @@ func buildInitramfs(dir string) ([]byte, error) {
 		return nil, err
 	}
 	files := map[string]string{"bin/busybox": busybox}
-	for _, module := range []string{"acpi/button.ko", "input/evdev.ko"} {
-		path, err := onlyFile(dir, "lib/modules/*/kernel/drivers/"+module)
+	names, modules := []string{"bin/busybox"}, ""
+	for _, module := range guestModules {
+		path, err := onlyFile(dir, "lib/modules/*/kernel/"+module+".ko")
 		if err != nil {
 			return nil, err
 		}
-		files[filepath.Base(module)] = path
+		name := filepath.Base(module) + ".ko"
+		files[name], names, modules = path, append(names, name), modules+" "+filepath.Base(module)
 	}
 	var out bytes.Buffer
 	zip := gzip.NewWriter(&out)
@@ -174,12 +192,12 @@ func buildInitramfs(dir string) ([]byte, error) {
 	}
 	const dirMode, fileMode = 0o040755, 0o100755
 	err = add("bin", dirMode, nil)
-	for _, name := range []string{"bin/busybox", "button.ko", "evdev.ko"} {
+	for _, name := range names {
 		raw, rerr := os.ReadFile(files[name])
 		err = joinErr(err, rerr)
 		err = joinErr(err, add(name, fileMode, raw))
 	}
-	err = joinErr(err, add("init", fileMode, []byte(guestInit)))
+	err = joinErr(err, add("init", fileMode, []byte(strings.Replace(guestInit, "MODULES", modules, 1))))
 	err = joinErr(err, add("TRAILER!!!", 0, nil))
 	err = joinErr(err, zip.Close())
 	return out.Bytes(), err

@@ -192,6 +192,18 @@ func (d *Driver) Resources(ctx context.Context) (compute.Resources, error) {
 	return d.cfg.Resources, d.withFaults(ctx, "resources", "", nil, func() error { return nil })
 }
 
+// newServer returns a server that is not started. userData is the number of bytes of its user data.
+func newServer(spec *compute.Spec, userData int) *server {
+	s := &server{
+		Instance: compute.Instance{ID: spec.ID, Name: spec.Name, Resources: spec.Resources},
+		Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
+	}
+	if spec.NeedsGuestData() {
+		s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t, %d files", spec.Hostname, userData, spec.AdminPass != "", spec.PublicKey != "", len(spec.Files))
+	}
+	return s
+}
+
 // Spawn implements compute.Driver.
 func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 	if err := checkID(spec.ID); err != nil {
@@ -215,13 +227,7 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 		if err := d.receiveServers(); err != nil {
 			return err
 		}
-		s := &server{
-			Instance: compute.Instance{ID: spec.ID, Name: spec.Name, Resources: spec.Resources},
-			Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
-		}
-		if spec.NeedsGuestData() {
-			s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t, %d files", spec.Hostname, len(data), spec.AdminPass != "", spec.PublicKey != "", len(spec.Files))
-		}
+		s := newServer(&spec, len(data))
 		if old := d.servers[spec.ID]; old != nil {
 			if old.Power == compute.Running {
 				return nil

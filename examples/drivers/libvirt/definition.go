@@ -28,7 +28,9 @@ type metadata struct {
 	MemoryMiB int      `xml:"memory_mib,attr"`
 	DiskGiB   int      `xml:"disk_gib,attr"`
 	Rescued   bool     `xml:"rescued,attr"`
-	OldSize   *oldSize `xml:"before"`
+	// ConfigDrive reports whether the server has a config drive.
+	ConfigDrive bool     `xml:"config_drive,attr,omitempty"`
+	OldSize     *oldSize `xml:"before"`
 }
 
 // oldSize is the size of a guest before a resize that is not confirmed yet.
@@ -84,6 +86,7 @@ const (
 	diskFile    = "disk.qcow2"
 	rescueFile  = "rescue.qcow2"
 	consoleFile = "console.log"
+	configFile  = "config.iso"
 )
 
 // file returns the path of a file of the server. With an empty name it is the server's directory.
@@ -92,7 +95,7 @@ func (o *options) file(id, name string) string { return filepath.Join(o.dir, id,
 // newDefinition builds the definition of a new server. It does not call libvirt.
 func (o *options) newDefinition(s compute.Spec) *definition {
 	d := &definition{meta: metadata{
-		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host,
+		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host, ConfigDrive: s.NeedsGuestData(),
 	}}
 	d.Type, d.Name, d.UUID, d.Title = o.virtType, domainPrefix+s.ID, s.ID, s.Name
 	d.OS = &libvirtxml.DomainOS{
@@ -138,7 +141,7 @@ func (d *definition) setResources(r compute.Resources) {
 }
 
 // setBootDisks makes the server boot from its root disk. If rescued is true, it boots from the rescue disk, and the root
-// disk is the second disk. Attached volumes are kept.
+// disk is the second disk. The config drive and attached volumes are kept.
 func (d *definition) setBootDisks(o *options, rescued bool) {
 	d.meta.Rescued = rescued
 	attached := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
@@ -150,8 +153,16 @@ func (d *definition) setBootDisks(o *options, rescued bool) {
 	for i, name := range files {
 		disks = append(disks, newDisk(o.file(d.meta.ID, name), "qcow2", "vd"+string(rune('a'+i))))
 	}
+	if d.meta.ConfigDrive {
+		drive := newDisk(o.file(d.meta.ID, configFile), "raw", configTarget)
+		drive.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+		disks = append(disks, drive)
+	}
 	d.Devices.Disks = append(disks, attached...)
 }
+
+// configTarget is the name of the device of the config drive for libvirt, after those of volumes. A guest finds the drive by its label.
+const configTarget = "vdaa"
 
 // newDisk returns a virtio disk. Its source is a block device if path is one now, and otherwise a file. target is the
 // name of the device in the guest, such as vda.

@@ -25,6 +25,11 @@
 // The compute service sets host and dir: the name of the host, and the directory of the servers. Each server has a
 // directory there, with its disk and its console log.
 //
+// A server with user data, a key pair or a config drive has another disk: OpenStack's config drive, an ISO 9660 image with the label
+// config-2 that cloud-init reads. It has openstack/latest/meta_data.json (with the host name, the metadata, the key and the password), user_data,
+// vendor_data.json and network_data.json. vendor_data.json and network_data.json are empty. The drive is the file config.iso in the server's directory, with mode 0600.
+// libvirt's dynamic_ownership, which is its default, makes it readable for QEMU.
+//
 // The state of a server is only in libvirt's definition of the guest. The metadata of the definition have the server's id. The
 // driver ignores guests without this metadata. So a restarted driver finds all its servers, and needs no other storage.
 package libvirt

@@ -50,7 +50,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 func (d *Driver) Info(context.Context) (driver.Info, error) {
 	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics, compute.CapImageFiles}}
 	if d.opts.virtType != "test" {
-		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics)
+		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapGuestData)
 		if d.opts.vnc != "none" {
 			info.Capabilities = append(info.Capabilities, compute.CapVNCConsole)
 		}
@@ -248,11 +248,14 @@ func (g *guest) stop() error {
 	return nil
 }
 
-// Spawn implements compute.Driver. It creates the disk, then defines the guest, then starts it. Each step accepts what an
+// Spawn implements compute.Driver. It creates the disk and the config drive, then defines the guest, then starts it. Each step accepts what an
 // interrupted call has left.
 func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 	if r := s.Resources; r.VCPUs < 1 || r.MemoryMiB < 1 || r.DiskGiB < 0 {
 		return fault.New(fault.Invalid, "a server cannot have %+v", r)
+	}
+	if _, err := decodeUserData(&s); err != nil {
+		return err
 	}
 	return d.withLock(ctx, "spawn", s.ID, func(ctx context.Context, conn *lv.Connect) error {
 		g, err := d.findGuest(conn, s.ID)
@@ -286,6 +289,11 @@ func (d *Driver) createGuest(ctx context.Context, conn *lv.Connect, s compute.Sp
 	}
 	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.Resources.DiskGiB); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
+	}
+	if s.NeedsGuestData() {
+		if err := writeConfigDrive(d.opts.file(s.ID, configFile), &s); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
+		}
 	}
 	doc, err := d.opts.newDefinition(s).marshalXML()
 	if err != nil {

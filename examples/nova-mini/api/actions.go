@@ -215,7 +215,7 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	}
 	if data.ImageRef == "" && s.keeper() != nil { // the compute service downloads it if the host does not have it any more
 		data.ImageRef = srv.ImageRef
-	} else if err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", srv.MemoryMiB, 0); err != nil {
+	} else if _, err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", srv.MemoryMiB, 0); err != nil {
 		return out, err
 	}
 	return out, s.beginAction(ctx, srv, compute.Rescue, data)

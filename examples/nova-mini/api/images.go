@@ -231,30 +231,30 @@ func (s *server) deleteImage(ctx context.Context, r *api.Request[api.None]) (api
 	return api.None{}, err
 }
 
-// checkImage returns an error, with Nova's text, if an image does not exist for the client, is not active, or does not fit a flavor with this memory and root disk. missing is the text
+// checkImage returns an image from which a server may boot, or nil if it is not known. It returns an error, with Nova's text, if an image does not exist for the client, is not active, or does not fit a flavor with this memory and root disk. missing is the text
 // for an image that does not exist. Without a source of images any text is accepted, because only the driver knows. An empty reference is no image.
-func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing string, ramMiB, diskGiB int) error {
+func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing string, ramMiB, diskGiB int) (*image.Image, error) {
 	if ref == "" || s.cfg.Images == nil {
-		return nil
+		return nil, nil
 	}
 	is, err := s.cfg.Images.Get(ctx, tokenOf(r), ref)
 	const gib = 1 << 30
 	switch {
 	case errors.Is(err, fault.NotFound):
-		return fault.New(fault.Invalid, "%s", missing)
+		return nil, fault.New(fault.Invalid, "%s", missing)
 	case err != nil:
-		return err
+		return nil, err
 	case is.Status != image.Active:
-		return fault.New(fault.Invalid, "Image %s is not active.", ref)
+		return nil, fault.New(fault.Invalid, "Image %s is not active.", ref)
 	case is.MinRAMMiB > ramMiB:
-		return fault.New(fault.Invalid, "Flavor's memory is too small for requested image.")
+		return nil, fault.New(fault.Invalid, "Flavor's memory is too small for requested image.")
 	case diskGiB > 0 && is.MinDiskGiB > diskGiB: // 0: the disk has the size of the image
-		return fault.New(fault.Invalid, "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is %d bytes, minimum size is %d bytes.",
+		return nil, fault.New(fault.Invalid, "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is %d bytes, minimum size is %d bytes.",
 			diskGiB*gib, is.MinDiskGiB*gib)
 	case diskGiB > 0 && is.Size > int64(diskGiB)*gib:
-		return fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", diskGiB*gib, is.Size)
+		return nil, fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", diskGiB*gib, is.Size)
 	}
-	return nil
+	return is, nil
 }
 
 // newSnapshot makes an image, whose content the compute service of the server will upload, and returns its id. Without an image service the driver keeps the
@@ -271,14 +271,22 @@ func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Se
 	if err := s.checkBus(ctx); err != nil {
 		return "", nil, err
 	}
-	properties := map[string]string{}
-	maps.Copy(properties, as.Metadata)
-	maps.Copy(properties, map[string]string{
+	token := tokenOf(r)
+	made := image.Image{Name: as.Name, Format: "qcow2", MinDiskGiB: srv.Flavor().DiskGiB, Properties: map[string]string{}}
+	switch base, err := k.Get(ctx, token, srv.ImageRef); {
+	case err == nil:
+		made.MinRAMMiB = base.MinRAMMiB
+		maps.Copy(made.Properties, base.Properties)
+		maps.DeleteFunc(made.Properties, func(key, _ string) bool { return strings.HasPrefix(key, "img_signature") }) // it is of other content
+	case !errors.Is(err, fault.NotFound) && !errors.Is(err, fault.Denied): // otherwise it was deleted, or is not shared any more
+		return "", nil, err
+	}
+	maps.Copy(made.Properties, as.Metadata)
+	maps.Copy(made.Properties, map[string]string{
 		"image_type": "snapshot", instanceProperty: srv.ID, "user_id": reqctx.From(ctx).UserID, "base_image_ref": srv.ImageRef,
 		"owner_id": reqctx.From(ctx).ProjectID,
 	})
-	token := tokenOf(r)
-	id, err = k.Create(ctx, token, image.Image{Name: as.Name, Format: "qcow2", MinDiskGiB: srv.Flavor().DiskGiB, Properties: properties})
+	id, err = k.Create(ctx, token, made)
 	if err != nil {
 		return "", nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -193,15 +194,15 @@ type securityGroup struct {
 	Name string `json:"name,omitempty"`
 }
 
-// template returns a server with what all servers of a request have in common.
-func (n *newServer) template(who reqctx.Request, f *store.Flavor, at place) *store.Server {
+// template returns a server with what all servers of a request have in common. The image is nil if it is not known.
+func (n *newServer) template(who reqctx.Request, f *store.Flavor, is *image.Image, at place) *store.Server {
 	need := f.Resources()
 	srv := &store.Server{
 		Name: string(n.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
 		ImageRef: n.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB, BootFlavor: db.JSONOf(f.Boot()),
 		Metadata: db.JSONOf(map[string]string(n.Metadata)), Tags: db.JSONOf(n.Tags.sorted()), ReservationID: newReservation(), Hostname: n.Hostname + n.FQDN,
 		Description: (*string)(n.Description), AccessIPv4: n.AccessIPv4, AccessIPv6: normalIP(n.AccessIPv6), AutoDisk: n.DiskConfig == "AUTO",
-		ConfigDrive: isTrue(plainText(n.ConfigDrive.RawMessage)), OnlyHost: at.host,
+		ConfigDrive: isTrue(plainText(n.ConfigDrive.RawMessage)) || is != nil && is.Properties["img_config_drive"] == "mandatory", OnlyHost: at.host,
 	}
 	if at.zone != "" {
 		srv.PinnedZone = &at.zone
@@ -275,10 +276,11 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return out, err
 	}
-	if err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", f.MemoryMiB, f.DiskGiB); err != nil {
+	is, err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", f.MemoryMiB, f.DiskGiB)
+	if err != nil {
 		return out, err
 	}
-	of := in.template(reqctx.From(ctx), f, at)
+	of := in.template(reqctx.From(ctx), f, is, at)
 	wanted, err := s.networksOf(r.Request, in, n)
 	if err != nil {
 		return out, err

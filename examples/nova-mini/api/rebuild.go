@@ -131,7 +131,7 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if err := in.check(s.cfg.Store.Limits()); err != nil {
 		return out, err
 	}
-	if err := s.checkImage(ctx, r.Request, in.ImageRef, "Cannot find image for rebuild", srv.MemoryMiB, srv.Flavor().DiskGiB); err != nil {
+	if _, err := s.checkImage(ctx, r.Request, in.ImageRef, "Cannot find image for rebuild", srv.MemoryMiB, srv.Flavor().DiskGiB); err != nil {
 		return out, err
 	}
 	of := store.Server{UserID: reqctx.From(ctx).UserID} // the key pair is that of the client

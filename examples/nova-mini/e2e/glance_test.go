@@ -13,6 +13,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/imagedata"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 
+	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/keystonetest"
 	"github.com/armature-go/armature/internal/testenv"
 )
@@ -247,8 +249,9 @@ func (g *glanced) testProxy() {
 // testSnapshot: the image of a server's disk belongs to the client, and a server boots from it.
 func (g *glanced) testSnapshot() {
 	g.Helper()
-	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base", MinRAM: 64, Properties: map[string]string{"img_config_drive": "mandatory", "k": "base", "img_signature": "x"}}, "base"))
 	g.becomes(id, "ACTIVE")
+	g.want(200, "config drive: host name s", "ada", "2.1", "POST", "servers/"+id+"/action", `{"os-getConsoleOutput": {}}`)
 	g.want(404, "", "bob", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap"}}`)
 	code, body, header := g.ask("ada", "2.1", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap", "metadata": {"k": "v"}}}`)
 	at := header.Get("Location")
@@ -258,7 +261,8 @@ func (g *glanced) testSnapshot() {
 	}
 	g.becomes(id, "ACTIVE")
 	is, err := images.Get(g.Context(), g.images["ada"], image).Extract()
-	if err != nil || is.Status != images.ImageStatusActive || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" || is.Properties["image_type"] != "snapshot" || is.MinDiskGigabytes != 1 {
+	if err != nil || is.Status != images.ImageStatusActive || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" || is.Properties["image_type"] != "snapshot" || is.MinDiskGigabytes != 1 ||
+		is.MinRAMMegabytes != 64 || is.Properties["img_config_drive"] != "mandatory" || is.Properties["img_signature"] != nil {
 		g.Fatalf("%+v, %v", is, err)
 	}
 	if list := g.want(200, image, "ada", "2.1", "GET", "images/detail?type=snapshot&server="+id, ""); strings.Count(list, `"progress"`) != 1 {
@@ -520,4 +524,81 @@ func (g *gate) set(which func(*http.Request) bool, answer http.HandlerFunc) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.which, g.answer = which, answer
+}
+
+// TestLibvirtImages: a QEMU guest boots from an image that was uploaded to Glance, and another one from the snapshot of its disk. The guest
+// reads the user data of its user. An image with a backing file is refused, although its checksum is right.
+func TestLibvirtImages(t *testing.T) {
+	t.Parallel()
+	scenario(t)
+	lv := envtest.Libvirt(t)
+	plugins, image := filepath.Join(t.TempDir(), "plugins"), filepath.Join(t.TempDir(), "guest.img")
+	if err := compile(filepath.Join(plugins, "armature-compute-libvirt"), "../../drivers/libvirt/armature-compute-libvirt", "-tags", "libvirt_dlopen"); err != nil {
+		t.Fatal(err)
+	}
+	envtest.GuestImage(t, image)
+	g := newGlancedWith(t, "compute_driver = libvirt\nplugin_dir = "+plugins+"\n[driver_libvirt]\nvirt_type = qemu\nvnc_listen = none\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n")
+	raw, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uploaded := g.image("ada", images.CreateOpts{Name: "guest"}, string(raw))
+	g.want(200, "", "root", "2.1", "POST", "flavors", `{"flavor": {"name": "tiny", "id": "tiny", "ram": 128, "vcpus": 1, "disk": 1}}`)
+	g.want(201, "", "ada", "2.2", "POST", "os-keypairs", `{"keypair": {"name": "k", "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0Yp4u7bXvYbOHj1r7vQ1rXxT6eF0pYz6wQm1jFZyqv x"}}`)
+	create := func(image string) string {
+		t.Helper()
+		body := `{"server": {"name": "s", "flavorRef": "tiny", "imageRef": "` + image + `", "key_name": "k", "user_data": "I2Nsb3VkLWNvbmZpZwo=", "networks": "none"}}`
+		var made struct{ Server struct{ ID string } }
+		if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.37", "POST", "servers", body)), &made); err != nil {
+			t.Fatal(err)
+		}
+		return made.Server.ID
+	}
+	says := func(id string, texts ...string) {
+		t.Helper()
+		g.poll("the guest to be ready", 90*time.Second, func() error {
+			out := g.want(200, "", "ada", "2.1", "POST", "servers/"+id+"/action", `{"os-getConsoleOutput": {}}`)
+			for _, text := range append(texts, "guest ready") {
+				if !strings.Contains(out, text) {
+					return fmt.Errorf("the console does not say %s: %s", text, out[max(0, len(out)-300):])
+				}
+			}
+			return nil
+		})
+	}
+	first := create(uploaded)
+	g.becomes(first, "ACTIVE")
+	says(first, "config drive: ./openstack/latest/user_data I2Nsb3VkLWNvbmZpZwo=", "config drive: ./openstack/latest/meta_data.json ")
+	var made struct {
+		ID string `json:"image_id"`
+	}
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+first+"/action", `{"createImage": {"name": "snap"}}`)), &made); err != nil {
+		t.Fatal(err)
+	}
+	g.becomes(first, "ACTIVE")
+	if is, err := images.Get(t.Context(), g.images["ada"], made.ID).Extract(); err != nil || is.Status != images.ImageStatusActive || is.DiskFormat != "qcow2" || is.SizeBytes < 1<<20 {
+		t.Fatalf("the snapshot is %+v, %v", is, err)
+	}
+	second := create(made.ID)
+	g.becomes(second, "ACTIVE")
+	says(second)
+	hole := filepath.Join(t.TempDir(), "hole.qcow2")
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", hole, "1M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if raw, err = os.ReadFile(hole); err != nil {
+		t.Fatal(err)
+	}
+	if says := g.becomes(create(g.image("ada", images.CreateOpts{Name: "hole", DiskFormat: "qcow2"}, string(raw))), "ERROR"); !strings.Contains(says, "has a backing file") {
+		t.Errorf("the fault of the server is %s", says)
+	}
+	for _, id := range []string{first, second} {
+		g.want(204, "", "ada", "2.1", "DELETE", "servers/"+id, "")
+	}
+	g.poll("the files of the servers to be removed", 60*time.Second, func() error {
+		if left, _ := filepath.Glob(filepath.Join(g.dir, "instances", "node-1", "*-*-*")); len(left) > 0 {
+			return fmt.Errorf("left %v", left)
+		}
+		return nil
+	})
 }

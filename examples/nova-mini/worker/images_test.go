@@ -1,0 +1,141 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/fake"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
+)
+
+// fakeImages records the calls. A test uses it in one goroutine.
+type fakeImages struct {
+	dir string
+	log []string
+}
+
+func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
+	f.log = append(f.log, "fetch "+id)
+	if id == "none" {
+		return "", fault.New(fault.NotFound, "Image %s could not be found.", id)
+	}
+	path := filepath.Join(f.dir, id+".raw")
+	return path, os.WriteFile(path, []byte("content"), 0o600)
+}
+
+func (f *fakeImages) Put(_ context.Context, id string, write func(string) error) error {
+	f.log = append(f.log, "put "+id)
+	path := filepath.Join(f.dir, id+".qcow2")
+	if err := write(path); err != nil {
+		return err
+	}
+	_, err := os.Stat(path)
+	return err
+}
+
+func (f *fakeImages) Discard(_ context.Context, id string) error {
+	f.log = append(f.log, "discard "+id)
+	return nil
+}
+
+func (f *fakeImages) Remove(_ context.Context, id string) error {
+	f.log = append(f.log, "remove "+id)
+	return errors.New("the image service is away") // it is only logged
+}
+
+// TestImages: with an image service the driver gets files. A server that is built needs no image. The image of a shelved server is removed only after the report, and an image whose
+// snapshot is no longer wanted is discarded.
+func TestImages(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	images := &fakeImages{dir: t.TempDir()}
+	d, err := fake.New(fake.Config{Host: "h1", Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: images, Logger: slog.New(slog.DiscardHandler)})
+	size := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
+	spec := func(image string) *compute.Spec { return &compute.Spec{ID: "s1", ImageRef: image, Resources: size} }
+	for _, step := range []struct {
+		name  string
+		begin error
+		build *compute.Spec
+		act   *compute.ActRequest
+		says  string
+		want  string // what was done with images
+	}{
+		{name: "no image", build: spec("none"), says: "Image none could not be found.", want: "fetch none"},
+		{name: "build", build: spec("base"), want: "fetch base"},
+		{name: "build again", build: spec("none")},
+		{name: "snapshot", act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "snap"}, want: "put snap"},
+		{name: "snapshot that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "late"}, want: "discard late"},
+		{name: "rescue with no image", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}, says: "could not be found", want: "fetch none"},
+		{name: "rescue", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "help"}, want: "fetch help"},
+		{name: "rescue again", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}},
+		{name: "unrescue", act: &compute.ActRequest{Action: compute.Unrescue}},
+		{name: "rebuild with no image", act: &compute.ActRequest{Action: compute.Rebuild, Spec: spec("none"), Running: true}, says: "could not be found", want: "fetch none"},
+		{name: "build again after the rebuild that was refused", build: spec("none")}, // the server still exists
+		{name: "rebuild", act: &compute.ActRequest{Action: compute.Rebuild, Spec: spec("new"), Running: true}, want: "fetch new"},
+		{name: "shelve", act: &compute.ActRequest{Action: compute.Shelve, ImageRef: "shelved", Running: true}, want: "put shelved"},
+		{name: "offload", act: &compute.ActRequest{Action: compute.ShelveOffload}},
+		{name: "unshelve with no image", act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("none"), ImageRef: "shelved", Placed: true}, says: "could not be found", want: "fetch none"},
+		{name: "unshelve that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("shelved"), ImageRef: "shelved", Placed: true}},
+		{name: "unshelve", act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("shelved"), ImageRef: "shelved", Placed: true}, want: "fetch shelved, remove shelved"},
+	} {
+		b.set(func() { b.begin = step.begin })
+		var err error
+		if step.build != nil {
+			_, err = s.Build(t.Context(), &compute.BuildRequest{Spec: *step.build, Token: "op/1"})
+		} else {
+			step.act.ServerID, step.act.Token = "s1", "op/1"
+			_, err = s.Act(t.Context(), step.act)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if step.begin == nil {
+			if end := get(t, b.ended); !strings.Contains(end.Error, step.says) || (end.Error == "") != (step.says == "") {
+				t.Errorf("%s: reported %q, want %q", step.name, end.Error, step.says)
+			}
+		}
+		if got := strings.Join(images.log, ", "); got != step.want {
+			t.Errorf("%s: with images it did %q, want %q", step.name, got, step.want)
+		}
+		images.log = nil
+	}
+}
+
+// TestNoImageFiles: a driver that takes no paths of files builds no server from an image service.
+func TestNoImageFiles(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, caps := range [][]driver.Capability{nil, {compute.CapImageFiles}} {
+		images := &fakeImages{dir: t.TempDir()}
+		d := &noFiles{fakeDriver{servers: map[string]bool{}, caps: caps}}
+		s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: images, Logger: slog.New(slog.DiscardHandler)})
+		if _, err := s.Build(t.Context(), &compute.BuildRequest{Spec: compute.Spec{ID: "s1", ImageRef: "base"}, Token: "op/1"}); err != nil {
+			t.Fatal(err)
+		}
+		end := get(t, b.ended)
+		if able := len(caps) > 0; able != (end.Error == "") || able != slices.Contains(d.did(), "spawn s1") || !able && !strings.Contains(end.Error, "image-files") {
+			t.Errorf("with %v: reported %q, the driver did %q", caps, end.Error, d.did())
+		}
+	}
+}
+
+// noFiles is a driver without servers.
+type noFiles struct{ fakeDriver }
+
+func (*noFiles) Get(_ context.Context, id string) (compute.Instance, error) {
+	return compute.Instance{}, fault.New(fault.NotFound, "server %s does not exist", id)
+}
