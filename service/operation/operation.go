@@ -112,6 +112,9 @@ func (s State) Ended() bool { return s != Running && s != Undoing }
 // ErrBusy means that a resource has an operation that has not ended.
 var ErrBusy = fault.Sentinel(fault.Conflict, "OperationInProgress", "the resource has an operation that has not ended")
 
+// ErrUnknownKind means that this process does not know the kind of an operation, or not all its steps, because another release has begun it.
+var ErrUnknownKind = fault.Sentinel(fault.Unavailable, "UnknownKind", "another process has to take the report")
+
 // ErrStale means that the work of a token is not wanted, or not wanted any more: the operation has ended, is being undone, or is at
 // another step.
 var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the operation's current one")

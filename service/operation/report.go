@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
 	"time"
 
@@ -26,8 +27,9 @@ import (
 // A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
 // Reported has left.
 //
-// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; Unavailable, if the runner does not know the operation in
-// full, so that a process of the release that runs it has to take the report (see [Step]); the
+// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; [ErrUnknownKind], if the runner does not know the operation in
+// full, so that a process of the release that runs it has to take the report (see [Step]): the reporter should ask again soon, because among several
+// processes another one answers then; the
 // error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
 // pointer in an error, is Internal.
 func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error) error {
@@ -73,7 +75,7 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter string, err error) (*row, error) {
 	k := r.kinds[o.Kind].adopt(o)
 	if k == nil {
-		return nil, fault.New(fault.Unavailable, "end step %q of operation %s: this process does not know %s: another process has to take the report", o.StepName, o.ID, o.variant())
+		return nil, fmt.Errorf("end step %q of operation %s: this process does not know %s: %w", o.StepName, o.ID, o.variant(), ErrUnknownKind)
 	}
 	if o.Step < 0 {
 		return nil, ErrStale

@@ -125,7 +125,7 @@ var (
 	// BeginStep asks whether the step of a token is still the current one. ErrStale: it is not, so the worker drops the
 	// request.
 	BeginStep = rpc.Define(rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13})
-	// EndStep reports the end of a step. ErrStale: the step is no longer the current step. It is not an error if the same
+	// EndStep reports the end of a step. ErrOtherRelease; ErrStale: the step is no longer the current step. It is not an error if the same
 	// end was reported before.
 	EndStep = rpc.Define(rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13})
 	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute. They identify an attempt by
@@ -281,6 +281,9 @@ type SelectReply struct {
 // ErrVersionsNotKnown means that a claim is refused because the process is older than another one that has run, and must not serve before
 // the RPC clients know its versions. The claim has announced them. The process claims again, or leaves the host.
 var ErrVersionsNotKnown = fault.Sentinel(fault.Unavailable, "VersionsNotKnown", "the process is older than another one that has run, and waits until the RPC clients know its versions")
+
+// ErrOtherRelease means that this conductor does not know the operation of a step, because another release has begun it. Another conductor may.
+var ErrOtherRelease = fault.Sentinel(fault.Unavailable, "UnknownOperation", "another conductor has to take the report")
 
 // ErrStale means that a step is not, or is no longer, the current step of the server's operation. For example, the server
 // was deleted, or is being built on another host.

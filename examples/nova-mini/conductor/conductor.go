@@ -414,10 +414,13 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 	return &rpc.None{}, staleOf(err)
 }
 
-// staleOf maps operation.ErrStale to compute.ErrStale, which is the error of the conductor's RPC interface.
+// staleOf maps errors of package operation to those of the conductor's RPC interface.
 func staleOf(err error) error {
-	if errors.Is(err, operation.ErrStale) {
+	switch {
+	case errors.Is(err, operation.ErrStale):
 		return compute.ErrStale
+	case errors.Is(err, operation.ErrUnknownKind):
+		return fmt.Errorf("%w: %w", compute.ErrOtherRelease, err)
 	}
 	return err
 }

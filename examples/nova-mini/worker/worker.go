@@ -186,6 +186,10 @@ func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted
 	return true, nil
 }
 
+// maxReports is how often a report is sent at once while conductors do not know the operation. During an upgrade, the conductors of the release that
+// has begun it may be few among many, and the next delivery of the message comes late.
+const maxReports = 10
+
 // endStep reports the result of a step to the conductor. failed is the error of the step. stale reports that the step was no
 // longer wanted.
 func (s *Service) endStep(ctx context.Context, work, id, token string, failed error) (stale bool, err error) {
@@ -193,7 +197,11 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 	if failed != nil {
 		end.Error = failed.Error()
 	}
-	_, err = askConductor(ctx, s, compute.EndStep, &end)
+	for range maxReports {
+		if _, err = askConductor(ctx, s, compute.EndStep, &end); !errors.Is(err, compute.ErrOtherRelease) {
+			break
+		}
+	}
 	switch {
 	case errors.Is(err, compute.ErrStale):
 		s.cfg.Logger.InfoContext(ctx, "step done, but no longer wanted", "work", work, "server", id)

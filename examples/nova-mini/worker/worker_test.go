@@ -102,6 +102,7 @@ type bench struct {
 	mu    sync.Mutex
 	begin error // what the conductor answers
 	end   error
+	other int // how many reports meet a conductor that does not know the operation
 	mine  map[string]bool
 	ended chan compute.EndStepRequest
 	seen  chan compute.HostReport
@@ -133,6 +134,13 @@ func newBench(t *testing.T) *bench {
 		{rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet}, func(s *rpc.Server) {
 			rpc.Handle(s, compute.BeginStep, func(context.Context, *compute.StepRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndStep, func(_ context.Context, r *compute.EndStepRequest) (*rpc.None, error) {
+				b.mu.Lock()
+				other := b.other > 0
+				b.other--
+				b.mu.Unlock()
+				if other {
+					return nil, compute.ErrOtherRelease
+				}
 				return answer(&b.end, func() { b.ended <- *r })
 			})
 			rpc.Handle(s, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
@@ -195,6 +203,19 @@ func TestBuild(t *testing.T) {
 	want := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: "op/3", Host: "h1"}}
 	if got := get(t, b.ended); got != want {
 		t.Errorf("reported %+v, want %+v", got, want)
+	}
+}
+
+// TestOtherRelease: a report that most conductors refuse, because another release has begun the operation, finds the conductor that knows it at
+// once, without another delivery of the message.
+func TestOtherRelease(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.other = 9
+	b.cast(t)
+	get(t, b.ended)
+	if did := b.driver.did(); len(did) != 1 {
+		t.Errorf("the driver did %v", did)
 	}
 }
 
