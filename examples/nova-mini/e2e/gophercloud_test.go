@@ -1,11 +1,13 @@
 package e2e_test
 
 import (
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,25 +53,21 @@ func TestGophercloud(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m")
+	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m", "-test.skip", "^("+strings.Join(slices.Sorted(maps.Keys(notHere)), "|")+")$") // one that fails may panic
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=admin", "OS_PASSWORD="+password, "OS_PROJECT_NAME=admin", "OS_DOMAIN_NAME=Default",
 		"OS_REGION_NAME=RegionOne", "OS_IMAGE_ID=one", "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_NETWORK_NAME=private", "OS_POOL_NAME=none", "OS_EXTGW_ID=none")
 	out, _ := cmd.CombinedOutput() // some tests fail
 	passed := 0
 	for _, m := range regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+)`).FindAllStringSubmatch(string(out), -1) {
-		result, name := m[1], m[2]
-		switch reason := notHere[name]; {
-		case result == "PASS" && reason != "":
-			t.Errorf("%s passes, although nova-mini does not have %s", name, reason)
-		case result == "FAIL" && reason == "", result == "SKIP" && reason == "" && !strings.Contains(name, "Hypervisor"):
-			t.Errorf("%s: %s", name, result)
-		case result == "PASS":
+		if m[1] == "PASS" {
 			passed++
+		} else {
+			t.Errorf("%s: %s", m[2], m[1])
 		}
 	}
 	t.Logf("%d pass", passed)
-	if passed == 0 || t.Failed() {
+	if passed < 50 || t.Failed() {
 		t.Errorf("%s", out)
 	}
 }
