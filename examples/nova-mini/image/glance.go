@@ -22,6 +22,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/pagination"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -55,6 +56,8 @@ type Glance struct {
 	cfg      GlanceConfig
 	requests http.Client // for all but the content of images
 	data     http.Client // without a timeout
+
+	logins singleflight.Group
 
 	mu       sync.Mutex
 	own      *gophercloud.ProviderClient // of the user of this service; nil before the first login
@@ -136,16 +139,32 @@ func (g *Glance) CloseIdle() {
 }
 
 // login returns the client of the service's own user, and the URL of the image service. It logs in if no login has succeeded before; the client renews
-// its token by itself.
+// its token by itself. Callers share a login, which does not end with the context of one of them.
 func (g *Glance) login(ctx context.Context) (*gophercloud.ProviderClient, string, error) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.own != nil {
-		return g.own, g.endpoint, nil
+	own, at := g.own, g.endpoint
+	g.mu.Unlock()
+	if own != nil {
+		return own, at, nil
 	}
-	p, err := openstack.NewClient(g.cfg.AuthURL)
+	_, err, _ := g.logins.Do("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.Timeout)
+		defer cancel()
+		return nil, g.logInOnce(ctx)
+	})
 	if err != nil {
 		return nil, "", err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.own, g.endpoint, nil
+}
+
+// logInOnce logs in, and finds the image service.
+func (g *Glance) logInOnce(ctx context.Context) error {
+	p, err := openstack.NewClient(g.cfg.AuthURL)
+	if err != nil {
+		return err
 	}
 	p.HTTPClient = g.requests
 	err = openstack.Authenticate(ctx, p, gophercloud.AuthOptions{
@@ -153,7 +172,7 @@ func (g *Glance) login(ctx context.Context) (*gophercloud.ProviderClient, string
 		Scope: &gophercloud.AuthScope{ProjectName: g.cfg.Project, DomainName: g.cfg.ProjectDomain},
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("log in at Keystone: %w", err)
+		return fmt.Errorf("log in at Keystone: %w", err)
 	}
 	at := g.cfg.Endpoint
 	for _, kind := range g.cfg.Interfaces {
@@ -162,10 +181,12 @@ func (g *Glance) login(ctx context.Context) (*gophercloud.ProviderClient, string
 		}
 	}
 	if at == "" {
-		return nil, "", fmt.Errorf("the catalog has no image service in the region %q for the interfaces %v: %w", g.cfg.Region, g.cfg.Interfaces, err)
+		return fmt.Errorf("the catalog has no image service in the region %q for the interfaces %v: %w", g.cfg.Region, g.cfg.Interfaces, err)
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.own, g.endpoint = p, strings.TrimSuffix(strings.TrimSuffix(at, "/"), "/v2")+"/"
-	return g.own, g.endpoint, nil
+	return nil
 }
 
 // client returns a client for a token, or, if the token is empty, for the service's own user.
