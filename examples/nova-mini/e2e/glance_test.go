@@ -44,6 +44,7 @@ func TestGlance(t *testing.T) {
 	g.testWrongContent()
 	g.testKilledDownload()
 	g.testKilledUpload()
+	g.testCommands()
 	g.testAway()
 }
 
@@ -51,6 +52,7 @@ func TestGlance(t *testing.T) {
 type glanced struct {
 	*cloud
 
+	ks       *keystonetest.Keystone
 	gate     *gate
 	glance   *testenv.Service
 	token    map[string]string
@@ -66,7 +68,7 @@ func newGlanced(t *testing.T) *glanced {
 func newGlancedWith(t *testing.T, conf string) *glanced {
 	t.Helper()
 	ks := keystonetest.Start(t)
-	g := &glanced{glance: ks.Glance(), token: map[string]string{}, images: map[string]*gophercloud.ServiceClient{}}
+	g := &glanced{ks: ks, glance: ks.Glance(), token: map[string]string{}, images: map[string]*gophercloud.ServiceClient{}}
 	g.gate = newGate(t, g.glance.URL)
 	for user, its := range map[string][2]string{"ada": {"p1", "member"}, "bob": {"p2", "member"}, "root": {"p0", "admin"}} {
 		project := gophercloud.AuthScope{ProjectID: ks.Project(its[0])}
@@ -455,6 +457,35 @@ func (g *glanced) lastRequest(id string) string {
 		g.Fatalf("%s, %v", body, err)
 	}
 	return list.Actions[0].Request
+}
+
+// testCommands runs the commands of docs/images.md.
+func (g *glanced) testCommands() {
+	g.Helper()
+	raw, err := os.ReadFile("../../../docs/images.md")
+	if err != nil {
+		g.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(raw), "```sh\n")
+	block, _, _ := strings.Cut(rest, "```")
+	if strings.Count(block, "openstack ") != 5 {
+		g.Fatalf("docs/images.md has the commands %q", block)
+	}
+	g.ks.Publish("compute", g.endpoint)
+	dir := g.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "debian-12.qcow2"), []byte("debian"), 0o600); err != nil {
+		g.Fatal(err)
+	}
+	for command := range strings.Lines(block) {
+		cmd := exec.CommandContext(g.Context(), "sh", "-c", command)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "OS_AUTH_URL="+g.ks.Endpoint, "OS_USERNAME=ada", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_NAME=p1", "OS_PROJECT_DOMAIN_ID=default",
+			"OS_USER_DOMAIN_ID=default", "OS_IDENTITY_API_VERSION=3", "OS_COMPUTE_API_VERSION=2.37")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			g.Fatalf("%s: %v\n%s", command, err, out)
+		}
+	}
+	g.want(200, `"name":"one-saved"`, "ada", "2.1", "GET", "images?status=ACTIVE", "")
 }
 
 // testAway: while Glance is away, no server is created, and the rest works.

@@ -21,8 +21,8 @@ type openstack struct {
 	compute string // the URL of the API, without a version
 }
 
-// newOpenStack starts a cloud with four hosts, node-1 to node-4. through returns the URL that clients use for that of the API.
-func newOpenStack(t *testing.T, neutron bool, through func(string) string) *openstack {
+// newOpenStack starts a cloud with hosts. through returns the URL that clients use for that of the API.
+func newOpenStack(t *testing.T, neutron bool, through func(string) string, hosts ...string) *openstack {
 	t.Helper()
 	o := &openstack{ks: keystonetest.Start(t)}
 	o.ks.Role("service")
@@ -38,7 +38,6 @@ func newOpenStack(t *testing.T, neutron bool, through func(string) string) *open
 	}
 	login := "auth_url = " + o.ks.Endpoint + "\nusername = nova\npassword = " + keystonetest.Password + "\n"
 	conf := "[image]\ndirectory = " + images + "\n[api]\nauth_strategy = keystone\n[keystone_authtoken]\n" + login
-	hosts := []string{"node-1", "node-2", "node-3", "node-4"}
 	if neutron {
 		o.ks.Neutron(hosts...)
 		conf += "[neutron]\n" + login

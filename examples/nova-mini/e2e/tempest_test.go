@@ -34,7 +34,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	o := newOpenStack(t, false, func(at string) string {
 		strange = newStrangers(t, at)
 		return strange.URL
-	})
+	}, "node-1", "node-2", "node-3", "node-4")
 	o.ks.Publish("image", strange.URL) // the classes of administrators look it up, and do not call it
 	for _, a := range []struct{ user, project, role string }{
 		{"u0", "p0", "member"}, {"u1", "p1", "member"}, {"u2", "p2", "member"}, {"u3", "p3", "member"}, {"a0", "ap0", "admin"}, {"a1", "ap1", "admin"},

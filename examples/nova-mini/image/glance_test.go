@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -26,6 +27,7 @@ type fakeGlance struct {
 	*httptest.Server
 
 	asked  atomic.Int64
+	logins atomic.Int64
 	answer atomic.Pointer[http.HandlerFunc]
 	log    bytes.Buffer
 }
@@ -37,6 +39,7 @@ func newFakeGlance(t *testing.T) (*fakeGlance, *image.Glance) {
 	f := &fakeGlance{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v3/auth/tokens", func(w http.ResponseWriter, _ *http.Request) {
+		f.logins.Add(1)
 		w.Header().Set("X-Subject-Token", "own")
 		w.WriteHeader(http.StatusCreated)
 		_, _ = fmt.Fprintf(w, `{"token": {"catalog": [{"type": "image", "endpoints": [{"interface": "public", "region": "r", "region_id": "r", "url": %q}]}]}}`, f.URL)
@@ -94,6 +97,19 @@ func TestGlanceAnswers(t *testing.T) {
 		})
 	}
 	f, g := newFakeGlance(t)
+	var wg sync.WaitGroup
+	for range 20 { // they share the login
+		wg.Go(func() {
+			if _, err := g.Get(t.Context(), "", imageID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.logins.Load(); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+	f, g = newFakeGlance(t)
 	f.Close()
 	if _, err := g.Get(t.Context(), "secret", imageID); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("a service that is away: %v", err)

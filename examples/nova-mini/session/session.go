@@ -18,6 +18,7 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -48,6 +49,8 @@ type Session struct {
 	cfg  Config
 	http http.Client
 	data http.Client // without a timeout and a bound
+
+	logins singleflight.Group
 
 	mu       sync.Mutex
 	own      *gophercloud.ProviderClient // nil before the first login
@@ -131,15 +134,33 @@ func (s *Session) Client(ctx context.Context, token string) (*gophercloud.Servic
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: at, ResourceBase: at + s.cfg.Version + "/", Type: s.cfg.Type}, nil
 }
 
+// login returns the client of the service's own user, and the URL of the service. It logs in if no login has succeeded before. Callers share a login,
+// which does not end with the context of one of them.
 func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, string, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.own != nil {
-		return s.own, s.endpoint, nil
+	own, at := s.own, s.endpoint
+	s.mu.Unlock()
+	if own != nil {
+		return own, at, nil
 	}
-	p, err := openstack.NewClient(s.cfg.AuthURL)
+	_, err, _ := s.logins.Do("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Timeout)
+		defer cancel()
+		return nil, s.logInOnce(ctx)
+	})
 	if err != nil {
 		return nil, "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.own, s.endpoint, nil
+}
+
+// logInOnce logs in, and finds the service.
+func (s *Session) logInOnce(ctx context.Context) error {
+	p, err := openstack.NewClient(s.cfg.AuthURL)
+	if err != nil {
+		return err
 	}
 	p.HTTPClient = s.http
 	err = openstack.Authenticate(ctx, p, gophercloud.AuthOptions{
@@ -147,7 +168,7 @@ func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, strin
 		Scope: &gophercloud.AuthScope{ProjectName: s.cfg.Project, DomainName: s.cfg.ProjectDomain},
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("log in at Keystone: %w", err)
+		return fmt.Errorf("log in at Keystone: %w", err)
 	}
 	at := s.cfg.Endpoint
 	for _, kind := range s.cfg.Interfaces {
@@ -156,10 +177,12 @@ func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, strin
 		}
 	}
 	if at == "" {
-		return nil, "", fmt.Errorf("the catalog has no %s service in the region %q for the interfaces %v: %w", s.cfg.Type, s.cfg.Region, s.cfg.Interfaces, err)
+		return fmt.Errorf("the catalog has no %s service in the region %q for the interfaces %v: %w", s.cfg.Type, s.cfg.Region, s.cfg.Interfaces, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.own, s.endpoint = p, strings.TrimSuffix(strings.TrimSuffix(at, "/"), "/"+s.cfg.Version)+"/"
-	return s.own, s.endpoint, nil
+	return nil
 }
 
 // Translate gives an error of a request the code Unavailable, or that of a context that has ended. Its text has the request and the status, not
