@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run services test short lint bench bench-report chaos soak tempest upgrade-test accept release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run services test short lint bench bench-report chaos soak tempest upgrade-test accept accept-clients release-check fuzz pictures generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -124,6 +124,12 @@ upgrade-test: bin/testenv
 accept:
 	$(SELF) release-check
 	$(SELF) upgrade-test ROUNDS=3
+	$(SELF) accept-clients
+
+# accept-clients runs the acceptance tests of other clients, and the tests of which test runs only a part.
+accept-clients: export CI := $(or $(CI),true)
+accept-clients: bin/testenv
+	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test -run '^(TestGophercloud|TestStrict)$$' -count 1 -p 1 -timeout 20m ./examples/nova-mini/api ./examples/nova-mini/e2e
 
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:

@@ -21,15 +21,23 @@ var notHere = map[string]string{
 	"TestBootFromNewVolume": "volumes", "TestBootFromExistingVolume": "volumes", "TestBootFromMultiEphemeralServer": "ephemeral disks of a request", "TestAttachNewVolume": "volumes",
 	"TestAttachExistingVolume": "volumes", "TestBootFromNewCustomizedVolume": "volumes", "TestVolumeAttachAttachment": "volumes",
 	"TestHypervisorsGetUptime": "the uptime of a host, which drivers do not report",
-	"TestMigrate": "migrations", "TestLiveMigrate": "migrations", "TestQuotasetGet": "management of quotas", "TestQuotasetUpdateDelete": "management of quotas",
+	"TestRemoteConsoleCreate":  "consoles", "TestMigrate": "migrations", "TestLiveMigrate": "migrations", "TestQuotasetGet": "management of quotas", "TestQuotasetUpdateDelete": "management of quotas",
 	"TestSecGroupsList": "the deprecated proxy of security groups", "TestSecGroupsCRUD": "the deprecated proxy of security groups",
 	"TestSecGroupsRuleCreate": "the deprecated proxy of security groups", "TestSecGroupsAddGroupToServer": "the deprecated proxy of security groups",
+}
+
+// skipThemselves are tests that gophercloud skips, with the reasons.
+var skipThemselves = map[string]string{
+	"TestServersActionChangeAdminPassword": "needs a guest agent", "TestServersActionLock": "needs a client who is no administrator",
+	"TestUsageSingleTenant": "to be fixed", "TestUsageAllTenants": "works only locally",
 }
 
 // TestGophercloud runs gophercloud's own acceptance tests of the compute API against a cloud with a real Keystone and a real Neutron.
 func TestGophercloud(t *testing.T) {
 	t.Parallel()
-	scenario(t)
+	if os.Getenv("ARMATURE_ACCEPT") == "" {
+		t.Skip("run it with make accept")
+	}
 	o := newOpenStack(t, true, direct, "node-1") // TestHypervisorListQuery wants its server on the first host
 	at, err := url.Parse(o.ks.URL)
 	if err != nil {
@@ -61,9 +69,10 @@ func TestGophercloud(t *testing.T) {
 	out, _ := cmd.CombinedOutput() // some tests fail
 	passed := 0
 	for _, m := range regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+)`).FindAllStringSubmatch(string(out), -1) {
-		if m[1] == "PASS" {
+		switch {
+		case m[1] == "PASS":
 			passed++
-		} else {
+		case m[1] == "FAIL" || skipThemselves[m[2]] == "":
 			t.Errorf("%s: %s", m[2], m[1])
 		}
 	}
