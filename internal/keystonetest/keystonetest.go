@@ -136,7 +136,7 @@ func (k *Keystone) Revoke(token string) {
 }
 
 // Glance starts an image service, which takes some seconds, and adds it to the catalog. The service is stopped at the end of the test. The
-// first call of Glance or Neutron makes the project service, if there is none, and each a user with the role admin in it.
+// first call of Glance or Neutron makes the project service, and each a user with the role admin in it.
 func (k *Keystone) Glance() *testenv.Service {
 	k.t.Helper()
 	g := envtest.Glance(k.t, k.serviceUser("glance"))
@@ -164,7 +164,7 @@ func (k *Keystone) serviceUser(name string) string {
 	return at.String()
 }
 
-// Services returns the id of the project service, and makes the project if there is none.
+// Services returns the id of the project service, and makes the project at the first call.
 func (k *Keystone) Services() string {
 	k.t.Helper()
 	if k.services == "" {

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -12,8 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-
-	"github.com/google/uuid"
 )
 
 // Neutron starts a network service that authenticates its clients with a Keystone. keystone is as for [Glance]. A port can be bound on each of the
@@ -87,6 +86,13 @@ func (s *Service) createNetworks(ctx context.Context, dir string, hosts []string
 	return errors.Join(enableWAL(ctx, database), addAgents(ctx, database, hosts))
 }
 
+// agentID returns an id in the form that Neutron wants.
+func agentID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // does not fail
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
 // addAgents adds agents that seem to run until the year 2099.
 func addAgents(ctx context.Context, path string, hosts []string) (err error) {
 	d, err := sql.Open("sqlite", path)
@@ -97,7 +103,7 @@ func addAgents(ctx context.Context, path string, hosts []string) (err error) {
 	for _, host := range hosts {
 		_, err := d.ExecContext(ctx, `INSERT INTO agents (id, agent_type, binary, topic, host, admin_state_up, created_at, started_at, heartbeat_timestamp, configurations, load)
 			VALUES (?, 'Open vSwitch agent', 'neutron-openvswitch-agent', 'N/A', ?, 1, '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000', '2099-01-01 00:00:00.000000', ?, 0)`,
-			uuid.NewString(), host, `{"bridge_mappings": {}, "tunnel_types": []}`)
+			agentID(), host, `{"bridge_mappings": {}, "tunnel_types": []}`)
 		if err != nil {
 			return err
 		}
@@ -143,8 +149,6 @@ api_workers = 0
 rpc_workers = 0
 rpc_state_report_workers = 0
 dhcp_agent_notification = false
-notify_nova_on_port_status_changes = false
-notify_nova_on_port_data_changes = false
 use_stderr = true
 [oslo_concurrency]
 lock_path = %[1]s/lock

@@ -29,7 +29,7 @@ type Config struct {
 	Bus func(context.Context) error
 	// Images are the images that servers boot from. Nil: any text is the reference of an image.
 	Images image.Source
-	// Network is the network service. Nil: there is none, and no network exists.
+	// Network is the network service. Nil: no network exists.
 	Network *network.Neutron
 	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration

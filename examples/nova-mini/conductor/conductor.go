@@ -38,7 +38,7 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Network is the network service. Nil: there is none, and no server has ports.
+	// Network is the network service. Nil: no server has ports.
 	Network *network.Neutron
 	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
 	// with Resend, Poll, Inflight and Logger.
@@ -123,7 +123,7 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// withNetwork returns the steps, without those of the network service if there is none.
+// withNetwork returns the steps, without those of the network service if it is not configured.
 func withNetwork[D any](cfg Config, steps []operation.Step[D]) []operation.Step[D] {
 	return slices.DeleteFunc(steps, func(s operation.Step[D]) bool { return s.Name == store.StepNetwork && cfg.Network == nil })
 }

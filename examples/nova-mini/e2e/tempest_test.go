@@ -30,12 +30,12 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	if dir == "" {
 		t.Skip("run it with make tempest, which sets the directory of run.sh in ARMATURE_TEMPEST")
 	}
-	var strange *strangers
+	var unknown *unknowns
 	o := newOpenStack(t, false, func(at string) string {
-		strange = newStrangers(t, at)
-		return strange.URL
+		unknown = newUnknowns(t, at)
+		return unknown.URL
 	}, "node-1", "node-2", "node-3", "node-4")
-	o.ks.Publish("image", strange.URL) // the classes of administrators look it up, and do not call it
+	o.ks.Publish("image", unknown.URL) // the classes of administrators look it up, and do not call it
 	for _, a := range []struct{ user, project, role string }{
 		{"u0", "p0", "member"}, {"u1", "p1", "member"}, {"u2", "p2", "member"}, {"u3", "p3", "member"}, {"a0", "ap0", "admin"}, {"a1", "ap1", "admin"},
 	} {
@@ -60,7 +60,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	if err != nil {
 		t.Fatal(err)
 	}
-	met := strange.met(log)
+	met := unknown.met(log)
 	counted := 0
 	for line := range strings.Lines(string(results)) {
 		state, rest, _ := strings.Cut(line, "\t")
@@ -83,22 +83,22 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	}
 }
 
-// strangers is a proxy in front of an API that remembers the requests whose route, method or action does not exist there.
-type strangers struct {
+// unknowns is a proxy in front of an API that remembers the requests whose route, method or action does not exist there.
+type unknowns struct {
 	*httptest.Server
 
 	mu   sync.Mutex
 	seen map[string]bool // method and path
 }
 
-func newStrangers(t *testing.T, endpoint string) *strangers {
+func newUnknowns(t *testing.T, endpoint string) *unknowns {
 	t.Helper()
 	target, err := url.Parse(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
 	target.Path = ""
-	s := &strangers{seen: map[string]bool{}}
+	s := &unknowns{seen: map[string]bool{}}
 	p := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host },
 		ModifyResponse: func(r *http.Response) error {
@@ -126,7 +126,7 @@ func newStrangers(t *testing.T, endpoint string) *strangers {
 var tempestRequest = regexp.MustCompile(`Request \((\w+:\w+)\): \d+ (\w+) (\S+)`)
 
 // met returns the requests that met nothing, by the class and the method of the test, from Tempest's log.
-func (s *strangers) met(log []byte) map[string][]string {
+func (s *unknowns) met(log []byte) map[string][]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := map[string][]string{}

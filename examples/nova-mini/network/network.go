@@ -104,7 +104,7 @@ type bound struct {
 
 // Check returns the requests of a client, with the network of each port, after it has checked them with the client's token: that the networks and
 // ports exist, that they can be used by count servers, and that the project has ports left. If there is no request, or auto is set, the only network of
-// the project is taken. With auto it is an error if there is none. The texts are Nova's. Errors: NotFound: a network or a port; Invalid; Conflict: more than one
+// the project is taken. With auto it is an error if the project has no network. The texts are Nova's. Errors: NotFound: a network or a port; Invalid; Conflict: more than one
 // network, or a port or an address that is in use; Denied: the project has not enough ports left.
 func (n *Neutron) Check(ctx context.Context, token, project string, list []Request, auto bool, count int) ([]Request, error) {
 	c, err := n.session.Client(ctx, token)
@@ -217,9 +217,11 @@ func (n *Neutron) checkQuota(ctx context.Context, c *gophercloud.ServiceClient, 
 		Quota struct{ Port int }
 	}
 	// Neutron has the quota of the client's own project for each client.
-	if _, err := c.Get(ctx, c.ServiceURL("quotas", project), &reply, nil); err != nil {
+	resp, err := c.Get(ctx, c.ServiceURL("quotas", project), &reply, nil) // it closes the body
+	if err != nil {
 		return n.session.Translate(ctx, err)
 	}
+	_ = resp.Body.Close()
 	if reply.Quota.Port < 0 {
 		return nil
 	}
@@ -230,7 +232,7 @@ func (n *Neutron) checkQuota(ctx context.Context, c *gophercloud.ServiceClient, 
 	return err
 }
 
-// Groups returns the security groups that a client names, by name or id. Errors: NotFound: there is none; Conflict: several have the name.
+// Groups returns the security groups that a client names, by name or id. Errors: NotFound; Conflict: several have the name.
 func (n *Neutron) Groups(ctx context.Context, token, project string, names []string) ([]Group, error) {
 	if len(names) == 0 {
 		return nil, nil

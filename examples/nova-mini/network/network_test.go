@@ -96,11 +96,12 @@ func TestNeutron(t *testing.T) {
 	if err != nil || len(first) != 3 || first[1].ID != mine.ID || first[0].NetworkName != "private" || first[0].Tag != "a" || len(first[2].Addresses) != 1 || first[0].MAC == "" {
 		t.Fatalf("allocate: %+v, %v", first, err)
 	}
-	ids := func(list []network.Port) (out string) {
-		for _, p := range list {
-			out += p.ID + " "
+	ids := func(list []network.Port) string {
+		out := make([]string, len(list))
+		for i, p := range list {
+			out[i] = p.ID
 		}
-		return out
+		return strings.Join(out, " ")
 	}
 	// The answer was lost, and then another host is chosen: no port is made a second time.
 	s.Host = "node-2"
