@@ -37,7 +37,7 @@ func readByGuest(t *testing.T, d compute.Driver) map[string]string {
 	return out
 }
 
-// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key pair, the password, the host name and the metadata on it, also while it
+// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key pair, the password, the host name, the files and the metadata on it, also while it
 // is rescued. A server that is built anew has a new drive. A server without such data has none.
 func TestConfigDrive(t *testing.T) {
 	t.Parallel()
@@ -60,6 +60,7 @@ func TestConfigDrive(t *testing.T) {
 	spec := compute.Spec{
 		ID: guestID, Name: "a \"name\"", ProjectID: "p", ImageRef: "guest", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}, Metadata: map[string]string{"role": "web <1>"},
 		Hostname: "host-1", ConfigDrive: true, UserData: base64.StdEncoding.EncodeToString([]byte(large)), PublicKey: "ssh-ed25519 AAAA mine", AdminPass: "s3cret",
+		Files: []compute.File{{Path: "/etc/motd", Content: []byte("hello\n")}},
 	}
 	must("spawn", d.Spawn(t.Context(), spec))
 	file := filepath.Join(dir, guestID, "config.iso")
@@ -72,7 +73,7 @@ func TestConfigDrive(t *testing.T) {
 		t.Errorf("the drive has %q, %v", out, err)
 	}
 	got := readByGuest(t, d)
-	if got["openstack/latest/user_data"] != large || got["openstack/latest/vendor_data.json"] != "{}" || got["openstack/latest/network_data.json"] == "" || len(got) != 4 {
+	if got["openstack/latest/user_data"] != large || got["openstack/latest/vendor_data.json"] != "{}" || got["openstack/latest/network_data.json"] == "" || got["openstack/content/0000"] != "hello\n" || len(got) != 5 {
 		t.Errorf("the guest has read %.2000q", got)
 	}
 	var meta map[string]any
@@ -83,6 +84,7 @@ func TestConfigDrive(t *testing.T) {
 	delete(meta, "random_seed")
 	want := map[string]any{
 		"uuid": guestID, "name": `a "name"`, "hostname": "host-1", "project_id": "p", "launch_index": 0.0, "meta": map[string]any{"role": "web <1>"}, "admin_pass": "s3cret", "devices": []any{},
+		"files":       []any{map[string]any{"content_path": "/content/0000", "path": "/etc/motd"}},
 		"public_keys": map[string]any{"default": "ssh-ed25519 AAAA mine"}, "keys": []any{map[string]any{"name": "default", "type": "ssh", "data": "ssh-ed25519 AAAA mine"}},
 	}
 	if diff := cmp.Diff(want, meta); diff != "" {
@@ -104,7 +106,7 @@ func TestConfigDrive(t *testing.T) {
 		t.Errorf("the guest that was built anew has read %.2000q", got)
 	}
 	must("destroy", d.Destroy(t.Context(), guestID))
-	spec.UserData, spec.PublicKey, spec.ConfigDrive = "", "", false
+	spec.UserData, spec.PublicKey, spec.ConfigDrive, spec.Files = "", "", false, nil
 	must("spawn without data", d.Spawn(t.Context(), spec))
 	if got := readByGuest(t, d); len(got) > 0 {
 		t.Errorf("a guest without data has read %.2000q", got)
