@@ -38,7 +38,7 @@ func TestGophercloud(t *testing.T) {
 	if os.Getenv("ARMATURE_ACCEPT") == "" {
 		t.Skip("run it with make accept")
 	}
-	o := newOpenStack(t, true, direct, "node-1") // TestHypervisorListQuery wants its server on the first host
+	o := newOpenStack(t, openstackWith{neutron: true, hosts: []string{"node-1"}}) // TestHypervisorListQuery wants its server on the first host
 	at, err := url.Parse(o.ks.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestGophercloud(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m", "-test.skip", "^("+strings.Join(slices.Sorted(maps.Keys(notHere)), "|")+")$") // one that fails may panic
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=admin", "OS_PASSWORD="+password, "OS_PROJECT_NAME=admin", "OS_DOMAIN_NAME=Default",
-		"OS_REGION_NAME=RegionOne", "OS_IMAGE_ID=one", "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_NETWORK_NAME=private", "OS_POOL_NAME=none", "OS_EXTGW_ID=none")
+		"OS_REGION_NAME=RegionOne", "OS_IMAGE_ID="+o.images[0], "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_NETWORK_NAME=private", "OS_POOL_NAME=none", "OS_EXTGW_ID=none")
 	out, _ := cmd.CombinedOutput() // some tests fail
 	passed := 0
 	for _, m := range regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): (\w+)`).FindAllStringSubmatch(string(out), -1) {

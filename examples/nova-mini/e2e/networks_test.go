@@ -20,7 +20,7 @@ import (
 func TestNetworks(t *testing.T) {
 	t.Parallel()
 	scenario(t)
-	o := newOpenStack(t, true, direct, "node-1", "node-2")
+	o := newOpenStack(t, openstackWith{neutron: true, hosts: []string{"node-1", "node-2"}})
 	p := o.ks.Project("p")
 	o.ks.Grant(o.ks.User("ada"), "member", gophercloud.AuthScope{ProjectID: p})
 	o.ks.Grant(o.ks.User("root"), "admin", gophercloud.AuthScope{ProjectID: p})

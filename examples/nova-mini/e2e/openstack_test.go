@@ -4,48 +4,66 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/imagedata"
+	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
 
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// openstack is a cloud beside OpenStack's own services: Keystone and, if its hosts are named, Neutron. It has the images one and other.
+// openstack is a cloud beside OpenStack's own services: Keystone and, if the test asks for them, Neutron and Glance.
 type openstack struct {
 	*cloud
 
 	ks      *keystonetest.Keystone
-	compute string // the URL of the API, without a version
+	compute string   // the URL of the API, without a version
+	images  []string // the ids of two images
 }
 
-// newOpenStack starts a cloud with hosts. through returns the URL that clients use for that of the API.
-func newOpenStack(t *testing.T, neutron bool, through func(string) string, hosts ...string) *openstack {
+// openstackWith says what is beside a cloud.
+type openstackWith struct {
+	neutron, glance bool
+	hosts           []string
+	// through returns the URL that clients use for that of the API. Default: the same.
+	through func(string) string
+}
+
+func newOpenStack(t *testing.T, with openstackWith) *openstack {
 	t.Helper()
-	o := &openstack{ks: keystonetest.Start(t)}
+	o := &openstack{ks: keystonetest.Start(t), images: []string{"one", "other"}}
 	o.ks.Role("service")
-	// The user is an administrator in Neutron, too.
+	// The user is an administrator in Neutron and Glance, too.
 	nova, services := o.ks.User("nova"), gophercloud.AuthScope{ProjectID: o.ks.Services()}
 	o.ks.Grant(nova, "service", services)
 	o.ks.Grant(nova, "admin", services)
-	images := t.TempDir()
-	for _, name := range []string{"one", "other"} {
-		if err := os.WriteFile(filepath.Join(images, name+".raw"), []byte(name), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	login := "auth_url = " + o.ks.Endpoint + "\nusername = nova\npassword = " + keystonetest.Password + "\n"
-	conf := "[image]\ndirectory = " + images + "\n[api]\nauth_strategy = keystone\n[keystone_authtoken]\n" + login
-	if neutron {
-		o.ks.Neutron(hosts...)
+	conf := "[api]\nauth_strategy = keystone\n[keystone_authtoken]\n" + login
+	if with.glance {
+		o.ks.Glance()
+		o.upload(t, o.ks.Images("nova", services.ProjectID))
+		conf += "[glance]\n" + login
+	} else {
+		dir := t.TempDir()
+		for _, name := range o.images {
+			if err := os.WriteFile(filepath.Join(dir, name+".raw"), []byte(name), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		conf += "[image]\ndirectory = " + dir + "\n"
+	}
+	if with.neutron {
+		o.ks.Neutron(with.hosts...)
 		conf += "[neutron]\n" + login
 	}
 	o.cloud = newCloud(t, conf)
 	o.start("conductor", "c-1")
 	o.start("scheduler", "s-1")
-	for _, host := range hosts {
+	for _, host := range with.hosts {
 		o.start("compute", host)
 	}
 	u, err := url.Parse(o.client(o.start("api", "api-1")).Endpoint)
@@ -53,7 +71,10 @@ func newOpenStack(t *testing.T, neutron bool, through func(string) string, hosts
 		t.Fatal(err)
 	}
 	u.Path = ""
-	o.compute = through(u.String())
+	o.compute = u.String()
+	if with.through != nil {
+		o.compute = with.through(o.compute)
+	}
 	o.ks.Publish("compute", o.compute+"/v2.1")
 	return o
 }
@@ -71,5 +92,16 @@ func (o *openstack) newNetwork(c *gophercloud.ServiceClient, name, cidr string) 
 	return n
 }
 
-// direct is for clients that use the API itself.
-func direct(u string) string { return u }
+// upload makes the images public ones of the image service.
+func (o *openstack) upload(t *testing.T, c *gophercloud.ServiceClient) {
+	t.Helper()
+	for i, name := range o.images {
+		is, err := images.Create(t.Context(), c, images.CreateOpts{Name: name, DiskFormat: "raw", ContainerFormat: "bare", Visibility: new(images.ImageVisibilityPublic)}).Extract()
+		if err == nil {
+			o.images[i], err = is.ID, imagedata.Upload(t.Context(), c, is.ID, strings.NewReader(name)).ExtractErr()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

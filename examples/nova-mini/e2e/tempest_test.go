@@ -31,11 +31,10 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 		t.Skip("run it with make tempest, which sets the directory of run.sh in ARMATURE_TEMPEST")
 	}
 	var unknown *unknowns
-	o := newOpenStack(t, false, func(at string) string {
+	o := newOpenStack(t, openstackWith{glance: true, hosts: []string{"node-1", "node-2", "node-3", "node-4"}, through: func(at string) string {
 		unknown = newUnknowns(t, at)
 		return unknown.URL
-	}, "node-1", "node-2", "node-3", "node-4")
-	o.ks.Publish("image", unknown.URL) // the classes of administrators look it up, and do not call it
+	}})
 	for _, a := range []struct{ user, project, role string }{
 		{"u0", "p0", "member"}, {"u1", "p1", "member"}, {"u2", "p2", "member"}, {"u3", "p3", "member"}, {"a0", "ap0", "admin"}, {"a1", "ap1", "admin"},
 	} {
@@ -47,7 +46,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	}
 	work := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), "bash", append([]string{filepath.Join(dir, "run.sh"), "run"}, strings.Fields(os.Getenv("ARMATURE_TEMPEST_TESTS"))...)...)
-	cmd.Env = append(os.Environ(), "WORK="+work, "AUTH_URL="+o.ks.Endpoint, "OS_PASSWORD="+keystonetest.Password, "IMAGE=one", "IMAGE_ALT=other", "FLAVOR=1", "FLAVOR_ALT=2",
+	cmd.Env = append(os.Environ(), "WORK="+work, "AUTH_URL="+o.ks.Endpoint, "OS_PASSWORD="+keystonetest.Password, "IMAGE="+o.images[0], "IMAGE_ALT="+o.images[1], "FLAVOR=1", "FLAVOR_ALT=2",
 		"COMPUTES=4", "GLANCE=true")
 	begin := time.Now()
 	out, err := cmd.CombinedOutput()
