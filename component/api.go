@@ -70,6 +70,9 @@ func (p *Process[O]) enforce(cfg *api.Config) error {
 	p.addPart(phaseAPI, "policy", "", rules)
 	p.addPart(phaseAPI, "policy files", "", service.Loop(policyInterval, rules.Watch))
 	cfg.Enforce = rules.Enforce
+	for _, r := range p.c.Rules {
+		cfg.Rules = append(cfg.Rules, r.Name)
+	}
 	return nil
 }
 

@@ -104,6 +104,9 @@ type Config struct {
 	// see [Route].Rule. The request is then refused with the status of the error. The method Enforce of
 	// package policy fits. Nil: a route must not have a Rule.
 	Enforce func(ctx context.Context, rule string, target map[string]any) error
+	// Rules are the names of all rules. HandleRoute panics for a route with another one, such as a name with a typing error, because Enforce would deny
+	// every request. Nil: the names are not checked.
+	Rules []string
 	// Microversions are the versions of the API. Nil: the API has no microversions.
 	Microversions *Microversions
 	// Rewrite returns the path by which a request is routed, for clients that use another form of the API's paths, such as

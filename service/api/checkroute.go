@@ -25,7 +25,7 @@ func (m *Mux) checkRoute(r *route) {
 // unenforcedRule returns an error text if the route has a rule that is never enforced, or "".
 func (m *Mux) unenforcedRule(r *route) string {
 	if m.cfg.Enforce != nil {
-		return ""
+		return m.unknownRule(r)
 	}
 	if r.list != nil {
 		if rules := r.list.rules(); len(rules) > 0 {
@@ -36,6 +36,28 @@ func (m *Mux) unenforcedRule(r *route) string {
 		return ""
 	}
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
+}
+
+// unknownRule returns an error text if the route has a rule that does not exist, or "".
+func (m *Mux) unknownRule(r *route) string {
+	if m.cfg.Rules == nil {
+		return ""
+	}
+	names := []string{r.Rule}
+	if r.list != nil {
+		names = append(names, r.list.rules()...)
+	}
+	for _, s := range []*shape{r.inShape, r.outShape} {
+		if s != nil {
+			names = append(names, s.rules...)
+		}
+	}
+	for _, name := range names {
+		if name != "" && !slices.Contains(m.cfg.Rules, name) {
+			return fmt.Sprintf("rule %s does not exist: it is not one of Config.Rules, so that every request would be denied", name)
+		}
+	}
+	return ""
 }
 
 // unusedIdempotency returns an error text if the route has an Idempotency for a method that needs none, or "".

@@ -442,6 +442,26 @@ func TestWrongTags(t *testing.T) {
 			tt.register(api.New(api.Config{Microversions: versionsOfDisks, Enforce: enforceRoles}))
 		})
 	}
+	for name, register := range map[string]func(*api.Mux){
+		"of a field": func(m *api.Mux) {
+			body[struct {
+				A string `json:"a" rule:"disk:hots"`
+			}](m)
+		},
+		"of a route": func(m *api.Mux) {
+			api.HandleRoute(m, api.Route{Pattern: "GET /x", Rule: "disk:hots"}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+		},
+	} {
+		t.Run("unknown rule "+name, func(t *testing.T) {
+			t.Parallel()
+			defer func() {
+				if p := fmt.Sprint(recover()); !strings.Contains(p, "rule disk:hots does not exist") || !strings.Contains(p, "shape_test.go:") {
+					t.Errorf("panic %q", p)
+				}
+			}()
+			register(api.New(api.Config{Enforce: enforceRoles, Rules: []string{"disk:host"}}))
+		})
+	}
 	t.Run("rule without Enforce", func(t *testing.T) {
 		t.Parallel()
 		defer func() {
