@@ -79,7 +79,9 @@ const baseDir = "_base"
 // cachedImage returns the copy of an image in the driver's cache. The copy is the backing file of disks. An image is inspected and
 // then converted once for each version of its file (size and time of the last change). So neither references in the image nor later
 // changes of its file affect a disk.
-func (o *options) cachedImage(ctx context.Context, ref string) (string, error) {
+//
+// An image that is larger than gib GiB is Invalid before it is converted, because a small file may claim a disk that would fill the host. 0: no bound.
+func (o *options) cachedImage(ctx context.Context, ref string, gib int) (string, error) {
 	source, format, err := o.findImage(ref)
 	if err != nil {
 		return "", err
@@ -104,6 +106,15 @@ func (o *options) cachedImage(ctx context.Context, ref string) (string, error) {
 	if err := checkImage(f, format); err != nil {
 		return "", fault.New(fault.CodeOf(err), "image %s: %w", source, err)
 	}
+	size := info.Size()
+	if format == "qcow2" {
+		if size, err = virtualSize(f); err != nil {
+			return "", fmt.Errorf("image %s: %w", source, err)
+		}
+	}
+	if gib > 0 && size > int64(gib)<<30 {
+		return "", tooSmall(ref, gib, size)
+	}
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
 		return "", err
 	}
@@ -125,7 +136,7 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	base, err := o.cachedImage(ctx, imageRef)
+	base, err := o.cachedImage(ctx, imageRef, gib)
 	if err != nil {
 		return err
 	}
@@ -136,11 +147,15 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	size := info.Size
 	if want := int64(gib) << 30; gib > 0 {
 		if want < size {
-			return fault.New(fault.Invalid, "a disk of %d GiB is too small for image %s, which has %d bytes", gib, imageRef, size)
+			return tooSmall(imageRef, gib, size)
 		}
 		size = want
 	}
 	return createOnBase(ctx, path, base, "qcow2", size)
+}
+
+func tooSmall(ref string, gib int, size int64) error {
+	return fault.New(fault.Invalid, "a disk of %d GiB is too small for image %s, which has %d bytes", gib, ref, size)
 }
 
 // createOnBase creates a disk of size bytes at path with the backing file base. It replaces an existing file in one step.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -80,6 +81,15 @@ func checkImage(f io.ReaderAt, format string) error {
 		}
 	}
 	return noDataFile(f, head, version)
+}
+
+// virtualSize returns the size of the disk of a qcow2 image that checkImage has accepted, in bytes. A size above the largest int64 is that one.
+func virtualSize(f io.ReaderAt) (int64, error) {
+	var size [8]byte
+	if _, err := f.ReadAt(size[:], 24); err != nil {
+		return 0, err
+	}
+	return int64(min(binary.BigEndian.Uint64(size[:]), math.MaxInt64)), nil
 }
 
 // noDataFile returns Invalid if an extension of the header names an external data file.

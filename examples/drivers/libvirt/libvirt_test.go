@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -365,7 +364,8 @@ func TestImages(t *testing.T) {
 		if err != nil || len(left) > 1 || len(left) == 1 && left[0].Name() != "_base" {
 			t.Errorf("image %q: left %v, %v", tt.image, left, err)
 		}
-		if bases, _ := filepath.Glob(dir + "/_base/*"); slices.ContainsFunc(bases, func(s string) bool { return !strings.HasPrefix(filepath.Base(s), "big.") }) {
+		// A large image is not converted either: it could fill the host.
+		if bases, _ := filepath.Glob(dir + "/_base/*"); len(bases) > 0 {
 			t.Errorf("image %q: it is in the cache: %v", tt.image, bases)
 		}
 	}

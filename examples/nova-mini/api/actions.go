@@ -183,6 +183,9 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	if err != nil {
 		return api.None{}, err
 	}
+	if err := s.checkZeroDisk(ctx, f); err != nil {
+		return api.None{}, err
+	}
 	data := store.ActData{Resize: store.SizeOf(f)}
 	if disk := r.Body.Resize.DiskConfig; disk != "" {
 		data.AutoDisk = new(disk == "AUTO")

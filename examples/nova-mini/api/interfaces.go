@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/api"
 )
@@ -319,8 +321,8 @@ func (s *server) checkAttach(ctx context.Context, srv *store.Server, action stri
 	return nil
 }
 
-// attachInterface gives a server an interface. The port is stored with the server before the host gets it, so a server's end also ends a port whose
-// attachment was interrupted.
+// attachInterface gives a server an interface. What is done is stored before it is done, so a server's end also ends what was interrupted: first the
+// request, if it names a port, because that port outlives the server; then the port, before the host gets it.
 func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment], srv *store.Server) (out oneInterface, err error) {
 	list, err := r.Body.request()
 	if err != nil {
@@ -329,75 +331,114 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 	if err := s.checkAttach(ctx, srv, "attach_interface"); err != nil {
 		return out, err
 	}
+	none := fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
 	if s.cfg.Network == nil {
 		if len(list) > 0 {
-			return out, without(list, nil)
+			none = without(list, nil)
 		}
-		return out, fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
+		return out, none
 	}
-	list, err = s.cfg.Network.Check(ctx, tokenOf(r.Request), srv.ProjectID, list, false, 1)
-	switch {
-	case err != nil:
-		return out, err
-	case len(list) == 0:
-		return out, fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
+	list, err = s.cfg.Network.Check(ctx, s.networkClient(r.Request), list, false, 1)
+	if err == nil && len(list) == 0 {
+		err = none
 	}
-	// The request is kept first, so that a port of the client is known as one.
-	err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
-		now.Networks.V.Requests = append(now.Networks.V.Requests, list...)
-		return nil
-	})
 	if err != nil {
 		return out, err
 	}
-	one := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Requests: list}}
-	if srv.Networks.V != nil {
-		one.Wanted.Groups = srv.Networks.V.Groups
-	}
-	got, err := s.cfg.Network.Attach(ctx, one)
-	if err == nil {
-		_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
-	}
-	if err != nil {
-		return out, s.undoAttach(ctx, srv, list[0], got, err)
-	}
-	err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
-		now.Ports.V = append(now.Ports.V, *got)
-		srv.Ports.V = now.Ports.V
-		return nil
-	})
+	// From here on the work goes on if the client gives up.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
+	defer cancel()
+	got, err := s.attachPort(ctx, srv, list[0])
 	if err != nil {
 		return out, err
 	}
-	return s.interfaceOf(r.Request, srv, got.ID)
+	srv.Ports.V = append(srv.Ports.V, *got)
+	return oneInterface{viewInterface(srv, got)}, nil
 }
 
-// undoAttach releases the port of an attachment that has failed, and returns the error of the attachment.
-func (s *server) undoAttach(ctx context.Context, srv *store.Server, r network.Request, got *network.Port, failed error) error {
-	ctx = context.WithoutCancel(ctx)
-	var err error
-	if got != nil {
-		err = s.cfg.Network.ReleasePort(ctx, got.ID, r.Port != "")
+// attachTimeout bounds an attachment, and a detachment.
+const attachTimeout = 2 * time.Minute
+
+// networkClient returns the client of a request for the network service.
+func (s *server) networkClient(r *http.Request) network.Client {
+	return network.Client{Token: tokenOf(r), Project: reqctx.From(r.Context()).ProjectID, Admin: s.administrator(r.Context())}
+}
+
+// attachPort makes or binds a port, and gives it to the host.
+func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Request) (*network.Port, error) {
+	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Requests: []network.Request{r}}}
+	if srv.Networks.V != nil {
+		of.Wanted.Groups = srv.Networks.V.Groups
 	}
+	if r.Port != "" {
+		if err := s.keepPort(ctx, srv.ID, r, network.Port{ID: r.Port, Network: r.Network}); err != nil {
+			return nil, err
+		}
+	}
+	got, err := s.cfg.Network.Attach(ctx, of)
 	if err == nil {
-		err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
-			if i := slices.Index(now.Networks.V.Requests, r); i >= 0 {
-				now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
-			}
+		err = s.keepPort(ctx, srv.ID, r, *got)
+	}
+	if err != nil {
+		if r.Port != "" {
+			s.dropPort(ctx, srv, r.Port, true)
+		} // the end of the server deletes a port that was made, because it is not known as one of the client
+		return nil, err
+	}
+	_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
+	if err == nil {
+		return got, nil
+	}
+	s.cfg.Logger.ErrorContext(ctx, "interface not attached", "server", srv.ID, "port", got.ID, "error", err)
+	undo := compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got), Detach: true}
+	if _, e := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &undo); e == nil || errors.Is(e, fault.Unimplemented) || errors.Is(e, fault.NotFound) {
+		s.dropPort(ctx, srv, got.ID, r.Port != "") // otherwise the guest may have it: the client sees it, and may detach it
+	}
+	if errors.Is(err, fault.Unimplemented) {
+		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot attach interfaces."))
+	}
+	return nil, hideDetails(err, "Failed to attach network adapter device to "+srv.ID)
+}
+
+// keepPort stores a request and its port with a server, in the same place of both lists, or the port again.
+func (s *server) keepPort(ctx context.Context, id string, r network.Request, p network.Port) error {
+	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
+		if i := portIndex(now, p.ID); i >= 0 {
+			now.Ports.V[i] = p
 			return nil
-		})
+		}
+		if len(now.Networks.V.Requests) != len(now.Ports.V) {
+			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
+		}
+		now.Networks.V.Requests, now.Ports.V = append(now.Networks.V.Requests, r), append(now.Ports.V, p)
+		return nil
+	})
+}
+
+// portIndex returns the place of a port of a server, or -1.
+func portIndex(srv *store.Server, id string) int {
+	return slices.IndexFunc(srv.Ports.V, func(p network.Port) bool { return p.ID == id })
+}
+
+// dropPort releases a port of a server, and forgets it. If that fails, the server keeps the port, and the end of the server releases it.
+func (s *server) dropPort(ctx context.Context, srv *store.Server, id string, given bool) {
+	err := s.cfg.Network.ReleasePort(ctx, srv.ID, id, given)
+	if err == nil {
+		err = s.forgetPort(ctx, srv.ID, id)
 	}
-	if err != nil { // the end of the server releases it
-		s.cfg.Logger.ErrorContext(ctx, "port of a failed attachment not released", "server", srv.ID, "error", err)
+	if err != nil {
+		s.cfg.Logger.ErrorContext(ctx, "port not released", "server", srv.ID, "port", id, "error", err)
 	}
-	if errors.Is(failed, fault.Unimplemented) {
-		return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot attach interfaces."))
-	}
-	if fault.CodeOf(failed) == fault.Unavailable || got == nil {
-		return failed
-	}
-	s.cfg.Logger.ErrorContext(ctx, "interface not attached", "server", srv.ID, "error", failed)
-	return hideDetails(failed, "Failed to attach network adapter device to "+srv.ID)
+}
+
+func (s *server) forgetPort(ctx context.Context, id, port string) error {
+	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
+		if i := portIndex(now, port); i >= 0 {
+			now.Ports.V = slices.Delete(now.Ports.V, i, i+1)
+			now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
+		}
+		return nil
+	})
 }
 
 // detachInterface takes an interface from a server, and releases its port. It may be repeated if it was interrupted.
@@ -406,12 +447,13 @@ func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], 
 	if err := s.checkAttach(ctx, srv, "detach_interface"); err != nil {
 		return api.None{}, err
 	}
-	i := slices.IndexFunc(srv.Ports.V, func(p network.Port) bool { return p.ID == id })
+	i := portIndex(srv, id)
 	if i < 0 || s.cfg.Network == nil {
 		return api.None{}, network.NoPort(id)
 	}
-	p := srv.Ports.V[i]
-	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(p), Detach: true})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
+	defer cancel()
+	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(srv.Ports.V[i]), Detach: true})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
 		return api.None{}, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))
@@ -419,21 +461,8 @@ func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], 
 		s.cfg.Logger.ErrorContext(ctx, "interface not detached", "server", srv.ID, "error", err)
 		return api.None{}, hideDetails(err, "Failed to detach network adapter device from "+srv.ID)
 	}
-	if err := s.cfg.Network.ReleasePort(ctx, id, srv.Networks.V.Given(id)); err != nil {
+	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, id, srv.Networks.V.Given(id)); err != nil {
 		return api.None{}, err
 	}
-	return api.None{}, s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
-		now.Ports.V = slices.DeleteFunc(now.Ports.V, func(one network.Port) bool { return one.ID == id })
-		want := network.Request{Network: p.Network}
-		if now.Networks.V.Given(id) {
-			want.Port = id
-		}
-		i := slices.IndexFunc(now.Networks.V.Requests, func(r network.Request) bool {
-			return r.Port == want.Port && (r.Port != "" || r.Network == want.Network)
-		})
-		if i >= 0 {
-			now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
-		}
-		return nil
-	})
+	return api.None{}, s.forgetPort(ctx, srv.ID, id)
 }

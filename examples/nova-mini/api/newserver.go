@@ -276,6 +276,9 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return out, err
 	}
+	if err := s.checkZeroDisk(ctx, f); err != nil {
+		return out, err
+	}
 	is, err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", f.MemoryMiB, f.DiskGiB)
 	if err != nil {
 		return out, err

@@ -243,3 +243,22 @@ func TestNewServerRefused(t *testing.T) {
 		}
 	})
 }
+
+// TestZeroDisk: only an administrator gets servers whose disk is as large as the image.
+func TestZeroDisk(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		if err := c.store.CreateFlavor(c.Context(), &store.Flavor{ID: "zero", Name: "zero", VCPUs: 1, MemoryMiB: 1, Public: true}); err != nil {
+			c.Fatal(err)
+		}
+		const body = `{"server": {"name": "x", "flavorRef": "zero", "networks": "none"}}`
+		if status, reply := c.askAt("2.37", "member", "POST", "/servers", body); status != 403 || !strings.Contains(reply, "Only volume-backed servers are allowed for flavors with zero disk.") {
+			c.Errorf("member: %d %s", status, reply)
+		}
+		if status, reply := c.askAt("2.37", "admin", "POST", "/servers", body); status != 202 {
+			c.Errorf("administrator: %d %s", status, reply)
+		}
+		id := c.addActive("y")
+		c.wantAct("member", id, `{"resize": {"flavorRef": "zero"}}`, 403, "Only volume-backed servers")
+	})
+}

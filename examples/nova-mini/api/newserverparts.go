@@ -243,7 +243,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 	if out.Groups, err = s.cfg.Network.Groups(ctx, tokenOf(r), project, names); err != nil {
 		return nil, notFoundAsInvalid(err)
 	}
-	if out.Requests, err = s.cfg.Network.Check(ctx, tokenOf(r), project, requests, word == "auto", count); err != nil || len(out.Requests) == 0 {
+	if out.Requests, err = s.cfg.Network.Check(ctx, s.networkClient(r), requests, word == "auto", count); err != nil || len(out.Requests) == 0 {
 		return nil, notFoundAsInvalid(err)
 	}
 	return out, nil

@@ -82,6 +82,7 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:os-volumes-attachments:index":     reader,
 		"os_compute_api:os-volumes-attachments:show":      reader,
 		"os_compute_api:os-attach-interfaces:list":        reader,
+		"os_compute_api:servers:create:zero_disk_flavor":  admin,
 		"os_compute_api:os-attach-interfaces:create":      member,
 		"os_compute_api:os-attach-interfaces:delete":      member,
 		"os_compute_api:os-server-external-events:create": admin,

@@ -18,6 +18,7 @@ const (
 	ruleChosenHost = "compute:servers:create:requested_destination"
 	ruleNetworks   = "os_compute_api:servers:create:attach_network"
 	ruleVolumes    = "os_compute_api:servers:create:attach_volume"
+	ruleZeroDisk   = "os_compute_api:servers:create:zero_disk_flavor"
 	ruleTrusted    = "os_compute_api:servers:create:trusted_certs"
 	ruleIndex      = "os_compute_api:servers:index"
 	ruleDetail     = "os_compute_api:servers:detail"
@@ -38,6 +39,7 @@ var serverRules = []rule{
 	{ruleChosenHost, "rule:context_is_admin", "Create a server on a chosen host", "POST", "/servers"},
 	{ruleNetworks, "rule:project_member_or_admin", "Create a server with networks", "POST", "/servers"},
 	{ruleVolumes, "rule:project_member_or_admin", "Create a server with disks", "POST", "/servers"},
+	{ruleZeroDisk, "rule:context_is_admin", "Create a server with a flavor whose disk is 0, which gets the size of the image", "POST", "/servers"},
 	{ruleTrusted, "rule:project_member_or_admin", "Create a server with trusted image certificates", "POST", "/servers"},
 	{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
 	{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
@@ -82,6 +84,15 @@ func (s *server) target() api.Target[*store.Server] {
 		},
 		Missing: func(r *http.Request) error { return store.NoServer(r.PathValue("id")) },
 	}
+}
+
+// checkZeroDisk returns Denied, with Nova's text, if a client may not use a flavor whose disk is 0. The disk of the server then has the size of
+// its image, which the claim of the host does not count.
+func (s *server) checkZeroDisk(ctx context.Context, f *store.Flavor) error {
+	if f.DiskGiB > 0 || s.mux.Enforce(ctx, ruleZeroDisk, nil) == nil {
+		return nil
+	}
+	return fault.New(fault.Denied, "Only volume-backed servers are allowed for flavors with zero disk.")
 }
 
 // flavor returns the flavor that a reference names: a flavor's id, or a link to a flavor. Errors: Invalid, if the flavor

@@ -38,7 +38,7 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Network is the network service. Nil: no server has ports.
+	// Network is the network service. Nil: a server with ports waits for another conductor.
 	Network *network.Neutron
 	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
 	// with Resend, Poll, Inflight and Logger.
@@ -97,35 +97,23 @@ func New(cfg Config) *Service {
 		})
 	}
 	s := &Service{cfg: cfg, Runner: cfg.Runner}
-	create := []operation.Step[store.CreateData]{
-		{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
-		{Name: store.StepNetwork, Do: s.allocateNew, DoTx: s.keepNew, Limit: cfg.BuildTimeout},
-		{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
-	}
-	operation.Handle(s.Runner, store.Create, withNetwork(cfg, create)...)
+	operation.Handle(s.Runner, store.Create,
+		operation.Step[store.CreateData]{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+		operation.Step[store.CreateData]{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 	operation.OnEnd(s.Runner, store.Create, s.endCreate)
-	remove := []operation.Step[struct{}]{{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend}, {Name: store.StepNetwork, Do: s.releasePorts}}
-	operation.Handle(s.Runner, store.Delete, withNetwork(cfg, remove)...)
+	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	for a, k := range store.Kinds {
 		act := actor{s, a}
 		var steps []operation.Step[store.ActData]
 		if a.Info().Schedules {
-			steps = withNetwork(cfg, []operation.Step[store.ActData]{
-				{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
-				{Name: store.StepNetwork, Do: act.allocateAgain, DoTx: act.keepAgain, Limit: cfg.BuildTimeout},
-			})
+			steps = append(steps, operation.Step[store.ActData]{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 		}
 		steps = append(steps, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 		operation.Handle(s.Runner, k, steps...)
 		operation.OnEnd(s.Runner, k, act.endAction)
 	}
 	return s
-}
-
-// withNetwork returns the steps, without those of the network service if it is not configured.
-func withNetwork[D any](cfg Config, steps []operation.Step[D]) []operation.Step[D] {
-	return slices.DeleteFunc(steps, func(s operation.Step[D]) bool { return s.Name == store.StepNetwork && cfg.Network == nil })
 }
 
 // Register adds the service's handlers to a server.
@@ -214,7 +202,7 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
-	if err := s.checkPorts(srv); err != nil {
+	if err := s.allocate(ctx, srv); err != nil {
 		return err
 	}
 	spec := srv.Spec()
@@ -284,7 +272,11 @@ func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}
 		return nil
 	case err != nil:
 		return err
-	case srv.Host == nil:
+	}
+	if err := s.release(ctx, srv); err != nil {
+		return err
+	}
+	if srv.Host == nil {
 		return nil
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{
@@ -344,6 +336,9 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 	}
 	if info.Builds {
 		built, err := s.cfg.Store.ServerToBuild(ctx, srv.ID)
+		if err == nil {
+			err = s.allocate(ctx, built)
+		}
 		if err != nil {
 			return err
 		}

@@ -3,8 +3,7 @@ package conductor
 import (
 	"context"
 	"errors"
-
-	"github.com/jmoiron/sqlx"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -12,72 +11,56 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// allocate makes the ports of a server and binds them on its host. A deletion that has begun meanwhile may have released the ports before they were
-// made, so they are released then.
-func (s *Service) allocate(ctx context.Context, id string, have []network.Port) ([]network.Port, error) {
-	srv, err := s.cfg.Store.Server(ctx, id)
-	if err != nil || srv.Networks.V == nil || srv.Host == nil {
-		return have, err
-	}
-	wanted := *srv.Networks.V
-	out, err := s.cfg.Network.Allocate(ctx, network.Server{ID: id, Project: srv.ProjectID, Host: *srv.Host, Wanted: wanted}, have)
-	if now, gone := s.cfg.Store.Server(ctx, id); errors.Is(gone, fault.NotFound) || gone == nil && now.Task() == store.Deleting {
-		return out, errors.Join(operation.ErrStale, s.cfg.Network.Release(ctx, id, wanted))
-	}
-	return out, err
+// networkTimeout bounds the requests to the network service for one server. They do not end with the step, because Neutron may make a port after the
+// request has been given up.
+const networkTimeout = time.Minute
+
+// ownerOf returns a server for the network service.
+func ownerOf(srv *store.Server) network.Server {
+	return network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: *srv.Networks.V}
 }
 
-func (s *Service) allocateNew(ctx context.Context, op *operation.Op, data *store.CreateData) (err error) {
-	data.Ports, err = s.allocate(ctx, op.Resource, data.Ports)
-	return err
-}
-
-func (s *Service) keepNew(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
-	return s.keepPorts(ctx, tx, op, data.Ports)
-}
-
-// keepPorts stores the ports of a server, so that it is shown with them.
-func (s *Service) keepPorts(ctx context.Context, tx *sqlx.Tx, op *operation.Op, list []network.Port) error {
-	if len(list) == 0 {
+// allocate makes the ports of a server that has a host, and binds them there, before a compute service builds the server. It may be repeated. A deletion
+// that has begun meanwhile may have released the ports before they were made, so they are released then. Errors: Unavailable, if this conductor has
+// no network service, although the server has been created with one.
+func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
+	if srv.Networks.V == nil || len(srv.Ports.V) == len(srv.Networks.V.Requests) && network.Bound(srv.Ports.V, *srv.Host) {
 		return nil
 	}
-	return s.cfg.Store.KeepPorts(ctx, tx, op.Resource, list)
-}
-
-// allocateAgain binds the ports of a server that had no host.
-func (s actor) allocateAgain(ctx context.Context, op *operation.Op, data *store.ActData) error {
-	if data.Host == "" {
-		return nil
+	if s.cfg.Network == nil {
+		return noNetwork(srv.ID)
 	}
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
-	if err == nil {
-		data.Ports, err = s.allocate(ctx, op.Resource, srv.Ports.V)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
+	defer cancel()
+	of := ownerOf(srv)
+	list, err := s.cfg.Network.Allocate(ctx, of, srv.Ports.V)
+	if now, gone := s.cfg.Store.Server(ctx, srv.ID); errors.Is(gone, fault.NotFound) || gone == nil && now.Task() == store.Deleting {
+		return errors.Join(operation.ErrStale, s.cfg.Network.Release(ctx, of))
 	}
-	return err
-}
-
-func (s actor) keepAgain(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
-	return s.keepPorts(ctx, tx, op, data.Ports)
-}
-
-// releasePorts deletes the ports of a server that its host has destroyed, before the server is gone, because a client may then delete
-// the network.
-func (s *Service) releasePorts(ctx context.Context, op *operation.Op, _ *struct{}) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
-	switch {
-	case errors.Is(err, fault.NotFound), err == nil && srv.Networks.V == nil:
-		return nil
-	case err != nil:
+	if err != nil {
 		return err
 	}
-	return s.cfg.Network.Release(ctx, srv.ID, *srv.Networks.V)
+	return s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
+		now.Ports.V, srv.Ports.V = list, list
+		return nil
+	})
 }
 
-// checkPorts returns Unavailable if a server has not got the ports that it is to have, because a conductor without the network service has begun its
-// operation.
-func (s *Service) checkPorts(srv *store.Server) error {
-	if srv.Networks.V == nil || len(srv.Networks.V.Requests) <= len(srv.Ports.V) {
+// release deletes the ports of a server, before its host destroys it and it is gone, because a client may then delete the network.
+func (s *Service) release(ctx context.Context, srv *store.Server) error {
+	if srv.Networks.V == nil {
 		return nil
 	}
-	return fault.New(fault.Unavailable, "server %s has no ports: a conductor has no section [neutron], although the API has one", srv.ID)
+	if s.cfg.Network == nil {
+		return noNetwork(srv.ID)
+	}
+	err := s.cfg.Network.Release(ctx, network.Server{ID: srv.ID, Project: srv.ProjectID, Wanted: *srv.Networks.V})
+	if errors.Is(err, fault.Conflict) {
+		err = operation.Permanent(err)
+	}
+	return err
+}
+
+func noNetwork(id string) error {
+	return fault.New(fault.Unavailable, "server %s has ports, and this conductor has no section [neutron]", id)
 }

@@ -68,7 +68,7 @@ func (f *Files) Fetch(ctx context.Context, id string) (string, error) {
 	if info, err := os.Stat(path); err == nil && info.Size() == is.Size {
 		return path, nil
 	}
-	if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(f.Dir, 0o711); err != nil { //nolint:gosec // the users of QEMU and of driver programs need the x bit
 		return "", fmt.Errorf("download image %s: %w", id, err)
 	}
 	if err := f.download(ctx, is, path); err != nil {
@@ -163,7 +163,7 @@ func (f *Files) put(ctx context.Context, id string, write func(path string) erro
 		return nil // an earlier call has filled it, and has removed the file
 	}
 	if is.Status != Active {
-		if err := os.MkdirAll(f.Dir, 0o700); err != nil {
+		if err := os.MkdirAll(f.Dir, 0o711); err != nil { //nolint:gosec // the users of QEMU and of driver programs need the x bit
 			return err
 		}
 		if missing != nil {

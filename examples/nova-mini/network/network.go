@@ -4,7 +4,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -55,8 +54,10 @@ type Port struct {
 	MAC         string    `json:"mac"`
 	Addresses   []Address `json:"addresses,omitempty"`
 	Tag         string    `json:"tag,omitempty"`
-	// Bridge is the name of the bridge on the host, if Neutron names one.
+	// Bridge is the name of the bridge on the host, if Neutron names one. Host is where the port is bound. It is empty while a port that the client has
+	// named is about to be bound.
 	Bridge string `json:"bridge,omitempty"`
+	Host   string `json:"host,omitempty"`
 	// Status is ACTIVE or DOWN. It is not stored.
 	Status string `json:"-"`
 }
@@ -73,6 +74,11 @@ func (a Address) Version() int {
 		return 6
 	}
 	return 4
+}
+
+// Bound reports whether all ports are bound on a host.
+func Bound(list []Port, host string) bool {
+	return !slices.ContainsFunc(list, func(p Port) bool { return p.Host != host })
 }
 
 // Server says whose ports a method is about.
@@ -96,18 +102,28 @@ func New(cfg session.Config) (*Neutron, error) {
 // owner is the device_owner of the ports of servers. All hosts are in one availability zone.
 const owner = "compute:nova"
 
+// bindingFailed is the binding:vif_type of a port that Neutron cannot bind on its host, such as because its agent is away.
+const bindingFailed = "binding_failed"
+
 // bound is a port as Neutron answers it to an administrator.
 type bound struct {
 	ports.Port
 	portsbinding.PortsBindingExt
 }
 
+// Client is a client of this service. Admin reports whether the client may use networks of others that are not shared, and choose addresses in them.
+type Client struct {
+	Token, Project string
+	Admin          bool
+}
+
 // Check returns the requests of a client, with the network of each port, after it has checked them with the client's token: that the networks and
 // ports exist, that they can be used by count servers, and that the project has ports left. If there is no request, or auto is set, the only network of
 // the project is taken. With auto it is an error if the project has no network. The texts are Nova's. Errors: NotFound: a network or a port; Invalid; Conflict: more than one
 // network, or a port or an address that is in use; Denied: the project has not enough ports left.
-func (n *Neutron) Check(ctx context.Context, token, project string, list []Request, auto bool, count int) ([]Request, error) {
-	c, err := n.session.Client(ctx, token)
+func (n *Neutron) Check(ctx context.Context, by Client, list []Request, auto bool, count int) ([]Request, error) {
+	project := by.Project
+	c, err := n.session.Client(ctx, by.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -125,18 +141,24 @@ func (n *Neutron) Check(ctx context.Context, token, project string, list []Reque
 		}
 		list = []Request{{Network: all[0].ID}}
 	}
+	if err := n.checkQuota(ctx, c, project, list, count); err != nil { // first, because it bounds the number of requests
+		return nil, err
+	}
 	out := slices.Clone(list)
 	for i := range out {
 		if out[i].Port == "" {
-			err = n.checkNetwork(ctx, c, &out[i], count)
+			err = n.checkNetwork(ctx, c, by, &out[i], count)
 		} else {
 			err = n.checkPort(ctx, c, project, &out[i], count)
 		}
 		if err != nil {
 			return nil, err
 		}
+		if port := out[i].Port; port != "" && slices.ContainsFunc(out[:i], func(r Request) bool { return r.Port == port }) {
+			return nil, fault.New(fault.Invalid, "Port ID already specified: %s", port)
+		}
 	}
-	return out, n.checkQuota(ctx, c, project, out, count)
+	return out, nil
 }
 
 // available returns the networks of a project and the shared ones.
@@ -156,20 +178,28 @@ func (n *Neutron) available(ctx context.Context, c *gophercloud.ServiceClient, p
 	return out, nil
 }
 
-func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient, r *Request, count int) error {
+// checkNetwork checks a network. The ports are made as an administrator, so what Neutron would refuse the client is refused here: networks of
+// others that are only visible, such as external ones, and the choice of an address in shared ones.
+func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient, by Client, r *Request, count int) error {
 	is, err := networks.Get(ctx, c, r.Network).Extract()
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return fault.New(fault.NotFound, "Network %s could not be found.", r.Network)
 	case err != nil:
 		return n.session.Translate(ctx, err)
+	case !is.Shared && is.ProjectID != by.Project && !by.Admin:
+		return fault.New(fault.Denied, "It is not allowed to create an interface on external network %s", r.Network)
+	case r.FixedIP != "" && is.ProjectID != by.Project && !by.Admin:
+		return fault.New(fault.Denied, "It is not allowed to choose an address in network %s, which another project owns", r.Network)
 	case len(is.Subnets) == 0:
 		return fault.New(fault.Invalid, "Network %s requires a subnet in order to boot instances on.", r.Network)
 	case r.FixedIP == "":
+		r.Network = is.ID
 		return nil
 	case count > 1:
 		return fault.New(fault.Invalid, "max_count cannot be greater than 1 if an fixed_ip is specified.")
 	}
+	r.Network = is.ID
 	list, err := n.list(ctx, c, ports.ListOpts{NetworkID: r.Network, FixedIPs: []ports.FixedIPOpts{{IPAddress: r.FixedIP}}})
 	if err == nil && len(list) > 0 {
 		err = fault.New(fault.Conflict, "Fixed IP address %s is already in use on instance %s.", r.FixedIP, list[0].DeviceID)
@@ -193,7 +223,7 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, p
 	case count > 1:
 		return fault.New(fault.Invalid, "Unable to launch multiple instances with a single configured port ID. Please launch your instance one by one with different ports.")
 	}
-	r.Network = is.NetworkID
+	r.Port, r.Network = is.ID, is.NetworkID
 	return nil
 }
 
@@ -343,15 +373,16 @@ func (b *bound) shown() Port {
 }
 
 // Allocate makes the ports that a server lacks, binds all of them on its host, and returns them in the order of the requests. have are the ports of
-// an earlier call, which may have failed, or may have been for another host. Allocate may be repeated: a port that an earlier
-// call has made is found by the id of the server. Errors: NotFound: a network or a port is gone; Conflict: a port or an address is in use; Exhausted: a network
-// has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request, or cannot bind a port on the host.
+// an earlier call, in this order, which may have failed, or may have been for another host. Allocate may be repeated: a port that an earlier
+// call has made is found by the id of the server, and a port that was made twice is deleted. Errors: NotFound: a network or a port is gone; Conflict: a port or
+// an address is in use; Exhausted: a network has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request, or
+// cannot bind a port on the host.
 func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	list, err := n.list(ctx, c, ports.ListOpts{DeviceID: s.ID})
+	list, err := n.portsOf(ctx, c, s.ID, s.Project)
 	if err != nil {
 		return nil, err
 	}
@@ -360,15 +391,28 @@ func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, 
 	for i, r := range s.Wanted.Requests {
 		got, err := n.ensure(ctx, c, s, r, match(list, used, s, r, have, i))
 		if err != nil {
-			return out, err
+			return nil, err
 		}
 		used[got.ID] = true
 		out = append(out, *got)
 	}
+	for i := range list {
+		if b := &list[i]; !used[b.ID] && !s.Wanted.Given(b.ID) && b.DeviceOwner == owner {
+			if err := n.release(ctx, c, s.ID, b.ID, false); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return out, nil
 }
 
-// Attach makes or binds one more port for a server, for its only request. Errors: those of [Neutron.Allocate].
+// portsOf returns the ports of a server. Only those of its project count, because every project may write the id of the server into its ports.
+func (n *Neutron) portsOf(ctx context.Context, c *gophercloud.ServiceClient, server, project string) ([]bound, error) {
+	return n.list(ctx, c, ports.ListOpts{DeviceID: server, ProjectID: project})
+}
+
+// Attach makes or binds one more port for a server, for its only request. After an error the caller calls [Neutron.Release] or
+// [Neutron.ReleasePort], because Neutron may have done it. Errors: those of [Neutron.Allocate].
 func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
@@ -385,13 +429,13 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 	}
 	if err == nil && got == nil {
 		got, err = n.create(ctx, c, s, r)
-	} else if err == nil && (got.HostID != s.Host || got.DeviceID != s.ID) {
+	} else if err == nil && (got.HostID != s.Host || got.DeviceID != s.ID || got.VIFType == bindingFailed) {
 		got, err = n.bind(ctx, c, s, got.ID)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if got.VIFType == "binding_failed" {
+	if got.VIFType == bindingFailed {
 		return nil, fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID)
 	}
 	is, err := networks.Get(ctx, c, got.NetworkID).Extract()
@@ -399,7 +443,7 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 		return nil, n.refused(ctx, err, Request{Network: got.NetworkID})
 	}
 	p := got.shown()
-	p.NetworkName, p.Tag = is.Name, r.Tag
+	p.NetworkName, p.Tag, p.Host = is.Name, r.Tag, s.Host
 	return &p, nil
 }
 
@@ -421,14 +465,14 @@ func match(list []bound, used map[string]bool, s Server, r Request, have []Port,
 		return nil
 	}
 	if i < len(have) {
-		if j := slices.IndexFunc(list, func(b bound) bool { return b.ID == have[i].ID }); j >= 0 {
+		if j := slices.IndexFunc(list, func(b bound) bool { return b.ID == have[i].ID && !used[b.ID] && b.NetworkID == r.Network }); j >= 0 {
 			return &list[j]
 		}
 	}
 	for j := range list {
 		b := &list[j]
 		taken := used[b.ID] || s.Wanted.Given(b.ID) || slices.ContainsFunc(have, func(p Port) bool { return p.ID == b.ID })
-		if !taken && b.NetworkID == r.Network && (r.FixedIP == "" || slices.ContainsFunc(b.FixedIPs, func(ip ports.IP) bool { return sameIP(ip.IPAddress, r.FixedIP) })) {
+		if !taken && b.DeviceOwner == owner && b.NetworkID == r.Network && (r.FixedIP == "" || slices.ContainsFunc(b.FixedIPs, func(ip ports.IP) bool { return sameIP(ip.IPAddress, r.FixedIP) })) {
 			return b
 		}
 	}
@@ -480,36 +524,48 @@ func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
 	case reply.Actual == http.StatusConflict && r.FixedIP != "":
 		return fault.New(fault.Conflict, "Fixed IP address %s is already in use.", r.FixedIP)
 	case reply.Actual == http.StatusConflict:
-		return fault.New(fault.Conflict, "%s", fmt.Sprintf("the network service refuses %s %s: %s", reply.Method, reply.URL, kind))
+		return fault.New(fault.Conflict, "The network service refuses the port: %s", kind)
 	case reply.Actual == http.StatusBadRequest:
-		return fault.New(fault.Invalid, "%s", fmt.Sprintf("the network service refuses %s %s: %s", reply.Method, reply.URL, kind))
+		return fault.New(fault.Invalid, "The network service refuses the port: %s", kind)
 	}
 	return n.session.Translate(ctx, err)
 }
 
-// Release deletes the ports of a server, and frees those that its client has named. It may be repeated.
-func (n *Neutron) Release(ctx context.Context, server string, wanted Wanted) error {
+// Release deletes the ports of a server, and frees those that its client has named. It may be repeated. It tries all ports, and returns the first
+// error. Errors: Conflict: Neutron refuses it, such as for the parent of a trunk.
+func (n *Neutron) Release(ctx context.Context, s Server) error {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return err
 	}
-	list, err := n.list(ctx, c, ports.ListOpts{DeviceID: server})
-	for i := 0; i < len(list) && err == nil; i++ {
-		err = n.release(ctx, c, list[i].ID, wanted.Given(list[i].ID))
+	list, err := n.portsOf(ctx, c, s.ID, s.Project)
+	for i := range list {
+		if e := n.release(ctx, c, s.ID, list[i].ID, s.Wanted.Given(list[i].ID)); err == nil {
+			err = e
+		}
 	}
 	return err
 }
 
-// ReleasePort is Release for one port.
-func (n *Neutron) ReleasePort(ctx context.Context, port string, given bool) error {
+// ReleasePort is Release for one port. It does nothing if another server has the port.
+func (n *Neutron) ReleasePort(ctx context.Context, server, port string, given bool) error {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return err
 	}
-	return n.release(ctx, c, port, given)
+	is, err := ports.Get(ctx, c, port).Extract()
+	switch {
+	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
+		return nil
+	case err != nil:
+		return n.session.Translate(ctx, err)
+	case is.DeviceID != server:
+		return nil
+	}
+	return n.release(ctx, c, server, port, given)
 }
 
-func (n *Neutron) release(ctx context.Context, c *gophercloud.ServiceClient, id string, given bool) error {
+func (n *Neutron) release(ctx context.Context, c *gophercloud.ServiceClient, server, id string, given bool) error {
 	var err error
 	if given {
 		opts := ports.UpdateOpts{DeviceID: new(""), DeviceOwner: new("")}
@@ -517,8 +573,12 @@ func (n *Neutron) release(ctx context.Context, c *gophercloud.ServiceClient, id 
 	} else {
 		err = ports.Delete(ctx, c, id).ExtractErr()
 	}
-	if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+	var reply gophercloud.ErrUnexpectedResponseCode
+	switch {
+	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return nil
+	case errors.As(err, &reply) && slices.Contains([]int{http.StatusBadRequest, http.StatusForbidden, http.StatusConflict}, reply.Actual):
+		return fault.New(fault.Conflict, "the network service refuses to release port %s of server %s: %s", id, server, neutronError(reply.Body))
 	}
 	return n.session.Translate(ctx, err)
 }

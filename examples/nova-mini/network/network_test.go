@@ -43,7 +43,7 @@ func TestNeutron(t *testing.T) {
 	}
 
 	check := func(list []network.Request, auto bool, count int) ([]network.Request, error) {
-		return n.Check(t.Context(), token, project, list, auto, count)
+		return n.Check(t.Context(), network.Client{Token: token, Project: project}, list, auto, count)
 	}
 	if got, err := check(nil, false, 1); len(got) != 0 || err != nil {
 		t.Errorf("no network: %v, %v", got, err)
@@ -54,6 +54,16 @@ func TestNeutron(t *testing.T) {
 	private := newNetwork(ada, "private", "10.0.0.0/29") // five addresses: Neutron takes one for the gateway
 	if got, err := check(nil, true, 1); len(got) != 1 || got[0].Network != private || err != nil {
 		t.Errorf("the only network: %v, %v", got, err)
+	}
+	shared, err := networks.Create(t.Context(), k.Networks("neutron", k.Services()), networks.CreateOpts{Name: "shared", Shared: new(true)}).Extract()
+	if err == nil {
+		_, err = subnets.Create(t.Context(), k.Networks("neutron", k.Services()), subnets.CreateOpts{NetworkID: shared.ID, CIDR: "10.2.0.0/24", IPVersion: 4}).Extract()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := check([]network.Request{{Network: shared.ID}}, false, 1); err != nil {
+		t.Errorf("a shared network: %v", err)
 	}
 	empty, foreign := newNetwork(ada, "empty", ""), newNetwork(bob, "foreign", "10.1.0.0/24")
 	mine, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: private}).Extract()
@@ -71,9 +81,11 @@ func TestNeutron(t *testing.T) {
 		text  string
 	}{
 		{nil, 1, fault.Conflict, "Multiple possible networks found, use a Network ID to be more specific."},
-		{[]network.Request{{Network: foreign}}, 1, fault.Invalid, "Network " + foreign + " could not be found."},
+		{[]network.Request{{Network: foreign}}, 1, fault.NotFound, "Network " + foreign + " could not be found."},
+		{[]network.Request{{Network: shared.ID, FixedIP: "10.2.0.9"}}, 1, fault.Denied, "It is not allowed to choose an address in network " + shared.ID},
+		{[]network.Request{{Port: mine.ID, Tag: "a"}, {Port: mine.ID, Tag: "b"}}, 1, fault.Invalid, "Port ID already specified: " + mine.ID},
 		{[]network.Request{{Network: empty}}, 1, fault.Invalid, "Network " + empty + " requires a subnet in order to boot instances on."},
-		{[]network.Request{{Port: theirs.ID}}, 1, fault.Invalid, "Port id " + theirs.ID + " could not be found."},
+		{[]network.Request{{Port: theirs.ID}}, 1, fault.NotFound, "Port id " + theirs.ID + " could not be found."},
 		{[]network.Request{{Port: mine.ID}}, 2, fault.Invalid, "Unable to launch multiple instances with a single configured port ID."},
 		{[]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, 1, fault.Conflict, "Fixed IP address " + mine.FixedIPs[0].IPAddress + " is already in use"},
 		{[]network.Request{{Network: private, FixedIP: "10.0.0.5"}}, 2, fault.Invalid, "max_count cannot be greater than 1 if an fixed_ip is specified."},
@@ -86,7 +98,7 @@ func TestNeutron(t *testing.T) {
 	if got, err := n.Groups(t.Context(), token, project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
 		t.Errorf("groups: %v, %v", got, err)
 	}
-	if _, err := n.Groups(t.Context(), token, project, []string{"nothing"}); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
+	if _, err := n.Groups(t.Context(), token, project, []string{"nothing"}); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
 		t.Errorf("a group that does not exist: %v", err)
 	}
 
@@ -117,6 +129,22 @@ func TestNeutron(t *testing.T) {
 	if _, err := check([]network.Request{{Port: mine.ID}}, false, 1); !errors.Is(err, fault.Conflict) || err.Error() != "Port "+mine.ID+" is still in use." {
 		t.Errorf("a port of a server: %v", err)
 	}
+	// A port of another project that names the server, and a port that was made twice.
+	if _, err := ports.Create(t.Context(), k.Networks("bob", other), ports.CreateOpts{NetworkID: shared.ID, DeviceID: s.ID, DeviceOwner: "compute:nova"}).Extract(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Attach(t.Context(), network.Server{ID: s.ID, Project: project, Host: s.Host, Wanted: network.Wanted{Requests: []network.Request{{Network: shared.ID}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := n.Allocate(t.Context(), s, first); err != nil || ids(again) != ids(first) {
+		t.Errorf("allocate with a port too many: %+v, %v", again, err)
+	}
+	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
+		t.Errorf("ports: %+v, %v", list, err)
+	}
+	if err := n.ReleasePort(t.Context(), "another server", mine.ID, true); err != nil {
+		t.Errorf("release a port of another server: %v", err)
+	}
 	two := s
 	two.ID, two.Wanted.Requests = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", []network.Request{{Port: mine.ID}}
 	if _, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Conflict) {
@@ -133,7 +161,7 @@ func TestNeutron(t *testing.T) {
 
 	for range 2 {
 		for _, one := range []network.Server{s, two} {
-			if err := n.Release(t.Context(), one.ID, one.Wanted); err != nil {
+			if err := n.Release(t.Context(), one); err != nil {
 				t.Errorf("release: %v", err)
 			}
 		}

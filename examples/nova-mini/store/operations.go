@@ -12,7 +12,6 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
-	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -46,7 +45,6 @@ func kindName(a compute.Action) string { return kindPrefix + string(a) }
 // The steps of Create.
 const (
 	StepSchedule = "schedule" // the scheduler chooses a host and claims its resources
-	StepNetwork  = "network"  // the ports of the server are made and bound on the host; only with a network service
 	StepBuild    = "build"    // the compute service builds the server
 )
 
@@ -60,18 +58,16 @@ type CreateData struct {
 	GroupID *string `json:"group,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
-	// Ports are the ports that the server has got.
-	Ports []network.Port `json:"ports,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
 	Tried     []string `json:"tried,omitempty"`
 	LastError string   `json:"last_error,omitempty"`
 }
 
 // creation returns the kind of the operation that creates the server. A process of the last release may run it only if the client has chosen neither
-// a host nor a group, because such a process would ignore them.
+// a host nor a group, and wants neither networks nor data for the guest, because such a process would ignore them.
 func (s *Server) creation() operation.Kind[CreateData] {
 	k := Create
-	if s.OnlyHost == "" && s.GroupID == nil {
+	if spec := s.Spec(); s.OnlyHost == "" && s.GroupID == nil && s.Networks.V == nil && !spec.NeedsGuestData() {
 		k.Version = 0
 	}
 	return k
@@ -91,8 +87,6 @@ type ActData struct {
 	Rebuild  func(*Server) `json:"-"`
 	Pin      *Pin          `json:"-"`
 	AutoDisk *bool         `json:"-"`
-	// Ports are the ports of the server, bound on Host.
-	Ports []network.Port `json:"ports,omitempty"`
 	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
 	Host     string `json:"host,omitempty"`
 	OnlyHost string `json:"only_host,omitempty"`
@@ -133,9 +127,7 @@ var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s")
 // liveServers is a query of the servers that are not deleted.
 var liveServers = func() string {
 	var cases strings.Builder
-	for _, step := range [][2]string{{StepNetwork, Networking}, {StepBuild, Spawning}} {
-		fmt.Fprintf(&cases, "WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ", Create.Name, step[0], step[1])
-	}
+	fmt.Fprintf(&cases, "WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ", Create.Name, StepBuild, Spawning)
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
 		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
 	}

@@ -31,7 +31,6 @@ const (
 // Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
 const (
 	Scheduling = "scheduling" // the scheduler chooses a host
-	Networking = "networking" // the ports of the server are made
 	Spawning   = "spawning"   // the compute service builds the server
 	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
 )
@@ -213,7 +212,11 @@ func (s *Server) interfaces() (out []compute.Interface) {
 
 // Interface returns the network interface of a port.
 func Interface(p network.Port) compute.Interface {
-	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: cmp.Or(p.Bridge, p.Network)}
+	where := p.Network
+	if p.Bridge != "" {
+		where = "bridge:" + p.Bridge
+	}
+	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: where}
 }
 
 // orEmpty returns the text, or "" for nil.
@@ -392,11 +395,6 @@ func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 // [compute.ErrStale] if the server does not exist or has a host.
 func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
-}
-
-// KeepPorts sets the ports of a server, in the transaction of a step. Errors: [compute.ErrStale] if the server does not exist.
-func (s *Store) KeepPorts(ctx context.Context, tx *sqlx.Tx, id string, ports []network.Port) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET ports = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.JSONOf(ports), id)
 }
 
 // ChangePorts changes the networks and the ports of a server. It calls change with the server, without its task, and writes these values. An error

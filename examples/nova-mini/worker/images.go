@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
@@ -13,7 +14,7 @@ import (
 // since.
 func (s *Service) imageToBuild(ctx context.Context, d compute.Driver, spec compute.Spec) (string, error) {
 	if s.cfg.Images == nil {
-		return spec.ImageRef, nil
+		return spec.ImageRef, checkName(spec.ImageRef)
 	}
 	is, err := d.Get(ctx, spec.ID)
 	switch {
@@ -25,10 +26,18 @@ func (s *Service) imageToBuild(ctx context.Context, d compute.Driver, spec compu
 	return s.fetchImage(ctx, d, spec.ImageRef)
 }
 
+// checkName returns Invalid if a client's reference of an image is a path. A driver opens the file at a path, so only the compute service makes one.
+func checkName(ref string) error {
+	if strings.ContainsAny(ref, `/\`) {
+		return fault.New(fault.Invalid, "%q is not the name of an image: it is a path", ref)
+	}
+	return nil
+}
+
 // fetchImage returns the reference of an image for the driver: the path of its file if there is an image service. Errors: Unimplemented, if the driver boots from no files.
 func (s *Service) fetchImage(ctx context.Context, d compute.Driver, ref string) (string, error) {
 	if s.cfg.Images == nil || ref == "" {
-		return ref, nil
+		return ref, checkName(ref)
 	}
 	if err := checkImageFiles(ctx, d); err != nil {
 		return "", err

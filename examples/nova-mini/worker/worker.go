@@ -305,6 +305,10 @@ func (s *Service) Diagnose(ctx context.Context, req *compute.DiagnoseRequest) (*
 
 // ChangeInterface gives a server a network interface, or takes it away, see compute.ChangeInterface.
 func (s *Service) ChangeInterface(ctx context.Context, req *compute.InterfaceRequest) (*rpc.None, error) {
+	if err := s.lock(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	defer s.locks.Unlock(req.ServerID)
 	if req.Detach {
 		return &rpc.None{}, s.cfg.Driver().DetachInterface(ctx, req.ServerID, req.Interface.ID)
 	}

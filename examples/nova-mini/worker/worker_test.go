@@ -219,6 +219,24 @@ func TestOtherRelease(t *testing.T) {
 	}
 }
 
+// TestImagePath: a client cannot name a file of the host as its image.
+func TestImagePath(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for i, ref := range []string{"/srv/backup/db.img", "../x", `a\b`} {
+		req := compute.BuildRequest{Spec: compute.Spec{ID: "s" + strconv.Itoa(i), ImageRef: ref}, Token: "op/" + strconv.Itoa(i)}
+		if err := rpc.Cast(t.Context(), b.client, compute.Build, "h1", &req); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, b.ended); !strings.Contains(got.Error, "is not the name of an image: it is a path") {
+			t.Errorf("%s: %q", ref, got.Error)
+		}
+	}
+	if did := b.driver.did(); slices.ContainsFunc(did, func(s string) bool { return strings.HasPrefix(s, "spawn") }) {
+		t.Errorf("the driver did %v", did)
+	}
+}
+
 // TestGuestData: a server with user data or a config drive is built only by a driver that gives them to the guest. Another driver would
 // ignore them.
 func TestGuestData(t *testing.T) {
