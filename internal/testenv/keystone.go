@@ -1,13 +1,16 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -97,6 +100,40 @@ func enableWAL(ctx context.Context, path string) (err error) {
 	return err
 }
 
+// logIn returns an error if the administrator of a Keystone cannot log in: the service is not ready, or another one has got the port meanwhile.
+func logIn(ctx context.Context, at string) error {
+	u, err := url.Parse(at)
+	if err != nil {
+		return err
+	}
+	password, _ := u.User.Password()
+	name := u.User.Username()
+	u.User = nil
+	domain := map[string]any{"id": "default"}
+	body, err := json.Marshal(map[string]any{"auth": map[string]any{
+		"identity": map[string]any{"methods": []string{"password"}, "password": map[string]any{"user": map[string]any{"name": name, "domain": domain, "password": password}}},
+		"scope":    map[string]any{"project": map[string]any{"name": "admin", "domain": domain}},
+	}})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String()+"/auth/tokens", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // only the status is wanted
+	if resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("the administrator cannot log in: status %d", resp.StatusCode)
+	}
+	return nil
+}
+
 const keystonePackage = "python3-keystone"
 
 func findKeystone() (string, error) { return findProgram(keystonePackage, "keystone-manage") }
@@ -132,7 +169,7 @@ func newKeystone(dir, server string, out *tail) (*Service, error) {
 		if doc.Version.ID == "" {
 			return "", errors.New("the reply has no version of Keystone")
 		}
-		return doc.Version.ID, nil
+		return doc.Version.ID, logIn(ctx, s.URL)
 	}
 	return s, nil
 }
