@@ -611,7 +611,7 @@ func (j *judge) usage() {
 	j.do(200, "GET", all, "", "?detailed=1&start=2026-01-02T00:00:00")
 	j.do(400, "GET", all, "", "?start=x")
 	j.do(200, "GET", one, "", "admin", "?start=2026-01-02T00:00:00&end=2099-01-01T00:00:00")
-	j.do(200, "GET", one, "", "nobody")
+	j.do(200, "GET", one, "", "unused")
 	j.do(400, "GET", one, "", "admin", "?end=x")
 }
 

@@ -73,18 +73,8 @@ func (s *Service) createImages(ctx context.Context, dir string) error {
 		return nil
 	}
 	cmd := glanceCommand(dir, "manage", "db", "sync")
-	cmd.Stdout, cmd.Stderr = s.out, s.out
-	p, err := Start(cmd)
-	if err != nil {
-		return fmt.Errorf("create Glance's database: %w", err)
-	}
-	select {
-	case <-p.Done():
-	case <-ctx.Done():
-		p.Kill()
-	}
-	if p.ExitCode() != 0 {
-		return fmt.Errorf("create Glance's database: %w%s", p.Err(), s.out)
+	if err := s.runOnce(ctx, cmd, "create Glance's database"); err != nil {
+		return err
 	}
 	return enableWAL(ctx, database)
 }
@@ -159,17 +149,22 @@ func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
 	s := &Service{Name: "Glance", Port: port, out: out}
 	s.URL = "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	s.launch = func() (*exec.Cmd, error) { return glanceCommand(dir, "api"), nil }
-	s.probe = func(ctx context.Context) (string, error) {
-		var doc struct{ Versions []struct{ ID, Status string } }
-		if err := probeJSON(ctx, s.URL+"/versions", &doc); err != nil {
+	s.probe = s.versionsAt("/versions")
+	return s, nil
+}
+
+// versionsAt returns a probe that reads the list of versions at a path.
+func (s *Service) versionsAt(path string) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		var doc struct{ Versions []struct{ ID string } }
+		if err := probeJSON(ctx, s.URL+path, &doc); err != nil {
 			return "", err
 		}
 		if len(doc.Versions) == 0 {
-			return "", errors.New("the reply has no version of Glance")
+			return "", fmt.Errorf("the reply has no version of %s", s.Name)
 		}
 		return doc.Versions[0].ID, nil
 	}
-	return s, nil
 }
 
 // probeJSON reads a JSON document.

@@ -70,21 +70,30 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 		{"bootstrap", "--bootstrap-password", password, "--bootstrap-public-url", keystoneURL(s.Port), "--bootstrap-region-id", "RegionOne"},
 	} {
 		cmd := exec.Command(manage, append([]string{"--config-file", filepath.Join(dir, "keystone.conf")}, args...)...) //nolint:noctx // awaited below
-		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
-		p, err := Start(cmd)
-		if err != nil {
-			return fmt.Errorf("create Keystone's database: %w", err)
-		}
-		select {
-		case <-p.Done():
-		case <-ctx.Done():
-			p.Kill()
-		}
-		if p.ExitCode() != 0 {
-			return fmt.Errorf("keystone-manage %s: %w%s", args[0], p.Err(), s.out)
+		cmd.Dir = dir
+		if err := s.runOnce(ctx, cmd, "keystone-manage "+args[0]); err != nil {
+			return err
 		}
 	}
 	return enableWAL(ctx, database)
+}
+
+// runOnce runs a program to its end. what says what it does, for errors.
+func (s *Service) runOnce(ctx context.Context, cmd *exec.Cmd, what string) error {
+	cmd.Stdout, cmd.Stderr = s.out, s.out
+	p, err := Start(cmd)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+	}
+	if p.ExitCode() != 0 {
+		return fmt.Errorf("%s: %w%s", what, p.Err(), s.out)
+	}
+	return nil
 }
 
 // enableWAL switches a database to write-ahead logging, so that a reading transaction does

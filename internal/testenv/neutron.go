@@ -70,18 +70,9 @@ func (s *Service) createNetworks(ctx context.Context, dir string, hosts []string
 		return nil
 	}
 	cmd := exec.Command(systemPython, "-c", neutronTables, database) //nolint:noctx // awaited below
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
-	p, err := Start(cmd)
-	if err != nil {
-		return fmt.Errorf("create Neutron's database: %w", err)
-	}
-	select {
-	case <-p.Done():
-	case <-ctx.Done():
-		p.Kill()
-	}
-	if p.ExitCode() != 0 {
-		return fmt.Errorf("create Neutron's database: %w%s", p.Err(), s.out)
+	cmd.Dir = dir
+	if err := s.runOnce(ctx, cmd, "create Neutron's database"); err != nil {
+		return err
 	}
 	return errors.Join(enableWAL(ctx, database), addAgents(ctx, database, hosts))
 }
@@ -193,15 +184,6 @@ func newNeutron(dir string, login *url.URL, out *tail) (*Service, error) {
 		cmd.Dir = dir
 		return cmd, nil
 	}
-	s.probe = func(ctx context.Context) (string, error) {
-		var doc struct{ Versions []struct{ ID, Status string } }
-		if err := probeJSON(ctx, s.URL+"/", &doc); err != nil {
-			return "", err
-		}
-		if len(doc.Versions) == 0 {
-			return "", errors.New("the reply has no version of Neutron")
-		}
-		return doc.Versions[0].ID, nil
-	}
+	s.probe = s.versionsAt("/")
 	return s, nil
 }
