@@ -94,7 +94,7 @@ func wrongSchema(what string, s *shape) string {
 		return ""
 	}
 	for _, v := range append([]Version{{}}, s.edges...) {
-		if _, err := s.schemaAt(v); err != nil {
+		if _, err := s.compile(v); err != nil {
 			return "the schema of the " + what + ": " + err.Error()
 		}
 	}

@@ -303,7 +303,7 @@ var insertServer = func() string {
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks+` WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, NoServer(id), oneServer, id)
 	return srv, err
 }
 
