@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -84,6 +85,32 @@ func TestQuota(t *testing.T) {
 		if !strings.Contains(reply, "Maximum number of metadata items exceeds 2") {
 			c.Error(reply)
 		}
+	})
+}
+
+// TestCountsInQuota: a request for several servers creates as many as the quota has room for, but at least min_count, as in Nova.
+func TestCountsInQuota(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, limits, func(c *cloud) {
+		several := func(least, most int) string {
+			return fmt.Sprintf(`{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "min_count": %d, "max_count": %d}}`, least, most)
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", several(1, 2))
+		reply := c.want(403, "2.1", "member", "POST", "/servers", several(2, 4))
+		if want := "Quota exceeded for instances, ram: Requested 2-4, 2048, but already used 2, 1024 of 3, 2100 instances, ram"; !strings.Contains(reply, want) {
+			c.Errorf("%s, want %s", reply, want)
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", several(1, 4))
+		var names []string
+		list, _ := c.list("member", "servers", "")
+		for _, one := range list {
+			names = append(names, one.text("name"))
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != "s s-1 s-2" {
+			c.Errorf("servers: %s", got)
+		}
+		c.want(403, "2.1", "member", "POST", "/servers", several(1, 2))
 	})
 }
 
