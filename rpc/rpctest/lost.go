@@ -393,7 +393,7 @@ func (l *lost) testAway() {
 	l.Helper()
 	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
-	if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
+	if r := l.wait(l.call(0)); r.err != nil {
 		l.Fatal(r.err)
 	}
 	killed := killProcess(l, p)

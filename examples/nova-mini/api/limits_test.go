@@ -88,6 +88,31 @@ func TestQuota(t *testing.T) {
 	})
 }
 
+// TestAboveLimit: what is above a limit that was lowered can be deleted, and a request that is refused costs nothing.
+func TestAboveLimit(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, store.Limits{store.Metadata: 1, store.KeyPairs: 1}, func(c *cloud) {
+		id := c.addActive("x")
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET metadata = '{"a": "1", "b": "2", "c": "3"}' WHERE id = ?`, id); err != nil {
+			c.Fatal(err)
+		}
+		c.want(403, "2.1", "member", "PUT", "/servers/"+id+"/metadata/a", `{"meta": {"a": "9"}}`)
+		c.want(204, "2.1", "member", "DELETE", "/servers/"+id+"/metadata/a", "")
+		c.want(204, "2.1", "member", "DELETE", "/servers/"+id+"/metadata/b", "")
+
+		c.want(200, "2.1", "member", "POST", "/os-keypairs", `{"keypair": {"name": "k"}}`)
+		for _, body := range []string{`{"name": "k"}`, `{"name": "n"}`, `{"name": "n", "public_key": "no key"}`} { // the quota comes first, as in Nova
+			if reply := c.want(403, "2.1", "member", "POST", "/os-keypairs", `{"keypair": `+body+`}`); !strings.Contains(reply, "Quota exceeded, too many key pairs.") {
+				c.Error(reply)
+			}
+		}
+		reply := c.want(400, "2.1", "member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x"}, "os:scheduler_hints": {"x": "`+strings.Repeat("a", 9000)+`"}}`)
+		if !strings.Contains(reply, "more than 8192") {
+			c.Error(reply)
+		}
+	})
+}
+
 // TestCountsInQuota: a request for several servers creates as many as the quota has room for, but at least min_count, as in Nova.
 func TestCountsInQuota(t *testing.T) {
 	t.Parallel()

@@ -340,6 +340,9 @@ func (s *server) addKey(ctx context.Context, srv *store.Server, name string) err
 	return err
 }
 
+// maxHints is the maximum length of the hints of a server as JSON, in bytes, because lists of servers read them. Nova has no maximum.
+const maxHints = 8 << 10
+
 // addHints gives a server the hints of the request, and their group. Errors: those of hintedGroup.
 func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Server) error {
 	given := b.Hints
@@ -354,6 +357,9 @@ func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Serve
 		raw, err := json.Marshal(lists)
 		if err != nil {
 			return err
+		}
+		if len(raw) > maxHints {
+			return fault.New(fault.Invalid, "Invalid input for field/attribute os:scheduler_hints. The hints have %d bytes as JSON, more than %d.", len(raw), maxHints)
 		}
 		srv.Hints = new(string(raw))
 	}

@@ -93,7 +93,9 @@ func TestQuotaOneConnection(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		err = s.Tx(ctx, func(ctx context.Context) error { return s.CreateServer(ctx, &store.Server{ID: "t", ProjectID: "p", VCPUs: 1}) })
+		err = s.Tx(ctx, func(ctx context.Context) error {
+			return s.CreateServer(ctx, &store.Server{ID: "t", ProjectID: "p", VCPUs: 1})
+		})
 		if created.Load() != 2 || refused.Load() != 6 || !errors.Is(err, fault.Denied) {
 			t.Errorf("%d created, %d refused, in a transaction %v", created.Load(), refused.Load(), err)
 		}
