@@ -75,7 +75,7 @@ func TestSQLiteStatements(t *testing.T) {
 						t.Fatal(rows.Err())
 					}
 					cancel()
-					_ = rows.Close() // says that the context has ended
+					_ = rows.Close() //nolint:sqlclosecheck // before the next statement; it says that the context has ended
 					must("UPDATE numbers SET n = n + 0")
 				}
 			})

@@ -215,7 +215,7 @@ func (c *benched) send(ctx context.Context, at, version, method, path, body stri
 // idsOf returns the ids of the servers of a list.
 func idsOf(raw []byte) (ids []string) {
 	var list struct{ Servers []struct{ ID string } }
-	_ = json.Unmarshal(raw, &list) // send has reported a reply that is no list
+	_ = json.Unmarshal(raw, &list) // send has reported a reply that is not a list
 	for _, one := range list.Servers {
 		ids = append(ids, one.ID)
 	}

@@ -94,7 +94,7 @@ func tooMany(err error, of NewServers, one *Server) error {
 	m := maps.Clone(fault.From(err).Meta)
 	amounts := one.quotaClaim(one.Need()).Amounts
 	var requested []string
-	for _, class := range strings.Split(m["class"], ", ") {
+	for class := range strings.SplitSeq(m["class"], ", ") {
 		text := strconv.FormatInt(amounts[class]*int64(of.Most), 10)
 		if class == Instances && of.Least < of.Most {
 			text = strconv.Itoa(of.Least) + "-" + text
