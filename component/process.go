@@ -45,7 +45,8 @@ type Process[O any] struct {
 	Name string
 	// Host is the name of this host.
 	Host string
-	// StatePath is the directory for data of this host. It is empty if a service of its own has no option state_path.
+	// StatePath is the directory for data of this host. It is empty in a process of one service if the option
+	// state_path is not set.
 	StatePath string
 	// Log is the log of the process, and Out its standard output.
 	Log *slog.Logger
@@ -56,7 +57,7 @@ type Process[O any] struct {
 	Metrics prometheus.Registerer
 	// Bus is the bus, not started. Its Check fails while the broker cannot be reached, and does not block.
 	Bus urlbus.Bus
-	// Client is the RPC client. It sends only what all running servers know.
+	// Client is the RPC client. It sends only versions of messages that all running servers know.
 	Client *rpc.Client
 	// DB is the database, Members its registry of members and Operations its store of operations. They are nil in a process without a
 	// database.
@@ -68,7 +69,7 @@ type Process[O any] struct {
 	base *Options
 	read *loadedOptions[O]
 	tell *telemetry
-	home string // the name of this host, also in the result of On
+	home string // the name of this host, even in the result of On
 	*wiring
 }
 
@@ -156,9 +157,9 @@ func (p *Process[O]) Addr() string {
 	return p.http.Addr()
 }
 
-// openProcess returns the process of services, without their parts. The caller closes it. Errors of options are collected, and then parts that
-// need no options stand for what cannot be opened, so that the caller finds all errors. If dry is set, the process is not meant to be started:
-// then openProcess writes no file and exports no traces.
+// openProcess returns the process of services, without their parts. The caller closes it. openProcess collects the errors of options. Instead
+// of a bus or a database that cannot be opened, it opens one that needs no options, so that the caller finds all errors. If dry is set, the
+// process will not be started: openProcess writes no file and exports no traces.
 func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], name string, services []Service[O], log *slog.Logger, dry bool) *Process[O] {
 	p := &Process[O]{
 		Options: read.opts, Name: name, Log: log, Out: r.out, Host: read.base.Host,
@@ -267,7 +268,8 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
-// openBus opens the bus with a URL. If it is empty, the bus is injected, or that in memory for a process with all services.
+// openBus opens the bus with a URL. If the URL is empty, openBus uses the injected bus, or the bus in memory in a process
+// with all services.
 func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
 	b := injected
 	if url == "" && b == nil {
@@ -315,7 +317,7 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 	if err != nil {
 		return err
 	}
-	p.close = append(p.close, d.Close) // the App closes it, too, but not if the App does not start
+	p.close = append(p.close, d.Close) // the App closes the database as well, but only if the App starts
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
@@ -352,8 +354,8 @@ func (p *Process[O]) openClient(services []Service[O]) {
 	p.addPart(phaseBus, "rpc client", "", p.Client)
 }
 
-// Runner returns the process's runner of operations. The first call makes it, with the settings of [Component.Runner], and deletes operations
-// that have ended after the option operation_history. It panics in a process without a database.
+// Runner returns the process's runner of operations. The first call makes the runner, with the settings of [Component.Runner], and adds a
+// loop that deletes operations after operation_history has passed since their end. Runner panics in a process without a database.
 func (p *Process[O]) Runner() *operation.Runner {
 	if p.runner != nil {
 		return p.runner
@@ -389,9 +391,9 @@ func (p *Process[O]) needDatabase(method string) {
 	}
 }
 
-// Notify makes a runner look at an operation now: the runner of this process, or, over RPC, that of another process. It is for operations
-// that [operation.Begin] has begun in a transaction that is committed. A notification that is lost only delays the operation until the next
-// poll, so errors are only logged. Notify blocks for at most 2 s. It is safe for concurrent use.
+// Notify makes a runner look at an operation now: the runner of this process, or, over RPC, that of another process. Call it after the
+// commit of the transaction in which [operation.Begin] has begun the operation. A lost notification only delays the operation until the
+// next poll, so errors are only logged. Notify blocks for at most 2 s. It is safe for concurrent use.
 func (p *Process[O]) Notify(ctx context.Context, id string) {
 	if p.runner != nil {
 		p.runner.Notify(id)
@@ -463,7 +465,7 @@ func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name stri
 	wired := false
 	defer func() {
 		if !wired { // an error, or a panic
-			_ = p.closeAll() // the error before this one is the one to report
+			_ = p.closeAll() // only the first error is reported
 		}
 	}()
 	for _, s := range services {
