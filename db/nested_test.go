@@ -249,7 +249,8 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// TestHealth: a healthy database, and databases that are read-only, hang or are down.
+// TestHealth: Health returns nil for a healthy database, and the right error for databases that are read-only, hang or
+// are down.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)

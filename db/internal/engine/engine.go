@@ -67,7 +67,7 @@ type Meaning struct {
 	Reason, Key string
 	// Transient means that the database is down, starts or is busy, so that another attempt to connect may succeed.
 	Transient bool
-	// Lasting means that the next statements fail, too.
+	// Lasting means that the next statements also fail.
 	Lasting bool
 	// Missing means that a table, a view or a column does not exist.
 	Missing bool
