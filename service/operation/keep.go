@@ -17,7 +17,7 @@ type place struct {
 
 // merge returns the JSON of the data after a function has changed them. raw is the stored JSON. before is the JSON that encoding/json makes
 // of the decoded data, and after is the JSON that it makes of the changed data. So before and after differ in what the function has changed.
-// raw and before differ in what the type does not know, which stays. encoding/json has written the data.
+// raw and before differ in what the type does not know; merge keeps that. encoding/json has written the data.
 func (p place) merge(raw, before, after json.RawMessage) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
 	switch {
