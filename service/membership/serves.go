@@ -39,7 +39,7 @@ const maxServes = 4000
 // maxInterfaces is the maximum size of Self.Interfaces as JSON, in bytes. A row also has those of earlier processes.
 const maxInterfaces = 1200
 
-// text returns the form in the database. A service that reports no versions has the empty one, unless it is announced.
+// text returns the form in the database. A service that reports no versions has the empty text, unless it is announced.
 func (s serves) text() (string, error) {
 	if s.Interfaces == nil && s.Process == "" {
 		return "", nil
@@ -124,10 +124,10 @@ func (r *Registry) writeServes(ctx context.Context, tx *sqlx.Tx, kind, host stri
 //	app.Add("rpc", server)
 //	app.Add("member", member)
 //
-// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions
-// count. If the process is older than one that has run, Start blocks for up to MemberConfig.LowerWait, until the RPC clients know the
-// versions of the process, see [Registry.ServeDelay]. It then logs one WARN. When its ctx ends first, Start withdraws the announcement
-// and returns the error of ctx. Other errors: those of [Registry.Join].
+// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions count.
+// If the process is older than another process that has run, Start logs one WARN and blocks for up to MemberConfig.LowerWait, until
+// the RPC clients know the versions of the process, see [Registry.ServeDelay]. If ctx ends first, Start withdraws the announcement and
+// returns the error of ctx. Other errors: those of [Registry.Join].
 func (p *MemberPart) Announcement() service.Part { return announcement{p} }
 
 type announcement struct{ p *MemberPart }
