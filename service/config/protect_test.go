@@ -136,7 +136,7 @@ func TestLenientProtects(t *testing.T) {
 	}
 }
 
-// TestFormerSections: in a section that has only older names, an unknown name is an error, too.
+// TestFormerSections: in a section that has only older names, an unknown name is also an error.
 func TestFormerSections(t *testing.T) {
 	t.Parallel()
 	var p pinned
