@@ -163,7 +163,7 @@ func waitStatus(t *testing.T, url, want string) {
 	})
 }
 
-// testOneProcess: what the README says. After kill -9 the process goes on with what it had.
+// testOneProcess does what the README says. After kill -9 the process continues with its data.
 func testOneProcess(t *testing.T, program string) {
 	t.Helper()
 	addr := envtest.FreeAddr(t)
@@ -186,7 +186,7 @@ func testOneProcess(t *testing.T, program string) {
 	}
 }
 
-// testSixProcesses: two processes of each service.
+// testSixProcesses runs two processes of each service.
 func testSixProcesses(t *testing.T, this, next string) {
 	t.Helper()
 	addrs := []string{envtest.FreeAddr(t), envtest.FreeAddr(t)}
