@@ -32,7 +32,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// packageMigrations are those of the packages that a process uses.
+// packageMigrations are the migrations of the packages that a process uses.
 var packageMigrations = []db.Migrations{membership.Migrations, operation.Migrations}
 
 // Process is one process of a component, while its services are wired. Its methods are for Wire, from one goroutine, unless they say
@@ -41,7 +41,7 @@ var packageMigrations = []db.Migrations{membership.Migrations, operation.Migrati
 type Process[O any] struct {
 	// Options are the options at the start of the process. The caller must not change them. Host and StatePath are set.
 	Options *O
-	// Name is that of the service, or [AllInOne].
+	// Name is the name of the service, or [AllInOne].
 	Name string
 	// Host is the name of this host.
 	Host string
@@ -117,9 +117,9 @@ type probe struct {
 // Current returns the options as of the last reload. It is safe for concurrent use.
 func (p *Process[O]) Current() *O { return p.read.config.Current() }
 
-// On returns the process under another name of the host, for a process that serves several hosts, such as one with all services that simulates
-// them. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App, one
-// runner and one API.
+// On returns the process under another name of the host, for a process that serves several hosts, such as a process with all services that simulates the
+// hosts. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App,
+// one runner and one API.
 func (p *Process[O]) On(host string) *Process[O] {
 	q := *p
 	q.Host = host
@@ -338,7 +338,7 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 // errNoDatabase is the error of a process that needs a database.
 var errNoDatabase = errors.New("is not set; use mysql://user:password@host:port/name")
 
-// openClient adds the RPC client. It follows the bus.
+// openClient adds the RPC client, which starts after the bus.
 func (p *Process[O]) openClient(services []Service[O]) {
 	autoCaps := rpccaps.Ask(memberCaps, p.c.Unreported)
 	switch {

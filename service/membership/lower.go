@@ -79,7 +79,8 @@ func (r *Registry) keepHistory(ctx context.Context, tx *sqlx.Tx, removed *Member
 	return r.writeServes(ctx, tx, kind, host, s)
 }
 
-// pruneReplaced returns the versions that ServeDelay needs, the latest first: it leaves out versions that are not above later ones.
+// pruneReplaced returns the versions that ServeDelay needs, the latest first. It leaves out an entry if a later entry includes all
+// its versions.
 func pruneReplaced(list []replaced) (out []replaced) {
 	slices.SortStableFunc(list, func(a, b replaced) int { return b.Until.Compare(a.Until) })
 	for _, b := range list {

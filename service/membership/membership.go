@@ -352,8 +352,8 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 // back.)
 func (m Member) Counts() bool { return !m.ForcedDown && (!m.Departed || m.serves.Announced) }
 
-// MinVersion returns the least version of a kind's members that count, see [Member.Counts], or 0 without
-// such members. Use only what this version can do. Errors: those of [db.Error].
+// MinVersion returns the lowest version of a kind's members that count, see [Member.Counts], or 0 without such members.
+// Use only what this version can do. Errors: those of [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {

@@ -21,7 +21,7 @@ type serves struct {
 	// JoinedAt is the member's JoinedAt when this value was written. If the member now has another JoinedAt, a process of a release
 	// without this column has joined since.
 	JoinedAt time.Time `json:"joined_at"`
-	// Announced: the process serves, or is about to. Joined: it has joined, and not only announced itself.
+	// Announced: the process serves, or will serve soon. Joined: it has joined, and not only announced itself.
 	Announced bool `json:"announced,omitempty"`
 	Joined    bool `json:"joined,omitempty"`
 	// Process is unique to the start of a MemberPart.
@@ -29,7 +29,7 @@ type serves struct {
 	// Since is the time since which the member has counted with at most these versions, and Ended when it has ceased to count.
 	Since time.Time `json:"since,omitzero"`
 	Ended time.Time `json:"ended,omitzero"`
-	// Before are versions that were replaced by lower ones, and those of removed members, the last ones first.
+	// Before are versions that were replaced by lower versions, and the versions of removed members, the newest first.
 	Before []replaced `json:"before,omitempty"`
 }
 

@@ -68,8 +68,8 @@ func (p place) field(key string) place {
 	return place{p.fresh, p.open + "{" + string(name) + ":", "}" + p.close}
 }
 
-// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that it does
-// not know. It is false for a map, for any JSON, and inside a type that decodes itself.
+// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that the
+// struct does not have. It is false for a map, for any JSON, and inside a type that decodes itself.
 func (p place) isStruct() bool {
 	d := json.NewDecoder(strings.NewReader(p.open + `{"\u0000":null}` + p.close))
 	d.DisallowUnknownFields()

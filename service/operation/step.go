@@ -29,9 +29,9 @@ type Op struct {
 	Attempt int
 	// Waits is the number of times that the step has returned [WaitFor] since it was entered.
 	Waits int
-	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
-	// still wanted ([Store.Wanted]) and to report the result ([Runner.EndStep]). All attempts at the step have the same token. A
-	// later entry, by [GoTo] or [Store.Retry], has another token. It is made of the operation's random ID and of a random number
+	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is still
+	// wanted ([Store.Wanted]) and to report the result ([Runner.EndStep]). All attempts at the step have the same token. A later
+	// entry, by [GoTo] or [Store.Retry], has another token. A token is made of the operation's random ID and of a random number
 	// for each entry, so that no process can guess it. It has at most 50 bytes.
 	Token string
 	// Err is the error because of which the operation is undone, or with which it has ended. It is nil while the operation
