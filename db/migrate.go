@@ -261,7 +261,7 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 }
 
 // execute executes a statement and calls note, which records that the statement is done. repeated reports that an earlier process may
-// have died between the two. In this case an error that says that the statement was done before is a success.
+// have died after the statement and before note. In this case an error that says that the statement was done before is a success.
 func (m *migrator) execute(ctx context.Context, query string, repeated bool, note func() error) error {
 	if !m.sqlite && !changesSchema(query) {
 		return m.inTx(ctx, query, note)
