@@ -473,8 +473,8 @@ func blockedRelease() int {
 	return 1
 }
 
-// TestKilledRelease: a process of the next release is killed in a step that this release does not know. This release leaves the
-// operation alone, and a process of the next release continues it.
+// TestKilledRelease: a process of the next release is killed in a step that this release does not know. This release does not
+// touch the operation, and a process of the next release continues it.
 func TestKilledRelease(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
