@@ -181,8 +181,8 @@ type guarded struct {
 	} `section:"cache"`
 }
 
-// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown
-// options are ignored. So is a value that is not supported.
+// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown options are
+// ignored. A value that is not supported is also an error.
 func TestProtects(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
