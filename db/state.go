@@ -17,7 +17,7 @@ type state struct {
 	todo    []script // the files that are not applied, or not completely
 	begun   bool     // the first file of todo has a row in the table of versions
 	done    int      // how many statements of the first file are done
-	maybe   bool     // the next statement may also be done: the process may have died before it noted that
+	maybe   bool     // the next statement may also be done: the process may have died before it recorded that
 }
 
 // appliedRow is a row of a table of versions.

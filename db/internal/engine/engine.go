@@ -81,7 +81,8 @@ type Meaning struct {
 
 // WriteLocker is a connection of a database without named locks: a transaction that writes is the lock.
 type WriteLocker interface {
-	// LockWrite begins a transaction that no other writer's can run beside. It waits for another writer at most [BusyTimeout].
+	// LockWrite begins a transaction. While it runs, no other writer can have one. It waits for another writer at most
+	// [BusyTimeout].
 	LockWrite(ctx context.Context) (WriteTx, error)
 }
 
