@@ -261,7 +261,8 @@ func TestPagesWhileWriting(t *testing.T) {
 	})
 }
 
-// TestPageLimits: empty pages, markers that do not exist or are outside of Within, joins, and wrong fields.
+// TestPageLimits: List returns the right rows or errors for empty pages, markers that do not exist or are outside of
+// Within, joins, and wrong fields.
 func TestPageLimits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {

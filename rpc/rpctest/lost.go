@@ -72,7 +72,8 @@ var work = rpc.Method[job, job]{Interface: iface, Name: "work", Since: rpc.Versi
 type Broker struct {
 	// URL is for the client, ServerURL for the servers. ServerURL leads through a proxy.
 	URL, ServerURL string
-	// Outage closes the connections through ServerURL, and no new one works for the duration. It returns after that.
+	// Outage closes the connections through ServerURL. No new connection works for the duration. Outage returns at its
+	// end.
 	Outage func(time.Duration)
 	// Keeps: a call waits for a server that is down for less than 10 s. Otherwise the call fails at once with
 	// ErrNoConsumer.

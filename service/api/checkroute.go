@@ -247,7 +247,7 @@ func (e *effect) walkValues(properties map[string]any, t reflect.Type, path stri
 	}
 }
 
-// walkFields compares the properties of a struct with its fields, and notes those without a field.
+// walkFields compares the properties of a struct with its fields, and records the properties without a field.
 func (e *effect) walkFields(properties map[string]any, fields map[string]reflect.Type, path string, depth int) {
 	for name, p := range properties {
 		if field, ok := fields[strings.ToLower(name)]; ok {

@@ -171,7 +171,7 @@ func (s *shape) needsView(f *property) bool {
 	return renamed || f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply
 }
 
-// addSpan notes the versions of a field.
+// addSpan records the versions of a field.
 func (s *shape) addSpan(field string, in span) {
 	if in == (span{}) {
 		return

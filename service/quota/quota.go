@@ -79,7 +79,7 @@ func New(cfg Config) *Store {
 
 // Claim is what a consumer uses.
 type Claim struct {
-	// Consumer is the id of what uses the amounts, such as a resource, of 1 to 64 bytes. It has one claim.
+	// Consumer is the id of what uses the amounts, such as a resource, of 1 to 64 bytes. A consumer has one claim.
 	Consumer string
 	// Project is the project whose limits apply, of 1 to 255 bytes. The claim of a consumer keeps its project.
 	Project string
@@ -419,7 +419,7 @@ func (s *Store) expire(ctx context.Context, tx *sqlx.Tx, consumer string) error 
 // Usage is what a project uses of a class.
 type Usage struct {
 	Class string
-	// Used is the sum of the claims, with those of reservations. Reserved is the part of reservations.
+	// Used is the sum of the claims, including reservations. Reserved is the part of the reservations.
 	Used, Reserved int64
 	// Limit is the limit, or [Unlimited]. Used is above it if the limit was lowered.
 	Limit int64
@@ -495,7 +495,8 @@ func (s *Store) Consumers(ctx context.Context) ([]string, error) {
 }
 
 // Repair counts all usage again from the claims, and returns what was wrong. Usage becomes wrong only if rows are changed by
-// hand, or restored from a copy. Claims may go on meanwhile. Errors: those of the database; what was repaired before stays so.
+// hand, or restored from a copy. Claims may go on meanwhile. Errors: those of the database; the usage that was repaired before
+// stays repaired.
 func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	var keys []struct {
 		Project string `db:"project"`

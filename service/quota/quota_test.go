@@ -253,7 +253,6 @@ func TestRepair(t *testing.T) {
 	})
 }
 
-// TestInvalid: a malformed claim or limit is refused with what is wrong.
 // TestConsumers: the consumers are those with a claim of a class of the Store, each once.
 func TestConsumers(t *testing.T) {
 	t.Parallel()
@@ -280,6 +279,7 @@ func TestConsumers(t *testing.T) {
 	})
 }
 
+// TestInvalid: a malformed claim or limit is refused, and the error says what is wrong with it.
 func TestInvalid(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
