@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/armature-go/armature/internal/clienttest"
 )
 
 // TestOpenStackClient runs the commands of docs/openstack-client.md with OpenStack's own command. Before each command the servers have no task, as a
@@ -18,34 +18,18 @@ func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program se
 	if testing.Short() {
 		t.Skip("44 commands in Python take half a minute")
 	}
-	program, err := exec.LookPath("openstack")
-	switch {
-	case err != nil && os.Getenv("CI") != "":
-		t.Fatal("the package python3-openstackclient is not installed; the test environment installs it")
-	case err != nil:
-		t.Skip("the package python3-openstackclient is not installed")
-	}
-	raw, err := os.ReadFile("../../docs/openstack-client.md")
+	const document = "../../docs/openstack-client.md"
+	raw, err := os.ReadFile(document)
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)```openstack\n(.*?)```").FindStringSubmatch(string(raw))
 	version := regexp.MustCompile(`(?m)^export OS_COMPUTE_API_VERSION=(.*)$`).FindStringSubmatch(string(raw))
-	if block == nil || version == nil {
-		t.Fatal("docs/openstack-client.md has no commands or no microversion")
+	if version == nil {
+		t.Fatal("docs/openstack-client.md has no microversion")
 	}
 	base := runAll(t)
-	env := append(os.Environ(), "OS_AUTH_TYPE=none", "OS_ENDPOINT="+base+"/v2.1", "OS_COMPUTE_API_VERSION="+version[1], "HOME="+t.TempDir())
-	client := func(args ...string) string {
-		t.Helper()
-		c := exec.CommandContext(t.Context(), program, args...)
-		c.Env = env
-		out, err := c.CombinedOutput()
-		if err != nil {
-			t.Fatalf("openstack %s: %v: %s", strings.Join(args, " "), err, out)
-		}
-		return string(out)
-	}
+	client := clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_TYPE=none", "OS_ENDPOINT="+base+"/v2.1", "OS_COMPUTE_API_VERSION="+version[1])
+	client.Before = func() { awaitIdle(t, base) }
 	wants := map[string]string{ // a part of what a command prints
 		"flavor list": "m1.tiny", "flavor show small": "hw:boot_menu='true'", "image list": "cirros", "keypair create demo": "BEGIN RSA PRIVATE KEY",
 		"server list": "ACTIVE", "server show one": "| demo", "console log show first": "login:", "server event list first": "unrescue",
@@ -53,24 +37,9 @@ func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program se
 		"availability zone list --compute": "nova", "limits show --absolute": "maxTotalInstances", "compute service list": "nova-conductor", "hypervisor list": "node-1",
 		"hypervisor stats show": "running_vms",
 	}
-	inner := regexp.MustCompile(`\$\(openstack (.*?)\)`)
-	for line := range strings.Lines(block[1]) {
-		command := strings.TrimSpace(strings.TrimPrefix(line, "openstack "))
-		awaitIdle(t, base)
-		command = inner.ReplaceAllStringFunc(command, func(text string) string {
-			return strings.TrimSpace(client(strings.Fields(inner.FindStringSubmatch(text)[1])...))
-		})
-		out := client(strings.Fields(command)...)
-		if want := wants[command]; !strings.Contains(out, want) {
-			t.Errorf("openstack %s printed %s, want %s", command, out, want)
-		}
-		delete(wants, command)
-	}
-	if len(wants) > 0 {
-		t.Errorf("the document lacks the commands %v", wants)
-	}
+	client.Document(t, document, "openstack", wants)
 	var left []any
-	if err := json.Unmarshal([]byte(client("server", "list", "-f", "json")), &left); err != nil || len(left) > 0 {
+	if err := json.Unmarshal([]byte(client.Run(t, "server", "list", "-f", "json")), &left); err != nil || len(left) > 0 {
 		t.Errorf("servers at the end: %v, %v", left, err)
 	}
 }

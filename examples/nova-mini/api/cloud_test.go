@@ -40,6 +40,7 @@ import (
 var people = map[string]reqctx.Request{
 	"admin":   {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
 	"member":  {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"reader":  {UserID: "u2", ProjectID: "p1", Roles: []string{"reader"}},
 	"nowhere": {UserID: "u1", Roles: []string{"member", "reader"}},
 	// This one has a project id in the form of an identity service, which is the token, too.
 	"6f70656e737461636b20342065766572": {UserID: "u1", ProjectID: "6f70656e737461636b20342065766572", Roles: []string{"member", "reader"}},

@@ -19,6 +19,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/tags"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/pagination"
+
+	"github.com/armature-go/armature/internal/clienttest"
+	"github.com/armature-go/armature/internal/keystonetest"
 )
 
 // member is a client of the compute API who is a member of a project, as Terraform and Cluster API use it: with gophercloud.
@@ -145,7 +148,9 @@ func (m *member) smallestPlan() {
 		{func() error { return servers.Start(ctx, m.at("2.1"), s.ID).ExtractErr() }, "ACTIVE"},
 		{func() error { return servers.Shelve(ctx, m.at("2.1"), s.ID).ExtractErr() }, "SHELVED_OFFLOADED"},
 		{func() error { return servers.Unshelve(ctx, m.at("2.1"), s.ID, servers.UnshelveOpts{}).ExtractErr() }, "ACTIVE"},
-		{func() error { return servers.Resize(ctx, m.at("2.1"), s.ID, servers.ResizeOpts{FlavorRef: "2"}).ExtractErr() }, "VERIFY_RESIZE"},
+		{func() error {
+			return servers.Resize(ctx, m.at("2.1"), s.ID, servers.ResizeOpts{FlavorRef: "2"}).ExtractErr()
+		}, "VERIFY_RESIZE"},
 		{func() error { return servers.ConfirmResize(ctx, m.at("2.1"), s.ID).ExtractErr() }, "ACTIVE"},
 		{func() error {
 			_, err := servers.Rebuild(ctx, m.at("2.1"), s.ID, servers.RebuildOpts{ImageRef: m.images[1], Name: "tf-2"}).Extract()
@@ -169,6 +174,9 @@ func (m *member) idle(id string) {
 	m.Helper()
 	m.poll("the server to have no task", time.Minute, func() error {
 		s, err := servers.Get(m.Context(), m.at("2.1"), id).Extract()
+		if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+			return nil
+		}
 		if err == nil && s.TaskState != "" {
 			err = errors.New(s.TaskState)
 		}
@@ -253,4 +261,39 @@ func (m *member) machine(network string) {
 	}
 	m.must(ports.Delete(ctx, m.networks, port.ID).ExtractErr())
 	m.must(servergroups.Delete(ctx, c, group.ID).ExtractErr())
+}
+
+// TestCommands runs the commands of docs/openstack-client.md with a real Keystone and a real Glance.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("ARMATURE_ACCEPT") == "" {
+		t.Skip("run it with make accept")
+	}
+	o := newOpenStack(t, openstackWith{glance: true, image: "cirros", hosts: []string{"node-1", "node-2"}})
+	p := o.ks.Project("p")
+	scope := gophercloud.AuthScope{ProjectID: p}
+	o.ks.Grant(o.ks.User("root"), "admin", scope)
+	m := &member{openstack: o, token: o.ks.Token("root", &scope)}
+	for _, c := range []struct {
+		program, debian string
+		wants           map[string]string
+	}{
+		{"openstack", "python3-openstackclient", map[string]string{"server list": "ACTIVE", "usage list": "p", "keypair list": "demo"}},
+		{"nova", "python3-novaclient", map[string]string{
+			"show one": "small", "list --all-tenants --status ACTIVE": "first", "server-tag-list first": "blue", "instance-action-list first": "unrescue", "usage-list": p,
+			"server-group-list": "soft-anti-affinity", "hypervisor-list": "node-1", "service-list": "nova-compute", "version-list": "v2.1",
+		}},
+	} {
+		client := clienttest.New(t, c.program, c.debian, "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=root", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+p,
+			"OS_USER_DOMAIN_NAME=Default", "OS_IDENTITY_API_VERSION=3", "OS_REGION_NAME=RegionOne", "OS_COMPUTE_API_VERSION=2.79")
+		client.Values = map[string]string{"IMAGE": o.images[0]}
+		client.Before = func() {
+			for _, s := range only(m, servers.List(m.at("2.1"), nil), servers.ExtractServers) {
+				if s.Status != "DELETED" {
+					m.idle(s.ID)
+				}
+			}
+		}
+		client.Document(t, "../../../docs/openstack-client.md", c.program, c.wants)
+	}
 }

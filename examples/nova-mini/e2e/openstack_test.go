@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -29,13 +30,15 @@ type openstack struct {
 type openstackWith struct {
 	neutron, glance bool
 	hosts           []string
+	// image is the name of the first image. Default: one.
+	image string
 	// through returns the URL that clients use for that of the API. Default: the same.
 	through func(string) string
 }
 
 func newOpenStack(t *testing.T, with openstackWith) *openstack {
 	t.Helper()
-	o := &openstack{ks: keystonetest.Start(t), images: []string{"one", "other"}}
+	o := &openstack{ks: keystonetest.Start(t), images: []string{cmp.Or(with.image, "one"), "other"}}
 	o.ks.Role("service")
 	// The user is an administrator in Neutron and Glance, too.
 	nova, services := o.ks.User("nova"), gophercloud.AuthScope{ProjectID: o.ks.Services()}

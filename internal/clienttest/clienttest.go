@@ -1,0 +1,86 @@
+// Package clienttest runs the commands of OpenStack's users that a document has.
+package clienttest
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Client is a program such as openstack, with its environment.
+type Client struct {
+	Program string
+	Env     []string
+	// Before is called before each command of a document, for example to wait until no resource changes.
+	Before func()
+	// Values replace words of a document, such as IMAGE.
+	Values map[string]string
+}
+
+// New returns a client. If the program is not installed, New skips the test, or fails it in CI.
+func New(t *testing.T, program, debian string, env ...string) *Client {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	switch {
+	case err != nil && os.Getenv("CI") != "":
+		t.Fatalf("the package %s is not installed; the test environment installs it", debian)
+	case err != nil:
+		t.Skipf("the package %s is not installed", debian)
+	}
+	return &Client{Program: path, Env: append(os.Environ(), append(env, "HOME="+t.TempDir())...), Before: func() {}}
+}
+
+// Run runs a command and returns what it prints. A command that fails is an error of the test.
+func (c *Client) Run(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), c.Program, args...)
+	cmd.Env = c.Env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", c.Program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// inner matches a command within a command.
+var inner = regexp.MustCompile(`\$\(\w+ (.*?)\)`)
+
+// Document runs the commands of the first block of a document with the language, one on each line. wants has what some commands print, by the command without
+// its program. A command of wants that the document lacks is an error.
+func (c *Client) Document(t *testing.T, document, language string, wants map[string]string) {
+	t.Helper()
+	raw, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindStringSubmatch(string(raw))
+	if block == nil {
+		t.Fatalf("%s has no commands of %s", document, language)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(block[1]) {
+		_, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+		c.Before()
+		text := inner.ReplaceAllStringFunc(command, func(text string) string {
+			return strings.TrimSpace(c.Run(t, strings.Fields(inner.FindStringSubmatch(text)[1])...))
+		})
+		args := strings.Fields(text)
+		for i, arg := range args {
+			args[i] = cmp.Or(c.Values[arg], arg)
+		}
+		out := c.Run(t, args...)
+		if want := wants[command]; !strings.Contains(out, want) {
+			t.Errorf("%s printed %s, want %s", line, out, want)
+		}
+		seen[command] = true
+	}
+	for command := range wants {
+		if !seen[command] {
+			t.Errorf("%s lacks the command %s", document, command)
+		}
+	}
+}
