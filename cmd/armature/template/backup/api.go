@@ -83,7 +83,7 @@ func wireAPI(_ context.Context, p *component.Process[options]) error {
 	})
 }
 
-// create accepts a request. It writes the row of the backup and begins the operation in one transaction, so that none is without the other.
+// create accepts a request. It writes the row of the backup and begins the operation in one transaction, so that neither exists without the other.
 func (s *apiService) create(ctx context.Context, r *api.Request[newBackup]) (Backup, error) {
 	if limit := s.Current().MaxSize; r.Body.Size > limit {
 		return Backup{}, fault.New(fault.Invalid, "Size %d is above the limit of %d GiB.", r.Body.Size, limit)

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// work is the data of an operation: what its steps share. It is stored, so fields may be added, and never change their meaning.
+// work is the data of an operation, which its steps share. The data are stored: fields may be added, but no field may change its meaning.
 type work struct {
 	ID   string `json:"id"`
 	Size int64  `json:"size,omitempty"`
@@ -60,8 +60,8 @@ type hostRequest struct {
 	ID string `json:"id"`
 }
 
-// hostReply has the host on which a backup is or is to be. It is empty if the backup does not exist. Safe means that the backup is complete on
-// that host, whose worker is up, so that another host may destroy what it has of the backup.
+// hostReply has the host that has a backup, or will have it. Host is empty if the backup does not exist. Safe means that the backup is complete on
+// that host, and that its worker is up. Then another host may destroy what it has of the backup.
 type hostReply struct {
 	Host string `json:"host"`
 	Safe bool   `json:"safe"`
@@ -101,7 +101,7 @@ func (c *conductor) saveHost(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, 
 // callTimeout is how long a worker may take for a call.
 const callTimeout = 30 * time.Second
 
-// make calls the chosen host. If it does not answer, the operation goes back and chooses again. If the first host has made the backup
+// make calls the chosen host. If the host does not answer, the operation goes back to choose a host. If the first host has made the backup
 // nevertheless, that host destroys it: see worker.audit.
 func (c *conductor) make(ctx context.Context, _ *operation.Op, w *work) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -67,7 +67,7 @@ func (w *worker) destroy(ctx context.Context, r *destroyRequest) (*rpc.None, err
 	return nil, w.driver().Destroy(ctx, r.ID)
 }
 
-// lock lets one call at a time work on a backup. The result ends that.
+// lock lets one call at a time work on a backup. The caller calls the result when its work is done.
 func (w *worker) lock(id string) func() {
 	sum := fnv.New32a()
 	_, _ = sum.Write([]byte(id))
