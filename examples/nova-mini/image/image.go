@@ -54,8 +54,9 @@ type Keeper interface {
 	Create(ctx context.Context, token string, is Image) (id string, err error)
 	// Delete removes an image.
 	Delete(ctx context.Context, token, id string) error
-	// SetProperties replaces all properties of an image, and returns the image.
-	SetProperties(ctx context.Context, token, id string, to map[string]string) (*Image, error)
+	// SetProperties changes the properties of an image, and returns the image. change gets a copy of the present properties, not those of a cache, and returns the new ones. It
+	// may be called several times. Its error is returned, and nothing is changed.
+	SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*Image, error)
 }
 
 // BuiltIn has the image cirros, which the fake driver does not read.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
@@ -132,6 +133,17 @@ func (s *Session) Client(ctx context.Context, token string) (*gophercloud.Servic
 		p.SetToken(token)
 	}
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: at, ResourceBase: at + s.cfg.Version + "/", Type: s.cfg.Type}, nil
+}
+
+// RenewToken logs in again if the token of the service's own user, which c uses, ends within a time. If that fails, the client keeps its token.
+func (s *Session) RenewToken(ctx context.Context, c *gophercloud.ServiceClient, within time.Duration) {
+	result, ok := c.GetAuthResult().(tokens.CreateResult)
+	if !ok {
+		return
+	}
+	if t, err := result.ExtractToken(); err == nil && !t.ExpiresAt.IsZero() && time.Until(t.ExpiresAt) < within {
+		_ = c.Reauthenticate(ctx, c.Token()) // the request fails if the token does not last
+	}
 }
 
 // login returns the client of the service's own user, and the URL of the service. It logs in if no login has succeeded before. Callers share a login,
