@@ -67,7 +67,7 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 // glance returns the image service, or nil without one.
 func glance(p *process) (*image.Glance, error) {
 	return another(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
-		return image.NewGlance(image.GlanceConfig{Config: cfg, Logger: p.Log})
+		return image.NewGlance(image.GlanceConfig{Config: cfg, TransferTimeout: p.Options.Glance.TransferTimeout, Logger: p.Log})
 	})
 }
 
@@ -98,8 +98,16 @@ func wireConductor(_ context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
+	images, err := glance(p)
+	if err != nil {
+		return err
+	}
+	var discards conductor.Images
+	if images != nil {
+		discards = images
+	}
 	c := conductor.New(conductor.Config{
-		Store: s, Client: p.Client, Network: networks, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
+		Store: s, Client: p.Client, Network: networks, Images: discards, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
 		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, ShelvedOffload: o.ShelvedOffload, Resend: o.RetryInterval, Logger: p.Log,
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
@@ -218,7 +226,7 @@ func addWorker(p *process) (*worker.Service, error) {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Driver: current, Client: p.Client, Images: files, Logger: p.Log,
+		Host: p.Host, Driver: current, Client: p.Client, Images: files, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})

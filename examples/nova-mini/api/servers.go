@@ -254,6 +254,5 @@ func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None], srv
 		return api.None{}, err
 	}
 	s.notifyConductor(ctx, srv.ID)
-	s.removeImage(ctx, tokenOf(r.Request), srv.ShelvedImage)
 	return api.None{}, nil // 204
 }

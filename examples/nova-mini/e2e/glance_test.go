@@ -308,9 +308,16 @@ func (g *glanced) testShelve() {
 	g.want(202, "", "ada", "2.1", "POST", "servers/"+kept+"/action", `{"unshelve": null}`)
 	g.becomes(kept, "ACTIVE")
 	g.want(204, "", "ada", "2.1", "DELETE", "servers/"+dropped, "")
-	g.poll("the images to be removed", 10*time.Second, func() error {
-		if a, b := g.status(first), g.status(second); a != "gone" || b != "gone" {
-			return fmt.Errorf("%s, %s", a, b)
+	g.gone("the image of the server that runs again", first)
+	g.gone("the image of the server that is deleted", second)
+}
+
+// gone waits until an image is removed.
+func (g *glanced) gone(what, image string) {
+	g.Helper()
+	g.poll(what+" to be removed", 30*time.Second, func() error {
+		if is := g.status(image); is != "gone" {
+			return errors.New(is)
 		}
 		return nil
 	})
@@ -438,9 +445,7 @@ func (g *glanced) testKilledUpload() {
 	}
 	g.becomes(id, "ACTIVE")
 	g.gate.set(nil, nil)
-	if is := g.status(made.ID); is != "gone" {
-		g.Errorf("the image of the failed upload is %s", is)
-	}
+	g.gone("the image of the failed upload", made.ID)
 	g.want(200, `"result":"Error"`, "root", "2.84", "GET", "servers/"+id+"/os-instance-actions/"+g.lastRequest(id), "")
 	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
 		g.Errorf("the host has %v", left)

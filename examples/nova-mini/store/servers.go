@@ -373,7 +373,11 @@ func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
-		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
+		err := s.discardPreempted(ctx, tx, id, true, func() error {
+			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
