@@ -40,7 +40,7 @@ type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
 	// Network is the network service. Nil: a server with ports waits for another conductor.
-	Network *network.Neutron
+	Network Networks
 	// Images removes images of the image service that no server needs. Nil: they are removed by another conductor.
 	Images Images
 	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
@@ -206,7 +206,9 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
-	if err := s.allocate(ctx, srv); err != nil {
+	if err := s.allocate(ctx, srv); errors.Is(err, network.ErrBindingFailed) {
+		return s.failOnHost(ctx, op, *srv.Host, err)
+	} else if err != nil {
 		return err
 	}
 	spec := srv.Spec()
@@ -216,6 +218,15 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
 		Spec: spec, Token: op.Token, Generation: generationOf(op.Token),
 	}))
+}
+
+// failOnHost ends the build step as a report of the host does that has failed, so that another host is chosen. Nothing was cast to the host: ports come first.
+func (s *Service) failOnHost(ctx context.Context, op *operation.Op, host string, failed error) error {
+	s.cfg.Logger.WarnContext(ctx, "host cannot have the server", "server", op.Resource, "host", host, "error", failed)
+	if err := s.Runner.EndStep(ctx, op.Token, host, failed); err != nil {
+		return operation.Transient(err)
+	}
+	return operation.WaitFor(host, s.cfg.Resend) // no effect: the report has ended the step
 }
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
@@ -255,16 +266,29 @@ func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	if op.Err == nil {
 		return s.cfg.Store.Activate(ctx, tx, op.Resource)
 	}
-	message, details := fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
-	switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
-	case exhausted && len(data.Tried) == 0:
-		message = "No valid host was found. There are not enough hosts available."
-	case exhausted:
-		message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", op.Resource)
-	case data.Host != "":
-		details = fmt.Sprintf("host %s: %s", data.Host, details)
-	}
+	message, details := createFault(op, data)
 	return s.cfg.Store.FailCreate(ctx, tx, op.Resource, message, details)
+}
+
+// createFault returns the message and the details of the fault of a server whose creation has failed.
+func createFault(op *operation.Op, data *store.CreateData) (message, details string) {
+	message, details = fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
+	if data.Host == "" { // while a host was chosen
+		switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
+		case exhausted && len(data.Tried) == 0:
+			message = "No valid host was found. There are not enough hosts available."
+		case exhausted:
+			message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", op.Resource)
+		}
+		return message, details
+	}
+	switch fault.CodeOf(op.Err) { // only the errors of the network service have these codes here: the failure of a host leads to another one
+	case fault.Exhausted:
+		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s) with error %s, not rescheduling.", op.Resource, details)
+	case fault.Denied, fault.NotFound, fault.Conflict, fault.Invalid:
+		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s), not rescheduling.", op.Resource)
+	}
+	return message, fmt.Sprintf("host %s: %s", data.Host, details)
 }
 
 // castDestroy casts the request to destroy the server to the compute service. For a server without a host the step has nothing to

@@ -11,6 +11,14 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
+// Networks are the network service. The methods are those of network.Neutron.
+type Networks interface {
+	// Allocate makes the ports of a server and binds them on its host. An error with network.ErrBindingFailed may not happen on another host.
+	Allocate(ctx context.Context, s network.Server, have []network.Port) ([]network.Port, error)
+	// Release deletes the ports of a server.
+	Release(ctx context.Context, s network.Server) error
+}
+
 // networkTimeout bounds the requests to the network service for one server. They do not end with the step, because Neutron may make a port after the
 // request has been given up.
 const networkTimeout = time.Minute

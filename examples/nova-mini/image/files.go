@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -115,6 +116,21 @@ func (f *Files) download(ctx context.Context, is *Image, path string) (err error
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+// Clean removes the files that a killed process has left incomplete: downloads, and the snapshots of drivers, which write .new-NAME or NAME.new before NAME. It is called before
+// the other methods and before the driver is used. A directory that does not exist is not an error.
+func (f *Files) Clean() error {
+	list, err := os.ReadDir(f.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, file := range list {
+		if name := file.Name(); strings.HasPrefix(name, ".new-") || strings.HasSuffix(name, ".new") || strings.HasSuffix(name, ".part") {
+			err = errors.Join(err, os.Remove(filepath.Join(f.Dir, name)))
+		}
+	}
+	return err
 }
 
 // isDiskError reports whether an error is one of a file of this host.

@@ -202,6 +202,29 @@ func TestPutAgain(t *testing.T) {
 	}
 }
 
+// TestClean: what a killed process has left incomplete is removed. Images, and snapshots that are not uploaded yet, stay.
+func TestClean(t *testing.T) {
+	t.Parallel()
+	files := &image.Files{Dir: filepath.Join(t.TempDir(), "images")}
+	if err := files.Clean(); err != nil {
+		t.Errorf("no directory: %v", err)
+	}
+	if err := os.Mkdir(files.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a.qcow2", "snapshot-b.qcow2", ".new-snapshot-c.qcow2", "snapshot-d.qcow2.new", "e.raw.part"} {
+		if err := os.WriteFile(filepath.Join(files.Dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := files.Clean()
+	left, _ := filepath.Glob(filepath.Join(files.Dir, "*"))
+	hidden, _ := filepath.Glob(filepath.Join(files.Dir, ".*"))
+	if err != nil || len(left) != 2 || len(hidden) > 0 {
+		t.Errorf("%v, left %v %v", err, left, hidden)
+	}
+}
+
 // TestDiscard: an image is removed, unless it has content and is to be kept then.
 func TestDiscard(t *testing.T) {
 	t.Parallel()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
@@ -102,6 +103,17 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("a group that does not exist: %v", err)
 	}
 
+	// A token that Neutron does not accept is not an outage.
+	for name, err := range map[string]error{
+		"check":  second(n.Check(t.Context(), network.Client{Token: "none", Project: project}, []network.Request{{Network: private}}, false, 1)),
+		"groups": second(n.Groups(t.Context(), "none", project, []string{"default"})),
+		"ports":  second(n.Ports(t.Context(), "none", "x")),
+	} {
+		if !errors.Is(err, fault.Unauthenticated) {
+			t.Errorf("%s with a wrong token: %v", name, err)
+		}
+	}
+
 	want := network.Wanted{Requests: []network.Request{{Network: private, Tag: "a"}, {Port: mine.ID, Network: private}, {Network: private}}}
 	s := network.Server{ID: "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: want}
 	first, err := n.Allocate(t.Context(), s, nil)
@@ -117,6 +129,19 @@ func TestNeutron(t *testing.T) {
 	}
 	// The answer was lost, and then another host is chosen: no port is made a second time.
 	s.Host = "node-2"
+	secured, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: "second"}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ports.Update(t.Context(), ada, mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, mine.SecurityGroups[0]}}).Extract(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got) != 2 || got[0].ID == got[1].ID || len(got[0].Rules)+len(got[1].Rules) < 3 {
+		t.Errorf("the groups of the ports: %+v, %v", got, err)
+	}
+	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got) != 0 {
+		t.Errorf("the groups of no port: %+v, %v", got, err)
+	}
 	for _, have := range [][]network.Port{nil, first[:1], first} {
 		again, err := n.Allocate(t.Context(), s, have)
 		if err != nil || len(again) != 3 || again[1].ID != mine.ID || len(have) == 3 && ids(again) != ids(first) {
@@ -155,7 +180,7 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("more ports than addresses: %+v, %v", got, err)
 	}
 	two.Wanted.Requests, two.Host = []network.Request{{Network: private}}, "nowhere"
-	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Binding failed for port") {
+	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, network.ErrBindingFailed) || !strings.Contains(err.Error(), "Binding failed for port") {
 		t.Errorf("a host without an agent: %+v, %v", got, err)
 	}
 
@@ -179,3 +204,6 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("Neutron is away: %v", err)
 	}
 }
+
+// second returns the error of a call.
+func second[T any](_ T, err error) error { return err }

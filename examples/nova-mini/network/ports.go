@@ -18,8 +18,8 @@ import (
 // Allocate makes the ports that a server lacks, binds all of them on its host, and returns them in the order of the requests. have are the ports of
 // an earlier call, in this order, which may have failed, or may have been for another host. Allocate may be repeated: a port that an earlier
 // call has made is found by the id of the server, and a port that was made twice is deleted. Errors: NotFound: a network or a port is gone; Conflict: a port or
-// an address is in use; Exhausted: a network has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request, or
-// cannot bind a port on the host.
+// an address is in use; Exhausted: a network has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request;
+// ErrBindingFailed.
 func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
@@ -79,11 +79,11 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 		return nil, err
 	}
 	if got.VIFType == bindingFailed {
-		return nil, fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID)
+		return nil, fault.WithReason(fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID), bindingReason, nil)
 	}
 	is, err := networks.Get(ctx, c, got.NetworkID).Extract()
 	if err != nil {
-		return nil, n.refused(ctx, err, Request{Network: got.NetworkID})
+		return nil, n.refused(ctx, c, err, Request{Network: got.NetworkID})
 	}
 	p := got.shown()
 	p.NetworkName, p.Tag, p.Host = is.Name, r.Tag, s.Host
@@ -94,7 +94,7 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, server, id string) (*bound, error) {
 	var got bound
 	if err := ports.Get(ctx, c, id).ExtractInto(&got); err != nil {
-		return nil, n.refused(ctx, err, Request{Port: id})
+		return nil, n.refused(ctx, c, err, Request{Port: id})
 	}
 	if got.DeviceID != "" && got.DeviceID != server {
 		return nil, inUse(id)
@@ -138,21 +138,21 @@ func (n *Neutron) create(ctx context.Context, c *gophercloud.ServiceClient, s Se
 	}
 	got := new(bound)
 	err := ports.Create(ctx, c, portsbinding.CreateOptsExt{CreateOptsBuilder: opts, HostID: s.Host}).ExtractInto(got)
-	return got, n.refused(ctx, err, r)
+	return got, n.refused(ctx, c, err, r)
 }
 
 func (n *Neutron) bind(ctx context.Context, c *gophercloud.ServiceClient, s Server, id string) (*bound, error) {
 	got := new(bound)
 	opts := ports.UpdateOpts{DeviceID: &s.ID, DeviceOwner: new(owner)}
 	err := ports.Update(ctx, c, id, portsbinding.UpdateOptsExt{UpdateOptsBuilder: opts, HostID: &s.Host}).ExtractInto(got)
-	return got, n.refused(ctx, err, Request{Port: id})
+	return got, n.refused(ctx, c, err, Request{Port: id})
 }
 
 // refused gives an error of Neutron about a request its code. The texts are Nova's.
-func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
+func (n *Neutron) refused(ctx context.Context, c *gophercloud.ServiceClient, err error, r Request) error {
 	var reply gophercloud.ErrUnexpectedResponseCode
 	if err == nil || !errors.As(err, &reply) {
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	}
 	kind := neutronError(reply.Body)
 	switch {
@@ -171,7 +171,7 @@ func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
 	case reply.Actual == http.StatusBadRequest:
 		return fault.New(fault.Invalid, "The network service refuses the port: %s", kind)
 	}
-	return n.session.Translate(ctx, err)
+	return n.session.Translate(ctx, c, err)
 }
 
 // Release deletes the ports of a server, and frees those that its client has named. It may be repeated. It tries all ports, and returns the first
@@ -201,7 +201,7 @@ func (n *Neutron) ReleasePort(ctx context.Context, server, port string, given bo
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return nil
 	case err != nil:
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	case is.DeviceID != server:
 		return nil
 	}
@@ -223,5 +223,5 @@ func (n *Neutron) release(ctx context.Context, c *gophercloud.ServiceClient, ser
 	case errors.As(err, &reply) && slices.Contains([]int{http.StatusBadRequest, http.StatusForbidden, http.StatusConflict}, reply.Actual):
 		return fault.New(fault.Conflict, "the network service refuses to release port %s of server %s: %s", id, server, neutronError(reply.Body))
 	}
-	return n.session.Translate(ctx, err)
+	return n.session.Translate(ctx, c, err)
 }
