@@ -170,6 +170,9 @@ func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
 		}
 		return len(out) < maxListed, err
 	})
+	if refused := g.Translate(ctx, c, err); errors.Is(refused, fault.Unauthenticated) || errors.Is(refused, fault.Denied) {
+		return out, refused
+	}
 	return out, g.translate(ctx, "", err)
 }
 

@@ -107,6 +107,13 @@ func TestGlanceAnswers(t *testing.T) {
 			}
 		})
 	}
+	for status, want := range map[int]fault.Code{401: fault.Unauthenticated, 403: fault.Denied, 500: fault.Unavailable} {
+		f, g := newFakeGlance(t)
+		f.answer.Store(new(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })))
+		if _, err := g.List(t.Context(), "secret"); fault.CodeOf(err) != want {
+			t.Errorf("a list that is answered with %d: %v", status, err)
+		}
+	}
 	f, g := newFakeGlance(t)
 	var wg sync.WaitGroup
 	for range 20 { // they share the login

@@ -202,23 +202,6 @@ func (s *Server) Spec() compute.Spec {
 	}
 }
 
-// interfaces returns the network interfaces that a driver gives the server.
-func (s *Server) interfaces() (out []compute.Interface) {
-	for _, p := range s.Ports.V {
-		out = append(out, Interface(p))
-	}
-	return out
-}
-
-// Interface returns the network interface of a port.
-func Interface(p network.Port) compute.Interface {
-	where := p.Network
-	if p.Bridge != "" {
-		where = "bridge:" + p.Bridge
-	}
-	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: where}
-}
-
 // orEmpty returns the text, or "" for nil.
 func orEmpty(s *string) string {
 	if s == nil {
@@ -399,25 +382,6 @@ func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 // [compute.ErrStale] if the server does not exist or has a host.
 func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
-}
-
-// ChangePorts changes the networks and the ports of a server. It calls change with the server, without its task, and writes these values. An error
-// of change is returned, and nothing is changed. Errors: NotFound.
-func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server) error) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		srv, err := s.lockServer(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		if srv.Networks.V == nil {
-			srv.Networks.V = new(network.Wanted)
-		}
-		if err := change(srv); err != nil {
-			return err
-		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, ports = ?, updated_at = ? WHERE id = ?`, srv.Networks, srv.Ports, now, id)
-		return err
-	})
 }
 
 // Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the
