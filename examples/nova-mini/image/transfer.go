@@ -15,7 +15,7 @@ import (
 // tokenTime is how long a token must be valid when a transfer begins.
 const tokenTime = 5 * time.Minute
 
-// transfer sends a request for the content of an image, as the service's own user. open opens the content, which is sent in chunks; nil: there is none. If the token is refused, the
+// transfer sends a request for the content of an image, as the service's own user. open opens the content, which is sent in chunks. It is nil for a download. If the token is refused, the
 // request is sent once more with another one. The caller closes the body of the reply. Its status is ok. Errors: those of translate; Unavailable, also if no byte is transferred for
 // GlanceConfig.TransferTimeout. The same holds for reading the body.
 func (g *Glance) transfer(ctx context.Context, method, id string, open func() (io.ReadCloser, error), ok int) (*http.Response, error) {

@@ -90,7 +90,7 @@ func writes(content string, n *int) func(string) error {
 	}
 }
 
-// TestUploadToken: an upload uses a token that lasts, and is repeated as a whole if the token is refused all the same.
+// TestUploadToken: an upload uses a token that lasts, and is repeated as a whole if the token is still refused.
 func TestUploadToken(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("content", 100_000)
