@@ -282,10 +282,10 @@ func createFault(op *operation.Op, data *store.CreateData) (message, details str
 		}
 		return message, details
 	}
-	switch fault.CodeOf(op.Err) { // only the errors of the network service have these codes here: the failure of a host leads to another one
-	case fault.Exhausted:
+	code := fault.CodeOf(op.Err) // only the errors of the network service have these codes here: the failure of a host leads to another one
+	if code == fault.Exhausted {
 		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s) with error %s, not rescheduling.", op.Resource, details)
-	case fault.Denied, fault.NotFound, fault.Conflict, fault.Invalid:
+	} else if slices.Contains([]fault.Code{fault.Denied, fault.NotFound, fault.Conflict, fault.Invalid}, code) {
 		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s), not rescheduling.", op.Resource)
 	}
 	return message, fmt.Sprintf("host %s: %s", data.Host, details)

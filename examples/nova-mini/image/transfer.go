@@ -45,7 +45,7 @@ func (g *Glance) transfer(ctx context.Context, method, id string, open func() (i
 
 // send sends one request of a transfer.
 func (g *Glance) send(ctx context.Context, method, url, token string, open func() (io.ReadCloser, error)) (*http.Response, error) {
-	w := newWatch(ctx, g.cfg.TransferTimeout)
+	ctx, w := newWatch(ctx, g.cfg.TransferTimeout)
 	var body io.Reader
 	if open != nil {
 		content, err := open()
@@ -55,7 +55,7 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 		}
 		body = &watched{content, w} // the transport closes it
 	}
-	req, err := http.NewRequestWithContext(w.ctx, method, url, body)
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		w.end()
 		return nil, err
@@ -80,11 +80,11 @@ type watch struct {
 	time   time.Duration
 }
 
-func newWatch(ctx context.Context, d time.Duration) *watch {
-	w := &watch{time: d}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.timer = time.AfterFunc(d, func() { w.cancel(fault.New(fault.Unavailable, "no byte was transferred for %v", d)) })
-	return w
+// newWatch returns the watch of a transfer, and its context.
+func newWatch(ctx context.Context, d time.Duration) (context.Context, *watch) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stalled := func() { cancel(fault.New(fault.Unavailable, "no byte was transferred for %v", d)) }
+	return ctx, &watch{ctx: ctx, cancel: cancel, timer: time.AfterFunc(d, stalled), time: d}
 }
 
 // end stops the watch, and cancels what is left of the transfer.

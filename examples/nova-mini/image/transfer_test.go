@@ -233,8 +233,14 @@ func TestDiscard(t *testing.T) {
 		keep   bool
 		want   string
 	}{
-		{"queued", false, "gone"}, {"saving", false, "gone"}, {"active", false, "gone"}, {"gone", false, "gone"},
-		{"queued", true, "gone"}, {"saving", true, "gone"}, {"active", true, "active"}, {"gone", true, "gone"},
+		{"queued", false, "gone"},
+		{"saving", false, "gone"},
+		{"active", false, "gone"},
+		{"gone", false, "gone"},
+		{"queued", true, "gone"},
+		{"saving", true, "gone"},
+		{"active", true, "active"},
+		{"gone", true, "gone"},
 	} {
 		_, s, files := newUpload(t, image.GlanceConfig{}, nil)
 		s.set(tt.status, nil)

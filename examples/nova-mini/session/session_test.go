@@ -44,15 +44,20 @@ func TestTranslate(t *testing.T) {
 		token  string
 		want   fault.Code
 	}{
-		{401, "client", fault.Unauthenticated}, {403, "client", fault.Denied}, {500, "client", fault.Unavailable}, {404, "client", fault.Unavailable},
-		{401, "", fault.Unavailable}, {403, "", fault.Unavailable}, {500, "", fault.Unavailable},
+		{401, "client", fault.Unauthenticated},
+		{403, "client", fault.Denied},
+		{500, "client", fault.Unavailable},
+		{404, "client", fault.Unavailable},
+		{401, "", fault.Unavailable},
+		{403, "", fault.Unavailable},
+		{500, "", fault.Unavailable},
 	} {
 		s, _ := newService(t, tt.status, time.Hour)
 		c, err := s.Client(t.Context(), tt.token)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = c.Get(t.Context(), c.ServiceURL("ports"), nil, &gophercloud.RequestOpts{})
+		_, err = c.Get(t.Context(), c.ServiceURL("ports"), nil, &gophercloud.RequestOpts{}) //nolint:bodyclose // it closes the body of an error
 		if got := s.Translate(t.Context(), c, err); fault.CodeOf(got) != tt.want {
 			t.Errorf("%+v: %v", tt, got)
 		}
