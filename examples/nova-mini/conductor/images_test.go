@@ -2,7 +2,7 @@ package conductor_test
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -34,7 +34,7 @@ func (f *fakeImages) Discard(_ context.Context, id string, keepActive bool) erro
 		f.away--
 		return fault.New(fault.Unavailable, "away")
 	}
-	f.log[id] = fmt.Sprint(keepActive) // a removal may be repeated
+	f.log[id] = strconv.FormatBool(keepActive) // a removal may be repeated
 	return nil
 }
 

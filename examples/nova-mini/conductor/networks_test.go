@@ -35,7 +35,7 @@ func (f *fakeNetworks) hosts() string {
 	return strings.Join(f.asked, " ")
 }
 
-func (f *fakeNetworks) Allocate(_ context.Context, s network.Server, _ []network.Port) ([]network.Port, error) {
+func (f *fakeNetworks) Allocate(_ context.Context, s network.Server) ([]network.Interface, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, s.Host)
@@ -44,7 +44,7 @@ func (f *fakeNetworks) Allocate(_ context.Context, s network.Server, _ []network
 			return nil, err
 		}
 	}
-	return []network.Port{{ID: "port", Network: "net", Host: s.Host}}, nil
+	return []network.Interface{{Request: s.Wanted.Interfaces[0].Request, Port: network.Port{ID: "port", Network: "net", Host: s.Host}}}, nil
 }
 
 func (f *fakeNetworks) Release(context.Context, network.Server) error { return nil }
@@ -124,7 +124,7 @@ func TestNetworkFaults(t *testing.T) {
 // addNetworked adds a server with a network.
 func (b *bench) addNetworked() string {
 	b.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, Networks: db.JSONOf(&network.Wanted{Requests: []network.Request{{Network: "net"}}})}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, Networks: db.JSONOf(&network.Wanted{Interfaces: []network.Interface{{Request: network.Request{Network: "net"}}}})}
 	if err := b.store.CreateServer(b.Context(), srv); err != nil {
 		b.Fatal(err)
 	}

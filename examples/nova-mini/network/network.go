@@ -19,7 +19,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Request is a network interface that a server is to have: in a network, or with a port that exists. It is stored with the server.
+// Request is a network interface that a server is to have: in a network, or with a port that exists.
 type Request struct {
 	Network string `json:"network,omitempty"`
 	Port    string `json:"port,omitempty"`
@@ -34,16 +34,49 @@ type Group struct {
 	Name string `json:"name"`
 }
 
-// Wanted is what a server is to have of the network service. It is stored with the server.
+// Interface is a network interface of a server: what was asked for, and the port.
+type Interface struct {
+	Request Request `json:"request"`
+	// Port is zero until it is made.
+	Port Port `json:"port,omitzero"`
+}
+
+// Wanted is what a server is to have of the network service, and what it has. It is stored with the server. Nil: nothing.
 type Wanted struct {
-	Requests []Request `json:"requests,omitempty"`
+	Interfaces []Interface `json:"interfaces,omitempty"`
 	// Groups are the security groups of ports that are made. Empty: the default group of the project.
 	Groups []Group `json:"groups,omitempty"`
 }
 
 // Given reports whether the port with an id was named by the client, and so outlives the server.
 func (w *Wanted) Given(port string) bool {
-	return slices.ContainsFunc(w.Requests, func(r Request) bool { return r.Port == port })
+	return slices.ContainsFunc(w.Interfaces, func(i Interface) bool { return i.Request.Port == port })
+}
+
+// Index returns the place of the interface with a port, or -1.
+func (w *Wanted) Index(port string) int {
+	if w == nil {
+		return -1
+	}
+	return slices.IndexFunc(w.Interfaces, func(i Interface) bool { return i.Port.ID == port })
+}
+
+// Ports returns the ports that are made, in the order of the interfaces.
+func (w *Wanted) Ports() (out []Port) {
+	if w == nil {
+		return nil
+	}
+	for _, i := range w.Interfaces {
+		if i.Port.ID != "" {
+			out = append(out, i.Port)
+		}
+	}
+	return out
+}
+
+// Bound reports whether all interfaces have ports that are bound on a host.
+func (w *Wanted) Bound(host string) bool {
+	return w == nil || !slices.ContainsFunc(w.Interfaces, func(i Interface) bool { return i.Port.Host != host })
 }
 
 // Port is a port of a server. It is stored with the server, so that a server is shown without a request to Neutron.
@@ -74,11 +107,6 @@ func (a Address) Version() int {
 		return 6
 	}
 	return 4
-}
-
-// Bound reports whether all ports are bound on a host.
-func Bound(list []Port, host string) bool {
-	return !slices.ContainsFunc(list, func(p Port) bool { return p.Host != host })
 }
 
 // Server says whose ports a method is about.

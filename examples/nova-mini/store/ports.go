@@ -13,7 +13,7 @@ import (
 
 // interfaces returns the network interfaces that a driver gives the server.
 func (s *Server) interfaces() (out []compute.Interface) {
-	for _, p := range s.Ports.V {
+	for _, p := range s.Networks.V.Ports() {
 		out = append(out, Interface(p))
 	}
 	return out
@@ -28,7 +28,7 @@ func Interface(p network.Port) compute.Interface {
 	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: where}
 }
 
-// ChangePorts changes the networks and the ports of a server. It calls change with the server, without its task, and writes these values. An error
+// ChangePorts changes the network interfaces of a server. It calls change with the server, without its task, and writes them. An error
 // of change is returned, and nothing is changed. Errors: NotFound.
 func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server) error) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -42,7 +42,7 @@ func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server)
 		if err := change(srv); err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, ports = ?, updated_at = ? WHERE id = ?`, srv.Networks, srv.Ports, now, id)
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, updated_at = ? WHERE id = ?`, srv.Networks, now, id)
 		return err
 	})
 }

@@ -99,9 +99,8 @@ type Server struct {
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// Networks is what the client asks for of the network service, and Ports are the ports that the server has. Nil: nothing.
+	// Networks are the network interfaces of the server. Nil: it has none, and is to have none.
 	Networks db.JSON[*network.Wanted] `db:"networks"`
-	Ports    db.JSON[[]network.Port]  `db:"ports"`
 
 	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
 	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
