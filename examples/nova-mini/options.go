@@ -99,7 +99,9 @@ type imageOptions struct {
 type glanceOptions struct {
 	sessionOptions
 
-	Signatures bool `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave it out" help:"verify the signatures of images"`
+	UploadRetry     time.Duration `ini:"upload_retry_time" default:"120" min:"0s" help:"seconds for which a compute service repeats the upload of a snapshot while the image service is away"`
+	TransferTimeout time.Duration `ini:"transfer_timeout" default:"60" min:"1s" help:"seconds without a byte after which the transfer of an image is given up"`
+	Signatures      bool          `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave it out" help:"verify the signatures of images"`
 }
 
 // neutronOptions say how the network service is used.

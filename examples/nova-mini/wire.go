@@ -67,7 +67,7 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 // glance returns the image service, or nil without one.
 func glance(p *process) (*image.Glance, error) {
 	return another(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
-		return image.NewGlance(image.GlanceConfig{Config: cfg, Logger: p.Log})
+		return image.NewGlance(image.GlanceConfig{Config: cfg, TransferTimeout: p.Options.Glance.TransferTimeout, Logger: p.Log})
 	})
 }
 
@@ -98,10 +98,21 @@ func wireConductor(_ context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
-	c := conductor.New(conductor.Config{
-		Store: s, Client: p.Client, Network: networks, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
+	images, err := glance(p)
+	if err != nil {
+		return err
+	}
+	cfg := conductor.Config{
+		Store: s, Client: p.Client, Runner: p.Runner(), Ratios: store.Ratios{CPU: o.CPURatio, RAM: o.RAMRatio, Disk: o.DiskRatio},
 		MaxAttempts: o.Scheduler.MaxAttempts, DownAfter: o.ServiceDownTime, BuildTimeout: o.BuildTimeout, ShelvedOffload: o.ShelvedOffload, Resend: o.RetryInterval, Logger: p.Log,
-	})
+	}
+	if networks != nil {
+		cfg.Network = networks
+	}
+	if images != nil {
+		cfg.Images = images
+	}
+	c := conductor.New(cfg)
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
@@ -213,25 +224,27 @@ func addWorker(p *process) (*worker.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := imageFiles(p)
+	images, err := imageFiles(p)
 	if err != nil {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Driver: current, Client: p.Client, Images: files, Logger: p.Log,
+		Host: p.Host, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})
 	return w, nil
 }
 
-// imageFiles returns the images of the image service on a host, or nil without one.
+// imageFiles returns the images of the image service on a host, or nil without one. It adds the removal of what a killed process has left of them.
 func imageFiles(p *process) (worker.Images, error) {
 	g, err := glance(p)
 	if g == nil || err != nil {
 		return nil, err
 	}
-	return &image.Files{Glance: g, Dir: filepath.Join(p.StatePath, "images", p.Host)}, nil
+	files := &image.Files{Glance: g, Dir: filepath.Join(p.StatePath, "images", p.Host)}
+	p.AddFirst("images of host "+p.Host, service.Funcs{OnStart: func(context.Context) error { return files.Clean() }}, "state_path") // after the lock of the host
+	return files, nil
 }
 
 // builtInDrivers returns the built-in drivers.

@@ -307,6 +307,16 @@ func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, er
 	return s.current(ctx, tx, resource, "FOR UPDATE")
 }
 
+// DataOf returns the data of an operation, with the changes of its steps, such as for an operation that another one is about to preempt. The caller
+// owns the result. Errors: Invalid, if the data cannot be read as D.
+func DataOf[D any](op *Op) (*D, error) {
+	data := new(D)
+	if err := json.Unmarshal(op.data, data); err != nil {
+		return nil, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
+	}
+	return data, nil
+}
+
 func (s *Store) current(ctx context.Context, tx *sqlx.Tx, resource, lock string) (*Op, error) {
 	r, err := s.readActive(ctx, tx, resource, lock)
 	if err == nil && r == nil {

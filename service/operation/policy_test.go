@@ -348,6 +348,12 @@ func TestCurrent(t *testing.T) {
 			if op.StepName != "a" || op.Kind != create.Name || op.Waits != 1 {
 				t.Errorf("locked: %+v", op)
 			}
+			if data, err := operation.DataOf[input](op); err != nil || data.Kept != 42 {
+				t.Errorf("its data: %+v, %v", data, err)
+			}
+			if _, err := operation.DataOf[[]string](op); !errors.Is(err, fault.Invalid) {
+				t.Errorf("data of another type: %v", err)
+			}
 			if _, err := b.ops.Lock(ctx, tx, "disk-2"); !errors.Is(err, fault.NotFound) {
 				t.Errorf("lock of a resource without an operation: %v", err)
 			}

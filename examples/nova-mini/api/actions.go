@@ -288,7 +288,7 @@ func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store
 func (s *server) shelve(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
 	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.Shelve, store.Image{Name: srv.Name + "-shelved"})
 	if err == nil {
-		err = undo(s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: id}))
+		err = undo(s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: id, Upload: s.keeper() != nil}))
 	}
 	return api.None{}, err
 }
@@ -312,7 +312,7 @@ func (s *server) createImage(ctx context.Context, r *api.Request[createImage], s
 		return out, err
 	}
 	out.ID = id
-	return out, undo(s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Image: &as}))
+	return out, undo(s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Upload: s.keeper() != nil, Image: &as}))
 }
 
 // createImagePlain is createImage with a reply that names the image in a header.

@@ -277,7 +277,7 @@ func (c *cloud) addServers() {
 				Description: []*string{nil, str(""), str("a box"), str("Box")}[n%4], Hostname: []string{"web-1", "db", "x.example.org"}[n%3], KeyName: []*string{nil, str("k1"), str("k2")}[n/2%3],
 				ReservationID: []string{"r-1", "r-2"}[n/3%2], LaunchIndex: n % 11, AccessIPv4: []string{"", "10.0.0.1", "10.0.0.2"}[n%3], AccessIPv6: []string{"fe80::1", ""}[n%2],
 				AutoDisk: n%2 == 0, ConfigDrive: n%3 == 0, Tags: db.JSONOf([][]string{nil, {"a"}, {"a", "b"}, {"b", "c"}, {`"a"`, "A"}}[n%5]),
-				Ports: db.JSONOf([][]network.Port{nil, {{NetworkName: "a", Addresses: []network.Address{{IP: "10.0.0.1"}, {IP: "fe80::7"}}}}, {{NetworkName: "b", Addresses: []network.Address{{IP: "10.0.0.12"}}}}}[n%3]),
+				Networks: db.JSONOf([]*network.Wanted{nil, ported("a", "10.0.0.1", "fe80::7"), ported("b", "10.0.0.12")}[n%3]),
 			}
 			if err := c.store.CreateServer(c.Context(), srv); err != nil {
 				c.Fatal(err)
@@ -315,4 +315,13 @@ var operations = map[string][2]string{
 	store.Scheduling: {"server.create", "schedule"}, store.Spawning: {"server.create", "build"}, store.Deleting: {"server.delete", "destroy"},
 	compute.SoftReboot.Info().Task: {"server.reboot", "act"}, compute.HardReboot.Info().Task: {"server.hard_reboot", "act"}, compute.Start.Info().Task: {"server.start", "act"},
 	compute.Resize.Info().Task: {"server.resize", "act"}, compute.RevertResize.Info().Task: {"server.revert_resize", "act"},
+}
+
+// ported is what a server has whose only port has addresses in a network.
+func ported(name string, addresses ...string) *network.Wanted {
+	p := network.Port{ID: "port", NetworkName: name}
+	for _, ip := range addresses {
+		p.Addresses = append(p.Addresses, network.Address{IP: ip})
+	}
+	return &network.Wanted{Interfaces: []network.Interface{{Port: p}}}
 }

@@ -45,22 +45,25 @@ func (s *server) showImageItem(ctx context.Context, r *api.Request[api.None]) (o
 
 // changeImage changes the metadata of an image. Errors: Denied, also if there are too many items or no image service.
 func (s *server) changeImage(ctx context.Context, r *http.Request, change func(map[string]string) (map[string]string, error)) (metadataBody, error) {
+	checked := func(now map[string]string) (map[string]string, error) {
+		to, err := change(now)
+		if err == nil {
+			err = s.tooManyItems(len(to))
+		}
+		return to, err
+	}
 	is, err := s.image(ctx, r)
 	if err != nil {
 		return metadataBody{}, err
 	}
-	to, err := change(maps.Clone(is.Properties))
-	if err == nil {
-		err = s.tooManyItems(len(to))
-	}
 	k := s.keeper()
-	if err == nil && k == nil {
-		err = fault.New(fault.Denied, "Not authorized for image %s.", is.ID)
+	if k == nil { // the images of a directory cannot be changed
+		if _, err := checked(maps.Clone(is.Properties)); err != nil {
+			return metadataBody{}, err
+		}
+		return metadataBody{}, fault.New(fault.Denied, "Not authorized for image %s.", is.ID)
 	}
-	if err != nil {
-		return metadataBody{}, err
-	}
-	if is, err = k.SetProperties(ctx, tokenOf(r), is.ID, to); err != nil {
+	if is, err = k.SetProperties(ctx, tokenOf(r), is.ID, checked); err != nil {
 		return metadataBody{}, err
 	}
 	return metadataBody{viewImage(r, is).Metadata}, nil

@@ -291,21 +291,13 @@ func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Se
 		return "", nil, err
 	}
 	undo = func(err error) error {
-		if err != nil {
-			s.removeImage(ctx, token, id)
+		if err == nil {
+			return nil
+		}
+		if e := s.cfg.Store.DiscardImage(context.WithoutCancel(ctx), id, store.DiscardData{}); e != nil {
+			s.cfg.Logger.ErrorContext(ctx, "image not removed, no server needs it", "image", id, "error", e)
 		}
 		return err
 	}
 	return id, undo, nil
-}
-
-// removeImage removes an image that no server needs. A failure is only logged.
-func (s *server) removeImage(ctx context.Context, token, id string) {
-	k := s.keeper()
-	if k == nil || id == "" {
-		return
-	}
-	if err := k.Delete(context.WithoutCancel(ctx), token, id); err != nil && !errors.Is(err, fault.NotFound) {
-		s.cfg.Logger.WarnContext(ctx, "image not removed, no server needs it", "image", id, "error", err)
-	}
 }

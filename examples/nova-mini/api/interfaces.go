@@ -70,7 +70,7 @@ type address struct {
 
 func addressesOf(srv *store.Server) addresses {
 	out := addresses{}
-	for _, p := range srv.Ports.V {
+	for _, p := range srv.Networks.V.Ports() {
 		for _, a := range p.Addresses {
 			out[p.NetworkName] = append(out[p.NetworkName], address{a.Version(), a.IP, "fixed", p.MAC})
 		}
@@ -90,7 +90,7 @@ type addressList struct {
 
 func plainAddresses(srv *store.Server) map[string][]plainAddress {
 	out := map[string][]plainAddress{}
-	for _, p := range srv.Ports.V {
+	for _, p := range srv.Networks.V.Ports() {
 		for _, a := range p.Addresses {
 			out[p.NetworkName] = append(out[p.NetworkName], plainAddress{a.Version(), a.IP})
 		}
@@ -113,7 +113,7 @@ func (s *server) showAddresses(_ context.Context, r *api.Request[api.None], srv 
 
 // securityGroupsOf returns the names of the security groups of a server's ports.
 func securityGroupsOf(srv *store.Server) (out []securityGroup) {
-	if len(srv.Ports.V) == 0 {
+	if len(srv.Networks.V.Ports()) == 0 {
 		return nil
 	}
 	if srv.Networks.V != nil { // nil: all ports were attached later
@@ -188,7 +188,7 @@ func viewSecurityGroup(g *groups.SecGroup, names map[string]ruleSource) fullGrou
 
 func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None], srv *store.Server) (securityGroupList, error) {
 	out := securityGroupList{Groups: []fullGroup{}}
-	if s.cfg.Network == nil || len(srv.Ports.V) == 0 {
+	if s.cfg.Network == nil || len(srv.Networks.V.Ports()) == 0 {
 		return out, nil
 	}
 	list, err := s.cfg.Network.GroupsOf(ctx, tokenOf(r.Request), srv.ID)
@@ -222,8 +222,8 @@ func viewInterface(srv *store.Server, p *network.Port) interfaceView {
 	for _, a := range p.Addresses {
 		v.Addresses = append(v.Addresses, fixedIP{a.Subnet, a.IP})
 	}
-	if i := slices.IndexFunc(srv.Ports.V, func(one network.Port) bool { return one.ID == p.ID && one.Tag != "" }); i >= 0 {
-		v.Tag = &srv.Ports.V[i].Tag
+	if i := srv.Networks.V.Index(p.ID); i >= 0 {
+		v.Tag = orNull(srv.Networks.V.Interfaces[i].Port.Tag)
 	}
 	return v
 }
@@ -354,8 +354,9 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 	if err != nil {
 		return out, err
 	}
-	srv.Ports.V = append(srv.Ports.V, *got)
-	return oneInterface{viewInterface(srv, got)}, nil
+	v := viewInterface(srv, got)
+	v.Tag = orNull(got.Tag)
+	return oneInterface{v}, nil
 }
 
 // attachTimeout bounds an attachment, and a detachment.
@@ -368,7 +369,7 @@ func (s *server) networkClient(r *http.Request) network.Client {
 
 // attachPort makes or binds a port, and gives it to the host.
 func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Request) (*network.Port, error) {
-	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Requests: []network.Request{r}}}
+	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Interfaces: []network.Interface{{Request: r}}}}
 	if srv.Networks.V != nil {
 		of.Wanted.Groups = srv.Networks.V.Groups
 	}
@@ -402,24 +403,20 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 	return nil, hideDetails(err, "Failed to attach network adapter device to "+srv.ID)
 }
 
-// keepPort stores a request and its port with a server, in the same place of both lists, or the port again.
+// keepPort stores an interface with a server, or its port again.
 func (s *server) keepPort(ctx context.Context, id string, r network.Request, p network.Port) error {
 	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
-		if i := portIndex(now, p.ID); i >= 0 {
-			now.Ports.V[i] = p
-			return nil
-		}
-		if len(now.Networks.V.Requests) != len(now.Ports.V) {
+		w := now.Networks.V
+		switch i := w.Index(p.ID); {
+		case i >= 0:
+			w.Interfaces[i].Port = p
+		case len(w.Ports()) < len(w.Interfaces):
 			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
+		default:
+			w.Interfaces = append(w.Interfaces, network.Interface{Request: r, Port: p})
 		}
-		now.Networks.V.Requests, now.Ports.V = append(now.Networks.V.Requests, r), append(now.Ports.V, p)
 		return nil
 	})
-}
-
-// portIndex returns the place of a port of a server, or -1.
-func portIndex(srv *store.Server, id string) int {
-	return slices.IndexFunc(srv.Ports.V, func(p network.Port) bool { return p.ID == id })
 }
 
 // dropPort releases a port of a server, and forgets it. If that fails, the server keeps the port, and the end of the server releases it.
@@ -435,9 +432,8 @@ func (s *server) dropPort(ctx context.Context, srv *store.Server, id string, giv
 
 func (s *server) forgetPort(ctx context.Context, id, port string) error {
 	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
-		if i := portIndex(now, port); i >= 0 {
-			now.Ports.V = slices.Delete(now.Ports.V, i, i+1)
-			now.Networks.V.Requests = slices.Delete(now.Networks.V.Requests, i, i+1)
+		if i := now.Networks.V.Index(port); i >= 0 {
+			now.Networks.V.Interfaces = slices.Delete(now.Networks.V.Interfaces, i, i+1)
 		}
 		return nil
 	})
@@ -449,13 +445,13 @@ func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], 
 	if err := s.checkAttach(ctx, srv, "detach_interface"); err != nil {
 		return api.None{}, err
 	}
-	i := portIndex(srv, id)
+	i := srv.Networks.V.Index(id)
 	if i < 0 || s.cfg.Network == nil {
 		return api.None{}, network.NoPort(id)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
-	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(srv.Ports.V[i]), Detach: true})
+	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(srv.Networks.V.Interfaces[i].Port), Detach: true})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
 		return api.None{}, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))

@@ -246,8 +246,12 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 	if out.Groups, err = s.cfg.Network.Groups(ctx, tokenOf(r), project, names); err != nil {
 		return nil, notFoundAsInvalid(err)
 	}
-	if out.Requests, err = s.cfg.Network.Check(ctx, s.networkClient(r), requests, word == "auto", count); err != nil || len(out.Requests) == 0 {
+	requests, err = s.cfg.Network.Check(ctx, s.networkClient(r), requests, word == "auto", count)
+	if err != nil || len(requests) == 0 {
 		return nil, notFoundAsInvalid(err)
+	}
+	for _, one := range requests {
+		out.Interfaces = append(out.Interfaces, network.Interface{Request: one})
 	}
 	return out, nil
 }

@@ -95,7 +95,7 @@ func (s *server) readPorts(ctx context.Context, id string) (code int, err error)
 		return 0, err
 	case srv.Host == nil:
 		return http.StatusUnprocessableEntity, nil
-	case s.cfg.Network == nil || len(srv.Ports.V) == 0:
+	case s.cfg.Network == nil || len(srv.Networks.V.Ports()) == 0:
 		return http.StatusOK, nil
 	}
 	list, err := s.cfg.Network.Ports(ctx, "", id)
@@ -103,8 +103,8 @@ func (s *server) readPorts(ctx context.Context, id string) (code int, err error)
 		return 0, err
 	}
 	return http.StatusOK, s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
-		for i := range now.Ports.V {
-			p := &now.Ports.V[i]
+		for i := range now.Networks.V.Interfaces {
+			p := &now.Networks.V.Interfaces[i].Port
 			if j := slices.IndexFunc(list, func(one network.Port) bool { return one.ID == p.ID }); j >= 0 {
 				p.Addresses, p.MAC = list[j].Addresses, list[j].MAC
 			} else {

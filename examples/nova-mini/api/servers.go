@@ -243,7 +243,7 @@ func (s *server) updateServer(ctx context.Context, r *api.Request[updateServer],
 	return updatedServer{updatedView{v.serverCore, v.serverDetails, v.serverUserData, v.serverGroups}}, nil
 }
 
-func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
+func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	if err := s.checkLock(ctx, srv); err != nil {
 		return api.None{}, err
 	}
@@ -254,6 +254,5 @@ func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None], srv
 		return api.None{}, err
 	}
 	s.notifyConductor(ctx, srv.ID)
-	s.removeImage(ctx, tokenOf(r.Request), srv.ShelvedImage)
 	return api.None{}, nil // 204
 }

@@ -49,9 +49,10 @@ type ActRequest struct {
 	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild. If not, it is off. For a Shelve it reports whether
 	// the server ran before.
 	Running bool `json:"running,omitempty"`
-	// ImageRef is the image of a Rescue, where empty means the server's own, the one that a CreateImage or a Shelve makes, or the one of an
-	// Unshelve, which is not needed after it.
+	// ImageRef is the image of a Rescue, where empty means the server's own, or the one that a CreateImage or a Shelve makes.
 	ImageRef string `json:"image_ref,omitempty"`
+	// Upload means that the image that is made is one of the image service. A worker without an image service refuses the request.
+	Upload bool `json:"upload,omitempty"`
 	// Spec is what an action with ActionInfo.Builds builds. Placed reports whether the host was chosen for this action: if the action fails,
 	// the worker removes the server before its report.
 	Spec   *Spec `json:"spec,omitempty"`
@@ -172,6 +173,8 @@ type EndStepRequest struct {
 
 	// Error is the text of the step's error; empty if the step succeeded.
 	Error string `json:"error,omitempty"`
+	// Refused means that the worker has refused the action before it has changed the server.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // AttemptRequest identifies one attempt on one host, as workers of releases before 1.4 do.

@@ -6,6 +6,7 @@
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
 //	                and on no host
 //	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
+//	image.discard   discard: the image service removes an image that no server needs
 //	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
 //	                that the action leads to, or in its old state with a fault
 //
@@ -39,7 +40,9 @@ type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
 	// Network is the network service. Nil: a server with ports waits for another conductor.
-	Network *network.Neutron
+	Network Networks
+	// Images removes images of the image service that no server needs. Nil: they are removed by another conductor.
+	Images Images
 	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
 	// with Resend, Poll, Inflight and Logger.
 	Runner *operation.Runner
@@ -103,6 +106,7 @@ func New(cfg Config) *Service {
 	operation.OnEnd(s.Runner, store.Create, s.endCreate)
 	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
+	operation.Handle(s.Runner, store.DiscardImage, operation.Step[store.DiscardData]{Name: "discard", Do: s.discardImage, Retry: discardRetry})
 	for a, k := range store.Kinds {
 		act := actor{s, a}
 		var steps []operation.Step[store.ActData]
@@ -202,7 +206,9 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
-	if err := s.allocate(ctx, srv); err != nil {
+	if err := s.allocate(ctx, srv); errors.Is(err, network.ErrBindingFailed) {
+		return s.failOnHost(ctx, op, *srv.Host, err)
+	} else if err != nil {
 		return err
 	}
 	spec := srv.Spec()
@@ -212,6 +218,15 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
 		Spec: spec, Token: op.Token, Generation: generationOf(op.Token),
 	}))
+}
+
+// failOnHost ends the build step as a report of the host does that has failed, so that another host is chosen. Nothing was cast to the host: ports come first.
+func (s *Service) failOnHost(ctx context.Context, op *operation.Op, host string, failed error) error {
+	s.cfg.Logger.WarnContext(ctx, "host cannot have the server", "server", op.Resource, "host", host, "error", failed)
+	if err := s.Runner.EndStep(ctx, op.Token, host, failed); err != nil {
+		return operation.Transient(err)
+	}
+	return operation.WaitFor(host, s.cfg.Resend) // no effect: the report has ended the step
 }
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
@@ -251,16 +266,29 @@ func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	if op.Err == nil {
 		return s.cfg.Store.Activate(ctx, tx, op.Resource)
 	}
-	message, details := fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
-	switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
-	case exhausted && len(data.Tried) == 0:
-		message = "No valid host was found. There are not enough hosts available."
-	case exhausted:
-		message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", op.Resource)
-	case data.Host != "":
-		details = fmt.Sprintf("host %s: %s", data.Host, details)
-	}
+	message, details := createFault(op, data)
 	return s.cfg.Store.FailCreate(ctx, tx, op.Resource, message, details)
+}
+
+// createFault returns the message and the details of the fault of a server whose creation has failed.
+func createFault(op *operation.Op, data *store.CreateData) (message, details string) {
+	message, details = fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
+	if data.Host == "" { // while a host was chosen
+		switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
+		case exhausted && len(data.Tried) == 0:
+			message = "No valid host was found. There are not enough hosts available."
+		case exhausted:
+			message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", op.Resource)
+		}
+		return message, details
+	}
+	code := fault.CodeOf(op.Err) // only the errors of the network service have these codes here: the failure of a host leads to another one
+	if code == fault.Exhausted {
+		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s) with error %s, not rescheduling.", op.Resource, details)
+	} else if slices.Contains([]fault.Code{fault.Denied, fault.NotFound, fault.Conflict, fault.Invalid}, code) {
+		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s), not rescheduling.", op.Resource)
+	}
+	return message, fmt.Sprintf("host %s: %s", data.Host, details)
 }
 
 // castDestroy casts the request to destroy the server to the compute service. For a server without a host the step has nothing to
@@ -288,6 +316,9 @@ func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}
 // failed.
 func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *struct{}) error {
 	if op.Err == nil {
+		if err := s.discardShelved(ctx, tx, op.Resource); err != nil {
+			return err
+		}
 		return s.cfg.Store.Remove(ctx, tx, op.Resource)
 	}
 	return s.cfg.Store.FailDelete(ctx, tx, op.Resource, op.Err.Error())
@@ -331,7 +362,7 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 	}
 	info := s.action.Info()
 	req := &compute.ActRequest{
-		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
+		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Upload: data.Upload, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
 		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
 	}
 	if info.Builds {
@@ -344,9 +375,6 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		}
 		req.Spec = new(built.Spec())
 	}
-	if s.action == compute.Unshelve {
-		req.ImageRef = srv.ShelvedImage
-	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
@@ -354,8 +382,17 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 }
 
 func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
+	info := s.action.Info()
+	if op.Err == nil && (info.Launches || info.Capability == compute.CapSnapshot) { // EndAction forgets the image of a server that was shelved before
+		if err := s.discardShelved(ctx, tx, op.Resource); err != nil {
+			return err
+		}
+	}
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
-	if err != nil || op.Err != nil || s.action.Info().To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
+	if err == nil && op.Err != nil && data.Upload {
+		err = s.discard(ctx, data.ImageRef)
+	}
+	if err != nil || op.Err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
 	}
 	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
@@ -395,7 +432,11 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 	var failed error
 	if req.Error != "" {
 		s.cfg.Logger.WarnContext(ctx, "step failed on its host", "token", req.Token, "host", req.Host, "error", req.Error)
-		failed = operation.Permanent(errors.New(req.Error))
+		code := fault.Internal
+		if req.Refused {
+			code = fault.Precondition // see Store.EndAction
+		}
+		failed = operation.Permanent(fault.New(code, "%s", req.Error))
 	}
 	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
 		if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {

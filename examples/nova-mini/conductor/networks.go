@@ -11,6 +11,14 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
+// Networks are the network service. The methods are those of network.Neutron.
+type Networks interface {
+	// Allocate makes the ports of a server and binds them on its host. An error with network.ErrBindingFailed may not happen on another host.
+	Allocate(ctx context.Context, s network.Server) ([]network.Interface, error)
+	// Release deletes the ports of a server.
+	Release(ctx context.Context, s network.Server) error
+}
+
 // networkTimeout bounds the requests to the network service for one server. They do not end with the step, because Neutron may make a port after the
 // request has been given up.
 const networkTimeout = time.Minute
@@ -24,7 +32,7 @@ func ownerOf(srv *store.Server) network.Server {
 // that has begun meanwhile may have released the ports before they were made, so they are released then. Errors: Unavailable, if this conductor has
 // no network service, although the server has been created with one.
 func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
-	if srv.Networks.V == nil || len(srv.Ports.V) == len(srv.Networks.V.Requests) && network.Bound(srv.Ports.V, *srv.Host) {
+	if srv.Networks.V.Bound(*srv.Host) {
 		return nil
 	}
 	if s.cfg.Network == nil {
@@ -33,7 +41,7 @@ func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
 	defer cancel()
 	of := ownerOf(srv)
-	list, err := s.cfg.Network.Allocate(ctx, of, srv.Ports.V)
+	list, err := s.cfg.Network.Allocate(ctx, of)
 	if now, gone := s.cfg.Store.Server(ctx, srv.ID); errors.Is(gone, fault.NotFound) || gone == nil && now.Task() == store.Deleting {
 		return errors.Join(operation.ErrStale, s.cfg.Network.Release(ctx, of))
 	}
@@ -41,7 +49,7 @@ func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
 		return err
 	}
 	return s.cfg.Store.ChangePorts(ctx, srv.ID, func(now *store.Server) error {
-		now.Ports.V, srv.Ports.V = list, list
+		now.Networks.V.Interfaces, srv.Networks.V.Interfaces = list, list
 		return nil
 	})
 }

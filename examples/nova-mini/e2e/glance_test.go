@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ func TestGlance(t *testing.T) {
 	g.testWrongContent()
 	g.testKilledDownload()
 	g.testKilledUpload()
+	g.testDeletedUpload()
 	g.testCommands()
 	g.testAway()
 }
@@ -79,7 +81,7 @@ func newGlancedWith(t *testing.T, conf string) *glanced {
 		g.token[user], g.images[user] = ks.Token(user, &project), ks.Images(user, project.ProjectID)
 	}
 	login := "auth_url = " + ks.Endpoint + "\nusername = glance\npassword = " + keystonetest.Password + "\n"
-	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.gate.URL+"\n[filter_scheduler]\nhost_subset_size = 1\n")
+	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.gate.URL+"\ntransfer_timeout = 5\n[filter_scheduler]\nhost_subset_size = 1\n")
 	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		g.start(p[0], p[1])
 	}
@@ -175,14 +177,17 @@ func (g *glanced) becomes(id, status string) string {
 // status returns the status of an image, or "gone".
 func (g *glanced) status(image string) string {
 	g.Helper()
-	is, err := images.Get(g.Context(), g.images["root"], image).Extract()
+	var is struct{ Status string } // the client library does not read every image
+	c := g.images["root"]
+	res, err := c.Get(g.Context(), c.ServiceURL("images", image), &is, nil)
 	if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
 		return "gone"
 	}
 	if err != nil {
 		g.Fatal(err)
 	}
-	return string(is.Status)
+	_ = res.Body.Close() // it was read
+	return is.Status
 }
 
 // testChecks: an image must exist for the client, have content, and fit the flavor.
@@ -277,13 +282,28 @@ func (g *glanced) testSnapshot() {
 	var made struct {
 		ID string `json:"image_id"`
 	}
-	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap 2"}}`)), &made); err != nil {
+	var outage atomic.Int64 // the first two uploads meet an image service that is away
+	g.gate.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
+		if outage.Add(1) > 2 {
+			g.gate.forward(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "snap 2", "metadata": {"metadata": "odd"}}}`)), &made); err != nil {
 		g.Fatal(err)
 	}
 	g.becomes(id, "ACTIVE")
+	g.gate.set(nil, nil)
+	if n := outage.Load(); n != 3 {
+		g.Errorf("%d uploads, want 3", n)
+	}
 	if is := g.status(made.ID); is != "active" {
 		g.Errorf("the image is %s", is)
 	}
+	// Clients of OpenStack do not read an image with such a name of a property.
+	g.want(200, `"metadata":"odd"`, "ada", "2.1", "GET", "images/detail", "")
+	g.want(204, "", "ada", "2.1", "DELETE", "images/"+made.ID, "")
 }
 
 // testShelve: a shelved server is an image until it is unshelved or deleted.
@@ -308,9 +328,16 @@ func (g *glanced) testShelve() {
 	g.want(202, "", "ada", "2.1", "POST", "servers/"+kept+"/action", `{"unshelve": null}`)
 	g.becomes(kept, "ACTIVE")
 	g.want(204, "", "ada", "2.1", "DELETE", "servers/"+dropped, "")
-	g.poll("the images to be removed", 10*time.Second, func() error {
-		if a, b := g.status(first), g.status(second); a != "gone" || b != "gone" {
-			return fmt.Errorf("%s, %s", a, b)
+	g.gone("the image of the server that runs again", first)
+	g.gone("the image of the server that is deleted", second)
+}
+
+// gone waits until an image is removed.
+func (g *glanced) gone(what, image string) {
+	g.Helper()
+	g.poll(what+" to be removed", 30*time.Second, func() error {
+		if is := g.status(image); is != "gone" {
+			return errors.New(is)
 		}
 		return nil
 	})
@@ -393,14 +420,7 @@ func (g *glanced) testKilledUpload() {
 	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
 	g.becomes(id, "ACTIVE")
 	began := make(chan bool, 10)
-	upload := func(r *http.Request) bool {
-		return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/file")
-	}
-	g.gate.set(upload, func(w http.ResponseWriter, r *http.Request) {
-		all, _ := io.ReadAll(r.Body) // from then on the context ends with the connection
-		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(all[:10]), &ending{ctx: r.Context(), began: began}))
-		g.gate.forward(w, r)
-	})
+	g.stallUploads(began)
 	var made struct {
 		ID string `json:"image_id"`
 	}
@@ -432,16 +452,58 @@ func (g *glanced) testKilledUpload() {
 		g.Errorf("the image has %q, %v; want the snapshot of %s", raw, err, id)
 	}
 	// An upload that Glance refuses ends the action, and removes the image.
-	g.gate.set(upload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
+	g.gate.set(isUpload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
 	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "refused"}}`)), &made); err != nil {
 		g.Fatal(err)
 	}
 	g.becomes(id, "ACTIVE")
 	g.gate.set(nil, nil)
-	if is := g.status(made.ID); is != "gone" {
-		g.Errorf("the image of the failed upload is %s", is)
-	}
+	g.gone("the image of the failed upload", made.ID)
 	g.want(200, `"result":"Error"`, "root", "2.84", "GET", "servers/"+id+"/os-instance-actions/"+g.lastRequest(id), "")
+	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
+		g.Errorf("the host has %v", left)
+	}
+}
+
+// isUpload reports whether a request is the upload of an image.
+func isUpload(r *http.Request) bool {
+	return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/file")
+}
+
+// stallUploads makes the gate forward a part of each upload.
+func (g *glanced) stallUploads(began chan<- bool) {
+	g.gate.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
+		all, _ := io.ReadAll(r.Body) // from then on the context ends with the connection
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(all[:10]), &ending{ctx: r.Context(), began: began}))
+		g.gate.forward(w, r)
+	})
+}
+
+// testDeletedUpload: a server is deleted while the image of its disk is uploaded, and the image service stalls. Both are gone soon.
+func (g *glanced) testDeletedUpload() {
+	g.Helper()
+	base := g.image("ada", images.CreateOpts{Name: "base"}, "base")
+	for name, body := range map[string]string{"late": `{"createImage": {"name": "late"}}`, "s-shelved": `{"shelve": null}`} {
+		id := g.server(base)
+		g.becomes(id, "ACTIVE")
+		began := make(chan bool, 10)
+		g.stallUploads(began)
+		g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", body)
+		g.await(began)
+		var all struct{ Images []struct{ ID string } }
+		if err := json.Unmarshal([]byte(g.want(200, name, "ada", "2.1", "GET", "images?server="+id, "")), &all); err != nil || len(all.Images) != 1 {
+			g.Fatalf("%v, %v", all, err)
+		}
+		g.want(204, "", "ada", "2.1", "DELETE", "servers/"+id, "")
+		g.gone("the image "+name, all.Images[0].ID)
+		g.poll("the server to be gone", 60*time.Second, func() error {
+			if code, body, _ := g.ask("ada", "2.1", "GET", "servers/"+id, ""); code != 404 {
+				return errors.New(body)
+			}
+			return nil
+		})
+		g.gate.set(nil, nil)
+	}
 	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
 		g.Errorf("the host has %v", left)
 	}

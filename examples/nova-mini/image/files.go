@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -117,6 +118,21 @@ func (f *Files) download(ctx context.Context, is *Image, path string) (err error
 	return os.Rename(tmp, path)
 }
 
+// Clean removes the files that a killed process has left incomplete: downloads, and the snapshots of drivers, which write .new-NAME or NAME.new before NAME. It is called before
+// the other methods and before the driver is used. A directory that does not exist is not an error.
+func (f *Files) Clean() error {
+	list, err := os.ReadDir(f.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, file := range list {
+		if name := file.Name(); strings.HasPrefix(name, ".new-") || strings.HasSuffix(name, ".new") || strings.HasSuffix(name, ".part") {
+			err = errors.Join(err, os.Remove(filepath.Join(f.Dir, name)))
+		}
+	}
+	return err
+}
+
 // isDiskError reports whether an error is one of a file of this host.
 func isDiskError(err error) bool {
 	_, ok := errors.AsType[*fs.PathError](err)
@@ -124,27 +140,24 @@ func isDiskError(err error) bool {
 }
 
 // Put fills an image that has no content yet. write writes the content, in the format qcow2, into the file of a path, where no file is, and is not called if an earlier call of
-// Put for the image has written the file. An image with this content already is not an error. If Put fails and ctx has not ended, Put removes the image
-// and the file. After the end of ctx the same call must be repeated, or [Files.Discard] be called.
+// Put for the image has written the file. An image with this content already is not an error. After an error the file stays: the same call must be repeated, or [Files.Drop] be called. The image stays, too: the caller
+// removes it. Errors: NotFound; Conflict, if the image does not accept content; Invalid, if the content that the image service has is another one; Unavailable.
 func (f *Files) Put(ctx context.Context, id string, write func(path string) error) error {
 	if err := f.locks.Lock(ctx, id); err != nil {
 		return fmt.Errorf("wait for other work on image %s: %w", id, err)
 	}
 	defer f.locks.Unlock(id)
-	err := f.put(ctx, id, write)
-	switch {
-	case err == nil:
-		return f.removeSnapshot(id)
-	case ctx.Err() == nil:
-		err = errors.Join(err, f.discardLocked(ctx, id, true))
+	if err := f.put(ctx, id, write); err != nil {
+		return fmt.Errorf("upload image %s: %w", id, err)
 	}
-	return fmt.Errorf("upload image %s: %w", id, err)
+	return f.Drop(id)
 }
 
 // snapshot returns the path of the content of an image that is made on this host.
 func (f *Files) snapshot(id string) string { return filepath.Join(f.Dir, "snapshot-"+id+".qcow2") }
 
-func (f *Files) removeSnapshot(id string) error {
+// Drop removes the file of a snapshot that is not uploaded any more.
+func (f *Files) Drop(id string) error {
 	err := os.Remove(f.snapshot(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -214,12 +227,8 @@ func (f *Files) awaitStatus(ctx context.Context, id string) (*Image, error) {
 
 // upload sends a file to the image service. The body is sent in chunks: if it is interrupted, its end is missing, and the image service drops it.
 func (f *Files) upload(ctx context.Context, id, path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }() // opened only to read
-	reply, err := f.Glance.transfer(ctx, http.MethodPut, id, struct{ io.Reader }{file}, http.StatusNoContent)
+	open := func() (io.ReadCloser, error) { return os.Open(path) }
+	reply, err := f.Glance.transfer(ctx, http.MethodPut, id, open, http.StatusNoContent)
 	if err != nil {
 		return err
 	}
@@ -240,35 +249,6 @@ func (i *Image) verify(path string) error {
 	n, err := io.Copy(sum, file)
 	if err == nil && (i.Status != Active || n != i.Size || !equalHash(sum.Sum(nil), want)) {
 		err = fault.New(fault.Invalid, "the image service has %d bytes with the checksum %s and the status %s, but the snapshot has %d bytes with %x", i.Size, want, i.Status, n, sum.Sum(nil))
-	}
-	return err
-}
-
-// Discard removes an image that no call of [Files.Put] has filled, and its file. An image with content stays. It is for a snapshot that is no longer wanted. An image that does not exist is not an error.
-func (f *Files) Discard(ctx context.Context, id string) error {
-	if err := f.locks.Lock(ctx, id); err != nil {
-		return fmt.Errorf("wait for other work on image %s: %w", id, err)
-	}
-	defer f.locks.Unlock(id)
-	return f.discardLocked(ctx, id, false)
-}
-
-func (f *Files) discardLocked(ctx context.Context, id string, filled bool) error {
-	is, err := f.Glance.get(ctx, "", id)
-	if err == nil && (filled || is.Status != Active) {
-		err = f.Glance.Delete(ctx, "", id)
-	}
-	if errors.Is(err, fault.NotFound) {
-		err = nil
-	}
-	return errors.Join(err, f.removeSnapshot(id))
-}
-
-// Remove removes an image of the image service. An image that does not exist is not an error.
-func (f *Files) Remove(ctx context.Context, id string) error {
-	err := f.Glance.Delete(ctx, "", id)
-	if errors.Is(err, fault.NotFound) {
-		return nil
 	}
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -30,8 +29,10 @@ type GlanceConfig struct {
 	session.Config
 
 	// TTL is the time for which [Glance.Get] returns an image again without a request. Default 5 s; negative: not at all.
-	TTL    time.Duration
-	Logger *slog.Logger
+	TTL time.Duration
+	// TransferTimeout is how long no byte of an image may be transferred before the transfer fails with Unavailable. Default 1 minute.
+	TransferTimeout time.Duration
+	Logger          *slog.Logger
 }
 
 // Glance are the images of OpenStack's image service. It is a [Keeper], and is safe for concurrent use. A method blocks until the service answers, at most Timeout.
@@ -40,8 +41,9 @@ type Glance struct {
 
 	cfg GlanceConfig
 
-	mu    sync.Mutex
-	cache map[[32]byte]cached
+	mu      sync.Mutex
+	cache   map[[32]byte]cached
+	forgets int // how often the cache was emptied after a change
 }
 
 type cached struct {
@@ -58,7 +60,7 @@ const (
 // NewGlance returns the images of an image service. It sends no request. Errors: those of [session.New].
 func NewGlance(cfg GlanceConfig) (*Glance, error) {
 	cfg.Type, cfg.Version = "image", "v2"
-	cfg.TTL = cmp.Or(cfg.TTL, 5*time.Second)
+	cfg.TTL, cfg.TransferTimeout = cmp.Or(cfg.TTL, 5*time.Second), cmp.Or(cfg.TransferTimeout, time.Minute)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -99,38 +101,12 @@ func (g *Glance) translate(ctx context.Context, id string, err error) error {
 	return fault.WithUser(fault.New(fault.Unavailable, "ask the image service: %w", err), "Connection to glance host failed: the image service is not available now.")
 }
 
-// imageOf converts an image.
-func imageOf(is *images.Image) Image {
-	out := Image{
-		ID: is.ID, Name: is.Name, Size: is.SizeBytes, MinRAMMiB: is.MinRAMMegabytes, MinDiskGiB: is.MinDiskGigabytes, Status: string(is.Status),
-		Created: is.CreatedAt, Updated: is.UpdatedAt, Format: is.DiskFormat, checksum: is.Checksum,
-	}
-	for key, v := range is.Properties {
-		text, ok := v.(string)
-		switch {
-		case key == "os_hash_algo":
-			out.hashAlgo = text
-		case key == "os_hash_value":
-			out.hash = text
-		case !ok || slices.Contains(standardProperties, key) || strings.HasPrefix(key, "os_glance_"):
-		default:
-			if out.Properties == nil {
-				out.Properties = map[string]string{}
-			}
-			out.Properties[key] = text
-		}
-	}
-	return out
-}
-
-// standardProperties are attributes of each image that are not its own properties, although the client library counts them among these.
-var standardProperties = []string{"self", "file", "schema", "owner", "os_hidden", "locations", "direct_url", "stores"}
-
 // Get implements Source. The result may be as old as TTL.
 func (g *Glance) Get(ctx context.Context, token, id string) (*Image, error) {
 	key := sha256.Sum256([]byte(token + "\x00" + id))
 	g.mu.Lock()
 	c, ok := g.cache[key]
+	forgets := g.forgets
 	g.mu.Unlock()
 	if ok && time.Now().Before(c.until) {
 		return &c.image, nil
@@ -144,7 +120,7 @@ func (g *Glance) Get(ctx context.Context, token, id string) (*Image, error) {
 	if len(g.cache) >= maxCached {
 		clear(g.cache)
 	}
-	if g.cfg.TTL > 0 && is.Status == Active { // another status soon changes
+	if g.cfg.TTL > 0 && is.Status == Active && g.forgets == forgets { // an image that was read before a change is not stored; another status soon changes
 		g.cache[key] = cached{*is, time.Now().Add(g.cfg.TTL)}
 	}
 	return is, nil
@@ -159,14 +135,14 @@ func (g *Glance) get(ctx context.Context, token, id string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	found, err := images.Get(ctx, c, id).Extract()
+	found, err := extractImage(images.Get(ctx, c, id).Result)
+	if err == nil && found.ID != id {
+		err = errors.New("the reply is another image")
+	}
 	if err != nil {
 		return nil, g.translate(ctx, id, err)
 	}
-	if found.ID != id || found.Status == "" {
-		return nil, g.translate(ctx, id, errors.New("the reply is not an image"))
-	}
-	return new(imageOf(found)), nil
+	return &found, nil
 }
 
 // isID reports whether a text may be the id of an image: letters, digits and hyphens.
@@ -174,20 +150,29 @@ func isID(text string) bool {
 	return text != "" && len(text) <= 64 && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") == ""
 }
 
-// List implements Source. It returns the first 10,000 images.
+// List implements Source. It returns the first 10,000 images. An image that cannot be read is left out, and the log names it.
 func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
 	c, err := g.client(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	out := []Image{}
-	err = images.List(c, images.ListOpts{Limit: 1000}).EachPage(ctx, func(_ context.Context, page pagination.Page) (bool, error) {
-		list, err := images.ExtractImages(page)
-		for i := range list {
-			out = append(out, imageOf(&list[i]))
+	out, list := []Image{}, c.ServiceURL("images")
+	pages := pagination.NewPager(c, list+"?limit=1000", func(r pagination.PageResult) pagination.Page { return imagePage{r, list} })
+	err = pages.EachPage(ctx, func(ctx context.Context, page pagination.Page) (bool, error) {
+		items, err := page.(imagePage).items() //nolint:forcetypeassert // the pager makes no other page
+		for _, raw := range items {
+			is, err := decodeImage(raw)
+			if err != nil {
+				g.cfg.Logger.WarnContext(ctx, "image left out of a list", "image", is.ID, "error", err)
+				continue
+			}
+			out = append(out, is)
 		}
 		return len(out) < maxListed, err
 	})
+	if refused := g.Translate(ctx, c, err); errors.Is(refused, fault.Unauthenticated) || errors.Is(refused, fault.Denied) {
+		return out, refused
+	}
 	return out, g.translate(ctx, "", err)
 }
 
@@ -197,9 +182,9 @@ func (g *Glance) Create(ctx context.Context, token string, is Image) (string, er
 	if err != nil {
 		return "", err
 	}
-	made, err := images.Create(ctx, c, images.CreateOpts{
+	made, err := extractImage(images.Create(ctx, c, images.CreateOpts{
 		Name: is.Name, ContainerFormat: "bare", DiskFormat: is.Format, MinDisk: is.MinDiskGiB, MinRAM: is.MinRAMMiB, Properties: is.Properties,
-	}).Extract()
+	}).Result)
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusForbidden), gophercloud.ResponseCodeIs(err, http.StatusUnauthorized):
 		return "", fault.New(fault.Denied, "Not authorized to create an image.")
@@ -218,7 +203,7 @@ func (g *Glance) Delete(ctx context.Context, token, id string) error {
 	if !isID(id) {
 		return fault.New(fault.NotFound, "Image %s could not be found.", id)
 	}
-	g.forget()
+	defer g.forget()
 	c, err := g.client(ctx, token)
 	if err != nil {
 		return err
@@ -226,82 +211,87 @@ func (g *Glance) Delete(ctx context.Context, token, id string) error {
 	return g.translate(ctx, id, images.Delete(ctx, c, id).ExtractErr())
 }
 
+// Discard removes an image as the service's own user. With keepActive an image with content stays. An image that does not exist is not an error. Errors: Unavailable; Denied, such as for
+// a protected image; Conflict, if the image is in use.
+func (g *Glance) Discard(ctx context.Context, id string, keepActive bool) error {
+	var err error
+	if keepActive {
+		var is *Image
+		if is, err = g.get(ctx, "", id); err == nil && is.Status == Active {
+			return nil
+		}
+	}
+	if err == nil {
+		err = g.Delete(ctx, "", id)
+	}
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
 // forget empties the cache.
 func (g *Glance) forget() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	clear(g.cache)
+	g.forgets++
 }
 
-// SetProperties implements Keeper.
-func (g *Glance) SetProperties(ctx context.Context, token, id string, to map[string]string) (*Image, error) {
-	is, err := g.get(ctx, token, id)
-	if err != nil {
-		return nil, err
+// maxChanges is how often a change of properties is tried while other clients change the same ones.
+const maxChanges = 5
+
+// SetProperties implements Keeper. Only the properties that differ are sent, so a change of others at the same time is kept.
+func (g *Glance) SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*Image, error) {
+	defer g.forget() // after the request: a read at the same time may have stored the old image
+	for i := 1; ; i++ {
+		is, err := g.get(ctx, token, id)
+		if err != nil {
+			return nil, err
+		}
+		to, err := change(maps.Clone(is.Properties))
+		if err != nil {
+			return nil, err
+		}
+		ops := difference(is.Properties, to)
+		if len(ops) == 0 {
+			return is, nil
+		}
+		c, err := g.client(ctx, token)
+		if err != nil {
+			return nil, err
+		}
+		changed, err := extractImage(images.Update(ctx, c, id, ops).Result)
+		if err == nil {
+			return &changed, nil
+		}
+		if err = g.translate(ctx, id, err); !errors.Is(err, fault.Conflict) || i == maxChanges {
+			return nil, err
+		}
 	}
-	g.forget()
-	var change images.UpdateOpts
-	for _, key := range slices.Sorted(maps.Keys(is.Properties)) {
+}
+
+// difference returns the operations that make properties of others.
+func difference(now, to map[string]string) (out images.UpdateOpts) {
+	for _, key := range slices.Sorted(maps.Keys(now)) {
 		if _, stays := to[key]; !stays {
-			change = append(change, images.UpdateImageProperty{Op: images.RemoveOp, Name: escapeName(key)})
+			out = append(out, images.UpdateImageProperty{Op: images.RemoveOp, Name: escapeName(key)})
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(to)) {
-		now, has := is.Properties[key]
+		value, has := now[key]
 		switch {
 		case !has:
-			change = append(change, images.UpdateImageProperty{Op: images.AddOp, Name: escapeName(key), Value: to[key]})
-		case now != to[key]:
-			change = append(change, images.UpdateImageProperty{Op: images.ReplaceOp, Name: escapeName(key), Value: to[key]})
+			out = append(out, images.UpdateImageProperty{Op: images.AddOp, Name: escapeName(key), Value: to[key]})
+		case value != to[key]:
+			out = append(out, images.UpdateImageProperty{Op: images.ReplaceOp, Name: escapeName(key), Value: to[key]})
 		}
 	}
-	if len(change) == 0 {
-		return is, nil
-	}
-	c, err := g.client(ctx, token)
-	if err != nil {
-		return nil, err
-	}
-	changed, err := images.Update(ctx, c, id, change).Extract()
-	if err != nil {
-		return nil, g.translate(ctx, id, err)
-	}
-	return new(imageOf(changed)), nil
+	return out
 }
 
 // escapeName writes a name as a part of a JSON pointer (RFC 6901).
 func escapeName(name string) string { return strings.NewReplacer("~", "~0", "/", "~1").Replace(name) }
-
-// transfer sends a request for the content of an image, as the service's own user. The caller closes the body of the reply. Its status is one of ok.
-func (g *Glance) transfer(ctx context.Context, method, id string, body io.Reader, ok int) (*http.Response, error) {
-	for renewed := false; ; renewed = true {
-		c, err := g.client(ctx, "")
-		if err != nil {
-			return nil, err
-		}
-		token := c.Token()
-		req, err := http.NewRequestWithContext(ctx, method, c.ResourceBase+"images/"+id+"/file", body)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("X-Auth-Token", token)
-		req.Header.Set("Content-Type", "application/octet-stream")
-		resp, err := g.Transfers().Do(req)
-		if err != nil {
-			return nil, g.translate(ctx, id, err)
-		}
-		if resp.StatusCode == ok {
-			return resp, nil
-		}
-		_ = resp.Body.Close() // it was not read
-		if resp.StatusCode != http.StatusUnauthorized || renewed || body != nil {
-			return nil, g.translate(ctx, id, gophercloud.ErrUnexpectedResponseCode{Method: method, URL: req.URL.String(), Actual: resp.StatusCode})
-		}
-		if err := c.Reauthenticate(ctx, token); err != nil {
-			return nil, g.translate(ctx, "", err)
-		}
-	}
-}
 
 var _ Keeper = (*Glance)(nil)
 

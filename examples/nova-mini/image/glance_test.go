@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/session"
@@ -29,6 +30,7 @@ type fakeGlance struct {
 	asked  atomic.Int64
 	logins atomic.Int64
 	answer atomic.Pointer[http.HandlerFunc]
+	life   atomic.Int64 // seconds for which tokens are valid
 	log    bytes.Buffer
 }
 
@@ -36,13 +38,20 @@ const imageID = "11111111-2222-4333-8444-555555555555"
 
 func newFakeGlance(t *testing.T) (*fakeGlance, *image.Glance) {
 	t.Helper()
+	return newFakeGlanceWith(t, image.GlanceConfig{})
+}
+
+// newFakeGlanceWith is newFakeGlance with a configuration, of which it sets what it needs. The n-th login returns the token own-n.
+func newFakeGlanceWith(t *testing.T, cfg image.GlanceConfig) (*fakeGlance, *image.Glance) {
+	t.Helper()
 	f := &fakeGlance{}
+	f.life.Store(3600)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v3/auth/tokens", func(w http.ResponseWriter, _ *http.Request) {
-		f.logins.Add(1)
-		w.Header().Set("X-Subject-Token", "own")
+		w.Header().Set("X-Subject-Token", fmt.Sprintf("own-%d", f.logins.Add(1)))
 		w.WriteHeader(http.StatusCreated)
-		_, _ = fmt.Fprintf(w, `{"token": {"catalog": [{"type": "image", "endpoints": [{"interface": "public", "region": "r", "region_id": "r", "url": %q}]}]}}`, f.URL)
+		ends := time.Now().Add(time.Duration(f.life.Load()) * time.Second).UTC().Format("2006-01-02T15:04:05.000000Z")
+		_, _ = fmt.Fprintf(w, `{"token": {"expires_at": "`+ends+`", "catalog": [{"type": "image", "endpoints": [{"interface": "public", "region": "r", "region_id": "r", "url": %q}]}]}}`, f.URL)
 	})
 	mux.HandleFunc("/v2/", func(w http.ResponseWriter, r *http.Request) {
 		f.asked.Add(1)
@@ -54,7 +63,9 @@ func newFakeGlance(t *testing.T) (*fakeGlance, *image.Glance) {
 	})
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(f.Close)
-	g, err := image.NewGlance(image.GlanceConfig{Config: session.Config{AuthURL: f.URL + "/v3", Username: "u", Password: "p", UserTokens: true}, Logger: slog.New(slog.NewTextHandler(&f.log, nil))})
+	cfg.Config = session.Config{AuthURL: f.URL + "/v3", Username: "u", Password: "p", UserTokens: true}
+	cfg.Logger = slog.New(slog.NewTextHandler(&f.log, nil))
+	g, err := image.NewGlance(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +106,13 @@ func TestGlanceAnswers(t *testing.T) {
 				t.Errorf("the error and the log: %s", text)
 			}
 		})
+	}
+	for status, want := range map[int]fault.Code{401: fault.Unauthenticated, 403: fault.Denied, 500: fault.Unavailable} {
+		f, g := newFakeGlance(t)
+		f.answer.Store(new(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })))
+		if _, err := g.List(t.Context(), "secret"); fault.CodeOf(err) != want {
+			t.Errorf("a list that is answered with %d: %v", status, err)
+		}
 	}
 	f, g := newFakeGlance(t)
 	var wg sync.WaitGroup

@@ -42,7 +42,7 @@ const Active = "active"
 type Source interface {
 	// Get returns an image. Errors: NotFound, also if the client must not see the image; Denied; Unavailable, if the images cannot be read.
 	Get(ctx context.Context, token, id string) (*Image, error)
-	// List returns the images that the client may see. Errors: Unavailable.
+	// List returns the images that the client may see. Errors: Unavailable; Unauthenticated or Denied, if the token is refused.
 	List(ctx context.Context, token string) ([]Image, error)
 }
 
@@ -54,8 +54,9 @@ type Keeper interface {
 	Create(ctx context.Context, token string, is Image) (id string, err error)
 	// Delete removes an image.
 	Delete(ctx context.Context, token, id string) error
-	// SetProperties replaces all properties of an image, and returns the image.
-	SetProperties(ctx context.Context, token, id string, to map[string]string) (*Image, error)
+	// SetProperties changes the properties of an image, and returns the image. change gets a copy of the present properties, not those of a cache, and returns the new ones. It
+	// may be called several times. Its error is returned, and nothing is changed.
+	SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*Image, error)
 }
 
 // BuiltIn has the image cirros, which the fake driver does not read.
@@ -80,11 +81,11 @@ func find(list []Image, id string) (*Image, error) {
 // ListFile is the name of the file of a directory that says more of its images, see [Directory].
 const ListFile = "images.json"
 
-// suffixes are the ends of the names of image files.
-var suffixes = []string{".qcow2", ".img", ".raw"}
+// suffixes are the ends of the names of image files, sorted as the names are. The first of several files with the same ID counts.
+var suffixes = []string{".img", ".qcow2", ".raw"}
 
 // Directory has the images of a directory: the files NAME.qcow2, NAME.img and NAME.raw, with NAME as the id. The file images.json may say more
-// of them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. The directory is read for each call. Errors: Invalid, if
+// of them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. It is read for each call. Errors: Invalid, if
 // path is not absolute or cannot be read.
 func Directory(ctx context.Context, path string) (Source, error) {
 	if !filepath.IsAbs(path) {
@@ -123,18 +124,13 @@ func (d directory) List(context.Context, string) ([]Image, error) {
 		if !slices.Contains(suffixes, suffix) || id == "" || slices.ContainsFunc(out, func(is Image) bool { return is.ID == id }) {
 			continue
 		}
-		info, err := os.Stat(filepath.Join(string(d), f.Name())) // of the file to which a link points
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() {
-			continue
-		}
+		is, err := d.read(id, f.Name(), known)
 		if err != nil {
-			return nil, fault.New(fault.Unavailable, "read the image %s: %w", f.Name(), err)
+			return nil, err
 		}
-		is := known[id]
-		out = append(out, Image{
-			ID: id, Name: id, Size: info.Size(), MinRAMMiB: is.MinRAM, MinDiskGiB: is.MinDisk, Properties: is.Properties,
-			Created: info.ModTime(), Updated: info.ModTime(), Status: Active,
-		})
+		if is != nil {
+			out = append(out, *is)
+		}
 	}
 	return out, nil
 }
@@ -162,11 +158,42 @@ func (d directory) listed() (out map[string]more, err error) {
 	return out, nil
 }
 
-// Get implements Source.
-func (d directory) Get(ctx context.Context, _, id string) (*Image, error) {
-	list, err := d.List(ctx, "")
+// Get implements Source. It reads no other image.
+func (d directory) Get(_ context.Context, _, id string) (*Image, error) {
+	missing := fault.New(fault.NotFound, "Image %s could not be found.", id)
+	if id == "" || len(id) > maxName || strings.ContainsAny(id, "/\\\x00") {
+		return nil, missing
+	}
+	known, err := d.listed()
 	if err != nil {
 		return nil, err
 	}
-	return find(list, id)
+	for _, suffix := range suffixes {
+		if is, err := d.read(id, id+suffix, known); is != nil || err != nil {
+			return is, err
+		}
+	}
+	if _, err := os.Stat(string(d)); err != nil {
+		return nil, fault.New(fault.Unavailable, "read the images: %w", err)
+	}
+	return nil, missing
+}
+
+// maxName is the highest number of bytes of an ID. File systems have 255 for the name with its suffix.
+const maxName = 240
+
+// read returns the image of a file, or nil if the file is not an image file.
+func (d directory) read(id, file string, known map[string]more) (*Image, error) {
+	info, err := os.Stat(filepath.Join(string(d), file)) // of the file to which a link points
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && !info.Mode().IsRegular():
+		return nil, nil //nolint:nilnil // see the doc
+	case err != nil:
+		return nil, fault.New(fault.Unavailable, "read the image %s: %w", file, err)
+	}
+	is := known[id]
+	return &Image{
+		ID: id, Name: id, Size: info.Size(), MinRAMMiB: is.MinRAM, MinDiskGiB: is.MinDisk, Properties: is.Properties,
+		Created: info.ModTime(), Updated: info.ModTime(), Status: Active,
+	}, nil
 }

@@ -44,7 +44,11 @@ func TestDirectory(t *testing.T) {
 	if err != nil || b.Size != 5 || b.MinRAMMiB != 512 || b.MinDiskGiB != 2 || b.Properties["os_type"] != "linux" || b.Name != "b" || b.Updated.IsZero() {
 		t.Errorf("%v, %+v", err, b)
 	}
-	for _, id := range []string{"", "d", "notes", "../a", "b.qcow2"} {
+	write("b.raw", "another file of the same image")
+	if again, err := s.Get(t.Context(), "", "b"); err != nil || again.Size != 5 {
+		t.Errorf("two files: %v, %+v", err, again)
+	}
+	for _, id := range []string{"", "d", "notes", "../a", "b.qcow2", "..", "a\x00", strings.Repeat("x", 255)} {
 		if _, err := s.Get(t.Context(), "", id); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%q: %v", id, err)
 		}
@@ -54,6 +58,12 @@ func TestDirectory(t *testing.T) {
 		if _, err := s.Get(t.Context(), "", "b"); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), image.ListFile) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), "", "b"); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("no directory: %v", err)
 	}
 	for _, path := range []string{"relative", filepath.Join(dir, "none"), filepath.Join(dir, "a.img")} {
 		if _, err := image.Directory(t.Context(), path); !errors.Is(err, fault.Invalid) {

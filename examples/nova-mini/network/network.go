@@ -4,6 +4,7 @@ package network
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -12,12 +13,13 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
+	"github.com/gophercloud/gophercloud/v2/pagination"
 
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/fault"
 )
 
-// Request is a network interface that a server is to have: in a network, or with a port that exists. It is stored with the server.
+// Request is a network interface that a server is to have: in a network, or with a port that exists.
 type Request struct {
 	Network string `json:"network,omitempty"`
 	Port    string `json:"port,omitempty"`
@@ -32,16 +34,49 @@ type Group struct {
 	Name string `json:"name"`
 }
 
-// Wanted is what a server is to have of the network service. It is stored with the server.
+// Interface is a network interface of a server: what was asked for, and the port.
+type Interface struct {
+	Request Request `json:"request"`
+	// Port is zero until it is made.
+	Port Port `json:"port,omitzero"`
+}
+
+// Wanted is what a server is to have of the network service, and what it has. It is stored with the server. Nil: nothing.
 type Wanted struct {
-	Requests []Request `json:"requests,omitempty"`
+	Interfaces []Interface `json:"interfaces,omitempty"`
 	// Groups are the security groups of ports that are made. Empty: the default group of the project.
 	Groups []Group `json:"groups,omitempty"`
 }
 
 // Given reports whether the port with an id was named by the client, and so outlives the server.
 func (w *Wanted) Given(port string) bool {
-	return slices.ContainsFunc(w.Requests, func(r Request) bool { return r.Port == port })
+	return slices.ContainsFunc(w.Interfaces, func(i Interface) bool { return i.Request.Port == port })
+}
+
+// Index returns the place of the interface with a port, or -1.
+func (w *Wanted) Index(port string) int {
+	if w == nil {
+		return -1
+	}
+	return slices.IndexFunc(w.Interfaces, func(i Interface) bool { return i.Port.ID == port })
+}
+
+// Ports returns the ports that are made, in the order of the interfaces.
+func (w *Wanted) Ports() (out []Port) {
+	if w == nil {
+		return nil
+	}
+	for _, i := range w.Interfaces {
+		if i.Port.ID != "" {
+			out = append(out, i.Port)
+		}
+	}
+	return out
+}
+
+// Bound reports whether all interfaces have ports that are bound on a host.
+func (w *Wanted) Bound(host string) bool {
+	return w == nil || !slices.ContainsFunc(w.Interfaces, func(i Interface) bool { return i.Port.Host != host })
 }
 
 // Port is a port of a server. It is stored with the server, so that a server is shown without a request to Neutron.
@@ -74,11 +109,6 @@ func (a Address) Version() int {
 	return 4
 }
 
-// Bound reports whether all ports are bound on a host.
-func Bound(list []Port, host string) bool {
-	return !slices.ContainsFunc(list, func(p Port) bool { return p.Host != host })
-}
-
 // Server says whose ports a method is about.
 type Server struct {
 	ID, Project string
@@ -102,6 +132,11 @@ const owner = "compute:nova"
 
 // bindingFailed is the binding:vif_type of a port that Neutron cannot bind on its host, such as because its agent is away.
 const bindingFailed = "binding_failed"
+
+// ErrBindingFailed means that Neutron cannot bind a port on a host. It may be able to do so on another one.
+var ErrBindingFailed = fault.Sentinel(fault.Invalid, bindingReason, "Binding failed for a port, please check neutron logs for more information.")
+
+const bindingReason = "BindingFailed"
 
 // bound is a port as Neutron answers it to an administrator.
 type bound struct {
@@ -165,11 +200,11 @@ func (n *Neutron) available(ctx context.Context, c *gophercloud.ServiceClient, p
 	for _, opts := range []networks.ListOpts{{ProjectID: project, Shared: new(false)}, {Shared: new(true)}} {
 		pages, err := networks.List(c, opts).AllPages(ctx)
 		if err != nil {
-			return nil, n.session.Translate(ctx, err)
+			return nil, n.session.Translate(ctx, c, err)
 		}
 		some, err := networks.ExtractNetworks(pages)
 		if err != nil {
-			return nil, n.session.Translate(ctx, err)
+			return nil, n.session.Translate(ctx, c, err)
 		}
 		out = append(out, some...)
 	}
@@ -184,7 +219,7 @@ func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return fault.New(fault.NotFound, "Network %s could not be found.", r.Network)
 	case err != nil:
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	case !is.Shared && is.ProjectID != by.Project && !by.Admin:
 		return fault.New(fault.Denied, "It is not allowed to create an interface on external network %s", r.Network)
 	case r.FixedIP != "" && is.ProjectID != by.Project && !by.Admin:
@@ -211,7 +246,7 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, p
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return NoPort(r.Port)
 	case err != nil:
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	case is.ProjectID != project && is.TenantID != project:
 		return NoPort(r.Port)
 	case is.DeviceID != "":
@@ -247,7 +282,7 @@ func (n *Neutron) checkQuota(ctx context.Context, c *gophercloud.ServiceClient, 
 	// Neutron has the quota of the client's own project for each client.
 	resp, err := c.Get(ctx, c.ServiceURL("quotas", project), &reply, nil) // it closes the body
 	if err != nil {
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	}
 	_ = resp.Body.Close()
 	if reply.Quota.Port < 0 {
@@ -300,10 +335,10 @@ func (n *Neutron) Groups(ctx context.Context, token, project string, names []str
 func (n *Neutron) groups(ctx context.Context, c *gophercloud.ServiceClient, opts groups.ListOpts) ([]groups.SecGroup, error) {
 	pages, err := groups.List(c, opts).AllPages(ctx)
 	if err != nil {
-		return nil, n.session.Translate(ctx, err)
+		return nil, n.session.Translate(ctx, c, err)
 	}
 	out, err := groups.ExtractGroups(pages)
-	return out, n.session.Translate(ctx, err)
+	return out, n.session.Translate(ctx, c, err)
 }
 
 // GroupsOf returns the security groups of the ports of a server, with their rules.
@@ -321,18 +356,19 @@ func (n *Neutron) GroupsOf(ctx context.Context, token, server string) ([]groups.
 		ids = append(ids, p.SecurityGroups...)
 	}
 	slices.Sort(ids)
-	var out []groups.SecGroup
-	for _, id := range slices.Compact(ids) {
-		g, err := groups.Get(ctx, c, id).Extract()
-		if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
-			continue // deleted meanwhile
-		}
-		if err != nil {
-			return nil, n.session.Translate(ctx, err)
-		}
-		out = append(out, *g)
+	if ids = slices.Compact(ids); len(ids) == 0 {
+		return nil, nil
 	}
-	return out, nil
+	// The options of the client library have one id. A group that was deleted meanwhile is not in the reply.
+	query := url.Values{"id": ids}
+	pages, err := pagination.NewPager(c, c.ServiceURL("security-groups")+"?"+query.Encode(), func(r pagination.PageResult) pagination.Page {
+		return groups.SecGroupPage{LinkedPageBase: pagination.LinkedPageBase{PageResult: r}}
+	}).AllPages(ctx)
+	if err != nil {
+		return nil, n.session.Translate(ctx, c, err)
+	}
+	out, err := groups.ExtractGroups(pages)
+	return out, n.session.Translate(ctx, c, err)
 }
 
 // list returns ports.
@@ -341,7 +377,7 @@ func (n *Neutron) list(ctx context.Context, c *gophercloud.ServiceClient, opts p
 	if err == nil {
 		err = ports.ExtractPortsInto(pages, &out)
 	}
-	return out, n.session.Translate(ctx, err)
+	return out, n.session.Translate(ctx, c, err)
 }
 
 // Ports returns the ports of a server as they are now, for a client of its project.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
@@ -102,25 +103,50 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("a group that does not exist: %v", err)
 	}
 
-	want := network.Wanted{Requests: []network.Request{{Network: private, Tag: "a"}, {Port: mine.ID, Network: private}, {Network: private}}}
+	// A token that Neutron does not accept is not an outage.
+	for name, err := range map[string]error{
+		"check":  second(n.Check(t.Context(), network.Client{Token: "none", Project: project}, []network.Request{{Network: private}}, false, 1)),
+		"groups": second(n.Groups(t.Context(), "none", project, []string{"default"})),
+		"ports":  second(n.Ports(t.Context(), "none", "x")),
+	} {
+		if !errors.Is(err, fault.Unauthenticated) {
+			t.Errorf("%s with a wrong token: %v", name, err)
+		}
+	}
+
+	want := wanted(network.Request{Network: private, Tag: "a"}, network.Request{Port: mine.ID, Network: private}, network.Request{Network: private})
 	s := network.Server{ID: "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: want}
-	first, err := n.Allocate(t.Context(), s, nil)
-	if err != nil || len(first) != 3 || first[1].ID != mine.ID || first[0].NetworkName != "private" || first[0].Tag != "a" || len(first[2].Addresses) != 1 || first[0].MAC == "" {
+	first, err := n.Allocate(t.Context(), s)
+	if err != nil || len(first) != 3 || first[1].Port.ID != mine.ID || first[0].Port.NetworkName != "private" || first[0].Port.Tag != "a" || len(first[2].Port.Addresses) != 1 || first[0].Port.MAC == "" {
 		t.Fatalf("allocate: %+v, %v", first, err)
 	}
-	ids := func(list []network.Port) string {
+	ids := func(list []network.Interface) string {
 		out := make([]string, len(list))
-		for i, p := range list {
-			out[i] = p.ID
+		for i, one := range list {
+			out[i] = one.Port.ID
 		}
 		return strings.Join(out, " ")
 	}
 	// The answer was lost, and then another host is chosen: no port is made a second time.
 	s.Host = "node-2"
-	for _, have := range [][]network.Port{nil, first[:1], first} {
-		again, err := n.Allocate(t.Context(), s, have)
-		if err != nil || len(again) != 3 || again[1].ID != mine.ID || len(have) == 3 && ids(again) != ids(first) {
-			t.Errorf("allocate with %d known ports: %+v, %v", len(have), again, err)
+	secured, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: "second"}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ports.Update(t.Context(), ada, mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, mine.SecurityGroups[0]}}).Extract(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got) != 2 || got[0].ID == got[1].ID || len(got[0].Rules)+len(got[1].Rules) < 3 {
+		t.Errorf("the groups of the ports: %+v, %v", got, err)
+	}
+	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got) != 0 {
+		t.Errorf("the groups of no port: %+v, %v", got, err)
+	}
+	for _, known := range []int{0, 1, 3} {
+		copy(s.Wanted.Interfaces, first[:known])
+		again, err := n.Allocate(t.Context(), s)
+		if err != nil || len(again) != 3 || again[1].Port.ID != mine.ID || known == 3 && ids(again) != ids(first) {
+			t.Errorf("allocate with %d known ports: %+v, %v", known, again, err)
 		}
 	}
 	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
@@ -133,10 +159,10 @@ func TestNeutron(t *testing.T) {
 	if _, err := ports.Create(t.Context(), k.Networks("bob", other), ports.CreateOpts{NetworkID: shared.ID, DeviceID: s.ID, DeviceOwner: "compute:nova"}).Extract(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Attach(t.Context(), network.Server{ID: s.ID, Project: project, Host: s.Host, Wanted: network.Wanted{Requests: []network.Request{{Network: shared.ID}}}}); err != nil {
+	if _, err := n.Attach(t.Context(), network.Server{ID: s.ID, Project: project, Host: s.Host, Wanted: wanted(network.Request{Network: shared.ID})}); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := n.Allocate(t.Context(), s, first); err != nil || ids(again) != ids(first) {
+	if again, err := n.Allocate(t.Context(), s); err != nil || ids(again) != ids(first) {
 		t.Errorf("allocate with a port too many: %+v, %v", again, err)
 	}
 	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
@@ -146,16 +172,16 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("release a port of another server: %v", err)
 	}
 	two := s
-	two.ID, two.Wanted.Requests = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", []network.Request{{Port: mine.ID}}
-	if _, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Conflict) {
+	two.ID, two.Wanted = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", wanted(network.Request{Port: mine.ID})
+	if _, err := n.Allocate(t.Context(), two); !errors.Is(err, fault.Conflict) {
 		t.Errorf("a port of another server: %v", err)
 	}
-	two.Wanted.Requests = []network.Request{{Network: private}, {Network: private}, {Network: private}}
-	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "No fixed IP addresses available for network: "+private) {
+	two.Wanted = wanted(network.Request{Network: private}, network.Request{Network: private}, network.Request{Network: private})
+	if got, err := n.Allocate(t.Context(), two); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "No fixed IP addresses available for network: "+private) {
 		t.Errorf("more ports than addresses: %+v, %v", got, err)
 	}
-	two.Wanted.Requests, two.Host = []network.Request{{Network: private}}, "nowhere"
-	if got, err := n.Allocate(t.Context(), two, nil); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Binding failed for port") {
+	two.Wanted, two.Host = wanted(network.Request{Network: private}), "nowhere"
+	if got, err := n.Allocate(t.Context(), two); !errors.Is(err, network.ErrBindingFailed) || !strings.Contains(err.Error(), "Binding failed for port") {
 		t.Errorf("a host without an agent: %+v, %v", got, err)
 	}
 
@@ -178,4 +204,15 @@ func TestNeutron(t *testing.T) {
 	if _, err := check(nil, false, 1); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("Neutron is away: %v", err)
 	}
+}
+
+// second returns the error of a call.
+func second[T any](_ T, err error) error { return err }
+
+// wanted returns what a server asks for, without ports.
+func wanted(list ...network.Request) (out network.Wanted) {
+	for _, r := range list {
+		out.Interfaces = append(out.Interfaces, network.Interface{Request: r})
+	}
+	return out
 }

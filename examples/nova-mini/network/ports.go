@@ -15,12 +15,12 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Allocate makes the ports that a server lacks, binds all of them on its host, and returns them in the order of the requests. have are the ports of
-// an earlier call, in this order, which may have failed, or may have been for another host. Allocate may be repeated: a port that an earlier
+// Allocate makes the ports that a server lacks, binds all of them on its host, and returns its interfaces with them. The ports that the interfaces have are those of
+// an earlier call, which may have failed, or may have been for another host. Allocate may be repeated: a port that an earlier
 // call has made is found by the id of the server, and a port that was made twice is deleted. Errors: NotFound: a network or a port is gone; Conflict: a port or
-// an address is in use; Exhausted: a network has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request, or
-// cannot bind a port on the host.
-func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, error) {
+// an address is in use; Exhausted: a network has no address left; Denied: the project has no port left; Invalid: Neutron refuses the request;
+// ErrBindingFailed.
+func (n *Neutron) Allocate(ctx context.Context, s Server) ([]Interface, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return nil, err
@@ -30,14 +30,14 @@ func (n *Neutron) Allocate(ctx context.Context, s Server, have []Port) ([]Port, 
 		return nil, err
 	}
 	used := map[string]bool{}
-	out := make([]Port, 0, len(s.Wanted.Requests))
-	for i, r := range s.Wanted.Requests {
-		got, err := n.ensure(ctx, c, s, r, match(list, used, s, r, have, i))
+	out := slices.Clone(s.Wanted.Interfaces)
+	for i := range out {
+		got, err := n.ensure(ctx, c, s, out[i].Request, match(list, used, s, i))
 		if err != nil {
 			return nil, err
 		}
 		used[got.ID] = true
-		out = append(out, *got)
+		out[i].Port = *got
 	}
 	for i := range list {
 		if b := &list[i]; !used[b.ID] && !s.Wanted.Given(b.ID) && b.DeviceOwner == owner {
@@ -54,14 +54,14 @@ func (n *Neutron) portsOf(ctx context.Context, c *gophercloud.ServiceClient, ser
 	return n.list(ctx, c, ports.ListOpts{DeviceID: server, ProjectID: project})
 }
 
-// Attach makes or binds one more port for a server, for its only request. After an error the caller calls [Neutron.Release] or
+// Attach makes or binds one more port for a server, for its only interface. After an error the caller calls [Neutron.Release] or
 // [Neutron.ReleasePort], because Neutron may have done it. Errors: those of [Neutron.Allocate].
 func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	return n.ensure(ctx, c, s, s.Wanted.Requests[0], nil)
+	return n.ensure(ctx, c, s, s.Wanted.Interfaces[0].Request, nil)
 }
 
 // ensure returns the port of a request, bound on the host of a server. got is the port if it has been made, or nil.
@@ -79,11 +79,11 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 		return nil, err
 	}
 	if got.VIFType == bindingFailed {
-		return nil, fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID)
+		return nil, fault.WithReason(fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID), bindingReason, nil)
 	}
 	is, err := networks.Get(ctx, c, got.NetworkID).Extract()
 	if err != nil {
-		return nil, n.refused(ctx, err, Request{Network: got.NetworkID})
+		return nil, n.refused(ctx, c, err, Request{Network: got.NetworkID})
 	}
 	p := got.shown()
 	p.NetworkName, p.Tag, p.Host = is.Name, r.Tag, s.Host
@@ -94,7 +94,7 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, server, id string) (*bound, error) {
 	var got bound
 	if err := ports.Get(ctx, c, id).ExtractInto(&got); err != nil {
-		return nil, n.refused(ctx, err, Request{Port: id})
+		return nil, n.refused(ctx, c, err, Request{Port: id})
 	}
 	if got.DeviceID != "" && got.DeviceID != server {
 		return nil, inUse(id)
@@ -102,19 +102,18 @@ func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, serve
 	return &got, nil
 }
 
-// match returns the port that an earlier call has made for the i-th request, or nil. It is nil for a port that the client has named.
-func match(list []bound, used map[string]bool, s Server, r Request, have []Port, i int) *bound {
+// match returns the port that an earlier call has made for the i-th interface, or nil. It is nil for a port that the client has named.
+func match(list []bound, used map[string]bool, s Server, i int) *bound {
+	r, known := s.Wanted.Interfaces[i].Request, s.Wanted.Interfaces[i].Port.ID
 	if r.Port != "" {
 		return nil
 	}
-	if i < len(have) {
-		if j := slices.IndexFunc(list, func(b bound) bool { return b.ID == have[i].ID && !used[b.ID] && b.NetworkID == r.Network }); j >= 0 {
-			return &list[j]
-		}
+	if j := slices.IndexFunc(list, func(b bound) bool { return b.ID == known && !used[b.ID] && b.NetworkID == r.Network }); j >= 0 {
+		return &list[j]
 	}
 	for j := range list {
 		b := &list[j]
-		taken := used[b.ID] || s.Wanted.Given(b.ID) || slices.ContainsFunc(have, func(p Port) bool { return p.ID == b.ID })
+		taken := used[b.ID] || s.Wanted.Given(b.ID) || s.Wanted.Index(b.ID) >= 0
 		if !taken && b.DeviceOwner == owner && b.NetworkID == r.Network && (r.FixedIP == "" || slices.ContainsFunc(b.FixedIPs, func(ip ports.IP) bool { return sameIP(ip.IPAddress, r.FixedIP) })) {
 			return b
 		}
@@ -138,21 +137,21 @@ func (n *Neutron) create(ctx context.Context, c *gophercloud.ServiceClient, s Se
 	}
 	got := new(bound)
 	err := ports.Create(ctx, c, portsbinding.CreateOptsExt{CreateOptsBuilder: opts, HostID: s.Host}).ExtractInto(got)
-	return got, n.refused(ctx, err, r)
+	return got, n.refused(ctx, c, err, r)
 }
 
 func (n *Neutron) bind(ctx context.Context, c *gophercloud.ServiceClient, s Server, id string) (*bound, error) {
 	got := new(bound)
 	opts := ports.UpdateOpts{DeviceID: &s.ID, DeviceOwner: new(owner)}
 	err := ports.Update(ctx, c, id, portsbinding.UpdateOptsExt{UpdateOptsBuilder: opts, HostID: &s.Host}).ExtractInto(got)
-	return got, n.refused(ctx, err, Request{Port: id})
+	return got, n.refused(ctx, c, err, Request{Port: id})
 }
 
 // refused gives an error of Neutron about a request its code. The texts are Nova's.
-func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
+func (n *Neutron) refused(ctx context.Context, c *gophercloud.ServiceClient, err error, r Request) error {
 	var reply gophercloud.ErrUnexpectedResponseCode
 	if err == nil || !errors.As(err, &reply) {
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	}
 	kind := neutronError(reply.Body)
 	switch {
@@ -171,7 +170,7 @@ func (n *Neutron) refused(ctx context.Context, err error, r Request) error {
 	case reply.Actual == http.StatusBadRequest:
 		return fault.New(fault.Invalid, "The network service refuses the port: %s", kind)
 	}
-	return n.session.Translate(ctx, err)
+	return n.session.Translate(ctx, c, err)
 }
 
 // Release deletes the ports of a server, and frees those that its client has named. It may be repeated. It tries all ports, and returns the first
@@ -201,7 +200,7 @@ func (n *Neutron) ReleasePort(ctx context.Context, server, port string, given bo
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return nil
 	case err != nil:
-		return n.session.Translate(ctx, err)
+		return n.session.Translate(ctx, c, err)
 	case is.DeviceID != server:
 		return nil
 	}
@@ -223,5 +222,5 @@ func (n *Neutron) release(ctx context.Context, c *gophercloud.ServiceClient, ser
 	case errors.As(err, &reply) && slices.Contains([]int{http.StatusBadRequest, http.StatusForbidden, http.StatusConflict}, reply.Actual):
 		return fault.New(fault.Conflict, "the network service refuses to release port %s of server %s: %s", id, server, neutronError(reply.Body))
 	}
-	return n.session.Translate(ctx, err)
+	return n.session.Translate(ctx, c, err)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
@@ -125,13 +126,24 @@ func (s *Session) Transfers() *http.Client { return &s.data }
 func (s *Session) Client(ctx context.Context, token string) (*gophercloud.ServiceClient, error) {
 	p, at, err := s.login(ctx)
 	if err != nil {
-		return nil, s.Translate(ctx, err)
+		return nil, s.Translate(ctx, nil, err)
 	}
 	if token != "" && s.cfg.UserTokens {
 		p = &gophercloud.ProviderClient{HTTPClient: s.http}
 		p.SetToken(token)
 	}
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: at, ResourceBase: at + s.cfg.Version + "/", Type: s.cfg.Type}, nil
+}
+
+// RenewToken logs in again if the token of the service's own user, which c uses, ends within a time. If that fails, the client keeps its token.
+func (s *Session) RenewToken(ctx context.Context, c *gophercloud.ServiceClient, within time.Duration) {
+	result, ok := c.GetAuthResult().(tokens.CreateResult)
+	if !ok {
+		return
+	}
+	if t, err := result.ExtractToken(); err == nil && !t.ExpiresAt.IsZero() && time.Until(t.ExpiresAt) < within {
+		_ = c.Reauthenticate(ctx, c.Token()) // the request fails if the token does not last
+	}
 }
 
 // login returns the client of the service's own user, and the URL of the service. It logs in if no login has succeeded before. Callers share a login,
@@ -185,17 +197,28 @@ func (s *Session) logInOnce(ctx context.Context) error {
 	return nil
 }
 
-// Translate gives an error of a request the code Unavailable, or that of a context that has ended. Its text has the request and the status, not
-// the reply, which may repeat a token.
-func (s *Session) Translate(ctx context.Context, err error) error {
+// Translate gives an error of a request of c the code Unavailable, or that of a context that has ended. If the service refuses the token of a client, the code is Unauthenticated (401) or
+// Denied (403). c may be nil. The text has the request and the status, not the reply, which may repeat a token.
+func (s *Session) Translate(ctx context.Context, c *gophercloud.ServiceClient, err error) error {
 	var reply gophercloud.ErrUnexpectedResponseCode
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return fault.New(fault.CodeOf(ctx.Err()), "ask the %s service: %w", s.cfg.Type, ctx.Err())
+	case errors.As(err, &reply) && s.ofClient(c) && reply.Actual == http.StatusUnauthorized:
+		return fault.New(fault.Unauthenticated, "The %s service does not accept the token of the request.", s.cfg.Type)
+	case errors.As(err, &reply) && s.ofClient(c) && reply.Actual == http.StatusForbidden:
+		return fault.New(fault.Denied, "The %s service does not allow the request.", s.cfg.Type)
 	case errors.As(err, &reply):
 		err = fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
 	}
 	return fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, err)
+}
+
+// ofClient reports whether c has the token of a client.
+func (s *Session) ofClient(c *gophercloud.ServiceClient) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return c != nil && c.ProviderClient != s.own
 }

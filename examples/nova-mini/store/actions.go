@@ -194,7 +194,8 @@ func failedAction(a compute.Action, id string) string {
 }
 
 // EndAction writes the result of an action. After success the server is in the state that the action leads to. After an
-// error the server keeps its state, or is in the state in which the action fails, and gets a fault. After a resize that timed out or was
+// error the server keeps its state, or is in the state in which the action fails, and gets a fault. After an error with the code
+// Precondition the server keeps its state, because the compute service has changed nothing. After a resize that timed out or was
 // canceled the size of the server is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction
 // in which the operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, failed error) error {
@@ -248,7 +249,9 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	before, state := s.VMState, info.To
 	if failed != nil {
 		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = http.StatusInternalServerError, failedAction(info.Action, s.ID), db.Cut(failed.Error(), maxFault), &now
-		state = info.Fails
+		if state = info.Fails; fault.CodeOf(failed) == fault.Precondition {
+			state = ""
+		}
 	}
 	if state != "" && (failed != nil || !info.KeepsOff || before != Stopped) {
 		s.VMState = state
@@ -340,7 +343,11 @@ func (s *Store) record(ctx context.Context, id string, a compute.Action, change 
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is written before the server, in the same order as a runner locks them.
 		k := operation.Kind[struct{}]{Name: kindName(a), Preempts: a == compute.ResetState}
-		if _, err := operation.Record(ctx, s.ops, k, id, &struct{}{}, nil); err != nil {
+		err := s.discardPreempted(ctx, tx, id, k.Preempts, func() error {
+			_, err := operation.Record(ctx, s.ops, k, id, &struct{}{}, nil)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		return change(ctx, tx, now)

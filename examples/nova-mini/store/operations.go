@@ -77,8 +77,10 @@ func (s *Server) creation() operation.Kind[CreateData] {
 type ActData struct {
 	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
-	// ImageRef is the image of a rescue, where empty means the server's own, or the one that is made.
+	// ImageRef is the image of a rescue, where empty means the server's own, or the one that is made. Upload means that the compute service uploads the
+	// image that is made to the image service.
 	ImageRef string `json:"image_ref,omitempty"`
+	Upload   bool   `json:"upload,omitempty"`
 	// Image is what is known of an image that is made.
 	Image *Image `json:"image,omitempty"`
 	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.

@@ -100,9 +100,8 @@ type Server struct {
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// Networks is what the client asks for of the network service, and Ports are the ports that the server has. Nil: nothing.
+	// Networks are the network interfaces of the server. Nil: it has none, and is to have none.
 	Networks db.JSON[*network.Wanted] `db:"networks"`
-	Ports    db.JSON[[]network.Port]  `db:"ports"`
 
 	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
 	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
@@ -201,23 +200,6 @@ func (s *Server) Spec() compute.Spec {
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
 		Interfaces: s.interfaces(), UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 	}
-}
-
-// interfaces returns the network interfaces that a driver gives the server.
-func (s *Server) interfaces() (out []compute.Interface) {
-	for _, p := range s.Ports.V {
-		out = append(out, Interface(p))
-	}
-	return out
-}
-
-// Interface returns the network interface of a port.
-func Interface(p network.Port) compute.Interface {
-	where := p.Network
-	if p.Bridge != "" {
-		where = "bridge:" + p.Bridge
-	}
-	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: where}
 }
 
 // orEmpty returns the text, or "" for nil.
@@ -418,7 +400,11 @@ func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
-		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
+		err := s.discardPreempted(ctx, tx, id, true, func() error {
+			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
@@ -440,25 +426,6 @@ func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 // [compute.ErrStale] if the server does not exist or has a host.
 func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
-}
-
-// ChangePorts changes the networks and the ports of a server. It calls change with the server, without its task, and writes these values. An error
-// of change is returned, and nothing is changed. Errors: NotFound.
-func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server) error) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		srv, err := s.lockServer(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		if srv.Networks.V == nil {
-			srv.Networks.V = new(network.Wanted)
-		}
-		if err := change(srv); err != nil {
-			return err
-		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, ports = ?, updated_at = ? WHERE id = ?`, srv.Networks, srv.Ports, now, id)
-		return err
-	})
 }
 
 // Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the

@@ -59,12 +59,18 @@ func driverCall(call func(context.Context, compute.Driver, *compute.ActRequest) 
 	}
 }
 
-// runAction does an action. Errors: errPartial, if the action is done in part.
+// refusal is the error of an action that was refused before it has changed the server.
+type refusal struct{ error }
+
+// runAction does an action. Errors: errPartial, if the action is done in part; refusal.
 func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
+	if err := s.checkUpload(ctx, req); err != nil {
+		return err
+	}
 	if do := actions[req.Action]; do != nil {
 		return do(s, ctx, req)
 	}
-	return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", req.ServerID, req.Action)
+	return refusal{fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", req.ServerID, req.Action)}
 }
 
 // stop shuts the server down. It is not an error if the server is off already.
@@ -120,17 +126,6 @@ func (s *Service) unshelve(ctx context.Context, req *compute.ActRequest) error {
 		return fmt.Errorf("%w, and its remains cannot be removed: %w, %w", err, undo, errPartial)
 	}
 	return err
-}
-
-// dropShelved removes the image of a server that has been unshelved. It is called after the report: until then the image may be needed. A failure
-// is only logged.
-func (s *Service) dropShelved(ctx context.Context, req *compute.ActRequest) {
-	if s.cfg.Images == nil || req.Action != compute.Unshelve || req.ImageRef == "" {
-		return
-	}
-	if err := s.cfg.Images.Remove(ctx, req.ImageRef); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "image of the shelved server not removed", "server", req.ServerID, "image", req.ImageRef, "error", err)
-	}
 }
 
 func softReboot(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {

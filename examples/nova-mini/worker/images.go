@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
@@ -54,6 +55,21 @@ func checkImageFiles(ctx context.Context, d compute.Driver) error {
 	return err
 }
 
+// checkUpload returns a refusal if this host cannot upload the image that an action makes.
+func (s *Service) checkUpload(ctx context.Context, req *compute.ActRequest) error {
+	if !req.Upload {
+		return nil
+	}
+	if s.cfg.Images == nil {
+		return refusal{fault.New(fault.Precondition, "host %s has no image service, so image %s cannot be uploaded: its compute service needs the section [glance]", s.cfg.Host, req.ImageRef)}
+	}
+	err := retryDriver(ctx, func() error { return checkImageFiles(ctx, s.cfg.Driver()) })
+	if errors.Is(err, fault.Unimplemented) {
+		err = refusal{err}
+	}
+	return err
+}
+
 // snapshot makes an image of a server's disk, and uploads it if there is an image service.
 func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 	write := func(ref string) error {
@@ -62,12 +78,33 @@ func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 	if s.cfg.Images == nil {
 		return write(req.ImageRef)
 	}
-	return s.cfg.Images.Put(ctx, req.ImageRef, func(path string) error {
-		if err := retryDriver(ctx, func() error { return checkImageFiles(ctx, s.cfg.Driver()) }); err != nil {
+	err := s.upload(ctx, req.ImageRef, write)
+	if err != nil && ctx.Err() == nil { // otherwise the message is redelivered
+		err = errors.Join(err, s.cfg.Images.Drop(req.ImageRef))
+	}
+	return err
+}
+
+// maxUploadDelay is the longest delay after which an upload is repeated.
+const maxUploadDelay = 5 * time.Second
+
+// upload fills an image. It repeats this while the image service is away (Unavailable), for Config.UploadRetry, with a back-off from 100 ms.
+func (s *Service) upload(ctx context.Context, id string, write func(path string) error) error {
+	end := time.Now().Add(s.cfg.UploadRetry)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, maxUploadDelay) {
+		err := s.cfg.Images.Put(ctx, id, write)
+		if err == nil || fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil || time.Now().Add(wait).After(end) {
 			return err
 		}
-		return write(path)
-	})
+		s.cfg.Logger.WarnContext(ctx, "upload failed, will be repeated", "image", id, "delay", wait, "error", err)
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		}
+	}
 }
 
 // rescue starts a server from another image.
@@ -86,13 +123,13 @@ func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 	})
 }
 
-// discardSnapshot removes the image of a snapshot that is no longer wanted, unless the image is complete. Errors: Unavailable.
-func (s *Service) discardSnapshot(ctx context.Context, req *compute.ActRequest) error {
+// dropSnapshot removes the file of a snapshot that is no longer wanted. The conductor removes the image.
+func (s *Service) dropSnapshot(req *compute.ActRequest) error {
 	if s.cfg.Images == nil || req.Action.Info().Capability != compute.CapSnapshot {
 		return nil
 	}
-	if err := s.cfg.Images.Discard(ctx, req.ImageRef); err != nil {
-		return askRedelivery(fmt.Errorf("remove the snapshot of server %s: %w", req.ServerID, err))
+	if err := s.cfg.Images.Drop(req.ImageRef); err != nil {
+		return fmt.Errorf("remove the snapshot of server %s: %w", req.ServerID, err)
 	}
 	return nil
 }

@@ -2,13 +2,14 @@ package worker_test
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/drivers/fake"
@@ -19,8 +20,9 @@ import (
 
 // fakeImages records the calls. A test uses it in one goroutine.
 type fakeImages struct {
-	dir string
-	log []string
+	dir  string
+	log  []string
+	away int // how often Put fails, because the image service is away
 }
 
 func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
@@ -34,6 +36,10 @@ func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
 
 func (f *fakeImages) Put(_ context.Context, id string, write func(string) error) error {
 	f.log = append(f.log, "put "+id)
+	if f.away > 0 {
+		f.away--
+		return fault.New(fault.Unavailable, "the image service is away")
+	}
 	path := filepath.Join(f.dir, id+".qcow2")
 	if err := write(path); err != nil {
 		return err
@@ -42,18 +48,12 @@ func (f *fakeImages) Put(_ context.Context, id string, write func(string) error)
 	return err
 }
 
-func (f *fakeImages) Discard(_ context.Context, id string) error {
-	f.log = append(f.log, "discard "+id)
+func (f *fakeImages) Drop(id string) error {
+	f.log = append(f.log, "drop "+id)
 	return nil
 }
 
-func (f *fakeImages) Remove(_ context.Context, id string) error {
-	f.log = append(f.log, "remove "+id)
-	return errors.New("the image service is away") // it is only logged
-}
-
-// TestImages: with an image service the driver gets files. A server that is built needs no image. The image of a shelved server is removed only after the report, and an image whose
-// snapshot is no longer wanted is discarded.
+// TestImages: with an image service the driver gets files. A server that is built needs no image. The file of a snapshot that is no longer wanted is dropped.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -78,7 +78,7 @@ func TestImages(t *testing.T) {
 		{name: "build", build: spec("base"), want: "fetch base"},
 		{name: "build again", build: spec("none")},
 		{name: "snapshot", act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "snap"}, want: "put snap"},
-		{name: "snapshot that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "late"}, want: "discard late"},
+		{name: "snapshot that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "late"}, want: "drop late"},
 		{name: "rescue with no image", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}, says: "could not be found", want: "fetch none"},
 		{name: "rescue", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "help"}, want: "fetch help"},
 		{name: "rescue again", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}},
@@ -90,7 +90,7 @@ func TestImages(t *testing.T) {
 		{name: "offload", act: &compute.ActRequest{Action: compute.ShelveOffload}},
 		{name: "unshelve with no image", act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("none"), ImageRef: "shelved", Placed: true}, says: "could not be found", want: "fetch none"},
 		{name: "unshelve that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("shelved"), ImageRef: "shelved", Placed: true}},
-		{name: "unshelve", act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("shelved"), ImageRef: "shelved", Placed: true}, want: "fetch shelved, remove shelved"},
+		{name: "unshelve", act: &compute.ActRequest{Action: compute.Unshelve, Spec: spec("shelved"), ImageRef: "shelved", Placed: true}, want: "fetch shelved"},
 	} {
 		b.set(func() { b.begin = step.begin })
 		var err error
@@ -112,6 +112,73 @@ func TestImages(t *testing.T) {
 			t.Errorf("%s: with images it did %q, want %q", step.name, got, step.want)
 		}
 		images.log = nil
+	}
+}
+
+// TestUploadRetry: an upload is repeated while the image service is away, for a time. After that the action fails, the file is dropped, and the server runs as before.
+func TestUploadRetry(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		away  int
+		retry time.Duration
+		says  string
+		want  string
+	}{
+		{0, 0, "", "put snap"},
+		{1, 0, "away", "put snap, drop snap"},
+		{10, time.Minute, "", strings.Repeat("put snap, ", 10) + "put snap"},
+		{1000, 30 * time.Second, "away", ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t)
+			images := &fakeImages{dir: t.TempDir(), away: tt.away}
+			d, err := fake.New(fake.Config{Host: "h1", Dir: t.TempDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: images, UploadRetry: tt.retry, Logger: slog.New(slog.DiscardHandler)})
+			began := time.Now()
+			if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Token: "op/1", Action: compute.Shelve, ImageRef: "snap", Upload: true, Running: true}); err != nil {
+				t.Fatal(err)
+			}
+			if end := get(t, b.ended); !strings.Contains(end.Error, tt.says) || (end.Error == "") != (tt.says == "") || end.Refused {
+				t.Errorf("away %d times: reported %+v", tt.away, end)
+			}
+			if got := strings.Join(images.log, ", "); tt.want != "" && got != tt.want || tt.want == "" && !strings.HasSuffix(got, "put snap, drop snap") || time.Since(began) > tt.retry {
+				t.Errorf("away %d times: %s after %v", tt.away, got, time.Since(began))
+			}
+			if is, err := d.Get(t.Context(), "s1"); err != nil || (is.Power == compute.Running) != (tt.says != "") {
+				t.Errorf("away %d times: the server is %s, %v", tt.away, is.Power, err)
+			}
+		})
+	}
+}
+
+// TestNoUpload: a host that cannot upload an image refuses the action before it changes the server.
+func TestNoUpload(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for _, tt := range []struct {
+		images worker.Images
+		says   string
+	}{
+		{nil, "host h1 has no image service, so image snap cannot be uploaded"},
+		{&fakeImages{dir: t.TempDir()}, "image-files"},
+	} {
+		for _, a := range []compute.Action{compute.Shelve, compute.CreateImage} {
+			d := &noFiles{fakeDriver{servers: map[string]bool{}}} // any other call of it panics
+			s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: tt.images, Logger: slog.New(slog.DiscardHandler)})
+			if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Token: "op/1", Action: a, ImageRef: "snap", Upload: true, Running: true}); err != nil {
+				t.Fatal(err)
+			}
+			if end := get(t, b.ended); !strings.Contains(end.Error, tt.says) || !end.Refused {
+				t.Errorf("%s: reported %+v", a, end)
+			}
+		}
 	}
 }
 

@@ -32,6 +32,8 @@ type Config struct {
 	Client *rpc.Client
 	// Images brings images to the host, and snapshots to the image service. Nil: the driver knows images by their references.
 	Images Images
+	// UploadRetry is how long an upload is repeated while the image service is away. 0: not at all.
+	UploadRetry time.Duration
 	// Process returns the identity of this start of the process, with which the service claims the host. It is called
 	// from Start on. Nil, for tests: the host is not claimed.
 	Process func() compute.Process
@@ -44,12 +46,10 @@ type Config struct {
 type Images interface {
 	// Fetch returns the path of the file of an image.
 	Fetch(ctx context.Context, id string) (path string, err error)
-	// Put fills an image with the file that write writes. If it fails and ctx has not ended, it removes the image.
+	// Put fills an image with the file that write writes. After an error it keeps the file for another call.
 	Put(ctx context.Context, id string, write func(path string) error) error
-	// Discard removes an image that Put has not filled.
-	Discard(ctx context.Context, id string) error
-	// Remove removes an image.
-	Remove(ctx context.Context, id string) error
+	// Drop removes the file that write has written.
+	Drop(id string) error
 }
 
 // Service answers the worker's RPC interface. It is safe for concurrent use.
@@ -196,6 +196,7 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 	end := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance}}
 	if failed != nil {
 		end.Error = failed.Error()
+		_, end.Refused = errors.AsType[refusal](failed)
 	}
 	for range maxReports {
 		if _, err = askConductor(ctx, s, compute.EndStep, &end); !errors.Is(err, compute.ErrOtherRelease) {
@@ -246,7 +247,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	wanted, err := s.beginStep(ctx, work, id, req.Token)
 	if err != nil || !wanted {
 		if err == nil {
-			err = s.discardSnapshot(ctx, req)
+			err = s.dropSnapshot(req)
 		}
 		return &rpc.None{}, err
 	}
@@ -258,11 +259,8 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
 	stale, err := s.endStep(ctx, work, id, req.Token, failed)
-	switch {
-	case stale && req.Placed: // as after a build that is no longer wanted
+	if stale && req.Placed { // as after a build that is no longer wanted
 		err = s.evictLocked(ctx, id)
-	case err == nil && failed == nil && !stale:
-		s.dropShelved(ctx, req)
 	}
 	return &rpc.None{}, err
 }

@@ -1,0 +1,129 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// tokenTime is how long a token must be valid when a transfer begins.
+const tokenTime = 5 * time.Minute
+
+// transfer sends a request for the content of an image, as the service's own user. open opens the content, which is sent in chunks. It is nil for a download. If the token is refused, the
+// request is sent once more with another one. The caller closes the body of the reply. Its status is ok. Errors: those of translate; Unavailable, also if no byte is transferred for
+// GlanceConfig.TransferTimeout. The same holds for reading the body.
+func (g *Glance) transfer(ctx context.Context, method, id string, open func() (io.ReadCloser, error), ok int) (*http.Response, error) {
+	for renewed := false; ; renewed = true {
+		c, err := g.client(ctx, "")
+		if err != nil {
+			return nil, err
+		}
+		g.RenewToken(ctx, c, tokenTime)
+		token := c.Token()
+		resp, err := g.send(ctx, method, c.ResourceBase+"images/"+id+"/file", token, open)
+		if err != nil {
+			return nil, g.translate(ctx, id, err)
+		}
+		if resp.StatusCode == ok {
+			return resp, nil
+		}
+		_ = resp.Body.Close() // it was not read
+		if resp.StatusCode != http.StatusUnauthorized || renewed {
+			return nil, g.translate(ctx, id, gophercloud.ErrUnexpectedResponseCode{Method: method, URL: resp.Request.URL.String(), Actual: resp.StatusCode})
+		}
+		if err := c.Reauthenticate(ctx, token); err != nil {
+			return nil, g.translate(ctx, "", err)
+		}
+	}
+}
+
+// send sends one request of a transfer.
+func (g *Glance) send(ctx context.Context, method, url, token string, open func() (io.ReadCloser, error)) (*http.Response, error) {
+	ctx, w := newWatch(ctx, g.cfg.TransferTimeout)
+	var body io.Reader
+	if open != nil {
+		content, err := open()
+		if err != nil {
+			w.end()
+			return nil, err
+		}
+		body = &watched{content, w} // the transport closes it
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		w.end()
+		return nil, err
+	}
+	req.Header.Set("X-Auth-Token", token)
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := g.Transfers().Do(req)
+	if err != nil {
+		err = w.explain(err)
+		w.end()
+		return nil, err
+	}
+	resp.Body = &watchedReply{watched{resp.Body, w}}
+	return resp, nil
+}
+
+// watch cancels a transfer when no byte was transferred for a time.
+type watch struct {
+	ctx    context.Context //nolint:containedctx // of the request
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	time   time.Duration
+}
+
+// newWatch returns the watch of a transfer, and its context.
+func newWatch(ctx context.Context, d time.Duration) (context.Context, *watch) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stalled := func() { cancel(fault.New(fault.Unavailable, "no byte was transferred for %v", d)) }
+	return ctx, &watch{ctx: ctx, cancel: cancel, timer: time.AfterFunc(d, stalled), time: d}
+}
+
+// end stops the watch, and cancels what is left of the transfer.
+func (w *watch) end() {
+	w.timer.Stop()
+	w.cancel(nil)
+}
+
+// explain returns the error of the watch, if the watch has canceled the transfer, and otherwise err.
+func (w *watch) explain(err error) error {
+	if cause := context.Cause(w.ctx); err != nil && errors.Is(cause, fault.Unavailable) {
+		return cause
+	}
+	return err
+}
+
+// watched is a body whose reads are progress of the transfer.
+type watched struct {
+	io.ReadCloser
+
+	w *watch
+}
+
+func (b *watched) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.w.timer.Reset(b.w.time)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = b.w.explain(err)
+	}
+	return n, err
+}
+
+// watchedReply is the body of a reply. The transfer ends when it is closed.
+type watchedReply struct{ watched }
+
+func (b *watchedReply) Close() error {
+	err := b.ReadCloser.Close()
+	b.w.end()
+	return err
+}

@@ -1,0 +1,259 @@
+package image_test
+
+import (
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/fault"
+)
+
+// store is an image that a test uploads. put answers an upload instead, unless it is nil, or returns false.
+type store struct {
+	mu      sync.Mutex
+	status  string
+	content []byte
+	tokens  []string // of the uploads
+	put     func(w http.ResponseWriter, r *http.Request) bool
+}
+
+func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPut {
+		s.mu.Lock()
+		put := s.put
+		s.tokens = append(s.tokens, r.Header.Get("X-Auth-Token"))
+		s.mu.Unlock()
+		if put != nil && put(w, r) {
+			return
+		}
+		content, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // as Glance does, it drops a part
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.status, s.content = image.Active, content
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.Method == http.MethodDelete {
+		s.status = "gone"
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if s.status == "gone" {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	_, _ = fmt.Fprintf(w, `{"id": %q, "status": %q, "size": %d, "disk_format": "qcow2", "os_hash_algo": "sha512", "os_hash_value": "%x"}`, imageID, s.status, len(s.content), sha512.Sum512(s.content))
+}
+
+// set sets the status and the answer to an upload.
+func (s *store) set(status string, put func(w http.ResponseWriter, r *http.Request) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status, s.put = status, put
+}
+
+// now returns the status and the content.
+func (s *store) now() (status, content string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status, string(s.content)
+}
+
+// newUpload returns a store with an image that waits for its content.
+func newUpload(t *testing.T, cfg image.GlanceConfig, put func(w http.ResponseWriter, r *http.Request) bool) (*fakeGlance, *store, *image.Files) {
+	t.Helper()
+	f, g := newFakeGlanceWith(t, cfg)
+	s := &store{status: "queued", put: put}
+	f.answer.Store(new(http.HandlerFunc(s.ServeHTTP)))
+	return f, s, &image.Files{Glance: g, Dir: filepath.Join(t.TempDir(), "images")}
+}
+
+// writes returns a function that writes a snapshot, and counts its calls.
+func writes(content string, n *int) func(string) error {
+	return func(path string) error {
+		*n++
+		return os.WriteFile(path, []byte(content), 0o600)
+	}
+}
+
+// TestUploadToken: an upload uses a token that lasts, and is repeated as a whole if the token is still refused.
+func TestUploadToken(t *testing.T) {
+	t.Parallel()
+	content := strings.Repeat("content", 100_000)
+	for name, tt := range map[string]struct {
+		life    int64
+		refused string
+		want    string
+	}{
+		"refused":      {3600, "own-1", "own-1 own-2"},
+		"near its end": {60, "", "own-2"},
+		"lasts":        {3600, "", "own-1"},
+		"always":       {3600, "own-", "own-1 own-2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, s, files := newUpload(t, image.GlanceConfig{}, func(w http.ResponseWriter, r *http.Request) bool {
+				if tt.refused == "" || !strings.HasPrefix(r.Header.Get("X-Auth-Token"), tt.refused) {
+					return false
+				}
+				_, _ = io.CopyN(io.Discard, r.Body, 1000)
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			})
+			f.life.Store(tt.life)
+			if _, err := files.Glance.Get(t.Context(), "", imageID); err != nil { // the login
+				t.Fatal(err)
+			}
+			n := 0
+			err := files.Put(t.Context(), imageID, writes(content, &n))
+			_, got := s.now()
+			if always := name == "always"; always != errors.Is(err, fault.Denied) || always == (got == content) || n != 1 {
+				t.Errorf("put: %v, %d bytes of %d, %d snapshots", err, len(got), len(content), n)
+			}
+			if got := strings.Join(s.tokens, " "); got != tt.want {
+				t.Errorf("uploads with %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestStalledTransfer: a transfer without progress is Unavailable, and holds nothing.
+func TestStalledTransfer(t *testing.T) {
+	t.Parallel()
+	ended := make(chan bool)
+	end := sync.OnceFunc(func() { close(ended) })
+	stall := func(http.ResponseWriter, *http.Request) bool {
+		<-ended // the context of a request does not end while its body is not read
+		return true
+	}
+	cfg := image.GlanceConfig{TransferTimeout: 100 * time.Millisecond}
+	for _, size := range []int{10, 32 << 20} { // the reply, and the content, which no buffer holds
+		_, _, files := newUpload(t, cfg, stall)
+		t.Cleanup(end) // before the server ends
+		n := 0
+		write := writes(strings.Repeat("x", size), &n)
+		for range 2 { // the first one holds no lock
+			err := files.Put(t.Context(), imageID, write)
+			if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "no byte was transferred for 100ms") {
+				t.Errorf("an upload of %d bytes: %v", size, err)
+			}
+		}
+	}
+	f, g := newFakeGlanceWith(t, cfg)
+	files := &image.Files{Glance: g, Dir: t.TempDir()}
+	f.answer.Store(new(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/file") {
+			_, _ = fmt.Fprintf(w, `{"id": %q, "status": "active", "size": 7, "disk_format": "raw", "checksum": "x"}`, imageID)
+			return
+		}
+		_, _ = io.WriteString(w, "con")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})))
+	if _, err := files.Fetch(t.Context(), imageID); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "after 3 of 7 bytes") {
+		t.Errorf("a download: %v", err)
+	}
+}
+
+// TestPutAgain: an upload that fails keeps the snapshot for the next one, until it is dropped. The image is left to the caller.
+func TestPutAgain(t *testing.T) {
+	t.Parallel()
+	_, s, files := newUpload(t, image.GlanceConfig{}, func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	n := 0
+	for range 2 {
+		if err := files.Put(t.Context(), imageID, writes("disk", &n)); !errors.Is(err, fault.Unavailable) || n != 1 {
+			t.Errorf("%v after %d snapshots", err, n)
+		}
+		if status, _ := s.now(); status != "queued" {
+			t.Errorf("the image is %s", status)
+		}
+	}
+	for range 2 {
+		if err := files.Drop(imageID); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := os.ReadDir(files.Dir); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+	s.set("queued", nil)
+	for range 2 { // the second one finds the content
+		err := files.Put(t.Context(), imageID, writes("disk", &n))
+		if _, got := s.now(); err != nil || got != "disk" || n != 2 {
+			t.Errorf("%v, %q after %d snapshots", err, got, n)
+		}
+	}
+}
+
+// TestClean: what a killed process has left incomplete is removed. Images, and snapshots that are not uploaded yet, stay.
+func TestClean(t *testing.T) {
+	t.Parallel()
+	files := &image.Files{Dir: filepath.Join(t.TempDir(), "images")}
+	if err := files.Clean(); err != nil {
+		t.Errorf("no directory: %v", err)
+	}
+	if err := os.Mkdir(files.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a.qcow2", "snapshot-b.qcow2", ".new-snapshot-c.qcow2", "snapshot-d.qcow2.new", "e.raw.part"} {
+		if err := os.WriteFile(filepath.Join(files.Dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := files.Clean()
+	left, _ := filepath.Glob(filepath.Join(files.Dir, "*"))
+	hidden, _ := filepath.Glob(filepath.Join(files.Dir, ".*"))
+	if err != nil || len(left) != 2 || len(hidden) > 0 {
+		t.Errorf("%v, left %v %v", err, left, hidden)
+	}
+}
+
+// TestDiscard: an image is removed, unless it has content and is to be kept then.
+func TestDiscard(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		status string
+		keep   bool
+		want   string
+	}{
+		{"queued", false, "gone"},
+		{"saving", false, "gone"},
+		{"active", false, "gone"},
+		{"gone", false, "gone"},
+		{"queued", true, "gone"},
+		{"saving", true, "gone"},
+		{"active", true, "active"},
+		{"gone", true, "gone"},
+	} {
+		_, s, files := newUpload(t, image.GlanceConfig{}, nil)
+		s.set(tt.status, nil)
+		err := files.Glance.Discard(t.Context(), imageID, tt.keep)
+		if status, _ := s.now(); err != nil || status != tt.want {
+			t.Errorf("%+v: %v, %s", tt, err, status)
+		}
+	}
+	f, _, files := newUpload(t, image.GlanceConfig{}, nil)
+	for code, want := range map[int]fault.Code{503: fault.Unavailable, 409: fault.Conflict, 403: fault.Denied} {
+		f.answer.Store(new(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) })))
+		if err := files.Glance.Discard(t.Context(), imageID, false); fault.CodeOf(err) != want {
+			t.Errorf("%d: %v", code, err)
+		}
+	}
+}
