@@ -168,6 +168,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
 		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData, compute.CapImageFiles,
+		compute.CapRemoveImage, compute.CapSetPassword,
 	}}
 	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }

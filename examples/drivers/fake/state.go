@@ -35,6 +35,8 @@ type server struct {
 	Boots    int                `json:"boots"`
 	// GuestData describes what the guest was told. It is empty if the server needs no data.
 	GuestData string `json:"guest_data,omitempty"`
+	// Passwords is how often the password of the guest was set.
+	Passwords int `json:"passwords,omitempty"`
 }
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)

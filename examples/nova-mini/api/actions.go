@@ -413,7 +413,7 @@ type createBackup struct {
 
 // createBackup refuses every backup: nova-mini does not delete the older images of a rotation.
 func (s *server) createBackup(_ context.Context, _ *api.Request[createBackup], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.CreateBackup, "")
+	return api.None{}, s.unsupported(srv, compute.CreateBackup)
 }
 
 type changePassword struct {
@@ -422,20 +422,23 @@ type changePassword struct {
 	} `json:"changePassword"`
 }
 
-// changePassword refuses every password: no driver can set the password of a guest that is built.
-func (s *server) changePassword(_ context.Context, _ *api.Request[changePassword], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.ChangePassword, "Unable to set password on instance")
+func (s *server) changePassword(ctx context.Context, r *api.Request[changePassword], srv *store.Server) (api.None, error) {
+	err := s.beginAction(ctx, srv, compute.ChangePassword, store.ActData{AdminPass: &r.Body.Password.AdminPass})
+	if errors.Is(err, fault.Unimplemented) {
+		err = notImplemented(fault.WithUser(store.ErrNotSupported, "Unable to set password on instance"))
+	}
+	return api.None{}, err
 }
 
 // injectNetwork refuses every server: servers have no addresses that a guest would need.
 func (s *server) injectNetwork(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.InjectNetwork, "")
+	return api.None{}, s.unsupported(srv, compute.InjectNetwork)
 }
 
 // unsupported returns the error for an action that nova-mini does not have. As in Nova, the state of the server is checked before.
-func (s *server) unsupported(srv *store.Server, a compute.Action, text string) error {
+func (s *server) unsupported(srv *store.Server, a compute.Action) error {
 	if err := store.CheckAction(srv, a); err != nil {
 		return err
 	}
-	return notImplemented(fault.WithUser(store.ErrNotSupported, cmp.Or(text, store.ErrNotSupported.Error())))
+	return notImplemented(store.ErrNotSupported)
 }

@@ -155,6 +155,7 @@ func TestRefusedActions(t *testing.T) {
 		if srv, err := c.store.Server(t.Context(), id); err != nil || srv.Task() != "" {
 			t.Errorf("after a refused action: %+v, %v", srv, err)
 		}
+		c.wantAct("member", id, `{"changePassword": {"adminPass": "x"}}`, 501, "Unable to set password on instance")
 		c.wantAct("member", id, `{"suspend": null}`, 202, "")
 	})
 }
@@ -198,6 +199,9 @@ func TestVersionsOfActions(t *testing.T) {
 			{"2.73", `{"lock": {"locked_reason": "hands off"}}`, 202, ""},
 			{"2.44", `{"createImage": {"name": "i"}}`, 202, ""},
 			{"2.45", `{"createImage": {"name": "i"}}`, 202, `{"image_id":"`},
+			{"2.1", `{"changePassword": {"adminPass": ""}}`, 202, ""},
+			{"2.1", `{"changePassword": {"adminPass": null}}`, 400, "adminPass"},
+			{"2.1", `{"changePassword": {}}`, 400, "adminPass"},
 			{"2.1", `{"rebuild": {"imageRef": "` + image + `"}}`, 202, `"adminPass":"`},
 			{"2.75", `{"rebuild": {"imageRef": "` + image + `", "adminPass": "secret", "name": "again", "metadata": {"a": "b"}}}`, 202, `"OS-EXT-STS:task_state":"rebuilding"`},
 			{"2.1", `{"os-getSerialConsole": {"type": "serial"}}`, 400, "Unavailable console type serial."},

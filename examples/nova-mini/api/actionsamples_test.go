@@ -15,7 +15,6 @@ import (
 // refusedSamples are Nova's sample requests that nova-mini refuses, with its error and the reason.
 var refusedSamples = map[string]string{
 	"createBackup":               "501", // nova-mini does not delete the images of a rotation
-	"changePassword":             "501", // no driver has it
 	"injectNetworkInfo":          "501", // there are no networks
 	"resetNetwork":               "410", // Nova has removed it
 	"os-getVNCConsole":           "400 Unavailable console type",

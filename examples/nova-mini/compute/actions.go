@@ -200,7 +200,7 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: ChangePassword, Request: "changePassword", Name: "changePassword", Event: "compute_set_admin_password", Rule: "os_compute_api:os-admin-password",
-		Summary: "Set the password of a guest's administrator", From: []string{VMActive},
+		Summary: "Set the password of a guest's administrator", From: []string{VMActive}, Task: "updating_password", Shown: map[string]string{VMActive: "PASSWORD"}, Since: v15, Capability: CapSetPassword,
 	},
 	{
 		Action: CreateBackup, Request: "createBackup", Name: "createBackup", Rule: "os_compute_api:os-create-backup", Summary: "Make an image of a server's disk, and delete older ones", WhenLocked: true,

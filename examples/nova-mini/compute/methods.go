@@ -56,6 +56,8 @@ type ActRequest struct {
 	// the worker removes the server before its report.
 	Spec   *Spec `json:"spec,omitempty"`
 	Placed bool  `json:"placed,omitempty"`
+	// AdminPass is the password of a ChangePassword.
+	AdminPass string `json:"admin_pass,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].

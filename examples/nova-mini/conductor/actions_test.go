@@ -10,6 +10,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // TestActions: after an action that failed or timed out the server keeps its state and gets a fault. After a resize that
@@ -258,4 +259,90 @@ func TestNoHostToUnshelve(t *testing.T) {
 			b.Errorf("%+v", s)
 		}
 	})
+}
+
+// build adds a server that runs on h1, and returns its ID.
+func (b *bench) build() string {
+	b.Helper()
+	id := b.addServer()
+	b.notify(id)
+	if err := b.report("h1", get(b, b.builds).Token, ""); err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+// act begins an action and returns the request to the compute service.
+func (b *bench) act(id string, a compute.Action, data store.ActData) compute.ActRequest {
+	b.Helper()
+	if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
+		b.Fatal(err)
+	}
+	return b.awaitAct(id)
+}
+
+// awaitAct waits for the request of a server's current step. It skips repeated requests of earlier steps.
+func (b *bench) awaitAct(id string) compute.ActRequest {
+	b.Helper()
+	b.notify(id)
+	for {
+		if r := get(b, b.acts); r.ServerID == id && r.Token == b.token(id) {
+			return r
+		}
+	}
+}
+
+// TestChangePassword: the compute service gets the new password. The database keeps it only until the action ends, also if the action fails or is
+// ended by a reset of the state, and a repeated operation does not set an empty password.
+func TestChangePassword(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		kept := func(after string) {
+			b.Helper()
+			var n int
+			if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM servers WHERE admin_pass IS NOT NULL`); err != nil || n != 0 {
+				b.Errorf("after %s the database has the password, %v", after, err)
+			}
+			var data []string
+			if err := b.db.SelectContext(b.Context(), &data, `SELECT data FROM operations`); err != nil || strings.Contains(strings.Join(data, ""), "secret") {
+				b.Errorf("after %s an operation has the password: %q, %v", after, data, err)
+			}
+		}
+		for _, failed := range []string{"", "no agent"} {
+			r := b.act(id, compute.ChangePassword, store.ActData{AdminPass: new("secret")})
+			if r.AdminPass != "secret" {
+				b.Errorf("the request has the password %q", r.AdminPass)
+			}
+			if err := b.report("h1", r.Token, failed); err != nil {
+				b.Fatal(err)
+			}
+			kept("the end with the error " + failed)
+		}
+		last := b.ended(id, compute.ChangePassword)
+		if err := b.store.Operations().Retry(b.Context(), last); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		b.awaitNoTask(id)
+		if s := b.server(id); !strings.Contains(s.FaultDetails, "the password is not kept") {
+			b.Errorf("a retry without the password: %q", s.FaultDetails)
+		}
+		b.act(id, compute.ChangePassword, store.ActData{AdminPass: new("secret")})
+		if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
+			b.Fatal(err)
+		}
+		kept("a reset of the state")
+	})
+}
+
+// ended returns the ID of an operation of an action that has failed.
+func (b *bench) ended(id string, a compute.Action) string {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, State: operation.Failed})
+	if err != nil || len(list) == 0 {
+		b.Fatalf("no %s has failed: %v", a, err)
+	}
+	return list[0].ID
 }

@@ -334,15 +334,10 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
 		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
 	}
-	if info.Builds {
-		built, err := s.cfg.Store.ServerToBuild(ctx, srv.ID)
-		if err == nil {
-			err = s.allocate(ctx, built)
-		}
-		if err != nil {
+	if info.Builds || s.action == compute.ChangePassword {
+		if err := s.addSecrets(ctx, req); err != nil {
 			return err
 		}
-		req.Spec = new(built.Spec())
 	}
 	if s.action == compute.Unshelve {
 		req.ImageRef = srv.ShelvedImage
@@ -351,6 +346,25 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, info.Method(), *srv.Host, req))
+}
+
+// addSecrets adds to a request what most queries do not read: what is needed to build the server, or its new password.
+func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
+	srv, err := s.cfg.Store.ServerToBuild(ctx, req.ServerID)
+	switch {
+	case err != nil:
+		return err
+	case !s.action.Info().Builds && srv.AdminPass == nil:
+		return operation.Permanent(fault.New(fault.Precondition, "the password is not kept after the end of the action: the client has to set it again"))
+	case !s.action.Info().Builds:
+		req.AdminPass = *srv.AdminPass
+		return nil
+	}
+	if err := s.allocate(ctx, srv); err != nil {
+		return err
+	}
+	req.Spec = new(srv.Spec())
+	return nil
 }
 
 func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {

@@ -135,6 +135,9 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
 		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
+	case data.AdminPass != nil:
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET admin_pass = ?, updated_at = ? WHERE id = ?`, *data.AdminPass, now, id)
+		return err
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
@@ -330,7 +333,7 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 		if err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = ? WHERE id = ?`, vmState, now, id)
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, admin_pass = NULL, updated_at = ? WHERE id = ?`, vmState, now, id)
 		return err
 	})
 }

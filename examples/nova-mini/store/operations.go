@@ -82,11 +82,12 @@ type ActData struct {
 	// Image is what is known of an image that is made.
 	Image *Image `json:"image,omitempty"`
 	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.
-	// AutoDisk says who changes the partitions after a resize; nil: as before. They change the server when the action begins, and are not stored
-	// with the operation.
-	Rebuild  func(*Server) `json:"-"`
-	Pin      *Pin          `json:"-"`
-	AutoDisk *bool         `json:"-"`
+	// AutoDisk says who changes the partitions after a resize; nil: as before. AdminPass is a new password, which the server keeps until the end of the
+	// action. They change the server when the action begins, and are not stored with the operation.
+	Rebuild   func(*Server) `json:"-"`
+	Pin       *Pin          `json:"-"`
+	AutoDisk  *bool         `json:"-"`
+	AdminPass *string       `json:"-"`
 	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
 	Host     string `json:"host,omitempty"`
 	OnlyHost string `json:"only_host,omitempty"`

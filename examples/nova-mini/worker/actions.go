@@ -38,6 +38,9 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 	compute.Unrescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Unrescue(ctx, r.ServerID)
 	}),
+	compute.ChangePassword: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.SetPassword(ctx, r.ServerID, r.AdminPass)
+	}),
 	compute.Rebuild:     (*Service).rebuild,
 	compute.CreateImage: (*Service).snapshot,
 	compute.Shelve:      (*Service).shelve,

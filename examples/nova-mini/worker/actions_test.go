@@ -38,6 +38,8 @@ func TestActs(t *testing.T) {
 		{name: "rescue of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Rescue, ImageRef: "cd"}, want: compute.Running},
 		{name: "unrescue", before: []compute.Action{compute.Rescue}, req: compute.ActRequest{Action: compute.Unrescue}, want: compute.Running},
 		{name: "pause fails", faults: map[string]string{"pause": "fail internal"}, req: compute.ActRequest{Action: compute.Pause}, says: "configured to fail", want: compute.Running},
+		{name: "password", req: compute.ActRequest{Action: compute.ChangePassword, AdminPass: "secret"}, want: compute.Running},
+		{name: "password of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.ChangePassword, AdminPass: "secret"}, says: "is SHUTDOWN", want: compute.Shutdown},
 		{name: "rebuild", req: compute.ActRequest{Action: compute.Rebuild, Spec: again, Running: true}, want: compute.Running, image: "other"},
 		{name: "rebuild of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Rebuild, Spec: again}, want: compute.Shutdown, image: "other"},
 		{name: "image", req: compute.ActRequest{Action: compute.CreateImage, ImageRef: "copy"}, want: compute.Running},
