@@ -42,7 +42,7 @@ func wireAPI(ctx context.Context, p *process) error {
 		return err
 	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Client: p.Client, Bus: p.Bus.Check, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
 }
 
@@ -104,6 +104,9 @@ func wireConductor(_ context.Context, p *process) error {
 	})
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
+	if o.ReclaimInterval > 0 {
+		p.Add("soft-deleted servers", service.Loop(min(time.Minute, o.ReclaimInterval), func(ctx context.Context) error { return c.ReclaimDeleted(ctx, o.ReclaimInterval) }))
+	}
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {

@@ -14,7 +14,6 @@ import (
 
 // refusedSamples are Nova's sample requests that nova-mini refuses, with its error and the reason.
 var refusedSamples = map[string]string{
-	"createBackup":               "501", // nova-mini does not delete the images of a rotation
 	"injectNetworkInfo":          "501", // there are no networks
 	"resetNetwork":               "410", // Nova has removed it
 	"os-getVNCConsole":           "400 Unavailable console type",
@@ -22,7 +21,6 @@ var refusedSamples = map[string]string{
 	"os-getRDPConsole":           "400 The server could not comply",
 	"os-getSerialConsole":        "400 Unavailable console type",
 	"remote_console":             "400 Unavailable console type",
-	"restore":                    "409", // servers are deleted at once
 	"confirmResize":              "409", // the server has no resize
 	"revertResize":               "409",
 	"os-getConsoleOutput":        "503", // no compute service runs
@@ -35,7 +33,7 @@ var refusedSamples = map[string]string{
 
 // states are the values of vm_state in which the samples are requested.
 var states = map[string]string{
-	"os-start": store.Stopped, "unpause": compute.VMPaused, "resume": compute.VMSuspended, "unrescue": compute.VMRescued, "shelveOffload": compute.VMShelved, "unshelve": compute.VMOffloaded,
+	"os-start": store.Stopped, "unpause": compute.VMPaused, "resume": compute.VMSuspended, "unrescue": compute.VMRescued, "shelveOffload": compute.VMShelved, "restore": compute.VMSoftDeleted, "unshelve": compute.VMOffloaded,
 }
 
 // TestActionSamples: Nova's sample requests of actions are accepted at their microversions, or are refused for a reason of their own. The replies

@@ -163,7 +163,8 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 	if err := s.selectDeleted(ctx, &q); err != nil {
 		return q, err
 	}
-	q.Take("soft_deleted") // it counts only for deleted servers
+	soft := q.Take("soft_deleted")
+	q.SoftDeleted = s.administrator(ctx) && slices.ContainsFunc(soft, func(c listing.Condition) bool { return isTrue(textOf(c)) })
 	for name, selects := range tagFilters {
 		for _, c := range q.Take(name) {
 			list := strings.Split(textOf(c), ",")
@@ -195,7 +196,7 @@ func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error 
 	switch {
 	case !deleted:
 		q.Ever = len(given) == 0 && len(q.Statuses) == 0 && slices.ContainsFunc(q.Conditions, func(c listing.Condition) bool { return strings.HasPrefix(c.Name, "changes-") })
-	case !s.administrator(ctx) || len(q.Statuses) > 0: // a server with another status is not deleted
+	case !s.administrator(ctx):
 		q.Nothing = true
 	default:
 		q.Deleted = true

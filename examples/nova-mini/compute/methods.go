@@ -56,6 +56,8 @@ type ActRequest struct {
 	// the worker removes the server before its report.
 	Spec   *Spec `json:"spec,omitempty"`
 	Placed bool  `json:"placed,omitempty"`
+	// Rotation is set in the second request of a CreateBackup, which only removes older backups.
+	Rotation *Rotation `json:"rotation,omitempty"`
 	// AdminPass is the password of a ChangePassword.
 	AdminPass string `json:"admin_pass,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
@@ -63,6 +65,16 @@ type ActRequest struct {
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
 	Task       string `json:"task"`
 	Generation int64  `json:"generation"`
+}
+
+// Rotation says which backups of a server are removed.
+type Rotation struct {
+	// With an image service all are removed except the newest Keep of this Type that belong to the project.
+	Type      string `json:"type"`
+	Keep      int    `json:"keep"`
+	ProjectID string `json:"project_id"`
+	// Images are the images that the driver removes if there is no image service.
+	Images []string `json:"images,omitempty"`
 }
 
 // ConsoleRequest asks for a server's console log.

@@ -2,6 +2,7 @@ package conductor_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -266,7 +267,8 @@ func (b *bench) build() string {
 	b.Helper()
 	id := b.addServer()
 	b.notify(id)
-	if err := b.report("h1", get(b, b.builds).Token, ""); err != nil {
+	r, host := b.awaitBuild(id)
+	if err := b.report(host, r.Token, ""); err != nil {
 		b.Fatal(err)
 	}
 	return id
@@ -345,4 +347,97 @@ func (b *bench) ended(id string, a compute.Action) string {
 		b.Fatalf("no %s has failed: %v", a, err)
 	}
 	return list[0].ID
+}
+
+// TestBackups: without an image service the driver removes the oldest backups of a server and a type beyond the rotation, and the new one if none
+// is kept. A backup that could not be removed is removed after the next one. Other types, and backups on another host, stay.
+func TestBackups(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		b.addHost("h2")
+		id := b.build()
+		backup := func(image, kind string, keep int, failed string, removes ...string) {
+			b.Helper()
+			r := b.act(id, compute.CreateBackup, store.ActData{ImageRef: image, Backup: &store.Backup{Type: kind, Keep: keep, ProjectID: "p", ByDriver: true}})
+			if r.ImageRef != image || r.Rotation != nil {
+				b.Errorf("the request for %s: %+v", image, r)
+			}
+			if err := b.report("h1", r.Token, ""); err != nil {
+				b.Fatal(err)
+			}
+			if len(removes) > 0 {
+				r = b.awaitAct(id)
+				if r.ImageRef != "" || r.Rotation == nil || !slices.Equal(r.Rotation.Images, removes) {
+					b.Errorf("after %s the driver removes %+v, want %v", image, r.Rotation, removes)
+				}
+				if err := b.report("h1", r.Token, failed); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.awaitNoTask(id)
+			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != failed {
+				b.Errorf("after %s: %s, %q", image, s.VMState, s.FaultDetails)
+			}
+			b.awaitPolls() // so that the next one is newer
+		}
+		backup("d1", "daily", 2, "")
+		backup("w1", "weekly", 1, "")
+		backup("D1", "Daily", 1, "")
+		backup("d2", "daily", 2, "")
+		backup("d3", "daily", 2, "disk full", "d1")
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE backups SET host = 'h2' WHERE image_id = 'd2'`); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET fault_message = ''`); err != nil {
+			b.Fatal(err)
+		}
+		backup("d4", "daily", 1, "", "d1", "d3")
+		backup("d5", "daily", 0, "", "d4", "d5")
+		if err := b.report("h1", b.act(id, compute.CreateBackup, store.ActData{ImageRef: "d6", Backup: &store.Backup{Type: "daily", ByDriver: true}}).Token, "no room"); err != nil {
+			b.Fatal(err)
+		}
+		b.awaitNoTask(id)
+		left := func() (out []string) {
+			b.Helper()
+			if err := b.db.SelectContext(b.Context(), &out, `SELECT image_id FROM backups`); err != nil {
+				b.Fatal(err)
+			}
+			slices.Sort(out)
+			return out
+		}
+		if got := left(); !slices.Equal(got, []string{"D1", "d2", "w1"}) {
+			b.Errorf("the backups %v are left", got)
+		}
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		if err := b.report("h1", get(b, b.destroys).Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if got := left(); len(got) != 0 {
+			b.Errorf("after the deletion of the server %v are left", got)
+		}
+	})
+}
+
+// TestBackupsOfImageService: the compute service gets what it needs to find the backups in the image service.
+func TestBackupsOfImageService(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		r := b.act(id, compute.CreateBackup, store.ActData{ImageRef: "i", Backup: &store.Backup{Type: "daily", Keep: 3, ProjectID: "p"}})
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if r = b.awaitAct(id); r.Rotation == nil || r.Rotation.Type != "daily" || r.Rotation.Keep != 3 || r.Rotation.ProjectID != "p" || r.Rotation.Images != nil {
+			b.Errorf("the request: %+v", r.Rotation)
+		}
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		b.awaitNoTask(id)
+	})
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keylock"
 )
@@ -262,6 +263,31 @@ func (f *Files) discardLocked(ctx context.Context, id string, filled bool) error
 		err = nil
 	}
 	return errors.Join(err, f.removeSnapshot(id))
+}
+
+// Rotate removes the backups of a server of a type that belong to a project, with the exception of the newest r.Keep active ones and of images that are newer than these.
+// Backups that cannot be removed are logged, and stay. Errors: Unavailable, if they cannot be listed.
+func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) error {
+	list, err := f.Glance.backups(ctx, server, r)
+	if err != nil {
+		return err
+	}
+	kept := 0
+	for _, is := range list {
+		if kept < r.Keep {
+			if is.Status == Active {
+				kept++
+			}
+			continue
+		}
+		if err := f.Remove(ctx, is.ID); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			f.Glance.cfg.Logger.WarnContext(ctx, "older backup not removed", "server", server, "image", is.ID, "error", err)
+		}
+	}
+	return nil
 }
 
 // Remove removes an image of the image service. An image that does not exist is not an error.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/pagination"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/fault"
 )
@@ -176,12 +178,16 @@ func isID(text string) bool {
 
 // List implements Source. It returns the first 10,000 images.
 func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
+	return g.list(ctx, token, images.ListOpts{Limit: 1000})
+}
+
+func (g *Glance) list(ctx context.Context, token string, of images.ListOptsBuilder) ([]Image, error) {
 	c, err := g.client(ctx, token)
 	if err != nil {
 		return nil, err
 	}
 	out := []Image{}
-	err = images.List(c, images.ListOpts{Limit: 1000}).EachPage(ctx, func(_ context.Context, page pagination.Page) (bool, error) {
+	err = images.List(c, of).EachPage(ctx, func(_ context.Context, page pagination.Page) (bool, error) {
 		list, err := images.ExtractImages(page)
 		for i := range list {
 			out = append(out, imageOf(&list[i]))
@@ -189,6 +195,27 @@ func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
 		return len(out) < maxListed, err
 	})
 	return out, g.translate(ctx, "", err)
+}
+
+// The properties of a backup, by which it is found.
+const (
+	TypeProperty       = "image_type"
+	BackupType         = "backup" // the value of TypeProperty
+	BackupTypeProperty = "backup_type"
+	ServerProperty     = "instance_uuid"
+)
+
+// backupQuery selects the backups of a server, the newest first.
+type backupQuery url.Values
+
+// ToImageListQuery implements images.ListOptsBuilder.
+func (q backupQuery) ToImageListQuery() (string, error) { return "?" + url.Values(q).Encode(), nil }
+
+// backups returns the backups of a server of a type that belong to a project, the newest first, at most 10,000.
+func (g *Glance) backups(ctx context.Context, server string, r compute.Rotation) ([]Image, error) {
+	return g.list(ctx, "", backupQuery{
+		TypeProperty: {BackupType}, BackupTypeProperty: {r.Type}, ServerProperty: {server}, "owner": {r.ProjectID}, "sort": {"created_at:desc"}, "limit": {"1000"},
+	})
 }
 
 // Create implements Keeper.

@@ -70,6 +70,23 @@ func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 	})
 }
 
+// backup makes an image of a server's disk, or, with a Rotation, removes older ones.
+func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
+	r := req.Rotation
+	switch {
+	case r == nil:
+		return s.snapshot(ctx, req)
+	case s.cfg.Images != nil:
+		return s.cfg.Images.Rotate(ctx, req.ServerID, *r)
+	}
+	for _, ref := range r.Images {
+		if err := retryDriver(ctx, func() error { return s.cfg.Driver().RemoveImage(ctx, ref) }); err != nil {
+			return fmt.Errorf("remove the backup %s: %w", ref, err)
+		}
+	}
+	return nil
+}
+
 // rescue starts a server from another image.
 func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error {
@@ -88,7 +105,7 @@ func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 
 // discardSnapshot removes the image of a snapshot that is no longer wanted, unless the image is complete. Errors: Unavailable.
 func (s *Service) discardSnapshot(ctx context.Context, req *compute.ActRequest) error {
-	if s.cfg.Images == nil || req.Action.Info().Capability != compute.CapSnapshot {
+	if s.cfg.Images == nil || req.ImageRef == "" || req.Action.Info().Capability != compute.CapSnapshot {
 		return nil
 	}
 	if err := s.cfg.Images.Discard(ctx, req.ImageRef); err != nil {

@@ -50,6 +50,8 @@ type Images interface {
 	Discard(ctx context.Context, id string) error
 	// Remove removes an image.
 	Remove(ctx context.Context, id string) error
+	// Rotate removes the older backups of a server.
+	Rotate(ctx context.Context, server string, r compute.Rotation) error
 }
 
 // Service answers the worker's RPC interface. It is safe for concurrent use.
