@@ -173,22 +173,6 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	return err
 }
 
-// Console implements compute.Driver. No process listens at the returned address.
-func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
-	s, err := d.applyTo(ctx, "console", id, nil)
-	switch {
-	case err != nil:
-		return compute.Console{}, err
-	case s.Power != compute.Running:
-		return compute.Console{}, fault.New(fault.Precondition, "console: server %s is %v", id, s.Power)
-	case t == compute.VNC:
-		return compute.Console{Host: "127.0.0.1", Port: 5900}, nil
-	case t == compute.Serial:
-		return compute.Console{Path: "/nonexistent/" + id}, nil
-	}
-	return compute.Console{}, fault.New(fault.Invalid, "console type %q is not supported", t)
-}
-
 // LiveMigrate implements compute.Driver.
 func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 	if checkID(host) != nil || host == d.cfg.Host || d.cfg.Dir == "" {

@@ -182,6 +182,9 @@ func (d *Driver) putServer(s *server) error {
 	}
 	old := d.servers[s.ID]
 	d.servers[s.ID] = s
+	if s.Power != compute.Running || old != nil && s.Boots != old.Boots {
+		d.closeConsolesLocked(s.ID)
+	}
 	if old == nil || s.Boots != old.Boots {
 		d.scheduleCrash(s)
 	}

@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
@@ -16,14 +18,14 @@ import (
 var refusedSamples = map[string]string{
 	"injectNetworkInfo":          "501", // there are no networks
 	"resetNetwork":               "410", // Nova has removed it
-	"os-getVNCConsole":           "400 Unavailable console type",
 	"os-getSPICEConsole":         "400 Unavailable console type",
 	"os-getRDPConsole":           "400 The server could not comply",
-	"os-getSerialConsole":        "400 Unavailable console type",
-	"remote_console":             "400 Unavailable console type",
+	"rdp":                        "400 Unavailable console type",
+	"spice":                      "400 Unavailable console type",
+	"mks":                        "400 Unavailable console type",
 	"confirmResize":              "409", // the server has no resize
 	"revertResize":               "409",
-	"os-getConsoleOutput":        "503", // no compute service runs
+	"os-getConsoleOutput":        "501", // the compute service of the test has only consoles
 	"addFloatingIp":              "400 There is no such action",
 	"removeFloatingIp":           "400 There is no such action",
 	"trigger_crash_dump":         "400 There is no such action",
@@ -41,7 +43,8 @@ var states = map[string]string{
 func TestActionSamples(t *testing.T) {
 	t.Parallel()
 	root := samplesOf(t, "os-lock-server/..")
-	eachCloud(t, func(c *cloud) {
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+		c.consoles(new(atomic.Pointer[error]))
 		for _, host := range []string{"n1", "host01"} {
 			report := compute.HostReport{Host: host, Driver: "d", Resources: compute.Resources{VCPUs: 99, MemoryMiB: 99 << 10, DiskGiB: 999}}
 			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
@@ -82,7 +85,7 @@ func TestActionSamples(t *testing.T) {
 		if seen < 50 {
 			t.Errorf("only %d samples were found", seen)
 		}
-	})
+	}, withConsoles)
 }
 
 // trySample requests a sample of an action on a server of its own.

@@ -35,6 +35,9 @@ var (
 	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
 	// the driver has no diagnostics.
 	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
+	// OpenConsole returns where the console of a server can be reached from the console proxy. Errors: NotFound if the server is not on the host;
+	// Precondition if the server does not run; Unimplemented if the driver cannot do it, or the console has no TCP port.
+	OpenConsole = rpc.Define(rpc.Method[OpenConsoleRequest, OpenConsoleReply]{Interface: Worker, Name: "open_console", Since: v15})
 	// ChangeInterface gives a server a network interface, or takes it away. It is idempotent. Errors: NotFound if the server is not on the
 	// host; Unimplemented if the driver cannot do it.
 	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
@@ -87,6 +90,18 @@ type ConsoleRequest struct {
 // ConsoleReply is a console log.
 type ConsoleReply struct {
 	Output string `json:"output"`
+}
+
+// OpenConsoleRequest asks for the address of a console.
+type OpenConsoleRequest struct {
+	ServerID string      `json:"server_id"`
+	Type     ConsoleType `json:"type"`
+}
+
+// OpenConsoleReply is the address of a console.
+type OpenConsoleReply struct {
+	Host string `json:"host"`
+	Port int    `json:"port"`
 }
 
 // DiagnoseRequest asks for the state of a server.

@@ -497,6 +497,9 @@ func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 		_, err = db.Exec(ctx, tx, `DELETE FROM backups WHERE server_id = ?`, id) // the images stay, as in Nova
 	}
 	if err == nil {
+		_, err = db.Exec(ctx, tx, `DELETE FROM console_tokens WHERE server_id = ?`, id)
+	}
+	if err == nil {
 		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
 	}
 	if err == nil {
