@@ -80,7 +80,7 @@ func (o *oneProcess) console(id, protocol, kind string) string {
 // open opens a console, or returns the status with which it is refused.
 func (o *oneProcess) open(at string) (*websocket.Conn, int) {
 	o.Helper()
-	ws, resp, err := websocket.Dial(o.Context(), at, &websocket.DialOptions{Subprotocols: []string{"binary"}})
+	ws, resp, err := websocket.Dial(o.Context(), at, &websocket.DialOptions{Subprotocols: []string{"binary"}}) //nolint:bodyclose // the library says that it need not be closed
 	if resp == nil {
 		o.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func wireConsoleProxy(_ context.Context, p *process) error {
 	if !p.Options.consoles() {
 		p.Log.Warn("no type of console is enabled, so the console proxy refuses all clients (options vnc.enabled and serial_console.enabled)")
 	}
-	_, err := addConsoleProxy(p)
+	_, err := addConsoleProxy(p) //nolint:contextcheck // the check of an address needs no context
 	return err
 }
 
@@ -137,7 +137,7 @@ func consoles(p *process) (out api.Consoles, err error) {
 }
 
 func wireAPI(ctx context.Context, p *process) error {
-	consoles, err := consoles(p)
+	consoles, err := consoles(p) //nolint:contextcheck // the check of an address needs no context
 	if err != nil {
 		return err
 	}

@@ -163,8 +163,6 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 	if err := s.selectDeleted(ctx, &q); err != nil {
 		return q, err
 	}
-	soft := q.Take("soft_deleted")
-	q.SoftDeleted = s.administrator(ctx) && slices.ContainsFunc(soft, func(c listing.Condition) bool { return isTrue(textOf(c)) })
 	for name, selects := range tagFilters {
 		for _, c := range q.Take(name) {
 			list := strings.Split(textOf(c), ",")
@@ -185,8 +183,10 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 // selectDeleted applies the filter deleted and the status DELETED, which are for administrators. As in Nova, a list of changes in a time has the servers that were
 // deleted in it, too, for all clients. A text that is not a boolean counts as false.
 func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error {
+	truth := func(c listing.Condition) bool { return isTrue(textOf(c)) }
 	given := q.Take("deleted")
-	deleted := slices.ContainsFunc(given, func(c listing.Condition) bool { return isTrue(textOf(c)) })
+	deleted := slices.ContainsFunc(given, truth)
+	q.SoftDeleted = slices.ContainsFunc(q.Take("soft_deleted"), truth) && s.administrator(ctx)
 	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, store.StatusDeleted) }) {
 		if !s.administrator(ctx) {
 			return fault.New(fault.Denied, "Only administrators may list deleted instances")

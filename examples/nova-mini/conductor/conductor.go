@@ -382,10 +382,10 @@ func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 
 // backedUp remembers a backup that the driver keeps.
 func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) error {
-	if failed != nil || !data.Backup.ByDriver {
-		return nil
+	if failed == nil && data.Backup.ByDriver {
+		return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
 	}
-	return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+	return nil
 }
 
 // chooseExcess chooses the older backups that the driver removes.

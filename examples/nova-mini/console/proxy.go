@@ -143,7 +143,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.leave()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(p.ctx, cancel)()
+	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // the sessions end with the proxy
 	t, console, err := p.open(ctx, r)
 	if err != nil {
 		status := statusOf(err)
@@ -193,10 +193,10 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 
 // statusOf returns the status for an error of open.
 func statusOf(err error) int {
-	switch fault.CodeOf(err) {
-	case fault.NotFound:
+	switch {
+	case errors.Is(err, fault.NotFound):
 		return http.StatusUnauthorized
-	case fault.Denied:
+	case errors.Is(err, fault.Denied):
 		return http.StatusForbidden
 	}
 	return http.StatusServiceUnavailable

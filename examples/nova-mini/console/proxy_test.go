@@ -32,7 +32,6 @@ type bench struct {
 	proxy   *console.Proxy
 	present atomic.Value // func() (bool, error)
 	dialed  atomic.Int64
-	log     strings.Builder
 }
 
 func newBench(t *testing.T, cfg console.Config) *bench {
@@ -73,16 +72,16 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: "s1", Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond)}, nil
 	}
 	cfg.Present = func(context.Context, *console.Target) (bool, error) {
-		return b.present.Load().(func() (bool, error))() //nolint:errcheck,forcetypeassert // it has only this type
+		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // it has only this type
 	}
-	cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	cfg.Logger = slog.New(slog.DiscardHandler)
 	b.proxy = console.New(cfg)
 	b.Server = httptest.NewServer(b.proxy)
 	t.Cleanup(func() {
 		if err := b.proxy.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		b.Server.Close()
+		b.Close()
 		l.Close()
 		http.DefaultClient.CloseIdleConnections()
 	})
@@ -92,7 +91,8 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 // dial opens a console. status is that of the reply.
 func (b *bench) dial(path string, header http.Header) (ws *websocket.Conn, status int) {
 	b.Helper()
-	ws, resp, err := websocket.Dial(b.Context(), b.URL+path, &websocket.DialOptions{HTTPHeader: header, Subprotocols: []string{"binary"}})
+	ws, resp, err := websocket.Dial(b.Context(), //nolint:bodyclose // the library says that it need not be closed
+		b.URL+path, &websocket.DialOptions{HTTPHeader: header, Subprotocols: []string{"binary"}})
 	if resp == nil {
 		b.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestEnds(t *testing.T) {
 			if ws == nil {
 				t.Fatal(status)
 			}
-			defer ws.CloseNow() //nolint:errcheck // the proxy has closed it
+			defer ws.CloseNow()
 			if why := ended(t, ws); why.Code != websocket.StatusGoingAway || !strings.Contains(why.Reason, tt.says) {
 				t.Errorf("%+v, want %q", why, tt.says)
 			}

@@ -162,7 +162,7 @@ func (c *cloud) testVNC(cl *gophercloud.ServiceClient, id, proxy string) {
 		c.Fatalf("the URL %s: %v", got.URL, err)
 	}
 	for path, want := range map[string]string{u.Query().Get("path"): "RFB 003.008\n", "?token=none": ""} {
-		ws, _, err := websocket.Dial(c.Context(), "ws://"+proxy+"/"+path, &websocket.DialOptions{Subprotocols: []string{"binary"}})
+		ws, _, err := websocket.Dial(c.Context(), "ws://"+proxy+"/"+path, &websocket.DialOptions{Subprotocols: []string{"binary"}}) //nolint:bodyclose // the library says that it need not be closed
 		if err != nil {
 			if want != "" {
 				c.Errorf("the console: %v", err)
