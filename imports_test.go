@@ -295,7 +295,7 @@ func checkImports(pkgs map[string]*pkg) (out []string) {
 				say("a test of %s imports %s: the packages of %s do not use %s, so their tests may not", name, short(i), own, other)
 			}
 		}
-		// The root packages of two rooms must not need each other, also not through other packages.
+		// The root packages of two rooms must not need each other, not even through other packages.
 		for _, i := range p.Deps {
 			if slices.Contains(rooms, name) && slices.Contains(rooms, short(i)) {
 				say("%s needs %s: a program must be able to use each of them without the other", name, short(i))

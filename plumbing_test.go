@@ -13,10 +13,10 @@ import (
 	"testing"
 )
 
-// A component should read as its own logic. Plumbing is each line of code, with more than brackets, that says nothing about it. A line belongs to the row of the first
-// function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except those of a call or a
-// literal of the logic, such as rpc.Handle with a handler, and options of the component's own.
-// An import is plumbing if only plumbing uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
+// A component should read as its own logic. Plumbing is each line of code that is not about this logic and has more than brackets. A line belongs to the row of
+// the first function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except the lines
+// of a call or a literal of the logic, such as rpc.Handle with a handler, and the lines of the component's own options. An import is plumbing if only plumbing
+// uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
 const maxRow, maxPlumbing = 15, 60
 
 var plumbingRows = []struct {
@@ -34,7 +34,7 @@ var plumbingRows = []struct {
 	{"lists and begin", []string{"component.Begin", "db.Tx", "operation.Begin", "operation.Store", "idempotency.*", "api.Schema", "api.NewGroup", "api.Discovery", "api.Config"}},
 }
 
-// logicNames are what a component's own logic uses of the packages of this module.
+// logicNames are the names that a component's own logic uses from the packages of this module.
 var logicNames = []string{
 	"api.Handle", "api.HandleRoute", "api.HandleTarget", "api.Link", "api.Mux", "api.Target", "listing.*", "db.List", "db.Page", "api.None", "api.Request", "api.Route", "backupdriver.*", "db.Columns", "db.Error", "db.Exec", "fault.*", "operation.GoTo", "operation.Handle",
 	"operation.Kind", "operation.OnEnd", "operation.Op", "operation.Step", "operation.Succeeded", "policy.Rule", "reqctx.*", "rpc.Any", "rpc.Call", "rpc.Define", "rpc.Handle", "rpc.Interface", "rpc.Method", "rpc.None", "rpc.Server", "rpc.Version",
@@ -190,7 +190,7 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 		at, name := line(sel.Pos()), pkg.Name+"."+sel.Sel.Name
 		uses[pkg.Name] = append(uses[pkg.Name], at)
 		switch row := rowOfName(name); {
-		case slices.Contains(logicNames, name): // also if the table has all other names of the package
+		case slices.Contains(logicNames, name): // even if the table has all other names of the package
 		case row != "" && rowOf[at] == "":
 			rowOf[at] = row
 		case row == "" && !matches(logicNames, name) && strings.Contains(imports[pkg.Name].Path.Value, module):
@@ -235,8 +235,8 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 	return rows, slices.Compact(unknown)
 }
 
-// nameOf returns the name PACKAGE.NAME of a call or of a composite literal, or "". Of an own option it is that of the package reqctx, which is
-// logic.
+// nameOf returns the name PACKAGE.NAME of a call or of a composite literal, or "". For one of the component's own options it returns a name of
+// the package reqctx, because such an option is logic.
 func nameOf(n ast.Node) string {
 	var of ast.Expr
 	switch n := n.(type) {

@@ -36,7 +36,7 @@ const (
 // fenced matches a block of a document: its kind, and its text.
 var fenced = regexp.MustCompile("(?ms)^```([a-z ]+)\n(.*?)^```$")
 
-// documentStep is a block of commands, and what the document says that they print.
+// documentStep is a block of commands, and the output that the document shows for them.
 type documentStep struct {
 	commands string
 	fails    bool // the block is marked with "sh fails": the commands end with an error
@@ -149,12 +149,12 @@ func TestTutorial(t *testing.T) {
 	if out, err := sh(t, filepath.Join(dir, "sites"), judge); err != nil {
 		t.Errorf("%s: %v: %s", judge, err, out)
 	}
-	envtest.URL(t, testenv.AMQPVar) // skips the rest of the tutorial, which is from here on that with services
+	envtest.URL(t, testenv.AMQPVar) // skips the rest of the tutorial, which needs services
 	spans.check(t, "sites-api", "sites-worker")
 }
 
-// comparePrinted compares what steps have printed with the document that they are from. toDocument replaces what only the test has in an
-// output. With ARMATURE_UPDATE=1 comparePrinted writes what is printed into the document.
+// comparePrinted compares the output of steps with the document of the steps. toDocument replaces what only the test has in an output.
+// With ARMATURE_UPDATE=1 comparePrinted writes what is printed into the document.
 func comparePrinted(t *testing.T, file, document string, steps []documentStep, outputs []string, toDocument *strings.Replacer) {
 	t.Helper()
 	update := os.Getenv("ARMATURE_UPDATE") != ""

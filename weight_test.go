@@ -33,7 +33,7 @@ func TestWeight(t *testing.T) {
 	}
 }
 
-// TestNoDatabase: what needs no database links none.
+// TestNoDatabase: packages that need no database link no database driver.
 func TestNoDatabase(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "./scheduler/placement", "./driver", "./rpc/...", "./service/operation").Output()

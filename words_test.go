@@ -140,7 +140,7 @@ func goHitsIn(path string, src []byte) (found []string) {
 	return found
 }
 
-// TestLogText: a log text that is a sentence is found, also on the line after the call.
+// TestLogText: a log text that is a sentence is found, even on the line after the call.
 func TestLogText(t *testing.T) {
 	t.Parallel()
 	for src, want := range map[string]string{

@@ -17,9 +17,9 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// API adds the REST API of the process, which is started last. register adds the routes. The process sets Authenticate, Challenge and PublicURL,
-// unless cfg has them, and Enforce, Inflight, Observe, CORS, BodyTimeout and Logger. The health routes /livez and /readyz exist. The error
-// names the wrong options; Wire returns it.
+// API adds the REST API of the process. The API is the last part to start. register adds the routes; API adds the health routes /livez and
+// /readyz. Of cfg, the process sets Enforce, Inflight, Observe, CORS, BodyTimeout and Logger, and, if they are empty, Authenticate, Challenge
+// and PublicURL. The error names the wrong options. Return it from Wire.
 //
 // API panics if the options do not embed [APIOptions], or [AccessOptions] with [Component.Address], or if it is called twice.
 func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
@@ -27,11 +27,11 @@ func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	addr, names := p.c.address(p.Options)
 	switch {
 	case o == nil || addr == "":
-		panic("component: API: the options do not embed component.APIOptions: write component.APIOptions as a field without a name in them")
+		panic("component: API: the options do not embed component.APIOptions: embed component.APIOptions in the struct of options")
 	case p.mux != nil:
-		panic("component: API: a process has one API: give all routes to one register")
+		panic("component: API: called twice: a process has one API; add all routes in one register function")
 	}
-	var errs []error // that of the address is the first one, because others may follow from it
+	var errs []error // the error of the address comes first, because it may cause the others
 	listener := o.WSGI.Config(addr, nil)
 	if err := (service.HTTPConfig{Addr: addr}).Validate(); err != nil {
 		errs = append(errs, optionError(strings.Join(names, " "), err))
@@ -79,7 +79,8 @@ func (p *Process[O]) enforce(cfg *api.Config) error {
 // policyInterval is the time between two checks whether the files of rules have changed.
 const policyInterval = 10 * time.Second
 
-// authenticate sets how clients are authenticated. addr is the address of the API, and names are its options.
+// authenticate sets how clients are authenticated. addr is the address of the API, and names are the options that set
+// the address.
 func (p *Process[O]) authenticate(o *AccessOptions, addr string, names []string, cfg *api.Config) error {
 	if cfg.Authenticate != nil {
 		return nil

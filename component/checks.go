@@ -46,8 +46,8 @@ func (t *Tool[O]) configCommand() *cobra.Command {
 	return cmd
 }
 
-// validate prints the files that were read, and the value and the place of each option. The error has one line for each fault, also if several
-// services have it.
+// validate prints the files that were read, and the value and the place of each option. The error has one line for each fault, even if several
+// services have the same fault.
 func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error {
 	if slices.Contains(of, AllInOne) {
 		if err := t.r.openByDefault(t.f); err != nil {
@@ -91,8 +91,8 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	return nil
 }
 
-// tryWire wires a service without starting it. With wrong options, which a Validate has refused, a Wire may panic: then there are no further
-// errors to be found.
+// tryWire wires a service without starting it. If wrong is set, a Validate has refused the options, and Wire may panic because of them. Then
+// tryWire returns nil and no error.
 func (t *Tool[O]) tryWire(ctx context.Context, l *loadedOptions[O], name string, wrong bool) (p *Process[O], err error) {
 	defer func() {
 		if wrong {
@@ -105,14 +105,15 @@ func (t *Tool[O]) tryWire(ctx context.Context, l *loadedOptions[O], name string,
 // note prints a line, unless the output is JSON or YAML.
 func (t *Tool[O]) note(format string, args ...any) {
 	if t.f.output == formatTable {
-		_, _ = fmt.Fprintf(t.Out, format+"\n", args...) // what follows returns the error
+		_, _ = fmt.Fprintf(t.Out, format+"\n", args...) // the next Print returns the error
 	}
 }
 
 // onlineTimeout is how long each service that an option names may take to answer.
 const onlineTimeout = 10 * time.Second
 
-// askServices asks what the options of processes name, each once. The error has one line for each that does not work.
+// askServices checks each service on the network that the options of the processes name, each option once. The error
+// has one line for each service that does not work.
 func (t *Tool[O]) askServices(ctx context.Context, l *loadedOptions[O], wired []*Process[O]) error {
 	var errs []error
 	asked := map[string]bool{}
@@ -216,7 +217,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&rule, "rule", "", "name of the rule")
-	flags.StringVar(&token, "token", "", "token of the client, which is validated as by the API; without a token, the flags user, project, system and role describe the client")
+	flags.StringVar(&token, "token", "", "token of the client, validated as the API validates it; without a token, the flags user, project, system and role describe the client")
 	flags.StringVar(&c.UserID, "user", "", "id of the client's user")
 	flags.StringVar(&c.ProjectID, "project", "", "id of the client's project")
 	flags.StringVar(&c.SystemScope, "system", "", "all, for a token of the whole system")
@@ -229,7 +230,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 	return cmd
 }
 
-// printExplanation prints an explanation: as a table it is a text.
+// printExplanation prints an explanation. With --output table it prints a text.
 func (t *Tool[O]) printExplanation(x *policy.Explanation) error {
 	if t.f.output != formatTable {
 		return t.printAs(t.f.output, x)

@@ -63,7 +63,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 			return unknownName("format", f.output, slices.Values(formats))
 		}
 		if f.output != formatTable && r.printsNoData(cmd) {
-			return usageError{fault.New(fault.Invalid, "%s has only one form: leave out --output", cmd.CommandPath())}
+			return usageError{fault.New(fault.Invalid, "%s has only one format: leave out --output", cmd.CommandPath())}
 		}
 		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
 			return nil
@@ -79,7 +79,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 		p.StringVar(&v.value, v.Name, "", v.Help)
 		f.values = append(f.values, v)
 	}
-	p.StringVarP(&f.output, "output", "o", formatTable, "form of what is listed or shown: "+strings.Join(formats, ", "))
+	p.StringVarP(&f.output, "output", "o", formatTable, "format of the output: "+strings.Join(formats, ", "))
 	for _, s := range r.c.Services {
 		root.AddCommand(&cobra.Command{
 			Use: s.Name, Short: s.Short, Args: noArguments,
@@ -91,7 +91,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	return root
 }
 
-// printsNoData reports whether a command runs a service, or prints a text that is a file.
+// printsNoData reports whether a command runs a service, or prints a file, such as a sample.
 func (r *runtime[O]) printsNoData(cmd *cobra.Command) bool {
 	isService := slices.ContainsFunc(r.c.Services, func(s Service[O]) bool { return cmd.Parent() == cmd.Root() && s.Name == cmd.Name() })
 	return cmd == cmd.Root() || isService || cmd.Name() == "sample" || cmd.HasParent() && cmd.Parent().Name() == "completion"
@@ -230,11 +230,12 @@ func (r *runtime[O]) load(f *flags) (*loadedOptions[O], error) {
 	return l, nil
 }
 
-// read is load, which with an error also returns the options, to look for further errors. They are nil if a file cannot be read.
+// read is load, but it returns the options even with an error, so that the caller can look for further errors. The options are
+// nil if a file cannot be read.
 func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	src := f.source()
 	src.Logger = quiet
-	early, err := config.Inspect[O](src) // for the form of the log, which the second reading uses
+	early, err := config.Inspect[O](src) // for the format of the log, which the second reading uses
 	if early == nil {
 		return nil, err
 	}
@@ -262,7 +263,7 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	return l, errors.Join(err, herr)
 }
 
-// forService returns the options for one of several services, which all know what is wrong.
+// forService returns a copy of the options for one of several services. The copies share the map of wrong options.
 func (l *loadedOptions[O]) forService() *loadedOptions[O] {
 	one := *l
 	one.opts = new(O)
@@ -295,7 +296,7 @@ type Tool[O any] struct {
 
 	r         *runtime[O]
 	f         *flags
-	documents int // that were printed as YAML
+	documents int // number of documents that were printed as YAML
 }
 
 // Load reads the options. The error has a line for each wrong option.
@@ -307,8 +308,8 @@ func (t *Tool[O]) Load() (*O, error) {
 	return l.opts, nil
 }
 
-// WithDatabase calls do with the database of the options, whose tables must be those of this program. If no connection is configured, it is
-// the SQLite file of the process with all services, if that file exists.
+// WithDatabase calls do with the database that the options name. The tables must be those of this version of the program. If no connection
+// is configured, the database is the SQLite file of the process with all services, if that file exists.
 func (t *Tool[O]) WithDatabase(ctx context.Context, do func(ctx context.Context, o *O, d *sqlx.DB) error) error {
 	return t.withDatabase(ctx, func(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
 		if _, err := db.Check(ctx, d, t.r.c.migrations()...); err != nil {

@@ -36,11 +36,11 @@
 //	hello status                     members, open operations, and the processes of this host
 //	hello openapi, version, completion
 //
-// The fields of [Component] say which commands a component has not. Everything that is listed or shown has the flag --output (-o): table, json
-// or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes
-// of their own, see their --help.
+// The fields of [Component] say which commands a component lacks. Commands that list or show something have the flag --output (-o): table, json or
+// yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes of
+// their own, see their --help.
 //
-// A process has one name of its host. [Process.On] gives it more, for services that stand for several hosts. The names of a component's own
+// A process has one host name. [Process.On] adds further names, for services that stand for several hosts. The names of a component's own
 // contracts may differ from the defaults here: options ([Component.Address], [DriverConfig]), flags, kinds of members ([ServerConfig]).
 //
 // Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
@@ -78,46 +78,48 @@ import (
 // Component describes a component. O is the struct of its options, in the form of package service/config, which embeds [Options]. Name and
 // Services are required.
 type Component[O any] struct {
-	// Name is the name of the program: of its files NAME.conf, its SQLite file, and, by default, its queues.
+	// Name is the name of the program. The file NAME.conf, the SQLite file and, by default, the queues are named after
+	// it.
 	Name string
 	// Short says in a line what the component is. Long may say more. Both are for --help.
 	Short, Long string
-	// Defaults are defaults of options other than those of their tags, with keys as in config.Source.
+	// Defaults replace defaults in the tags of options. The keys are as in config.Source.
 	Defaults map[string]string
 	// Services are the services, in the order in which they are wired in a process with all of them.
 	Services []Service[O]
-	// Migrations are the component's own, and those of packages such as service/quota. Those of the packages membership and operation are
-	// always there, and come first. Without Migrations the component has no database.
+	// Migrations are the component's own migrations, and those of packages such as service/quota. The migrations of the packages
+	// membership and operation are always included, and come first. Without Migrations the component has no database.
 	Migrations []db.Migrations
 	// Rules are the rules of the policy. Nil: no route of the API has a rule, and the component has no command policy.
 	Rules []policy.Rule
 	// Interfaces are the RPC interfaces whose dead letters the command dlq manages. Nil: the component has no such command.
 	Interfaces []*rpc.Interface
-	// Unreported has the versions of processes of a release that did not report them, see rpccaps.Config.
+	// Unreported has the RPC versions of processes whose release does not report versions, see rpccaps.Config.
 	Unreported rpc.Versions
 	// Runner returns the settings of the process's runner of operations. Store, Host, Inflight and Logger are set by the process. Nil: the
 	// defaults.
 	Runner func(o *O) operation.RunnerConfig
-	// OwnNotify is for a component with an RPC method of its own that makes a runner look at an operation: then no process serves the interface
-	// armature-operation, and [Process.Notify] reaches only the runner of its process.
+	// OwnNotify is for a component that notifies runners by an RPC method of its own. Then no process serves the interface armature-operation,
+	// and [Process.Notify] reaches only the runner of its own process.
 	OwnNotify bool
-	// Resource is the word for what operations are on, such as "server". Default "resource".
+	// Resource is the word for a resource of operations, such as "server". Default "resource".
 	Resource string
-	// OpenAPI returns the OpenAPI document of the API in a microversion; "" is the version of the flag's default. Nil: the document is made
-	// of the routes of the API.
+	// OpenAPI returns the OpenAPI document of the API in a microversion. The version "" means the default of the flag --version. Nil: the
+	// document is made from the routes of the API.
 	OpenAPI func(version string) (any, error)
-	// Address returns the address of the API, and the options that it is made of, for a component whose options embed [AccessOptions] instead of
-	// [APIOptions]. Nil: the option listen.
+	// Address returns the address of the API, and the names of the options that set the address, for a component whose options embed
+	// [AccessOptions] instead of [APIOptions]. Nil: the option listen.
 	Address func(o *O) (addr string, options []string)
 	// DatabaseFile is the name of the SQLite file in the state path of a process with all services. Default NAME.db.
 	DatabaseFile string
 	// Flags are further flags of the command line, each of which sets an option. Nil: none.
 	Flags []Flag
-	// Audit compares the claims on hosts with what they should be, see placement.Audit. Nil: the component has no command for it.
+	// Audit compares the claims on hosts with their consumers, see placement.Audit. Nil: the component has no command for it.
 	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
 	// Commands returns further commands. Nil: none.
 	Commands func(t *Tool[O]) []*cobra.Command
-	// Started is called when all parts of a process have started, such as to print the address of its API. Nil: it is not called.
+	// Started is called when all parts of a process have started. It may print the address of the API, for example. Nil: it is
+	// not called.
 	Started func(p *Process[O]) error
 }
 
@@ -133,10 +135,11 @@ type Service[O any] struct {
 	// AutoCaps are the version caps of the client of a service without a database. Default: such a service asks a process with
 	// the database.
 	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
-	// Wire makes the parts of the service and gives them to the process. It starts nothing, because "config validate" and "openapi" call
-	// it, too. An error with the name of an option in its Meta, as of package service/config, gets the place of the option. Errors about options
-	// that only this service needs belong here, joined by errors.Join; those about all services into a Validate of the options. Wire is also
-	// called if other options are wrong, so that all errors are found. Such a process is not started.
+	// Wire makes the parts of the service and gives them to the process. It starts nothing, because the commands "config validate" and "openapi"
+	// call it as well. If the Meta of an error names an option, as errors of package service/config do, the process adds the place of the
+	// option. Wire reports the errors of options that only this service needs, joined by errors.Join. A Validate of the options reports the
+	// errors that concern all services. Wire is called even if other options are wrong, so that all errors are found. Such a process is not
+	// started.
 	Wire func(ctx context.Context, p *Process[O]) error
 }
 
@@ -167,7 +170,7 @@ func Run[O any](ctx context.Context, c Component[O], args, env []string, stdout,
 type runtime[O any] struct {
 	c          *Component[O]
 	out, err   io.Writer
-	setDefault bool // the log of the process is the default one
+	setDefault bool // the log of the process becomes the default logger of slog
 }
 
 // main runs the command and returns the exit code.
@@ -212,7 +215,8 @@ func (c *Component[O]) check() {
 	}
 }
 
-// migrations are those of the packages, and last the component's, which may have those of the packages, too.
+// migrations returns the migrations of the packages, then those of the component. If the component lists a package's
+// migrations, they are in the result once.
 func (c *Component[O]) migrations() []db.Migrations {
 	own := slices.DeleteFunc(slices.Clone(c.Migrations), func(m db.Migrations) bool {
 		return slices.ContainsFunc(packageMigrations, func(p db.Migrations) bool { return p.Name == m.Name })
@@ -223,7 +227,8 @@ func (c *Component[O]) migrations() []db.Migrations {
 // databaseFile returns the name of the SQLite file in the state path.
 func (c *Component[O]) databaseFile() string { return cmp.Or(c.DatabaseFile, c.Name+".db") }
 
-// address returns the address of the API, and its options: "" if the options have none.
+// address returns the address of the API, and the options that set the address. The address is "" if the options have
+// none.
 func (c *Component[O]) address(o *O) (addr string, options []string) {
 	if c.Address != nil {
 		return c.Address(o)
@@ -234,7 +239,7 @@ func (c *Component[O]) address(o *O) (addr string, options []string) {
 	return "", nil
 }
 
-// defaults are the component's defaults.
+// defaults returns the component's defaults.
 func (c *Component[O]) defaults() map[string]string {
 	out := map[string]string{"control_exchange": c.Name}
 	maps.Copy(out, c.Defaults)

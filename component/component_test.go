@@ -217,8 +217,8 @@ func written(t *testing.T, d *sqlx.DB, text string) (n note) {
 	return n
 }
 
-// TestAllInOne: without a command all services run in one process, with the bus in memory and a database in the state path, which a later
-// process finds again. Commands for operators use this database. The admin listener has metrics and the options.
+// TestAllInOne: without a command all services run in one process, with the bus in memory and a database in the state path. A later
+// process finds the database again. Commands for operators use this database. The admin listener has metrics and the options.
 func TestAllInOne(t *testing.T) {
 	t.Parallel()
 	w, dir := newWorld(), t.TempDir()
@@ -280,7 +280,7 @@ func TestAllInOne(t *testing.T) {
 		}
 		var data any
 		if strings.HasSuffix(args, "-o json") && json.Unmarshal([]byte(out), &data) != nil || strings.HasSuffix(args, "-o yaml") && yaml.Unmarshal([]byte(out), &data) != nil {
-			t.Errorf("%s: not of the form:\n%s", args, out)
+			t.Errorf("%s: not in the format:\n%s", args, out)
 		}
 	}
 	done, err := p.Operations.List(t.Context(), operation.Filter{})
@@ -370,8 +370,8 @@ func TestTemporaryState(t *testing.T) {
 	}
 }
 
-// TestThreeProcesses: each service in a process of its own, on a broker and with a database. The API notifies the runner in another process;
-// the worker has no database, and its member is reported over RPC. It is down after it has left.
+// TestThreeProcesses: each service in a process of its own, on a broker and with a database. The API notifies the runner in another process.
+// The worker has no database, and its member is reported over RPC. The member is down after the worker has left.
 func TestThreeProcesses(t *testing.T) {
 	t.Parallel()
 	c := componenttest.Start(t, newWorld().component(), "transport_url="+envtest.URL(t, testenv.AMQPVar), "database.connection="+dbtest.MySQL(t),

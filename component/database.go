@@ -40,8 +40,8 @@ func (t *Tool[O]) databaseCommand() *cobra.Command {
 	return cmd
 }
 
-// CheckDatabase does what the command "db check" does, for a component that has another command for it, too. The error is an [ExitError] if the
-// exit code is not 0.
+// CheckDatabase does what the command "db check" does, for a component that offers the check under a second name. The error is an [ExitError]
+// if the exit code is not 0.
 func (t *Tool[O]) CheckDatabase(ctx context.Context) error {
 	return t.withDatabase(ctx, t.checkUpgrade)
 }
@@ -234,7 +234,7 @@ func (t *Tool[O]) withMembers(do func(ctx context.Context, members *membership.R
 	}
 }
 
-// memberView is a member as people see it.
+// memberView is a member as the commands show it.
 type memberView struct {
 	Kind       string              `json:"kind"`
 	Host       string              `json:"host"`
@@ -248,7 +248,7 @@ type memberView struct {
 // memberColumns are the columns of a table of members.
 var memberColumns = []string{"kind", "host", "state", "seen", "serves", "why", "process"}
 
-// describeMembers returns members as people see them.
+// describeMembers returns members as the commands show them.
 func describeMembers(found []membership.Member) []memberView {
 	out := []memberView{}
 	for i := range found {

@@ -11,8 +11,9 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// Driver adds the driver that the options name: one of builtIn, or a program, which is supervised and replaced at a reload. The result
-// returns the driver in use, for each call anew. The error names the wrong option; Wire returns it.
+// Driver adds the driver that the options name: one of builtIn, or a program. A program is supervised, and a reload may replace it.
+// The result is a function that returns the driver in use. Call it for each use, because a reload may replace the driver. The error
+// names the wrong option. Return it from Wire.
 //
 // Driver panics if the options do not embed [DriverOptions].
 func Driver[D driver.Driver, O any](p *Process[O], k driver.Kind[D], builtIn *driver.Registry[D]) (func() D, error) {
@@ -24,8 +25,8 @@ type DriverConfig[D driver.Driver, O any] struct {
 	// Kind and BuiltIn are those of [Driver].
 	Kind    driver.Kind[D]
 	BuiltIn *driver.Registry[D]
-	// Options returns the driver's options within those of a component that has other names for them. It is called at the start and at each
-	// reload. Nil: the embedded [DriverOptions].
+	// Options returns the driver's options if the component does not embed [DriverOptions] but has them under other names. It is called at
+	// the start and at each reload. Nil: the embedded DriverOptions.
 	Options func(o *O) driver.Options
 	// Option is the option that names the driver. Default "driver".
 	Option string
@@ -39,7 +40,7 @@ type DriverConfig[D driver.Driver, O any] struct {
 func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (func() D, error) {
 	if cfg.Options == nil {
 		if embedded[driver.Options](p.Options) == nil {
-			panic("component: Driver: the options do not embed component.DriverOptions: write component.DriverOptions as a field without a name in them")
+			panic("component: Driver: the options do not embed component.DriverOptions: embed component.DriverOptions in the struct of options")
 		}
 		cfg.Options = func(o *O) driver.Options { return *embedded[driver.Options](o) }
 	}
@@ -62,7 +63,7 @@ func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (
 		return nil, part.wrong(&o, err)
 	}
 	p.tell.drivers.Add(o.Name(), p.Host, part.Plugin)
-	p.addPart(phaseDriver, p.named("driver "+cfg.Kind.Name), "", part) // without a label: its errors name the option
+	p.addPart(phaseDriver, p.named("driver "+cfg.Kind.Name), "", part) // the label is empty: the part's own errors already name the option
 	p.probes = append(p.probes, probe{cmp.Or(cfg.Option, "driver"), func(ctx context.Context) error {
 		one, err := cfg.BuiltIn.Launch(ctx, cfg.Kind, o.Driver, plugin)
 		if err != nil {
@@ -86,7 +87,7 @@ type driverPart[D driver.Driver, O any] struct {
 func (d *driverPart[D, O]) config(o *driver.Options) (driver.PluginConfig, error) {
 	cfg := driver.PluginConfig{}
 	for name := range d.Given {
-		if _, ok := o.Drivers[o.Section()][name]; ok { // refused: the driver would use the data of another host
+		if _, ok := o.Drivers[o.Section()][name]; ok { // rejected: with another value, such as another host's name, the driver could use the data of that host
 			return cfg, d.wrong(o, optionError(name, fault.New(fault.Invalid, "option %s: cannot be set here, because the service sets it: remove it", name)))
 		}
 	}

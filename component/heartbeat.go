@@ -10,8 +10,8 @@ import (
 // failures in a row, the log has a line for the first failure and a line for the next success. While the process stops, failures are expected,
 // because the call is canceled, or the process that writes the heartbeats has drained. They are logged at DEBUG.
 //
-// It is for members that are reported by an interface of the component's own, see [ServerConfig]. The result is for one goroutine at a time. A
-// call blocks as long as f does; the context of f ends after report_interval, but not before a second.
+// Heartbeat is for members that the component reports through an RPC interface of its own, see [ServerConfig]. The result is for one goroutine
+// at a time. A call blocks as long as f does. The context of f ends after report_interval, or after 1 s if report_interval is shorter.
 func (p *Process[O]) Heartbeat(member string, f func(ctx context.Context) error) func(ctx context.Context) error {
 	var next time.Time
 	gap, failed, every := time.Second, 0, p.base.ReportInterval

@@ -38,7 +38,8 @@ func beater(t *testing.T, env []string, f func(context.Context) error, wire func
 	}
 }
 
-// signals starts the goroutine of package signal outside of all bubbles, which end only when their goroutines have ended.
+// signals starts the goroutine of package signal outside of all bubbles, because a bubble ends only when its goroutines
+// have ended.
 var signals = sync.OnceFunc(func() {
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, os.Interrupt)
@@ -89,7 +90,7 @@ func TestHeartbeat(t *testing.T) {
 func TestHeartbeatAtStop(t *testing.T) {
 	t.Parallel()
 	signals()
-	for name, interval := range map[string]string{"drained": "2", "canceled": "3600"} { // a short one ends a heartbeat by itself
+	for name, interval := range map[string]string{"drained": "2", "canceled": "3600"} { // a short interval ends a heartbeat by itself
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {

@@ -29,7 +29,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// fleetOptions are those of a component that has other names for the options of its API and its driver.
+// fleetOptions are the options of a component that has other names for the options of its API and its driver.
 type fleetOptions struct {
 	component.Options
 	component.AccessOptions
@@ -44,7 +44,7 @@ func (o *fleetOptions) address() (addr string, options []string) {
 	return net.JoinHostPort(o.BindHost, strconv.Itoa(o.BindPort)), []string{"bind_host", "bind_port"}
 }
 
-// engine is a driver that knows what it was given.
+// engine is a driver that keeps the options that it was given.
 type engine struct {
 	driver.Driver
 
@@ -63,7 +63,7 @@ type fleet struct {
 func (f *fleet) component() component.Component[fleetOptions] {
 	return component.Component[fleetOptions]{
 		Name: "fleet", Short: "Serves two hosts", DatabaseFile: "other.db", OwnNotify: true,
-		Migrations: []db.Migrations{operation.Migrations, membership.Migrations}, // also those of packages that are always there
+		Migrations: []db.Migrations{operation.Migrations, membership.Migrations}, // including those that a component always has
 		Address:    (*fleetOptions).address,
 		Flags:      []component.Flag{{Name: "port", Option: "bind_port", Help: "port of the API"}},
 		Runner:     func(o *fleetOptions) operation.RunnerConfig { return operation.RunnerConfig{Lease: o.Lease} },
@@ -125,7 +125,7 @@ func (f *fleet) wire(_ context.Context, p *component.Process[fleetOptions]) erro
 			rpc.Handle(s, write, func(_ context.Context, n *note) (*note, error) { return &note{n.Text, on.Host}, nil })
 		}})
 	}
-	claim := service.Funcs{OnStart: func(ctx context.Context) error { // the servers before it serve already, and its own does not
+	claim := service.Funcs{OnStart: func(ctx context.Context) error { // the servers added before already serve; the server of this claim does not
 		if _, err := rpc.Call(ctx, p.Client, write, "n1", &note{}); err != nil {
 			return err
 		}
@@ -237,7 +237,7 @@ func TestBuiltIn(t *testing.T) {
 	}
 }
 
-// TestOtherNames: errors name the options of a component with other names, and flags by their own names. Everything that is wrong is reported at once, each fault once.
+// TestOtherNames: errors name the options of a component with other names, and flags by their own names. All errors are reported at once, each error once.
 func TestOtherNames(t *testing.T) {
 	t.Parallel()
 	const served = "transport_url = memory://\n[database]\nconnection = sqlite:///:memory:\n[api]\nauth_strategy = noauth2\n"

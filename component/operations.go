@@ -24,7 +24,7 @@ import (
 func (t *Tool[O]) operationCommand() *cobra.Command {
 	var why string
 	cancel := &cobra.Command{
-		Use: "cancel ID...", Short: "Cancel operations, and undo the steps that they have done", Args: cobra.MinimumNArgs(1),
+		Use: "cancel ID...", Short: "Cancel operations, and undo their completed steps", Args: cobra.MinimumNArgs(1),
 		RunE: t.eachOperation("is canceled", func(ctx context.Context, ops *operation.Store, id string) error { return ops.Cancel(ctx, id, why) }),
 	}
 	cancel.Flags().StringVar(&why, "reason", "an operator canceled it", "text of the operations' error")
@@ -47,7 +47,7 @@ func (t *Tool[O]) withOperations(do func(ctx context.Context, ops *operation.Sto
 }
 
 // eachOperation returns the function of a command that calls do for each of its arguments, which are ids of operations. After each
-// call it prints the id and done.
+// call the command prints the id and the word done.
 func (t *Tool[O]) eachOperation(done string, do func(ctx context.Context, ops *operation.Store, id string) error) func(*cobra.Command, []string) error {
 	return t.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
 		for _, id := range ids {
@@ -209,7 +209,7 @@ func (t *Tool[O]) letters(ctx context.Context, decide func(iface string, l *rpc.
 	return nil
 }
 
-// letterView is a dead letter as people see it.
+// letterView is a dead letter as the commands show it.
 type letterView struct {
 	ID        string            `json:"id"`
 	Interface string            `json:"interface"`
@@ -233,7 +233,7 @@ func (t *Tool[O]) listLetters(ctx context.Context) error {
 		return rpc.Keep
 	})
 	switch {
-	case err != nil && len(data) == 0: // an empty list would say that the bus has none
+	case err != nil && len(data) == 0: // an empty list would say that the bus has no dead letters
 		return err
 	case len(data) == 0 && t.f.output == formatTable:
 		_, err = fmt.Fprintln(t.Out, "no dead letters")

@@ -40,13 +40,13 @@ type Options struct {
 	DrainDelay       time.Duration `ini:"drain_delay" default:"0" min:"0" help:"seconds after SIGTERM in which new requests are still accepted while /readyz fails, so that load balancers choose another process"`
 	Strict           bool          `ini:"strict" default:"true" strict:"true" help:"refuse unknown options and sections; false: accept a file that was written for a program with more options"`
 	Admin            string        `ini:"admin_listen" help:"address of the pages for operators, only of this machine: 127.0.0.1:9774 or unix:/run/NAME/{service}.sock, where {service} stands for the service's name, so that all services of a host can use one file; the socket's directory is created if it does not exist (default: no pages)"`
-	AdminHosts       []string      `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen, which does not authenticate clients; without them admin_listen must be an address only of this machine"`
+	AdminHosts       []string      `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen; its pages do not authenticate clients; without admin_hosts, only this machine may be able to reach admin_listen"`
 	urlbus.Options
 	Database  db.Options       `section:"database"`
 	Telemetry TelemetryOptions `section:"opentelemetry"`
 }
 
-// optionError returns err with the name of the option that it is about, for package config. Of nil it returns nil.
+// optionError returns err with the name of the wrong option, for package config. It returns nil if err is nil.
 func optionError(name string, err error) error {
 	return fault.WithReason(err, "", map[string]string{"option": name})
 }
@@ -198,7 +198,7 @@ type LinkOptions struct {
 	PublicURL string `ini:"public_url" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" help:"start of the links in replies: the URL of the proxy in front of the API (default: the address that the client has used)"`
 }
 
-// ProxyOptions are options of other programs about a proxy in front of a REST API.
+// ProxyOptions are options that OpenStack's services have for a proxy in front of a REST API.
 type ProxyOptions struct {
 	Header string `ini:"secure_proxy_ssl_header" unsupported:"set public_url in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
 }
@@ -213,8 +213,8 @@ func (o *APIOptions) Validate() error {
 	return errors.Join(optionError("listen", service.HTTPConfig{Addr: o.Listen}.Validate()), o.AccessOptions.Validate())
 }
 
-// Validate returns an error if the token and the strategy contradict each other. Whether the API would serve clients that the options do not
-// mean to allow is checked when a service with an API is wired, because this depends on its address.
+// Validate returns an error if the token and the strategy contradict each other. Validate does not check whether other machines can reach an
+// API with noauth2, because that depends on the address of a service: [Process.API] checks it.
 func (o *AccessOptions) Validate() error {
 	switch {
 	case o.API.AuthStrategy == "token" && o.API.Token == "":

@@ -10,7 +10,7 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// The forms of what is listed or shown.
+// The formats of lists and objects.
 const (
 	formatTable = "table"
 	formatJSON  = "json"
@@ -19,8 +19,8 @@ const (
 
 var formats = []string{formatTable, formatJSON, formatYAML}
 
-// Print prints a list or an object in the form of the flag --output: rows under columns, or data as JSON or YAML. Names in YAML are those
-// of JSON.
+// Print prints a list or an object in the format of the flag --output: rows under columns, or data as JSON or YAML. Names in YAML are
+// those of JSON.
 func (t *Tool[O]) Print(columns []string, rows [][]string, data any) error {
 	if t.f.output != formatTable {
 		return t.printAs(t.f.output, data)
@@ -63,7 +63,7 @@ func (t *Tool[O]) printAs(format string, data any) error {
 	return err
 }
 
-// done prints a sentence about what a command has done, and data in the other forms.
+// done prints what a command has done: with --output table a sentence, with json or yaml the data.
 func (t *Tool[O]) done(data map[string]any, format string, args ...any) error {
 	if t.f.output != formatTable {
 		return t.printAs(t.f.output, data)

@@ -50,7 +50,8 @@ func (l *loadedOptions[O]) where(section, name string) string {
 	return where
 }
 
-// place adds the place of the option that an error names in its Meta. Of several options it is the first one that is set.
+// place adds the place of the option that an error names in its Meta. If the error names several options, place uses the
+// first one that is set.
 func (l *loadedOptions[O]) place(err error) error {
 	names := optionsIn(err)
 	if len(names) == 0 {
@@ -65,8 +66,8 @@ func (l *loadedOptions[O]) place(err error) error {
 	return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
 }
 
-// placeAll returns the errors that err joins, each with the place of its option. It leaves out errors about options that are known to be
-// wrong, and adds the options of the others to these.
+// placeAll returns the errors that err joins, each with the place of its option. It leaves out errors about options that are already
+// known to be wrong, and adds the options of the remaining errors to the known wrong options.
 func (l *loadedOptions[O]) placeAll(err error) (out []error) {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, one := range joined.Unwrap() {
@@ -89,7 +90,7 @@ func qualified(option string) string {
 	return section + "." + name
 }
 
-// optionsIn returns the options that an error is about, in the Meta of a fault.
+// optionsIn returns the options that an error names in its Meta.
 func optionsIn(err error) []string {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return strings.Fields(f.Meta["option"])

@@ -36,17 +36,17 @@ type Host struct {
 type PlacementConfig[R placement.Requester] struct {
 	// Kind is the kind of the members that are hosts: the name of the RPC interface that they serve.
 	Kind string
-	// Options configure the filters and weighers of package placement, of which all are used: one that does not apply to a request has no
-	// effect.
+	// Options configure the filters and weighers of package placement. All of them are used; a filter or weigher that does not apply to a
+	// request has no effect.
 	Options placement.Options
-	// Filters and Weighers are further ones.
+	// Filters and Weighers are added to those of package placement.
 	Filters  []scheduler.Filter[R, *Host]
 	Weighers []scheduler.Weighted[R, *Host]
 	// Subset is the number of best hosts of which one is chosen at random, so that several processes do not all choose the same one. Default 1.
 	Subset int
 }
 
-// Placement chooses hosts by their resources and claims these. It is safe for concurrent use.
+// Placement chooses hosts by their resources, and claims the resources. It is safe for concurrent use.
 type Placement[R placement.Requester] struct {
 	// Claims are the claims in the database.
 	Claims *placement.SQL
@@ -58,13 +58,13 @@ type Placement[R placement.Requester] struct {
 	placer  placement.Placer[R, *Host]
 	again   placement.Placer[R, *Host] // for requests that wait already: their decisions are not measured
 	signal  func(ctx context.Context) error
-	freed   atomic.Bool // room is free that requests may wait for
+	freed   atomic.Bool // set when resources were freed that requests may wait for
 }
 
 const (
 	// refreshInterval is the time between two reads of the hosts. Decisions use what was read last; the claim decides.
 	refreshInterval = 2 * time.Second
-	// maxHostAge is the age from which the state of a host is not used.
+	// maxHostAge is the highest age of the state of a host. An older state is not used.
 	maxHostAge = 5 * refreshInterval
 	// roomPoll is the longest time between two attempts of a request that waits for room.
 	roomPoll = 15 * time.Second
@@ -117,7 +117,7 @@ func notUp[R any]() scheduler.Filter[R, *Host] {
 	})
 }
 
-// poll reads the hosts, and lets requests that wait for room try again if some is free.
+// poll reads the hosts, and lets requests that wait for room try again if room was freed.
 func (pl *Placement[R]) poll(ctx context.Context) error {
 	err := pl.refresh(ctx)
 	if err == nil && pl.freed.Swap(false) {
@@ -150,11 +150,11 @@ func (pl *Placement[R]) refresh(ctx context.Context) error {
 		}
 	}
 	pl.fleet.Report(hosts...)
-	pl.fleet.Forget(time.Since(began)) // those that are no member any more
+	pl.fleet.Forget(time.Since(began)) // hosts that are no longer members
 	return nil
 }
 
-// live returns a provider with what an operator says of its member.
+// live returns a copy of a provider. The copy is disabled if an operator has disabled the member.
 func live(p *placement.Provider, m *membership.Member) *placement.Provider {
 	out := *p
 	if m.Disabled {
@@ -163,8 +163,9 @@ func live(p *placement.Provider, m *membership.Member) *placement.Provider {
 	return &out
 }
 
-// Hosts returns all hosts, as they were read at most 2 s ago, or, if fresh is set, as they are now. The caller must not change them. Errors are
-// those of the database. If fresh is set and no host is up, the error is Unavailable, because this is an outage and no lack of room.
+// Hosts returns all hosts. If fresh is set, Hosts reads them now; otherwise they were read at most 2 s ago. The caller must not change them.
+// Errors are those of the database. If fresh is set and no host is up, the error is Unavailable, because this is an outage and not a lack of
+// room.
 func (pl *Placement[R]) Hosts(ctx context.Context, fresh bool) ([]*Host, error) {
 	if !fresh {
 		return pl.fleet.Hosts(), nil
@@ -202,7 +203,7 @@ func (pl *Placement[R]) Place(ctx context.Context, req R) (*Host, error) {
 	return pl.placed(placed, req), nil
 }
 
-// placed notes a claim in the hosts, until they are read again, and returns its host.
+// placed adds a claim to the hosts in memory, until they are read again, and returns the claim's host.
 func (pl *Placement[R]) placed(placed *placement.Placed[*Host], req R) *Host {
 	if !placed.AlreadyClaimed {
 		pl.fleet.Update(placed.Host.Name(), func(h *Host) *Host { return &Host{h.With(req.Placement()), h.Member} })
@@ -210,9 +211,9 @@ func (pl *Placement[R]) placed(placed *placement.Placed[*Host], req R) *Host {
 	return placed.Host
 }
 
-// PlaceOrWait is [Placement.Place] for a step of an operation that shall wait for room. If no host is feasible, the result is
-// [operation.WaitFor], so the step is called again when [Placement.Release] or a report of a host that has more resources has freed room, and at the latest after 15 s. The Limit of the
-// step bounds the wait. Of all requests that wait, each tries again when room is free, in the order of their priorities.
+// PlaceOrWait is [Placement.Place] for a step of an operation that shall wait for room. If no host is feasible, the error is [operation.WaitFor]. Then the step
+// is called again when [Placement.Release], or the report of a host with more resources, has freed room, and at the latest after 15 s. The Limit of the step
+// bounds the wait. When room is free, all waiting requests try again, in the order of their priorities.
 func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R) (*Host, error) {
 	placer := &pl.placer
 	if op.Waits > 0 {
@@ -234,8 +235,8 @@ func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R
 	return pl.placed(placed, req), nil
 }
 
-// Release ends the claim of a consumer, in the transaction of the context (see db.Tx) if it has one. Within 2 s after the
-// commit, requests that wait for room try again. It is not an error if there is no claim. Errors are those of [placement.SQL.Claim].
+// Release ends the claim of a consumer, in the transaction of the context (see db.Tx) if it has one. Within 2 s after the commit,
+// requests that wait for room try again. A missing claim is not an error. Errors are those of [placement.SQL.Claim].
 func (pl *Placement[R]) Release(ctx context.Context, d *sqlx.DB, consumer string) error {
 	err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 		return pl.Claims.ClaimTx(ctx, tx, placement.Claim{Consumer: consumer, Generation: placement.Any})
@@ -295,9 +296,10 @@ type resourcesMessage struct {
 	Provider *placement.Provider `json:"provider"`
 }
 
-// Resources adds the part that reports the resources of this host: the result of read, whose ID is set to the name of the host. They are written
-// at the start, which waits until a process with the database answers, then whenever they have changed, at most every report_interval, and each minute.
-// kind is that of a [Placement]. read and its result must be safe for use by this part alone. A process without a database asks one that has it. Errors after the start are logged once, and the report is repeated.
+// Resources adds the part that reports the resources of this host. kind is the kind of a [Placement]. read returns the resources; the part sets their ID to the
+// name of the host. The part writes the resources at its start, when they have changed (checked every report_interval), and once a minute. Its start waits
+// until a process with the database answers, because a process without a database asks such a process to write. Only this part calls read, one call at a time,
+// and only this part reads the result. Errors after the start are logged once, and the report is repeated.
 func (p *Process[O]) Resources(kind string, read func(ctx context.Context) (*placement.Provider, error)) {
 	if p.reports[p.Host] {
 		panic("component: Resources: the resources of host " + p.Host + " are reported already: report all classes at once")
@@ -321,7 +323,7 @@ type resourceReport[O any] struct {
 	at         time.Time // of the last report
 }
 
-// maxReportAge is the age from which resources that have not changed are reported again, in case that an operator has removed them.
+// Unchanged resources are reported again after maxReportAge, because an operator may have removed them.
 const maxReportAge = time.Minute
 
 func (r *resourceReport[O]) Start(ctx context.Context) error {
@@ -339,7 +341,7 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 		return err
 	}
 	if have == nil {
-		return errors.New("the function that is given to Process.Resources has returned no provider")
+		return errors.New("the function given to Process.Resources has returned no provider")
 	}
 	now := *have
 	now.ID, now.Generation = r.host, placement.Any
@@ -361,8 +363,8 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 	return err
 }
 
-// putResources writes the resources of a host, and lets requests that wait for room try again if the host has more of them. Precondition: the
-// host is not a member of the kind.
+// putResources writes the resources of a host. If the host has more resources than before, requests that wait for room try again.
+// Precondition: the host is not a member of the kind.
 func (p *Process[O]) putResources(ctx context.Context, kind string, provider *placement.Provider) error {
 	if _, err := p.Members.Get(ctx, kind, provider.ID); errors.Is(err, fault.NotFound) {
 		return fault.New(fault.Precondition, "host %s reports resources and is not a member of kind %s", provider.ID, kind)
@@ -377,7 +379,7 @@ func (p *Process[O]) putResources(ctx context.Context, kind string, provider *pl
 	if _, err := store.Put(ctx, provider); err != nil || len(had) > 0 && !hasMore(provider, had[0]) {
 		return err
 	}
-	if err := p.signalRoom(ctx, kind); err != nil { // they try again within 15 s
+	if err := p.signalRoom(ctx, kind); err != nil { // the requests try again within 15 s
 		p.Log.WarnContext(ctx, "requests that wait for room not notified", "kind", kind, "error", err)
 	}
 	return nil

@@ -79,8 +79,8 @@ func inn() component.Component[roomOptions] {
 	}
 }
 
-// TestPlacement: hosts are members with resources. A request without room fails with the reasons, or waits until room is free: by a release, or by
-// a host that comes. Hosts that are down or disabled get nothing. The same on both databases.
+// TestPlacement: hosts are members with resources. A request without room fails with the reasons, or waits until a release or a new host frees
+// room. Hosts that are down or disabled get no claims. Both databases behave the same.
 func TestPlacement(t *testing.T) {
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
@@ -180,7 +180,8 @@ func lodge(host string, read func(context.Context) (*placement.Provider, error))
 	}
 }
 
-// TestResources: a change is reported, also if it is in the same provider. A host that is not a member cannot report, and a function without a result is named.
+// TestResources: a change is reported, even if read returns the same provider with other contents. A host that is not a member cannot report. If read returns
+// no provider, the error names the function.
 func TestResources(t *testing.T) {
 	t.Parallel()
 	var total atomic.Int64

@@ -32,7 +32,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// packageMigrations are those of the packages that a process uses.
+// packageMigrations are the migrations of the packages that a process uses.
 var packageMigrations = []db.Migrations{membership.Migrations, operation.Migrations}
 
 // Process is one process of a component, while its services are wired. Its methods are for Wire, from one goroutine, unless they say
@@ -41,11 +41,12 @@ var packageMigrations = []db.Migrations{membership.Migrations, operation.Migrati
 type Process[O any] struct {
 	// Options are the options at the start of the process. The caller must not change them. Host and StatePath are set.
 	Options *O
-	// Name is that of the service, or [AllInOne].
+	// Name is the name of the service, or [AllInOne].
 	Name string
 	// Host is the name of this host.
 	Host string
-	// StatePath is the directory for data of this host. It is empty if a service of its own has no option state_path.
+	// StatePath is the directory for data of this host. It is empty in a process of one service if the option
+	// state_path is not set.
 	StatePath string
 	// Log is the log of the process, and Out its standard output.
 	Log *slog.Logger
@@ -56,7 +57,7 @@ type Process[O any] struct {
 	Metrics prometheus.Registerer
 	// Bus is the bus, not started. Its Check fails while the broker cannot be reached, and does not block.
 	Bus urlbus.Bus
-	// Client is the RPC client. It sends only what all running servers know.
+	// Client is the RPC client. It sends only versions of messages that all running servers know.
 	Client *rpc.Client
 	// DB is the database, Members its registry of members and Operations its store of operations. They are nil in a process without a
 	// database.
@@ -68,7 +69,7 @@ type Process[O any] struct {
 	base *Options
 	read *loadedOptions[O]
 	tell *telemetry
-	home string // the name of this host, also in the result of On
+	home string // the name of this host, even in the result of On
 	*wiring
 }
 
@@ -116,9 +117,9 @@ type probe struct {
 // Current returns the options as of the last reload. It is safe for concurrent use.
 func (p *Process[O]) Current() *O { return p.read.config.Current() }
 
-// On returns the process under another name of the host, for a process that serves several hosts, such as one with all services that simulates
-// them. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App, one
-// runner and one API.
+// On returns the process under another name of the host, for a process that serves several hosts, such as a process with all services that simulates the
+// hosts. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App,
+// one runner and one API.
 func (p *Process[O]) On(host string) *Process[O] {
 	q := *p
 	q.Host = host
@@ -156,9 +157,9 @@ func (p *Process[O]) Addr() string {
 	return p.http.Addr()
 }
 
-// openProcess returns the process of services, without their parts. The caller closes it. Errors of options are collected, and then parts that
-// need no options stand for what cannot be opened, so that the caller finds all errors. If dry is set, the process is not meant to be started:
-// then openProcess writes no file and exports no traces.
+// openProcess returns the process of services, without their parts. The caller closes it. openProcess collects the errors of options. Instead
+// of a bus or a database that cannot be opened, it opens one that needs no options, so that the caller finds all errors. If dry is set, the
+// process will not be started: openProcess writes no file and exports no traces.
 func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], name string, services []Service[O], log *slog.Logger, dry bool) *Process[O] {
 	p := &Process[O]{
 		Options: read.opts, Name: name, Log: log, Out: r.out, Host: read.base.Host,
@@ -267,7 +268,8 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
-// openBus opens the bus with a URL. If it is empty, the bus is injected, or that in memory for a process with all services.
+// openBus opens the bus with a URL. If the URL is empty, openBus uses the injected bus, or the bus in memory in a process
+// with all services.
 func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
 	b := injected
 	if url == "" && b == nil {
@@ -315,7 +317,7 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 	if err != nil {
 		return err
 	}
-	p.close = append(p.close, d.Close) // the App closes it, too, but not if the App does not start
+	p.close = append(p.close, d.Close) // the App closes the database as well, but only if the App starts
 	p.DB = d
 	p.Members = membership.New(membership.Config{DB: d, DownAfter: p.base.ServiceDownTime})
 	p.Operations = operation.NewStore(d)
@@ -336,7 +338,7 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 // errNoDatabase is the error of a process that needs a database.
 var errNoDatabase = errors.New("is not set; use mysql://user:password@host:port/name")
 
-// openClient adds the RPC client. It follows the bus.
+// openClient adds the RPC client, which starts after the bus.
 func (p *Process[O]) openClient(services []Service[O]) {
 	autoCaps := rpccaps.Ask(memberCaps, p.c.Unreported)
 	switch {
@@ -352,8 +354,8 @@ func (p *Process[O]) openClient(services []Service[O]) {
 	p.addPart(phaseBus, "rpc client", "", p.Client)
 }
 
-// Runner returns the process's runner of operations. The first call makes it, with the settings of [Component.Runner], and deletes operations
-// that have ended after the option operation_history. It panics in a process without a database.
+// Runner returns the process's runner of operations. The first call makes the runner, with the settings of [Component.Runner], and adds a
+// loop that deletes operations after operation_history has passed since their end. Runner panics in a process without a database.
 func (p *Process[O]) Runner() *operation.Runner {
 	if p.runner != nil {
 		return p.runner
@@ -389,9 +391,9 @@ func (p *Process[O]) needDatabase(method string) {
 	}
 }
 
-// Notify makes a runner look at an operation now: the runner of this process, or, over RPC, that of another process. It is for operations
-// that [operation.Begin] has begun in a transaction that is committed. A notification that is lost only delays the operation until the next
-// poll, so errors are only logged. Notify blocks for at most 2 s. It is safe for concurrent use.
+// Notify makes a runner look at an operation now: the runner of this process, or, over RPC, that of another process. Call it after the
+// commit of the transaction in which [operation.Begin] has begun the operation. A lost notification only delays the operation until the
+// next poll, so errors are only logged. Notify blocks for at most 2 s. It is safe for concurrent use.
 func (p *Process[O]) Notify(ctx context.Context, id string) {
 	if p.runner != nil {
 		p.runner.Notify(id)
@@ -463,7 +465,7 @@ func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name stri
 	wired := false
 	defer func() {
 		if !wired { // an error, or a panic
-			_ = p.closeAll() // the error before this one is the one to report
+			_ = p.closeAll() // only the first error is reported
 		}
 	}()
 	for _, s := range services {

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
-// Processes of one component use two interfaces among themselves. They have no members, so clients use only methods of 1.0 of them: a
-// later version must announce them first.
+// Processes of one component call each other through two interfaces. No members announce the versions of these interfaces, so clients
+// use only methods of version 1.0. A release with a later version must first announce it.
 var (
 	v1 = rpc.Version{Major: 1}
 
@@ -93,7 +93,8 @@ func (p *Process[O]) addInternal() {
 	}))
 }
 
-// reportsMembers reports whether a service has no database.
+// reportsMembers reports whether processes with the database must report the members of a service: it has no database
+// and no AutoCaps.
 func (c *Component[O]) reportsMembers() bool {
 	for _, s := range c.Services {
 		if s.NoDatabase && s.AutoCaps == nil {
@@ -125,7 +126,7 @@ func (m *remoteMember) call(ctx context.Context, method rpc.Method[memberMessage
 	return err
 }
 
-// callProcess calls a process with the database. Unavailable: none has answered.
+// callProcess calls a process with the database. Unavailable: no process has answered.
 func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Method[memberMessage, Resp]) (*Resp, error) {
 	limited, cancel := context.WithTimeout(ctx, remoteTimeout)
 	defer cancel()
@@ -133,7 +134,8 @@ func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Meth
 	return out, unanswered(ctx, err)
 }
 
-// unanswered returns the error of a call of a process with the database, for a method that is idempotent. Unavailable: none has answered.
+// unanswered returns the error of a call of a process with the database, for a method that is idempotent. Unavailable: no process has
+// answered.
 func unanswered(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil && slices.Contains([]fault.Code{fault.Timeout, fault.Unknown, fault.Unavailable}, fault.CodeOf(err)) {
 		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err)

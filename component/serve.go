@@ -27,9 +27,9 @@ type ServerConfig struct {
 	// Kind is the kind of the member. Default: the name of the interface. Version is that of the member, see membership.Self.
 	Kind    string
 	Version int
-	// Claim is for a service whose members are reported by an interface of the component's own: the part is started right before the server,
-	// and announces the versions of the server. The process then adds no member. Nil: the process is a member of Kind. Options are options,
-	// NAME or SECTION.NAME, that the error of its start names. Default: host.
+	// Claim is a part that is started right before the server, and announces the versions of the server. Set it if the component reports the
+	// members through an RPC interface of its own. The process then adds no member. Nil: the process is a member of Kind. Options are the
+	// options (NAME or SECTION.NAME) that an error of the start of Claim names. Default: host.
 	Claim   service.Part
 	Options []string
 }
@@ -71,7 +71,7 @@ type memberPart interface {
 	Announcement() service.Part
 }
 
-// newMember returns the member of a server. It is nil if the component has no database, and so no members.
+// newMember returns the member of a server. The result is nil if the component has no database, and so no members.
 func (p *Process[O]) newMember(self membership.Self) memberPart {
 	switch {
 	case p.Members != nil:

@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +17,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/spf13/cobra"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -66,55 +65,40 @@ func (t *Tool[O]) statusCommand() *cobra.Command {
 	}
 }
 
-// statusLimit bounds the open operations that status counts.
-const statusLimit = 10_000
-
-// readDatabase reads the members and the open operations.
+// readDatabase reads the members, and counts the open operations.
 func (v *statusView) readDatabase(ctx context.Context, o *Options, d *sqlx.DB) error {
 	found, err := membership.New(membership.Config{DB: d, DownAfter: o.ServiceDownTime}).List(ctx, "")
 	if err != nil {
 		return err
 	}
-	open, err := operation.NewStore(d).List(ctx, operation.Filter{Open: true, Limit: statusLimit})
+	open, err := operation.NewStore(d).CountOpen(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := db.Now(ctx, d) // the clock by which CountOpen reports ages
 	if err != nil {
 		return err
 	}
 	v.Members = describeMembers(found)
-	v.Operations = countOperations(open)
+	for _, c := range open {
+		v.Operations = append(v.Operations, operationCount{Kind: c.Kind, State: string(c.State), Count: c.Count, Oldest: now.Add(-c.Oldest)})
+	}
 	return nil
 }
 
-// countOperations counts operations, which are sorted with the newest first.
-func countOperations(open []operation.Operation) []operationCount {
-	counts := map[[2]string]*operationCount{}
-	for i := range open {
-		one := &open[i]
-		key := [2]string{one.Kind, string(one.State)}
-		if counts[key] == nil {
-			counts[key] = &operationCount{Kind: one.Kind, State: string(one.State)}
-		}
-		counts[key].Count++
-		counts[key].Oldest = one.Created
-	}
-	out := []operationCount{}
-	for _, key := range slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		out = append(out, *counts[key])
-	}
-	return out
-}
-
-// askProcesses asks the processes of this host at their admin listeners, all at once. Without the option admin_listen there are none.
+// askProcesses asks the processes of this host at their admin listeners, all at once. Without the option admin_listen the result is
+// empty.
 func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
 	out := []processView{}
 	switch {
 	case o.Admin == "":
 		return out
-	case !strings.Contains(o.Admin, servicePlaceholder): // one address for each process that may run here
+	case !strings.Contains(o.Admin, servicePlaceholder): // without {service}, all processes share one address
 		out = append(out, processView{Process: "-", Address: o.Admin})
 	default:
 		all := o.adminAddr(AllInOne)
 		for _, s := range t.r.c.Services {
-			if addr := o.adminAddr(s.Name); !isSocket(all) || isSocket(addr) { // a process with all services stands for those that have none
+			if addr := o.adminAddr(s.Name); !isSocket(all) || isSocket(addr) { // if the all-in-one process has a socket, leave out services without a socket of their own
 				out = append(out, processView{Process: s.Name, Address: addr})
 			}
 		}

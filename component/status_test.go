@@ -7,6 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // TestStatus: the command shows what the database knows, and what the processes of this host say about themselves. It says what it cannot reach, and
@@ -66,5 +70,49 @@ func TestStatus(t *testing.T) {
 	}
 	if out := status(0, env[:3:3]); strings.Contains(out, "PROCESS ") {
 		t.Errorf("without admin_listen: %s", out)
+	}
+}
+
+// TestStatusCounts: the command counts all open operations, and shows the creation time of the oldest, even if there are more than 10,000.
+func TestStatusCounts(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	url := "sqlite://" + filepath.Join(t.TempDir(), "notes.db")
+	env := []string{"OS_DATABASE__CONNECTION=" + url}
+	if code, _, errs := w.command(t, env, "db", "sync"); code != 0 {
+		t.Fatal(errs)
+	}
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, err := operation.Begin(t.Context(), operation.NewStore(d), take, "oldest", &note{}); err != nil {
+		t.Fatal(err)
+	}
+	oldest := time.Now().UTC().Add(-24 * time.Hour).Truncate(time.Second)
+	if _, err := d.ExecContext(t.Context(), `UPDATE operations SET created_at = ?`, oldest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ExecContext(t.Context(), `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,
+			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, project_id, user_id, created_at, updated_at)
+		WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+		SELECT 'id' || i, kind, 'r' || i, 'r' || i, priority, state, outcome, step, attempts, events, input, data,
+			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, project_id, user_id, updated_at, updated_at FROM operations, n`); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := w.command(t, env, "status", "-o", "json")
+	var seen struct {
+		Operations []struct {
+			Kind, State string
+			Count       int
+			Oldest      time.Time `json:"oldest_at"`
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &seen); code != 0 || err != nil || len(seen.Operations) != 1 {
+		t.Fatalf("%d %s %v %s", code, errs, err, out)
+	}
+	if o := seen.Operations[0]; o.Kind != "note.take" || o.State != "running" || o.Count != 10_001 || o.Oldest.Sub(oldest).Abs() > time.Minute {
+		t.Errorf("%+v; want 10001, the oldest created at %v", o, oldest)
 	}
 }

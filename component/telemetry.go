@@ -50,7 +50,8 @@ type telemetry struct {
 	log      *slog.Logger
 }
 
-// newTelemetry returns the metrics and the traces of a service of a component. With an error it returns those that need no collector.
+// newTelemetry returns the metrics and the traces of a service of a component. If there is an error, it returns telemetry without
+// traces as well as the error.
 func newTelemetry(ctx context.Context, app *service.App, name, process string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
@@ -75,7 +76,7 @@ func newTelemetry(ctx context.Context, app *service.App, name, process string, o
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
 	}))
-	whole := name // the process with all services is the component
+	whole := name // the process with all services has the name of the component
 	if process != AllInOne {
 		whole += "-" + process
 	}

@@ -20,10 +20,10 @@ import (
 // Begin calls write and begins an operation on a resource, in one transaction: either both take effect, or neither. After the commit it
 // notifies a runner, see [Process.Notify]. A nil write does nothing.
 //
-// A resource has one open operation at a time. An operation on a child resource, such as a snapshot of a volume, gets the id of the parent if the
-// two must exclude each other: while it is open, other operations on the parent fail with ErrBusy, and one that preempts, such as a deletion, ends it.
-// Its OnEnd is not called then, so the deletion writes what becomes of the child. With the id of the child, the operations of a parent and of all its
-// children run at once.
+// A resource has one open operation at a time. If an operation on a child resource and the operations on its parent must exclude each other, give
+// Begin the id of the parent. While such an operation is open, other operations on the parent fail with ErrBusy. An operation that preempts, such as a
+// deletion, ends the open operation. The OnEnd of the ended operation is not called, so the deletion writes the state of the child. If Begin gets the
+// id of the child, the operations of a parent and of all its children run at the same time.
 //
 // Errors: those of operation.Begin and of write, and of the database.
 func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], resource string, data *D, write func(ctx context.Context, tx *sqlx.Tx) error) error {

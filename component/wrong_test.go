@@ -28,7 +28,8 @@ func dialUnix(path string) func(ctx context.Context, network, addr string) (net.
 	}
 }
 
-// TestWrongCommands: a wrong command line has the exit code 2, and what is wrong in the options has 1, with the place and the remedy.
+// TestWrongCommands: a wrong command line exits with 2. A wrong option exits with 1, and the error says where the option is set and
+// how to correct it.
 func TestWrongCommands(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
@@ -41,11 +42,11 @@ func TestWrongCommands(t *testing.T) {
 		{"frnt", "", 2, `command "frnt" does not exist; the nearest is front`},
 		{"db snc", "", 2, `command "db snc" does not exist; the nearest is sync`},
 		{"member list -o xml", "", 2, `format "xml" does not exist; use one of: table, json, yaml`},
-		{"front -o json", "", 2, "notes front has only one form: leave out --output"},
-		{"-o json", "", 2, "notes has only one form"},
-		{"config sample -o yaml", "", 2, "notes config sample has only one form"},
-		{"policy sample -o yaml", "", 2, "notes policy sample has only one form"},
-		{"completion bash -o yaml", "", 2, "notes completion bash has only one form"},
+		{"front -o json", "", 2, "notes front has only one format: leave out --output"},
+		{"-o json", "", 2, "notes has only one format"},
+		{"config sample -o yaml", "", 2, "notes config sample has only one format"},
+		{"policy sample -o yaml", "", 2, "notes policy sample has only one format"},
+		{"completion bash -o yaml", "", 2, "notes completion bash has only one format"},
 		{"version --colour", "", 2, "unknown flag: --colour"},
 		{"front now", "", 2, "front has no arguments"},
 		{"operation show", "", 2, "requires at least 1 arg"},
@@ -94,7 +95,8 @@ func TestWrongCommands(t *testing.T) {
 	}
 }
 
-// TestBusNotAsked: a command about dead letters that cannot ask the bus prints no result: an empty one would say that all is well.
+// TestBusNotAsked: a command about dead letters prints no result if it cannot reach the bus, because an empty list would say that
+// no dead letters exist.
 func TestBusNotAsked(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
@@ -145,7 +147,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestProgrammersErrors: what is wrong in the component itself panics, with a text that says what to do.
+// TestProgrammersErrors: Run panics if the component is defined incorrectly. The text says what to do.
 func TestProgrammersErrors(t *testing.T) {
 	t.Parallel()
 	type plain struct {
@@ -163,14 +165,14 @@ func TestProgrammersErrors(t *testing.T) {
 			}
 			component.Run(t.Context(), component.Component[none]{Name: "x"}, nil, nil, io.Discard, io.Discard)
 		},
-		"no Name or no Services":                              run(component.Component[plain]{Name: "x"}),
-		"service \"\" has no Name":                            run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Wire: nothing}}}),
-		"service \"b\" has no Name or no Wire":                run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "b"}}}),
-		"two services have the name a: rename one":            run(component.Component[plain]{Name: "x", Services: append(good, good...)}),
-		"service db has the name of a command":                run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "db", Wire: nothing}}}),
-		"the options do not embed component.APIOptions":       wiring(t, func(p *component.Process[plain]) { _ = p.API(api.Config{}, func(*api.Mux) {}) }),
-		"Runner: the service a has no database":               wiring(t, func(p *component.Process[plain]) { p.Runner() }),
-		"Leader: the service a has no database: remove NoDat": wiring(t, func(p *component.Process[plain]) { p.Leader("x", 1, nil) }),
+		"no Name or no Services":                                   run(component.Component[plain]{Name: "x"}),
+		"service \"\" has no Name":                                 run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Wire: nothing}}}),
+		"service \"b\" has no Name or no Wire":                     run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "b"}}}),
+		"two services have the name a: rename one":                 run(component.Component[plain]{Name: "x", Services: append(good, good...)}),
+		"service db has the name of a command":                     run(component.Component[plain]{Name: "x", Services: []component.Service[plain]{{Name: "db", Wire: nothing}}}),
+		"the options do not embed component.APIOptions":            wiring(t, func(p *component.Process[plain]) { _ = p.API(api.Config{}, func(*api.Mux) {}) }),
+		"Runner: the service a has no database":                    wiring(t, func(p *component.Process[plain]) { p.Runner() }),
+		"Leader: the service a has no database: remove NoDatabase": wiring(t, func(p *component.Process[plain]) { p.Leader("x", 1, nil) }),
 	} {
 		func() {
 			defer func() {
@@ -213,7 +215,8 @@ func TestFilesOfOtherServices(t *testing.T) {
 	}
 }
 
-// TestOneError: an error has no further error as its consequence, which would hide the cause.
+// TestOneError: when one check fails, the checks that depend on it report no error, because a second error would hide
+// the cause.
 func TestOneError(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
@@ -227,7 +230,7 @@ func TestOneError(t *testing.T) {
 	}
 }
 
-// TestNoArguments: Run without arguments does not read those of the process, such as the flags of a test.
+// TestNoArguments: Run without arguments does not read the arguments of the process, such as the flags of a test.
 func TestNoArguments(t *testing.T) {
 	t.Parallel()
 	const variable = "ARMATURE_TEST_NO_ARGUMENTS"

@@ -16,7 +16,7 @@ var (
 )
 
 // Columns returns the columns that sqlx reads into a struct, quoted and joined for a SELECT. The name of a field's column is in
-// its tag db, by default the field's name in lower case. The fields of an embedded struct are columns, too.
+// its tag db, by default the field's name in lower case. The fields of an embedded struct are also columns.
 //
 //	err = db.Error(d.GetContext(ctx, &host, "SELECT "+db.Columns[Host]()+" FROM hosts WHERE id = ?", id))
 //
@@ -33,7 +33,8 @@ func Columns[T any]() string {
 	}
 	var names []string
 	for _, f := range structMapper.TypeMap(t).Index {
-		// A field inside of a column's type is not a column. Its path has a dot, and its name does not.
+		// A column's type may be a struct, such as sql.NullString. Its inner fields are not columns. For an inner
+		// field, reflectx's Path is "column.field", and Name is only "field".
 		tagged := f.Field.Tag.Get("db") != ""
 		if f.Path == "" || f.Path != f.Name || f.Embedded && !tagged {
 			continue
@@ -51,7 +52,7 @@ func Columns[T any]() string {
 	return list
 }
 
-// columnsOr returns the columns of a page: by default those of T, or none if T is not a struct.
+// columnsOr returns columns if it is set. Otherwise it returns the columns of T, or "" if T is not a struct.
 func columnsOr[T any](columns string) string {
 	if columns == "" && reflect.TypeFor[T]().Kind() == reflect.Struct {
 		return Columns[T]()

@@ -85,10 +85,10 @@ type Config struct {
 	// an SQLite file, but not the time that it waits for a connection. Parameters are not logged.
 	// Default 0: no statement is logged.
 	SlowQuery time.Duration
-	// Observe is called at the start of each statement, with its context and its text, unless it is nil. The function
-	// that it returns is called once, when the database has answered, with the statement's error. On MySQL
-	// COMMIT and ROLLBACK are statements, too. Both functions may be called from several goroutines at once, and block the
-	// statement. It is for metrics and traces, see package dbprom.
+	// Observe is called at the start of each statement, with its context and its text, unless it is nil. The function that
+	// it returns is called once, when the database has answered, with the statement's error. On MySQL COMMIT and ROLLBACK
+	// are also statements. Both functions may be called from several goroutines at once, and block the statement. Observe
+	// is for metrics and traces, see package dbprom.
 	Observe func(ctx context.Context, query string) (end func(error))
 	// Logger gets warnings. Default [slog.Default].
 	Logger *slog.Logger

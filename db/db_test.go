@@ -150,7 +150,7 @@ func TestOpenFails(t *testing.T) {
 			if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), "hunter2") {
 				t.Errorf("the error contains the password: %#v", err)
 			}
-			if took > 10*time.Second || tt.waits && took < timeout/3 { // the last delay, which would pass the timeout, is not waited for
+			if took > 10*time.Second || tt.waits && took < timeout/3 { // Open does not wait for the last delay, which would pass the timeout
 				t.Errorf("Open took %v, waits: %v", took, tt.waits)
 			}
 		})
@@ -241,8 +241,7 @@ func TestTimes(t *testing.T) {
 	})
 }
 
-// TestNow: the database's clock goes forward, also inside a transaction, and is the
-// clock of statements.
+// TestNow: the database's clock goes forward, even inside a transaction, and is the clock of statements.
 func TestNow(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

@@ -88,7 +88,7 @@ func explainError(err error) engine.Meaning {
 // isConnectionLost reports whether the connection was lost after a statement may
 // have been sent.
 func isConnectionLost(err error) bool {
-	if isContextError(err) { // context.DeadlineExceeded is a net.Error, too
+	if isContextError(err) { // context.DeadlineExceeded is also a net.Error
 		return false
 	}
 	_, isNet := errors.AsType[net.Error](err)

@@ -88,7 +88,7 @@ func TestError(t *testing.T) {
 	})
 }
 
-// TestErrorOfServer: the codes for numbers of MySQL's errors that a test cannot easily provoke on a server.
+// TestErrorOfServer: Error gives the right code to errors of MySQL that a test cannot easily provoke on a server.
 func TestErrorOfServer(t *testing.T) {
 	t.Parallel()
 	for number, want := range map[uint16]fault.Code{

@@ -91,7 +91,7 @@ func TestRotatedPassword(t *testing.T) {
 	exec(t, admin, fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY 'old'", user))
 	t.Cleanup(func() {
 		_, _ = admin.ExecContext(context.WithoutCancel(t.Context()), fmt.Sprintf("DROP USER '%s'@'%%'", user))
-	}) // an error does not matter: the server ends, too
+	}) // an error does not matter: the server ends as well
 	exec(t, admin, fmt.Sprintf("GRANT ALL ON %s.* TO '%s'@'%%'", strings.TrimPrefix(u.Path, "/"), user))
 	u.User = url.UserPassword(user, "old")
 	d := mustOpen(t, u.String())

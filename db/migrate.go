@@ -73,8 +73,8 @@ func (m Migrations) table() string {
 //
 // Any number of processes may call Migrate at the same time: one migrates, and the others wait, at most 5 minutes. If a process dies in
 // the middle, the next call continues where that process stopped. On SQLite either all files are applied or none. MySQL commits after
-// each statement that changes the schema, so Migrate notes each statement. The first call makes utf8mb4_bin the default of a
-// MySQL database, so that texts compare as on SQLite.
+// each statement that changes the schema, so Migrate records each statement. The first call makes utf8mb4_bin the default of a MySQL
+// database, so that texts compare as on SQLite.
 //
 // A schema that is newer than the files, and works with this program, stays as it is, see [Check].
 //
@@ -213,7 +213,7 @@ func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) 
 	return err
 }
 
-// completeTable adds the columns that a table of versions of an earlier release lacks.
+// completeTable adds the columns that a table of versions of an older release lacks.
 func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	for _, column := range []string{"breaks BIGINT NOT NULL DEFAULT 0", "done INTEGER"} {
 		name, _, _ := strings.Cut(column, " ")
@@ -236,7 +236,7 @@ func (m *migrator) insertRow(ctx context.Context, table string, f script, sum st
 	return err
 }
 
-// applyFile applies the statements of a file that are not done, and notes each.
+// applyFile applies the statements of a file that are not done, and records each.
 func (m *migrator) applyFile(ctx context.Context, table string, f script, st *state) error {
 	if !st.begun {
 		if err := m.insertRow(ctx, table, f, f.sumOf(0), sql.NullInt64{Valid: true}); err != nil {
@@ -261,7 +261,7 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 }
 
 // execute executes a statement and calls note, which records that the statement is done. repeated reports that an earlier process may
-// have died between the two. In this case an error that says that the statement was done before is a success.
+// have died after the statement and before note. In this case an error that says that the statement was done before is a success.
 func (m *migrator) execute(ctx context.Context, query string, repeated bool, note func() error) error {
 	if !m.sqlite && !changesSchema(query) {
 		return m.inTx(ctx, query, note)

@@ -150,7 +150,8 @@ func TestMigrateWaits(t *testing.T) {
 	}
 }
 
-// TestMigrateSteps: an upgrade, and each difference that files and schema may have.
+// TestMigrateSteps: Migrate and Check return the right result for an upgrade, and for each difference that files and
+// schema may have.
 func TestMigrateSteps(t *testing.T) {
 	t.Parallel()
 	v2 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
@@ -316,7 +317,7 @@ func TestMigrateCorrected(t *testing.T) {
 	}
 }
 
-// TestMigrationText: texts that a file may have, and texts that Migrate rejects.
+// TestMigrationText: Migrate accepts the texts that a file may have, and rejects others.
 func TestMigrationText(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{

@@ -223,8 +223,7 @@ func TestReaders(t *testing.T) {
 	if err := db.Tx(failed, primary, func(context.Context, *sqlx.Tx) error { return errors.New("no") }); err == nil || readSome(failed, 4) != "12" {
 		t.Error("session whose transaction failed reads from the primary")
 	}
-	// A replica that is read-only, as replicas are; one that is killed; one whose handle
-	// is closed.
+	// Three replicas: one is read-only, as replicas are, one is killed, and the handle of one is closed.
 	exec(t, replicas[1], "SET GLOBAL read_only = 1")
 	if err := r.Check(ctx); err != nil || readSome(ctx, 4) != "12" {
 		t.Errorf("read-only: %v; reads used %s, want both replicas", err, readSome(ctx, 4))
@@ -249,7 +248,8 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// TestHealth: a healthy database, and databases that are read-only, hang or are down.
+// TestHealth: Health returns nil for a healthy database, and the right error for databases that are read-only, hang or
+// are down.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)

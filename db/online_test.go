@@ -138,7 +138,7 @@ func TestMigrateData(t *testing.T) {
 	})
 }
 
-// TestCheckUpgrade: exit codes and the printed table of checks that succeed, warn and fail.
+// TestCheckUpgrade: exit codes and the printed table are right for checks that succeed, warn and fail.
 func TestCheckUpgrade(t *testing.T) {
 	t.Parallel()
 	ok := db.UpgradeCheck{Name: "Fine", Run: func(context.Context) (string, error) { return "", nil }}

@@ -122,7 +122,7 @@ func (o *outage) restart() {
 	}
 }
 
-// hang: the server hangs. The context bounds each call, also COMMIT.
+// hang: the server hangs. The context bounds each call, even COMMIT.
 func (o *outage) hang() {
 	o.Helper()
 	ctx, end := context.WithCancel(o.Context())

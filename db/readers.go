@@ -124,8 +124,8 @@ func markWritten(ctx context.Context, d *sqlx.DB) {
 // healthTimeout bounds Health.
 const healthTimeout = 5 * time.Second
 
-// Health returns nil if the database answers and accepts writes. Otherwise it fails with
-// Unavailable. It returns within 5 s, and when ctx ends, also if the server hangs.
+// Health returns nil if the database answers and accepts writes. Otherwise it fails with Unavailable. It returns within
+// 5 s, and when ctx ends, even if the server hangs.
 //
 // The reason is ReadOnly if the server is read-only. A query alone does not show that a database is full or
 // read-only, or rejects the user. Therefore Health also fails for 30 s after a statement or a new connection of this

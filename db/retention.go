@@ -63,12 +63,10 @@ type Part struct {
 	History string
 }
 
-// Purge moves or deletes rows in batches. Each batch is one transaction with all
-// parts of its rows, so that no row is half moved and locks are short. Purge reads
-// the table once, in the order of Key. It ends at the end of the table, at Max, or
-// when ctx ends. It returns how many rows of Table it removed, also with an error:
-// these rows stay removed. Purge may be called again, and by any number of processes
-// at the same time.
+// Purge moves or deletes rows in batches. Each batch is one transaction with all parts of its rows, so that no row is
+// half moved and locks are short. Purge reads the table once, in the order of Key. It ends at the end of the table, at
+// Max, or when ctx ends. It returns how many rows of Table it removed, even with an error: these rows stay removed.
+// Purge may be called again, and by any number of processes at the same time.
 //
 // Inside a [Tx] on d, Purge joins the transaction, and all batches are part of it.
 // So a component can move a row to its history when it deletes the row.

@@ -35,7 +35,7 @@ func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	t.Helper()
 	err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 		for i := from; i < from+n; i++ {
-			id := fmt.Sprintf("é%06d", i) // é: a key with a byte above ASCII is compared, too
+			id := fmt.Sprintf("é%06d", i) // é: keys with bytes above ASCII are also compared
 			var deleted *time.Time
 			if i%3 == 0 {
 				deleted = &longAgo

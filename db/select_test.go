@@ -114,7 +114,7 @@ func TestSelect(t *testing.T) {
 	})
 }
 
-// TestPrefix: a prefix selects each text that begins with it, also if the next character sorts before a space.
+// TestPrefix: a prefix selects each text that begins with the prefix, even if the next character sorts before a space.
 func TestPrefix(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()

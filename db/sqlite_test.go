@@ -52,8 +52,8 @@ func TestSQLiteHandles(t *testing.T) {
 	}
 }
 
-// TestSQLiteWriterWaits: a writer waits for another one at most until its context ends,
-// on the same handle and on another one. A reader does not wait.
+// TestSQLiteWriterWaits: a writer waits for another writer at most until its own context ends. This is so on one handle
+// and on two handles. A reader does not wait.
 func TestSQLiteWriterWaits(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
@@ -100,7 +100,7 @@ func TestSQLiteWriterWaits(t *testing.T) {
 	}
 }
 
-// TestSQLiteErrors: a full and a read-only database.
+// TestSQLiteErrors: the errors of a full database and of a read-only database have the right codes.
 func TestSQLiteErrors(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, dbtest.SQLite(t))

@@ -17,7 +17,7 @@ type state struct {
 	todo    []script // the files that are not applied, or not completely
 	begun   bool     // the first file of todo has a row in the table of versions
 	done    int      // how many statements of the first file are done
-	maybe   bool     // the next statement may be done, too: the process may have died before it noted that
+	maybe   bool     // the next statement may also be done: the process may have died before it recorded that
 }
 
 // appliedRow is a row of a table of versions.
@@ -73,7 +73,7 @@ func (s *sequence) dropReplaced(rows []appliedRow) ([]appliedRow, error) {
 	}
 	i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version })
 	if last := rows[len(rows)-1].version; i < 0 && last < first.version {
-		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an earlier release",
+		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an older release",
 			s.table, last, first.version)
 	}
 	if i < 0 || rows[i].name != first.replaces.name || rows[i].sum != first.replaces.sum {
@@ -130,7 +130,7 @@ func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err
 	return st, nil
 }
 
-// appliedRows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
+// appliedRows returns the rows of a table of versions, in the order of the versions. A table of an older release lacks the last two columns.
 func (m *migrator) appliedRows(ctx context.Context, table string) (list []appliedRow, err error) {
 	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
 	rows, err := m.conn.QueryContext(ctx, query)

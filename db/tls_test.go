@@ -90,8 +90,8 @@ func TestTLS(t *testing.T) {
 	})
 }
 
-// TestTLSOptions: an option of a MySQL URL that is unknown or has no effect is an error with the option's name.
-// So is an option that allows connections without TLS.
+// TestTLSOptions: an option of a MySQL URL that is unknown or has no effect is an error with the option's name. An
+// option that allows connections without TLS is also an error.
 func TestTLSOptions(t *testing.T) {
 	t.Parallel()
 	cert, key := certtest.New(t).Issue(t, "client")

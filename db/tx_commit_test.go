@@ -43,7 +43,7 @@ func TestAfterCommit(t *testing.T) {
 	})
 }
 
-// TestAfterCommitLater: a function that is added after COMMIT is called, too, for example by another function.
+// TestAfterCommitLater: a function is called even if it is added after COMMIT, for example by another function.
 func TestAfterCommitLater(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

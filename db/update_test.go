@@ -29,7 +29,7 @@ CREATE TABLE volumes (id VARCHAR(36) NOT NULL, site INTEGER NOT NULL, status VAR
 // isDone means success, in place of a code.
 const isDone = 255
 
-// TestUpdateIf: conditions of each kind, with the full texts of errors.
+// TestUpdateIf: UpdateIf checks conditions of each kind, and its errors have the full texts.
 func TestUpdateIf(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)

@@ -89,7 +89,7 @@ func (r *Registry[D]) Add(name string, open func(ctx context.Context, cfg json.R
 
 // AddChecked is [Registry.Add] with a function that checks the driver's options without another effect, such as [ParseOptions] into the struct of
 // open. [Registry.New] and [Registry.Validate] call it, so that wrong options are found before the process starts. check is called with the same
-// options as open, and returns the errors that open returns for wrong options. Its panics are those of Add, and one if check is nil.
+// options as open, and returns the errors that open returns for wrong options. It panics as Add does, and if check is nil.
 func (r *Registry[D]) AddChecked(name string, check func(options json.RawMessage) error, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
 	if check == nil {
 		panic("driver: AddChecked: the check function is nil")

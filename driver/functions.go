@@ -27,7 +27,8 @@ import (
 // Unimplemented. An argument or a result that is not JSON fails with Invalid or Internal, and names the method.
 //
 // The gRPC service is armature.functions.NAME. Its methods have the names of the fields. Request and reply of each method are a
-// google.protobuf.StringValue with the JSON text; it is empty without In or Out. A program in another language serves the same.
+// google.protobuf.StringValue with the JSON text. Without In or Out the text is empty. A program in another language serves the
+// same gRPC service.
 //
 // Use a Kind with a .proto file if vendors write drivers in several languages, or if messages are large.
 //

@@ -42,7 +42,7 @@ type Kind[D Driver] struct {
 	complete func(D) (D, error) // of a driver that was opened; nil: it is complete
 }
 
-// opened returns a driver that was opened in the form in which it is used.
+// opened returns an open driver in the form in which it is used.
 func (k *Kind[D]) opened(d D, err error) (D, error) {
 	if err != nil || k.complete == nil {
 		return d, err

@@ -205,7 +205,7 @@ func (l *view) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	s := &clientStream{link: l.link, route: r, method: method, began: began, user: ctx, many: desc.ServerStreams}
 	ctx, s.cancel = context.WithCancel(outgoingContext(ctx))
 	go func() {
-		defer r.leave() // finish cancels ctx, too
+		defer r.leave() // finish also cancels ctx
 		select {
 		case <-r.cut:
 		case <-ctx.Done():

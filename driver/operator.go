@@ -57,7 +57,7 @@ func (o *Options) Section() string {
 	return name
 }
 
-// Name returns the driver's name: of the program armature-KIND-NAME it is NAME.
+// Name returns the driver's name. The name of the program armature-KIND-NAME is NAME.
 func (o *Options) Name() string {
 	base := filepath.Base(o.Driver)
 	if rest, ok := strings.CutPrefix(base, "armature-"); ok {

@@ -271,7 +271,7 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 		p.abort()
 	}
 	if p.sup != nil && first {
-		context.AfterFunc(ctx, p.sup.kill) // also while a replacement waits for the end of a program
+		context.AfterFunc(ctx, p.sup.kill) // even while a replacement waits for the end of a program
 	}
 	p.mu.Unlock()
 	if first {
@@ -312,10 +312,10 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 // Stop is [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
-// New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with
-// cfg.Options. Any other name is a program: New sets cfg.Program to it and calls the function [New]. It starts nothing and
-// opens no driver. It checks the own options of a registered driver that has a check, see [Registry.AddChecked], and of no other. Fields that are for a program, such as SHA256 or User, are
-// Invalid for a driver in this process, because they would have no effect.
+// New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with cfg.Options. Any other name is a program:
+// New sets cfg.Program to it and calls the function [New]. It starts nothing and opens no driver. If a registered driver has a check, see
+// [Registry.AddChecked], New checks the driver's own options. It does not check the options of other drivers. Fields that are for a program, such as SHA256 or
+// User, are Invalid for a driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn, check := r.open[name] != nil, r.check[name]

@@ -142,7 +142,7 @@ func (p *process) connect(ctx context.Context) error {
 		HandshakeConfig:  handshake,
 		VersionedPlugins: sets,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		TLSConfig:        conf, // as go-plugin's AutoMTLS, but with a key that TLS libraries of other languages accept, too
+		TLSConfig:        conf, // as go-plugin's AutoMTLS, but with a key that TLS libraries of other languages also accept
 		RunnerFunc: func(_ hclog.Logger, cmd *exec.Cmd, dir string) (runner.Runner, error) {
 			return p, p.prepare(ctx, cmd.Env, dir, cert)
 		},

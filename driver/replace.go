@@ -92,7 +92,7 @@ func (s *supervisor) runs(next *plan, file os.FileInfo) bool {
 		return false
 	}
 	if next.cfg.SHA256 != "" {
-		return true // the running program has the checksum, too
+		return true // the running program also has the checksum
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

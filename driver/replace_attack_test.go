@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestReplaceStorm: 50 replacements within a second, while calls run and the file changes. No call fails, at most two programs run at a
-// time, and afterwards the last file runs.
+// TestReplaceStorm replaces the program 50 times within a second, while calls run and the file changes. No call fails, at most two
+// programs run at a time, and afterwards the last file runs.
 func TestReplaceStorm(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, concurrent bool) {

@@ -160,8 +160,8 @@ func each(t *testing.T, f func(t *testing.T, concurrent bool)) {
 	}
 }
 
-// TestReplace: ten replacements while calls run. No call fails, and each call runs in exactly one program. A replacement without
-// a change starts nothing.
+// TestReplace replaces the program ten times while calls run. No call fails, and each call runs in exactly one program. A
+// replacement without a change starts nothing.
 func TestReplace(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, concurrent bool) {

@@ -209,7 +209,7 @@ func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
 }
 
 // awaitRestart waits for the time of the next start. If a swap is requested before, and starts a program, it returns that process.
-// Otherwise it returns nil, also if ctx ends first.
+// Otherwise, or if ctx ends first, it returns nil.
 func (s *supervisor) awaitRestart(ctx context.Context) *process {
 	t := time.NewTimer(time.Until(s.getStatus().Next))
 	defer t.Stop()

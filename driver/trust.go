@@ -153,9 +153,9 @@ func (w *pathWalk) followLink(link string, info fs.FileInfo) error {
 	return nil
 }
 
-// checkOwner returns an error if a user other than root and the user of this process could change a part of
-// a program's path. A directory with the sticky bit, such as /tmp, may be writable by all users: they can add entries, but
-// cannot replace an entry of another user. The owner of the entry in the path is checked, too.
+// checkOwner returns an error if a user other than root and the user of this process could change a part of a program's
+// path. A directory with the sticky bit, such as /tmp, may be writable by all users: they can add entries, but cannot
+// replace an entry of another user. The owner of the entry in the path is also checked.
 func checkOwner(program, part string, info fs.FileInfo) error {
 	owner, ok := ownerOf(info)
 	if !ok {

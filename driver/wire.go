@@ -84,7 +84,7 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, shortMethod(method), ended)
 	}
 	s := status.Convert(err)
-	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // a lost connection has these codes, too
+	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // a lost connection also has these codes
 		return fault.Remote(fault.Error{Code: fromGRPC[s.Code()], Msg: s.Message()})
 	}
 	if o.peer.Addr == nil {

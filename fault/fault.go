@@ -281,8 +281,8 @@ var (
 	ErrVersionCap = Sentinel(Precondition, "VersionCap", "the version cap forbids the method")
 )
 
-// Sentinel returns an error for a package variable. errors.Is matches it by
-// reason, also after an RPC. Reasons are CamelCase and unique in a component.
+// Sentinel returns an error for a package variable. errors.Is matches it by reason, even after an RPC. Reasons are
+// CamelCase and unique in a component.
 func Sentinel(code Code, reason, msg string) error {
 	return &Error{Code: code, Reason: reason, Msg: msg}
 }

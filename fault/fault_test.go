@@ -135,7 +135,7 @@ func Example() {
 	// true true Exhausted
 }
 
-// TestUserMessage: what users read of an error, on both sides of a wire.
+// TestUserMessage: users read the right text of an error, on both sides of a wire.
 func TestUserMessage(t *testing.T) {
 	t.Parallel()
 	private := &fault.Error{Code: fault.Denied, Msg: "Error 1142: INSERT command denied to user", Private: true}

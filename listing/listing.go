@@ -34,8 +34,8 @@ type Operator string
 
 // The operators.
 const (
-	// Equal: the attribute has the value. Texts are equal if they have the same characters, also at their end. If the client gives
-	// several values, the attribute must have each.
+	// Equal: the attribute has the value. Texts are equal if they have the same characters, including spaces at the end. If the
+	// client gives several values, the attribute must have each.
 	Equal Operator = ""
 	// In: the attribute has one of the values that the client gives.
 	In Operator = "in"
@@ -44,8 +44,8 @@ const (
 	// Regexp: the value is a regular expression of package regexp that matches a part of the attribute, a text. See [CompileRegexp]
 	// for its limits.
 	Regexp Operator = "regexp"
-	// AtLeast and AtMost: the attribute, a number or a time, is not below or not above the value. If a request has a lower bound of a Column
-	// that is above its upper bound, it is refused with status 400.
+	// AtLeast: the attribute, a number or a time, is not below the value. AtMost: the attribute is not above the value. A request whose
+	// lower bound of a Column is above the upper bound of the Column is refused with status 400.
 	AtLeast Operator = "at least"
 	AtMost  Operator = "at most"
 	// Refused: the API knows the filter and refuses it with status 400. Use it for filters that other implementations of the API have.
@@ -86,8 +86,8 @@ type Filter struct {
 	Rule string
 	// Denied is the error for clients that the rule denies. Default: the error of the policy.
 	Denied error
-	// Invalid is the text of the error, with status 400, for a value that is not of the Kind or not one of Values, is not a regular expression, or for
-	// which the filter is [Refused]. %s stands for the value, and for the name if the filter is Refused. Default: a text that names the parameter and the value.
+	// Invalid is the text of the error, with status 400, if the value is not of the Kind, is not one of Values or is not a regular expression, or if the filter
+	// is [Refused]. %s stands for the value, and for the name if the filter is Refused. Default: a text that names the parameter and the value.
 	Invalid string
 }
 
@@ -112,14 +112,14 @@ type Spec struct {
 	Filters  []Filter
 	// Sorts are the values of sort_key. Without Sorts the list has one order, and sort_key and sort_dir are unknown parameters.
 	Sorts []Sort
-	// Default is the order if the client gives no sort_key. It is also appended to the client's keys. Its direction is that of
-	// keys for which the client gives none, unless the client gives another direction before. Default: the order of [SortKey].Column
-	// alone, which is the unique column of the list.
+	// Default is the order if the client gives no sort_key. It is also appended to the client's keys. A key without a direction has
+	// the first direction of the client's request, or the direction of Default if the request has no direction. Default: the order
+	// of [SortKey].Column alone, which is the unique column of the list.
 	Default SortKey
 	// Combined also accepts the parameter sort in the form "key:dir,key".
 	Combined bool
-	// Lenient ignores unknown parameters, in microversions before StrictSince, or in all if StrictSince is empty. Default: a
-	// request with an unknown parameter is refused with 400.
+	// Lenient ignores unknown parameters, in microversions before StrictSince, or in all microversions if StrictSince is
+	// empty. Default: a request with an unknown parameter is refused with 400.
 	Lenient     bool
 	StrictSince string
 	// IgnoreDenied ignores filters whose Rule denies the client. Default: the request is refused. A sort key is always refused.
@@ -162,8 +162,8 @@ type Query struct {
 	Limit int
 }
 
-// Take removes the conditions of a filter from the query, and returns them. A handler takes those without a Column, and applies them
-// itself. Package db refuses a query that still has conditions without a Column, so no filter is forgotten.
+// Take removes the conditions of a filter from the query, and returns them. A handler takes the conditions without a Column, and
+// applies them itself. Package db refuses a query that still has conditions without a Column, so no filter is forgotten.
 func (q *Query) Take(name string) []Condition {
 	var out, rest []Condition
 	for _, c := range q.Conditions {

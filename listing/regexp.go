@@ -15,8 +15,8 @@ const (
 	maxRegexpInstructions = 2000 // about one for each character, and for each repetition of it
 )
 
-// CompileRegexp compiles a regular expression of a client. It has at most 1024 bytes and 2000 instructions after repetitions such as {1000}
-// are expanded, so that matching has bounded time.
+// CompileRegexp compiles a regular expression of a client. The expression may have 1024 bytes, and 2000 instructions after repetitions such
+// as {1000} are expanded. These limits bound the time of a match.
 //
 // Invalid: the text is not a regular expression of package regexp, or exceeds a limit.
 func CompileRegexp(text string) (*regexp.Regexp, error) {

@@ -137,8 +137,8 @@ func (c *Client) await(ctx context.Context, w *waiter) (*bus.Message, error) {
 	}
 }
 
-// cancel tells the server that the caller has given up. A call to Any may be at any
-// server, so all of them are told. It does not block.
+// cancel tells the server that the caller has given up. A call to Any may be at any server, so cancel tells all
+// servers. It does not block.
 func (c *Client) cancel(ctx context.Context, info Info, id string) {
 	m := info.message(id)
 	m.Kind, m.Durable, m.Correlation = bus.Cancel, false, id

@@ -184,7 +184,7 @@ func (c *Client) Check(context.Context) error {
 
 // Reload implements service.Reloader: it calls ClientConfig.AutoCaps now, for example after an upgrade is finished, and waits for it, for up
 // to 10 s. A failure is logged as WARN and not returned, because it must not keep other parts from reloading; then the last caps stay. Close
-// ends it. Without AutoCaps, and after Close, Reload does nothing.
+// ends a Reload that waits. Without AutoCaps, and after Close, Reload does nothing.
 func (c *Client) Reload(ctx context.Context) error {
 	if c.cfg.AutoCaps == nil || c.life.Err() != nil {
 		return nil

@@ -77,7 +77,7 @@ var lowest = rpc.Method[string, rpc.None]{Interface: iface, Name: "lowest", Sinc
 // sleep lets the time of a synctest bubble pass.
 func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // in a synctest bubble
 
-// TestCapsAwaited: the first messages wait for one common call of AutoCaps, also those that need only the lowest version. Until
+// TestCapsAwaited: the first messages wait for one common call of AutoCaps, even those that need only the lowest version. Until
 // then Allows answers for the lowest version, and the client is not ready.
 func TestCapsAwaited(t *testing.T) {
 	t.Parallel()
@@ -236,8 +236,9 @@ func TestCapsClosed(t *testing.T) {
 	})
 }
 
-// TestCapsChange: the caps are read every 10 s, without a message, too. They go down when an older server appears. Before
-// a message is refused, the caps are read again, so that they go up at once. While AutoCaps fails, the last caps stay.
+// TestCapsChange: the client reads the caps every 10 s, even without a message. The caps go down when an older server
+// appears. Before the client refuses a message, it reads the caps again, so that they go up at once. While AutoCaps
+// fails, the last caps stay.
 func TestCapsChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -424,8 +425,8 @@ func TestCapsRefused(t *testing.T) {
 	})
 }
 
-// TestCapsByCall: AutoCaps asks a server through its own client. Its call of the lowest version does not wait for the caps; one of a
-// later version is refused instead of waiting for itself.
+// TestCapsByCall: AutoCaps asks a server through its own client. A call of the lowest version does not wait for the caps. A call of
+// a later version is refused, because it would wait for itself.
 func TestCapsByCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -448,7 +449,7 @@ func TestCapsByCall(t *testing.T) {
 		}
 		defer func() { _ = srv.Stop(t.Context()) }()
 		for m, want := range map[string]error{ask.Name: nil, late.Name: rpc.ErrVersionCap} {
-			var asked atomic.Pointer[error] // of the last AutoCaps; the client may call it in the background, too
+			var asked atomic.Pointer[error] // of the last AutoCaps; the client may also call AutoCaps in the background
 			c := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 				method := ask
 				if m == late.Name {

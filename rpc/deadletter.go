@@ -116,7 +116,8 @@ func returnLetters(in <-chan *bus.Delivery, kept []*bus.Delivery) {
 	}
 }
 
-// letterKey identifies a message, after it was sent again more times. A message without an id is identified by its payload.
+// letterKey identifies a message and the number of times that its dead letter was sent again, plus more. The payload
+// replaces a missing id.
 func letterKey(m *bus.Message, more int) string {
 	return cmp.Or(m.ID, string(m.Payload)) + "/" + strconv.Itoa(m.Requeues+more)
 }

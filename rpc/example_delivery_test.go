@@ -29,8 +29,8 @@ func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop
 	return func() { _ = srv.Stop(context.Background()) } // no handler is cut off
 }
 
-// A cast of an AtLeastOnce method is delivered again until the handler succeeds. The server
-// does not handle a handled cast twice.
+// A cast of an AtLeastOnce method is delivered again until the handler succeeds. After a success the server does not
+// handle the cast again.
 func ExampleCast() {
 	bus := membus.New()
 	defer bus.Close()

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestAnswered: the caller gets each error of a call from the server, at once.
+// TestAnswered: if a call fails, the server answers with the error at once.
 func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server that ends with the test
 	t.Parallel()
 	unknown, wrong, broken := start, start, start
@@ -71,8 +71,7 @@ func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server
 	}
 }
 
-// TestUnreadable: a call that cannot be read is also answered with an error, and becomes a dead
-// letter.
+// TestUnreadable: if the server cannot read a call, it answers with an error and dead-letters the call.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t)
@@ -109,8 +108,8 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestNoReplyTopic: a call of another program that names no reply topic is that program's mistake. Its error is
-// logged at DEBUG.
+// TestNoReplyTopic: only another program can send a call without a reply topic, because a Client always sets one. If
+// the handler fails, the server logs the error at DEBUG, so that the log at INFO stays empty.
 func TestNoReplyTopic(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -221,7 +220,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestClosed: every call after Close fails with ErrClosed, at once.
+// TestClosed: Cast and Fanout return ErrClosed after Close, at once.
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -257,8 +256,7 @@ func TestClosed(t *testing.T) {
 	})
 }
 
-// TestBusClosed: when the bus is closed, calls that wait end, and so do its
-// servers.
+// TestBusClosed: when the bus is closed, the waiting calls end, and the servers end.
 func TestBusClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

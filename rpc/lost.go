@@ -23,8 +23,8 @@ const (
 	watchEvery   = 100 * time.Millisecond
 	suspectAfter = 200 * time.Millisecond
 	probeAfter   = 400 * time.Millisecond
-	// lostAfter is for how long all probes of an instance must find no topic before the instance counts as lost. A server that
-	// only lost its connection restores its topic sooner.
+	// lostAfter is the time during which all probes of an instance must find no topic before the instance counts as lost. A
+	// server that only lost its connection restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
 	// servedAfter is the time after the answer to a ping at which every call that was sent before the ping has left the topic:
 	// its server has sent the first heartbeat, or the bus has sent the call again. A bus delivers a call, or sends it again,

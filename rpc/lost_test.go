@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestServerLost: what a call returns for each answer to the client's probes.
+// TestServerLost: a call ends with the right result for each way in which the client's probes are answered.
 func TestServerLost(t *testing.T) {
 	t.Parallel()
 	away := fault.New(fault.Timeout, "the broker cannot be reached")
@@ -24,7 +24,7 @@ func TestServerLost(t *testing.T) {
 		// probe returns the error of a probe that is sent the given time after the call.
 		probe func(time.Duration) error
 		mute  bool // the server does not answer probes
-		old   bool // the server names no instance, as older releases
+		old   bool // the server names no instance, like a server of an older release
 		want  error
 		most  time.Duration // how long the call may take; its handler takes 10 s
 	}{

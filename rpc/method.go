@@ -35,9 +35,9 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 // greater. It is oslo.messaging's rule (version_is_compatible).
 func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
 
-// Versions are versions of interfaces, by the interface's name: of each major version the newest one, in ascending order. A server
-// serves such versions, see [Server.Versions], and a client may be capped at them, see ClientConfig.AutoCaps. In JSON each version is a
-// text: {"backup": ["1.4", "2.0"]}.
+// Versions maps the name of an interface to its versions: the newest version of each major version, in ascending order. A server serves
+// such versions, see [Server.Versions], and a client may be capped at them, see ClientConfig.AutoCaps. In JSON each version is a text:
+// {"backup": ["1.4", "2.0"]}.
 type Versions map[string][]Version
 
 // accepts reports whether one of the versions of the interface accepts a request that needs version need.
@@ -154,7 +154,7 @@ func (i *Interface) checkOlder() error {
 	return nil
 }
 
-// isLowest reports whether every server of the interface accepts v, also a server of the earliest release with the interface: v is the
+// isLowest reports whether every server of the interface accepts v, even a server of the earliest release with the interface: v is the
 // lowest version of the oldest major version.
 func (i *Interface) isLowest(v Version) bool { return i.Older == nil && v.Minor == 0 }
 

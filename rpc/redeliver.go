@@ -98,7 +98,8 @@ func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 }
 
 // discardCopy ends a second delivery after the first one has ended. It acknowledges the second if the message was
-// handled or replaced. Otherwise the first was returned to the bus, and the second is returned, too.
+// handled or replaced. Otherwise the first delivery was returned to the bus, and discardCopy returns the second as
+// well.
 func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 	if _, seen := s.handled.get(d.id); seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
@@ -150,7 +151,7 @@ func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	var delay time.Duration
 	giveUp := isFinal(err)
 	if fault.CodeOf(err) == fault.Unavailable || errors.Is(err, ErrUnsupportedVersion) { // the server may be upgraded
-		// It does not count as a failed attempt, because nothing was done. Waited is a sum of delays, not a time, because
+		// This attempt does not count as failed, because nothing was done. Waited is a sum of delays, not a time, because
 		// the clocks of servers differ.
 		if tried := d.Waited.Round(time.Second); tried > 0 {
 			reason = fmt.Sprintf("%s (tried for %v)", reason, tried)

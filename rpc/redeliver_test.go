@@ -169,8 +169,8 @@ func TestCopyWhileItRuns(t *testing.T) {
 	}
 }
 
-// TestFailuresTravel: the count of failed attempts covers all servers that had the message, also
-// if one is stopped while the message waits for its next attempt.
+// TestFailuresTravel: the count of failed attempts covers all servers that had the message, even if a server is stopped
+// while the message waits for its next attempt.
 func TestFailuresTravel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -400,7 +400,7 @@ func TestCastOfNewerVersion(t *testing.T) {
 	}
 }
 
-// TestRequeueEnds: a run of DeadLetters sees each dead letter once, also if it sends dead letters again and they fail at once: such a
+// TestRequeueEnds: a run of DeadLetters sees each dead letter once, even if it sends dead letters again and they fail at once: such a
 // dead letter is kept for the next run.
 func TestRequeueEnds(t *testing.T) {
 	t.Parallel()

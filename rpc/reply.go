@@ -99,7 +99,7 @@ func (s *Server) sendHeartbeat(r *delivery) {
 func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
 	m := s.signInstance(newReply(r.id, resp, err))
 	s.wg.Add(1)
-	s.bus.Send(context.Background(), r.ReplyTo, m, func(perr error) { //nolint:contextcheck // work ends when the server is aborted, and the reply is sent then, too
+	s.bus.Send(context.Background(), r.ReplyTo, m, func(perr error) { //nolint:contextcheck // work ends when the server is aborted, and even then the reply is sent
 		if perr == nil {
 			s.wg.Done()
 			return

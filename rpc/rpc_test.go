@@ -92,8 +92,7 @@ func TestCaps(t *testing.T) {
 	}
 }
 
-// TestInterceptors: the first one is outermost, in client and server, for all kinds of
-// messages.
+// TestInterceptors: the first interceptor is the outermost, in client and server, for all kinds of messages.
 func TestInterceptors(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -260,7 +259,7 @@ func TestRedeliveryBackOff(t *testing.T) {
 	})
 }
 
-// TestClosedClient: after Close all calls fail with ErrClosed, also those that wait.
+// TestClosedClient: after Close all calls fail with ErrClosed, including the calls that wait.
 func TestClosedClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -100,8 +100,8 @@ func (s *Server) workLoop(work context.Context, in *[4]inlet) {
 	}
 }
 
-// receive waits for a free slot and a message, and returns the message, which then holds the slot, and its topic. It
-// returns nil when the server stops.
+// receive waits for a free slot and a message, and returns the message and its topic. The message then holds the slot.
+// receive returns nil when the server stops.
 func (s *Server) receive(in *[4]inlet) (m *bus.Delivery, topic string) {
 	select {
 	case s.slots <- struct{}{}:
@@ -180,7 +180,7 @@ func (s *Server) servePing(work context.Context, d *delivery) {
 // serveExpired drops a request whose deadline has passed. The reply has the server's time: a caller that still waits
 // has a different clock, and sends the request again. The reply is sent once, because most callers have given up.
 func (s *Server) serveExpired(ctx context.Context, d *delivery) {
-	_ = d.Ack() // a redelivery has expired, too
+	_ = d.Ack() // a redelivered message has also expired
 	atomic.AddUint64(&s.stats.Expired, 1)
 	s.cfg.Logger.DebugContext(ctx, "expired request dropped", "method", d.info.String(), "deadline", d.deadline)
 	d.releaseSlot()

@@ -22,9 +22,8 @@ type ServerConfig struct {
 	// Partial lets the server start although methods of the interface have no handler. Calls of these fail with
 	// ErrNoSuchMethod. It is for tests. Default false.
 	Partial bool
-	// Host is the server's own name, by which a client addresses this server
-	// alone. Each server of an interface needs a different one. Empty: only messages
-	// to Any and fanouts reach the server. See [CheckHost].
+	// Host is the server's own name, by which a client addresses this server alone. Each server of an interface needs a
+	// different name. Empty: only messages to Any and fanouts reach the server. See [CheckHost].
 	Host string
 	// MaxInFlight is how many handlers run at once, each in a slot. While no slot is
 	// free, the server leaves messages on the bus for other servers of the interface.

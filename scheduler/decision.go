@@ -27,7 +27,7 @@ type Decision[H Host] struct {
 	rejected rejections[H]
 }
 
-// Rejected returns the rejected hosts; with Config.CountsOnly, none. The order is the same for the same
+// Rejected returns the rejected hosts. With Config.CountsOnly the result is empty. The order is the same for the same
 // hosts. Each call makes a new list, which the caller owns.
 func (d *Decision[H]) Rejected() []Rejected {
 	out := make([]Rejected, len(d.rejected.hosts))

@@ -72,7 +72,7 @@ func ExampleFleet() {
 	// no valid host: 0 of 3 hosts: 2 memory, 1 stale
 }
 
-// Four equal requests, where each choice takes the earlier ones into account, cost
+// Four equal requests, where each choice takes the earlier choices into account, cost
 // little more than one request.
 func ExampleScheduler_RankMany() {
 	now := time.Now()

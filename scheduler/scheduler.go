@@ -141,13 +141,13 @@ type Config[R any, H Host] struct {
 	CountsOnly bool
 	// MaxRanked is the maximum number of hosts in Decision.Ranked. Default 0: all feasible hosts.
 	MaxRanked int
-	// Observe is called after each decision, in the goroutine that asked for it. It must not block. Package schedulerprom has one
-	// for Prometheus. Default: decisions are not observed.
+	// Observe is called after each decision, in the goroutine that asked for it. It must not block. Package schedulerprom has
+	// such a function for Prometheus. Default: decisions are not observed.
 	Observe func(ctx context.Context, o Observation)
 }
 
-// Observation is what Config.Observe learns about a decision. [Scheduler.RankMany] makes one decision for many requests, and
-// another one each time that all hosts of the last one are full.
+// Observation is what Config.Observe learns about a decision. [Scheduler.RankMany] makes one decision for many requests.
+// Each time when all hosts of the previous decision are full, it makes another decision.
 type Observation struct {
 	// Duration is the time that the filters, the weighers and the picker took.
 	Duration time.Duration

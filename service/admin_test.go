@@ -130,7 +130,7 @@ func ask(t *testing.T, method, url, body string, header ...string) (int, string)
 	return res.StatusCode, string(out)
 }
 
-// TestAdmin: each page replies as documented, also to a wrong request.
+// TestAdmin: each page replies as documented, even to a wrong request.
 func TestAdmin(t *testing.T) {
 	t.Parallel()
 	var level slog.LevelVar
@@ -399,8 +399,7 @@ func TestHungCheck(t *testing.T) {
 	})
 }
 
-// TestRunNow: RunNow calls the function of a loop, also of one that is disabled, but never while another call
-// runs.
+// TestRunNow: RunNow calls the function of a loop, even of a disabled loop, but never while another call runs.
 func TestRunNow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -65,8 +65,8 @@ func startBodyServer(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	return p
 }
 
-// TestUnsentBodies: the connection of a client that announces a body and does not send it is closed at the body
-// timeout, even if the route never reads the body; other clients are served meanwhile.
+// TestUnsentBodies: if a client announces a body and does not send it, the server closes the connection at the body
+// timeout, even if the route never reads the body. Meanwhile the server answers other clients.
 func TestUnsentBodies(t *testing.T) {
 	t.Parallel()
 	const timeout = 500 * time.Millisecond

@@ -63,7 +63,7 @@ type HTTPConfig struct {
 
 // Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used, and Denied if
 // other users can read or change KeyFile. It reads the files and opens no socket. It does not check Handler, so that a
-// command can check a configuration. [HTTPPart.Start] makes the same checks, and checks Handler, too.
+// command can check a configuration. [HTTPPart.Start] makes the same checks, and also checks Handler.
 func (c HTTPConfig) Validate() error {
 	if err := c.checkAddr(); err != nil {
 		return err

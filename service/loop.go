@@ -55,9 +55,9 @@ type LoopStats struct {
 // on a call starts once in every interval of length every. Calls never overlap: after a call that takes longer than
 // every, the next call starts at the next multiple of every.
 //
-// The loop continues after an error or a panic. Of consecutive failures, the first one, each panic, and one a minute
-// are logged as ERROR, and the others as DEBUG. The success that ends them is logged as INFO. The context of each call
-// has its own request id. Stop cancels the context of a running call and waits for its end.
+// The loop continues after an error or a panic. Of consecutive failures, the first failure, each panic, and one failure
+// a minute are logged at ERROR, the others at DEBUG. The success after the failures is logged at INFO. The context of
+// each call has its own request id. Stop cancels the context of a running call and waits for its end.
 //
 // If every is negative, only [LoopPart.RunNow] calls f. Loop panics if every is 0, which is a programmer's
 // error. Work that must be done before the service is ready belongs in a Start, not in a loop.

@@ -185,8 +185,8 @@ func TestHTTPBoundsHeaders(t *testing.T) {
 	}
 }
 
-// TestLoopInterval counts calls on the fake clock: the first starts within one interval,
-// then one starts in each interval. After a slow call no calls are made up for.
+// TestLoopInterval counts calls on the fake clock: the first starts within one interval, then one starts in each
+// interval. The calls that were due during a slow call are not made later.
 func TestLoopInterval(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

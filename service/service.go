@@ -176,9 +176,9 @@ func New(cfg Config) *App {
 // the App has been run, because these are programmers' errors.
 func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
 
-// AddLabeled is [App.Add] with a label that tells an operator what to look at, such as "option transport_url".
-// Errors and log lines about the part have the name and the label. While the App waits for the part to start,
-// /readyz has both, too. Checks, loops and metrics have the name alone.
+// AddLabeled is [App.Add] with a label that tells an operator what to look at, such as "option transport_url". Errors
+// and log lines about the part have the name and the label. While the App waits for the part to start, /readyz also has
+// both. Checks, loops and metrics have the name alone.
 func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:

@@ -52,7 +52,7 @@ func (j *journal) entries() []string {
 	return slices.Clone(j.list)
 }
 
-// fakePart calls its functions, and notes each call in its journal.
+// fakePart calls its functions, and records each call in its journal.
 type fakePart struct {
 	name    string
 	j       *journal

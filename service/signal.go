@@ -42,7 +42,7 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 }
 
 // reloadOnSignal starts a reload. If another reload waits to begin, it starts none, because the waiting reload also
-// serves this signal. While parts start, it only notes the signal, and Run reloads when all parts have started.
+// serves this signal. While parts start, it only records the signal, and Run reloads when all parts have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	if a.hangup.Swap(true) || a.phase.Load() != running {
 		return // a reload would end with READY=1, so that systemd would regard the start as complete

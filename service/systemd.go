@@ -52,8 +52,8 @@ func (n notifier) notifyReloading() {
 	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonicMicroseconds())
 }
 
-// feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. A process that is
-// not ready feeds the watchdog, too, because a restart does not bring a database back. A process with a check that hangs
+// feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. A process that is not
+// ready also feeds the watchdog, because a restart does not bring a database back. A process with a check that hangs
 // does not feed it, so that systemd restarts the process.
 func (a *App) feedWatchdog(life context.Context, wg *sync.WaitGroup) {
 	sd := a.sd

@@ -5,7 +5,8 @@
 //
 //	func TestMain(m *testing.M) { testenv.Main(m, testenv.MariaDB, testenv.RabbitMQ) }
 //
-// Packages such as dbtest and rpctest find them. A service that a test kills and starts again is the test's own:
+// Packages such as dbtest and rpctest find them. A test that kills a service and starts it again starts a service of
+// its own:
 //
 //	broker := testenv.Start(t, testenv.RabbitMQ)
 //	c := componenttest.Start(t, hello, "transport_url="+broker.URL)
@@ -40,7 +41,8 @@ const (
 	Keystone Kind = "Keystone"
 )
 
-// product says how a product is started. The variable has the URL of the shared service; Keystone has none.
+// product says how a product is started. variable is the environment variable with the URL of the shared service.
+// Keystone has no such variable.
 type product struct {
 	start    func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error)
 	variable string
@@ -60,9 +62,9 @@ var products = map[Kind]product{
 }
 
 // Main runs the tests of a package with shared services, and exits with the code of the tests. It is for TestMain. A service whose variable is
-// set already, such as ARMATURE_TEST_MYSQL_URL, is used as it is. A service that is not installed is not started. A service that does
-// not start ends the process with code 1. The start takes some seconds, and the services are stopped at the end; on Linux also if the process
-// is killed. Main panics if a kind does not exist or cannot be shared, which is a programmer's error: Keystone is for [Start].
+// set already, such as ARMATURE_TEST_MYSQL_URL, is used as it is. A service that is not installed is not started. A service that does not
+// start ends the process with code 1. The start takes some seconds, and the services are stopped at the end; on Linux even if the process is
+// killed. Main panics if a kind does not exist or cannot be shared, which is a programmer's error: Keystone is for [Start].
 func Main(m *testing.M, kinds ...Kind) {
 	code, err := run(m, kinds)
 	if err != nil {

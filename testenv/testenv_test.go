@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestInner is what TestMainShares runs.
+// TestInner is the test that TestMainShares runs in another process.
 func TestInner(t *testing.T) {
 	if os.Getenv("TESTENV_INNER") == "" {
 		t.Skip("TestMainShares runs it")

@@ -146,9 +146,9 @@ func checkKeyMode(file string, info fs.FileInfo) error {
 	return nil
 }
 
-// Failure explains the error of a connection that failed because of TLS. It returns an error that wraps
-// err, or nil if err has another cause, or already has the code Denied or Precondition. Connecting again
-// fails, too, until the files or the server are changed. Codes:
+// Failure explains the error of a connection that failed because of TLS. It returns an error that wraps err, or nil if
+// err has another cause, or already has the code Denied or Precondition. Another attempt also fails, until the files or
+// the server are changed. Codes:
 //
 //   - Denied: the server's certificate is not trusted or has another name, or the server ends the TLS
 //     handshake with an alert, for example because it rejects the client's certificate.

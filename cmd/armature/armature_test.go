@@ -125,8 +125,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNext: the commands that armature prints at the end work from any directory, because "go -C" and "go run" start it in another one than that
-// of the user.
+// TestNext: the commands that armature prints at the end must work from any directory. Under "go -C" or "go run", armature's working directory
+// is not the user's.
 func TestNext(t *testing.T) {
 	t.Parallel()
 	here, err := os.Getwd()
@@ -156,7 +156,7 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// TestNames: components and drivers with names that are used in the code, too, compile.
+// TestNames: a component or driver compiles even if its name is also an identifier in the generated code.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -171,7 +171,7 @@ func TestNames(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "new")
 			if code, out := armature(t, append(strings.Fields("new "+args), "--replace", clone(t), "--dir", dir)...); code != 0 {
 				if strings.Contains(out, "cannot be used") {
-					return // a name may be refused, but must not write what does not compile
+					return // armature may refuse a name, but must not generate code that does not compile
 				}
 				t.Fatal(out)
 			}

@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// files are a component with the name "backup". It is a package of this module, so that its own tests run here, too.
+// files are a component with the name "backup". It is a package of this module, so that its own tests also run here.
 //
 //go:embed template/backup
 var files embed.FS

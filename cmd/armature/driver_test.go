@@ -146,8 +146,8 @@ func install(t *testing.T, built, program string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// replaceProgram runs the program, and replaces it by the one that upgrade installs, while a client creates servers. The program does not take its
-// place before the configuration has its checksum.
+// replaceProgram runs the program, and replaces it by the program that upgrade installs, while a client creates servers. The new program does not
+// take the place of the old one before the configuration has its checksum.
 func replaceProgram(t *testing.T, program, sum string, upgrade func() string) {
 	t.Helper()
 	options, err := json.Marshal(map[string]string{"host": "h1", "dir": t.TempDir()})

@@ -57,8 +57,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestDrivertest: the result for a good driver, for one that breaks rules, and for a program that
-// is not a driver.
+// TestDrivertest: armature drivertest prints the right result for a good driver, for a driver that breaks rules, and
+// for a program that is not a driver.
 func TestDrivertest(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()

@@ -26,8 +26,9 @@ import (
 )
 
 // TestComponent: a component that armature writes passes its own tests, runs in one process, and runs as six processes on a broker and a
-// server of a database. Each of the six is killed and started again while clients create, and then replaced by the next release, that of
-// docs/changing-a-component.md, one after the other. Each request that the API has accepted takes effect.
+// server of a database. While clients create disks, each of the six is killed and started again. Then each is replaced by the next
+// release, one after the other. docs/changing-a-component.md describes this release. Each request that the API has accepted takes
+// effect.
 func TestComponent(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -55,7 +56,8 @@ func TestComponent(t *testing.T) {
 // heredocs matches the blocks of docs/changing-a-component.md that write or change files.
 var heredocs = regexp.MustCompile("(?ms)^```sh\n((?:cat >|git apply).*?)^```$")
 
-// writeNextRelease changes the component as docs/changing-a-component.md says, where its name is backup.
+// writeNextRelease changes the component as docs/changing-a-component.md says. On that page the component has the name
+// backup.
 func writeNextRelease(t *testing.T, dir string) {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(clone(t), "docs/changing-a-component.md"))
@@ -163,7 +165,7 @@ func waitStatus(t *testing.T, url, want string) {
 	})
 }
 
-// testOneProcess: what the README says. After kill -9 the process goes on with what it had.
+// testOneProcess does what the README says. After kill -9 the process continues with its data.
 func testOneProcess(t *testing.T, program string) {
 	t.Helper()
 	addr := envtest.FreeAddr(t)
@@ -186,7 +188,7 @@ func testOneProcess(t *testing.T, program string) {
 	}
 }
 
-// testSixProcesses: two processes of each service.
+// testSixProcesses runs two processes of each service.
 func testSixProcesses(t *testing.T, this, next string) {
 	t.Helper()
 	addrs := []string{envtest.FreeAddr(t), envtest.FreeAddr(t)}

@@ -41,7 +41,8 @@ func goReason(name string) string {
 	return goReserved[name]
 }
 
-// checkName returns an error if the name has not the form of example, or if there is a reason why it cannot be used.
+// checkName returns an error if the name does not have the form of example, or if there is a reason why it cannot be
+// used.
 func (p *project) checkName(example, reason string) error {
 	if !nameRule.MatchString(p.name) {
 		return usageError{fmt.Errorf("the name %q cannot be used: want a to z and 0 to 9, beginning with a letter, at most 30 of them, such as %s", p.name, example)}

@@ -11,7 +11,7 @@
 //		}
 //	}
 //
-// The processes share the program of the test, so variables of the component's packages are shared, too. With the options transport_url
+// The processes share the program of the test, so they also share the variables of the component's packages. With the options transport_url
 // and database.connection the same test runs on a broker and a server.
 package componenttest
 
@@ -49,7 +49,8 @@ const lease = time.Second
 // Cluster is the processes of a component. Its methods are for the test's goroutine.
 type Cluster[O any] struct {
 	// URL is the start of the URLs of the API, such as http://127.0.0.1:40123. It stays the same when the process with the API is
-	// killed and started again. Of several processes with the API, one gets all requests until it ends. It is empty without an API.
+	// killed and started again. If several processes have the API, one of them gets all requests until it ends. URL is empty
+	// without an API.
 	URL string
 	// DB is a handle of the test on the database. It is nil for a component without one.
 	DB *sqlx.DB
@@ -63,9 +64,10 @@ type Cluster[O any] struct {
 }
 
 // Start starts one process for each service, on the host "host-1", and returns when all have started. options are NAME=VALUE or
-// SECTION.NAME=VALUE; they win over the defaults of a test: heartbeats each 0.1 s, a process that was killed is down after 1 s, its
+// SECTION.NAME=VALUE; they override the defaults of a test: heartbeats each 0.1 s, a process that was killed is down after 1 s, its
 // operations continue after 1 s, the API listens on a free port and serves every client. A wrong option, or a service that does not start
-// within [Timeout], ends the test. The processes are stopped when the test ends; one that does not end without an error fails the test.
+// within [Timeout], ends the test. The processes are stopped when the test ends. A process that ends with an error, or does not end,
+// fails the test.
 func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cluster[O] {
 	t.Helper()
 	cl := &Cluster[O]{t: t, c: c, hub: membus.New()}
@@ -114,7 +116,7 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	return cl
 }
 
-// embeds reports whether a struct of options is another one, or embeds it.
+// embeds reports whether the struct of options t is other, or embeds other.
 func embeds(t, other reflect.Type) bool {
 	if t == other {
 		return true
@@ -127,7 +129,7 @@ func embeds(t, other reflect.Type) bool {
 	return false
 }
 
-// stop stops the processes that run, also those that have not started, and waits for those that were killed.
+// stop stops the processes that run, including those that have not started yet, and waits for the killed processes.
 func (cl *Cluster[O]) stop() {
 	for _, s := range slices.Backward(cl.services) {
 		switch {
@@ -294,7 +296,7 @@ func (s *Service[O]) waitStarted() {
 	}
 }
 
-// serve makes the API of the cluster that of a process.
+// serve makes the cluster's URL lead to the API of a process.
 func (cl *Cluster[O]) serve(addr string) {
 	cl.t.Helper()
 	if cl.api == nil {
@@ -341,9 +343,10 @@ func (s *Service[O]) Stop() {
 	s.cancel = nil
 }
 
-// Kill ends the process as SIGKILL does: its connections to the bus, to the database and to clients of the API are cut at once. Requests and
-// messages that it was working on have no answer and no acknowledgement, and its member is up until the option service_down_time has
-// passed. Code of the component that uses none of these connections, such as that of a driver, runs until it sees the end of its context.
+// Kill ends the process as SIGKILL does: its connections to the bus, to the database and to clients of the API are cut at once. The requests
+// and messages that the process was handling get no answer and no acknowledgement. The member stays up until the option service_down_time
+// has passed. Code of the component that uses none of these connections, such as that of a driver, runs until it sees the end of its
+// context.
 func (s *Service[O]) Kill() {
 	s.cl.t.Helper()
 	own := s.end()
@@ -351,7 +354,7 @@ func (s *Service[O]) Kill() {
 	_ = own.Bus.Close()
 	if own.DB != nil {
 		_ = own.DB.Close()
-		for end := time.Now().Add(time.Second); own.DB.Stats().InUse > 0 && time.Now().Before(end); { // a transaction that runs has until now
+		for end := time.Now().Add(time.Second); own.DB.Stats().InUse > 0 && time.Now().Before(end); { // a running transaction ends within about a second
 			s.cl.pause()
 		}
 	}

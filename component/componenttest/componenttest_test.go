@@ -148,7 +148,7 @@ func check(t *testing.T, c *componenttest.Cluster[options], id, text string) (ho
 	return rows[0].Host
 }
 
-// TestCluster: a component runs as one process for each service, without other software. Each of them may be stopped, killed and started
+// TestCluster: a component runs as one process for each service, without other software. Each process may be stopped, killed and started
 // again, and nothing is lost. Another host takes over the work of a worker that was killed in the middle of it.
 func TestCluster(t *testing.T) {
 	t.Parallel()
@@ -208,7 +208,7 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// TestServices: the same on a broker and a server, which the options name.
+// TestServices: the same component runs on a broker and a database server that the options name.
 func TestServices(t *testing.T) {
 	t.Parallel()
 	c := componenttest.Start(t, notes(nil), "transport_url="+envtest.URL(t, testenv.AMQPVar), "control_exchange=componenttest-services", "database.connection="+dbtest.MySQL(t))

@@ -10,8 +10,8 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 )
 
-// endpoint is the connection of one process to the bus in memory. Close cuts it, as a broker sees the end of a process: subscriptions
-// end at once, and messages that are not acknowledged go back to their topics.
+// endpoint is the connection of one process to the bus in memory. Close cuts the connection, as the end of a process does:
+// subscriptions end at once, and the bus returns unacknowledged messages to their topics.
 type endpoint struct {
 	*membus.Bus
 
@@ -59,7 +59,7 @@ func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *b
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(e.life, cancel) //nolint:contextcheck // the life of the connection ends the subscription, too
+	stop := context.AfterFunc(e.life, cancel) //nolint:contextcheck // the end of the connection also ends the subscription
 	in, err := e.Bus.Subscribe(ctx, s)
 	if err != nil || s.Receive != nil { // a Private topic has nothing to acknowledge
 		context.AfterFunc(ctx, func() { stop() })
@@ -75,7 +75,7 @@ func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *b
 			select {
 			case out <- bus.NewDelivery(d.Message, d.Redelivered, own):
 			case <-ctx.Done():
-				_ = own.EndDelivery(false) // it goes back to the topic
+				_ = own.EndDelivery(false) // the message returns to the topic
 			}
 		}
 	})

@@ -59,7 +59,7 @@ func (p *proxy) target() string {
 	return p.to
 }
 
-// add notes a connection. It reports whether the connection is still wanted.
+// add records a connection. It reports whether the connection is still wanted.
 func (p *proxy) add(to string, c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 )
 
-// TestMetrics: each statement counts once, by its verb and how it ends.
+// TestMetrics: each statement counts once, by its verb and its code.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {

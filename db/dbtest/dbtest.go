@@ -8,8 +8,8 @@
 //		})
 //	}
 //
-// The URL of the MySQL server is in the environment variable
-// ARMATURE_TEST_MYSQL_URL. In this project `make test` sets it. In another one, testenv.Main in TestMain starts a server and sets it:
+// The URL of the MySQL server is in the environment variable ARMATURE_TEST_MYSQL_URL. In this project `make test` sets it. In another
+// project, testenv.Main in TestMain starts a server and sets the variable:
 //
 //	func TestMain(m *testing.M) { testenv.Main(m, testenv.MariaDB) }
 //

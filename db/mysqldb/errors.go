@@ -84,7 +84,7 @@ func isContention(e *mysql.MySQLError) bool {
 	return e.SQLState == [5]byte{'4', '0', '0', '0', '1'}
 }
 
-// isLasting reports whether an error means that the next statements fail, too: the database is full or rejects the user. db.Health
+// isLasting reports whether an error means that the next statements also fail: the database is full or rejects the user. db.Health
 // itself finds out whether the server is read-only.
 func isLasting(e *mysql.MySQLError) bool {
 	switch e.Number {

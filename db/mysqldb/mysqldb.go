@@ -137,7 +137,7 @@ func (t *mysqlTx) Commit() error {
 	return err
 }
 
-// Rollback sends ROLLBACK, also after the context has ended, and returns within rollbackTimeout.
+// Rollback sends ROLLBACK, even after the context has ended, and returns within rollbackTimeout.
 func (t *mysqlTx) Rollback() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), rollbackTimeout)
 	defer cancel()

@@ -51,7 +51,7 @@ type Case[D driver.Driver] struct {
 	Name string
 	// Rule is the text of the rule, with its reason. It is logged when the rule is broken.
 	Rule string
-	// Need are the capabilities to which the rule applies: for a driver without one of them it is skipped.
+	// Need are the capabilities that the rule needs. For a driver without one of them, the rule is skipped.
 	Need []driver.Capability
 	// Crashes reports that the rule kills the driver during its work. It is skipped in process, because
 	// only a program can be restarted.
@@ -138,9 +138,8 @@ type Config struct {
 	Skip map[string]string
 }
 
-// Main makes the test binary the driver's program, too. Call it in TestMain. If a worker has
-// started the binary, Main serves the driver, and otherwise it runs the tests. It does not
-// return.
+// Main lets the test binary also be the driver's program. Call it in TestMain. If a worker has started the binary, Main
+// serves the driver, otherwise it runs the tests. Main does not return.
 func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error)) {
 	if os.Getenv("ARMATURE_DRIVER") != "" {
 		driver.Serve(k, open)

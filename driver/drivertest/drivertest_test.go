@@ -64,7 +64,7 @@ var clockRules = []drivertest.Case[Clock]{
 	},
 }
 
-// TestMain makes this test binary the driver's program, too.
+// TestMain lets this test binary also be the driver's program.
 func TestMain(m *testing.M) { drivertest.Main(m, clockKind, openQuartz) }
 
 // TestRules runs the rules in process and through the program, as a vendor does.

@@ -76,7 +76,7 @@ func TestRules(t *testing.T) {
 	drivertest.Run(t, Kind, openLatin, drivertest.Config{}, rules)
 }
 
-// TestDrivers: the built-in driver, a driver program, and a driver that does not exist.
+// TestDrivers: the built-in driver and a driver program work alike, and a driver that does not exist is an error.
 func TestDrivers(t *testing.T) {
 	t.Parallel()
 	dir := plugins(t)
@@ -199,7 +199,7 @@ func greeted(t *testing.T, addr, name string) (g Greeting) {
 	return g
 }
 
-// TestOneProcess: the component with everything in one process.
+// TestOneProcess: the component works with everything in one process.
 func TestOneProcess(t *testing.T) {
 	t.Parallel()
 	addr := processes(t, &setup{host: "h1", driver: "latin", plugins: plugins(t), connection: dbtest.SQLite(t), exchange: "hello"})[0]
@@ -249,13 +249,13 @@ func TestToken(t *testing.T) {
 	})
 }
 
-// TestTwoProcesses: two processes with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
+// TestTwoProcesses: two processes work with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	testTwoProcesses(t, envtest.URL(t, testenv.AMQPVar), "hello")
 }
 
-// TestWatermill: two processes with the bus that is made of watermill-amqp.
+// TestWatermill: two processes work with the bus that is made of watermill-amqp.
 func TestWatermill(t *testing.T) {
 	t.Parallel()
 	testTwoProcesses(t, "watermill-"+envtest.URL(t, testenv.AMQPVar), "hello-watermill")

@@ -1,5 +1,5 @@
-// Command hello is a whole component in one file. It accepts requests for greetings over REST, chooses a host for each
-// greeting, lets a driver on that host make the greeting, and stores the result. docs/tutorial.md builds a larger one step by step.
+// Command hello is a whole component in one file. It accepts requests for greetings over REST, chooses a host for each greeting,
+// lets a driver on that host make the greeting, and stores the result. docs/tutorial.md builds a larger component step by step.
 //
 //	go run ./examples/hello [--config-file hello.conf]
 package main

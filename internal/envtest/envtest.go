@@ -10,8 +10,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// FreeAddr returns an address of 127.0.0.1 on which no program listens, for a process that the test starts. The port is not one of those for
-// outgoing connections, of which one could take the port before the process listens.
+// FreeAddr returns an address of 127.0.0.1 on which no program listens, for a process that the test starts. The port is below the range of
+// outgoing ports. So no outgoing connection can take it before the process listens.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	port, err := testenv.FreePort()
@@ -37,7 +37,7 @@ func URL(t testing.TB, name string) string {
 	return url
 }
 
-// remedy says how a test gets a service, in this project and in one that uses its packages.
+// remedy says how a test gets a service, in this project and in another project that uses its packages.
 func remedy(name string) string {
 	return "run it with `make test`, call testenv.Main in TestMain, or set " + name
 }

@@ -1,12 +1,12 @@
 // Releasecheck compares this tree with the last release, whose commit or tag is the first line of testdata/last-release. It fails if
-// this tree breaks what the release has promised:
+// this tree breaks a promise of the release:
 //
 //   - the exported API of the packages that are stable by the table of CHANGELOG.md, as apidiff reports it;
 //   - the contracts in golden files: RPC interfaces and .proto files (internal/goldentest);
 //   - the OpenAPI documents in golden files;
 //   - the migrations: an applied file must not change.
 //
-// testdata/release-accepted.txt has the changes that are meant, each with a reason after " # ". A line that matches no change is a failure, too, so the file is
+// testdata/release-accepted.txt has the intended changes, each with a reason after " # ". A line that matches no change is also a failure, so the file is
 // emptied after a release.
 //
 // Other differences of the API are printed, because they belong into CHANGELOG.md.
@@ -122,7 +122,8 @@ func run(dir, name string, args ...string) (string, error) {
 // stablePackage matches a row of the table of stability in CHANGELOG.md.
 var stablePackage = regexp.MustCompile("(?m)^\\| `([a-z0-9/]+)` \\| stable \\|")
 
-// checkAPI returns the incompatible changes of the packages that are stable now, or were so in the release, and prints those of others.
+// checkAPI returns the incompatible changes of the packages that are stable now or were stable in the release. It prints the
+// incompatible changes of other packages.
 func checkAPI(old string) (broken []string, err error) {
 	var stable []string
 	for _, dir := range []string{old, "."} {
@@ -178,7 +179,8 @@ func startsWith(change, text string) bool {
 	})
 }
 
-// checkContracts runs the tests of the release's golden files, which are in files named contract_test.go, with those golden files.
+// checkContracts runs the tests of this tree with the golden files of the release. It runs those tests of golden files that the
+// release has, in files named contract_test.go.
 func checkContracts(old string) ([]string, error) {
 	args := []string{"test", "-count", "1", "-v", "-run", "^TestContracts?$"}
 	var dirs int
@@ -203,8 +205,8 @@ func checkContracts(old string) ([]string, error) {
 	return nil, err
 }
 
-// checkWire returns what the messages of the release have, in the golden files of a bus, and those of this tree do not. A message may have more
-// than before: older processes ignore it.
+// checkWire compares the messages in the golden files of each bus. It returns what the messages of the release have and the messages of this
+// tree do not have. A message may have more than before, because older processes ignore the rest.
 func checkWire(old string) (broken []string, err error) {
 	files, err := filepath.Glob(filepath.Join(old, "rpc", "*", "testdata", "wire", "*.json"))
 	if err != nil {
@@ -232,8 +234,8 @@ func checkWire(old string) (broken []string, err error) {
 	return broken, nil
 }
 
-// missingIn returns what a message has and its successor does not: values of JSON, and the words of a text, in which package rpc/bus writes
-// the options of a message.
+// missingIn returns what a message of the release has and the same message of this tree does not have: values of JSON, and words of a text.
+// (Package rpc/bus writes the options of a message as a text.)
 func missingIn(was, now any, path string) (missing []string) {
 	switch was := was.(type) {
 	case map[string]any:

@@ -15,8 +15,8 @@ import (
 	"strconv"
 )
 
-// Glance starts an image service that authenticates its clients with a Keystone. keystone is the URL of that Keystone with the name and the
-// password of a user, who may validate tokens and logs in to the project service. The service keeps its database and the images in dir, which must exist and
+// Glance starts an image service that authenticates its clients with a Keystone. keystone is the URL of that Keystone with the name and the password of a
+// user. The user may validate tokens, and logs in to the project "service". The image service keeps its database and the images in dir, which must exist and
 // which the caller removes. Service.URL has no user. The start needs some seconds of processor time. The errors are those of [NATS].
 func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service, error) {
 	if _, err := findGlance(); err != nil {
@@ -47,8 +47,8 @@ func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service,
 	return nil, err
 }
 
-// The package glance-api has the programs, and a service that would start with the machine. The package of the library is enough: the programs only call
-// it.
+// The package glance-api would also install a service that starts with the machine. The package of the library is enough, because the programs of
+// glance-api only call the library.
 const (
 	glancePackage = "python3-glance"
 	systemPython  = "/usr/bin/python3"

@@ -47,7 +47,7 @@ while :; do $B sleep 1000; done
 
 // GuestImage creates an image of 40 MiB at path, from which a PC boots. The image has Debian's
 // kernel for clouds and a busybox. The guest writes "guest ready" on the serial console, and shuts
-// down on request. It boots in some seconds, also without KVM. GuestImage needs Debian. It takes a few
+// down on request. It boots in some seconds, even without KVM. GuestImage needs Debian. It takes a few
 // seconds and downloads 27 MB: the package of the kernel, which it unpacks but does not install.
 // [ErrMissing]: a program is not installed.
 func GuestImage(ctx context.Context, path string) error {

@@ -78,7 +78,7 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 	return enableWAL(ctx, database)
 }
 
-// runOnce runs a program to its end. what says what it does, for errors.
+// runOnce runs a program to its end. Errors begin with what, which says what the program does.
 func (s *Service) runOnce(ctx context.Context, cmd *exec.Cmd, what string) error {
 	cmd.Stdout, cmd.Stderr = s.out, s.out
 	p, err := Start(cmd)
@@ -109,7 +109,7 @@ func enableWAL(ctx context.Context, path string) (err error) {
 	return err
 }
 
-// logIn returns an error if the administrator of a Keystone cannot log in: the service is not ready, or another one has got the port meanwhile.
+// logIn returns an error if the administrator of a Keystone cannot log in: the service is not ready, or another service has taken the port.
 func logIn(ctx context.Context, at string) error {
 	u, err := url.Parse(at)
 	if err != nil {

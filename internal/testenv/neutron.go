@@ -16,9 +16,9 @@ import (
 )
 
 // Neutron starts a network service that authenticates its clients with a Keystone. keystone is as for [Glance]. A port can be bound on each of the
-// hosts, which look as if an agent of Open vSwitch ran there; without the agents no packet is sent, and ports stay DOWN. The service keeps its
-// database in dir, which must exist and which the caller removes. Service.URL has no user. The start needs about 10 s of processor time. The errors
-// are those of [NATS].
+// hosts, because Neutron's database says that an agent of Open vSwitch runs there. No agent runs, so no packet is sent, and ports stay DOWN. The
+// service keeps its database in dir, which must exist and which the caller removes. Service.URL has no user. The start needs about 10 s of
+// processor time. The errors are those of [NATS].
 func Neutron(ctx context.Context, dir, keystone string, hosts []string, log io.Writer) (*Service, error) {
 	if _, err := findNeutron(); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func Neutron(ctx context.Context, dir, keystone string, hosts []string, log io.W
 	return nil, err
 }
 
-// As for Glance, the package of the library is enough.
+// The package of the library is enough, as for Glance.
 const neutronPackage = "python3-neutron"
 
 func findNeutron() (string, error) {

@@ -78,8 +78,7 @@ func (p *Process) ExitCode() int {
 // PID returns the program's process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Signal sends sig to the program alone. [Process.SignalGroup] sends it to the whole
-// group.
+// Signal sends sig only to the program. [Process.SignalGroup] sends it to the whole group.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
 // Stop sends SIGTERM to the program, and waits for its end, for grace at most or until ctx ends. Then
@@ -132,9 +131,8 @@ func FreePort() (int, error) {
 	return 0, fmt.Errorf("no free port on 127.0.0.1: %w", last)
 }
 
-// Missing returns the Debian packages that the services need and that are not
-// installed. The result is empty if all are installed. NATS is not one of them, because the
-// package may be older than 2.10, see [CheckNATS].
+// Missing returns the Debian packages that the services need and that are not installed. The result is empty if all are
+// installed. NATS is not in the result, because its package may be older than 2.10, see [CheckNATS].
 func Missing() []string {
 	var missing []string
 	_, err1 := findRabbitMQ()

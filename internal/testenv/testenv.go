@@ -47,9 +47,8 @@ var ErrMissing = errors.New("not installed")
 // errPort means that another program has taken the daemon's port.
 var errPort = errors.New("the port is in use by another program")
 
-// Service is a running daemon. Its methods are safe for concurrent use. The process
-// that started the daemon must call Stop. If that process dies before, the kernel kills the daemon
-// (on Linux only).
+// Service is a running daemon. Its methods are safe for concurrent use. The process that started the daemon must call
+// Stop. If that process dies without this call, the kernel kills the daemon (on Linux only).
 type Service struct {
 	// Name and Version are the name and the version of the product, such as "RabbitMQ" and "3.10.8".
 	Name, Version string

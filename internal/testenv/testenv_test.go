@@ -163,7 +163,7 @@ func TestEndsAtStart(t *testing.T) {
 					}
 				}
 			}
-			if tt.name == "mariadb" { // which ignores a bad init file
+			if tt.name == "mariadb" { // MariaDB ignores a bad init file
 				if err := os.RemoveAll(filepath.Join(dir, "data")); err != nil {
 					t.Fatal(err)
 				}

@@ -17,7 +17,7 @@ type acknowledger struct {
 
 	mu       sync.Mutex
 	open     []unackedDelivery // delivered, and neither acknowledged nor requeued; ordered by tag
-	bytes    int               // the sum of their payloads
+	bytes    int               // the sum of their payloads, in bytes
 	pending  []uint64          // tags that are to be acknowledged
 	sending  bool              // a goroutine sends the acknowledgements in pending
 	draining bool              // nothing more is delivered

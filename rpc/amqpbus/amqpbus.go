@@ -20,9 +20,9 @@
 //	Private  <exchange>.<topic>   exclusive
 //	fanout   <exchange>.<topic>   a durable fanout exchange
 //
-// When the subscription of a Shared topic ends, the bus publishes the prefetched messages again instead of requeuing them. A
-// requeued message is marked as redelivered, which the next server counts as an attempt whose server was lost. With Config.Quorum,
-// a few messages are still marked: those that RabbitMQ sends while the subscription ends.
+// When the subscription of a Shared topic ends, the bus publishes the prefetched messages again instead of requeuing them.
+// RabbitMQ marks a requeued message as redelivered, and the next server counts the mark as an attempt whose server was lost. With
+// Config.Quorum, a few messages are still marked: those that RabbitMQ sends while the subscription ends.
 //
 // The id and the metadata of a message are AMQP headers in the format of watermill-amqp, or AMQP properties. docs/wire.md has
 // the details.
@@ -88,10 +88,10 @@ type Config struct {
 	// ConnectTimeout bounds Start, which tries each broker once. It also bounds how long Subscribe and
 	// CreateTopic wait for a broker that cannot be reached. Default 10 s.
 	ConnectTimeout time.Duration
-	// Heartbeat is the timeout of the AMQP heartbeats, in whole seconds; New refuses other values. The lower one of this value
-	// and RabbitMQ's counts. Each side sends a heartbeat after half of that time without other traffic. The bus gives up a
-	// connection on which nothing arrives for one and a half times that time. A heartbeat parameter in a URL replaces Heartbeat.
-	// Default 10 s, also for values up to 0.
+	// Heartbeat is the timeout of the AMQP heartbeats, in whole seconds; New refuses other values. The bus uses the lower of
+	// this value and RabbitMQ's value. Each side sends a heartbeat after half of that time without other traffic. The bus gives
+	// up a connection on which nothing arrives for one and a half times that time. A heartbeat parameter in a URL replaces
+	// Heartbeat. Values up to 0: 10 s.
 	Heartbeat time.Duration
 	// Logger gets the events of the connections and queues. Default slog.Default().
 	Logger *slog.Logger
@@ -103,7 +103,7 @@ type Bus struct {
 	cfg        Config
 	pub        *connector // to publish
 	sub        *connector // to consume
-	large      *connector // to publish large messages, see largeMessage; dialed for the first of them
+	large      *connector // to publish large messages, see largeMessage; dialed for the first large message
 	publishers []*publisher
 	next       atomic.Uint64 // the publishers are used in turn
 
@@ -141,7 +141,7 @@ func New(cfg Config) (*Bus, error) {
 	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
 	cfg.Heartbeat = cmp.Or(max(cfg.Heartbeat, 0), 10*time.Second)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
-	if cfg.Heartbeat%time.Second != 0 { // AMQP has no fractions, and amqp091 would use RabbitMQ's value instead of one below a second
+	if cfg.Heartbeat%time.Second != 0 { // AMQP has no fractions, and amqp091 would use RabbitMQ's value instead of a value below a second
 		return nil, fault.New(fault.Invalid, "amqpbus: heartbeat %v: AMQP has only whole seconds, use at least 1s", cfg.Heartbeat)
 	}
 	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), largeSlots: make(chan struct{}, maxLargeInFlight)}
@@ -291,8 +291,8 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	return b.publishRetrying(ctx, b.newOutgoing(topic, m), nil)
 }
 
-// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. While RabbitMQ cannot be reached or
-// accepts no messages, and while the exchange of a fanout is declared, Send itself blocks: until ctx ends, at most 60 s. A large
+// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. Send itself blocks while RabbitMQ
+// cannot be reached or accepts no messages, and while the exchange of a fanout is declared: until ctx ends, at most 60 s. A large
 // message (above 64 KiB) does not block Send. If the first attempt fails and the message may be sent again, the bus repeats it in
 // the background, until ctx ends, at most 60 s more.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
@@ -351,7 +351,7 @@ func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
 	return o
 }
 
-// writeMessage writes a message to a channel. It waits for a connection until ctx ends, at most maxWait; then it returns errNotSent.
+// writeMessage writes a message to an AMQP channel. It waits for an open channel; errors of this wait are those of awaitChannel.
 // After an error, o.done is not called.
 func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {

@@ -56,7 +56,8 @@ func TestBus(t *testing.T) {
 	})
 }
 
-// TestBusQuorum: the rules of the contract hold with quorum queues, too, here on one broker. A queue keeps its type.
+// TestBusQuorum: the rules of the contract also hold with quorum queues, here on one broker. An existing queue keeps
+// its type.
 func TestBusQuorum(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)

@@ -124,7 +124,7 @@ func (c *consumer) deliverOrRequeue(in *consumeChannel, m *bus.Delivery) {
 }
 
 // endConsumer cancels the consumer at the end of the subscription, and republishes or requeues the messages that the subscriber has
-// not received. The channel stays open until the received ones are acknowledged.
+// not received. The AMQP channel stays open until the received messages are acknowledged.
 func (c *consumer) endConsumer(in *consumeChannel) {
 	var rest []*amqp.Delivery
 	collected := make(chan struct{})
@@ -161,9 +161,9 @@ func (c *consumer) endConsumer(in *consumeChannel) {
 // republishTimeout is the timeout of republish.
 const republishTimeout = 5 * time.Second
 
-// republish publishes again a message that no handler of this process has received. It reports whether the caller should
-// acknowledge the old delivery. RabbitMQ would mark a requeued message as redelivered, and the next server would count that
-// as the loss of this server. Callers requeue a message that already has the mark, so that the mark stays.
+// republish publishes a message once more if no handler of this process has received it. It reports whether the caller
+// should acknowledge the old delivery. RabbitMQ would mark a requeued message as redelivered, and the next server would
+// count that as the loss of this server. Callers requeue a message that already has the mark, so that the mark stays.
 func (c *consumer) republish(m *bus.Message) bool {
 	ctx, cancel := context.WithTimeout(c.bus.life, republishTimeout)
 	defer cancel()

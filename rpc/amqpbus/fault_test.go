@@ -330,7 +330,7 @@ func TestAway(t *testing.T) {
 	if err := rpc.Cast(ctx, client, keep, "absent", new(int)); !errors.Is(err, rpc.ErrNoConsumer) {
 		t.Errorf("cast after the broker came back: %v, want ErrNoConsumer", err)
 	}
-	waittest.Succeeds(t, "the other connection, which is restored, too", func() error { return b.Check(ctx) })
+	waittest.Succeeds(t, "the other connection to be restored", func() error { return b.Check(ctx) })
 }
 
 // TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while other goroutines publish on the same channel. If
@@ -364,7 +364,7 @@ func TestFanoutBesideOthers(t *testing.T) {
 }
 
 // TestCloseBeforeConfirm: a message that RabbitMQ may have accepted when the bus is closed is reported as Unknown. ErrClosed would say
-// that it was not sent.
+// that the message was not sent.
 func TestCloseBeforeConfirm(t *testing.T) {
 	t.Parallel()
 	p, url := proxyTo(t, envtest.URL(t, testenv.AMQPVar))

@@ -17,7 +17,8 @@ import (
 
 // RabbitMQ does not announce its size limit. It closes the channel on which a larger message is sent, and the unconfirmed
 // messages of that channel are lost. So each large message has a channel of its own, on the connection for large messages: no
-// other message fails with it or waits behind it. It is written from the memory of the caller, without a copy.
+// other message fails with the large message or waits behind it. The large message is written from the memory of the caller,
+// without a copy.
 const (
 	// largeMessage is the size of a payload, in bytes, above which a message is large. It becomes lower when a refusal shows
 	// that RabbitMQ's limit is lower, see learnLimit.
@@ -40,7 +41,7 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 	}
 	b.largeOnce.Do(func() { b.life.Go(func() { b.large.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
 	done := make(chan error, 1)
-	var decided atomic.Bool // that the message is written, or that it is not sent
+	var decided atomic.Bool // set when the message is written, or certainly not sent
 	if !b.life.Go(func() {
 		defer func() { <-b.largeSlots }()
 		waiting, cancel := context.WithCancel(ctx)
@@ -129,8 +130,8 @@ func sizeRefusal(e *amqp.Error) (size, limit int, ok bool) {
 }
 
 // findTooLarge finds the message that was too large among the unconfirmed messages of a lost channel. RabbitMQ has
-// accepted none of the messages after it. The result has the errors of this message and of those after it. It is nil if
-// the channel was lost for another reason.
+// accepted none of the messages after it. The result has the errors of this message and of the messages after it. The
+// result is nil if the channel was lost for another reason.
 func (c *publishChannel) findTooLarge(unconfirmed []*outgoing) map[*outgoing]error {
 	size, limit, ok := sizeRefusal(<-c.closed)
 	if !ok {

@@ -172,7 +172,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // the test measure
 }
 
 // TestInFlight: the rule of rpctest about Config.MaxInFlight. After 6 large messages, the rest of the budget is smaller than
-// Config.MaxMessage, so RabbitMQ may send no further one.
+// Config.MaxMessage, so RabbitMQ may send no further message.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	const budget = 16 << 20
@@ -247,7 +247,7 @@ func TestLargeAway(t *testing.T) {
 	}
 }
 
-// TestLargeReconnects: Stats.Reconnects counts the connection for large messages, too.
+// TestLargeReconnects: Stats.Reconnects also counts the connection for large messages.
 func TestLargeReconnects(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))

@@ -53,7 +53,8 @@ type recent struct {
 // one often finds that all earlier messages are confirmed, although its message should be written together with those of the others.
 const aloneAfter = 16
 
-// senderIsAlone reports whether messages were published only one after another lately. Each message asks once.
+// senderIsAlone reports whether the last messages were published only one after another. send calls it once for each
+// message.
 func (r *recent) senderIsAlone() bool {
 	if last := r.last.Load(); last != nil {
 		select {
@@ -148,7 +149,7 @@ func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Conn
 			if err != nil {
 				return nil, err
 			}
-			stopClose = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes end with ctx, too
+			stopClose = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes also end with ctx
 			first = &firstByte{Conn: c}
 			if l.direct {
 				return first, nil

@@ -22,8 +22,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// TestConsumeFailureLogged: another connection holds two exclusive queues, so each attempt to consume them fails. That is one WARN
-// for both queues, and one INFO when both are consumed.
+// TestConsumeFailureLogged: another connection holds two exclusive queues, so each attempt to consume them fails. The log has one
+// WARN for both queues, and one INFO when both are consumed.
 func TestConsumeFailureLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.AMQPVar), "test."+strings.ToLower(rand.Text())
@@ -68,7 +68,7 @@ func TestConsumeFailureLogged(t *testing.T) {
 	}
 }
 
-// TestSubscribeEndsEarly: the context of Subscribe may end at any moment of the start, also when consuming begins. The
+// TestSubscribeEndsEarly: the context of Subscribe may end at any moment of the start, even when consuming begins. The
 // error is Unavailable, has the context's error and is well formed.
 func TestSubscribeEndsEarly(t *testing.T) {
 	t.Parallel()

@@ -34,8 +34,7 @@ type outgoing struct {
 	confirm       *amqp.DeferredConfirmation
 }
 
-// publisher keeps one channel in confirm mode open. The goroutines that publish write to the channel
-// themselves.
+// publisher keeps one AMQP channel in confirm mode open. The goroutines that publish write to the channel themselves.
 type publisher struct {
 	link  *connector
 	learn func(limit int)                // is called with the broker's size limit, in bytes
@@ -61,11 +60,11 @@ func (p *publisher) keepChannelOpen(life context.Context) {
 	}
 }
 
-// maxWait is how long the bus waits for RabbitMQ where the caller has set no deadline.
+// maxWait is how long the bus itself waits for RabbitMQ: in Publish if the caller has set no deadline, in Send always.
 const maxWait = time.Minute
 
 // errMaxWait is why a context of withMaxWait has ended.
-var errMaxWait = fault.New(fault.Timeout, "the context has no deadline, and the bus's own limit of %v has passed", maxWait)
+var errMaxWait = fault.New(fault.Timeout, "the bus's own limit of %v has passed", maxWait)
 
 // withMaxWait returns a context that also ends after maxWait.
 func withMaxWait(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -80,18 +79,19 @@ func endOf(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// awaitChannel returns an open channel. It waits for one until ctx ends, at most maxWait; then it returns errNotSent.
+// awaitChannel waits for an open AMQP channel. Errors: errNotSent after maxWait; notSent(...) when ctx ends;
+// bus.ErrClosed when the bus is closed.
 func (b *Bus) awaitChannel(ctx context.Context) (*publishChannel, error) {
 	p := b.publishers[b.next.Add(1)%uint64(len(b.publishers))]
-	c, changed, full := p.openChannel()
+	c, changed, notFull := p.openChannel()
 	if c != nil {
 		return c, nil
 	}
 	limit := time.NewTimer(maxWait)
 	defer limit.Stop()
-	for ; c == nil; c, changed, full = p.openChannel() {
+	for ; c == nil; c, changed, notFull = p.openChannel() {
 		select {
-		case <-full: // blocks for ever if full is nil
+		case <-notFull: // blocks for ever if notFull is nil
 		case <-changed:
 		case <-limit.C:
 			return nil, errNotSent
@@ -104,15 +104,16 @@ func (b *Bus) awaitChannel(ctx context.Context) (*publishChannel, error) {
 	return c, nil
 }
 
-// openChannel returns the channel if messages can be written to it. Otherwise c is nil, and changed or full is closed when
-// the caller should try again. full may be nil.
-func (p *publisher) openChannel() (c *publishChannel, changed, full <-chan struct{}) {
+// openChannel returns the AMQP channel if messages can be written to it. Otherwise c is nil. Then wait for changed (the
+// state of the connection has changed) or notFull (the write buffer has room again; nil if it has room already), and call
+// openChannel again.
+func (p *publisher) openChannel() (c *publishChannel, changed, notFull <-chan struct{}) {
 	s := p.link.State()
 	if s.Epoch != nil && s.Conn.out != nil {
-		full = s.Conn.out.Full()
+		notFull = s.Conn.out.Full()
 	}
-	if full != nil || s.Blocked != "" {
-		return nil, s.Changed, full
+	if notFull != nil || s.Blocked != "" {
+		return nil, s.Changed, notFull
 	}
 	return p.cur.Load(), s.Changed, nil
 }
@@ -120,25 +121,26 @@ func (p *publisher) openChannel() (c *publishChannel, changed, full <-chan struc
 // confirmInterval is how often the messages of Send are checked for confirmations. No goroutine waits for these messages.
 const confirmInterval = 20 * time.Millisecond
 
-// publishChannel is one channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned messages. A
-// confirmation notifies the goroutine only if Publish waits for it.
+// publishChannel is one AMQP channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned
+// messages. For a message of Publish, the goroutine waits for the confirmation. For messages of Send, the goroutine checks for
+// confirmations every confirmInterval.
 //
-// The channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames of a
-// message, and RabbitMQ closes a connection on which these frames mix.
+// The AMQP channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames
+// of a message, and RabbitMQ closes a connection on which these frames mix.
 type publishChannel struct {
 	conn   connection
 	ch     *amqp.Channel
 	learn  func(limit int)
-	closed <-chan *amqp.Error // has the reason when the channel is closed
-	lost   chan struct{}      // closed when the channel is closed and each message has its outcome
-	wake   chan struct{}      // has a token when awaited has its first message
+	closed <-chan *amqp.Error // has the reason when the AMQP channel is closed
+	lost   chan struct{}      // closed when the AMQP channel is closed and each message has its outcome
+	notify chan struct{}      // has a token when awaited has its first message
 	tick   *time.Timer        // runs while others has messages
 
 	mu        sync.Mutex
 	awaited   []*outgoing     // messages of Publish without an outcome yet, about in the order of sending
 	others    []*outgoing     // the same for messages of Send
 	returned  map[string]bool // ids of messages that came back before send added them to a list
-	lostError error           // the outcome of messages that are sent after the channel was closed; nil while it is open
+	lostError error           // the outcome of messages that are sent after the AMQP channel was closed; nil while it is open
 
 	declared  sync.Map // the names of the fanout exchanges that declare has declared
 	declaring singleflight.Group
@@ -150,7 +152,7 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 		return nil, err
 	}
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	// This channel has no buffer, so that the reader of the connection delivers a returned message before it
+	// returns is an unbuffered Go channel, so that the reader of the connection delivers a returned message before it
 	// reads the confirmation of that message.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
 	if err := ch.Confirm(false); err != nil {
@@ -158,15 +160,15 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 		return nil, err
 	}
 	c := &publishChannel{
-		conn: conn, ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(confirmInterval),
+		conn: conn, ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), notify: make(chan struct{}, 1), tick: time.NewTimer(confirmInterval),
 		returned: make(map[string]bool),
 	}
-	go c.collectOutcomes(returns) // ends with the channel, and closes c.lost
+	go c.collectOutcomes(returns) // ends when the AMQP channel is closed, and closes c.lost
 	return c, nil
 }
 
-// declare creates a fanout exchange unless it exists. It does so once for each publishChannel, on a separate channel. Concurrent
-// calls for the same exchange wait for one declaration, until ctx ends.
+// declare creates a fanout exchange unless it exists. It does so once for each publishChannel, on a separate AMQP channel.
+// Concurrent calls for the same exchange wait for one declaration, until ctx ends.
 func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
 		return nil
@@ -176,7 +178,7 @@ func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 		if err != nil {
 			return nil, channelError(err)
 		}
-		defer func() { _ = ch.Close() }() // after a refusal it is closed already
+		defer func() { _ = ch.Close() }() // after a refusal the broker has closed it already
 		if err := ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
 			return nil, refusalError(err, "the exchange "+exchange)
 		}
@@ -200,7 +202,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	}
 	if c.conn.recent.senderIsAlone() {
 		c.conn.out.Batch(publish)
-	} else { // others publish, too: their messages are written together
+	} else { // other goroutines publish at the same time: the connection's flush goroutine collects these messages and writes them together
 		publish()
 	}
 	if errors.Is(err, amqp.ErrClosed) {
@@ -222,7 +224,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	case o.awaited:
 		if len(c.awaited) == 0 {
 			select {
-			case c.wake <- struct{}{}:
+			case c.notify <- struct{}{}:
 			default:
 			}
 		}
@@ -236,7 +238,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	return nil
 }
 
-// collectOutcomes calls done of each message that is confirmed or returned, until the channel is closed.
+// collectOutcomes calls done of each message that is confirmed or returned, until the AMQP channel is closed.
 func (c *publishChannel) collectOutcomes(returns <-chan amqp.Return) {
 	defer close(c.lost)
 	defer c.tick.Stop()
@@ -258,12 +260,12 @@ func (c *publishChannel) collectOutcomes(returns <-chan amqp.Return) {
 			c.endConfirmed(&c.awaited)
 		case <-c.tick.C:
 			c.endConfirmed(&c.others)
-		case <-c.wake:
+		case <-c.notify:
 		}
 	}
 }
 
-// failReturned ends a returned message with ErrNoConsumer.
+// failReturned calls done of a returned message with ErrNoConsumer.
 func (c *publishChannel) failReturned(r *amqp.Return) {
 	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
@@ -280,7 +282,8 @@ func (c *publishChannel) failReturned(r *amqp.Return) {
 	c.mu.Unlock()
 }
 
-// endConfirmed ends the messages at the start of a list, up to the first one that is not confirmed.
+// endConfirmed calls done with the outcome of each message at the start of a list, up to the first message that is not
+// confirmed.
 func (c *publishChannel) endConfirmed(list *[]*outgoing) {
 	c.mu.Lock()
 	n := 0
@@ -299,14 +302,14 @@ func (c *publishChannel) endConfirmed(list *[]*outgoing) {
 	clear(ended) // frees the messages; no other goroutine uses this part of the list
 }
 
-// failUnconfirmed ends all remaining messages after the channel was closed.
+// failUnconfirmed calls done with the outcome of each remaining message after the AMQP channel was closed.
 func (c *publishChannel) failUnconfirmed() {
 	c.mu.Lock()
 	remaining := slices.Concat(c.awaited, c.others)
 	failed := c.findTooLarge(remaining)
 	c.awaited, c.others, c.lostError = nil, nil, errLost
 	if failed != nil {
-		c.lostError = errNotSent // RabbitMQ ignores what comes on a channel after a refused message
+		c.lostError = errNotSent // RabbitMQ ignores all frames on an AMQP channel after a refused message
 	}
 	c.mu.Unlock()
 	for _, o := range remaining {
@@ -314,9 +317,8 @@ func (c *publishChannel) failUnconfirmed() {
 	}
 }
 
-// outcome returns nil if the broker accepted a message. If the broker refused the message, outcome returns errRefused, or errLost if
-// the channel has been closed since, because the two cannot be told apart then. If the channel was closed before the broker answered,
-// outcome returns errLost.
+// outcome returns nil if the broker accepted the message, errLost if not and the AMQP channel is closed, and errRefused otherwise.
+// After the channel is closed, a refused message cannot be distinguished from an unanswered one.
 func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():
@@ -327,7 +329,7 @@ func (c *publishChannel) outcome(o *outgoing) error {
 	return errRefused
 }
 
-// confirmed reports whether the broker has confirmed or refused the message, or the channel is closed.
+// confirmed reports whether the broker has confirmed or refused the message, or the AMQP channel is closed.
 func (o *outgoing) confirmed() bool {
 	select {
 	case <-o.confirm.Done():
@@ -342,8 +344,8 @@ func notSent(err error) error {
 	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ could not be reached or accepted no messages: %w", err)
 }
 
-// channelError returns the error of a message whose channel could not be opened: Exhausted if the connection has as many channels as
-// RabbitMQ allows, or errNotSent if the connection was lost.
+// channelError returns the error of a message whose AMQP channel could not be opened: Exhausted if the connection has as many
+// channels as RabbitMQ allows, or errNotSent if the connection was lost.
 func channelError(err error) error {
 	if errors.Is(err, amqp.ErrChannelMax) {
 		return fault.New(fault.Exhausted, "not sent: the connection to RabbitMQ has as many channels as RabbitMQ allows (channel_max): %w", err)

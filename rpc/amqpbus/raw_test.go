@@ -48,11 +48,10 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 	return in
 }
 
-// rawCall returns a function that makes one call. All calls share one reply queue. The
-// server has a prefetch of 100 and acknowledges each request. With safe, requests are
-// mandatory and confirmed, but the caller does not wait for the confirmation. With both, the
-// replies are mandatory and confirmed, too, as the replies of rpc are. With coded, both sides
-// encode and decode the same value as in the benchmark of rpc.
+// rawCall returns a function that makes one call. All calls share one reply queue. The server has a prefetch of 100 and
+// acknowledges each request. With safe, requests are mandatory and confirmed, but the caller does not wait for the
+// confirmation. With both, the replies are also mandatory and confirmed, as the replies of rpc are. With coded, both
+// sides encode and decode the same value as in the benchmark of rpc.
 func rawCall(b *testing.B, url string, safe, both, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)

@@ -147,7 +147,7 @@ type consumer struct {
 	slots   int
 	out     chan *bus.Delivery
 	receive func(*bus.Delivery) // is called instead of a send to out, if it is not nil
-	ready   chan error          // gets nil at the first success, or before it an error that is final
+	ready   chan error          // gets nil at the first success, or an earlier final error
 	helpers sync.WaitGroup      // the goroutines of the channels
 
 	mu    sync.Mutex
@@ -211,7 +211,7 @@ func (c *consumer) logAttempt(ctx context.Context, err error) {
 	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
 }
 
-// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals are temporary: the exclusive queue
+// isFinal reports whether the broker would also refuse the queue at the next attempt. Other refusals are temporary: the exclusive queue
 // of a lost connection exists until the broker has detected the loss, and is then deleted.
 func isFinal(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
@@ -246,7 +246,7 @@ func (c *consumer) openConsumer(in *consumeChannel, prefetch int) (err error) {
 		return err
 	}
 	d, err := in.ch.Consume(c.name, consumerTag, c.mode == bus.Private, false, false, false, nil)
-	if err == nil { // on an error in.deliveries stays the old channel, which is closed, so deliverUntilEnd returns
+	if err == nil { // after an error in.deliveries is still the old Go channel, which is closed, so deliverUntilEnd returns
 		in.deliveries = d
 		in.prefetch, in.base = prefetch, in.last
 	}
@@ -254,8 +254,9 @@ func (c *consumer) openConsumer(in *consumeChannel, prefetch int) (err error) {
 }
 
 // prefetchWindow returns the prefetch for a new consumer. unacked and bytes are the number and the total size of the
-// unacknowledged messages. All messages together stay within Config.MaxInFlight, even if each prefetched one has the maximum
-// size. If unacked is 0, the result is at least 1. Otherwise it may be 0 or negative: another message has no room.
+// unacknowledged messages. All messages together stay within Config.MaxInFlight, even if each prefetched message has the
+// maximum size. If unacked is 0, the result is at least 1. Otherwise the result may be 0 or negative: another message has no
+// room.
 func (c *consumer) prefetchWindow(unacked, bytes int) int {
 	cfg := &c.bus.cfg
 	n := min(c.slots-unacked, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
@@ -293,7 +294,7 @@ func (c *consumer) cancelToWiden(in *consumeChannel) {
 	in.callMu.Lock()
 	defer in.callMu.Unlock()
 	in.widening = true
-	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost, and deliveries is closed, too
+	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost, and deliveries is also closed
 }
 
 // reopenWider opens a new consumer after cancelToWiden, and reports whether it did. If the deliveries have ended for another

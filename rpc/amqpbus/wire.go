@@ -16,11 +16,11 @@ const uuidHeader = "_watermill_message_uuid"
 const maxShort = 255
 
 // marshal encodes a message. Casts and dead letters have the format of watermill-amqp: the UUID and all metadata are
-// headers. So a program that uses only watermill-amqp can read them. Other messages use AMQP properties for
-// the metadata that AMQP has properties for, because the broker needs time for each header.
+// headers. So a program that uses only watermill-amqp can read them. In other messages, metadata are AMQP properties if
+// AMQP has such a property, because the broker needs time for each header.
 //
-// Messages have no expiration, because the broker needs time for an expiration, too. It is not needed: a server does not handle an
-// expired request, and the queue of a Live topic without a server is deleted with all its messages.
+// Messages have no expiration, because the broker also needs time for an expiration. An expiration is not needed: a server does
+// not handle an expired request, and the queue of a Live topic without a server is deleted with all its messages.
 func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.ID, CorrelationId: m.Correlation}
 	stock := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // in the format of watermill-amqp

@@ -89,8 +89,8 @@ type Subscription struct {
 	// Fanout is the topic of [Fanout] messages of which this topic gets a copy. Only for a topic with one
 	// subscriber, Live or Private. Empty: no copies.
 	Fanout string
-	// Slots is how many messages the subscriber handles at once, which is the prefetch: at most that many messages are
-	// sent to the subscriber and not acknowledged. Default 1.
+	// Slots is how many messages the subscriber handles at once. It is the prefetch: the subscriber has at most that
+	// many unacknowledged messages. Default 1.
 	Slots int
 	// Receive, if it is not nil, gets each delivery instead of the channel, and may be called from several goroutines at
 	// once. It must not block. Only for a Private topic. The channel is still closed at the end of the subscription.
@@ -193,8 +193,8 @@ func NewDelivery(m *Message, redelivered bool, acks Acknowledger) *Delivery {
 	return &Delivery{Message: m, Redelivered: redelivered, acks: acks}
 }
 
-// Ack acknowledges the message, which is then not delivered again. After an error it is delivered again: the connection
-// was lost. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
+// Ack acknowledges the message. The message is then not delivered again. An error means that the connection was lost,
+// and the message is delivered again. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
 func (d *Delivery) Ack() error { return d.endOnce(true) }
 
 // Nack returns the message to its topic, which delivers it again. After an error the broker
@@ -222,9 +222,9 @@ func (d *Delivery) Attempt() int {
 // and the broker closes a connection that sends a longer frame.
 const maxMetadata = 64 << 10
 
-// CheckMessage returns Invalid if a bus with the given limit, in bytes, cannot carry the message. It is [ErrTooLarge] if the
-// message's size is above the limit, or its metadata above 64 KiB. The limit does not hold for a dead letter, because a broker has
-// carried its message before.
+// CheckMessage returns Invalid if a bus with the given limit, in bytes, cannot carry the message. The error is [ErrTooLarge] if
+// the message's size is above the limit, or its metadata above 64 KiB. The limit does not hold for a dead letter, because a broker
+// has carried its message before.
 func CheckMessage(m *Message, limit int) error {
 	size := m.metadataSize()
 	if len(m.ID) > names.Max || len(m.Correlation) > names.Max || len(m.ReplyTo) > names.Max {

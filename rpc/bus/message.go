@@ -57,8 +57,8 @@ type Message struct {
 	// delays after attempts that failed with Unavailable.
 	Failures int
 	Waited   time.Duration
-	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often its dead
-	// letter was sent again; each time, the other counts start from zero.
+	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often the
+	// message's dead letter was sent again; each time, the other counts start from zero.
 	Redeliveries, Requeues int
 	// Dead says why the message is a dead letter. Nil: it is not one.
 	Dead *Dead
@@ -157,7 +157,7 @@ func (m *Message) Metadata() iter.Seq2[string, string] {
 		ok := put(KeyEnvelope, m.Envelope()) && put(KeyReplyTo, m.ReplyTo) && put(KeyCorrelation, m.Correlation) && put(KeyInstance, m.Instance) &&
 			count(keyFailures, m.Failures) && count(keyWaited, int(m.Waited.Milliseconds())) &&
 			count(keyRedeliveries, m.Redeliveries) && count(keyRequeues, m.Requeues)
-		if d := m.Dead; d != nil { // Reason is written also if it is empty: it marks a dead letter
+		if d := m.Dead; d != nil { // Reason is written even if it is empty, because it marks a dead letter
 			ok = ok && yield(keyReason, d.Reason) && put(keyTopic, d.Topic) && put(keyDiedAt, d.at()) &&
 				put(keyServer, d.Server) && count(keyTruncated, d.Truncated)
 		}

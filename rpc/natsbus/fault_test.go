@@ -221,7 +221,7 @@ func TestHung(t *testing.T) {
 	}
 }
 
-// TestStreamDeleted: a stream is deleted while a server consumes it. It is created again.
+// TestStreamDeleted: the test deletes a stream while a server consumes it. The bus creates the stream again.
 func TestStreamDeleted(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -295,7 +295,7 @@ func TestCut(t *testing.T) {
 	}
 	// The connection stalls while its subscriber has message 4, so NATS delivers message 4 to another subscriber. Message 4 is
 	// published over the same connection as the acknowledgements before it. So NATS has those acknowledgements when message 4
-	// comes. The stall would stop an acknowledgement that NATS does not have yet, and NATS would redeliver its message.
+	// comes. Otherwise the stall could hold back an acknowledgement, and NATS would redeliver an older message.
 	send(cut, "4")
 	if m := receive(t, in, "message 4"); m.ID != "4" {
 		t.Errorf("got %s, want 4: an acknowledged message was redelivered", m.ID)
@@ -315,8 +315,8 @@ func TestCut(t *testing.T) {
 	p.cut()
 }
 
-// TestLongHandler: a message whose handler takes longer than NATS waits for a heartbeat is not redelivered, also
-// after the subscription has ended.
+// TestLongHandler: a message is not redelivered while its handler runs, even if the handler takes longer than AckWait
+// and the subscription has ended, because the bus sends in-progress acknowledgements of JetStream.
 func TestLongHandler(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -353,9 +353,9 @@ func TestLongHandler(t *testing.T) {
 	}
 }
 
-// TestRejectedDelivered: messages that wait for a busy subscriber of a Live topic are delivered to an idle one. So are the
-// messages that the busy one requeues or has not received at its end.
-func TestRejectedDelivered(t *testing.T) {
+// TestRequeuedDelivered: messages that wait for a busy subscriber of a Live topic are delivered to an idle subscriber.
+// When the busy subscriber ends, the idle one also gets the messages that the busy one requeued or did not yet receive.
+func TestRequeuedDelivered(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
 	a, b := open(t, url, exchange), open(t, url, exchange)

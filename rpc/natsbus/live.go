@@ -21,8 +21,8 @@ const (
 	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. nats.go drops further ones, and reports
 	// the loss to logAsyncError.
 	maxQueued = 1 << 14
-	// minSlotWait is how long a message waits for a slot at the first attempt. Then it is rejected, and its sender sends it again, to
-	// another subscriber or to this one. At each further attempt it waits twice as long, up to maxSlotWait.
+	// minSlotWait is how long a message waits for a slot at the first attempt. Then the message is rejected, and its sender sends it
+	// again, to another subscriber or to this one. At each further attempt the message waits twice as long, up to maxSlotWait.
 	minSlotWait = 50 * time.Millisecond
 	maxSlotWait = 400 * time.Millisecond
 )

@@ -33,7 +33,8 @@ func openLogged(t *testing.T, url, exchange string, inFlight int) (*natsbus.Bus,
 	return b, lines
 }
 
-// TestDropsLogged: a subscriber that does not receive its fanouts loses some of them, again and again. That is one WARN.
+// TestDropsLogged: a subscriber that does not receive its fanouts loses some of them, again and again. The log has one
+// WARN.
 func TestDropsLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -63,7 +64,7 @@ func TestDropsLogged(t *testing.T) {
 }
 
 // TestStreamOutageLogged: the stream is deleted, and another program creates one with the same name and another subject. Each
-// attempt to consume it fails. That is one WARN, and one INFO when the stream is consumed again.
+// attempt to consume the stream fails. The log has one WARN, and one INFO when the stream is consumed again.
 func TestStreamOutageLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -95,7 +96,7 @@ func TestStreamOutageLogged(t *testing.T) {
 	if err := js.DeleteStream(limited(t), name); err != nil {
 		t.Fatal(err)
 	}
-	waittest.Succeeds(t, "the stream, which comes back", func() error { return b.Publish(limited(t), "t", durable("1")) })
+	waittest.Succeeds(t, "the stream to come back", func() error { return b.Publish(limited(t), "t", durable("1")) })
 	if err := receive(t, in, "the message").Ack(); err != nil {
 		t.Error(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// TestStreamNames: the streams of ordinary topics keep their names, and two topics have two streams. A stream that an earlier
+// TestStreamNames: the streams of ordinary topics keep their names, and two topics have two streams. A stream that an older
 // release has created under another name stays in use, with its messages.
 func TestStreamNames(t *testing.T) {
 	t.Parallel()

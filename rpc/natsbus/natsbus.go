@@ -93,7 +93,7 @@ type Bus struct {
 	life *life.Life
 	link *link.Link[*conn]
 
-	olderStreams sync.Map // names of streams that an earlier release has created, by subject
+	olderStreams sync.Map // names of streams that an older release has created, by subject
 
 	maxPayload atomic.Int64 // the max_payload that the server announced, in bytes
 

@@ -103,7 +103,7 @@ func (p *proxy) outage(d time.Duration) {
 	p.resume()
 }
 
-// stall stops the data of all connections, also of new ones, until cut or resume.
+// stall stops the data of all connections, even of new ones, until cut or resume.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -108,7 +108,7 @@ func confirmedBy(o *outgoing, waits bool) confirmation {
 }
 
 // boundedContext returns a context that ends with ctx, when the bus is closed, and after publishTimeout if ctx has no deadline. When
-// it ends, its attempts end, too.
+// the context ends, the attempts that use it end.
 func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := publishTimeout
 	if end, ok := ctx.Deadline(); ok {

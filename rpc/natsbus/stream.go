@@ -23,8 +23,8 @@ import (
 const (
 	// consumerName is the name of the only consumer of a stream.
 	consumerName = "work"
-	// ackWait is how long JetStream waits for a heartbeat of the subscriber that has a message. Then it delivers the message
-	// again, to any subscriber. The subscriber sends a heartbeat every progressInterval.
+	// ackWait is how long JetStream waits for an answer of the subscriber that has a message. Then JetStream delivers the
+	// message again, to any subscriber. The subscriber sends an in-progress acknowledgement every progressInterval.
 	ackWait          = 10 * time.Second
 	progressInterval = ackWait / 4
 	// requestTimeout is how long JetStream keeps a request for messages.
@@ -40,7 +40,8 @@ const (
 	republishTimeout = 5 * time.Second
 )
 
-// Answers of a subscriber to JetStream: acknowledge a message, requeue it, or send a heartbeat for it.
+// Answers of a subscriber to JetStream: acknowledge a message, requeue it, or report that its handler still runs
+// (in-progress acknowledgement).
 const (
 	verbAck      = "+ACK"
 	verbNack     = "-NAK"
@@ -62,8 +63,8 @@ func (b *Bus) streamName(subject string) string {
 	return escapeStream.Replace(subject)
 }
 
-// findOlder looks for a stream that an earlier release has created for the subject. Earlier releases named the stream differently if
-// the subject has one of the characters ~ / \. If such a stream exists and has only this subject, the bus continues to use it.
+// findOlder looks for a stream that an older release has created for the subject. Older releases named the stream differently if the
+// subject has one of the characters ~ / \. If such a stream exists and has only this subject, the bus continues to use it.
 func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject string) error {
 	older := escapeOlderStream.Replace(subject)
 	if older == escapeStream.Replace(subject) {
@@ -265,7 +266,7 @@ func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 }
 
 // requestLocked requests a message for each free slot, unless a request is open. All messages together stay within
-// Config.MaxInFlight, even if each requested one has the maximum size.
+// Config.MaxInFlight, even if each requested message has the maximum size.
 func (q *stream) requestLocked() {
 	if q.conn == nil || q.requested > 0 && time.Now().Before(q.until) {
 		return
@@ -370,9 +371,9 @@ func (q *stream) logAttempt(ctx context.Context, err error) {
 	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", q.bus.streamName(q.subject))
 }
 
-// republish publishes again a message that no subscriber had received when the subscription ended. JetStream would mark a requeued
-// message as redelivered, and the next server would count that as the loss of this server. republish requeues a message that
-// already has the mark, so that the mark stays. It also requeues a message that it cannot publish.
+// republish publishes a message once more if no subscriber had received it when the subscription ended. JetStream would mark a
+// requeued message as redelivered, and the next server would count that as the loss of this server. republish requeues a message
+// that already has the mark, so that the mark stays. It also requeues a message that it cannot publish.
 func (q *stream) republish(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
 		ctx, cancel := context.WithTimeout(q.bus.life, republishTimeout)
@@ -433,8 +434,8 @@ func (q *stream) publishForUnacked(verb string) int {
 	return len(q.unacked)
 }
 
-// awaitAcks waits until all received messages are acknowledged, and sends heartbeats for them. When the bus is closed, it requeues
-// the messages and returns.
+// awaitAcks waits until all received messages are acknowledged, and sends in-progress acknowledgements for them. When the bus is
+// closed, it requeues the messages and returns.
 func (q *stream) awaitAcks() {
 	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()

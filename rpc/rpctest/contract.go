@@ -27,9 +27,9 @@ const UpdateVar = goldentest.UpdateVar
 //   - Within a major version, no method is removed, and neither its Since nor its
 //     Delivery changes. No field of a request or a response is removed, and no field
 //     changes its type.
-//   - An addition needs a higher minor version of the interface. A new method has that
-//     version as its Since, except version_caps of package rpccaps: it has MAJOR.0, because a client calls it
-//     before it knows what the servers accept, and an earlier server answers it with ErrNoSuchMethod.
+//   - An addition needs a higher minor version of the interface. A new method has that version as its Since, except
+//     version_caps of package rpccaps: it has MAJOR.0, because a client calls it before it knows what the servers
+//     accept, and an older server answers it with ErrNoSuchMethod.
 //
 // A new major version begins anew, without these rules. Fields are compared by their names and types in JSON. A type with
 // MarshalText counts as text; a type with MarshalJSON counts as any JSON, except time.Time, which counts as a time.

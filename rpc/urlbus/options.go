@@ -37,7 +37,7 @@ func (o *Options) Config() Config {
 }
 
 // Validate returns an error, with the option's name in its Meta, if transport_url is malformed. It reads no file, because a command or a
-// service that does not use the bus may run on a machine without the files for TLS: [Open] does.
+// service that does not use the bus may run on a machine without the files for TLS. [Open] reads the files.
 func (o *Options) Validate() error {
 	url, cfg := o.TransportURL, o.Config()
 	if name, _, _ := strings.Cut(url, "://"); strings.Contains(name, "-") { // a scheme of Config.Schemes

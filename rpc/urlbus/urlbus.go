@@ -86,10 +86,9 @@ type Bus interface {
 //
 // [Config].Schemes adds schemes.
 //
-// A host without a user has the user of the first host. The parameters come after a "?". Those of
-// oslo.messaging are ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file; their older names work,
-// too. A further parameter is ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is
-// 5672, with TLS 5671.
+// A host without a user has the user of the first host. The parameters come after a "?". Those of oslo.messaging are
+// ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file; their older names also work. A further parameter is
+// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
 //
 // Errors: Invalid if the URL has another form or another parameter, or a file is wrong; Denied if
 // other users of the machine can read the key file. No error contains the URL, because a URL has a

@@ -233,7 +233,7 @@ func TestPlainWarning(t *testing.T) {
 }
 
 // TestQuestionMark: a password with a ? that is not encoded is refused, and no part of it is in the error. A parameter that is
-// given by both of its names is refused, too.
+// given by both of its names is also refused.
 func TestQuestionMark(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"rabbit://u:a?hunter2@h/", "nats://u:a?hunter2=x@h", "amqp://u:a?ssl=hunter2@h/"} {

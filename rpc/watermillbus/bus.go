@@ -68,8 +68,8 @@ type Config struct {
 	// Publisher publishes to one subscriber of a topic. Its Publish returns when the
 	// broker has confirmed the message. Required.
 	Publisher message.Publisher
-	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: Publisher
-	// is used for this, too.
+	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: Publisher publishes to all subscribers as
+	// well.
 	Fanout message.Publisher
 	// Subscriber opens a subscriber for the topic s.Topic, with a queue that lasts as
 	// long as s.Mode requires, see [bus.Mode]. The bus calls the subscriber's Subscribe

@@ -97,7 +97,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// TestPublish: the error of Publish for each outcome of the publisher.
+// TestPublish: Publish returns the right error for each outcome of the publisher.
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	down, broken := errors.New("not connected"), errors.New("broken pipe")
@@ -223,7 +223,7 @@ func TestLanes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	loops.Wait() // the watermill subscriptions have ended, too
+	loops.Wait() // the watermill subscriptions have also ended
 	if acked.Load() != slots || len(queue) != slots {
 		t.Errorf("%d acknowledged, %d left; want %d and %d", acked.Load(), len(queue), slots, slots)
 	}

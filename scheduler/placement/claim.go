@@ -74,8 +74,8 @@ func (c *Claim) group() string {
 // been made. Then each call may be repeated.
 type Store interface {
 	// Put adds or replaces a provider and returns it with its new generation. The generation grows by 1 if a field
-	// changes other than the heartbeat, the tasks and the failures. Used, Consumers, Members and At of p are ignored,
-	// and of its aggregates only the names are used. Errors: Precondition if an inventory that is used is removed (its
+	// changes other than the heartbeat, the tasks and the failures. Put ignores Used, Consumers, Members and At of p. It
+	// uses only the names of the aggregates of p. Errors: Precondition if an inventory that is used is removed (its
 	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist;
 	// ErrChanged if the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every
 	// generation.
@@ -87,7 +87,7 @@ type Store interface {
 	Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 	// PutAggregate adds or replaces an aggregate. Invalid: its name is not valid, or its metadata are too large.
 	PutAggregate(ctx context.Context, a Aggregate) error
-	// RemoveAggregate removes an aggregate, also from all providers. It is not an error if the aggregate does not exist.
+	// RemoveAggregate removes an aggregate, and removes all providers from it. It is not an error if the aggregate does not exist.
 	RemoveAggregate(ctx context.Context, name string) error
 
 	// Claim makes all claims or none. Each claim replaces the consumer's present one. A provider above its capacity does not

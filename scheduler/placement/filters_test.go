@@ -35,8 +35,7 @@ func aggregate(kv ...string) *placement.Aggregate {
 	return a
 }
 
-// TestFilters: the verdict of each filter on one host. An empty reason means that the
-// host passes.
+// TestFilters: each filter has the right verdict on one host. An empty reason means that the host passes.
 func TestFilters(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -295,7 +294,7 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// TestWeighers: each weigher's raw score of one host.
+// TestWeighers: each weigher gives one host the right raw score.
 func TestWeighers(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -47,7 +47,8 @@ var operators = map[string]func(value, want string) bool{
 	"<in>": strings.Contains,
 }
 
-// compareNumbers returns a comparison of texts that are numbers. It is false if one of them is not.
+// compareNumbers returns a comparison of texts that are numbers. The comparison is false if one of the texts is not a
+// number.
 func compareNumbers(f func(a, b float64) bool) func(string, string) bool {
 	return func(value, want string) bool {
 		a, err := strconv.ParseFloat(value, 64)

@@ -266,8 +266,9 @@ type Request struct {
 	Properties map[string]string `json:"properties,omitempty"`
 	Platform   Platform          `json:"platform,omitzero"`
 	Group      *Group            `json:"group,omitempty"`
-	// Force: only these hosts are allowed. Ignore: these hosts are not. Both ignore case. SameAs: the host must be one of
-	// these, because other consumers are there. NotWith: the host must not be one of these. An empty list has no effect.
+	// Force: only these hosts are allowed. Ignore: these hosts are not allowed. Both ignore case. SameAs: the host must
+	// be one of these hosts, because other consumers are there. NotWith: the host must not be one of these hosts. An
+	// empty list has no effect.
 	Force   []string `json:"force,omitempty"`
 	Ignore  []string `json:"ignore,omitempty"`
 	SameAs  []string `json:"same_as,omitempty"`

@@ -12,7 +12,7 @@ import (
 )
 
 // Placer chooses hosts and claims them. All fields except Claim and Observe are required. A Placer is safe for concurrent use, and
-// any number of placers in any number of processes may use one store. So Hosts and Claim must be safe for concurrent use too.
+// any number of placers in any number of processes may use one store. So Hosts and Claim must also be safe for concurrent use.
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
 	Store     Store

@@ -40,8 +40,8 @@ type Sim[R any, H scheduler.Host] struct {
 	// Steps is the number of requests in one run. Default 500. Each step may also remove an earlier request.
 	Steps int
 	// Stale is the greatest age, in steps, of the state of the hosts in a decision. It simulates hosts that report
-	// rarely, and other schedulers that place requests, too. The ranked hosts are tried in order on the current state. If
-	// none fits, a new decision uses the current state. Default 0: decisions use the current state.
+	// rarely, and other schedulers that place requests at the same time. The ranked hosts are tried in order on the
+	// current state. If none fits, a new decision uses the current state. Default 0: decisions use the current state.
 	Stale int
 }
 

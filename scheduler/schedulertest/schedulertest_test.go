@@ -149,8 +149,8 @@ func all() []scheduler.Filter[*request, *provider] {
 	return placement.Filters[*request, *provider](placement.Options{})
 }
 
-// TestFilters: placement's filters never over-commit, never reject a host that fits,
-// and keep the policies of groups, also with an old state of the hosts.
+// TestFilters: placement's filters never over-commit, never reject a host that fits, and keep the policies of groups,
+// even with an old state of the hosts.
 func TestFilters(t *testing.T) {
 	t.Parallel()
 	for _, stale := range []int{0, 7} {

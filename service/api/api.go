@@ -32,10 +32,10 @@
 //     in JSON, each in its own versions, for example when a field changes its type. The second field has its name in the tag
 //     name, because go vet refuses a name twice in the tag json:
 //     `json:"flavor" until:"2.46"` and `json:"boot_flavor" name:"flavor" since:"2.47"`.
-//   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply the field
-//     is left out for others; a request of others that has the field is Denied. In a request it is never required. In the
-//     OpenAPI document it has the key x-policy-rule. A type has at most 8 rules. If
-//     Enforce fails with an error of status 499 or more, the status of the reply is 500.
+//   - rule:"volume:show_host": the policy rule of the callers who may use the field, with a nil target. In a reply to other
+//     callers the field is left out. A request of another caller that has the field is Denied. In a request the field is
+//     never required. In the OpenAPI document it has the key x-policy-rule. A type has at most 8 rules. If Enforce fails with
+//     an error of status 499 or more, the status of the reply is 500.
 //   - min:"1" and max:"255": the bounds of a number, of the number of characters of a string, or of the number of values of an
 //     array or map.
 //   - pattern:"^[a-z]+$": a regular expression (of package regexp) that matches a string.
@@ -43,10 +43,10 @@
 //   - enum:"fast,slow": the values of a string or an integer.
 //   - doc:"...": a description for the OpenAPI document.
 //
-// Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see
-// [JSONSchemer]. A type that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of
-// an interface type is encoded as it is. If the value's type has tags that depend on the version or the caller, the reply is 500,
-// because they have no effect there. A handler's whole reply may be an interface.
+// Values for which this does not suffice, and values in an array, have a type with the method JSONSchema, see [JSONSchemer]. A type
+// that has its own MarshalJSON or UnmarshalJSON, but not JSONSchema, may have any JSON. A value in a field of an interface type is
+// encoded as it is. If the value's type has tags that depend on the version or the caller, the reply is 500, because the tags have
+// no effect there. A handler's whole reply may be an interface.
 //
 // Tags that contradict each other, that do not fit the type of the field, or that have no effect in the API, panic when the
 // route is registered.
@@ -90,12 +90,11 @@ const requestIDHeader = "X-Openstack-Request-Id"
 
 // Config configures a [Mux]. The zero value is usable.
 type Config struct {
-	// Authenticate returns the identity of the client: its user, project, domain, scope and roles are put
-	// into the context of the handler. Ids and trace of the result are not used. It is called for
-	// each request to a route that is not Public, with r.Pattern set. If it returns an error, the request
-	// is refused with the status of the error; a plain error is status 500. Nil: requests have no
-	// identity, and none is refused. Headers with which keystonemiddleware passes an identity are removed
-	// from every request, because any client could send them.
+	// Authenticate returns the identity of the client: its user, project, domain, scope and roles are put into the
+	// context of the handler. Ids and trace of the result are not used. It is called for each request to a route that
+	// is not Public, with r.Pattern set. If it returns an error, the request is refused with the status of the error; a
+	// plain error is status 500. Nil: requests have no identity, and no request is refused. Headers with which
+	// keystonemiddleware passes an identity are removed from every request, because any client could send them.
 	Authenticate func(r *http.Request) (reqctx.Request, error)
 	// Challenge is the header WWW-Authenticate of replies with status 401, such as the result of
 	// auth.Keystone's Challenge. Empty: the header is not sent.
@@ -104,16 +103,16 @@ type Config struct {
 	// see [Route].Rule. The request is then refused with the status of the error. The method Enforce of
 	// package policy fits. Nil: a route must not have a Rule.
 	Enforce func(ctx context.Context, rule string, target map[string]any) error
-	// Rules are the names of all rules. HandleRoute panics for a route with another one, such as a name with a typing error, because Enforce would deny
-	// every request. Nil: the names are not checked.
+	// Rules are the names of all rules. HandleRoute panics for a route with another rule, such as a misspelled one, because Enforce would deny every
+	// request. Nil: the names are not checked.
 	Rules []string
 	// Microversions are the versions of the API. Nil: the API has no microversions.
 	Microversions *Microversions
-	// Rewrite returns the path by which a request is routed, for clients that use another form of the API's paths, such as
-	// /v3/volumes for /v3/PROJECT/volumes, and the id of the project that the path names, or "". Both paths are escaped. A client
-	// whose identity has another project is refused with 400. If only the result is under the Prefix of Microversions, the
-	// request has the first version, and the reply has no headers of versions. Links to the next page have the client's path.
-	// Rewrite must be safe for concurrent use. Nil: requests are routed by their paths.
+	// Rewrite returns the path by which a request is routed, and the id of the project that the client's path names, or "". It is
+	// for clients that use another form of the API's paths: /v3/PROJECT/volumes is routed as /v3/volumes, for example. Both paths
+	// are escaped. A client whose identity has another project is refused with 400. If only the result is under the Prefix of
+	// Microversions, the request has the first version, and the reply has no headers of versions. Links to the next page have the
+	// client's path. Rewrite must be safe for concurrent use. Nil: requests are routed by their paths.
 	Rewrite func(path string) (routed, project string)
 	// PublicURL is the URL by which clients reach the service, such as
 	// "https://api.example.org/volume". The links in replies begin with it. Set it behind a proxy or a
@@ -134,10 +133,9 @@ type Config struct {
 	MaxBody int64
 	// MaxDepth is the maximum depth of nested objects and arrays in a body. Default 64.
 	MaxDepth int
-	// BodyTimeout is how long a client may take to send a body, from the end of the headers on. It
-	// applies before the client is authenticated. A slower client gets 408. Default 30 s; negative: no
-	// limit. A server of package service has a limit of its own, service.HTTPConfig.BodyTimeout: the
-	// shorter one counts.
+	// BodyTimeout is how long a client may take to send a body, from the end of the headers on. It applies before the
+	// client is authenticated. A slower client gets 408. Default 30 s; negative: no limit. A server of package service
+	// has a limit of its own, service.HTTPConfig.BodyTimeout: the shorter limit applies.
 	BodyTimeout time.Duration
 	// WriteTimeout is how long a client may take to read a reply. Then its connection is closed.
 	// Default 60 s.
@@ -176,8 +174,8 @@ type Mux struct {
 
 // Observation describes one request that was answered.
 type Observation struct {
-	// Method is the request's, as the client has sent it. Pattern is that of the route, such as
-	// "GET /v1/volumes/{id}", or "" if the request has no route.
+	// Method is the method of the request, as the client has sent it. Pattern is the pattern of the route, such as "GET
+	// /v1/volumes/{id}", or "" if the request has no route.
 	Method, Pattern string
 	// Status is the HTTP status of the reply, and 499 if the client did not wait for the reply.
 	Status int
@@ -227,8 +225,8 @@ func (m *Mux) Enforce(ctx context.Context, rule string, target map[string]any) e
 // while ready, such as service.App's Ready, returns an error. The context of ready ends after 5 s. Both routes need no
 // authentication, so a reply has only the text for users of the outermost [fault.Error].
 //
-// The log has the whole error and the id of the request. Of consecutive errors, the first, each with a new reason, and one
-// a minute are logged as WARN, the others as DEBUG. Health panics if ready is nil.
+// The log has the whole error and the id of the request. Of consecutive errors, the first error, each error with a new
+// reason, and one error a minute are logged at WARN, the others at DEBUG. Health panics if ready is nil.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
 	if ready == nil {
 		panic("api: Health needs a function, such as service.App's Ready")
@@ -396,7 +394,7 @@ type recorder struct {
 // Unwrap lets http.ResponseController reach the connection.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// WriteHeader notes the status. It does not send the status with which ServeMux refuses a request.
+// WriteHeader records the status. It does not send the status with which ServeMux refuses a request.
 func (r *recorder) WriteHeader(status int) {
 	if !r.routed && status >= http.StatusBadRequest {
 		r.refused = status

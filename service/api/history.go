@@ -44,7 +44,7 @@ const added, removed, changed = " is added", " is removed", " is changed"
 
 // joinChanges makes one change of two: something is removed, and something of the same name is added in the same version.
 func joinChanges(list []Change) []Change {
-	both := map[Change]int{} // how many of the two there are, by the change that replaces them
+	both := map[Change]int{} // how many removals and additions there are, by the change that replaces them
 	join := func(c Change) Change {
 		c.What = strings.TrimSuffix(strings.TrimSuffix(c.What, added), removed) + changed
 		return c

@@ -87,7 +87,8 @@ func (m *Mux) newKeeper(rec *recorder, hr *http.Request, r *route) (*keeper, err
 	return k, err
 }
 
-// parseIdempotencyKey returns the key of a header. The draft has it in quotes; many clients send it without.
+// parseIdempotencyKey returns the key of a header. In the draft the key is in quotes; many clients send the key without
+// quotes.
 func parseIdempotencyKey(values []string) (string, bool) {
 	key := strings.TrimSpace(values[0])
 	if n := len(key); n >= 2 && key[0] == '"' && key[n-1] == '"' {

@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// encoding/json encodes the value of an interface by its own type, whose tags for versions and callers it does not know. A reply with
-// such a value is refused, so that no field is shown that a rule forbids.
+// encoding/json encodes the value of an interface by the value's own type, and does not know the tags for versions and callers. A
+// reply with such a value is refused, so that no field is shown that a rule forbids.
 
-// maxReplyDepth is the maximum depth of a reply with values of interface types. encoding/json ends at 1,000 pointers, too.
+// maxReplyDepth is the maximum depth of a reply with values of interface types. encoding/json also ends at 1,000 pointers.
 const maxReplyDepth = 1000
 
 // hasInterface reports whether a value of the type may have a value of an interface type, at any depth.

@@ -106,7 +106,8 @@ func (l *list) checkOptions() error {
 	return nil
 }
 
-// checkPart checks the name and the versions of a filter or sort key, and notes its edges. taken has the versions of each name so far.
+// checkPart checks the name and the versions of a filter or sort key, and records its edges. taken has the versions of each name so
+// far.
 func (l *list) checkPart(name, since, until string, in span, taken map[string][]span) (span, error) {
 	at, err := parseSpan(since, until)
 	switch {
@@ -273,8 +274,8 @@ func (l *list) sortNames(v Version) []string {
 	return out
 }
 
-// checkRefused returns an error if a query has a filter that the list refuses. It comes before the schema, which does not have
-// the filter.
+// checkRefused returns an error if a query has a filter that the list refuses. It is called before the validation by the
+// schema, because the schema does not have the filter.
 func (l *list) checkRefused(q url.Values, v Version) error {
 	for _, f := range l.filters {
 		if values := q[f.Name]; f.Operator == listing.Refused && len(values) > 0 && f.has(v) {

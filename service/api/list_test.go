@@ -73,7 +73,7 @@ func listMux(spec *listing.Spec, see func(*api.Request[api.None])) *api.Mux {
 	return m
 }
 
-// TestList: what a request for a list selects, and which requests are refused, by version and role.
+// TestList: a request for a list selects the right items or is refused, depending on version and role.
 func TestList(t *testing.T) {
 	t.Parallel()
 	var got *api.Request[api.None]
@@ -227,7 +227,7 @@ func TestListIgnoresDenied(t *testing.T) {
 	}
 }
 
-// TestNextPage: only a full page has a link to the next one, which has the other parameters, too.
+// TestNextPage: only a full page has a link to the next page. The link also has the other parameters.
 func TestNextPage(t *testing.T) {
 	t.Parallel()
 	var links [3][]api.Link

@@ -51,7 +51,7 @@ func TestRequestIDs(t *testing.T) {
 		{"/who", global, global},
 		{"/who", "req-mine", ""},
 		{"/who", "", ""},
-		{"/nothing", global, ""}, // errors have an id, too
+		{"/nothing", global, ""}, // errors also have an id
 	} {
 		seen = reqctx.Request{}
 		w := send(t, m, "GET", tt.path, "", "X-Openstack-Request-Id", tt.inbound, "X-User-Id", "root", "X-Project-Id", "p")

@@ -31,9 +31,9 @@ type Route struct {
 	// as "3.4". Empty: the first and the last version of the API. Several handlers may have one
 	// pattern, each for its own range of versions.
 	Min, Max string
-	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot
-	// describe. In a version without a schema, the handler's type is the schema, see the package's comment. A name in a body
-	// that differs from a property of a schema only by case is refused, unless it is a property, too.
+	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot describe. In a
+	// version without a schema, the handler's type is the schema, see the package's comment. A name in a body that differs
+	// from a property of a schema only by case is refused, unless the name is also a property.
 	Body []Schema
 	// NoEffect names the properties of the body that a schema allows although the handler's type
 	// has no field for them. Clients may send such properties, which change nothing. The form is
@@ -48,12 +48,12 @@ type Route struct {
 	// List declares the parameters of a list: its filters, sort keys and pages. They make the schema of the query, so Query must be
 	// nil. The handler gets what the request selects in [Request].List.
 	List *listing.Spec
-	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST
-	// or PATCH. The handler calls [Request.Keep] in its transaction. A repeated request with the key, from the same project, gets the same reply, and the
-	// handler is not called. It is authenticated, and its Rule is enforced, as each request. If a request with
-	// the key is running, the repetition waits for its end. A failed request keeps nothing, so a repetition is executed. A request with the key and
-	// another method, path, query, version or body, or of a client who may see other fields of the reply, is answered with 422, and a malformed key with 400. If the handler
-	// does not call Keep, the reply is 500. Nil: a POST or PATCH with the header is answered with 400.
+	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST or PATCH. The handler
+	// calls [Request.Keep] in its transaction. A repeated request with the key, from the same project, gets the same reply, and the handler is not called. The
+	// repeated request is authenticated, and the Rule is enforced, as for each request. If a request with the key is running, the repetition waits for its end.
+	// A failed request keeps nothing, so a repetition is executed. A request with the key and another method, path, query, version or body, or of a client who
+	// may see other fields of the reply, is answered with 422, and a malformed key with 400. If the handler does not call Keep, the reply is 500. Nil: a POST
+	// or PATCH with the header is answered with 400.
 	Idempotency Replies
 	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
 	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
@@ -143,8 +143,8 @@ type Request[B any] struct {
 	// Status is the status of the reply. The handler may change it; it begins as the route's Status. It
 	// is not used if the handler returns an error.
 	Status int
-	// ReplyHeader is the header of the reply. The handler may add to it, for example
-	// Location. It is sent with an error, too.
+	// ReplyHeader is the header of the reply. The handler may add to it, for example Location. It is also sent with an
+	// error.
 	ReplyHeader http.Header
 
 	keeps  bool    // the route has an Idempotency

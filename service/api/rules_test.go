@@ -34,7 +34,7 @@ func decodeFault(t *testing.T, raw []byte) string {
 	return ""
 }
 
-// TestErrorList: errors in the form of the API-SIG.
+// TestErrorList: with ErrorList, errors have the form of the API-SIG.
 func TestErrorList(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{ErrorList: "volume"})
@@ -98,8 +98,8 @@ func TestConditional(t *testing.T) {
 	}
 }
 
-// TestWrapHandler: CORS, compression, observations, the list of running work, and headers with an identity,
-// which are removed.
+// TestWrapHandler: CORS, compression, observations and the list of running work have their effects, and headers with an
+// identity are removed.
 func TestWrapHandler(t *testing.T) {
 	t.Parallel()
 	var f service.Inflight

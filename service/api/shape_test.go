@@ -500,7 +500,8 @@ func (t *textInput) UnmarshalText(raw []byte) error { t.text = string(raw); retu
 
 func (t textOutput) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "t%d", t), nil }
 
-// sameShape registers a route whose request and reply have the type T, sends a body, and compares the reply, with the document, too.
+// sameShape registers a route whose request and reply have the type T, sends a body, and compares the reply with out and with the
+// document.
 func sameShape[T any](t *testing.T, in, out string) {
 	t.Helper()
 	m := api.New(api.Config{Microversions: versionsOfDisks})

@@ -44,8 +44,8 @@ var diskTarget = api.Target[*ownedDisk]{
 	Missing: func(r *http.Request) error { return noDisk(r.PathValue("id")) },
 }
 
-// TestTarget: role x owner. An object of another project that the client may not use does not exist for the client; one of its own
-// project is refused. The handler gets the object.
+// TestTarget: the reply depends on the client's role and on the owner. An object of another project that the client may not use
+// does not exist for the client. An object of the client's own project is refused. The handler gets the object.
 func TestTarget(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{Authenticate: asRole, Enforce: enforceOwner})

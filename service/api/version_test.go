@@ -53,7 +53,7 @@ func versionedMux(cfg api.Config) *api.Mux {
 	return m
 }
 
-// TestMicroversions: the version of a request, and the version headers of every reply.
+// TestMicroversions: a request gets the right version, and every reply has the version headers.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})
@@ -103,7 +103,7 @@ func TestMicroversions(t *testing.T) {
 	}
 }
 
-// TestSchemas: the errors of a body or a query, in OpenStack's words, by version.
+// TestSchemas: a wrong body or query gets an error in OpenStack's words, depending on the version.
 func TestSchemas(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})
@@ -167,7 +167,7 @@ func TestSchemas(t *testing.T) {
 	}
 }
 
-// TestBadRoutes: a wrong route is a panic at its registration.
+// TestBadRoutes: a wrong route panics when it is registered.
 func TestBadRoutes(t *testing.T) {
 	t.Parallel()
 	none := func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil }
@@ -208,8 +208,8 @@ func TestBadRoutes(t *testing.T) {
 	}
 }
 
-// TestNoEffect: a property of a body for which the handler's type has no field is a panic,
-// unless the schema allows one value only, or NoEffect has the property.
+// TestNoEffect: a property of a body for which the handler's type has no field panics, unless the schema allows one
+// value only, or NoEffect has the property.
 func TestNoEffect(t *testing.T) {
 	t.Parallel()
 	type part struct {

@@ -306,8 +306,8 @@ func TestKeystoneStart(t *testing.T) {
 	}
 }
 
-// TestKeystoneOutage: while Keystone is down, or its replies make no sense, only cached tokens are
-// accepted; all others get status 503.
+// TestKeystoneOutage: while Keystone is down, or its replies make no sense, only cached tokens are accepted; all other
+// tokens get status 503.
 func TestKeystoneOutage(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)

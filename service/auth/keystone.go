@@ -64,8 +64,8 @@ type KeystoneConfig struct {
 	// validations fail. It gets a DEBUG for each other failure, and an INFO when validations work again.
 	// Default [slog.Default].
 	Logger *slog.Logger
-	// Observe is called for each validation of a token, from the cache or by Keystone. Requests that wait for the same validation are one.
-	// It must not block. Package authprom has one for Prometheus. Default: validations are not observed.
+	// Observe is called for each validation of a token, from the cache or by Keystone. Requests that wait for the same validation count as
+	// one validation. Observe must not block. Package authprom has such a function for Prometheus. Default: validations are not observed.
 	Observe func(ctx context.Context, o Observation)
 }
 
@@ -430,7 +430,7 @@ func (k *Keystone) Start(ctx context.Context) error {
 	return k.codeError(code, err)
 }
 
-// Stop closes idle connections, also those of the transport of KeystoneConfig.Client. It returns nil.
+// Stop closes idle connections, including those of the transport of KeystoneConfig.Client. It returns nil.
 func (k *Keystone) Stop(context.Context) error {
 	k.cfg.Client.CloseIdleConnections()
 	return nil

@@ -44,7 +44,7 @@ func (o *Options) Config() (KeystoneConfig, error) {
 }
 
 // Validate returns an error, with the option's name in its Meta, if auth_url is set and not a URL. It reads no file, because a service without
-// an API may run on a machine without the files for TLS: [Options.Config] does.
+// an API may run on a machine without the files for TLS. [Options.Config] reads the files.
 func (o *Options) Validate() error {
 	if o.AuthURL != "" {
 		if u, err := url.Parse(o.AuthURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

@@ -35,10 +35,10 @@
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, each NAME or SECTION.NAME, separated by commas
 //	removed      a reason: the option has no effect any more, setting it is a warning
-//	unsupported  a reason: any value but the default is an error, also in lenient mode
+//	unsupported  a reason: any value but the default is an error, even in lenient mode
 //	protects     "true": the option protects the service, by identity, TLS or a checksum. An
 //	             unknown option or section whose name is similar to the option's, to one of its
-//	             older names, or to its section, is an error, also in lenient mode
+//	             older names, or to its section, is an error, even in lenient mode
 //	strict       "true": a bool; false selects the lenient mode, see [Source].Lenient
 //
 // In lenient mode, an unknown option in a declared section is also an error if a word of its name is about TLS
@@ -52,14 +52,15 @@
 // whose names differ only in upper and lower case, or in - and _, are an error, because they have the same variables. The value of
 // the tag must not begin with that of another family. A map of maps takes raw values, and such sections are one section. With
 // the tag reloadable, a reload adds, removes and changes the sections of a family. If the field has
-// the tag protects, a section with a similar name, such as [drivr_acme], is an error, also in lenient mode.
+// the tag protects, a section with a similar name, such as [drivr_acme], is an error, even in lenient mode.
 // Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
 //
-// A struct of options may have a method Validate() error, for what tags cannot say: the whole struct, and each struct for a section, a
-// section of a family, or an embedded struct. The methods are called at each load and reload. They must not change the struct. A wrong value is
-// replaced by its default before, and an error of Validate about such an option is left out. The error gets the name of the section, and if
-// Meta of its [github.com/armature-go/armature/fault.Error] has a value "option", the place of this option, NAME or SECTION.NAME. An error about several options has their names separated by
-// spaces: it gets the place of the first one that is set. Errors joined by errors.Join are one error each. Validate must not use the network.
+// A struct of options may have a method Validate() error, for what tags cannot say: the whole struct, and each struct for a section, a section of a family, or
+// an embedded struct. The methods are called at each load and reload. They must not change the struct. Before the call, a wrong value is replaced by its
+// default. An error of Validate about such an option is left out. The error gets the name of the section, and if Meta of its
+// [github.com/armature-go/armature/fault.Error] has a value "option", the place of this option, NAME or SECTION.NAME. An error about several options has their
+// names separated by spaces: it gets the place of the first one that is set. Errors joined by errors.Join are one error each. Validate must not use the
+// network.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
 // environment by itself. It expands variables only in lenient mode. In strict mode a password may contain a $.
@@ -101,7 +102,7 @@ type Source struct {
 	Logger *slog.Logger
 }
 
-// FlagSet is the part of a [flag.FlagSet] that AddFlags needs. Other libraries' flag sets may have it, too.
+// FlagSet is the part of a [flag.FlagSet] that AddFlags needs. Other libraries' flag sets may also have it.
 type FlagSet interface {
 	Func(name, usage string, f func(string) error)
 }
@@ -143,8 +144,7 @@ func structOf(opts any) reflect.Value {
 type Value struct {
 	Section string `json:"section"`
 	Name    string `json:"name"`
-	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in
-	// URLs are ***, too.
+	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in URLs are also ***.
 	Value string `json:"value"`
 	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
 	// default NAME, program's override NAME.

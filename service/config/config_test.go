@@ -60,7 +60,7 @@ func write(t *testing.T, texts ...string) []string {
 	return files
 }
 
-// TestLoad: each type, each form of a line, and the order of sources.
+// TestLoad: Load reads each type and each form of a line, and the sources override one another in their order.
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -147,7 +147,7 @@ pool_size=6
 	}
 }
 
-// TestBools: all spellings of true and false.
+// TestBools: Load reads all spellings of true and false.
 func TestBools(t *testing.T) {
 	t.Parallel()
 	for word, want := range map[string]bool{
@@ -161,8 +161,8 @@ func TestBools(t *testing.T) {
 	}
 }
 
-// TestErrors: the full texts of errors, because an operator has nothing else.
-// DIR stands for the directory of the files.
+// TestErrors compares the full texts of errors, because an operator has nothing else. DIR stands for the directory of
+// the files.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -278,7 +278,7 @@ func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
 }
 
 // followsFrom reports whether an error of Validate may be about a default that stands for a wrong value, because the value has an error of its
-// own. If other options have errors, an error without the name of an option is left out, too.
+// own. If other options have errors, an error without the name of an option is also left out.
 func (l *loader) followsFrom(section string, err error) bool {
 	names := strings.Fields(optionIn(err))
 	for _, name := range names {
@@ -339,7 +339,8 @@ func (l *loader) describeInvalid(section string, err error) error {
 	return fault.New(fault.Invalid, "[%s]: %w", section, err)
 }
 
-// firstSet returns the first of several options that a source sets, or the first one if none is set, or "" of none.
+// firstSet returns the first of several options that a source sets, or the first one if none is set, or "" if names is
+// empty.
 func (l *loader) firstSet(section string, names []string) string {
 	for _, name := range names {
 		if o := l.optionNamed(section, name); o != nil && o.where != "default" && !strings.HasPrefix(o.where, "program's default ") {

@@ -25,7 +25,7 @@ type backend struct {
 	Password string        `ini:"password" secret:"true"`
 }
 
-// Validate refuses a URL that is not one.
+// Validate refuses a text that is not a URL.
 func (b *backend) Validate() error {
 	if !strings.Contains(b.URL, "://") {
 		return fault.WithReason(errors.New("is not a URL"), "", map[string]string{"option": "url"})
@@ -51,7 +51,8 @@ func load[T any](t *testing.T, env []string, texts ...string) (*config.Config[T]
 }
 
 // TestTypedFamily: a section of a typed family has defaults, takes values of several files and of the environment, reads a secret from a
-// file, and appears in Values with its secrets masked. A section of its own stays one. Names in the environment may make a section.
+// file, and appears in Values with its secrets masked. A section that the struct declares by itself is not a section of the family. A
+// variable of the environment may declare a section.
 func TestTypedFamily(t *testing.T) {
 	t.Parallel()
 	secret := put(t, filepath.Join(t.TempDir(), "password"), "s3cret\n", 0o600)
@@ -77,7 +78,7 @@ func TestTypedFamily(t *testing.T) {
 	}
 }
 
-// TestWrongFamily: what is wrong in a section of a typed family is refused with the place, and with the nearest name.
+// TestWrongFamily: an error in a section of a typed family has the place, and the nearest name.
 func TestWrongFamily(t *testing.T) {
 	t.Parallel()
 	const good = "[backend_a]\nurl = a://b\n"

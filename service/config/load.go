@@ -308,9 +308,9 @@ var (
 	urlScheme = regexp.MustCompile(`^([^@,:]*,)?[A-Za-z][A-Za-z0-9+.-]*://`)
 )
 
-// maskPasswords replaces passwords in URLs by ***, also in options without the tag secret. A URL may have several hosts, each
+// maskPasswords replaces passwords in URLs by ***, even in options without the tag secret. A URL may have several hosts, each
 // with a user and a password, and a value may be a list of URLs. A password may have an @ that is not encoded. If the form is
-// not clear, a part of a host is masked too, so that no part of a password is shown.
+// not clear, a part of a host is also masked, so that no part of a password is shown.
 func maskPasswords(s string) string {
 	return urlUsers.ReplaceAllStringFunc(s, func(found string) string {
 		var out strings.Builder

@@ -136,7 +136,7 @@ func TestLenientProtects(t *testing.T) {
 	}
 }
 
-// TestFormerSections: in a section that has only older names, an unknown name is an error, too.
+// TestFormerSections: in a section that has only older names, an unknown name is also an error.
 func TestFormerSections(t *testing.T) {
 	t.Parallel()
 	var p pinned
@@ -181,8 +181,8 @@ type guarded struct {
 	} `section:"cache"`
 }
 
-// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown
-// options are ignored. So is a value that is not supported.
+// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown options are
+// ignored. A value that is not supported is also an error.
 func TestProtects(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

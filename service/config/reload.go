@@ -90,20 +90,19 @@ func (c *Config[T]) Current() *T { return &c.current.Load().opts }
 // must not change the result.
 func (c *Config[T]) Values() []Value { return c.current.Load().values }
 
-// OnChange adds two functions for a reload that changes an option. Each may be nil. All check functions are
-// called first, in the order of the calls of OnChange. If one returns an error, nothing changes. Otherwise
-// the new options become those of Current, and all apply functions are called. The functions must not call
-// OnChange or Reload, which would block for ever.
+// OnChange adds two functions for a reload that changes an option. Each may be nil. All check functions are called
+// first, in the order of the calls of OnChange. If one of them returns an error, nothing changes. Otherwise the new
+// options become those of Current, and all apply functions are called. The functions must not call OnChange or Reload,
+// which would block for ever.
 func (c *Config[T]) OnChange(check func(old, next *T) error, apply func(old, next *T)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hooks = append(c.hooks, hook[T]{check, apply})
 }
 
-// Reload loads the configuration again. Options with the tag reloadable change all together. After an
-// error none has changed. A change of any other option, or of a family of sections without that tag, is logged and takes effect
-// after a restart. The error is that of [Load] or of a check function, with code Invalid. One reload runs at
-// a time; a second one waits.
+// Reload loads the configuration again. Options with the tag reloadable change all together. After an error none has changed. A
+// change of any other option, or of a family of sections without that tag, is logged and takes effect after a restart. The
+// error is that of [Load] or of a check function, with code Invalid. One reload runs at a time; a second reload waits.
 func (c *Config[T]) Reload(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

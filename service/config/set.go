@@ -79,7 +79,8 @@ func (l *loader) setVariable(k, value string) {
 	l.addUnknown(rankEnv, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
 }
 
-// sectionOf returns the declared section that a variable names, or "". Of several it is the one with the longest name.
+// sectionOf returns the declared section that a variable names, or "". If several sections match, the result is the
+// section with the longest name.
 func (l *loader) sectionOf(k string) (longest string) {
 	for _, section := range l.byCase {
 		if strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {

@@ -61,8 +61,8 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
-// TestLenient: in lenient mode a file of another program is accepted. Each unknown option or section is one
-// warning, also after reloads. An unknown flag is an error.
+// TestLenient: in lenient mode a file of another program is accepted. Each unknown option or section is one warning,
+// even after reloads. An unknown flag is an error.
 func TestLenient(t *testing.T) {
 	t.Parallel()
 	const text = "strict = false\nstrange = 1\n[oslo_concurrency]\nlock_path = /x\nmore = y\n[database]\nurl = u\nurls = v\n"

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestTags: bounds, choices, required options, lists and maps, with the full texts of errors.
+// TestTags: Load checks bounds, choices, required options, lists and maps, and its errors have the full texts.
 func TestTags(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -175,7 +175,7 @@ func TestWrongSections(t *testing.T) {
 	}
 }
 
-// TestRequired: a required option of each type must be set, also to its zero value, but not to an empty text.
+// TestRequired: a required option of each type must be set. It may be set to its zero value, but not to an empty text.
 func TestRequired(t *testing.T) {
 	t.Parallel()
 	type options struct {

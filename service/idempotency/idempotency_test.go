@@ -224,7 +224,7 @@ func TestScope(t *testing.T) {
 	})
 }
 
-// TestAtOnce: of requests with one key that run at once, one is executed, and all get its answer.
+// TestAtOnce: if several requests with one key run at once, one is executed, and all get its answer.
 func TestAtOnce(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, d *sqlx.DB) {
@@ -312,7 +312,7 @@ func TestExpiry(t *testing.T) {
 	})
 }
 
-// TestTargetIsJudgedFirst: the rule of an object is enforced for a repetition, too, before the kept reply is read.
+// TestTargetIsJudgedFirst: the rule of an object is also enforced for a repetition, before the kept reply is read.
 func TestTargetIsJudgedFirst(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, d *sqlx.DB) {
@@ -400,7 +400,7 @@ func TestRowOfAnother(t *testing.T) {
 	})
 }
 
-// TestWrongUse: what has no effect is refused.
+// TestWrongUse: a use that has no effect is refused.
 func TestWrongUse(t *testing.T) {
 	t.Parallel()
 	keys := noReplies{}

@@ -100,7 +100,7 @@ func ExampleRegistry_Disable() {
 	// false an operator has forced it down
 }
 
-// During an upgrade the others use what the oldest member can do.
+// During an upgrade, other services use only what the oldest member supports.
 func ExampleRegistry_MinVersion() {
 	ctx := context.Background()
 	d := openMembers(ctx)

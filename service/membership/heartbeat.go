@@ -28,7 +28,7 @@ type heartbeats struct {
 	next *batch // gets new heartbeats, until its first caller writes it; nil: no heartbeat waits
 }
 
-// batch is heartbeats that are written together.
+// batch has the heartbeats that are written together.
 type batch struct {
 	beats   map[string][]heartbeat // by kind
 	done    chan struct{}          // closed when the batch is written
@@ -39,9 +39,9 @@ type batch struct {
 // heartbeat is a heartbeat of an instance of a member.
 type heartbeat struct{ kind, host, instance string }
 
-// Heartbeat notes that a member is alive, and that it is the given instance, or "" for a member that may be several
-// processes. It blocks until the heartbeat is written, together with all others of the next 50 ms. NotFound: the
-// member does not exist, or was removed. [ErrHeld]: the member belongs to another process.
+// Heartbeat records that a member is alive. instance is the instance that is alive, or "" for a member that may be
+// several processes. Heartbeat blocks until the heartbeat is written, together with all other heartbeats of the next 50
+// ms. NotFound: the member does not exist, or was removed. [ErrHeld]: the member belongs to another process.
 func (r *Registry) Heartbeat(ctx context.Context, kind, host, instance string) error {
 	own := heartbeat{kind, host, instance}
 	b, first := r.heartbeats.add(own)
@@ -98,7 +98,7 @@ func (r *Registry) writeBatch(b *batch) {
 	}
 }
 
-// writeHeartbeats writes heartbeats of one kind, and notes in b those that are refused.
+// writeHeartbeats writes heartbeats of one kind, and records the refused ones in b.
 func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, beats []heartbeat) error {
 	hosts := make([]string, len(beats))
 	for i := range beats {

@@ -78,8 +78,8 @@ func (m Member) admit(i Instance) error {
 	return heldError(m.Kind, m.Host, h, fmt.Sprintf(", last seen %v ago", m.age.Round(time.Second)))
 }
 
-// Holds returns nil if the member belongs to the instance, or does not exist, and [ErrHeld] otherwise. The instance is
-// empty for a member that several processes may be, see Instance.ID. In a transaction of [db.Tx] it reads in the transaction.
+// Holds returns nil if the member belongs to the instance, or does not exist, and [ErrHeld] otherwise. The instance is empty
+// for a member that may be several processes, see Instance.ID. In a transaction of [db.Tx], Holds reads in the transaction.
 func (r *Registry) Holds(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ?`, kind, host)

@@ -207,8 +207,8 @@ func TestHeartbeatAfterLeave(t *testing.T) {
 	})
 }
 
-// TestFileLock: one lock at a time; each start has an ID and a greater number; a copy of the directory is
-// another lock.
+// TestFileLock: one process at a time holds the lock. Each start has a new ID and a greater number. A copy of the
+// directory is another lock.
 func TestFileLock(t *testing.T) {
 	t.Parallel()
 	ctx, dir := t.Context(), t.TempDir()

@@ -54,8 +54,8 @@ func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serve
 	return s
 }
 
-// keepHistory writes the versions of a member that is removed into the row of another member, for ServeDelay. Without another member that
-// reports versions, they are forgotten.
+// keepHistory writes the versions of a member that is removed into the row of another member, for ServeDelay. If no other member reports
+// versions, the versions of the removed member are forgotten.
 func (r *Registry) keepHistory(ctx context.Context, tx *sqlx.Tx, removed *Member) error {
 	now := removed.SeenAt.Add(removed.age)
 	history := slices.DeleteFunc(append([]replaced{{removed.Interfaces, removed.lastCounted(r.cfg.DownAfter, now)}}, removed.serves.Before...), func(b replaced) bool {
@@ -79,7 +79,8 @@ func (r *Registry) keepHistory(ctx context.Context, tx *sqlx.Tx, removed *Member
 	return r.writeServes(ctx, tx, kind, host, s)
 }
 
-// pruneReplaced returns the versions that ServeDelay needs, the last ones first: it leaves out versions that are not above later ones.
+// pruneReplaced returns the versions that ServeDelay needs, the latest first. It leaves out an entry if a later entry includes all
+// its versions.
 func pruneReplaced(list []replaced) (out []replaced) {
 	slices.SortStableFunc(list, func(a, b replaced) int { return b.Until.Compare(a.Until) })
 	for _, b := range list {
@@ -108,8 +109,8 @@ func (m Member) since() time.Time {
 	return m.serves.Since
 }
 
-// forced returns what the member serves after an operator has forced it down, or has undone this: the time at which it ceases to count, or
-// begins to count again, although its process may have served all the time.
+// forced returns the member's serves after an operator has forced the member down, or has undone this. The result has the time at which
+// the member ceases to count, or begins to count again. The process may have served all the time.
 func (m Member) forced(down bool) serves {
 	s, now := m.serves, m.SeenAt.Add(m.age)
 	counted := m.Counts()
@@ -233,7 +234,7 @@ func (p *MemberPart) awaitClients(ctx context.Context) error {
 	}
 }
 
-// Start announces, and waits until the clients know it.
+// Start announces the member, and waits until the clients know its versions.
 func (a announcement) Start(ctx context.Context) error {
 	err := a.p.r.announce(ctx, a.p.cfg.Self, a.p.process)
 	if err == nil {

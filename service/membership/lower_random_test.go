@@ -140,7 +140,7 @@ func (h *history) pass(by time.Duration) {
 	ageMembers(h.T, h.d, by, silent)
 }
 
-// ageMembers makes all times in the table older. Members that are not silent have sent a heartbeat now.
+// ageMembers makes all times in the table older. Members that are not in silent have sent a heartbeat now.
 func ageMembers(t *testing.T, d *sqlx.DB, by time.Duration, silent map[string]bool) {
 	t.Helper()
 	var rows []struct {

@@ -22,7 +22,7 @@ type MemberConfig struct {
 	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
 	// start while an older member exists. Default 0: any version.
 	MinVersion int
-	// LowerWait is how long the Announcement of a process waits at most if the process is older than another one that has run. In this
+	// LowerWait is how long the Announcement of a process waits at most if the process is older than another process that has run. In this
 	// time every RPC client reads its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
 	// together with CapsEvery.
 	LowerWait time.Duration
@@ -51,8 +51,8 @@ type MemberPart struct {
 
 // Member returns a part that joins when it is started, sends heartbeats, and leaves when it is stopped. Add it after the
 // parts that do the work: the member is then up only while it can work. A service with Self.Interfaces also adds its
-// [MemberPart.Announcement], before these parts. After a heartbeat that failed, the next one
-// follows within a second. Of failures in a row the first and one a minute are logged as WARN, the others as DEBUG.
+// [MemberPart.Announcement], before these parts. After a failed heartbeat, the next heartbeat follows within a second.
+// Of several failures in a row, the first failure and one failure a minute are logged at WARN, the others at DEBUG.
 func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Every <= 0 {
 		cfg.Every = r.cfg.DownAfter / 6
@@ -93,7 +93,7 @@ func (p *MemberPart) Start(ctx context.Context) error {
 	return nil
 }
 
-// note keeps the result of a heartbeat.
+// note stores the result of a heartbeat.
 func (p *MemberPart) note(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,6 +1,6 @@
 // Package membership knows the services of a component and whether they are alive. Each service has a row in the
-// component's database and sends heartbeats, whose time is that of the database's clock, so the clocks of the hosts may
-// differ.
+// component's database and sends heartbeats. The times of heartbeats are those of the database's clock, so the clocks
+// of the hosts may differ.
 //
 //	r := membership.New(membership.Config{DB: d})
 //	app.Add("member", r.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume-worker", Host: host}}))
@@ -64,7 +64,7 @@ type Self struct {
 	// Kind is the kind of service, such as "volume-worker", and Host its host. Together they identify the member: a
 	// host may have members of several kinds. Both are required.
 	Kind, Host string
-	// Version grows with what the service can do, so that others can wait until all services can do it, see
+	// Version is higher if the service can do more. Other services can wait until all members have a version, see
 	// [Registry.MinVersion].
 	Version int
 	// Interfaces are the versions of the RPC interfaces that the service serves, by the interface's name, such as {"volume": {"1.4", "2.0"}}. Take
@@ -92,8 +92,8 @@ type Member struct {
 	SeenAt         time.Time `db:"seen_at"`    // its last heartbeat
 	CreatedAt      time.Time `db:"created_at"` // its first start
 
-	// Interfaces is what the member serves, see [Self]. Nil: it is not known, because the process is of a release that does not report
-	// it, or of a later one that reports it in another form.
+	// Interfaces is what the member serves, see [Self]. Nil: this is not known, because the process is of a release that does not
+	// report it, or of a later release that reports it in another form.
 	Interfaces map[string][]string `db:"-"`
 	// Instance is the process that the member belongs to. Its ID is empty if several processes may be the member.
 	Instance Instance `db:"-"`
@@ -117,9 +117,9 @@ func (m Member) Unfit() string {
 	return m.Why
 }
 
-// Join makes a service a member. It may have been a member before. What an operator has set stays: disabled and forced down.
-// Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another process,
-// which the error names. If several instances join at once, one of them becomes the member.
+// Join makes a service a member. The service may have been a member before. The settings of an operator stay: disabled and
+// forced down. Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another
+// process, which the error names. If several instances join at once, one of them becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {
 	return r.join(ctx, s, "", false)
 }
@@ -346,13 +346,14 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	return true, ""
 }
 
-// Counts reports whether others must not use what the member cannot do: the member has not left, or is announced (see
-// [MemberPart.Announcement]), and is not forced down. A member without heartbeats counts, because it may come back. (In
-// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.)
+// Counts reports whether other services must use only what this member supports: the member has not left, or is
+// announced (see [MemberPart.Announcement]), and is not forced down. A member without heartbeats counts, because it may
+// come back. (In Nova every service that is not deleted counts, so a host that is lost for good holds all other hosts
+// back.)
 func (m Member) Counts() bool { return !m.ForcedDown && (!m.Departed || m.serves.Announced) }
 
-// MinVersion returns the least version of a kind's members that count, see [Member.Counts], or 0 without
-// such members. Use only what this version can do. Errors: those of [db.Error].
+// MinVersion returns the lowest version of a kind's members that count, see [Member.Counts], or 0 without such members.
+// Use only what this version can do. Errors: those of [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {

@@ -33,7 +33,7 @@ func self(host string, version int) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
 }
 
-// age sets a member's last heartbeat to d ago.
+// age sets a member's last heartbeat to the time by before now.
 func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	t.Helper()
 	now, err := db.Now(t.Context(), d)
@@ -45,7 +45,8 @@ func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	}
 }
 
-// TestMembers: whether members are up, and the reasons if not, by the database's clock and by operators' commands.
+// TestMembers: Get reports whether a member is up, and the reason if it is not. Both depend on the database's clock and
+// on operators' commands.
 func TestMembers(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -81,9 +82,9 @@ func TestMembers(t *testing.T) {
 			t.Errorf("the member is %+v", first)
 		}
 		age(t, d, "h1", 29*time.Second)
-		is("silent for less", true, "")
+		is("last heartbeat 29 s ago", true, "")
 		age(t, d, "h1", 40*time.Second)
-		is("silent for long", false, "last seen 40s ago")
+		is("last heartbeat 40 s ago", false, "last seen 40s ago")
 		must(r.Heartbeat(ctx, "worker", "h1", ""))
 		is("seen again", true, "")
 		must(r.Leave(ctx, "worker", "h1", ""))
@@ -138,8 +139,8 @@ func TestMembers(t *testing.T) {
 	})
 }
 
-// TestMinVersion: the lowest version of the members that are alive or may come back; a member that is too new for one
-// of them does not start.
+// TestMinVersion: MinVersion returns the lowest version of the members that are up or may come back. A new member does
+// not start while another member is older than its MemberConfig.MinVersion.
 func TestMinVersion(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -254,8 +255,8 @@ var _ interface {
 	service.Checker
 } = (*membership.MemberPart)(nil)
 
-// BenchmarkHeartbeats is 10,000 members of one database, each of which is seen every 10 s: how
-// much of a core that takes on the service's side, in percent.
+// BenchmarkHeartbeats writes the heartbeats of 10,000 members, one every 10 s each, to one database. It reports the CPU
+// time of this process in percent of a core.
 func BenchmarkHeartbeats(b *testing.B) {
 	const members, rate = 10_000, 1000
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 16})
@@ -297,7 +298,7 @@ func BenchmarkHeartbeats(b *testing.B) {
 	}
 	b.ResetTimer()
 	began, used := time.Now(), cpu()
-	tick := time.NewTicker(20 * time.Millisecond) // so that the clock costs next to nothing
+	tick := time.NewTicker(20 * time.Millisecond) // so that reading the clock is cheap
 	defer tick.Stop()
 	n := 0
 	for n < max(b.N, 3*rate) { // at least 3 s
@@ -310,7 +311,7 @@ func BenchmarkHeartbeats(b *testing.B) {
 	close(jobs)
 	wg.Wait()
 	took := time.Since(began)
-	b.ReportMetric(float64(n)/took.Seconds(), "beats/s")
+	b.ReportMetric(float64(n)/took.Seconds(), "heartbeats/s")
 	b.ReportMetric(100*float64(cpu()-used)/float64(took), "%core")
 	b.ReportMetric(0, "ns/op")
 }

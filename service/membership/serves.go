@@ -21,7 +21,7 @@ type serves struct {
 	// JoinedAt is the member's JoinedAt when this value was written. If the member now has another JoinedAt, a process of a release
 	// without this column has joined since.
 	JoinedAt time.Time `json:"joined_at"`
-	// Announced: the process serves, or is about to. Joined: it has joined, and not only announced itself.
+	// Announced: the process serves, or will serve soon. Joined: it has joined, and not only announced itself.
 	Announced bool `json:"announced,omitempty"`
 	Joined    bool `json:"joined,omitempty"`
 	// Process is unique to the start of a MemberPart.
@@ -29,7 +29,7 @@ type serves struct {
 	// Since is the time since which the member has counted with at most these versions, and Ended when it has ceased to count.
 	Since time.Time `json:"since,omitzero"`
 	Ended time.Time `json:"ended,omitzero"`
-	// Before are versions that were replaced by lower ones, and those of removed members, the last ones first.
+	// Before are versions that were replaced by lower versions, and the versions of removed members, the newest first.
 	Before []replaced `json:"before,omitempty"`
 }
 
@@ -39,7 +39,7 @@ const maxServes = 4000
 // maxInterfaces is the maximum size of Self.Interfaces as JSON, in bytes. A row also has those of earlier processes.
 const maxInterfaces = 1200
 
-// text returns the form in the database. A service that reports no versions has the empty one, unless it is announced.
+// text returns the form in the database. A service that reports no versions has the empty text, unless it is announced.
 func (s serves) text() (string, error) {
 	if s.Interfaces == nil && s.Process == "" {
 		return "", nil
@@ -124,10 +124,10 @@ func (r *Registry) writeServes(ctx context.Context, tx *sqlx.Tx, kind, host stri
 //	app.Add("rpc", server)
 //	app.Add("member", member)
 //
-// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions
-// count. If the process is older than one that has run, Start blocks for up to MemberConfig.LowerWait, until the RPC clients know the
-// versions of the process, see [Registry.ServeDelay]. It then logs one WARN. When its ctx ends first, Start withdraws the announcement
-// and returns the error of ctx. Other errors: those of [Registry.Join].
+// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions count.
+// If the process is older than another process that has run, Start logs one WARN and blocks for up to MemberConfig.LowerWait, until
+// the RPC clients know the versions of the process, see [Registry.ServeDelay]. If ctx ends first, Start withdraws the announcement and
+// returns the error of ctx. Other errors: those of [Registry.Join].
 func (p *MemberPart) Announcement() service.Part { return announcement{p} }
 
 type announcement struct{ p *MemberPart }

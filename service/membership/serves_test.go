@@ -28,7 +28,8 @@ const (
 )
 
 // TestServes: a member has the versions of the process that has joined last. A process of the previous release, which knows nothing of
-// versions, has none, even if its row still has those of a newer process. A report in a form of a later release counts as none, too.
+// versions, has none, even if its row still has those of a newer process. A report in a form of a later release also counts as no
+// report.
 func TestServes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -118,7 +119,7 @@ func TestAnnouncement(t *testing.T) {
 		is("rolled back, does not serve yet", true, false, "1.4")
 		must(older.Start(ctx))
 
-		// The next process starts on the same host before the last one has stopped.
+		// The next process starts on the same host before the previous process has stopped.
 		next := r.Member(membership.MemberConfig{Self: serving("h1", "1.5")})
 		must(next.Announcement().Start(ctx))
 		must(next.Start(ctx))

@@ -17,7 +17,7 @@ type place struct {
 
 // merge returns the JSON of the data after a function has changed them. raw is the stored JSON. before is the JSON that encoding/json makes
 // of the decoded data, and after is the JSON that it makes of the changed data. So before and after differ in what the function has changed.
-// raw and before differ in what the type does not know, which stays. encoding/json has written the data.
+// raw and before differ in what the type does not know; merge keeps that. encoding/json has written the data.
 func (p place) merge(raw, before, after json.RawMessage) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
 	switch {
@@ -68,8 +68,8 @@ func (p place) field(key string) place {
 	return place{p.fresh, p.open + "{" + string(name) + ":", "}" + p.close}
 }
 
-// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that it does
-// not know. It is false for a map, for any JSON, and inside a type that decodes itself.
+// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that the
+// struct does not have. It is false for a map, for any JSON, and inside a type that decodes itself.
 func (p place) isStruct() bool {
 	d := json.NewDecoder(strings.NewReader(p.open + `{"\u0000":null}` + p.close))
 	d.DisallowUnknownFields()

@@ -116,7 +116,7 @@ func edit(v reflect.Value, r *rand.Rand) {
 	}
 }
 
-// editPart changes a part. clears allows it to set a to 0, which is then not in the JSON.
+// editPart changes a part. If clears is set, editPart may set a to 0; then a is not in the JSON.
 func editPart(v reflect.Value, r *rand.Rand, clears bool) {
 	switch r.IntN(4) {
 	case 0:
@@ -247,7 +247,7 @@ func TestUnknownFields(t *testing.T) {
 	})
 }
 
-// aliased decodes itself, from an older name too.
+// aliased decodes itself, even from an older name.
 type aliased struct{ Name string }
 
 func (a aliased) MarshalJSON() ([]byte, error) {
@@ -263,7 +263,7 @@ func (a *aliased) UnmarshalJSON(raw []byte) error {
 	return err
 }
 
-// TestUnknownFieldsOf: fields whose JSON is special.
+// TestUnknownFieldsOf: a step stores the right JSON if the JSON of a field is special.
 func TestUnknownFieldsOf(t *testing.T) {
 	t.Parallel()
 	type element struct {

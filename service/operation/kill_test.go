@@ -149,7 +149,7 @@ func waiting(d *sqlx.DB) (*operation.Runner, operation.Kind[input]) {
 	return r, k
 }
 
-// blocked is the main function of a process that runs such an operation until it is killed.
+// blocked is the main function of a process that runs an operation of waiting until the process is killed.
 func blocked() int {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})

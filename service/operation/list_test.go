@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestList: filters, order and pages.
+// TestList: List returns the right operations for each filter, in order and in pages.
 func TestList(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -72,8 +72,8 @@ func TestList(t *testing.T) {
 	})
 }
 
-// TestRecord: a change without steps is in the list as an operation that has ended. It excludes no operation of its resource, and ends one if
-// its kind preempts. It does not run again. The list can be restricted to a request and to the times of the last change.
+// TestRecord: a change without steps is in the list as an operation that has ended. It excludes no operation of its resource. If its kind
+// preempts, it ends the open operation. It does not run again. The list can be restricted to a request and to the times of the last change.
 func TestRecord(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

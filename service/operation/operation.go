@@ -40,10 +40,10 @@
 // Processes of two releases may run side by side, and one release may be replaced by the other and back. A runner runs an operation only if
 // it knows the operation in full: the kind, the version of the kind, and each step, see [Step]. Fields of the data that a release does not
 // know stay, see [Kind]. An operation that no running process knows is unknown: it waits. After the length of a lease, [Store.List] and
-// [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a process with
-// a runner that knows it runs again, the runner undoes its steps and calls its [OnEnd]. Until then its resource is not free, because half of
-// its work may be done: other operations get ErrBusy. But an operation that preempts ends it, and [Store.Cancel] frees the resource
-// without undoing.
+// [Stats] show it. At its deadline it ends as TimedOut, and its error says that it is not compensated. When a process runs again whose
+// runner knows the operation, the runner undoes the steps of the operation and calls the function of [OnEnd]. Until then the resource is not
+// free, because half of the work may be done: other operations get ErrBusy. But an operation that preempts ends the unknown operation, and
+// [Store.Cancel] frees the resource without undoing.
 //
 // # Idempotence
 //
@@ -87,7 +87,7 @@ import (
 // Migrations creates the tables, on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before its own.
 // The view operation_current is for components, which may join it: one row for each operation that has not ended, with the columns
 // resource, id, kind, state, and step, the name of the step, which is empty until a runner has seen the operation. An operation that is
-// not compensated has a row, too.
+// not compensated also has a row.
 var Migrations = db.Embedded("operation", migrations)
 
 //go:embed migrations/*.sql
@@ -129,8 +129,8 @@ var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the 
 // UnmarshalJSON of its own keeps only what it encodes itself.
 type Kind[D any] struct {
 	Name string
-	// Version is the version of the kind's steps. A release that adds a step, or changes what a step means, has a higher one. The version is
-	// stored with each operation, and a runner with a lower one does not run it, see [Step]. Default 0.
+	// Version is the version of the kind's steps. A release that adds a step, or changes what a step means, has a higher Version. The
+	// version is stored with each operation, and a runner with a lower version does not run the operation, see [Step]. Default 0.
 	Version int
 	// Timeout is how long an operation may take in total, and how long undoing it may then take. Default 10 minutes.
 	Timeout time.Duration
@@ -161,11 +161,12 @@ const (
 )
 
 // Begin adds an operation on a resource, in the transaction of ctx if it has one (see [db.Tx]), otherwise in one of its
-// own, and returns its ID. A runner that knows the kind finds the operation at its next poll; [Runner.Notify] makes that
-// at once. The context's request is the operation's: its steps have it in their contexts. An operation with an empty
-// resource excludes no other. Errors:
+// own, and returns its ID. A runner that knows the kind finds the operation at its next poll, or at once after
+// [Runner.Notify]. The context's request is the operation's: its steps have it in their contexts. An operation with an
+// empty resource excludes no other. Errors:
 //
-//   - ErrBusy: the resource has an operation that has not ended, and this one does not preempt it or is of the same kind.
+//   - ErrBusy: the resource has an operation that has not ended, and the new operation does not preempt it or is of the
+//     same kind.
 //   - Invalid: the data have no JSON form or more than 65,535 bytes, the resource has more than 255 bytes, or the version is negative.
 func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D) (string, error) {
 	r, err := newRow(k, resource, data)
@@ -300,7 +301,7 @@ func (s *Store) Current(ctx context.Context, resource string) (*Op, error) {
 }
 
 // Lock is [Store.Current] in a transaction. It locks the operation until the end of the transaction. A transaction that also writes
-// rows of the component must call Lock first, because a runner locks in this order, too. Errors: NotFound, if all operations of the
+// rows of the component must call Lock first, because a runner locks in the same order. Errors: NotFound, if all operations of the
 // resource have ended; the transaction can continue.
 func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, error) {
 	return s.current(ctx, tx, resource, "FOR UPDATE")

@@ -107,7 +107,7 @@ func TestTimeout(t *testing.T) {
 		b := newBench(t, d, operation.RunnerConfig{Lease: time.Second})
 		short, stuck, strange := create, create, create
 		short.Name, stuck.Name, strange.Name = "short", "stuck", "strange"
-		short.Timeout, stuck.Timeout, strange.Timeout = 2*time.Second, 2*time.Second, 200*time.Millisecond // time for the first steps, on a loaded machine, too
+		short.Timeout, stuck.Timeout, strange.Timeout = 2*time.Second, 2*time.Second, 200*time.Millisecond // time for the first steps, even on a loaded machine
 		away := func(*operation.Op) error { return fault.New(fault.Unavailable, "away") }
 		operation.Handle(b.runner, short, b.step("a", nil, nil), b.step("b", away, nil))
 		operation.Handle(b.runner, stuck, b.step("c", nil, away), b.step("d", away, nil))
@@ -125,7 +125,7 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// TestManyUnknown: operations of unknown kinds that still have time do not hide one whose time is over.
+// TestManyUnknown: operations of unknown kinds that still have time do not hide an operation whose time is over.
 func TestManyUnknown(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

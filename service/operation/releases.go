@@ -33,7 +33,7 @@ func (k *kind) joinNames() string {
 
 // stepNames returns the names of steps that are stored.
 func stepNames(steps string) (out []string) {
-	_ = json.Unmarshal([]byte(steps), &out) // "": a runner has not seen the operation
+	_ = json.Unmarshal([]byte(steps), &out) // steps is empty while no runner has seen the operation; the result is then nil
 	return out
 }
 
@@ -45,7 +45,8 @@ func (k *kind) adopt(o *row) *kind {
 		return nil
 	}
 	if o.Steps == "" {
-		// A runner of a release that stores only the position may have seen the operation.
+		// Steps is also empty if a runner of an older release, which stores only the position, has run the operation.
+		// Then the position must have the same step in this release.
 		if o.Step >= len(k.steps) || o.StepName != "" && k.position(o.StepName) != o.Step {
 			return nil
 		}
@@ -114,8 +115,8 @@ func (v variant) String() string {
 	return out
 }
 
-// variantKey is an SQL expression for the variant of an operation, which variant.key returns. One expression for a list of many variants
-// is simpler for a database to plan than one condition for each.
+// variantKey is an SQL expression. Its value for a row equals variant.key of the row. A database plans one expression with a list of
+// many variants more easily than one condition for each variant.
 const variantKey = "CONCAT(kind_version, '\n', step, '\n', steps, '\n', step_name, '\n', kind)"
 
 func (v variant) key() string {
@@ -130,8 +131,8 @@ func (r *Runner) excludeUnknown() (where string, args []any) {
 	return ` AND ` + variantKey + ` NOT IN (?)`, []any{slices.Collect(maps.Keys(r.unknown))}
 }
 
-// sweepUnknown looks, every third of a lease, for operations that this process does not know and that no process has continued for a
-// lease after they were due. It marks and counts them, and ends those whose deadline has passed.
+// sweepUnknown runs every Lease/3. It looks for operations that this process does not know and that are overdue by at least Lease.
+// It marks and counts these operations, and ends those whose deadline has passed.
 func (r *Runner) sweepUnknown(ctx context.Context) error {
 	if time.Since(r.swept) < r.cfg.Lease/3 {
 		return nil
@@ -209,8 +210,8 @@ func (r *Runner) markUnknown(ctx context.Context, due time.Time, keys []string) 
 // notCompensated begins the part of an error that says why an operation is not compensated.
 const notCompensated = "; not compensated: "
 
-// endUnknown ends an operation that no running process knows, unless its row has changed since it was read. The operation stays due, and keeps
-// its resource, so that a runner that knows it can compensate it.
+// endUnknown sets the state of an operation that no running process knows to TimedOut, without compensation, unless the row has changed since
+// it was read. due_at and the resource stay set, so that a process that knows this kind of operation can compensate it later.
 func (r *Runner) endUnknown(ctx context.Context, o *row, now time.Time) error {
 	next := *o
 	if o.State == Running {
@@ -229,9 +230,9 @@ func (r *Runner) endUnknown(ctx context.Context, o *row, now time.Time) error {
 	return err
 }
 
-// compensateLate begins to undo an operation that has timed out while no running process knew it.
+// compensateLate begins to compensate an operation that has timed out while no running process knew it.
 func (x *execution) compensateLate(ctx context.Context) bool {
-	x.log.WarnContext(ctx, "operation that was not compensated is undone", "step", x.row.StepName)
+	x.log.WarnContext(ctx, "compensating timed-out operation", "step", x.row.StepName)
 	return x.writeOrPostpone(ctx, nil, func(r *row) {
 		now := x.now()
 		r.State, r.EndedAt, r.DeadlineAt = Undoing, nil, now.Add(r.timeout())

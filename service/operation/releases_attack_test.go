@@ -60,7 +60,8 @@ func TestMarkEnds(t *testing.T) {
 	})
 }
 
-// TestThreeReleases: runners of three releases at once, while each begins operations. Each operation ends with the steps of one release.
+// TestThreeReleases: runners of three releases run at once, and each release begins operations. Each operation ends with the steps of
+// one release.
 func TestThreeReleases(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

@@ -71,7 +71,7 @@ func (b *bench) untouched(id string) {
 	}
 }
 
-// TestReleases: runners of two releases on one table.
+// TestReleases: runners of two releases share one table, and each runs only operations that it knows.
 func TestReleases(t *testing.T) {
 	t.Parallel()
 	for name, f := range map[string]func(t *testing.T, d *sqlx.DB){
@@ -167,7 +167,7 @@ func TestReleases(t *testing.T) {
 			this.stop()
 			next.start()
 			next.untouched(id)
-			if err := next.ops.Cancel(t.Context(), id, "no"); err != nil { // undoing has to wait, too
+			if err := next.ops.Cancel(t.Context(), id, "no"); err != nil { // undoing must also wait
 				t.Fatal(err)
 			}
 			next.untouched(id)
@@ -222,7 +222,7 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// TestRowsByPosition: rows of the release that stored only the position of the step. Its statements work with the newer tables, and its
+// TestRowsByPosition: an older release stored only the position of the step. Its statements work with the newer tables, and its
 // operations continue if the steps before the current one are the same.
 func TestRowsByPosition(t *testing.T) {
 	t.Parallel()
@@ -267,7 +267,7 @@ func TestRowsByPosition(t *testing.T) {
 	})
 }
 
-// TestUnknown: operations that no running process knows are counted and listed, also if one poll does not read all of them. The runner
+// TestUnknown: operations that no running process knows are counted and listed, even if one poll does not read all of them. The runner
 // still finds the operations that it knows. The mark of an operation is removed when a runner continues it.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
@@ -309,7 +309,7 @@ func TestUnknown(t *testing.T) {
 	})
 }
 
-// TestManyVersions: a runner finds the operations that it knows, also if the others have more versions than one query can name.
+// TestManyVersions: a runner finds the operations that it knows, even if the others have more versions than one query can name.
 func TestManyVersions(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -473,8 +473,8 @@ func blockedRelease() int {
 	return 1
 }
 
-// TestKilledRelease: a process of the next release is killed in a step that this release does not know. This release leaves the
-// operation alone, and a process of the next release continues it.
+// TestKilledRelease: a process of the next release is killed in a step that this release does not know. This release does not
+// touch the operation, and a process of the next release continues it.
 func TestKilledRelease(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -529,7 +529,7 @@ func TestKilledRelease(t *testing.T) {
 	})
 }
 
-// TestHandleNames: what Handle and Begin refuse of the version and of the names of steps.
+// TestHandleNames: Handle and Begin refuse wrong versions and wrong names of steps.
 func TestHandleNames(t *testing.T) {
 	t.Parallel()
 	var long []string

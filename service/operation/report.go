@@ -13,10 +13,10 @@ import (
 )
 
 // EndStep reports the result of the work of a token ([Op.Token]) and ends the step. reporter is the name of the process that did the
-// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, also while Do is called
+// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, even while Do is called
 // once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can
 // change that. While the operation is being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or
-// leads to a retry. A report counts as long as the step is the current step, also after its deadline. A runner that runs the step at
+// leads to a retry. A report counts as long as the step is the current step, even after its deadline. A runner that runs the step at
 // that moment stops.
 //
 // EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep
@@ -27,11 +27,10 @@ import (
 // A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
 // Reported has left.
 //
-// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; [ErrUnknownKind], if the runner does not know the operation in
-// full, so that a process of the release that runs it has to take the report (see [Step]): the reporter should ask again soon, because among several
-// processes another one answers then; the
-// error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
-// pointer in an error, is Internal.
+// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; [ErrUnknownKind], if the runner does not know the operation in full, see
+// [Step]: a process of the release that runs the operation must take the report, so the reporter should report again soon, when another of several processes
+// may answer; the error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods
+// panic, such as a nil pointer in an error, is Internal.
 func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error) error {
 	id, entry, ok := parseToken(token)
 	if !ok {
@@ -173,7 +172,8 @@ func (r *Runner) logPanic(ctx context.Context) func(any) {
 	}
 }
 
-// callTx calls DoTx or UndoTx of a step, if it has one, with the data of next, and stores there what it changes.
+// callTx calls DoTx or UndoTx of a step, if it has one, with the data of next, and stores the changes of the data in
+// next.
 func (r *Runner) callTx(ctx context.Context, tx *sqlx.Tx, f stepFunc, o, next *row) error {
 	if f == nil {
 		return nil

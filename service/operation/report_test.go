@@ -270,8 +270,8 @@ func (b *bench) data(id string) (in input) {
 	return in
 }
 
-// TestReporter: only the peer for which a step waits can ask for it and end it, and a process with the token of one step cannot
-// guess the token of the next one.
+// TestReporter: only the peer for which a step waits can ask for the step and end it, and a process with the token of one step
+// cannot guess the token of the next one.
 func TestReporter(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -373,7 +373,7 @@ func TestReportedUndo(t *testing.T) {
 func TestReportedRetries(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // polls come often, also while a back-off lasts
+		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // polls come often, even while a back-off lasts
 		tokens := make(chan string, 100)
 		operation.Handle(b.runner, create, operation.Step[input]{
 			Name: "a", Retry: operation.Retry{Max: 2},
@@ -432,7 +432,7 @@ func TestCancelOfLaterStep(t *testing.T) {
 	})
 }
 
-// TestUndoTx: an UndoTx runs exactly once, also after the timeout, and the end of the operation is in the same transaction.
+// TestUndoTx: an UndoTx runs exactly once, even after the timeout, and the end of the operation is in the same transaction.
 func TestUndoTx(t *testing.T) {
 	t.Parallel()
 	// Not in a bubble: its clock would stand still while the reader below reads without a pause.
@@ -452,7 +452,7 @@ func TestUndoTx(t *testing.T) {
 			return nil
 		}
 		short := create
-		short.Name, short.Timeout = "short", time.Second // for the first step, on a loaded machine, too
+		short.Name, short.Timeout = "short", time.Second // enough for the first step, even on a loaded machine
 		operation.Handle(b.runner, short, first, b.step("b", func(*operation.Op) error { return operation.WaitFor("", 50*time.Millisecond) }, func(*operation.Op) error {
 			return operation.WaitFor("", 50*time.Millisecond)
 		}))

@@ -191,7 +191,7 @@ func (k *kind) enterUndo(r *row, step int, now time.Time) {
 }
 
 // saveRow replaces prev, the row as it was read, by next. It returns 0 if the row has changed since it was read. A renewal of the
-// lease is not such a change, and saveRow keeps the renewed due_at unless next has another one than prev.
+// lease is not such a change, and saveRow keeps the renewed due_at unless prev and next have different values.
 func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64, error) {
 	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, kind_version = ?, steps = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
 		peer = ?, events = ?, data = ?, error_code = ?, error = ?, fence = ?, owner = ?, due_at = CASE WHEN ? THEN due_at ELSE ? END, deadline_at = ?,

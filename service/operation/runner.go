@@ -280,11 +280,11 @@ func (r *Runner) noteEnd(ctx context.Context, o *row) {
 	})
 }
 
-// Notify makes the runner look at an operation now, also if the operation waits ([WaitFor]). It does not block. If all slots are busy,
+// Notify makes the runner look at an operation now, even if the operation waits ([WaitFor]). It does not block. If all slots are busy,
 // the operation becomes due in the database, and the first process with a free slot continues it. A notification is lost if 256 others
-// are queued in this runner, if the database cannot be reached, or if another process runs the operation. Then the operation
-// continues later: at the next poll if it is due, and after the delay of WaitFor if it waits. [Runner.Signal] reports
-// its errors, and does not depend on the queue.
+// are queued in this runner, if the database cannot be reached, or if another process runs the operation. Then the operation continues
+// later: at the next poll if it is due, and after the delay of WaitFor if it waits. [Runner.Signal] reports its errors, and does not
+// depend on the queue.
 func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 
 // NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
@@ -306,7 +306,7 @@ func (r *Runner) send(n notification) {
 }
 
 // Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
-// on its runner, also if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
+// on its runner, even if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
 // effect: the delay of WaitFor ends the wait then. Errors: those of [db.Error].
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	err := r.makeDue(ctx, `peer = ?`, peer)
@@ -372,8 +372,8 @@ func (r *Runner) poll(ctx context.Context) error {
 	return r.sweepUnknown(ctx)
 }
 
-// lookAt acquires the operation that a notification names, also if the operation waits. If the operation runs in this process, lookAt
-// notes the notification, and the operation is looked at when it no longer runs.
+// lookAt acquires the operation that a notification names, even if the operation waits. If the operation runs in this process, lookAt
+// records the notification, and the operation is looked at when it no longer runs.
 func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	switch {
 	case n == notification{}:

@@ -17,7 +17,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestRuns: operations that succeed, fail, are retried, wait, panic, and cannot be undone, with the final row of each.
+// TestRuns: operations succeed, fail, are retried, wait, panic, or cannot be undone, and the final row of each is
+// right.
 func TestRuns(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Operation is one operation as people see it.
+// Operation is one operation as operators see it.
 type Operation struct {
 	ID       string `json:"id"`
 	Kind     string `json:"kind"`
@@ -36,7 +36,7 @@ type Operation struct {
 	Attempts int `json:"attempts"`
 	// WaitsFor is the peer that the step waits for, see [WaitFor].
 	WaitsFor string `json:"waits_for,omitempty"`
-	// Input are the data as the operation was begun with. Data are what the steps have made of them; null: nothing has changed.
+	// Input is the data with which the operation was begun. Data is what the steps have made of it; null: nothing has changed.
 	Input json.RawMessage `json:"input"`
 	Data  json.RawMessage `json:"data"`
 	// ErrorCode, of package fault, and Error are why the operation has ended or is undone, or the step's last error.
@@ -109,7 +109,7 @@ type Filter struct {
 	Open bool
 	// Unknown lists only unknown operations: those that no running process knows in full, see [Step].
 	Unknown bool
-	// Marker is the ID of the last operation of the page before.
+	// Marker is the ID of the last operation of the previous page.
 	Marker string
 	// Limit is the highest number of operations that are returned. Default 1000.
 	Limit int
@@ -187,7 +187,7 @@ type OpenCount struct {
 	State State  `db:"state"`
 	// Count is the number of operations.
 	Count int `db:"count"`
-	// Oldest is the age of the oldest of them, by the database's clock.
+	// Oldest is the age of the oldest operation, by the database's clock.
 	Oldest time.Duration `db:"-"`
 }
 
@@ -267,7 +267,7 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 
 // Cancel ends an operation that runs: its steps are undone, then it is Canceled. why is the text of its error. The runner that runs the
 // operation stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once and never compensated, without
-// its [OnEnd], and its resource is free. Errors: NotFound; Precondition if it has ended or is undone already.
+// its [OnEnd], and its resource is free. Errors: NotFound; Precondition if it has ended or is being undone already.
 func (s *Store) Cancel(ctx context.Context, id, why string) error {
 	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, now time.Time) error {
 		if r.State.Ended() && !r.over() {
@@ -312,8 +312,8 @@ func (s *Store) Retry(ctx context.Context, id string) error {
 	})
 }
 
-// Purge deletes operations that ended longer than age ago, with their events, and returns how many they were, also
-// with an error. Operations that are not compensated stay. It is for a loop, see [db.Purge].
+// Purge deletes operations that ended longer than age ago, with their events, and returns their number, even with an
+// error. Operations that are not compensated stay. It is for a loop, see [db.Purge].
 func (s *Store) Purge(ctx context.Context, age time.Duration) (int64, error) {
 	now, err := db.Now(ctx, s.db)
 	if err != nil {

@@ -25,13 +25,13 @@ type Op struct {
 	State State
 	// StepName is the name of the step. It is empty until a runner has seen the operation.
 	StepName string
-	// Attempt is the number of attempts at the step that have failed since it was entered, reported ones too.
+	// Attempt is the number of attempts at the step that have failed since it was entered, including reported failures.
 	Attempt int
 	// Waits is the number of times that the step has returned [WaitFor] since it was entered.
 	Waits int
-	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
-	// still wanted ([Store.Wanted]) and to report the result ([Runner.EndStep]). All attempts at the step have the same token. A
-	// later entry, by [GoTo] or [Store.Retry], has another token. It is made of the operation's random ID and of a random number
+	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is still
+	// wanted ([Store.Wanted]) and to report the result ([Runner.EndStep]). All attempts at the step have the same token. A later
+	// entry, by [GoTo] or [Store.Retry], has another token. A token is made of the operation's random ID and of a random number
 	// for each entry, so that no process can guess it. It has at most 50 bytes.
 	Token string
 	// Err is the error because of which the operation is undone, or with which it has ended. It is nil while the operation
@@ -60,9 +60,9 @@ type Step[D any] struct {
 	// an operation only if it has all its steps and the version is not higher than that of its kind. Other operations wait for a runner that knows
 	// them, see [Stats] and [Operation].
 	//
-	// A step is removed in two releases. In the first release Do does nothing, and Undo still undoes what earlier releases have done. A later
-	// release, which starts when all operations with the step have ended, does not have the step. A step that goes back to a new step ([GoTo]), or needs its data, must
-	// expect operations without it. A new step must expect data without the fields that its release has added.
+	// A step is removed in two releases. In the first release Do does nothing, and Undo still undoes what older releases have done. A later release, which
+	// starts when all operations with the step have ended, does not have the step. A step that goes back to a new step ([GoTo]), or needs its data, must expect
+	// operations without it. A new step must expect data without the fields that its release has added.
 	Name string
 	// Do does the step's work at least once: it is called again if the process ends before the step is marked as done.
 	Do func(ctx context.Context, op *Op, data *D) error
@@ -159,8 +159,8 @@ func markError(err error, transient bool) error {
 // WaitFor is the result of Do or Undo when another process does the work, or when the function has to be called again later. A
 // report ([Runner.EndStep]) ends the step. Without a report, the function is called again when [Runner.Signal] names the peer, when
 // [Runner.Notify] names the operation, and at the latest after the delay. The peer is a name that the component chooses, such as
-// that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. A delay below
-// 10 ms, also a negative one, is 10 ms. Waiting is not a failure and writes no event.
+// that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. A delay below 10 ms, even a negative one, is
+// 10 ms. Waiting is not a failure and writes no event.
 func WaitFor(peer string, delay time.Duration) error { return &waitError{peer, delay} }
 
 type waitError struct {

@@ -44,7 +44,8 @@ func TestInTransaction(t *testing.T) {
 	})
 }
 
-// TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error nothing of it is left.
+// TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error none of its effects is
+// left.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

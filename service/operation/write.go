@@ -63,7 +63,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 	}
 }
 
-// writeOnce makes one attempt of write. The error is errLost if the row has changed, also by an earlier attempt, and wraps errStep if partErr is set.
+// writeOnce makes one attempt of write. The error is errLost if the row has changed, even by an earlier attempt, and wraps errStep if partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
 	ends := next.over() && x.kind.onEnd != nil && !x.skipOnEnd
 	if e == nil && inTx == nil && !ends {

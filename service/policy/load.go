@@ -139,7 +139,7 @@ func (e *Enforcer) listFilesLocked() (out []string, errs []error) {
 }
 
 // listDirLocked returns the policy files of a directory, in the order of their names. Copies of editors and directories are
-// skipped with a warning, hidden files without one, because oslo.policy skips these, too.
+// skipped with a warning, hidden files without a warning, because oslo.policy also skips these.
 func (e *Enforcer) listDirLocked(dir string) (out []string, err error) {
 	entries, err := os.ReadDir(dir)
 	for _, f := range entries {

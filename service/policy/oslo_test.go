@@ -28,8 +28,8 @@ type osloCase struct {
 	plain bool   // this package must accept all files
 }
 
-// osloPlain are values of a rule in a file that both accept. osloOdd are values that this package may
-// reject: values that oslo.policy cannot parse, and values that it reads as "always true".
+// osloPlain are values of a rule in a file that both packages accept. osloOdd are values that this package may reject:
+// values that oslo.policy cannot parse, and values that it reads as "always true".
 var (
 	osloPlain = []string{
 		`"@"`, `"!"`, `'!'`, `""`, `''`, `'role:reader'`, `'role:admin or role:READER'`, `'not role:admin'`, `'rule:own and role:reader'`, `'not (role:admin or rule:own)'`,

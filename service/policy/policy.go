@@ -12,13 +12,13 @@
 // A check consists of the terms below, combined with and, or, not and parentheses. The word not binds
 // tightest, then and, then or.
 //
-//	@ and !                          true and false; an empty check is true, too
+//	@ and !                          true and false; an empty check is also true
 //	rule:NAME                        the check of another rule
 //	role:NAME                        the user has the role; upper and lower case are equal
 //	KIND:%(ATTR)s                    the user's KIND is equal to the target's ATTR
 //	KIND:TEXT                        the user's KIND is TEXT
 //	'TEXT':%(ATTR)s, True:%(ATTR)s   the target's ATTR is TEXT, or true; False, None and numbers
-//	                                 are possible, too
+//	                                 are also possible
 //
 // KIND is user_id, project_id, domain_id, system_scope, is_admin, or a key of
 // Credentials.Extra. The older names tenant_id and system are the same as project_id and system_scope.

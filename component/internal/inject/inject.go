@@ -1,4 +1,4 @@
-// Package inject gives a process of a component what a test wants it to use.
+// Package inject lets a test replace parts that a process of a component uses.
 package inject
 
 import (

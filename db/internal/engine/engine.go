@@ -67,7 +67,7 @@ type Meaning struct {
 	Reason, Key string
 	// Transient means that the database is down, starts or is busy, so that another attempt to connect may succeed.
 	Transient bool
-	// Lasting means that the next statements fail, too.
+	// Lasting means that the next statements also fail.
 	Lasting bool
 	// Missing means that a table, a view or a column does not exist.
 	Missing bool
@@ -81,7 +81,8 @@ type Meaning struct {
 
 // WriteLocker is a connection of a database without named locks: a transaction that writes is the lock.
 type WriteLocker interface {
-	// LockWrite begins a transaction that no other writer's can run beside. It waits for another writer at most [BusyTimeout].
+	// LockWrite begins a transaction. While it runs, no other writer can have one. It waits for another writer at most
+	// [BusyTimeout].
 	LockWrite(ctx context.Context) (WriteTx, error)
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestNotLinked: this program imports no database. A URL of one is an error that says what to import.
+// TestNotLinked: this program imports no database package. The error for a database's URL says which package to import.
 func TestNotLinked(t *testing.T) {
 	t.Parallel()
 	for url, want := range map[string]string{

@@ -17,8 +17,8 @@ type lastingFailure struct {
 	when time.Time
 }
 
-// record notes the result of a statement or of a connection attempt: its error, and whether it wrote a row. A lasting
-// error replaces the failure. A success that wrote a row clears the failure. Every other result changes nothing, because a full or
+// record keeps the result of a statement or of a connection attempt: its error, and whether it wrote a row. A lasting error
+// replaces the failure. A success that wrote a row clears the failure. Every other result changes nothing, because a full or
 // read-only database still answers queries.
 func (t *lastingFailure) record(err error, wrote bool) {
 	if err == nil && !wrote {

@@ -101,7 +101,7 @@ func writeConfigDrive(path string, s *compute.Spec) (err error) {
 		return err
 	}
 	tmp := path + ".new"
-	dir := tmp + ".d" // also one that a killed call has left
+	dir := tmp + ".d" // a killed call may have left it
 	if err := errors.Join(os.RemoveAll(tmp), os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return err
 	}

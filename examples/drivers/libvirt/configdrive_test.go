@@ -37,8 +37,8 @@ func readByGuest(t *testing.T, d compute.Driver) map[string]string {
 	return out
 }
 
-// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key pair, the password, the host name, the files and the metadata on it, also while it
-// is rescued. A server that is built anew has a new drive. A server without such data has none.
+// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key pair, the password, the host name, the files and the
+// metadata on it, even while the guest is rescued. A server that is built anew has a new drive. A server without such data has none.
 func TestConfigDrive(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

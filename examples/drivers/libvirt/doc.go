@@ -7,7 +7,7 @@
 // The program is built with cgo and the tag libvirt_dlopen. The build needs no libvirt. The host that runs the program needs
 // libvirtd with the QEMU driver, qemu-system-x86 and qemu-img.
 //
-// These are the options of [driver_libvirt]. An option that Nova has, too, has the name that it has in nova.conf:
+// These are the options of [driver_libvirt]. Options that Nova also has have the same names as in nova.conf:
 //
 //	connection_uri            address of libvirtd; default qemu:///system
 //	virt_type                 kvm, qemu for software emulation, or test with test:///default; default kvm

@@ -371,7 +371,7 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// TestOpen: the errors for wrong options, and for a libvirtd that does not run.
+// TestOpen: Open returns the right error for each wrong option, and for a libvirtd that does not run.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

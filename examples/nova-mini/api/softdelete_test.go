@@ -32,7 +32,7 @@ func TestSoftDeleted(t *testing.T) {
 			{"admin", "", true, false},
 			{"member", "?deleted=False", true, false},
 			{"member", "?status=SOFT_DELETED", false, false},
-			{"member", "?deleted=True", false, false},
+			{"member", "?deleted=True", true, false},
 			{"member", "?soft_deleted=True", true, false},
 			{"admin", "?soft_deleted=True", true, true},
 			{"admin", "?soft_deleted=True&status=SOFT_DELETED", false, true},
@@ -40,6 +40,7 @@ func TestSoftDeleted(t *testing.T) {
 			{"admin", "?deleted=True", false, true},
 			{"admin", "?deleted=True&status=SOFT_DELETED", false, true},
 			{"admin", "?deleted=True&status=ACTIVE", false, false},
+			{"admin", "?status=DELETED", false, false},
 			{"member", "?changes-since=2001-01-01T00:00:00Z", true, true},
 			{"member", "?name=soft", false, false},
 		} {

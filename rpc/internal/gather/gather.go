@@ -45,7 +45,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, c.err
 	}
 	c.next = append(c.next, p...)
-	if c.batches == 0 { // otherwise Batch writes these bytes, too
+	if c.batches == 0 { // otherwise Batch also writes these bytes
 		c.startFlushLocked()
 	}
 	return len(p), nil

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// tryWrite writes as much of p as the connection accepts without blocking, and returns the number of bytes. It returns 0 after
-// an error, which a later Write returns, too.
+// tryWrite writes as much of p as the connection accepts without blocking, and returns the number of bytes. After an error it
+// returns 0, and a later Write returns the error.
 func tryWrite(c net.Conn, p []byte) int {
 	s, ok := c.(syscall.Conn)
 	if !ok {

@@ -19,7 +19,7 @@ func must(err error) {
 	}
 }
 
-// While a member of the release before counts, the client does not send what that member does not know.
+// While a member of the previous release counts, the client does not send what that member does not know.
 func Example() {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
@@ -42,7 +42,7 @@ func Example() {
 	must(member.Announcement().Start(ctx))
 	must(server.Start(ctx))
 	must(member.Start(ctx))
-	// A process of the release before runs on node-2.
+	// A process of the previous release runs on node-2.
 	must(members.Join(ctx, membership.Self{Kind: "snapshots", Host: "node-2"}))
 
 	name := "monday"

@@ -56,11 +56,11 @@ func Of(servers ...*rpc.Server) map[string][]string {
 // Config configures a [Caps]. Members is required.
 type Config struct {
 	Members *membership.Registry
-	// Unreported has the versions of the last release whose processes did not report their versions. A member without a report
-	// counts with these versions. They are also the caps of an interface that no known member serves. Remove them when processes
-	// of that release need not be supported any more. An interface that is missing here counts with its lowest version: the oldest
-	// major version that a member reports, with the minor version 0. A component that reports versions since its first release
-	// leaves Unreported nil.
+	// Unreported has the versions of the newest release whose processes did not report their versions. A member without a report
+	// counts with these versions. They are also the caps of an interface that no known member serves. Remove Unreported when
+	// processes of that release need not be supported any more. An interface that is missing here counts with its lowest version:
+	// the oldest major version that a member reports, with the minor version 0. A component that reports versions since its first
+	// release leaves Unreported nil.
 	Unreported rpc.Versions
 	// Logger gets one line when a member begins to keep the caps of an interface below the newest version, and one when the report of a
 	// member cannot be used. Default slog.Default().

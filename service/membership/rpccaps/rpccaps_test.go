@@ -306,8 +306,8 @@ func (w *worker) stop(t *testing.T) {
 	}
 }
 
-// TestRolling: hosts are upgraded and rolled back one by one. A client with the database and one that asks the conductor send the new
-// method only while every server knows it, and the old method always. No server gets a message that it does not know.
+// TestRolling: hosts are upgraded and rolled back one by one. A client with the database, and a client that asks the conductor, send
+// the new method only while every server knows it. They always send the old method. No server gets a message that it does not know.
 func TestRolling(t *testing.T) {
 	t.Parallel()
 	eachBus(t, func(t *testing.T, open func() urlbus.Bus) {
@@ -511,7 +511,7 @@ func TestUnreachable(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = before.Stop(context.WithoutCancel(t.Context())) }()
-			waittest.Until(t, "the client to know the versions of the release before", func() bool { return c.Allows(volume, clone.Since) })
+			waittest.Until(t, "the client to know the versions of the previous release", func() bool { return c.Allows(volume, clone.Since) })
 		})
 	}
 }

@@ -59,13 +59,14 @@ const (
 // killed, and another one continues. fresh returns a new scenario for each run, with a world of its own, such as a driver.
 //
 // A place is a statement by its text and by how often it has run: the third UPDATE of operations. A runner has several goroutines, whose
-// statements are in another order in each run, so a place is not the number of a statement. A place that only one of the runs before has reached
-// is a place, too.
+// statements are in another order in each run, so a place is not the number of a statement. A place that only one of the earlier runs has
+// reached is also a place.
 //
 // Each run has a new SQLite database, and runs in a bubble of testing/synctest, so leases and delays take no time. For that, the steps must not
 // use the network, and fresh, Register and Check must not start goroutines that outlive the run. A process that is killed loses its transaction,
 // as by SIGKILL. A step that runs at this moment runs until it returns, and its effect outside of the database stays, as that of a step whose
-// process was killed just after it. So each step is repeated in at least one run: in that which is killed where the step is kept.
+// process was killed just after it. So each step is repeated in at least one run: the run whose process is killed at the statement that records
+// the step.
 func Run(t *testing.T, fresh func(t testing.TB) Scenario) {
 	t.Helper()
 	places := &places{}
@@ -107,7 +108,8 @@ func (p *places) add(one place) {
 	}
 }
 
-// runOnce runs a scenario, and kills the runner at the n-th place. An operation that ends before has been checked as one without a failure.
+// runOnce runs a scenario, and kills the runner at the n-th place. An operation that ends before that place is checked as in a run without
+// a failure.
 func runOnce(t *testing.T, s Scenario, dir string, all *places, n int) {
 	t.Helper()
 	ctx := t.Context()
@@ -147,7 +149,7 @@ func open(t *testing.T, file string, observe func(context.Context, string) func(
 	return d
 }
 
-// runUntilEnd runs a runner until the operation has ended, or until k has killed the runner. A k that is nil kills none.
+// runUntilEnd runs a runner until the operation has ended, or until k has killed the runner. A nil k kills no runner.
 func runUntilEnd(t *testing.T, s Scenario, file, id, host string, k *killer) (op operation.Operation, over bool) {
 	t.Helper()
 	d, watch := open(t, file, k.observe), open(t, file, nil)
@@ -178,8 +180,8 @@ func runUntilEnd(t *testing.T, s Scenario, file, id, host string, k *killer) (op
 	}
 }
 
-// killer kills a runner at a place: what was committed before it is copied, and the runner loses its database. It adds all places that the
-// runner reaches. A killer that is nil does nothing.
+// killer kills a runner at a place: it copies the data that were committed before the place, and closes the runner's database. It adds all
+// places that the runner reaches. A nil killer does nothing.
 type killer struct {
 	place     place // the zero value is none
 	places    *places
@@ -212,7 +214,7 @@ func (k *killer) dead() bool {
 	return k.gone
 }
 
-// observe counts a statement, and kills the runner if it is the one.
+// observe counts a statement, and kills the runner if the statement is the place.
 func (k *killer) observe(_ context.Context, query string) func(error) {
 	if k == nil {
 		return func(error) {}

@@ -91,8 +91,8 @@ func scenario(take func(s shelf, id string), fails bool) func(testing.TB) operat
 	}
 }
 
-// noise returns a statement that stands for one of another goroutine: it runs before the step in each second run only, so those after it have
-// another number in each run. OPERATIONTEST_BROKEN says in which runs.
+// noise returns a statement that stands for a statement of another goroutine. It runs before the step, in every second run only, so the
+// statements after it have other numbers in each run. OPERATIONTEST_BROKEN says in which runs.
 func noise(run int) func(context.Context, *sqlx.DB) error {
 	return func(ctx context.Context, d *sqlx.DB) error {
 		if strconv.Itoa(run%2) != os.Getenv("OPERATIONTEST_BROKEN") {
@@ -106,7 +106,7 @@ func noise(run int) func(context.Context, *sqlx.DB) error {
 func takeOnce(s shelf, id string)   { s[id] = 1 }
 func takeAlways(s shelf, id string) { s[id]++ }
 
-// TestRun: an operation whose steps may be repeated passes, also if it fails and is undone.
+// TestRun: an operation whose steps may be repeated passes, even if it fails and is undone.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	for name, fails := range map[string]bool{"succeeds": false, "fails": true} {
@@ -126,7 +126,7 @@ func TestRepeated(t *testing.T) {
 }
 
 // TestFinds: a step that takes effect twice when it is repeated fails the test, which names the place. The order of the statements differs from
-// run to run, and in whichever run it does, the place is found.
+// run to run. The place is found in every order.
 func TestFinds(t *testing.T) {
 	t.Parallel()
 	for _, run := range []string{"0", "1"} {
