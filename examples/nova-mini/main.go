@@ -4,7 +4,7 @@
 //	nova-mini                                         run all services in one process; needs no other software
 //	nova-mini db sync --config-file nova.conf         create or upgrade the tables of the database
 //	nova-mini upgrade check --config-file nova.conf   check whether the services can start: exit code 0, 1 or 2
-//	nova-mini api|conductor|scheduler|compute --config-file nova.conf   run one service
+//	nova-mini api|conductor|scheduler|compute|consoleproxy --config-file nova.conf   run one service
 //	nova-mini placement audit [--repair] --config-file nova.conf   find claims that differ from the servers
 //	nova-mini operation list|show|cancel|retry --config-file nova.conf   manage the operations on servers
 //	nova-mini member list|remove --config-file nova.conf   list the services; remove one whose process no longer exists
@@ -52,6 +52,7 @@ func nova() component.Component[options] {
 			{Name: "conductor", Short: "Run the conductor service, which runs the operations on servers", Wire: wireConductor},
 			{Name: "scheduler", Short: "Run the scheduler service, which chooses hosts", Wire: wireScheduler},
 			{Name: "compute", Short: "Run the compute service, which builds servers on this host", Wire: wireCompute, NoDatabase: true, AutoCaps: rpccaps.Ask(compute.VersionCaps, compute.Unreported)},
+			{Name: "consoleproxy", Short: "Run the console proxy, which connects browsers to the consoles of servers", Wire: wireConsoleProxy},
 			{Name: "api", Short: "Run the API service", Wire: wireAPI},
 		},
 		Migrations: store.Migrations(), Rules: api.Rules(),

@@ -36,16 +36,22 @@ type options struct {
 	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" min:"0.01" max:"10000" help:"virtual CPUs that servers can claim for each real CPU"`
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory that servers can claim, as a multiple of the real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk that servers can claim, as a multiple of the real disk"`
+	ReclaimInterval time.Duration                `ini:"reclaim_instance_interval" default:"0" min:"0s" help:"seconds for which a deleted server can be restored; 0: it cannot, and is deleted at once"`
 	DeletedKept     time.Duration                `ini:"deleted_server_retention" default:"86400" min:"0s" help:"seconds for which administrators can list a deleted server"`
 	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
 	SSLAPIs         []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that use HTTPS"`
-	SSLOnly         bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"there are no consoles; set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"consoles accept TLS only"`
+	SSLOnly         bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [consoleproxy], which make the proxy for consoles accept TLS only" help:"consoles accept TLS only"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Quota           quotaOptions                 `section:"quota"`
 	Image           imageOptions                 `section:"image"`
 	Neutron         neutronOptions               `section:"neutron"`
 	Glance          glanceOptions                `section:"glance"`
+	VNC             vncOptions                   `section:"vnc"`
+	SerialConsole   serialOptions                `section:"serial_console"`
+	Console         consoleOptions               `section:"console"`
+	ConsoleAuth     consoleAuthOptions           `section:"consoleauth"`
+	ConsoleProxy    consoleProxyOptions          `section:"consoleproxy"`
 	Links           linkOptions                  `section:"api"`
 	Proxy           proxyOptions                 `section:"wsgi"`
 	SSL             sslOptions                   `section:"ssl"`
@@ -108,6 +114,44 @@ type glanceOptions struct {
 type neutronOptions struct {
 	sessionOptions
 }
+
+// vncOptions are about VNC consoles. Nova enables them by default; without a proxy their URLs lead nowhere.
+type vncOptions struct {
+	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open VNC consoles"`
+	URL         string `ini:"novncproxy_base_url" regex:"^(https?://[^ ]+)?$" help:"URL of noVNC's page for clients, such as https://consoles.example.org/vnc_lite.html, whose WebSocket reaches the console proxy (default: the console proxy, if it is in the same process)"`
+	ProxyClient string `ini:"server_proxyclient_address" default:"127.0.0.1" help:"address of this host at which the console proxy reaches VNC consoles; empty: the address at which the driver says that they listen"`
+}
+
+// serialOptions are about serial consoles.
+type serialOptions struct {
+	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open serial consoles"`
+	URL         string `ini:"base_url" regex:"^(wss?://[^ ]+)?$" help:"URL of the console proxy for clients, such as wss://consoles.example.org/ (default: the console proxy, if it is in the same process)"`
+	ProxyClient string `ini:"proxyclient_address" default:"127.0.0.1" help:"address of this host at which the console proxy reaches serial consoles; empty: the address at which the driver says that they listen"`
+}
+
+// consoleOptions are about clients of consoles.
+type consoleOptions struct {
+	Origins []string `ini:"allowed_origins" deprecated:"DEFAULT.console_allowed_origins" help:"host names that the header Origin of a browser may have besides that of the console proxy"`
+}
+
+// consoleAuthOptions are about the tokens of consoles.
+type consoleAuthOptions struct {
+	TTL     time.Duration `ini:"token_ttl" default:"600" min:"1s" deprecated:"DEFAULT.console_token_ttl" help:"seconds for which a client can open a console with a token"`
+	Enforce bool          `ini:"enforce_session_timeout" default:"false" protects:"true" help:"sessions end with their tokens"`
+}
+
+// consoleProxyOptions are about the console proxy, which Nova does not have: it has one for each type of console.
+type consoleProxyOptions struct {
+	Listen      string        `ini:"listen" default:"127.0.0.1" help:"address of the console proxy"`
+	Port        int           `ini:"port" default:"6080" min:"0" max:"65535" help:"port of the console proxy; 0: any free port"`
+	CertFile    string        `ini:"ssl_cert_file" protects:"true" help:"certificate chain of the console proxy, which makes it accept TLS only"`
+	KeyFile     string        `ini:"ssl_key_file" protects:"true" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
+	MaxSessions int           `ini:"max_sessions" default:"1000" min:"1" help:"open consoles at a time"`
+	Idle        time.Duration `ini:"idle_timeout" default:"3600" min:"1s" help:"seconds without data after which a session ends"`
+}
+
+// consoles reports whether clients can open consoles.
+func (o *options) consoles() bool { return o.VNC.Enabled || o.SerialConsole.Enabled }
 
 // sessionOptions say how nova-mini logs in at Keystone to use another service. The names are those of Nova.
 type sessionOptions struct {

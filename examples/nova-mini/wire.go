@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/console"
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
@@ -32,7 +36,111 @@ import (
 
 type process = component.Process[options]
 
+// wireConsoleProxy adds the console proxy. In the process with all services the API adds it, which tells clients its address.
+func wireConsoleProxy(_ context.Context, p *process) error {
+	if p.Name == component.AllInOne {
+		return nil
+	}
+	if !p.Options.consoles() {
+		p.Log.Warn("no type of console is enabled, so the console proxy refuses all clients (options vnc.enabled and serial_console.enabled)")
+	}
+	_, err := addConsoleProxy(p) //nolint:contextcheck // the check of an address needs no context
+	return err
+}
+
+// addConsoleProxy adds the console proxy and returns its server.
+func addConsoleProxy(p *process) (*service.HTTPPart, error) {
+	o := p.Options
+	s := store.New(p.DB)
+	proxy := console.New(console.Config{
+		Find: func(ctx context.Context, token string) (*console.Target, error) { return findConsole(ctx, p, s, token) },
+		Present: func(ctx context.Context, t *console.Target) (bool, error) {
+			return s.OnHost(ctx, t.ServerID, t.Host)
+		},
+		AllowedOrigins: o.Console.Origins, MaxSessions: o.ConsoleProxy.MaxSessions, Idle: o.ConsoleProxy.Idle, EndWithToken: o.ConsoleAuth.Enforce, Logger: p.Log,
+	})
+	cfg := service.HTTPConfig{
+		Addr: net.JoinHostPort(o.ConsoleProxy.Listen, strconv.Itoa(o.ConsoleProxy.Port)), Handler: proxy, CertFile: o.ConsoleProxy.CertFile, KeyFile: o.ConsoleProxy.KeyFile,
+	}
+	names := []string{"consoleproxy.listen", "consoleproxy.port"}
+	if err := (service.HTTPConfig{Addr: cfg.Addr}).Validate(); err != nil {
+		return nil, about(strings.Join(names, " "), err)
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, about("consoleproxy.ssl_cert_file consoleproxy.ssl_key_file", err)
+	}
+	part := service.NewHTTP(cfg)
+	p.Add("console proxy", part, names...)
+	p.Add("console sessions", service.Funcs{OnDrain: proxy.Close}) // it is drained first
+	return part, nil
+}
+
+// findConsole returns the console of a token. The compute service must say that the console still has the address of the token: after a stop
+// of the server another one may have it.
+func findConsole(ctx context.Context, p *process, s *store.Store, token string) (*console.Target, error) {
+	t, err := s.ConsoleToken(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	now, err := rpc.Call(ctx, p.Client, compute.OpenConsole, t.ComputeHost, &compute.OpenConsoleRequest{ServerID: t.ServerID, Type: t.Type})
+	switch {
+	case errors.Is(err, fault.ErrVersionCap):
+		return nil, fault.New(fault.Unavailable, "%w", err)
+	case errors.Is(err, fault.Precondition):
+		return nil, fault.New(fault.NotFound, "%w", err)
+	case err != nil:
+		return nil, err
+	case now.Host != t.Host || now.Port != t.Port:
+		return nil, fault.New(fault.NotFound, "the console of server %s has another address now", t.ServerID)
+	}
+	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, ExpiresAt: t.ExpiresAt}, nil
+}
+
+// consoles returns the consoles of the API. The process with all services has the proxy.
+func consoles(p *process) (out api.Consoles, err error) {
+	o := p.Options
+	out.TTL, out.URL = o.ConsoleAuth.TTL, map[compute.ConsoleType]func() string{}
+	if !o.consoles() {
+		return out, nil
+	}
+	var proxy *service.HTTPPart
+	if p.Name == component.AllInOne {
+		if proxy, err = addConsoleProxy(p); err != nil {
+			return out, err
+		}
+	}
+	tls := ""
+	if o.ConsoleProxy.CertFile != "" {
+		tls = "s"
+	}
+	for _, c := range []struct {
+		t                         compute.ConsoleType
+		enabled                   bool
+		url, option, scheme, path string
+	}{
+		{compute.VNC, o.VNC.Enabled, o.VNC.URL, "vnc.novncproxy_base_url", "http", "/vnc_lite.html"},
+		{compute.Serial, o.SerialConsole.Enabled, o.SerialConsole.URL, "serial_console.base_url", "ws", "/"},
+	} {
+		switch {
+		case !c.enabled:
+		case c.url != "":
+			out.URL[c.t] = func() string { return c.url }
+		case proxy != nil && net.ParseIP(o.ConsoleProxy.Listen).IsUnspecified():
+			return out, about(c.option, errors.New("is not set, and the console proxy listens on all addresses: clients get this URL"))
+		case proxy == nil:
+			return out, about(c.option, errors.New("is not set, and the console proxy is another process: clients get this URL"))
+		default:
+			out.URL[c.t] = func() string { return c.scheme + tls + "://" + proxy.Addr() + c.path }
+		}
+	}
+	return out, nil
+}
+
 func wireAPI(ctx context.Context, p *process) error {
+	consoles, err := consoles(p) //nolint:contextcheck // the check of an address needs no context
+	if err != nil {
+		return err
+	}
 	images, err := images(ctx, p)
 	if err != nil {
 		return err
@@ -42,7 +150,7 @@ func wireAPI(ctx context.Context, p *process) error {
 		return err
 	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Client: p.Client, Bus: p.Bus.Check, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Consoles: consoles, Client: p.Client, Bus: p.Bus.Check, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
 }
 
@@ -115,6 +223,9 @@ func wireConductor(_ context.Context, p *process) error {
 	c := conductor.New(cfg)
 	serveMember(p, s, compute.Conductor, store.ConductorBinary, c.Register)
 	p.Add("shelved servers", service.Loop(time.Minute, c.OffloadShelved))
+	if o.ReclaimInterval > 0 {
+		p.Leader("soft-deleted servers", min(time.Minute, o.ReclaimInterval), func(ctx context.Context) error { return c.ReclaimDeleted(ctx, o.ReclaimInterval) })
+	}
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
@@ -124,6 +235,7 @@ func wireConductor(_ context.Context, p *process) error {
 		}
 		return err
 	}))
+	p.Add("console tokens", service.Loop(10*time.Minute, s.PruneConsoleTokens))
 	p.Add("idempotency keys", service.Loop(time.Hour, s.Replies().Prune))
 	return nil
 }
@@ -230,7 +342,8 @@ func addWorker(p *process) (*worker.Service, error) {
 	}
 	w := worker.New(worker.Config{
 		Host: p.Host, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
-		Process: func() compute.Process { return compute.Process(lock.Instance()) },
+		ConsoleHost: map[compute.ConsoleType]string{compute.VNC: p.Options.VNC.ProxyClient, compute.Serial: p.Options.SerialConsole.ProxyClient},
+		Process:     func() compute.Process { return compute.Process(lock.Instance()) },
 	})
 	p.ServeWith(component.ServerConfig{Interface: compute.Worker, Register: w.Register, Around: []rpc.Interceptor{w.Guard}, Claim: w, Options: []string{"host", "compute_driver"}})
 	return w, nil

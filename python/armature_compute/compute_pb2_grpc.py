@@ -104,6 +104,16 @@ class ComputeStub(object):
                 request_serializer=armature__compute_dot_compute__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=armature__compute_dot_compute__pb2.SnapshotResponse.FromString,
                 )
+        self.RemoveImage = channel.unary_unary(
+                '/armature.compute.v1.Compute/RemoveImage',
+                request_serializer=armature__compute_dot_compute__pb2.RemoveImageRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.RemoveImageResponse.FromString,
+                )
+        self.SetPassword = channel.unary_unary(
+                '/armature.compute.v1.Compute/SetPassword',
+                request_serializer=armature__compute_dot_compute__pb2.SetPasswordRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.SetPasswordResponse.FromString,
+                )
         self.ConsoleLog = channel.unary_stream(
                 '/armature.compute.v1.Compute/ConsoleLog',
                 request_serializer=armature__compute_dot_compute__pb2.ConsoleLogRequest.SerializeToString,
@@ -314,6 +324,25 @@ class ComputeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveImage(self, request, context):
+        """RemoveImage removes an image that Snapshot has made on this host. Servers that
+        were built from it keep their disks. It is not an error if the image does not
+        exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
+        Capability remove-image, which only a driver with the capability snapshot has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPassword(self, request, context):
+        """SetPassword sets the password of the administrator of the guest of a RUNNING
+        server. FAILED_PRECONDITION also if the guest does not answer. Capability
+        set-password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ConsoleLog(self, request, context):
         """ConsoleLog returns, in parts, what the guest has written on its console since
         the server was started. Capability console-log.
@@ -492,6 +521,16 @@ def add_ComputeServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=armature__compute_dot_compute__pb2.SnapshotRequest.FromString,
                     response_serializer=armature__compute_dot_compute__pb2.SnapshotResponse.SerializeToString,
+            ),
+            'RemoveImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveImage,
+                    request_deserializer=armature__compute_dot_compute__pb2.RemoveImageRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'SetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPassword,
+                    request_deserializer=armature__compute_dot_compute__pb2.SetPasswordRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.SetPasswordResponse.SerializeToString,
             ),
             'ConsoleLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsoleLog,
@@ -856,6 +895,40 @@ class Compute(object):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Snapshot',
             armature__compute_dot_compute__pb2.SnapshotRequest.SerializeToString,
             armature__compute_dot_compute__pb2.SnapshotResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RemoveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/RemoveImage',
+            armature__compute_dot_compute__pb2.RemoveImageRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.RemoveImageResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/SetPassword',
+            armature__compute_dot_compute__pb2.SetPasswordRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.SetPasswordResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -307,6 +307,9 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 		if rec.probe {
 			level = slog.LevelDebug
 		}
+		if rec.secret {
+			_, sent, _ = strings.Cut(rec.pattern, " ")
+		}
 		ctx := reqctx.With(r.Context(), rec.req)
 		m.cfg.Logger.LogAttrs(ctx, level, "request",
 			slog.String("method", r.Method), slog.String("path", sent), slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
@@ -382,6 +385,7 @@ type recorder struct {
 	body           []byte // of the request; nil before it has been read
 	routed         bool   // the reply is the Mux's own, and not ServeMux's
 	probe          bool   // the route is a health probe
+	secret         bool   // the path has a secret
 	refused        int    // the status with which ServeMux refuses the request; 0: it does not
 	status         int    // of the reply; 0 before it is sent
 	bytes          int64  // size of the reply

@@ -127,3 +127,23 @@ func TestAccessLog(t *testing.T) {
 		t.Errorf("log: %s", line)
 	}
 }
+
+// TestSecretPath: the log does not have the path of a request with a secret in it, also if the request is refused.
+func TestSecretPath(t *testing.T) {
+	t.Parallel()
+	m, out := newMux(api.Config{})
+	api.HandleRoute(m, api.Route{Pattern: "GET /tokens/{token}", SecretPath: true}, func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
+		if r.PathValue("token") == "secret2" {
+			return api.None{}, fault.New(fault.NotFound, "no such token")
+		}
+		return api.None{}, nil
+	})
+	for path, status := range map[string]int{"/tokens/secret1": 204, "/tokens/secret2": 404, "/tokens/secret3%20": 404} {
+		if w := send(t, m, "GET", path, ""); w.Code != status {
+			t.Errorf("%s: %d, want %d", path, w.Code, status)
+		}
+	}
+	if log := out.String(); strings.Count(log, "path=/tokens/{token} ") != 3 || strings.Contains(log, "secret") {
+		t.Errorf("log: %s", log)
+	}
+}

@@ -68,6 +68,8 @@ type Route struct {
 	Errors []int
 	// Public reports that clients need no authentication.
 	Public bool
+	// SecretPath means that the path of a request has a secret, such as a token. The log then has the Pattern instead of the path.
+	SecretPath bool
 	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
 	// the path's parameters, and is nil if the path has none. If a rule depends on
 	// the object itself, such as on its owner, register the handler with [HandleTarget]. Empty: no rule is
@@ -368,6 +370,7 @@ func pathParams(path string) []string {
 // dispatch serves a request whose pattern has the routes e.
 func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry) {
 	rec.routed, rec.pattern = true, hr.Pattern
+	rec.secret = slices.ContainsFunc(e, func(r *route) bool { return r.SecretPath })
 	if rec.refusedVersion != nil { // before authentication: a client with a wrong version learns nothing else
 		m.fail(rec, hr, rec.refusedVersion)
 		return

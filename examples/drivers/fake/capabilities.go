@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -110,6 +111,31 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	})
 }
 
+// RemoveImage implements compute.Driver.
+func (d *Driver) RemoveImage(ctx context.Context, imageRef string) error {
+	if err := checkID(imageRef); err != nil {
+		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
+	}
+	return d.withFaults(ctx, "remove_image", "", nil, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.images, imageRef)
+		if d.cfg.Dir == "" {
+			return nil
+		}
+		err := os.Remove(filepath.Join(d.cfg.Dir, images, imageRef))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
+// SetPassword implements compute.Driver. The guest has no users: its console shows that it was told a password.
+func (d *Driver) SetPassword(ctx context.Context, id, _ string) error {
+	return d.applyInState(ctx, "set_password", id, powerStates(compute.Running), func(s *server) { s.Passwords++ })
+}
+
 // writeOnce writes a file that appears when it is complete, unless it exists.
 func writeOnce(path, text string) error {
 	if _, err := os.Stat(path); err == nil {
@@ -136,28 +162,15 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	if s.GuestData != "" {
 		log = append(log, "[    0.200000] config drive: "+s.GuestData)
 	}
+	for n := range s.Passwords {
+		log = append(log, fmt.Sprintf("[    0.30000%d] the password of the administrator was set", n%10))
+	}
 	log = append(log, s.Name+" login:")
 	if lines > 0 && lines < len(log) {
 		log = log[len(log)-lines:]
 	}
 	_, err = io.WriteString(w, strings.Join(log, "\n")+"\n")
 	return err
-}
-
-// Console implements compute.Driver. No process listens at the returned address.
-func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
-	s, err := d.applyTo(ctx, "console", id, nil)
-	switch {
-	case err != nil:
-		return compute.Console{}, err
-	case s.Power != compute.Running:
-		return compute.Console{}, fault.New(fault.Precondition, "console: server %s is %v", id, s.Power)
-	case t == compute.VNC:
-		return compute.Console{Host: "127.0.0.1", Port: 5900}, nil
-	case t == compute.Serial:
-		return compute.Console{Path: "/nonexistent/" + id}, nil
-	}
-	return compute.Console{}, fault.New(fault.Invalid, "console type %q is not supported", t)
 }
 
 // LiveMigrate implements compute.Driver.

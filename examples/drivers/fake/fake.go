@@ -65,6 +65,7 @@ type Driver struct {
 	received    time.Time
 	watchers    map[chan compute.Event]bool
 	crashTimers map[string]*time.Timer
+	consoles    map[consoleKey]*consolePort
 	closed      bool
 }
 
@@ -158,6 +159,7 @@ func New(cfg Config) (*Driver, error) {
 	d := &Driver{
 		cfg: cfg, servers: make(map[string]*server), counts: make(map[string]int), images: make(map[string]bool),
 		watchers: make(map[chan compute.Event]bool), crashTimers: make(map[string]*time.Timer),
+		consoles: make(map[consoleKey]*consolePort),
 	}
 	return d, d.loadServers()
 }
@@ -168,6 +170,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
 		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData, compute.CapImageFiles,
+		compute.CapRemoveImage, compute.CapSetPassword,
 	}}
 	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }
@@ -180,6 +183,7 @@ func (d *Driver) Close() error {
 	for _, t := range d.crashTimers {
 		t.Stop()
 	}
+	d.closeConsolesLocked("")
 	for w := range d.watchers {
 		close(w)
 		delete(d.watchers, w)
@@ -381,6 +385,7 @@ func (d *Driver) removeServer(id string) error {
 		delete(d.crashTimers, id)
 	}
 	delete(d.servers, id)
+	d.closeConsolesLocked(id)
 	d.sendEvent(id, compute.EventDestroyed)
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 // methods are the names of compute.Driver's methods in options and metadata that define faults.
 var methods = []string{
 	"spawn", "destroy", "list", "get", "power_on", "power_off", "reboot", "resources", "pause", "unpause",
-	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "console_log", "console", "live_migrate",
+	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "remove_image", "set_password", "console_log", "console", "live_migrate",
 	"attach_volume", "detach_volume", "attach_interface", "detach_interface", "metrics", "diagnostics", "events", "info",
 }
 

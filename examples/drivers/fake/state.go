@@ -35,6 +35,8 @@ type server struct {
 	Boots    int                `json:"boots"`
 	// GuestData describes what the guest was told. It is empty if the server needs no data.
 	GuestData string `json:"guest_data,omitempty"`
+	// Passwords is how often the password of the guest was set.
+	Passwords int `json:"passwords,omitempty"`
 }
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -180,6 +182,9 @@ func (d *Driver) putServer(s *server) error {
 	}
 	old := d.servers[s.ID]
 	d.servers[s.ID] = s
+	if s.Power != compute.Running || old != nil && s.Boots != old.Boots {
+		d.closeConsolesLocked(s.ID)
+	}
 	if old == nil || s.Boots != old.Boots {
 		d.scheduleCrash(s)
 	}

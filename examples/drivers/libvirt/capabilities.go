@@ -158,6 +158,24 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	})
 }
 
+// RemoveImage implements compute.Driver. Disks do not need the image, because their backing files are in the cache.
+func (d *Driver) RemoveImage(ctx context.Context, imageRef string) error {
+	if !d.qemu() {
+		return d.Unsupported.RemoveImage(ctx, imageRef)
+	}
+	if filepath.IsAbs(imageRef) {
+		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
+	}
+	file, err := d.opts.snapshotFile(imageRef)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // copyDisk copies the disk of a guest to a path where no file is.
 func (g *guest) copyDisk(ctx context.Context, disk, to string) error {
 	active, err := g.IsActive()

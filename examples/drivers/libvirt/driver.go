@@ -50,7 +50,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 func (d *Driver) Info(context.Context) (driver.Info, error) {
 	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics, compute.CapImageFiles}}
 	if d.opts.virtType != "test" {
-		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapGuestData)
+		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapRemoveImage, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapGuestData)
 		if d.opts.vnc != "none" {
 			info.Capabilities = append(info.Capabilities, compute.CapVNCConsole)
 		}

@@ -24,7 +24,7 @@ var actionRules = func() []rule {
 		{ruleUnshelveHost, "rule:context_is_admin", "Choose the host of a server that is unshelved", "POST", "/servers/{server_id}/action (unshelve)"},
 	}
 	for _, info := range compute.Actions {
-		if slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
+		if info.Request == "" || slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
 			continue
 		}
 		check := "rule:project_member_or_admin"
@@ -52,15 +52,15 @@ var handlers = map[compute.Action]actionHandler{
 	compute.Lock:        inTwoForms("2.72", actionOf((*server).lockPlain), "2.73", actionOf((*server).lock)),
 	compute.Unlock:      actionOf((*server).unlock),
 	compute.ResetState:  actionOf((*server).resetState),
-	compute.ForceDelete: actionOf((*server).deleteServer),
-	compute.Restore:     actionOf((*server).restore),
+	compute.ForceDelete: actionOf((*server).forceDelete),
 
 	compute.CreateImage:    inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage)),
 	compute.Shelve:         actionOf((*server).shelve),
 	compute.Unshelve:       inTwoForms("2.76", actionOf((*server).unshelvePlain), "2.77", inTwoForms("2.90", actionOf((*server).unshelveInZone), "2.91", actionOf((*server).unshelve))),
 	compute.ChangePassword: actionOf((*server).changePassword),
-	compute.CreateBackup:   actionOf((*server).createBackup),
-	compute.InjectNetwork:  actionOf((*server).injectNetwork),
+	compute.CreateBackup: inTwoForms("2.38", actionOf((*server).createBackupLimited), "2.39",
+		inTwoForms("2.44", actionOf((*server).createBackupPlain), "2.45", actionOf((*server).createBackup))),
+	compute.InjectNetwork: actionOf((*server).injectNetwork),
 }
 
 // gone are actions that Nova had and has removed.
@@ -70,7 +70,7 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 	g := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/action", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
 	seen := map[string]bool{}
 	for _, info := range compute.Actions {
-		if seen[info.Request] {
+		if info.Request == "" || seen[info.Request] {
 			continue
 		}
 		seen[info.Request] = true
@@ -279,11 +279,6 @@ func (s *server) resetState(ctx context.Context, r *api.Request[resetState], srv
 	return api.None{}, s.cfg.Store.ResetState(ctx, srv.ID, r.Body.Reset.State)
 }
 
-// restore refuses every server: nova-mini deletes servers at once.
-func (s *server) restore(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-	return api.None{}, fault.New(fault.Conflict, "Cannot 'restore' instance %s while it is in vm_state %s", srv.ID, srv.VMState)
-}
-
 // shelve begins to shelve a server. The image of the server's disk has a new ID each time.
 func (s *server) shelve(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
 	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.Shelve, store.Image{Name: srv.Name + "-shelved"})
@@ -411,9 +406,35 @@ type createBackup struct {
 	} `json:"createBackup"`
 }
 
-// createBackup refuses every backup: nova-mini does not delete the older images of a rotation.
-func (s *server) createBackup(_ context.Context, _ *api.Request[createBackup], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.CreateBackup, "")
+// createBackup begins to make a backup. Without an image service the driver keeps it.
+func (s *server) createBackup(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (out newImage, err error) {
+	in := r.Body.Backup
+	as := store.Image{Name: string(in.Name), Metadata: in.Metadata, BackupType: in.Type}
+	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.CreateBackup, as)
+	if err != nil {
+		return out, err
+	}
+	out.ID = id
+	keep, _ := parseWhole("rotation", in.Rotation.RawMessage, 0) // the schema has checked it
+	b := store.Backup{Type: in.Type, Keep: keep, ProjectID: reqctx.From(ctx).ProjectID, ByDriver: s.keeper() == nil}
+	return out, undo(s.beginAction(ctx, srv, compute.CreateBackup, store.ActData{ImageRef: out.ID, Image: &as, Backup: &b}))
+}
+
+// createBackupPlain is createBackup with a reply that names the image in a header, unless no backup is kept.
+func (s *server) createBackupPlain(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (api.None, error) {
+	out, err := s.createBackup(ctx, r, srv)
+	if keep, _ := parseWhole("rotation", r.Body.Backup.Rotation.RawMessage, 0); err == nil && keep > 0 {
+		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
+	}
+	return api.None{}, err
+}
+
+// createBackupLimited is createBackupPlain with the limit of metadata items, which Nova had until 2.38.
+func (s *server) createBackupLimited(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (api.None, error) {
+	if err := s.tooManyItems(len(r.Body.Backup.Metadata)); err != nil {
+		return api.None{}, err
+	}
+	return s.createBackupPlain(ctx, r, srv)
 }
 
 type changePassword struct {
@@ -422,20 +443,23 @@ type changePassword struct {
 	} `json:"changePassword"`
 }
 
-// changePassword refuses every password: no driver can set the password of a guest that is built.
-func (s *server) changePassword(_ context.Context, _ *api.Request[changePassword], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.ChangePassword, "Unable to set password on instance")
+func (s *server) changePassword(ctx context.Context, r *api.Request[changePassword], srv *store.Server) (api.None, error) {
+	err := s.beginAction(ctx, srv, compute.ChangePassword, store.ActData{AdminPass: &r.Body.Password.AdminPass})
+	if errors.Is(err, fault.Unimplemented) {
+		err = notImplemented(fault.WithUser(store.ErrNotSupported, "Unable to set password on instance"))
+	}
+	return api.None{}, err
 }
 
 // injectNetwork refuses every server: servers have no addresses that a guest would need.
 func (s *server) injectNetwork(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-	return api.None{}, s.unsupported(srv, compute.InjectNetwork, "")
+	return api.None{}, s.unsupported(srv, compute.InjectNetwork)
 }
 
 // unsupported returns the error for an action that nova-mini does not have. As in Nova, the state of the server is checked before.
-func (s *server) unsupported(srv *store.Server, a compute.Action, text string) error {
+func (s *server) unsupported(srv *store.Server, a compute.Action) error {
 	if err := store.CheckAction(srv, a); err != nil {
 		return err
 	}
-	return notImplemented(fault.WithUser(store.ErrNotSupported, cmp.Or(text, store.ErrNotSupported.Error())))
+	return notImplemented(store.ErrNotSupported)
 }

@@ -3,9 +3,11 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/reqctx"
@@ -69,7 +71,7 @@ func TestLock(t *testing.T) {
 		c.wantAct("stranger", id, `{"lock": null}`, 404, "could not be found")
 		c.wantAct("member", id, `{"lock": null}`, 202, "")
 		for _, info := range compute.Actions {
-			if info.WhenLocked || info.Admin {
+			if info.WhenLocked || info.Admin || info.Request == "" {
 				continue
 			}
 			c.wantAct("member", id, body(info), 409, "Instance "+id+" is locked")
@@ -133,7 +135,7 @@ func TestRefusedActions(t *testing.T) {
 		host()
 		id := c.addActive("a")
 		for _, info := range compute.Actions {
-			if len(info.From) == 0 {
+			if len(info.From) == 0 || info.Request == "" {
 				continue
 			}
 			c.exec(`UPDATE servers SET vm_state = 'building'`)
@@ -155,6 +157,17 @@ func TestRefusedActions(t *testing.T) {
 		if srv, err := c.store.Server(t.Context(), id); err != nil || srv.Task() != "" {
 			t.Errorf("after a refused action: %+v, %v", srv, err)
 		}
+		c.wantAct("member", id, `{"changePassword": {"adminPass": "x"}}`, 501, "Unable to set password on instance")
+		backup := `{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}}`
+		for _, one := range []driver.Capability{"", compute.CapSnapshot} {
+			report.Capabilities = append(report.Capabilities, one)
+			host()
+			c.wantAct("member", id, backup, 501, "The requested functionality is not supported.")
+		}
+		report.Capabilities = append(report.Capabilities, compute.CapRemoveImage)
+		host()
+		c.wantAct("member", id, backup, 202, "")
+		c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
 		c.wantAct("member", id, `{"suspend": null}`, 202, "")
 	})
 }
@@ -198,6 +211,14 @@ func TestVersionsOfActions(t *testing.T) {
 			{"2.73", `{"lock": {"locked_reason": "hands off"}}`, 202, ""},
 			{"2.44", `{"createImage": {"name": "i"}}`, 202, ""},
 			{"2.45", `{"createImage": {"name": "i"}}`, 202, `{"image_id":"`},
+			{"2.1", `{"createBackup": {"name": "b", "backup_type": "daily", "rotation": "1"}}`, 202, ""},
+			{"2.45", `{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 0, "metadata": {"k": "v"}}}`, 202, `{"image_id":"`},
+			{"2.1", `{"createBackup": {"name": "b", "backup_type": "daily", "rotation": -1}}`, 400, "rotation"},
+			{"2.1", `{"createBackup": {"name": "b", "backup_type": "daily"}}`, 400, "rotation"},
+			{"2.1", `{"createBackup": {"name": "b", "backup_type": 1, "rotation": 1}}`, 400, "backup_type"},
+			{"2.1", `{"changePassword": {"adminPass": ""}}`, 202, ""},
+			{"2.1", `{"changePassword": {"adminPass": null}}`, 400, "adminPass"},
+			{"2.1", `{"changePassword": {}}`, 400, "adminPass"},
 			{"2.1", `{"rebuild": {"imageRef": "` + image + `"}}`, 202, `"adminPass":"`},
 			{"2.75", `{"rebuild": {"imageRef": "` + image + `", "adminPass": "secret", "name": "again", "metadata": {"a": "b"}}}`, 202, `"OS-EXT-STS:task_state":"rebuilding"`},
 			{"2.1", `{"os-getSerialConsole": {"type": "serial"}}`, 400, "Unavailable console type serial."},
@@ -259,6 +280,37 @@ func TestVersionsOfActions(t *testing.T) {
 		}
 		if status, _ := c.askAt("2.5", "member", http.MethodPost, "/servers/"+id+"/remote-consoles", `{"remote_console": {"protocol": "vnc", "type": "novnc"}}`); status != 404 {
 			t.Errorf("a console at 2.5: %d", status)
+		}
+	})
+}
+
+// TestBackupReplies: the reply to createBackup names the image in a header before 2.45 if it is kept. Until 2.38 its metadata have the limit of those of a server.
+func TestBackupReplies(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, store.Limits{store.Metadata: 1}, func(c *cloud) {
+		id := c.addActive("a")
+		for _, tt := range []struct {
+			version, rotation, metadata string
+			status                      int
+			location                    bool
+		}{
+			{"2.1", "1", `{}`, 202, true},
+			{"2.1", "0", `{}`, 202, false},
+			{"2.38", "1", `{"a": "b", "c": "d"}`, 403, false},
+			{"2.39", "1", `{"a": "b", "c": "d"}`, 202, true},
+			{"2.45", "1", `{"a": "b", "c": "d"}`, 202, false},
+		} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v2.1/servers/"+id+"/action",
+				strings.NewReader(`{"createBackup": {"name": "b", "backup_type": "t", "rotation": `+tt.rotation+`, "metadata": `+tt.metadata+`}}`))
+			r.Header.Set("X-Auth-Token", "member")
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("OpenStack-API-Version", "compute "+tt.version)
+			w := httptest.NewRecorder()
+			c.ServeHTTP(w, r)
+			if at := w.Header().Get("Location"); w.Code != tt.status || (at != "") != tt.location || at != "" && !strings.Contains(at, "/images/") {
+				t.Errorf("%+v: %d, Location %q, %s", tt, w.Code, at, w.Body)
+			}
+			c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
 		}
 	})
 }

@@ -6,27 +6,26 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
 // refusedSamples are Nova's sample requests that nova-mini refuses, with its error and the reason.
 var refusedSamples = map[string]string{
-	"createBackup":               "501", // nova-mini does not delete the images of a rotation
-	"changePassword":             "501", // no driver has it
 	"injectNetworkInfo":          "501", // there are no networks
 	"resetNetwork":               "410", // Nova has removed it
-	"os-getVNCConsole":           "400 Unavailable console type",
 	"os-getSPICEConsole":         "400 Unavailable console type",
 	"os-getRDPConsole":           "400 The server could not comply",
-	"os-getSerialConsole":        "400 Unavailable console type",
-	"remote_console":             "400 Unavailable console type",
-	"restore":                    "409", // servers are deleted at once
+	"rdp":                        "400 Unavailable console type",
+	"spice":                      "400 Unavailable console type",
+	"mks":                        "400 Unavailable console type",
 	"confirmResize":              "409", // the server has no resize
 	"revertResize":               "409",
-	"os-getConsoleOutput":        "503", // no compute service runs
+	"os-getConsoleOutput":        "501", // the compute service of the test has only consoles
 	"addFloatingIp":              "400 There is no such action",
 	"removeFloatingIp":           "400 There is no such action",
 	"trigger_crash_dump":         "400 There is no such action",
@@ -36,7 +35,7 @@ var refusedSamples = map[string]string{
 
 // states are the values of vm_state in which the samples are requested.
 var states = map[string]string{
-	"os-start": store.Stopped, "unpause": compute.VMPaused, "resume": compute.VMSuspended, "unrescue": compute.VMRescued, "shelveOffload": compute.VMShelved, "unshelve": compute.VMOffloaded,
+	"os-start": store.Stopped, "unpause": compute.VMPaused, "resume": compute.VMSuspended, "unrescue": compute.VMRescued, "shelveOffload": compute.VMShelved, "restore": compute.VMSoftDeleted, "unshelve": compute.VMOffloaded,
 }
 
 // TestActionSamples: Nova's sample requests of actions are accepted at their microversions, or are refused for a reason of their own. The replies
@@ -44,7 +43,8 @@ var states = map[string]string{
 func TestActionSamples(t *testing.T) {
 	t.Parallel()
 	root := samplesOf(t, "os-lock-server/..")
-	eachCloud(t, func(c *cloud) {
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+		c.consoles(new(atomic.Pointer[error]))
 		for _, host := range []string{"n1", "host01"} {
 			report := compute.HostReport{Host: host, Driver: "d", Resources: compute.Resources{VCPUs: 99, MemoryMiB: 99 << 10, DiskGiB: 999}}
 			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
@@ -85,7 +85,7 @@ func TestActionSamples(t *testing.T) {
 		if seen < 50 {
 			t.Errorf("only %d samples were found", seen)
 		}
-	})
+	}, withConsoles)
 }
 
 // trySample requests a sample of an action on a server of its own.

@@ -31,6 +31,10 @@ type Config struct {
 	Images image.Source
 	// Network is the network service. Nil: no network exists.
 	Network *network.Neutron
+	// Consoles are the consoles of servers that clients may open. Default: none.
+	Consoles Consoles
+	// SoftDelete means that a deleted server can be restored for some time.
+	SoftDelete bool
 	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration
 	Logger    *slog.Logger

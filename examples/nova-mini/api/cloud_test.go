@@ -84,7 +84,7 @@ func eachCloudImages(t *testing.T, images novaimage.Source, f func(c *cloud)) {
 	eachCloudOf(t, api.Rules(), nil, images, f)
 }
 
-func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images novaimage.Source, f func(c *cloud)) {
+func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images novaimage.Source, f func(c *cloud), change ...func(*api.Config)) {
 	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -99,9 +99,13 @@ func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images 
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })
 		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
-		c.Handler = checked(t, handler(t, api.Config{
+		cfg := api.Config{
 			Store: s, Images: images, Client: client, Bus: func(context.Context) error { return c.down }, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
-		}, restapi.Config{
+		}
+		for _, f := range change {
+			f(&cfg)
+		}
+		c.Handler = checked(t, handler(t, cfg, restapi.Config{
 			Enforce: enforcer.Enforce,
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				who, ok := people[r.Header.Get("X-Auth-Token")]

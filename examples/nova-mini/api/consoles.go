@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -96,7 +98,20 @@ func (s *server) console(ctx context.Context, r *api.Request[console], srv *stor
 	return consoleOutput{controls.ReplaceAllString(lastLines(got.Output, r.Body.lines()), "")}, nil
 }
 
-// A request for the address of a console is refused as Nova refuses it if the type of the console is not enabled.
+// Consoles says which consoles clients may open, and how.
+type Consoles struct {
+	// URL returns the URL of the proxy for a type of console, without a token. Types without a URL are not enabled. The URL of a VNC console is that of noVNC.
+	URL map[compute.ConsoleType]func() string
+	// TTL is how long a token is valid.
+	TTL time.Duration
+}
+
+// consoleKinds are Nova's names of the types of consoles that nova-mini has, by the protocols.
+var consoleKinds = map[string]struct {
+	name string
+	t    compute.ConsoleType
+}{"vnc": {"novnc", compute.VNC}, "serial": {"serial", compute.Serial}}
+
 type (
 	vncConsole struct {
 		Console struct {
@@ -115,30 +130,65 @@ type (
 	}
 )
 
-func (s *server) vncConsole(_ context.Context, r *api.Request[vncConsole], srv *store.Server) (api.None, error) {
-	return api.None{}, noConsole(srv, r.Body.Console.Type)
+// openedConsole is the reply to an action for a console.
+type openedConsole struct {
+	Console struct {
+		Type string `json:"type"`
+		URL  string `json:"url" format:"uri"`
+	} `json:"console"`
 }
 
-func (s *server) spiceConsole(_ context.Context, r *api.Request[spiceConsole], srv *store.Server) (api.None, error) {
-	return api.None{}, noConsole(srv, r.Body.Console.Type)
+func (s *server) vncConsole(ctx context.Context, r *api.Request[vncConsole], srv *store.Server) (openedConsole, error) {
+	return s.openOld(ctx, srv, "vnc", r.Body.Console.Type)
 }
 
-func (s *server) serialConsole(_ context.Context, r *api.Request[serialConsole], srv *store.Server) (api.None, error) {
-	return api.None{}, noConsole(srv, r.Body.Console.Type)
+func (s *server) spiceConsole(ctx context.Context, r *api.Request[spiceConsole], srv *store.Server) (openedConsole, error) {
+	return s.openOld(ctx, srv, "spice", r.Body.Console.Type)
+}
+
+func (s *server) serialConsole(ctx context.Context, r *api.Request[serialConsole], srv *store.Server) (openedConsole, error) {
+	return s.openOld(ctx, srv, "serial", r.Body.Console.Type)
 }
 
 func (s *server) rdpConsole(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
-	return api.None{}, fault.New(fault.Invalid, "The server could not comply with the request since it is either malformed or otherwise incorrect.")
+	return api.None{}, malformed()
 }
 
-// ruleConsoles is the name of the rule, as in Nova.
-const ruleConsoles = "os_compute_api:os-remote-consoles"
+// malformed returns Nova's error without a reason.
+func malformed() error {
+	return fault.New(fault.Invalid, "The server could not comply with the request since it is either malformed or otherwise incorrect.")
+}
 
-// consoleRoutes registers the route that has replaced the actions.
-func (s *server) consoleRoutes(_, withBody *api.Group) {
-	def := api.Route{Pattern: "POST /servers/{id}/remote-consoles", Min: "2.6", Rule: ruleConsoles, Summary: "Get the address of a server's console", Errors: []int{notFound, conflict}}
+// openOld opens a console for an action.
+func (s *server) openOld(ctx context.Context, srv *store.Server, protocol, kind string) (out openedConsole, err error) {
+	out.Console.Type = kind
+	out.Console.URL, err = s.openConsole(ctx, srv, protocol, kind)
+	return out, err
+}
+
+// The names of the rules, as in Nova.
+const (
+	ruleConsoles      = "os_compute_api:os-remote-consoles"
+	ruleConsoleTokens = "os_compute_api:os-console-auth-tokens" //nolint:gosec // the name of a rule
+)
+
+var consoleRules = []rule{
+	{ruleConsoleTokens, "rule:context_is_admin", "Show the console to which a token lets a client connect", "GET", "/os-console-auth-tokens/{console_token}"},
+}
+
+// consoleRoutes registers the route that has replaced the actions, and the tokens.
+func (s *server) consoleRoutes(all, withBody *api.Group) {
+	def := api.Route{Pattern: "POST /servers/{id}/remote-consoles", Min: "2.6", Rule: ruleConsoles, Summary: "Get the address of a server's console", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}}
 	api.HandleTarget(withBody, def, s.target(), s.remoteConsole)
+	token := api.Route{Pattern: "GET /os-console-auth-tokens/{token}", Rule: ruleConsoleTokens, Summary: "Show the console of a token", SecretPath: true}
+	early, late := token, token
+	early.Max, late.Min, late.Errors, late.Query = "2.30", "2.31", []int{notFound}, tokenQuery
+	api.HandleRoute(all, early, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, malformed() })
+	api.HandleRoute(all, late, s.showConsoleToken)
 }
+
+// tokenQuery is the query of a token. Before 2.99 parameters are ignored.
+var tokenQuery = []api.Schema{{Max: "2.98", JSON: `{"type": "object"}`}, {Min: "2.99", JSON: `{"type": "object", "additionalProperties": false}`}}
 
 // remoteConsole asks for a console. The enumerations are those of Nova's versions: an earlier one has fewer values.
 type remoteConsole struct {
@@ -151,18 +201,92 @@ type remoteConsole struct {
 	} `json:"remote_console"`
 }
 
-func (s *server) remoteConsole(_ context.Context, r *api.Request[remoteConsole], srv *store.Server) (api.None, error) {
-	in := r.Body.Console
-	if protocol := cmp.Or(in.Protocol, in.Protocol28); protocol == "rdp" {
-		return api.None{}, fault.New(fault.Invalid, "Unavailable console type %s.", protocol)
-	}
-	return api.None{}, noConsole(srv, cmp.Or(in.Type, in.Type28, in.Type299))
+// openedRemoteConsole is the reply to a remoteConsole.
+type openedRemoteConsole struct {
+	Console struct {
+		Protocol string `json:"protocol"`
+		Type     string `json:"type"`
+		URL      string `json:"url" format:"uri"`
+	} `json:"remote_console"`
 }
 
-// noConsole returns the error for a console of a type that is not enabled.
-func noConsole(srv *store.Server, kind string) error {
-	if srv.Host == nil {
-		return store.NotReady(srv.ID)
+func (s *server) remoteConsole(ctx context.Context, r *api.Request[remoteConsole], srv *store.Server) (out openedRemoteConsole, err error) {
+	in := r.Body.Console
+	out.Console.Protocol, out.Console.Type = cmp.Or(in.Protocol, in.Protocol28), cmp.Or(in.Type, in.Type28, in.Type299)
+	if out.Console.Protocol == "rdp" {
+		return out, fault.New(fault.Invalid, "Unavailable console type %s.", out.Console.Protocol)
 	}
-	return fault.New(fault.Invalid, "Unavailable console type %s.", kind)
+	out.Console.URL, err = s.openConsole(ctx, srv, out.Console.Protocol, out.Console.Type)
+	return out, err
+}
+
+// openConsole makes a token for a console of a server, and returns the URL with the token. kind is Nova's type of the console. Errors: Conflict, if the
+// server does not run; Invalid, if the type is not enabled; Unimplemented, if the driver does not have it.
+func (s *server) openConsole(ctx context.Context, srv *store.Server, protocol, kind string) (string, error) {
+	if srv.Host == nil {
+		return "", store.NotReady(srv.ID)
+	}
+	want, known := consoleKinds[protocol]
+	base := s.cfg.Consoles.URL[want.t]
+	switch {
+	case !known, base == nil:
+		return "", fault.New(fault.Invalid, "Unavailable console type %s.", kind)
+	case want.name != kind:
+		return "", fault.New(fault.Invalid, "Invalid console type %s", kind)
+	}
+	at, err := rpc.Call(ctx, s.cfg.Client, compute.OpenConsole, *srv.Host, &compute.OpenConsoleRequest{ServerID: srv.ID, Type: want.t})
+	switch {
+	case errors.Is(err, fault.Unimplemented):
+		s.cfg.Logger.InfoContext(ctx, "console not supported", "server", srv.ID, "host", *srv.Host, "error", err)
+		return "", notImplemented(store.ErrNotSupported)
+	case errors.Is(err, fault.ErrVersionCap):
+		return "", fault.WithUser(fault.New(fault.Unavailable, "%w", err), "Consoles are not available before all compute services are upgraded.")
+	case errors.Is(err, fault.Precondition), errors.Is(err, fault.NotFound):
+		s.cfg.Logger.InfoContext(ctx, "console not ready", "server", srv.ID, "host", *srv.Host, "error", err)
+		return "", store.NotReady(srv.ID)
+	case err != nil:
+		s.cfg.Logger.WarnContext(ctx, "console not opened", "server", srv.ID, "host", *srv.Host, "error", err)
+		return "", hideDetails(err, fmt.Sprintf("Unable to get the console of instance %s.", srv.ID))
+	}
+	t := store.ConsoleToken{ServerID: srv.ID, ComputeHost: *srv.Host, Type: want.t, Host: at.Host, Port: at.Port, URLBase: base()}
+	token, err := s.cfg.Store.AddConsoleToken(ctx, &t, s.cfg.Consoles.TTL)
+	if err != nil {
+		return "", err
+	}
+	return consoleURL(t.URLBase, want.t, token)
+}
+
+// consoleURL adds a token to the URL of a proxy. noVNC takes the query of its WebSocket from the parameter path.
+func consoleURL(base string, t compute.ConsoleType, token string) (string, error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return "", fmt.Errorf("the URL of consoles: %w", err)
+	}
+	q := u.Query()
+	if t == compute.VNC {
+		q.Set("path", q.Get("path")+"?token="+token)
+	} else {
+		q.Set("token", token)
+	}
+	u.RawQuery = q.Encode()
+	return u.String(), nil
+}
+
+// consoleInfo is where a token lets a client connect.
+type consoleInfo struct {
+	Console struct {
+		Server string     `json:"instance_uuid" format:"uuid"`
+		Host   string     `json:"host"`
+		Port   int        `json:"port"`
+		Path   alwaysNull `json:"internal_access_path"`
+	} `json:"console"`
+}
+
+func (s *server) showConsoleToken(ctx context.Context, r *api.Request[api.None]) (out consoleInfo, err error) {
+	t, err := s.cfg.Store.ConsoleToken(ctx, r.PathValue("token"))
+	if err != nil {
+		return out, err
+	}
+	out.Console.Server, out.Console.Host, out.Console.Port = t.ServerID, t.Host, t.Port
+	return out, nil
 }

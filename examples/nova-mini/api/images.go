@@ -83,11 +83,8 @@ var shownStatus = map[string]struct {
 	image.Active: {"ACTIVE", 100}, "queued": {"SAVING", 25}, "saving": {"SAVING", 50}, "deleted": {"DELETED", 0}, "pending_delete": {"DELETED", 0}, "killed": {"ERROR", 0},
 }
 
-// instanceProperty is the property of an image with the id of the server of whose disk it was made. diskProperty says who changes the partitions of a server.
-const (
-	instanceProperty = "instance_uuid"
-	diskProperty     = "auto_disk_config"
-)
+// diskProperty says who changes the partitions of a server.
+const diskProperty = "auto_disk_config"
 
 func viewImage(r *http.Request, is *image.Image) imageDetail {
 	status := shownStatus[is.Status]
@@ -101,7 +98,7 @@ func viewImage(r *http.Request, is *image.Image) imageDetail {
 	if auto, ok := is.Properties[diskProperty]; ok {
 		out.DiskConfig = diskConfig(isTrue(auto))
 	}
-	if id := is.Properties[instanceProperty]; id != "" {
+	if id := is.Properties[image.ServerProperty]; id != "" {
 		l := linksTo(r, "servers", id)
 		out.Server = &bookmark{ID: id, Links: l}
 	}
@@ -119,7 +116,7 @@ func matchesImage(q url.Values, is *image.Image) bool {
 	server = server[strings.LastIndex(server, "/")+1:] // it may be a link
 	for key, matches := range map[string]bool{
 		"name": is.Name == q.Get("name"), "status": strings.EqualFold(cmp.Or(shownStatus[is.Status].name, "UNKNOWN"), q.Get("status")),
-		"server": is.Properties[instanceProperty] == server, "type": is.Properties["image_type"] == q.Get("type"), "changes-since": !is.Updated.Before(since),
+		"server": is.Properties[image.ServerProperty] == server, "type": is.Properties[image.TypeProperty] == q.Get("type"), "changes-since": !is.Updated.Before(since),
 		"minRam": is.MinRAMMiB == number("minRam"), "minDisk": is.MinDiskGiB == number("minDisk"),
 	} {
 		if q.Has(key) && !matches {
@@ -283,9 +280,12 @@ func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Se
 	}
 	maps.Copy(made.Properties, as.Metadata)
 	maps.Copy(made.Properties, map[string]string{
-		"image_type": "snapshot", instanceProperty: srv.ID, "user_id": reqctx.From(ctx).UserID, "base_image_ref": srv.ImageRef,
+		image.TypeProperty: "snapshot", image.ServerProperty: srv.ID, "user_id": reqctx.From(ctx).UserID, "base_image_ref": srv.ImageRef,
 		"owner_id": reqctx.From(ctx).ProjectID,
 	})
+	if a.Info().Rotates {
+		made.Properties[image.TypeProperty], made.Properties[image.BackupTypeProperty] = image.BackupType, as.BackupType
+	}
 	id, err = k.Create(ctx, token, made)
 	if err != nil {
 		return "", nil, err

@@ -174,7 +174,6 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 	if err := s.selectDeleted(ctx, &q); err != nil {
 		return q, err
 	}
-	q.Take("soft_deleted") // it counts only for deleted servers
 	for name, selects := range tagFilters {
 		for _, c := range q.Take(name) {
 			list := strings.Split(textOf(c), ",")
@@ -200,25 +199,23 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 // selectDeleted applies the filter deleted and the status DELETED, which are for administrators. As in Nova, a list of changes in a time has the servers that were
 // deleted in it, too, for all clients. A text that is not a boolean counts as false.
 func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error {
+	truth := func(c listing.Condition) bool { return isTrue(textOf(c)) }
 	given := q.Take("deleted")
-	if !s.administrator(ctx) { // as in Nova, the filter of other clients has no effect
-		given = nil
+	soft := q.Take("soft_deleted")
+	if !s.administrator(ctx) { // as in Nova, the filters of other clients have no effect
+		given, soft = nil, nil
 	}
-	deleted := slices.ContainsFunc(given, func(c listing.Condition) bool { return isTrue(textOf(c)) })
+	deleted := slices.ContainsFunc(given, truth)
+	q.SoftDeleted = slices.ContainsFunc(soft, truth)
 	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, store.StatusDeleted) }) {
 		if !s.administrator(ctx) {
 			return fault.New(fault.Denied, "Only administrators may list deleted instances")
 		}
 		deleted, q.Statuses = true, nil
+		q.Keep = append(q.Keep, func(srv *store.Server) bool { return srv.VMState == store.Deleted }) // not those that are soft-deleted
 	}
-	switch {
-	case !deleted:
-		q.Ever = len(given) == 0 && len(q.Statuses) == 0 && slices.ContainsFunc(q.Conditions, func(c listing.Condition) bool { return strings.HasPrefix(c.Name, "changes-") })
-	case len(q.Statuses) > 0: // a server with another status is not deleted
-		q.Nothing = true
-	default:
-		q.Deleted = true
-	}
+	q.Deleted = deleted
+	q.Ever = !deleted && len(given) == 0 && len(q.Statuses) == 0 && slices.ContainsFunc(q.Conditions, func(c listing.Condition) bool { return strings.HasPrefix(c.Name, "changes-") })
 	return nil
 }
 

@@ -39,7 +39,7 @@ func Rules() []policy.Rule {
 	for _, r := range slices.Concat(
 		extensionRules,
 		serverRules, metadataRules, tagRules, partRules, interfaceRules, eventRules,
-		actionRules,
+		actionRules, consoleRules,
 		diagnosticsRules,
 		instanceActionRules,
 		flavorRules,

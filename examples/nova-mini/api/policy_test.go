@@ -70,6 +70,7 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:os-flavor-extra-specs:create": admin, "os_compute_api:os-flavor-extra-specs:update": admin, "os_compute_api:os-flavor-extra-specs:delete": admin,
 		"os_compute_api:os-keypairs:index": user, "os_compute_api:os-keypairs:show": user, "os_compute_api:os-keypairs:create": user, "os_compute_api:os-keypairs:delete": user,
 		"os_compute_api:limits": anyone, "os_compute_api:limits:other_project": admin, "os_compute_api:os-availability-zone:list": anyone, "os_compute_api:os-availability-zone:detail": admin,
+		"os_compute_api:os-console-auth-tokens":           admin,
 		"os_compute_api:server-metadata:index":            reader,
 		"os_compute_api:server-metadata:show":             reader,
 		"os_compute_api:os-server-tags:index":             reader,

@@ -244,13 +244,26 @@ func (s *server) updateServer(ctx context.Context, r *api.Request[updateServer],
 }
 
 func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return s.beginDelete(ctx, srv, s.cfg.SoftDelete)
+}
+
+// forceDelete deletes a server at once, also one that is soft-deleted.
+func (s *server) forceDelete(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
+	return s.beginDelete(ctx, srv, false)
+}
+
+func (s *server) beginDelete(ctx context.Context, srv *store.Server, soft bool) (api.None, error) {
 	if err := s.checkLock(ctx, srv); err != nil {
 		return api.None{}, err
 	}
 	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginDelete(ctx, srv.ID); err != nil {
+	begin := s.cfg.Store.BeginDelete
+	if soft {
+		begin = s.cfg.Store.BeginSoftDelete
+	}
+	if err := begin(ctx, srv.ID); err != nil {
 		return api.None{}, err
 	}
 	s.notifyConductor(ctx, srv.ID)

@@ -53,7 +53,7 @@ type serverGroups struct {
 type serverCore struct {
 	ID           string              `json:"id" format:"uuid"`
 	Name         string              `json:"name" min:"1" max:"255"`
-	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,SOFT_DELETED,ERROR,DELETED"`
+	Status       string              `json:"status" enum:"BUILD,ACTIVE,REBOOT,HARD_REBOOT,PASSWORD,RESIZE,VERIFY_RESIZE,REVERT_RESIZE,SHUTOFF,PAUSED,SUSPENDED,RESCUE,REBUILD,SHELVED,SHELVED_OFFLOADED,SOFT_DELETED,ERROR,DELETED"`
 	TenantID     string              `json:"tenant_id"`
 	UserID       string              `json:"user_id"`
 	Metadata     metadata            `json:"metadata"`

@@ -38,6 +38,7 @@ const (
 	ResetState     Action = "reset_state"
 	ForceDelete    Action = "force_delete"
 	Restore        Action = "restore"
+	SoftDelete     Action = "soft_delete"
 	ChangePassword Action = "change_password"
 	CreateBackup   Action = "create_backup"
 	ConsoleOutput  Action = "console_output"
@@ -67,7 +68,8 @@ const (
 // in package worker, by the Action.
 type ActionInfo struct {
 	Action Action
-	// Request is the name of the action in the body of a request. Two actions may have the same: the body says which is meant.
+	// Request is the name of the action in the body of a request. Two actions may have the same: the body says which is meant. Empty: another request begins
+	// the action.
 	Request string
 	// Name is Nova's name of the action in errors and in the list of a server's actions.
 	Name string
@@ -96,6 +98,10 @@ type ActionInfo struct {
 	Launches bool
 	// Builds means that the compute service gets what it needs to build the server.
 	Builds bool
+	// Preempts means that the action ends another operation of the server, and waits as long as the host is down, as a deletion does.
+	Preempts bool
+	// Rotates means that the compute service removes older images after the action.
+	Rotates bool
 	// Schedules means that a host is chosen first if the server has none.
 	Schedules bool
 	// Fails is the vm_state after the action has failed. Empty: it stays.
@@ -196,15 +202,19 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: Restore, Request: "restore", Name: "restore", Rule: "os_compute_api:os-deferred-delete:restore", Summary: "Restore a server that is soft-deleted",
-		From: []string{VMSoftDeleted},
+		Event: "compute_restore_instance", From: []string{VMSoftDeleted}, Task: "restoring", To: VMActive, Since: v15,
+	},
+	{
+		Action: SoftDelete, Name: "delete", Event: "compute_soft_delete_instance", Rule: "os_compute_api:servers:delete", Summary: "Stop a server, and delete it after a time",
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMRescued, VMResized, VMShelved, VMError, VMSoftDeleted}, Task: "soft-deleting", To: VMSoftDeleted, Preempts: true, Since: v15,
 	},
 	{
 		Action: ChangePassword, Request: "changePassword", Name: "changePassword", Event: "compute_set_admin_password", Rule: "os_compute_api:os-admin-password",
-		Summary: "Set the password of a guest's administrator", From: []string{VMActive},
+		Summary: "Set the password of a guest's administrator", From: []string{VMActive}, Task: "updating_password", Shown: map[string]string{VMActive: "PASSWORD"}, Since: v15, Capability: CapSetPassword,
 	},
 	{
-		Action: CreateBackup, Request: "createBackup", Name: "createBackup", Rule: "os_compute_api:os-create-backup", Summary: "Make an image of a server's disk, and delete older ones", WhenLocked: true,
-		From: []string{VMActive, VMStopped, VMPaused, VMSuspended},
+		Action: CreateBackup, Request: "createBackup", Name: "createBackup", Event: "compute_backup_instance", Rule: "os_compute_api:os-create-backup", Summary: "Make an image of a server's disk, and delete older ones",
+		WhenLocked: true, From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "image_backup", Rotates: true, Since: v15, Capability: CapSnapshot,
 	},
 	{
 		Action: ConsoleOutput, Request: "os-getConsoleOutput", Rule: "os_compute_api:os-console-output", Summary: "Read the end of a server's console log", Status: 200, WhenLocked: true,

@@ -87,6 +87,12 @@ type Driver interface {
 	// name afterwards. The server continues. If the image exists already, an earlier call has taken the snapshot, and
 	// the image is not changed. Invalid: the name is not valid, such as ../x. CapSnapshot.
 	Snapshot(ctx context.Context, id, imageRef string) error
+	// RemoveImage removes an image that Snapshot has made on this host. Servers that were built from it keep their disks. It is not an error if the image does not exist.
+	// Invalid: the name is not valid, or is that of a file at a path. CapRemoveImage, which only a driver with CapSnapshot has.
+	RemoveImage(ctx context.Context, imageRef string) error
+	// SetPassword sets the password of the administrator of the guest of a Running server. Errors: Precondition also if the guest does not answer.
+	// CapSetPassword.
+	SetPassword(ctx context.Context, id, password string) error
 	// ConsoleLog writes to w what the guest has written on its console since the server was started. lines is the number of lines
 	// from the end; 0: all lines. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
@@ -138,6 +144,8 @@ const (
 	CapEvents          driver.Capability = "events"
 	CapGuestData       driver.Capability = "guest-data"
 	CapImageFiles      driver.Capability = "image-files"
+	CapRemoveImage     driver.Capability = "remove-image"
+	CapSetPassword     driver.Capability = "set-password"
 )
 
 // Spec describes a server that a driver builds.
@@ -336,6 +344,16 @@ func (Unsupported) Unrescue(context.Context, string) error { return unsupportedE
 // Snapshot implements Driver.
 func (Unsupported) Snapshot(context.Context, string, string) error {
 	return unsupportedError(CapSnapshot)
+}
+
+// RemoveImage implements Driver.
+func (Unsupported) RemoveImage(context.Context, string) error {
+	return unsupportedError(CapRemoveImage)
+}
+
+// SetPassword implements Driver.
+func (Unsupported) SetPassword(context.Context, string, string) error {
+	return unsupportedError(CapSetPassword)
 }
 
 // ConsoleLog implements Driver.

@@ -35,6 +35,9 @@ var (
 	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
 	// the driver has no diagnostics.
 	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
+	// OpenConsole returns where the console of a server can be reached from the console proxy. Errors: NotFound if the server is not on the host;
+	// Precondition if the server does not run; Unimplemented if the driver cannot do it, or the console has no TCP port.
+	OpenConsole = rpc.Define(rpc.Method[OpenConsoleRequest, OpenConsoleReply]{Interface: Worker, Name: "open_console", Since: v15})
 	// ChangeInterface gives a server a network interface, or takes it away. It is idempotent. Errors: NotFound if the server is not on the
 	// host; Unimplemented if the driver cannot do it.
 	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
@@ -57,11 +60,25 @@ type ActRequest struct {
 	// the worker removes the server before its report.
 	Spec   *Spec `json:"spec,omitempty"`
 	Placed bool  `json:"placed,omitempty"`
+	// Rotation is set in the second request of a CreateBackup, which only removes older backups.
+	Rotation *Rotation `json:"rotation,omitempty"`
+	// AdminPass is the password of a ChangePassword.
+	AdminPass string `json:"admin_pass,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
 	Task       string `json:"task"`
 	Generation int64  `json:"generation"`
+}
+
+// Rotation says which backups of a server are removed.
+type Rotation struct {
+	// With an image service all are removed except the newest Keep of this Type that belong to the project.
+	Type      string `json:"type"`
+	Keep      int    `json:"keep"`
+	ProjectID string `json:"project_id"`
+	// Images are the images that the driver removes if there is no image service.
+	Images []string `json:"images,omitempty"`
 }
 
 // ConsoleRequest asks for a server's console log.
@@ -74,6 +91,18 @@ type ConsoleRequest struct {
 // ConsoleReply is a console log.
 type ConsoleReply struct {
 	Output string `json:"output"`
+}
+
+// OpenConsoleRequest asks for the address of a console.
+type OpenConsoleRequest struct {
+	ServerID string      `json:"server_id"`
+	Type     ConsoleType `json:"type"`
+}
+
+// OpenConsoleReply is the address of a console.
+type OpenConsoleReply struct {
+	Host string `json:"host"`
+	Port int    `json:"port"`
 }
 
 // DiagnoseRequest asks for the state of a server.

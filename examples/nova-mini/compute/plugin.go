@@ -92,6 +92,14 @@ func (s *server) Snapshot(ctx context.Context, r *pb.SnapshotRequest) (*pb.Snaps
 	return &pb.SnapshotResponse{}, s.d.Snapshot(ctx, r.GetId(), r.GetImageRef())
 }
 
+func (s *server) RemoveImage(ctx context.Context, r *pb.RemoveImageRequest) (*pb.RemoveImageResponse, error) {
+	return &pb.RemoveImageResponse{}, s.d.RemoveImage(ctx, r.GetImageRef())
+}
+
+func (s *server) SetPassword(ctx context.Context, r *pb.SetPasswordRequest) (*pb.SetPasswordResponse, error) {
+	return &pb.SetPasswordResponse{}, s.d.SetPassword(ctx, r.GetId(), r.GetPassword())
+}
+
 func (s *server) LiveMigrate(ctx context.Context, r *pb.LiveMigrateRequest) (*pb.LiveMigrateResponse, error) {
 	return &pb.LiveMigrateResponse{}, s.d.LiveMigrate(ctx, r.GetId(), r.GetHost())
 }
@@ -264,6 +272,16 @@ func (c *client) Unrescue(ctx context.Context, id string) error {
 
 func (c *client) Snapshot(ctx context.Context, id, imageRef string) error {
 	_, err := c.rpc.Snapshot(ctx, &pb.SnapshotRequest{Id: id, ImageRef: imageRef})
+	return err
+}
+
+func (c *client) RemoveImage(ctx context.Context, imageRef string) error {
+	_, err := c.rpc.RemoveImage(ctx, &pb.RemoveImageRequest{ImageRef: imageRef})
+	return err
+}
+
+func (c *client) SetPassword(ctx context.Context, id, password string) error {
+	_, err := c.rpc.SetPassword(ctx, &pb.SetPasswordRequest{Id: id, Password: password})
 	return err
 }
 

@@ -2,6 +2,7 @@ package conductor_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // TestActions: after an action that failed or timed out the server keeps its state and gets a fault. After a resize that
@@ -257,5 +259,185 @@ func TestNoHostToUnshelve(t *testing.T) {
 		if s := b.server(id); s.VMState != compute.VMOffloaded || !strings.Contains(s.FaultDetails, "No valid host was found") {
 			b.Errorf("%+v", s)
 		}
+	})
+}
+
+// build adds a server that runs on h1, and returns its ID.
+func (b *bench) build() string {
+	b.Helper()
+	id := b.addServer()
+	b.notify(id)
+	r, host := b.awaitBuild(id)
+	if err := b.report(host, r.Token, ""); err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+// act begins an action and returns the request to the compute service.
+func (b *bench) act(id string, a compute.Action, data store.ActData) compute.ActRequest {
+	b.Helper()
+	if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
+		b.Fatal(err)
+	}
+	return b.awaitAct(id)
+}
+
+// awaitAct waits for the request of a server's current step. It skips repeated requests of earlier steps.
+func (b *bench) awaitAct(id string) compute.ActRequest {
+	b.Helper()
+	b.notify(id)
+	for {
+		if r := get(b, b.acts); r.ServerID == id && r.Token == b.token(id) {
+			return r
+		}
+	}
+}
+
+// TestChangePassword: the compute service gets the new password. The database keeps it only until the action ends, also if the action fails or is
+// ended by a reset of the state, and a repeated operation does not set an empty password.
+func TestChangePassword(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		kept := func(after string) {
+			b.Helper()
+			var n int
+			if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM servers WHERE admin_pass IS NOT NULL`); err != nil || n != 0 {
+				b.Errorf("after %s the database has the password, %v", after, err)
+			}
+			var data []string
+			if err := b.db.SelectContext(b.Context(), &data, `SELECT data FROM operations`); err != nil || strings.Contains(strings.Join(data, ""), "secret") {
+				b.Errorf("after %s an operation has the password: %q, %v", after, data, err)
+			}
+		}
+		for _, failed := range []string{"", "no agent"} {
+			r := b.act(id, compute.ChangePassword, store.ActData{AdminPass: new("secret")})
+			if r.AdminPass != "secret" {
+				b.Errorf("the request has the password %q", r.AdminPass)
+			}
+			if err := b.report("h1", r.Token, failed); err != nil {
+				b.Fatal(err)
+			}
+			kept("the end with the error " + failed)
+		}
+		last := b.ended(id, compute.ChangePassword)
+		if err := b.store.Operations().Retry(b.Context(), last); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		b.awaitNoTask(id)
+		if s := b.server(id); !strings.Contains(s.FaultDetails, "the password is not kept") {
+			b.Errorf("a retry without the password: %q", s.FaultDetails)
+		}
+		b.act(id, compute.ChangePassword, store.ActData{AdminPass: new("secret")})
+		if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
+			b.Fatal(err)
+		}
+		kept("a reset of the state")
+	})
+}
+
+// ended returns the ID of an operation of an action that has failed.
+func (b *bench) ended(id string, a compute.Action) string {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, State: operation.Failed})
+	if err != nil || len(list) == 0 {
+		b.Fatalf("no %s has failed: %v", a, err)
+	}
+	return list[0].ID
+}
+
+// TestBackups: without an image service the driver removes the oldest backups of a server and a type beyond the rotation, and the new one if none
+// is kept. A backup that could not be removed is removed after the next one. Other types, and backups on another host, stay.
+func TestBackups(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		b.addHost("h2")
+		id := b.build()
+		backup := func(image, kind string, keep int, failed string, removes ...string) {
+			b.Helper()
+			r := b.act(id, compute.CreateBackup, store.ActData{ImageRef: image, Backup: &store.Backup{Type: kind, Keep: keep, ProjectID: "p", ByDriver: true}})
+			if r.ImageRef != image || r.Rotation != nil {
+				b.Errorf("the request for %s: %+v", image, r)
+			}
+			if err := b.report("h1", r.Token, ""); err != nil {
+				b.Fatal(err)
+			}
+			if len(removes) > 0 {
+				r = b.awaitAct(id)
+				if r.ImageRef != "" || r.Rotation == nil || !slices.Equal(r.Rotation.Images, removes) {
+					b.Errorf("after %s the driver removes %+v, want %v", image, r.Rotation, removes)
+				}
+				if err := b.report("h1", r.Token, failed); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.awaitNoTask(id)
+			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != failed {
+				b.Errorf("after %s: %s, %q", image, s.VMState, s.FaultDetails)
+			}
+			b.awaitPolls() // so that the next one is newer
+		}
+		backup("d1", "daily", 2, "")
+		backup("w1", "weekly", 1, "")
+		backup("D1", "Daily", 1, "")
+		backup("d2", "daily", 2, "")
+		backup("d3", "daily", 2, "disk full", "d1")
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE backups SET host = 'h2' WHERE image_id = 'd2'`); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET fault_message = ''`); err != nil {
+			b.Fatal(err)
+		}
+		backup("d4", "daily", 1, "", "d1", "d3")
+		backup("d5", "daily", 0, "", "d4", "d5")
+		if err := b.report("h1", b.act(id, compute.CreateBackup, store.ActData{ImageRef: "d6", Backup: &store.Backup{Type: "daily", ByDriver: true}}).Token, "no room"); err != nil {
+			b.Fatal(err)
+		}
+		b.awaitNoTask(id)
+		left := func() (out []string) {
+			b.Helper()
+			if err := b.db.SelectContext(b.Context(), &out, `SELECT image_id FROM backups`); err != nil {
+				b.Fatal(err)
+			}
+			slices.Sort(out)
+			return out
+		}
+		if got := left(); !slices.Equal(got, []string{"D1", "d2", "w1"}) {
+			b.Errorf("the backups %v are left", got)
+		}
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		if err := b.report("h1", get(b, b.destroys).Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if got := left(); len(got) != 0 {
+			b.Errorf("after the deletion of the server %v are left", got)
+		}
+	})
+}
+
+// TestBackupsOfImageService: the compute service gets what it needs to find the backups in the image service.
+func TestBackupsOfImageService(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		r := b.act(id, compute.CreateBackup, store.ActData{ImageRef: "i", Backup: &store.Backup{Type: "daily", Keep: 3, ProjectID: "p"}})
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if r = b.awaitAct(id); r.Rotation == nil || r.Rotation.Type != "daily" || r.Rotation.Keep != 3 || r.Rotation.ProjectID != "p" || r.Rotation.Images != nil {
+			b.Errorf("the request: %+v", r.Rotation)
+		}
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		b.awaitNoTask(id)
 	})
 }

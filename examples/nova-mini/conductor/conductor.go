@@ -8,7 +8,8 @@
 //	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
 //	image.discard   discard: the image service removes an image that no server needs
 //	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
-//	                that the action leads to, or in its old state with a fault
+//	                that the action leads to, or in its old state with a fault. An action with ActionInfo.Rotates then has the
+//	                steps choose and rotate: the compute service removes older images
 //
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
@@ -113,7 +114,19 @@ func New(cfg Config) *Service {
 		if a.Info().Schedules {
 			steps = append(steps, operation.Step[store.ActData]{Name: store.StepSchedule, Do: act.chooseHost, DoTx: act.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 		}
-		steps = append(steps, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		step := operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout}
+		if a.Info().Preempts {
+			step.Limit = 0
+		}
+		if a.Info().Rotates {
+			step.Reported = act.backedUp
+		}
+		steps = append(steps, step)
+		if a.Info().Rotates {
+			// The images are chosen in a step of their own, because a report may come before the data of a step that waits are written.
+			steps = append(steps, operation.Step[store.ActData]{Name: "choose", Do: act.chooseExcess, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+				operation.Step[store.ActData]{Name: "rotate", Do: act.castRotation, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		}
 		operation.Handle(s.Runner, k, steps...)
 		operation.OnEnd(s.Runner, k, act.endAction)
 	}
@@ -241,7 +254,7 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 		return err
 	}
 	longest := maxResend
-	if op.Kind != store.Delete.Name {
+	if op.Kind != store.Delete.Name && op.Kind != store.Kinds[compute.SoftDelete].Name {
 		longest = min(longest, max(s.cfg.Resend, s.cfg.BuildTimeout/10))
 	}
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))
@@ -365,15 +378,10 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Upload: data.Upload, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
 		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
 	}
-	if info.Builds {
-		built, err := s.cfg.Store.ServerToBuild(ctx, srv.ID)
-		if err == nil {
-			err = s.allocate(ctx, built)
-		}
-		if err != nil {
+	if info.Builds || s.action == compute.ChangePassword {
+		if err := s.addSecrets(ctx, req); err != nil {
 			return err
 		}
-		req.Spec = new(built.Spec())
 	}
 	if srv.Resize.V != nil {
 		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
@@ -381,9 +389,63 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, info.Method(), *srv.Host, req))
 }
 
+// addSecrets adds to a request what most queries do not read: what is needed to build the server, or its new password.
+func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
+	srv, err := s.cfg.Store.ServerToBuild(ctx, req.ServerID)
+	switch {
+	case err != nil:
+		return err
+	case !s.action.Info().Builds && srv.AdminPass == nil:
+		return operation.Permanent(fault.New(fault.Precondition, "the password is not kept after the end of the action: the client has to set it again"))
+	case !s.action.Info().Builds:
+		req.AdminPass = *srv.AdminPass
+		return nil
+	}
+	if err := s.allocate(ctx, srv); err != nil {
+		return err
+	}
+	req.Spec = new(srv.Spec())
+	return nil
+}
+
+// backedUp remembers a backup that the driver keeps.
+func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) error {
+	if failed == nil && data.Backup.ByDriver {
+		return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+	}
+	return nil
+}
+
+// chooseExcess chooses the older backups that the driver removes.
+func (s actor) chooseExcess(ctx context.Context, op *operation.Op, data *store.ActData) (err error) {
+	if data.Backup.ByDriver {
+		data.Backup.Remove, err = s.cfg.Store.ExcessBackups(ctx, op.Resource, data.Backup)
+	}
+	return err
+}
+
+// castRotation casts the request to remove older backups to the compute service.
+func (s actor) castRotation(ctx context.Context, op *operation.Op, data *store.ActData) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	if err != nil {
+		return err
+	}
+	if data.Backup.ByDriver && len(data.Backup.Remove) == 0 {
+		return nil
+	}
+	if srv.Host == nil {
+		return fault.New(fault.Internal, "%s server %s: the server has no host", s.action, srv.ID)
+	}
+	b := data.Backup
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, s.action.Info().Method(), *srv.Host, &compute.ActRequest{
+		ServerID: srv.ID, Action: s.action, Rotation: &compute.Rotation{Type: b.Type, Keep: b.Keep, ProjectID: b.ProjectID, Images: b.Remove},
+		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
+	}))
+}
+
 func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
 	info := s.action.Info()
-	if op.Err == nil && (info.Launches || info.Capability == compute.CapSnapshot) { // EndAction forgets the image of a server that was shelved before
+	if op.Err == nil && (info.Launches || info.Capability == compute.CapSnapshot || info.To == compute.VMSoftDeleted) { // EndAction forgets the image of a server that was shelved before
 		if err := s.discardShelved(ctx, tx, op.Resource); err != nil {
 			return err
 		}
@@ -391,6 +453,9 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
 	if err == nil && op.Err != nil && data.Upload {
 		err = s.discard(ctx, data.ImageRef)
+	}
+	if err == nil && op.Err == nil && data.Backup != nil {
+		err = s.cfg.Store.ForgetBackups(ctx, tx, data.Backup.Remove)
 	}
 	if err != nil || op.Err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
@@ -415,6 +480,20 @@ func (s *Service) OffloadShelved(ctx context.Context) error {
 			err = errors.Join(err, beginErr)
 		}
 		s.Runner.NotifyResource(id)
+	}
+	return err
+}
+
+// ReclaimDeleted deletes servers that are soft-deleted for longer than a time. It is for a loop: any number of conductors may run it.
+func (s *Service) ReclaimDeleted(ctx context.Context, longer time.Duration) error {
+	ids, err := s.cfg.Store.SoftDeleted(ctx, longer)
+	for _, id := range ids {
+		begun, beginErr := s.cfg.Store.Reclaim(ctx, id, longer)
+		err = errors.Join(err, beginErr)
+		if begun {
+			s.cfg.Logger.InfoContext(ctx, "soft-deleted server reclaimed", "server", id)
+			s.Runner.NotifyResource(id)
+		}
 	}
 	return err
 }

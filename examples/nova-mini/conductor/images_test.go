@@ -114,20 +114,6 @@ func TestDiscardImages(t *testing.T) {
 	})
 }
 
-// act begins an action on a server and returns the request to the compute service.
-func (b *bench) act(id string, a compute.Action, data store.ActData) compute.ActRequest {
-	b.Helper()
-	if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
-		b.Fatal(err)
-	}
-	b.notify(id)
-	for {
-		if r := get(b, b.acts); r.Action == a && r.ServerID == id { // otherwise a request that is repeated
-			return r
-		}
-	}
-}
-
 // endWith reports the end of an action.
 func (b *bench) endWith(r compute.ActRequest, failed string, refused bool) {
 	b.Helper()

@@ -40,6 +40,7 @@ func TestGlance(t *testing.T) {
 	g.testChecks()
 	g.testProxy()
 	g.testSnapshot()
+	g.testBackups()
 	if os.Getenv("ARMATURE_ACCEPT") == "" { // make accept runs the rest
 		return
 	}
@@ -304,6 +305,46 @@ func (g *glanced) testSnapshot() {
 	// Clients of OpenStack do not read an image with such a name of a property.
 	g.want(200, `"metadata":"odd"`, "ada", "2.1", "GET", "images/detail", "")
 	g.want(204, "", "ada", "2.1", "DELETE", "images/"+made.ID, "")
+}
+
+// testBackups: the oldest backups of a server beyond the rotation are removed. Backups of another type stay, and an image of another project that claims to be a backup neither
+// counts nor is removed.
+func (g *glanced) testBackups() {
+	g.Helper()
+	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
+	g.becomes(id, "ACTIVE")
+	foreign := g.image("bob", images.CreateOpts{Name: "foreign", Properties: map[string]string{"image_type": "backup", "backup_type": "daily", "instance_uuid": id}}, "foreign")
+	var made []string
+	for _, kind := range []string{"daily", "weekly", "daily", "daily"} {
+		var one struct {
+			ID string `json:"image_id"`
+		}
+		body := `{"createBackup": {"name": "b", "backup_type": "` + kind + `", "rotation": 2, "metadata": {"instance_uuid": "other", "k": "v"}}}`
+		if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", body)), &one); err != nil {
+			g.Fatal(err)
+		}
+		g.becomes(id, "ACTIVE")
+		made = append(made, one.ID)
+	}
+	for i, want := range []string{"gone", "active", "active", "active"} {
+		if got := g.status(made[i]); got != want {
+			g.Errorf("backup %d is %q, want %q", i, got, want)
+		}
+	}
+	is, err := images.Get(g.Context(), g.images["ada"], made[3]).Extract()
+	if err != nil || is.Properties["image_type"] != "backup" || is.Properties["backup_type"] != "daily" || is.Properties["instance_uuid"] != id || is.Properties["k"] != "v" {
+		g.Errorf("the backup: %+v, %v", is, err)
+	}
+	g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 0}}`)
+	g.becomes(id, "ACTIVE")
+	for i, want := range map[int]string{1: "active", 2: "gone", 3: "gone"} {
+		if got := g.status(made[i]); got != want {
+			g.Errorf("after a backup that is not kept, backup %d is %q, want %q", i, got, want)
+		}
+	}
+	if _, err := images.Get(g.Context(), g.images["bob"], foreign).Extract(); err != nil {
+		g.Errorf("the image of another project: %v", err)
+	}
 }
 
 // testShelve: a shelved server is an image until it is unshelved or deleted.

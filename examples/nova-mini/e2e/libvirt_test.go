@@ -3,18 +3,23 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/remoteconsoles"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
 )
 
 // TestLibvirt: a server that is created through REST is a QEMU guest that boots, even if the compute service and the
@@ -29,9 +34,14 @@ func TestLibvirt(t *testing.T) {
 		t.Fatal(err)
 	}
 	envtest.GuestImage(t, filepath.Join(images, "cirros.img")) // the image that create uses
-	c := newCloud(t, "compute_driver = libvirt\nplugin_dir = "+plugins+"\n[driver_libvirt]\nvirt_type = qemu\nvnc_listen = none\nimages_path = "+images+
-		"\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n")
-	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := fmt.Sprintf("127.0.0.1:%d", port)
+	c := newCloud(t, "compute_driver = libvirt\nplugin_dir = "+plugins+"\n[driver_libvirt]\nvirt_type = qemu\nimages_path = "+images+
+		"\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n[vnc]\nenabled = true\nnovncproxy_base_url = http://"+proxy+"/vnc_lite.html\n[consoleproxy]\nport = "+strconv.Itoa(port)+"\n")
+	for _, s := range [][2]string{{"consoleproxy", "proxy-1"}, {"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		c.start(s[0], s[1])
 	}
 	cl := c.client(c.procs["api-1"])
@@ -86,6 +96,7 @@ func TestLibvirt(t *testing.T) {
 		}
 	}
 	says("guest ready: 1 CPUs")
+	c.testVNC(cl, s.ID, proxy)
 	if out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{Length: 2}).Extract(); err != nil || strings.Count(out, "\n") > 2 {
 		t.Errorf("two lines of the console: %q, %v", out, err)
 	}
@@ -133,5 +144,39 @@ func TestLibvirt(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(left) != 1 || left[0].Name() != "_base" { // the cache of images
 		t.Errorf("files are left: %v, %v", left, err)
+	}
+}
+
+// testVNC opens the VNC console of a guest through the proxy, and reads the greeting of QEMU. A serial console is not enabled.
+func (c *cloud) testVNC(cl *gophercloud.ServiceClient, id, proxy string) {
+	c.Helper()
+	at := *cl
+	at.Microversion = "2.6"
+	var got *remoteconsoles.RemoteConsole
+	c.poll("the console", 30*time.Second, func() (err error) { // until the API knows the versions of all compute services
+		got, err = remoteconsoles.Create(c.Context(), &at, id, remoteconsoles.CreateOpts{Protocol: remoteconsoles.ConsoleProtocolVNC, Type: remoteconsoles.ConsoleTypeNoVNC}).Extract()
+		return err
+	})
+	u, err := url.Parse(got.URL)
+	if err != nil || u.Host != proxy || u.Path != "/vnc_lite.html" {
+		c.Fatalf("the URL %s: %v", got.URL, err)
+	}
+	for path, want := range map[string]string{u.Query().Get("path"): "RFB 003.008\n", "?token=none": ""} {
+		ws, _, err := websocket.Dial(c.Context(), "ws://"+proxy+"/"+path, &websocket.DialOptions{Subprotocols: []string{"binary"}}) //nolint:bodyclose // the library says that it need not be closed
+		if err != nil {
+			if want != "" {
+				c.Errorf("the console: %v", err)
+			}
+			continue
+		}
+		_, text, err := ws.Read(c.Context())
+		_ = ws.CloseNow()
+		if err != nil || string(text) != want {
+			c.Errorf("the console sends %q, %v; want %q", text, err, want)
+		}
+	}
+	_, err = remoteconsoles.Create(c.Context(), &at, id, remoteconsoles.CreateOpts{Protocol: remoteconsoles.ConsoleProtocolSerial, Type: remoteconsoles.ConsoleTypeSerial}).Extract()
+	if !gophercloud.ResponseCodeIs(err, http.StatusBadRequest) {
+		c.Errorf("a serial console: %v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keylock"
 )
@@ -249,6 +250,41 @@ func (i *Image) verify(path string) error {
 	n, err := io.Copy(sum, file)
 	if err == nil && (i.Status != Active || n != i.Size || !equalHash(sum.Sum(nil), want)) {
 		err = fault.New(fault.Invalid, "the image service has %d bytes with the checksum %s and the status %s, but the snapshot has %d bytes with %x", i.Size, want, i.Status, n, sum.Sum(nil))
+	}
+	return err
+}
+
+
+// Rotate removes the backups of a server of a type that belong to a project, with the exception of the newest r.Keep active ones and of images that are newer than these.
+// Backups that cannot be removed are logged, and stay. Errors: Unavailable, if they cannot be listed.
+func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) error {
+	list, err := f.Glance.backups(ctx, server, r)
+	if err != nil {
+		return err
+	}
+	kept := 0
+	for _, is := range list {
+		if kept < r.Keep {
+			if is.Status == Active {
+				kept++
+			}
+			continue
+		}
+		if err := f.Remove(ctx, is.ID); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			f.Glance.cfg.Logger.WarnContext(ctx, "older backup not removed", "server", server, "image", is.ID, "error", err)
+		}
+	}
+	return nil
+}
+
+// Remove removes an image of the image service. An image that does not exist is not an error.
+func (f *Files) Remove(ctx context.Context, id string) error {
+	err := f.Glance.Delete(ctx, "", id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
 	}
 	return err
 }

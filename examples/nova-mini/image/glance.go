@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/pagination"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/fault"
 )
@@ -152,12 +154,20 @@ func isID(text string) bool {
 
 // List implements Source. It returns the first 10,000 images. An image that cannot be read is left out, and the log names it.
 func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
+	return g.list(ctx, token, images.ListOpts{Limit: 1000})
+}
+
+func (g *Glance) list(ctx context.Context, token string, of images.ListOptsBuilder) ([]Image, error) {
 	c, err := g.client(ctx, token)
 	if err != nil {
 		return nil, err
 	}
+	query, err := of.ToImageListQuery()
+	if err != nil {
+		return nil, fault.New(fault.Internal, "list images: %w", err)
+	}
 	out, list := []Image{}, c.ServiceURL("images")
-	pages := pagination.NewPager(c, list+"?limit=1000", func(r pagination.PageResult) pagination.Page { return imagePage{r, list} })
+	pages := pagination.NewPager(c, list+query, func(r pagination.PageResult) pagination.Page { return imagePage{r, list} })
 	err = pages.EachPage(ctx, func(ctx context.Context, page pagination.Page) (bool, error) {
 		items, err := page.(imagePage).items() //nolint:forcetypeassert // the pager makes no other page
 		for _, raw := range items {
@@ -174,6 +184,27 @@ func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
 		return out, refused
 	}
 	return out, g.translate(ctx, "", err)
+}
+
+// The properties of a backup, by which it is found.
+const (
+	TypeProperty       = "image_type"
+	BackupType         = "backup" // the value of TypeProperty
+	BackupTypeProperty = "backup_type"
+	ServerProperty     = "instance_uuid"
+)
+
+// backupQuery selects the backups of a server, the newest first.
+type backupQuery url.Values
+
+// ToImageListQuery implements images.ListOptsBuilder.
+func (q backupQuery) ToImageListQuery() (string, error) { return "?" + url.Values(q).Encode(), nil }
+
+// backups returns the backups of a server of a type that belong to a project, the newest first, at most 10,000.
+func (g *Glance) backups(ctx context.Context, server string, r compute.Rotation) ([]Image, error) {
+	return g.list(ctx, "", backupQuery{
+		TypeProperty: {BackupType}, BackupTypeProperty: {r.Type}, ServerProperty: {server}, "owner": {r.ProjectID}, "sort": {"created_at:desc"}, "limit": {"1000"},
+	})
 }
 
 // Create implements Keeper.

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/fault"
@@ -199,5 +200,42 @@ func TestNewGlance(t *testing.T) {
 		if f, ok := errors.AsType[*fault.Error](err); !ok || f.Meta["option"] != option || !errors.Is(err, fault.Invalid) {
 			t.Errorf("%s: %v", option, err)
 		}
+	}
+}
+
+// TestRotate: the newest active backups and those that are newer stay. One that cannot be removed stays, and the others are removed.
+func TestRotate(t *testing.T) {
+	t.Parallel()
+	for keep, want := range map[int]string{0: "q1 a1 a2 broken a3", 1: "a2 broken a3", 2: "broken a3", 9: ""} {
+		f, g := newFakeGlance(t)
+		var removed []string
+		var query string
+		answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				query = r.URL.RawQuery
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = fmt.Fprint(w, `{"images": [{"id": "q1", "status": "queued"}, {"id": "a1", "status": "active"}, {"id": "a2", "status": "active"}, {"id": "broken", "status": "killed"}, {"id": "a3", "status": "active"}]}`)
+				return
+			}
+			id := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
+			removed = append(removed, id)
+			w.WriteHeader(map[string]int{"broken": 409, "a3": 404}[id] | map[bool]int{true: 204}[id[0] != 'b' && id != "a3"])
+		})
+		f.answer.Store(&answer)
+		files := &image.Files{Glance: g, Dir: t.TempDir()}
+		if err := files.Rotate(t.Context(), "s", compute.Rotation{Type: "daily & more", Keep: keep, ProjectID: "p"}); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Join(removed, " "); got != want {
+			t.Errorf("keep %d: removed %q, want %q", keep, got, want)
+		}
+		if want := "backup_type=daily+%26+more&image_type=backup&instance_uuid=s&limit=1000&owner=p&sort=created_at%3Adesc"; query != want {
+			t.Errorf("asked for %s, want %s", query, want)
+		}
+	}
+	f, g := newFakeGlance(t)
+	f.Close()
+	if err := (&image.Files{Glance: g, Dir: t.TempDir()}).Rotate(t.Context(), "s", compute.Rotation{}); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a service that is away: %v", err)
 	}
 }

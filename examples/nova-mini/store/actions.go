@@ -110,7 +110,7 @@ func NotReady(id string) error { return fault.New(fault.Conflict, "Instance %s i
 // prepareAction checks that a server's state and the driver of its host allow an action, and writes what the action changes before it begins.
 func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, now time.Time) error {
 	info := a.Info()
-	if info.Capability == "" && !info.Builds && data.Resize == nil {
+	if info.Capability == "" && !info.Builds && data.Resize == nil && a != compute.Restore {
 		return s.touchServer(ctx, tx, id, info, now)
 	}
 	srv, err := s.lockServer(ctx, tx, id)
@@ -121,11 +121,19 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 		return err
 	}
 	if srv.Host != nil {
-		if err := s.checkCapability(ctx, tx, *srv.Host, info.Capability); err != nil {
+		err := s.checkCapability(ctx, tx, *srv.Host, info.Capability)
+		if err == nil && data.Backup != nil && data.Backup.ByDriver {
+			err = s.checkCapability(ctx, tx, *srv.Host, compute.CapRemoveImage)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	switch {
+	case a == compute.Restore:
+		if err := s.quotas.Reserve(ctx, tx, srv.quotaClaim(srv.Holds())); err != nil {
+			return overQuota(err)
+		}
 	case data.Resize != nil:
 		if data.AutoDisk != nil {
 			if _, err := db.Exec(ctx, tx, `UPDATE servers SET auto_disk_config = ? WHERE id = ?`, *data.AutoDisk, id); err != nil {
@@ -135,6 +143,9 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 		return s.prepareResize(ctx, tx, srv, *data.Resize, now)
 	case data.Rebuild != nil:
 		return s.rebuildServer(ctx, tx, id, data.Rebuild, now)
+	case data.AdminPass != nil:
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET admin_pass = ?, updated_at = ? WHERE id = ?`, *data.AdminPass, now, id)
+		return err
 	case data.Pin != nil:
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET pinned_zone = ?, updated_at = ? WHERE id = ?`, data.Pin.Zone, now, id)
 		return err
@@ -221,7 +232,7 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at, admin_pass = NULL,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
 	switch {
@@ -233,14 +244,16 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 		if err := s.updateClaim(ctx, tx, srv); err != nil {
 			return err
 		}
-		return s.counted.Reserve(ctx, tx, srv.quotaClaim(srv.Holds()))
+		return s.recount(ctx, tx, srv)
+	case srv.VMState == compute.VMSoftDeleted: // it was soft-deleted, or could not be restored
+		return s.recount(ctx, tx, srv)
 	}
 	return nil
 }
 
 // changesOnlyState reports whether an action that succeeds changes nothing but the vm_state.
 func changesOnlyState(info compute.ActionInfo) bool {
-	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && !info.Launches && !resizes(info.Action)
+	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !resizes(info.Action)
 }
 
 // endAction sets the state of a server after an action. failed is the error of an action that failed, or nil.
@@ -265,6 +278,8 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	case failed != nil && before == compute.VMOffloaded:
 		s.Host = nil
 	case failed != nil:
+	case s.VMState == compute.VMSoftDeleted: // the compute service has confirmed a resize
+		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedAt, s.Resize.V = &now, "", nil, nil
 	case s.VMState == compute.VMShelved:
 		s.ShelvedImage, s.ShelvedAt = data.ImageRef, &now
 	case s.VMState == compute.VMOffloaded:
@@ -333,8 +348,11 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 		if err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = ? WHERE id = ?`, vmState, now, id)
-		return err
+		if _, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, admin_pass = NULL, updated_at = ? WHERE id = ?`, vmState, now, id); err != nil || srv.VMState != compute.VMSoftDeleted {
+			return err
+		}
+		srv.VMState = vmState
+		return s.recount(ctx, tx, srv)
 	})
 }
 

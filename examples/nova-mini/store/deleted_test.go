@@ -35,7 +35,7 @@ func TestPowerStates(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		q := store.ServerQuery{In: store.AllProjects(), Query: listing.Query{Limit: 100, Sort: []listing.SortKey{{Column: "power_state"}}}}
+		q := store.ServerQuery{SoftDeleted: true, In: store.AllProjects(), Query: listing.Query{Limit: 100, Sort: []listing.SortKey{{Column: "power_state"}}}}
 		list, err := s.Servers(t.Context(), q)
 		if err != nil || len(list) != len(states) {
 			t.Fatalf("%d servers, %v", len(list), err)

@@ -47,8 +47,8 @@ type ServerQuery struct {
 	In Projects
 	// Statuses lists the allowed statuses, in upper or lower case. Nil: any status.
 	Statuses []string
-	// Deleted selects deleted servers instead of the others. Ever selects both. A list of deleted servers must not have Statuses.
-	Deleted, Ever bool
+	// Deleted selects deleted and soft-deleted servers instead of the others. Ever selects both. SoftDeleted selects soft-deleted servers beside the others.
+	Deleted, Ever, SoftDeleted bool
 	// Nothing makes the list empty.
 	Nothing bool
 	// Keep lists conditions that SQL cannot express. They are called for each server that matches all other
@@ -75,6 +75,15 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 		var err error
 		if p.Where, p.Args, err = whereStatus(q.Statuses); err != nil {
 			return nil, err
+		}
+	}
+	if !q.Nothing && !q.Deleted && !q.Ever && !q.SoftDeleted {
+		const present = "vm_state <> ?"
+		p.Args = append(p.Args, compute.VMSoftDeleted)
+		if p.Where == "" {
+			p.Where = present
+		} else {
+			p.Where = "(" + p.Where + ") AND " + present
 		}
 	}
 	if len(q.Keep) == 0 {

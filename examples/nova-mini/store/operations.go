@@ -32,6 +32,9 @@ var (
 			}
 			a := info.Action
 			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: maxOperationTime}
+			if info.Preempts {
+				out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: Delete.Timeout, Priority: Delete.Priority, Preempts: true}
+			}
 		}
 		return out
 	}()
@@ -83,12 +86,15 @@ type ActData struct {
 	Upload   bool   `json:"upload,omitempty"`
 	// Image is what is known of an image that is made.
 	Image *Image `json:"image,omitempty"`
+	// Backup makes the image a backup.
+	Backup *Backup `json:"backup,omitempty"`
 	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.
-	// AutoDisk says who changes the partitions after a resize; nil: as before. They change the server when the action begins, and are not stored
-	// with the operation.
-	Rebuild  func(*Server) `json:"-"`
-	Pin      *Pin          `json:"-"`
-	AutoDisk *bool         `json:"-"`
+	// AutoDisk says who changes the partitions after a resize; nil: as before. AdminPass is a new password, which the server keeps until the end of the
+	// action. They change the server when the action begins, and are not stored with the operation.
+	Rebuild   func(*Server) `json:"-"`
+	Pin       *Pin          `json:"-"`
+	AutoDisk  *bool         `json:"-"`
+	AdminPass *string       `json:"-"`
 	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
 	Host     string `json:"host,omitempty"`
 	OnlyHost string `json:"only_host,omitempty"`
@@ -98,6 +104,8 @@ type ActData struct {
 type Image struct {
 	Name     string            `json:"name"`
 	Metadata map[string]string `json:"metadata,omitempty"`
+	// BackupType is the type of a backup.
+	BackupType string `json:"backup_type,omitempty"`
 }
 
 // Pin is the availability zone that a server is pinned to. Zone is nil: any zone.
@@ -113,11 +121,11 @@ var tasks = func() map[string]string {
 	return out
 }()
 
-// serversWithTasks is SQL for a FROM clause: the table of servers with the computed columns. deletedServers is the table of deleted servers, and
+// serversWithTasks is SQL for a FROM clause: the table of servers with the computed columns. deletedServers has the deleted and the soft-deleted servers, and
 // anyServers both.
 var (
 	serversWithTasks = asServers(liveServers)
-	deletedServers   = asServers(goneServers)
+	deletedServers   = asServers(goneServers + " UNION ALL " + liveServers + " WHERE s.vm_state = '" + compute.VMSoftDeleted + "'")
 	anyServers       = asServers(liveServers + " UNION ALL " + goneServers)
 )
 

@@ -127,13 +127,19 @@ func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	var ids []string // after the claims: a server and its claim are added in one transaction
-	if err := s.db.SelectContext(ctx, &ids, `SELECT id FROM servers`); err != nil {
+	var servers []struct { // after the claims: a server and its claim are added in one transaction
+		ID      string `db:"id"`
+		VMState string `db:"vm_state"`
+	}
+	if err := s.db.SelectContext(ctx, &servers, `SELECT id, vm_state FROM servers`); err != nil {
 		return 0, db.Error(err)
 	}
+	var ids []string
 	exists, counted := map[string]bool{}, map[string]bool{}
-	for _, id := range ids {
-		exists[id] = true
+	for _, srv := range servers {
+		exists[srv.ID] = true
+		counted[srv.ID] = srv.VMState == compute.VMSoftDeleted // it counts only while it is restored
+		ids = append(ids, srv.ID)
 	}
 	for _, id := range consumers {
 		counted[id] = true
@@ -162,6 +168,9 @@ func (s *Store) repairQuota(ctx context.Context, id string) error {
 			return s.counted.Release(ctx, tx, id)
 		case err != nil:
 			return err
+		}
+		if srv.VMState == compute.VMSoftDeleted {
+			return nil
 		}
 		return s.counted.Reserve(ctx, tx, srv.quotaClaim(srv.Holds()))
 	})

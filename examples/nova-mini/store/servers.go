@@ -74,6 +74,8 @@ type Server struct {
 	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
 	ShelvedImage string     `db:"shelved_image"`
 	ShelvedAt    *time.Time `db:"shelved_at"`
+	// SoftDeletedAt is since when the server is soft-deleted. It stays after the server has been restored.
+	SoftDeletedAt *time.Time `db:"soft_deleted_at"`
 
 	// Description is nil unless the client gives one.
 	Description *string `db:"description"`
@@ -502,6 +504,12 @@ func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	_, err := db.Exec(ctx, tx, keepDeleted, id)
 	if err == nil {
 		_, err = db.Exec(ctx, tx, keepUsage, id)
+	}
+	if err == nil {
+		_, err = db.Exec(ctx, tx, `DELETE FROM backups WHERE server_id = ?`, id) // the images stay, as in Nova
+	}
+	if err == nil {
+		_, err = db.Exec(ctx, tx, `DELETE FROM console_tokens WHERE server_id = ?`, id)
 	}
 	if err == nil {
 		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)

@@ -38,9 +38,17 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 	compute.Unrescue: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Unrescue(ctx, r.ServerID)
 	}),
-	compute.Rebuild:     (*Service).rebuild,
-	compute.CreateImage: (*Service).snapshot,
-	compute.Shelve:      (*Service).shelve,
+	compute.ChangePassword: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.SetPassword(ctx, r.ServerID, r.AdminPass)
+	}),
+	compute.SoftDelete: (*Service).softDelete,
+	compute.Restore: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.PowerOn(ctx, r.ServerID)
+	}),
+	compute.Rebuild:      (*Service).rebuild,
+	compute.CreateImage:  (*Service).snapshot,
+	compute.CreateBackup: (*Service).backup,
+	compute.Shelve:       (*Service).shelve,
 	compute.ShelveOffload: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
 		return d.Destroy(ctx, r.ServerID)
 	}),
@@ -76,6 +84,24 @@ func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error 
 // stop shuts the server down. It is not an error if the server is off already.
 func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, req.ServerID, s.cfg.ShutdownTimeout) })
+}
+
+// softDelete cuts the power of a server. It ends a rescue and confirms a resize, because a server that is restored runs from its own disk, with its size.
+func (s *Service) softDelete(ctx context.Context, req *compute.ActRequest) error {
+	return retryDriver(ctx, func() error {
+		d := s.cfg.Driver()
+		is, err := d.Get(ctx, req.ServerID)
+		if err == nil && is.Rescued {
+			err = d.Unrescue(ctx, req.ServerID)
+		}
+		if err == nil {
+			err = d.PowerOff(ctx, req.ServerID, 0)
+		}
+		if err == nil && req.Resources != (compute.Resources{}) {
+			err = d.ConfirmResize(ctx, req.ServerID)
+		}
+		return err
+	})
 }
 
 // rebuild destroys the server and builds it again. A repeated delivery of the message does so once more.

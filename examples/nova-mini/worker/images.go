@@ -107,6 +107,23 @@ func (s *Service) upload(ctx context.Context, id string, write func(path string)
 	}
 }
 
+// backup makes an image of a server's disk, or, with a Rotation, removes older ones.
+func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
+	r := req.Rotation
+	switch {
+	case r == nil:
+		return s.snapshot(ctx, req)
+	case s.cfg.Images != nil:
+		return s.cfg.Images.Rotate(ctx, req.ServerID, *r)
+	}
+	for _, ref := range r.Images {
+		if err := retryDriver(ctx, func() error { return s.cfg.Driver().RemoveImage(ctx, ref) }); err != nil {
+			return fmt.Errorf("remove the backup %s: %w", ref, err)
+		}
+	}
+	return nil
+}
+
 // rescue starts a server from another image.
 func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error {

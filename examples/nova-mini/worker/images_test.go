@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -53,6 +54,11 @@ func (f *fakeImages) Drop(id string) error {
 	return nil
 }
 
+func (f *fakeImages) Rotate(_ context.Context, server string, r compute.Rotation) error {
+	f.log = append(f.log, fmt.Sprintf("rotate %s of %s in %s: %d", r.Type, server, r.ProjectID, r.Keep))
+	return nil
+}
+
 // TestImages: with an image service the driver gets files. A server that is built needs no image. The file of a snapshot that is no longer wanted is dropped.
 func TestImages(t *testing.T) {
 	t.Parallel()
@@ -79,6 +85,9 @@ func TestImages(t *testing.T) {
 		{name: "build again", build: spec("none")},
 		{name: "snapshot", act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "snap"}, want: "put snap"},
 		{name: "snapshot that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.CreateImage, ImageRef: "late"}, want: "drop late"},
+		{name: "backup", act: &compute.ActRequest{Action: compute.CreateBackup, ImageRef: "daily-1"}, want: "put daily-1"},
+		{name: "rotation", act: &compute.ActRequest{Action: compute.CreateBackup, Rotation: &compute.Rotation{Type: "daily", Keep: 2, ProjectID: "p"}}, want: "rotate daily of s1 in p: 2"},
+		{name: "rotation that is not wanted", begin: compute.ErrStale, act: &compute.ActRequest{Action: compute.CreateBackup, Rotation: &compute.Rotation{Type: "daily"}}},
 		{name: "rescue with no image", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}, says: "could not be found", want: "fetch none"},
 		{name: "rescue", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "help"}, want: "fetch help"},
 		{name: "rescue again", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}},

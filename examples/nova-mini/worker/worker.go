@@ -4,6 +4,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ type Config struct {
 	Images Images
 	// UploadRetry is how long an upload is repeated while the image service is away. 0: not at all.
 	UploadRetry time.Duration
+	// ConsoleHost is the address of the host for the console proxy, by the type of the console. Default: the address that the driver names.
+	ConsoleHost map[compute.ConsoleType]string
 	// Process returns the identity of this start of the process, with which the service claims the host. It is called
 	// from Start on. Nil, for tests: the host is not claimed.
 	Process func() compute.Process
@@ -50,6 +53,8 @@ type Images interface {
 	Put(ctx context.Context, id string, write func(path string) error) error
 	// Drop removes the file that write has written.
 	Drop(id string) error
+	// Rotate removes the older backups of a server.
+	Rotate(ctx context.Context, server string, r compute.Rotation) error
 }
 
 // Service answers the worker's RPC interface. It is safe for concurrent use.
@@ -89,6 +94,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 	rpc.Handle(srv, compute.Diagnose, s.Diagnose)
 	rpc.Handle(srv, compute.ChangeInterface, s.ChangeInterface)
+	rpc.Handle(srv, compute.OpenConsole, s.OpenConsole)
 }
 
 // Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
@@ -299,6 +305,26 @@ func (s *Service) Diagnose(ctx context.Context, req *compute.DiagnoseRequest) (*
 		return nil, err
 	}
 	return out, nil
+}
+
+// OpenConsole returns the address of a console, see compute.OpenConsole.
+func (s *Service) OpenConsole(ctx context.Context, req *compute.OpenConsoleRequest) (*compute.OpenConsoleReply, error) {
+	d := s.cfg.Driver()
+	info, err := d.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if need := driver.Capability(req.Type + "-console"); !info.Has(need) {
+		return nil, fault.New(fault.Unimplemented, "the driver %s does not have the capability %s", info.Name, need)
+	}
+	at, err := d.Console(ctx, req.ServerID, req.Type)
+	switch {
+	case err != nil:
+		return nil, err
+	case at.Port <= 0:
+		return nil, fault.New(fault.Unimplemented, "the %s console of server %s has no TCP port", req.Type, req.ServerID)
+	}
+	return &compute.OpenConsoleReply{Host: cmp.Or(s.cfg.ConsoleHost[req.Type], at.Host), Port: at.Port}, nil
 }
 
 // ChangeInterface gives a server a network interface, or takes it away, see compute.ChangeInterface.

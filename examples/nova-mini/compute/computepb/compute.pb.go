@@ -2023,6 +2023,174 @@ func (*SnapshotResponse) Descriptor() ([]byte, []int) {
 	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{38}
 }
 
+type RemoveImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ImageRef      string                 `protobuf:"bytes,1,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageRequest) Reset() {
+	*x = RemoveImageRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageRequest) ProtoMessage() {}
+
+func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
+func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RemoveImageRequest) GetImageRef() string {
+	if x != nil {
+		return x.ImageRef
+	}
+	return ""
+}
+
+type RemoveImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageResponse) Reset() {
+	*x = RemoveImageResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageResponse) ProtoMessage() {}
+
+func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
+func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
+}
+
+type SetPasswordRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Password      string                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPasswordRequest) Reset() {
+	*x = SetPasswordRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPasswordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPasswordRequest) ProtoMessage() {}
+
+func (x *SetPasswordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPasswordRequest.ProtoReflect.Descriptor instead.
+func (*SetPasswordRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SetPasswordRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SetPasswordRequest) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+type SetPasswordResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPasswordResponse) Reset() {
+	*x = SetPasswordResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPasswordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPasswordResponse) ProtoMessage() {}
+
+func (x *SetPasswordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPasswordResponse.ProtoReflect.Descriptor instead.
+func (*SetPasswordResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
+}
+
 type ConsoleLogRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2034,7 +2202,7 @@ type ConsoleLogRequest struct {
 
 func (x *ConsoleLogRequest) Reset() {
 	*x = ConsoleLogRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2214,7 @@ func (x *ConsoleLogRequest) String() string {
 func (*ConsoleLogRequest) ProtoMessage() {}
 
 func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2227,7 @@ func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleLogRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ConsoleLogRequest) GetId() string {
@@ -2085,7 +2253,7 @@ type ConsoleLogResponse struct {
 
 func (x *ConsoleLogResponse) Reset() {
 	*x = ConsoleLogResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2265,7 @@ func (x *ConsoleLogResponse) String() string {
 func (*ConsoleLogResponse) ProtoMessage() {}
 
 func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2278,7 @@ func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleLogResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ConsoleLogResponse) GetData() []byte {
@@ -2130,7 +2298,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2310,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2323,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ConsoleRequest) GetId() string {
@@ -2184,7 +2352,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2364,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2377,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ConsoleResponse) GetHost() string {
@@ -2244,7 +2412,7 @@ type LiveMigrateRequest struct {
 
 func (x *LiveMigrateRequest) Reset() {
 	*x = LiveMigrateRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2424,7 @@ func (x *LiveMigrateRequest) String() string {
 func (*LiveMigrateRequest) ProtoMessage() {}
 
 func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2437,7 @@ func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateRequest.ProtoReflect.Descriptor instead.
 func (*LiveMigrateRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LiveMigrateRequest) GetId() string {
@@ -2294,7 +2462,7 @@ type LiveMigrateResponse struct {
 
 func (x *LiveMigrateResponse) Reset() {
 	*x = LiveMigrateResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2474,7 @@ func (x *LiveMigrateResponse) String() string {
 func (*LiveMigrateResponse) ProtoMessage() {}
 
 func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2487,7 @@ func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateResponse.ProtoReflect.Descriptor instead.
 func (*LiveMigrateResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
 }
 
 type AttachVolumeRequest struct {
@@ -2332,7 +2500,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2512,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2525,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AttachVolumeRequest) GetId() string {
@@ -2386,7 +2554,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2566,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2579,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Volume) GetId() string {
@@ -2443,7 +2611,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2623,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2636,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
 }
 
 type DetachVolumeRequest struct {
@@ -2481,7 +2649,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2661,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2674,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DetachVolumeRequest) GetId() string {
@@ -2531,7 +2699,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2711,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2724,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
 }
 
 type AttachInterfaceRequest struct {
@@ -2569,7 +2737,7 @@ type AttachInterfaceRequest struct {
 
 func (x *AttachInterfaceRequest) Reset() {
 	*x = AttachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2749,7 @@ func (x *AttachInterfaceRequest) String() string {
 func (*AttachInterfaceRequest) ProtoMessage() {}
 
 func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2762,7 @@ func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AttachInterfaceRequest) GetId() string {
@@ -2624,7 +2792,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2804,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2817,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Interface) GetId() string {
@@ -2681,7 +2849,7 @@ type AttachInterfaceResponse struct {
 
 func (x *AttachInterfaceResponse) Reset() {
 	*x = AttachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +2861,7 @@ func (x *AttachInterfaceResponse) String() string {
 func (*AttachInterfaceResponse) ProtoMessage() {}
 
 func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2874,7 @@ func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
 }
 
 type DetachInterfaceRequest struct {
@@ -2719,7 +2887,7 @@ type DetachInterfaceRequest struct {
 
 func (x *DetachInterfaceRequest) Reset() {
 	*x = DetachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2899,7 @@ func (x *DetachInterfaceRequest) String() string {
 func (*DetachInterfaceRequest) ProtoMessage() {}
 
 func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2912,7 @@ func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DetachInterfaceRequest) GetId() string {
@@ -2769,7 +2937,7 @@ type DetachInterfaceResponse struct {
 
 func (x *DetachInterfaceResponse) Reset() {
 	*x = DetachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2949,7 @@ func (x *DetachInterfaceResponse) String() string {
 func (*DetachInterfaceResponse) ProtoMessage() {}
 
 func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +2962,7 @@ func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
 }
 
 type MetricsRequest struct {
@@ -2806,7 +2974,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +2986,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +2999,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *MetricsRequest) GetId() string {
@@ -2857,7 +3025,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +3037,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +3050,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *MetricsResponse) GetCpuTimeNs() int64 {
@@ -2936,7 +3104,7 @@ type DiagnosticsRequest struct {
 
 func (x *DiagnosticsRequest) Reset() {
 	*x = DiagnosticsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3116,7 @@ func (x *DiagnosticsRequest) String() string {
 func (*DiagnosticsRequest) ProtoMessage() {}
 
 func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3129,7 @@ func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsRequest.ProtoReflect.Descriptor instead.
 func (*DiagnosticsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DiagnosticsRequest) GetId() string {
@@ -2980,7 +3148,7 @@ type DiagnosticsResponse struct {
 
 func (x *DiagnosticsResponse) Reset() {
 	*x = DiagnosticsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3160,7 @@ func (x *DiagnosticsResponse) String() string {
 func (*DiagnosticsResponse) ProtoMessage() {}
 
 func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3173,7 @@ func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsResponse.ProtoReflect.Descriptor instead.
 func (*DiagnosticsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DiagnosticsResponse) GetDiagnostics() map[string]string {
@@ -3023,7 +3191,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3035,7 +3203,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3048,7 +3216,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{63}
 }
 
 type EventsResponse struct {
@@ -3063,7 +3231,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3243,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3256,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{60}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *EventsResponse) GetServerId() string {
@@ -3213,7 +3381,14 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x0fSnapshotRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\timage_ref\x18\x02 \x01(\tR\bimageRef\"\x12\n" +
-	"\x10SnapshotResponse\"9\n" +
+	"\x10SnapshotResponse\"1\n" +
+	"\x12RemoveImageRequest\x12\x1b\n" +
+	"\timage_ref\x18\x01 \x01(\tR\bimageRef\"\x15\n" +
+	"\x13RemoveImageResponse\"@\n" +
+	"\x12SetPasswordRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bpassword\x18\x02 \x01(\tR\bpassword\"\x15\n" +
+	"\x13SetPasswordResponse\"9\n" +
 	"\x11ConsoleLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05lines\x18\x02 \x01(\x03R\x05lines\"(\n" +
@@ -3297,7 +3472,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x14EVENT_TYPE_SUSPENDED\x10\x04\x12\x16\n" +
 	"\x12EVENT_TYPE_CRASHED\x10\x05\x12\x18\n" +
 	"\x14EVENT_TYPE_DESTROYED\x10\x06\x12\x14\n" +
-	"\x10EVENT_TYPE_BEGAN\x10\a2\xe4\x13\n" +
+	"\x10EVENT_TYPE_BEGAN\x10\a2\xa8\x15\n" +
 	"\aCompute\x12N\n" +
 	"\x05Spawn\x12!.armature.compute.v1.SpawnRequest\x1a\".armature.compute.v1.SpawnResponse\x12T\n" +
 	"\aDestroy\x12#.armature.compute.v1.DestroyRequest\x1a$.armature.compute.v1.DestroyResponse\x12K\n" +
@@ -3316,7 +3491,9 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\fRevertResize\x12(.armature.compute.v1.RevertResizeRequest\x1a).armature.compute.v1.RevertResizeResponse\x12Q\n" +
 	"\x06Rescue\x12\".armature.compute.v1.RescueRequest\x1a#.armature.compute.v1.RescueResponse\x12W\n" +
 	"\bUnrescue\x12$.armature.compute.v1.UnrescueRequest\x1a%.armature.compute.v1.UnrescueResponse\x12W\n" +
-	"\bSnapshot\x12$.armature.compute.v1.SnapshotRequest\x1a%.armature.compute.v1.SnapshotResponse\x12_\n" +
+	"\bSnapshot\x12$.armature.compute.v1.SnapshotRequest\x1a%.armature.compute.v1.SnapshotResponse\x12`\n" +
+	"\vRemoveImage\x12'.armature.compute.v1.RemoveImageRequest\x1a(.armature.compute.v1.RemoveImageResponse\x12`\n" +
+	"\vSetPassword\x12'.armature.compute.v1.SetPasswordRequest\x1a(.armature.compute.v1.SetPasswordResponse\x12_\n" +
 	"\n" +
 	"ConsoleLog\x12&.armature.compute.v1.ConsoleLogRequest\x1a'.armature.compute.v1.ConsoleLogResponse0\x01\x12T\n" +
 	"\aConsole\x12#.armature.compute.v1.ConsoleRequest\x1a$.armature.compute.v1.ConsoleResponse\x12`\n" +
@@ -3342,7 +3519,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP() []byt
 }
 
 var file_examples_nova_mini_compute_computepb_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(PowerState)(0),                 // 0: armature.compute.v1.PowerState
 	(ConsoleType)(0),                // 1: armature.compute.v1.ConsoleType
@@ -3386,45 +3563,49 @@ var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(*UnrescueResponse)(nil),        // 39: armature.compute.v1.UnrescueResponse
 	(*SnapshotRequest)(nil),         // 40: armature.compute.v1.SnapshotRequest
 	(*SnapshotResponse)(nil),        // 41: armature.compute.v1.SnapshotResponse
-	(*ConsoleLogRequest)(nil),       // 42: armature.compute.v1.ConsoleLogRequest
-	(*ConsoleLogResponse)(nil),      // 43: armature.compute.v1.ConsoleLogResponse
-	(*ConsoleRequest)(nil),          // 44: armature.compute.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 45: armature.compute.v1.ConsoleResponse
-	(*LiveMigrateRequest)(nil),      // 46: armature.compute.v1.LiveMigrateRequest
-	(*LiveMigrateResponse)(nil),     // 47: armature.compute.v1.LiveMigrateResponse
-	(*AttachVolumeRequest)(nil),     // 48: armature.compute.v1.AttachVolumeRequest
-	(*Volume)(nil),                  // 49: armature.compute.v1.Volume
-	(*AttachVolumeResponse)(nil),    // 50: armature.compute.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 51: armature.compute.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 52: armature.compute.v1.DetachVolumeResponse
-	(*AttachInterfaceRequest)(nil),  // 53: armature.compute.v1.AttachInterfaceRequest
-	(*Interface)(nil),               // 54: armature.compute.v1.Interface
-	(*AttachInterfaceResponse)(nil), // 55: armature.compute.v1.AttachInterfaceResponse
-	(*DetachInterfaceRequest)(nil),  // 56: armature.compute.v1.DetachInterfaceRequest
-	(*DetachInterfaceResponse)(nil), // 57: armature.compute.v1.DetachInterfaceResponse
-	(*MetricsRequest)(nil),          // 58: armature.compute.v1.MetricsRequest
-	(*MetricsResponse)(nil),         // 59: armature.compute.v1.MetricsResponse
-	(*DiagnosticsRequest)(nil),      // 60: armature.compute.v1.DiagnosticsRequest
-	(*DiagnosticsResponse)(nil),     // 61: armature.compute.v1.DiagnosticsResponse
-	(*EventsRequest)(nil),           // 62: armature.compute.v1.EventsRequest
-	(*EventsResponse)(nil),          // 63: armature.compute.v1.EventsResponse
-	nil,                             // 64: armature.compute.v1.SpawnRequest.MetadataEntry
-	nil,                             // 65: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	(*RemoveImageRequest)(nil),      // 42: armature.compute.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),     // 43: armature.compute.v1.RemoveImageResponse
+	(*SetPasswordRequest)(nil),      // 44: armature.compute.v1.SetPasswordRequest
+	(*SetPasswordResponse)(nil),     // 45: armature.compute.v1.SetPasswordResponse
+	(*ConsoleLogRequest)(nil),       // 46: armature.compute.v1.ConsoleLogRequest
+	(*ConsoleLogResponse)(nil),      // 47: armature.compute.v1.ConsoleLogResponse
+	(*ConsoleRequest)(nil),          // 48: armature.compute.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 49: armature.compute.v1.ConsoleResponse
+	(*LiveMigrateRequest)(nil),      // 50: armature.compute.v1.LiveMigrateRequest
+	(*LiveMigrateResponse)(nil),     // 51: armature.compute.v1.LiveMigrateResponse
+	(*AttachVolumeRequest)(nil),     // 52: armature.compute.v1.AttachVolumeRequest
+	(*Volume)(nil),                  // 53: armature.compute.v1.Volume
+	(*AttachVolumeResponse)(nil),    // 54: armature.compute.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 55: armature.compute.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 56: armature.compute.v1.DetachVolumeResponse
+	(*AttachInterfaceRequest)(nil),  // 57: armature.compute.v1.AttachInterfaceRequest
+	(*Interface)(nil),               // 58: armature.compute.v1.Interface
+	(*AttachInterfaceResponse)(nil), // 59: armature.compute.v1.AttachInterfaceResponse
+	(*DetachInterfaceRequest)(nil),  // 60: armature.compute.v1.DetachInterfaceRequest
+	(*DetachInterfaceResponse)(nil), // 61: armature.compute.v1.DetachInterfaceResponse
+	(*MetricsRequest)(nil),          // 62: armature.compute.v1.MetricsRequest
+	(*MetricsResponse)(nil),         // 63: armature.compute.v1.MetricsResponse
+	(*DiagnosticsRequest)(nil),      // 64: armature.compute.v1.DiagnosticsRequest
+	(*DiagnosticsResponse)(nil),     // 65: armature.compute.v1.DiagnosticsResponse
+	(*EventsRequest)(nil),           // 66: armature.compute.v1.EventsRequest
+	(*EventsResponse)(nil),          // 67: armature.compute.v1.EventsResponse
+	nil,                             // 68: armature.compute.v1.SpawnRequest.MetadataEntry
+	nil,                             // 69: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 }
 var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	0,  // 0: armature.compute.v1.Instance.power:type_name -> armature.compute.v1.PowerState
 	3,  // 1: armature.compute.v1.Instance.resources:type_name -> armature.compute.v1.Resources
 	3,  // 2: armature.compute.v1.SpawnRequest.resources:type_name -> armature.compute.v1.Resources
-	64, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
+	68, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
 	6,  // 4: armature.compute.v1.SpawnRequest.files:type_name -> armature.compute.v1.GuestFile
 	4,  // 5: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
 	4,  // 6: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
 	3,  // 7: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
 	3,  // 8: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
 	1,  // 9: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
-	49, // 10: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
-	54, // 11: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
-	65, // 12: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	53, // 10: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
+	58, // 11: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
+	69, // 12: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 	2,  // 13: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
 	5,  // 14: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
 	8,  // 15: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
@@ -3444,46 +3625,50 @@ var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	36, // 29: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
 	38, // 30: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
 	40, // 31: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
-	42, // 32: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
-	44, // 33: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
-	46, // 34: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
-	48, // 35: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
-	51, // 36: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
-	53, // 37: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
-	56, // 38: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
-	58, // 39: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
-	60, // 40: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
-	62, // 41: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
-	7,  // 42: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
-	9,  // 43: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
-	11, // 44: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
-	13, // 45: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
-	15, // 46: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
-	17, // 47: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
-	19, // 48: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
-	21, // 49: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
-	23, // 50: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
-	25, // 51: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
-	27, // 52: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
-	29, // 53: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
-	31, // 54: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
-	33, // 55: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
-	35, // 56: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
-	37, // 57: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
-	39, // 58: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
-	41, // 59: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
-	43, // 60: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
-	45, // 61: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
-	47, // 62: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
-	50, // 63: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
-	52, // 64: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
-	55, // 65: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
-	57, // 66: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
-	59, // 67: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
-	61, // 68: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
-	63, // 69: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
-	42, // [42:70] is the sub-list for method output_type
-	14, // [14:42] is the sub-list for method input_type
+	42, // 32: armature.compute.v1.Compute.RemoveImage:input_type -> armature.compute.v1.RemoveImageRequest
+	44, // 33: armature.compute.v1.Compute.SetPassword:input_type -> armature.compute.v1.SetPasswordRequest
+	46, // 34: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
+	48, // 35: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
+	50, // 36: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
+	52, // 37: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
+	55, // 38: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
+	57, // 39: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
+	60, // 40: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
+	62, // 41: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
+	64, // 42: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
+	66, // 43: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
+	7,  // 44: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
+	9,  // 45: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
+	11, // 46: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
+	13, // 47: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
+	15, // 48: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
+	17, // 49: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
+	19, // 50: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
+	21, // 51: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
+	23, // 52: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
+	25, // 53: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
+	27, // 54: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
+	29, // 55: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
+	31, // 56: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
+	33, // 57: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
+	35, // 58: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
+	37, // 59: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
+	39, // 60: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
+	41, // 61: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
+	43, // 62: armature.compute.v1.Compute.RemoveImage:output_type -> armature.compute.v1.RemoveImageResponse
+	45, // 63: armature.compute.v1.Compute.SetPassword:output_type -> armature.compute.v1.SetPasswordResponse
+	47, // 64: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
+	49, // 65: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
+	51, // 66: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
+	54, // 67: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
+	56, // 68: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
+	59, // 69: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
+	61, // 70: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
+	63, // 71: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
+	65, // 72: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
+	67, // 73: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
+	44, // [44:74] is the sub-list for method output_type
+	14, // [14:44] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -3500,7 +3685,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc), len(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   63,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

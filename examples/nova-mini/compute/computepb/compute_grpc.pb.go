@@ -68,6 +68,8 @@ const (
 	Compute_Rescue_FullMethodName          = "/armature.compute.v1.Compute/Rescue"
 	Compute_Unrescue_FullMethodName        = "/armature.compute.v1.Compute/Unrescue"
 	Compute_Snapshot_FullMethodName        = "/armature.compute.v1.Compute/Snapshot"
+	Compute_RemoveImage_FullMethodName     = "/armature.compute.v1.Compute/RemoveImage"
+	Compute_SetPassword_FullMethodName     = "/armature.compute.v1.Compute/SetPassword"
 	Compute_ConsoleLog_FullMethodName      = "/armature.compute.v1.Compute/ConsoleLog"
 	Compute_Console_FullMethodName         = "/armature.compute.v1.Compute/Console"
 	Compute_LiveMigrate_FullMethodName     = "/armature.compute.v1.Compute/LiveMigrate"
@@ -149,6 +151,15 @@ type ComputeClient interface {
 	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
 	// ../x. Capability snapshot.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (*SnapshotResponse, error)
+	// RemoveImage removes an image that Snapshot has made on this host. Servers that
+	// were built from it keep their disks. It is not an error if the image does not
+	// exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
+	// Capability remove-image, which only a driver with the capability snapshot has.
+	RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error)
+	// SetPassword sets the password of the administrator of the guest of a RUNNING
+	// server. FAILED_PRECONDITION also if the guest does not answer. Capability
+	// set-password.
+	SetPassword(ctx context.Context, in *SetPasswordRequest, opts ...grpc.CallOption) (*SetPasswordResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(ctx context.Context, in *ConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleLogResponse], error)
@@ -375,6 +386,26 @@ func (c *computeClient) Snapshot(ctx context.Context, in *SnapshotRequest, opts 
 	return out, nil
 }
 
+func (c *computeClient) RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveImageResponse)
+	err := c.cc.Invoke(ctx, Compute_RemoveImage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *computeClient) SetPassword(ctx context.Context, in *SetPasswordRequest, opts ...grpc.CallOption) (*SetPasswordResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetPasswordResponse)
+	err := c.cc.Invoke(ctx, Compute_SetPassword_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *computeClient) ConsoleLog(ctx context.Context, in *ConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleLogResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Compute_ServiceDesc.Streams[0], Compute_ConsoleLog_FullMethodName, cOpts...)
@@ -562,6 +593,15 @@ type ComputeServer interface {
 	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
 	// ../x. Capability snapshot.
 	Snapshot(context.Context, *SnapshotRequest) (*SnapshotResponse, error)
+	// RemoveImage removes an image that Snapshot has made on this host. Servers that
+	// were built from it keep their disks. It is not an error if the image does not
+	// exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
+	// Capability remove-image, which only a driver with the capability snapshot has.
+	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
+	// SetPassword sets the password of the administrator of the guest of a RUNNING
+	// server. FAILED_PRECONDITION also if the guest does not answer. Capability
+	// set-password.
+	SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(*ConsoleLogRequest, grpc.ServerStreamingServer[ConsoleLogResponse]) error
@@ -661,6 +701,12 @@ func (UnimplementedComputeServer) Unrescue(context.Context, *UnrescueRequest) (*
 }
 func (UnimplementedComputeServer) Snapshot(context.Context, *SnapshotRequest) (*SnapshotResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Snapshot not implemented")
+}
+func (UnimplementedComputeServer) RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveImage not implemented")
+}
+func (UnimplementedComputeServer) SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPassword not implemented")
 }
 func (UnimplementedComputeServer) ConsoleLog(*ConsoleLogRequest, grpc.ServerStreamingServer[ConsoleLogResponse]) error {
 	return status.Error(codes.Unimplemented, "method ConsoleLog not implemented")
@@ -1037,6 +1083,42 @@ func _Compute_Snapshot_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Compute_RemoveImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveImageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).RemoveImage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_RemoveImage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).RemoveImage(ctx, req.(*RemoveImageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Compute_SetPassword_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPasswordRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).SetPassword(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_SetPassword_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).SetPassword(ctx, req.(*SetPasswordRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Compute_ConsoleLog_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ConsoleLogRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1281,6 +1363,14 @@ var Compute_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Snapshot",
 			Handler:    _Compute_Snapshot_Handler,
+		},
+		{
+			MethodName: "RemoveImage",
+			Handler:    _Compute_RemoveImage_Handler,
+		},
+		{
+			MethodName: "SetPassword",
+			Handler:    _Compute_SetPassword_Handler,
 		},
 		{
 			MethodName: "Console",

@@ -132,6 +132,45 @@ func testSnapshot(e *env) {
 	})
 }
 
+func testRemoveImage(e *env) {
+	e.with(func(s compute.Spec) {
+		image := "snapshot-" + s.ID
+		remove := func(ctx context.Context, d compute.Driver) error { return d.RemoveImage(ctx, image) }
+		e.must("remove an image that does not exist", remove)
+		e.must("snapshot", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, image) })
+		other := e.spec()
+		other.ImageRef = image
+		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, other) })
+		for range 2 {
+			e.must("remove the image", remove)
+		}
+		for _, state := range []compute.PowerState{compute.Shutdown, compute.Running} {
+			if state == compute.Shutdown {
+				e.reach(other.ID, state)
+			} else {
+				e.must("start without the image", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, other.ID) })
+			}
+			e.state("remove the image", other.ID, state)
+		}
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, other.ID) })
+		for _, bad := range []string{"../x", "", "/tmp/x.qcow2"} {
+			e.want(fault.Invalid, fmt.Sprintf("remove the image %q", bad), func(ctx context.Context, d compute.Driver) error { return d.RemoveImage(ctx, bad) })
+		}
+	})
+}
+
+func testSetPassword(e *env) {
+	e.with(func(s compute.Spec) {
+		set := func(ctx context.Context, d compute.Driver) error { return d.SetPassword(ctx, s.ID, "secret") }
+		for range 2 {
+			e.must("set the password", set)
+			e.state("set the password", s.ID, compute.Running)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "set the password of a stopped server", set)
+	})
+}
+
 func testConsoleLog(e *env) {
 	e.with(func(s compute.Spec) {
 		read := func(lines int) string {

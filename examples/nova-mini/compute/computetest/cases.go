@@ -48,6 +48,8 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	add("resize", "A stopped server gets other resources and runs with them; then the resize is confirmed or reverted. The disk does not shrink.", testResize, compute.CapResize)
 	add("rescue", "A rescued server runs, and Get shows that it is rescued; after Unrescue it runs from its own disk again.", testRescue, compute.CapRescue)
 	add("snapshot", "A snapshot does not change the server, and a server can boot from it; to take it again is not an error.", testSnapshot, compute.CapSnapshot)
+	add("remove image", "An image that a snapshot has made is removed, also by a repeated call; a server that was built from it stays.", testRemoveImage, compute.CapRemoveImage, compute.CapSnapshot)
+	add("set password", "The password of a running guest is set; for a stopped server the call is a Precondition error.", testSetPassword, compute.CapSetPassword)
 	add("console log", "ConsoleLog returns what the guest wrote on its console, all of it or the last lines.", testConsoleLog, compute.CapConsoleLog)
 	add("vnc console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.VNC) }, compute.CapVNCConsole)
 	add("serial console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.Serial) }, compute.CapSerialConsole)
@@ -73,7 +75,7 @@ func testInfo(e *env) {
 	all := []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog, compute.CapVNCConsole,
 		compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
-		compute.CapGuestData, compute.CapImageFiles,
+		compute.CapGuestData, compute.CapImageFiles, compute.CapRemoveImage, compute.CapSetPassword,
 	}
 	for _, c := range i.Capabilities {
 		if !slices.Contains(all, c) {
@@ -239,6 +241,9 @@ func testHonest(e *env) {
 			e.want(fault.Unimplemented, "Events", func(ctx context.Context, d compute.Driver) error {
 				return d.Events(ctx, func(compute.Event) error { return errEnough })
 			})
+		}
+		if !e.Info().Has(compute.CapRemoveImage) {
+			e.want(fault.Unimplemented, "RemoveImage", func(ctx context.Context, d compute.Driver) error { return d.RemoveImage(ctx, newID()) })
 		}
 		if !e.Info().Has(compute.CapLiveMigrate) {
 			e.want(fault.Unimplemented, "LiveMigrate", func(ctx context.Context, d compute.Driver) error { return d.LiveMigrate(ctx, s.ID, "elsewhere") })

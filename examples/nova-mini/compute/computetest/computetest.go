@@ -241,6 +241,9 @@ func (c *Config) methods() []method {
 		{"Snapshot", compute.CapSnapshot, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.Snapshot(ctx, id, "snapshot-"+id)
 		}, compute.Running, compute.Running},
+		{"SetPassword", compute.CapSetPassword, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.SetPassword(ctx, id, "secret")
+		}, compute.Running, compute.Running},
 		{"ConsoleLog", compute.CapConsoleLog, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.ConsoleLog(ctx, id, 0, new(strings.Builder))
 		}, 0, 0},

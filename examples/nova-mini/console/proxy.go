@@ -1,0 +1,313 @@
+// Package console is nova-mini's console proxy: it connects WebSocket clients, such as noVNC, to the consoles of servers. A client needs a token, which
+// the API service makes. Connections to the consoles themselves are plain TCP.
+package console
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Target is a console to which a token lets a client connect.
+type Target struct {
+	// Addr is HOST:PORT.
+	Addr string
+	// URL is the URL that the client got with the token, without the token. A browser that names another scheme as its origin is refused.
+	URL string
+	// ServerID and Host, the host of the server, are for the log and for [Config.Present].
+	ServerID, Host string
+	// ExpiresAt is the end of the token.
+	ExpiresAt time.Time
+}
+
+// Config configures a Proxy. Find and Present are required.
+type Config struct {
+	// Find returns the console of a token. Its error refuses the client: NotFound with status 401, every other error with 503.
+	Find func(ctx context.Context, token string) (*Target, error)
+	// Present reports whether the server of a session still exists on its host. A session ends when it does not, or when Present has failed for Grace.
+	Present func(ctx context.Context, t *Target) (bool, error)
+	// AllowedOrigins are the names of hosts that the header Origin of a browser may have besides that of the request.
+	AllowedOrigins []string
+	// MaxSessions is the highest number of sessions at a time. Default 1000.
+	MaxSessions int
+	// Idle ends a session without data in both directions. Default 1 h.
+	Idle time.Duration
+	// EndWithToken ends a session at the end of its token.
+	EndWithToken bool
+	// Every is the time between two calls of Present, and between two pings. Default 10 s. Grace is how long Present or a ping may fail. Default 1 min.
+	Every, Grace time.Duration
+	Logger       *slog.Logger
+}
+
+// dialTimeout is how long a console may take to accept a connection, and a client to accept data.
+const dialTimeout = 10 * time.Second
+
+// Proxy is an http.Handler. It is safe for concurrent use. Close ends all sessions.
+type Proxy struct {
+	cfg    Config
+	ctx    context.Context //nolint:containedctx // it ends all sessions
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	closed   bool
+	sessions int
+	wg       sync.WaitGroup
+}
+
+// New returns a proxy. It panics if a required field of cfg is not set.
+func New(cfg Config) *Proxy {
+	if cfg.Find == nil || cfg.Present == nil {
+		panic("nova-mini/console: Config.Find or Config.Present is not set")
+	}
+	cfg.MaxSessions, cfg.Idle = cmp.Or(cfg.MaxSessions, 1000), cmp.Or(cfg.Idle, time.Hour)
+	cfg.Every, cfg.Grace = cmp.Or(cfg.Every, 10*time.Second), cmp.Or(cfg.Grace, time.Minute)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	p := &Proxy{cfg: cfg}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// Close ends all sessions and waits for their ends, at most until ctx ends. Later clients are refused.
+func (p *Proxy) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.cancel()
+	done := make(chan struct{})
+	go func() { // it ends with the last session, which has been canceled
+		p.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// enter counts a session. It reports whether there is room for it; then the caller calls leave.
+func (p *Proxy) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.sessions >= p.cfg.MaxSessions {
+		return false
+	}
+	p.sessions++
+	p.wg.Add(1)
+	return true
+}
+
+func (p *Proxy) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sessions--
+	p.wg.Done()
+}
+
+// Sessions returns the number of sessions.
+func (p *Proxy) Sessions() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sessions
+}
+
+// ServeHTTP implements http.Handler. Each path is the same.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Referrer-Policy", "no-referrer") // the URL has the token
+	w.Header().Set("Cache-Control", "no-store")
+	if !isWebSocket(r) {
+		w.Header().Set("Upgrade", "websocket")
+		http.Error(w, "This is the proxy for consoles of servers: use a WebSocket client, such as noVNC.", http.StatusUpgradeRequired)
+		return
+	}
+	if !p.enter() {
+		w.Header().Set("Retry-After", "10")
+		http.Error(w, "There are too many sessions.", http.StatusServiceUnavailable)
+		return
+	}
+	defer p.leave()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // the sessions end with the proxy
+	t, console, err := p.open(ctx, r)
+	if err != nil {
+		status := statusOf(err)
+		p.cfg.Logger.WarnContext(ctx, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
+		http.Error(w, http.StatusText(status), status) // the reason is for operators
+		return
+	}
+	defer func() { _ = console.Close() }() // it was closed already, or the session has ended
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols:       []string{"binary"},
+		InsecureSkipVerify: true, // open has checked the origin, as Nova does
+	})
+	if err != nil {
+		p.cfg.Logger.WarnContext(ctx, "WebSocket refused", "client", r.RemoteAddr, "error", err)
+		return
+	}
+	log := p.cfg.Logger.With("server", t.ServerID, "host", t.Host, "client", r.RemoteAddr)
+	log.InfoContext(ctx, "console session began")
+	why := p.run(ctx, t, ws, console)
+	log.InfoContext(ctx, "console session ended", "reason", why)
+}
+
+// errOrigin means that a browser shows the page of another site.
+var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
+
+// open checks a request and connects to its console.
+func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
+	token := tokenOf(r)
+	if token == "" {
+		return nil, nil, fault.New(fault.NotFound, "the request has no token")
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	t, err := p.cfg.Find(ctx, token)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the console of the token: %w", err)
+	}
+	if err := p.checkOrigin(r, t); err != nil {
+		return nil, nil, err
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", t.Addr)
+	if err != nil {
+		return nil, nil, fault.New(fault.Unavailable, "connect to the console of server %s: %w", t.ServerID, err)
+	}
+	return t, c, nil
+}
+
+// statusOf returns the status for an error of open.
+func statusOf(err error) int {
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return http.StatusUnauthorized
+	case errors.Is(err, fault.Denied):
+		return http.StatusForbidden
+	}
+	return http.StatusServiceUnavailable
+}
+
+// run copies between a client and a console until the session ends, and returns the reason.
+func (p *Proxy) run(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	open, end := context.WithCancel(context.WithoutCancel(ctx)) // the client is told the reason after ctx has ended
+	defer end()
+	s := &session{cfg: &p.cfg, target: t, ws: ws, client: websocket.NetConn(open, ws, websocket.MessageBinary)}
+	s.touch()
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(s.copy(s.client, console, "the console has closed the connection")) })
+	wg.Go(func() { cancel(s.copy(console, s.client, "the client has closed the connection")) })
+	wg.Go(func() { cancel(s.watch(ctx)) })
+	<-ctx.Done()
+	why := context.Cause(ctx)
+	_ = console.Close()                                                               // ends the copies
+	_ = ws.Close(websocket.StatusGoingAway, why.Error()[:min(len(why.Error()), 120)]) // the client may be gone
+	_ = ws.CloseNow()
+	wg.Wait()
+	return why.Error()
+}
+
+// session is a connection of a client with a console.
+type session struct {
+	cfg    *Config
+	target *Target
+	ws     *websocket.Conn
+	client net.Conn
+
+	mu   sync.Mutex
+	last time.Time // data were copied
+}
+
+func (s *session) touch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = time.Now()
+}
+
+func (s *session) idle() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.last)
+}
+
+// copy copies until one side ends, and returns the reason. ended is the reason if from has ended.
+func (s *session) copy(to, from net.Conn, ended string) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			s.touch()
+			if _, err := to.Write(buf[:n]); err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return errors.New(ended)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", ended, err)
+		}
+	}
+}
+
+// watch ends the session when its server is gone, when nobody uses it, when the client does not answer, or, if this is wanted, at the end of the token.
+func (s *session) watch(ctx context.Context) error {
+	end := make(<-chan time.Time)
+	if s.cfg.EndWithToken {
+		t := time.NewTimer(time.Until(s.target.ExpiresAt))
+		defer t.Stop()
+		end = t.C
+	}
+	tick := time.NewTicker(s.cfg.Every)
+	defer tick.Stop()
+	for seen := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-end:
+			return errors.New("the token is over")
+		case <-tick.C:
+		}
+		if s.idle() > s.cfg.Idle {
+			return fmt.Errorf("no data within %v", s.cfg.Idle)
+		}
+		switch ok, err := s.check(ctx); {
+		case ok:
+			seen = time.Now()
+		case err == nil:
+			return errors.New("the server is deleted, or on another host")
+		case time.Since(seen) > s.cfg.Grace:
+			return fmt.Errorf("not checked for %v: %w", s.cfg.Grace, err)
+		}
+	}
+}
+
+// check reports whether the server is present and the client answers.
+func (s *session) check(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	ok, err := s.cfg.Present(ctx, s.target)
+	if ok && err == nil {
+		err = s.ws.Ping(ctx)
+	}
+	return ok && err == nil, err
+}
+
+// Addr returns HOST:PORT of a console.
+func Addr(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

@@ -1,0 +1,265 @@
+package console_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/examples/nova-mini/console"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// bench is a proxy with one console, which greets and then sends back what it gets. The token "good" is for it, and "away" for one that does not listen.
+type bench struct {
+	*testing.T
+	*httptest.Server
+
+	proxy   *console.Proxy
+	present atomic.Value // func() (bool, error)
+	dialed  atomic.Int64
+}
+
+func newBench(t *testing.T, cfg console.Config) *bench {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away.Close()
+	b := &bench{T: t}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b.dialed.Add(1)
+			go func() {
+				defer c.Close()
+				_, _ = io.WriteString(c, "RFB 003.008\n")
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+	b.present.Store(func() (bool, error) { return true, nil })
+	cfg.Find = func(_ context.Context, token string) (*console.Target, error) {
+		addr, ok := map[string]string{"good": l.Addr().String(), "away": away.Addr().String()}[token]
+		switch {
+		case token == "broken":
+			return nil, fault.New(fault.Unavailable, "no database")
+		case !ok:
+			return nil, fault.New(fault.NotFound, "Token not found")
+		}
+		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: "s1", Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond)}, nil
+	}
+	cfg.Present = func(context.Context, *console.Target) (bool, error) {
+		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // it has only this type
+	}
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	b.proxy = console.New(cfg)
+	b.Server = httptest.NewServer(b.proxy)
+	t.Cleanup(func() {
+		if err := b.proxy.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		b.Close()
+		l.Close()
+		http.DefaultClient.CloseIdleConnections()
+	})
+	return b
+}
+
+// dial opens a console. status is that of the reply.
+func (b *bench) dial(path string, header http.Header) (ws *websocket.Conn, status int) {
+	b.Helper()
+	ws, resp, err := websocket.Dial(b.Context(), //nolint:bodyclose // the library says that it need not be closed
+		b.URL+path, &websocket.DialOptions{HTTPHeader: header, Subprotocols: []string{"binary"}})
+	if resp == nil {
+		b.Fatal(err)
+	}
+	return ws, resp.StatusCode
+}
+
+// TestTokens: a client gets the console of its token, which is in the query, in the parameter path, or in a cookie. Without a valid token the proxy connects nowhere.
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, console.Config{})
+	origin := func(text ...string) http.Header { return http.Header{"Origin": text} }
+	host := strings.TrimPrefix(b.URL, "http://")
+	for _, tt := range []struct {
+		path   string
+		header http.Header
+		status int
+	}{
+		{"/?token=good", nil, 101},
+		{"/any/path?token=good", nil, 101},
+		{"/vnc_lite.html?path=%3Ftoken%3Dgood", nil, 101},
+		{"/vnc_lite.html?path=websockify%3Ftoken%3Dgood", nil, 101},
+		{"/", http.Header{"Cookie": {"other=x; token=good"}}, 101},
+		{"/?token=good", http.Header{"Cookie": {"token=bad"}}, 101},
+		{"/?token=good", origin("http://" + host), 101},
+		{"/?token=good", origin("http://127.0.0.1"), 101},
+		{"/", nil, 401},
+		{"/?token=", nil, 401},
+		{"/?token=bad", http.Header{"Cookie": {"token=good"}}, 401},
+		{"/?token=good&token=bad", nil, 101}, // the first one counts
+		{"/?path=%3Ftoken%3Dbad", nil, 401},
+		{"/?token=broken", nil, 503},
+		{"/?token=away", nil, 503},
+		{"/?token=good", origin("http://evil.example"), 403},
+		{"/?token=good", origin("https://" + host), 403},
+		{"/?token=good", origin("null"), 403},
+		{"/?token=good", origin(""), 403},
+		{"/?token=good", origin("http://"+host, "http://evil.example"), 403},
+	} {
+		before := b.dialed.Load()
+		ws, status := b.dial(tt.path, tt.header)
+		if status != tt.status {
+			t.Errorf("%s with %v: %d, want %d", tt.path, tt.header, status, tt.status)
+		}
+		if ws == nil {
+			if n := b.dialed.Load(); n != before {
+				t.Errorf("%s with %v: the proxy has connected to the console", tt.path, tt.header)
+			}
+			continue
+		}
+		if ws.Subprotocol() != "binary" {
+			t.Errorf("the subprotocol is %q", ws.Subprotocol())
+		}
+		c := websocket.NetConn(t.Context(), ws, websocket.MessageBinary)
+		want := "RFB 003.008\n" + strings.Repeat("hello", 20_000)
+		go func() { _, _ = io.WriteString(c, want[len("RFB 003.008\n"):]) }()
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+			t.Errorf("%s: read %.40q, %v", tt.path, got, err)
+		}
+		_ = c.Close()
+	}
+	waittest.Until(t, "the ends of all sessions", func() bool { return b.proxy.Sessions() == 0 })
+}
+
+// TestPlainHTTP: a request without a WebSocket gets a text, and no console.
+func TestPlainHTTP(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, console.Config{})
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		req, err := http.NewRequestWithContext(t.Context(), method, b.URL+"/?token=good", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUpgradeRequired || resp.Header.Get("Referrer-Policy") != "no-referrer" || b.dialed.Load() != 0 {
+			t.Errorf("%s: %d %v", method, resp.StatusCode, resp.Header)
+		}
+	}
+}
+
+// TestOtherOrigin: a host of AllowedOrigins may show the console.
+func TestOtherOrigin(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, console.Config{AllowedOrigins: []string{"dashboard.example"}})
+	for origin, want := range map[string]int{"http://Dashboard.example:8080": 101, "http://other.example": 403} {
+		if ws, status := b.dial("/?token=good", http.Header{"Origin": {origin}}); status != want {
+			t.Errorf("%s: %d, want %d", origin, status, want)
+		} else if ws != nil {
+			_ = ws.CloseNow()
+		}
+	}
+}
+
+// TestEnds: a session ends when its server is gone, when it is not used, with its token, when it cannot be checked, and when the proxy stops. The client
+// gets the reason.
+func TestEnds(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		cfg     console.Config
+		present func() (bool, error)
+		says    string
+	}{
+		"deleted": {console.Config{}, func() (bool, error) { return false, nil }, "the server is deleted"},
+		"idle":    {console.Config{Idle: 50 * time.Millisecond}, func() (bool, error) { return true, nil }, "no data within 50ms"},
+		"token":   {console.Config{EndWithToken: true, Every: time.Hour}, func() (bool, error) { return true, nil }, "the token is over"},
+		"checks":  {console.Config{Grace: 50 * time.Millisecond}, func() (bool, error) { return false, errors.New("no database") }, "not checked for 50ms: no database"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if tt.cfg.Every == 0 {
+				tt.cfg.Every = 20 * time.Millisecond
+			}
+			b := newBench(t, tt.cfg)
+			b.present.Store(tt.present)
+			ws, status := b.dial("/?token=good", nil)
+			if ws == nil {
+				t.Fatal(status)
+			}
+			defer ws.CloseNow()
+			if why := ended(t, ws); why.Code != websocket.StatusGoingAway || !strings.Contains(why.Reason, tt.says) {
+				t.Errorf("%+v, want %q", why, tt.says)
+			}
+			waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+		})
+	}
+}
+
+// ended reads until the connection is closed, and returns the reason.
+func ended(t *testing.T, ws *websocket.Conn) (why websocket.CloseError) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		if _, _, err := ws.Read(ctx); err != nil {
+			if !errors.As(err, &why) {
+				t.Errorf("the session ended with %v", err)
+			}
+			return why
+		}
+	}
+}
+
+// TestLimit: more sessions than the limit are refused. When the proxy stops, sessions end, and later ones are refused. A session also ends when its client leaves.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, console.Config{MaxSessions: 1})
+	first, _ := b.dial("/?token=good", nil)
+	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 {
+		t.Errorf("a second session: %d", status)
+	}
+	_ = first.Close(websocket.StatusNormalClosure, "")
+	waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+	second, status := b.dial("/?token=good", nil)
+	if second == nil {
+		t.Fatal(status)
+	}
+	go func() { _ = b.proxy.Close(context.Background()) }()
+	_ = ended(t, second)
+	waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 {
+		t.Errorf("after the stop: %d", status)
+	}
+	if u, err := url.Parse(b.URL); err != nil || console.Addr(u.Hostname(), 1) != "127.0.0.1:1" || console.Addr("::1", 2) != "[::1]:2" {
+		t.Errorf("%v", err)
+	}
+}
