@@ -266,7 +266,7 @@ func (s *session) copy(to, from net.Conn, ended string) error {
 	}
 }
 
-// watch ends the session when its server is gone, when nobody uses it, when the client does not answer, or, if this is wanted, at the end of the token.
+// watch returns, with the reason, when the server of the session is gone, when no data are copied, when the client does not answer, or, with EndWithToken, at the end of the token.
 func (s *session) watch(ctx context.Context) error {
 	end := make(<-chan time.Time)
 	if s.cfg.EndWithToken {

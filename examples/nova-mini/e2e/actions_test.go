@@ -37,7 +37,7 @@ func TestActions(t *testing.T) {
 	a.norsz = a.create("norsz", map[string]string{"fake:resize": "fail exhausted"})
 	a.rszcrash = a.create("rszcrash", map[string]string{"fake:resize": "crash 1; crash after 1"})
 	crashes := map[string]string{}
-	for _, method := range []string{"pause", "unpause", "suspend", "resume", "rescue", "unrescue", "snapshot"} {
+	for _, method := range []string{"pause", "unpause", "suspend", "resume", "rescue", "unrescue", "snapshot", "set_password"} {
 		crashes["fake:"+method] = "crash 1; crash after 1"
 	}
 	a.crashes = a.create("crashes", crashes)
@@ -211,6 +211,9 @@ func (a *actions) testKilledActions() {
 		{`{"unrescue": null}`, "ACTIVE", "running"},
 		{`{"rebuild": {"imageRef": "` + image + `"}}`, "ACTIVE", "running"},
 		{`{"createImage": {"name": "copy"}}`, "ACTIVE", "running"},
+		{`{"changePassword": {"adminPass": "secret"}}`, "ACTIVE", "running"},
+		{`{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 1}}`, "ACTIVE", "running"},
+		{`{"createBackup": {"name": "b", "backup_type": "daily", "rotation": 0}}`, "ACTIVE", "running"},
 		{`{"shelve": null}`, "SHELVED_OFFLOADED", ""},
 		{`{"unshelve": null}`, "ACTIVE", "running"},
 	} {
@@ -243,7 +246,7 @@ func (a *actions) testKilledActions() {
 		var past struct {
 			InstanceActions []struct{ Action, Message string }
 		}
-		if err := a.ask(http.MethodGet, "", &past, "servers", id, "os-instance-actions"); err != nil || len(past.InstanceActions) < 10 {
+		if err := a.ask(http.MethodGet, "", &past, "servers", id, "os-instance-actions"); err != nil || len(past.InstanceActions) < 13 {
 			a.Errorf("actions on a server: %+v, %v", past, err)
 		}
 		for _, one := range past.InstanceActions {

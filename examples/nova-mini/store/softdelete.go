@@ -15,7 +15,7 @@ import (
 
 // A server that is soft-deleted keeps its host and its claim there, but does not count in the quotas of its project, as in Nova.
 
-// errNotRestorable means that a server could not be restored after a soft deletion. errUnchanged means that there is nothing to do.
+// errNotRestorable means that a server could not be restored after a soft deletion. errUnchanged means that nothing has to be done.
 var (
 	errNotRestorable = errors.New("the server cannot be restored")
 	errUnchanged     = errors.New("the server is being deleted, or is soft-deleted")
