@@ -1,6 +1,7 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -46,8 +47,11 @@ type Page struct { //nolint:recvcheck // Select returns a changed copy
 	// Key is a unique column without NULLs. Markers are its values.
 	Key string
 	// Marker is the Key of the last row of the previous page. It is empty for the first page. The
-	// marker's row must exist and match Within. It need not match Where any more.
+	// marker's row must exist, in MarkerFrom, and match Within. It need not match Where any more.
 	Marker string
+	// MarkerFrom is a table or a join with the marker's row, as SQL, such as one that has deleted rows, too. It has Key, the columns of Sort and those of
+	// Within. Default: From.
+	MarkerFrom string
 	// Limit bounds the rows of the page. 0 is allowed.
 	Limit int
 
@@ -212,7 +216,7 @@ func (p *Page) readMarker(ctx context.Context, q sqlx.QueryerContext, keys []pag
 	for _, k := range keys {
 		cols = append(cols, k.quotedName())
 	}
-	query, args := fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ?`, strings.Join(cols, ", "), p.From, cols[len(cols)-1]), []any{p.Marker}
+	query, args := fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ?`, strings.Join(cols, ", "), cmp.Or(p.MarkerFrom, p.From), cols[len(cols)-1]), []any{p.Marker}
 	if p.Within != "" {
 		query, args = query+" AND ("+p.Within+")", append(args, p.WithinArgs...)
 	}

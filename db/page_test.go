@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -402,6 +403,39 @@ func TestPagePlans(t *testing.T) {
 			t.Logf("%s: %v", name, plan)
 			if len(plan) != 1 || !strings.HasPrefix(plan[0].Detail, "SEARCH things USING INDEX") {
 				t.Errorf("%s: the plan is %v, want one search in an index", name, plan)
+			}
+		}
+	})
+}
+
+// TestMarkerFrom: the marker's row may be in another table, such as one with deleted rows.
+func TestMarkerFrom(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+		for _, query := range []string{
+			"CREATE TABLE present (id VARCHAR(9) PRIMARY KEY, n INTEGER NOT NULL, project VARCHAR(9) NOT NULL)",
+			"CREATE TABLE past (id VARCHAR(9) PRIMARY KEY, n INTEGER NOT NULL, project VARCHAR(9) NOT NULL)",
+			"INSERT INTO present VALUES ('a', 1, 'p'), ('c', 3, 'p'), ('d', 4, 'q')", "INSERT INTO past VALUES ('b', 2, 'p'), ('x', 2, 'q')",
+		} {
+			if _, err := d.ExecContext(t.Context(), query); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := db.Page{
+			Columns: "id", From: "present", MarkerFrom: "(SELECT * FROM present UNION ALL SELECT * FROM past) every", Within: "project = ?", WithinArgs: []any{"p"},
+			Sort: []db.SortKey{{Column: "n"}}, Key: "id", Limit: 5,
+		}
+		for marker, want := range map[string]string{"": "a c", "a": "c", "b": "c", "c": ""} {
+			p.Marker = marker
+			rows, _, err := db.List[string](t.Context(), d, p)
+			if got := strings.Join(rows, " "); err != nil || got != want {
+				t.Errorf("marker %q: %q, %v; want %q", marker, got, err, want)
+			}
+		}
+		for _, marker := range []string{"d", "x", "nothing"} { // of another project
+			p.Marker = marker
+			if _, _, err := db.List[string](t.Context(), d, p); !errors.Is(err, fault.Invalid) {
+				t.Errorf("marker %q: %v, want Invalid", marker, err)
 			}
 		}
 	})

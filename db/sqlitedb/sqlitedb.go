@@ -75,7 +75,8 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 		s.observer.Failed(err)
 		return nil, err
 	}
-	return &sqliteConn{rawConn: c.(rawConn), db: s}, nil
+	raw := c.(rawConn)
+	return &sqliteConn{rawConn: raw, db: s, statements: statements{conn: raw}}, nil
 }
 
 // lockWriter blocks until no other connection of the handle writes, until ctx ends,
@@ -116,8 +117,15 @@ type rawConn interface {
 // sqliteConn is a connection that takes the writer's lock for each write.
 type sqliteConn struct {
 	rawConn
-	db   *sqliteDB
-	inTx bool // in a transaction, which has the writer's lock unless it is read-only
+	db         *sqliteDB
+	inTx       bool // in a transaction, which has the writer's lock unless it is read-only
+	statements statements
+}
+
+// Close closes the connection and its statements.
+func (c *sqliteConn) Close() error {
+	c.statements.close()
+	return c.rawConn.Close()
 }
 
 // BeginTx begins a transaction. Unless it is read-only, BeginTx first takes the writer's lock.
@@ -201,15 +209,36 @@ func (c *sqliteConn) execWrite(ctx context.Context, f func() (driver.Result, err
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
-	return c.execWrite(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
+	return c.execWrite(ctx, func() (driver.Result, error) {
+		st, err := c.statements.take(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		res, err := st.ExecContext(ctx, args)
+		if err != nil {
+			return nil, st.discard(err)
+		}
+		return res, c.statements.keep(st)
+	})
 }
 
 // QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
-	rows, err = c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
-	return wrapRows(rows, err)
+	st, err := c.statements.take(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	if rows, err = st.QueryContext(ctx, args); err != nil {
+		return nil, st.discard(err)
+	}
+	return wrapRows(rows, func(err error) error {
+		if err != nil {
+			return st.discard(err)
+		}
+		return c.statements.keep(st)
+	}), nil
 }
 
 // PrepareContext returns a prepared statement, without FOR UPDATE.
@@ -257,8 +286,10 @@ func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) 
 func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := s.c.db.observer.Statement(ctx, s.query)
 	defer func() { end(nil, err) }()
-	rows, err = s.rawStmt.QueryContext(ctx, args)
-	return wrapRows(rows, err)
+	if rows, err = s.rawStmt.QueryContext(ctx, args); err != nil {
+		return nil, err
+	}
+	return wrapRows(rows, func(err error) error { return err }), nil
 }
 
 // rawRows has the interfaces of the driver's rows that this package uses.
@@ -273,7 +304,11 @@ type rawRows interface {
 type sqliteRows struct {
 	rawRows
 	kinds []timeKind
+	after func(error) error // is called after Close with its error, and returns the one of both
 }
+
+// Close ends the query.
+func (r *sqliteRows) Close() error { return r.after(r.rawRows.Close()) }
 
 // timeKind says whether a column of a result has times.
 type timeKind uint8
@@ -285,12 +320,9 @@ const (
 )
 
 // wrapRows returns rows as sqliteRows.
-func wrapRows(rows driver.Rows, err error) (driver.Rows, error) {
-	if err != nil {
-		return nil, err
-	}
+func wrapRows(rows driver.Rows, after func(error) error) driver.Rows {
 	raw := rows.(rawRows)
-	r := &sqliteRows{raw, make([]timeKind, len(raw.Columns()))}
+	r := &sqliteRows{raw, make([]timeKind, len(raw.Columns())), after}
 	for i := range r.kinds {
 		name, _, _ := strings.Cut(raw.ColumnTypeDatabaseTypeName(i), "(")
 		switch name {
@@ -300,7 +332,7 @@ func wrapRows(rows driver.Rows, err error) (driver.Rows, error) {
 			r.kinds[i] = mayBeTime
 		}
 	}
-	return r, nil
+	return r
 }
 
 // Next reads a row and converts its times. A text that is not a time stays a text.

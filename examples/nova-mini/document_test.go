@@ -531,7 +531,7 @@ func (j *judge) servers() {
 // create returns the ID of a new server.
 func (j *judge) create(name string) string {
 	j.Helper()
-	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "`+name+`", "flavorRef": "1"}}`)
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "`+name+`", "flavorRef": "1", "imageRef": "cirros"}}`)
 	var made struct{ Server struct{ ID string } }
 	if err := json.Unmarshal(raw, &made); err != nil {
 		j.Fatal(err)

@@ -279,9 +279,10 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
 	if warm {
-		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
+		if r := l.wait(l.call(0)); r.err != nil {
 			l.Fatal(r.err)
 		}
+		<-l.began // the server process writes it before the reply, but it may be read after the reply
 		waittest.Pass(l, 50*time.Millisecond, "the server ends the delivery of the first call")
 	}
 	done := l.callAndWait(time.Minute, after)
@@ -393,7 +394,7 @@ func (l *lost) testAway() {
 	l.Helper()
 	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
-	if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
+	if r := l.wait(l.call(0)); r.err != nil {
 		l.Fatal(r.err)
 	}
 	killed := killProcess(l, p)
@@ -424,9 +425,10 @@ func (l *lost) testGone(warm bool) {
 	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
 	if warm {
-		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
+		if r := l.wait(l.call(0)); r.err != nil {
 			l.Fatal(r.err)
 		}
+		<-l.began // the server process writes it before the reply, but it may be read after the reply
 	}
 	killed, gap := killProcess(l, p), 300*time.Millisecond
 	if warm {

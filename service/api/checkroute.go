@@ -88,15 +88,35 @@ func (m *Mux) unusedFields(s *shape) string {
 	return ""
 }
 
-// wrongSchema returns an error text if the schema of the type of a body cannot be used in a version, or "".
+// wrongSchema returns an error text if the schema of the type of a body cannot be used in a version, or "". It compiles the schemas of so
+// many versions that each field is in one of them.
 func wrongSchema(what string, s *shape) string {
 	if s == nil {
 		return ""
 	}
-	for _, v := range append([]Version{{}}, s.edges...) {
-		if _, err := s.schemaAt(v); err != nil {
+	var last Version // in the range of each field that has no last version
+	if n := len(s.edges); n > 0 {
+		last = s.edges[n-1]
+	}
+	ends := map[Version]bool{last: true}
+	for in := range s.reach {
+		if in.max != (Version{}) {
+			ends[in.max] = true
+		}
+	}
+	left := maps.Clone(s.reach)
+	for _, v := range slices.SortedFunc(maps.Keys(ends), compareVersions) { // the first end that a range reaches
+		needed := v == last
+		for in := range left {
+			needed = needed || in.max == v
+		}
+		if !needed {
+			continue
+		}
+		if _, err := s.compile(v); err != nil {
 			return "the schema of the " + what + ": " + err.Error()
 		}
+		maps.DeleteFunc(left, func(in span, _ bool) bool { return in.has(v) })
 	}
 	return ""
 }

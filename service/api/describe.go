@@ -27,12 +27,22 @@ var known = map[reflect.Type]map[string]any{
 	reflect.TypeFor[[]byte]():          {"type": "string", "contentEncoding": "base64"},
 }
 
-// schemaAt returns the schema of a version. Fields with a rule are not required.
+// schemaAt returns the schema of a version. Fields with a rule are not required. The schema is compiled when it is first used, and kept, because few of
+// many versions are used.
 func (s *shape) schemaAt(v Version) (*schema, error) {
 	at := s.interval(v)
 	if have, ok := s.schemas.Load(at); ok {
 		return have.(*schema), nil //nolint:forcetypeassert // see schemas
 	}
+	out, err := s.compile(v)
+	if err == nil {
+		s.schemas.Store(at, out)
+	}
+	return out, err
+}
+
+// compile is schemaAt, but does not keep the schema.
+func (s *shape) compile(v Version) (*schema, error) {
 	text, err := json.Marshal(s.describe(s.of, v))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.of, err)
@@ -41,7 +51,6 @@ func (s *shape) schemaAt(v Version) (*schema, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.of, err)
 	}
-	s.schemas.Store(at, out)
 	return out, nil
 }
 

@@ -9,9 +9,11 @@ import (
 	"maps"
 	"math/big"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -90,16 +92,41 @@ func compileSchema(text string) (*schema, error) {
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020)
 	c.AssertFormat()
+	compiling := true
+	c.UseRegexpEngine(func(text string) (jsonschema.Regexp, error) {
+		if compiling {
+			return compilePattern(text)
+		}
+		return regexp.Compile(text) // a client's value of the format "regex"
+	})
 	if err := c.AddResource("mem:///schema.json", doc); err != nil {
 		return nil, err
 	}
 	compiled, err := c.Compile("mem:///schema.json")
+	compiling = false
 	if err != nil {
 		return nil, err
 	}
 	names := map[string]bool{}
 	addNames(names, doc)
 	return &schema{compiled: compiled, doc: object, names: names}, nil
+}
+
+// patterns has the compiled pattern of each text of a pattern, because the schemas of many versions have the same ones. The texts come from the program,
+// not from clients.
+var patterns sync.Map // string -> *regexp.Regexp
+
+// compilePattern compiles a pattern, or returns it if it was compiled before.
+func compilePattern(text string) (jsonschema.Regexp, error) {
+	if have, ok := patterns.Load(text); ok {
+		return have.(*regexp.Regexp), nil //nolint:forcetypeassert // see patterns
+	}
+	out, err := regexp.Compile(text)
+	if err != nil {
+		return nil, err
+	}
+	patterns.Store(text, out)
+	return out, nil
 }
 
 // schemaAt returns the schema for a version, or nil if no schema is for it.

@@ -32,6 +32,7 @@ type shape struct {
 	isReply   bool
 	spans     map[span]string // the versions of fields, each with the name of a field that has them
 	edges     []Version       // sorted; from each of them on, the fields differ from those of the version before
+	reach     map[span]bool   // the versions of each field, with those of the fields around it
 	rules     []string        // of the tags, sorted
 	ownSchema map[reflect.Type]map[string]any
 	fields    map[reflect.Type][]property // of the struct types, with those of embedded structs
@@ -64,7 +65,7 @@ func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 	if s, ok := shapes.Load(key); ok {
 		return s.(*shape), nil //nolint:forcetypeassert // see shapes
 	}
-	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, ownSchema: map[reflect.Type]map[string]any{}, fields: map[reflect.Type][]property{}, depends: map[reflect.Type]bool{}}
+	s := &shape{of: t, isReply: isReply, spans: map[span]string{}, reach: map[span]bool{}, ownSchema: map[reflect.Type]map[string]any{}, fields: map[reflect.Type][]property{}, depends: map[reflect.Type]bool{}}
 	_, err := s.learn(t, map[reflect.Type]bool{})
 	if err == nil {
 		err = s.checkReach(t, span{})
@@ -184,7 +185,7 @@ func (s *shape) addSpan(field string, in span) {
 	}
 }
 
-// checkReach returns an error if a field is in no version, because the versions of the fields around it exclude its own.
+// checkReach notes the versions of each field. It returns an error if a field is in no version, because the versions of the fields around it exclude its own.
 func (s *shape) checkReach(t reflect.Type, in span) error {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
 		t = t.Elem()
@@ -194,6 +195,7 @@ func (s *shape) checkReach(t reflect.Type, in span) error {
 		if at.max != (Version{}) && at.max.before(at.min) {
 			return fmt.Errorf("%s.%s: the field is in the versions %s, and the fields around it in %s: it is in none", t, f.Name, f.span, in)
 		}
+		s.reach[at] = true
 		if err := s.checkReach(f.Type, at); err != nil {
 			return err
 		}

@@ -44,7 +44,8 @@ var migrations embed.FS
 const Unlimited = -1
 
 // ErrExceeded is the error of a claim for which a limit leaves no room. Its code is Exhausted, which package api answers with 403.
-// Meta has "class", "limit", "used" and "requested", each as a text.
+// Meta has "class", "limit", "used" and "requested", each as a text. If the limits of several classes leave no room, each text has the values of all these
+// classes, sorted by class and separated by ", ".
 var ErrExceeded = &fault.Error{Code: fault.Exhausted, Reason: "QuotaExceeded", Msg: "quota exceeded"}
 
 // Config configures a [Store]. DB and Limits are required.
@@ -126,16 +127,39 @@ type claimRow struct {
 	Until    *time.Time `db:"until"`
 }
 
-// Reserve makes the claim of a consumer, or replaces it: the amounts are then the new ones, whether they are more or less. tx is
-// a transaction of [db.Tx] on the database. The claim counts when tx commits. Until then, other transactions that claim from the same
-// project and class wait. Call it late in tx, so that they wait briefly.
+// Reserve makes the claims of consumers, or replaces them: the amounts of a consumer are then the new ones, whether they are more or less. Either all
+// claims are made, or none. tx is a transaction of [db.Tx] on the database. The claims count when tx commits. Until then, other transactions that claim from
+// the same project and class wait. Call it late in tx, so that they wait briefly.
 //
-// Errors: ErrExceeded, if a class whose amount grows would have more than its limit; Invalid, if the claim is malformed; Conflict, if the
-// consumer has a claim of another project; those of the database. After an error, tx must be rolled back.
-func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, c Claim) error {
-	if err := s.check(c); err != nil {
-		return err
+// Errors: ErrExceeded, if a class whose amount grows would have more than its limit; Invalid, if a claim is malformed, or if claims have several projects or
+// twice the same consumer; Conflict, if a consumer has a claim of another project; those of the database. After an error, tx must be rolled back.
+func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error {
+	changes, consumers := map[string]int64{}, map[string]bool{}
+	for _, c := range claims {
+		err := s.check(c)
+		switch {
+		case err != nil:
+			return err
+		case c.Project != claims[0].Project:
+			return fault.New(fault.Invalid, "quota claims of the projects %s and %s: make the claims of each project in a call of its own", claims[0].Project, c.Project)
+		case consumers[c.Consumer]:
+			return fault.New(fault.Invalid, "quota claim of %s: the consumer is there twice: give it one claim with all amounts", c.Consumer)
+		}
+		consumers[c.Consumer] = true
 	}
+	for _, c := range claims {
+		if err := s.writeClaim(ctx, tx, c, changes); err != nil {
+			return err
+		}
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	return s.addUsage(ctx, tx, claims[0].Project, changes)
+}
+
+// writeClaim writes the rows of a claim, and adds to changes how the amounts differ from those that the consumer had.
+func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes map[string]int64) error {
 	until, err := endOf(ctx, tx, c.For)
 	if err != nil {
 		return err
@@ -151,18 +175,14 @@ func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, c Claim) error {
 	if err != nil {
 		return fmt.Errorf("quota claim of %s: %w", c.Consumer, err)
 	}
-	changes := map[string]int64{}
-	maps.Copy(changes, c.Amounts)
+	for class, n := range c.Amounts {
+		changes[class] += n
+	}
 	for class, row := range have {
 		if row.Project != c.Project {
 			return fault.New(fault.Conflict, "quota claim of %s: it belongs to the project %s, and not to %s: release it first", c.Consumer, row.Project, c.Project)
 		}
 		changes[class] -= row.Amount
-	}
-	if err := s.addUsage(ctx, tx, c.Project, changes); err != nil {
-		return err
-	}
-	for class, row := range have {
 		_, err := db.Exec(ctx, tx, `UPDATE quota_claims SET amount = ?, until = ? WHERE consumer = ? AND class = ?`, c.Amounts[class], until, c.Consumer, row.Class)
 		if err != nil {
 			return fmt.Errorf("quota claim of %s: %w", c.Consumer, err)
@@ -236,12 +256,16 @@ func (s *Store) addUsage(ctx context.Context, tx *sqlx.Tx, project string, chang
 		return err
 	}
 	var args []any
+	var over exceeded
 	for _, class := range classes {
 		row, n := rows[class], changes[class]
 		if limit := s.limitOf(row); n > 0 && limit != Unlimited && n > limit-row.Used {
-			return exceeded(class, n, row.Used, limit)
+			over.add(class, n, row.Used, limit)
 		}
 		args = append(args, class, max(row.Used+n, 0))
+	}
+	if len(over.classes) > 0 {
+		return over.err()
 	}
 	query, args, err := sqlx.In(`UPDATE quota_usage SET used = CASE class`+strings.Repeat(" WHEN ? THEN ?", len(classes))+` END WHERE project = ? AND class IN (?)`, append(args, project, classes)...)
 	if err == nil {
@@ -301,13 +325,21 @@ func (s *Store) limitOf(row usageRow) int64 {
 	return Unlimited // a class that was removed from Limits, whose claims are released
 }
 
-// exceeded returns ErrExceeded with the figures.
-func exceeded(class string, requested, used, limit int64) error {
+// exceeded has the figures of the classes whose limits leave no room.
+type exceeded struct{ classes, requested, used, limits []string }
+
+func (e *exceeded) add(class string, requested, used, limit int64) {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
-	err := fault.New(fault.Exhausted, "Quota exceeded for %s: Requested %d, but already used %d of %d %s", class, requested, used, limit, class)
-	return fault.WithReason(err, ErrExceeded.Reason, map[string]string{
-		"class": class, "requested": number(requested), "used": number(used), "limit": number(limit),
-	})
+	e.classes, e.requested = append(e.classes, class), append(e.requested, number(requested))
+	e.used, e.limits = append(e.used, number(used)), append(e.limits, number(limit))
+}
+
+// err returns ErrExceeded with the figures.
+func (e *exceeded) err() error {
+	list := func(texts []string) string { return strings.Join(texts, ", ") }
+	classes, requested, used, limits := list(e.classes), list(e.requested), list(e.used), list(e.limits)
+	err := fault.New(fault.Exhausted, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", classes, requested, used, limits, classes)
+	return fault.WithReason(err, ErrExceeded.Reason, map[string]string{"class": classes, "requested": requested, "used": used, "limit": limits})
 }
 
 // Commit makes the reservation of a consumer last until it is released. Without a claim it returns NotFound, for example

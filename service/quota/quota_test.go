@@ -88,6 +88,42 @@ func noError(t *testing.T, err error) {
 	}
 }
 
+// TestSeveralClaims: several claims are made together or not at all, and the error has the figures of all classes that have no room.
+func TestSeveralClaims(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		s := newStore(d)
+		reserve := func(claims ...quota.Claim) error {
+			return db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Reserve(ctx, tx, claims...) })
+		}
+		of := func(consumer, project string, disks, gigabytes int64) quota.Claim {
+			return quota.Claim{Consumer: consumer, Project: project, Amounts: map[string]int64{"disks": disks, "gigabytes": gigabytes}}
+		}
+		noError(t, reserve())
+		noError(t, reserve(of("a", "p", 1, 10), of("b", "p", 1, 20)))
+		s.wantUsage(t, "p", "2/0/3", "30/0/100")
+		noError(t, reserve(of("b", "p", 1, 30), of("c", "p", 1, 10))) // one is replaced
+		s.wantUsage(t, "p", "3/0/3", "50/0/100")
+		err := reserve(of("d", "p", 1, 30), of("e", "p", 1, 30))
+		var f *fault.Error
+		if !errors.Is(err, quota.ErrExceeded) || !errors.As(err, &f) {
+			t.Fatal(err)
+		}
+		want := map[string]string{"class": "disks, gigabytes", "requested": "2, 60", "used": "3, 50", "limit": "3, 100"}
+		if diff := cmp.Diff(want, f.Meta); diff != "" {
+			t.Errorf("Meta (-want +got):\n%s", diff)
+		}
+		for name, claims := range map[string][]quota.Claim{
+			"two projects": {of("f", "p", 0, 1), of("g", "q", 0, 1)}, "one consumer twice": {of("f", "p", 0, 1), of("f", "p", 0, 1)},
+		} {
+			if err := reserve(claims...); !errors.Is(err, fault.Invalid) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		s.wantUsage(t, "p", "3/0/3", "50/0/100")
+	})
+}
+
 // TestQuota: claims count up to the limit, once for each consumer, and end by Release, or by their time unless they are committed.
 func TestQuota(t *testing.T) {
 	t.Parallel()

@@ -48,7 +48,7 @@ func TestBroken(t *testing.T) {
 		c.down = fault.New(fault.Unavailable, "%s", secret)
 		const refused = "The service cannot accept this now: other services cannot be reached."
 		action := "/v2.1/servers/" + own + "/action"
-		broken("POST", "/v2.1/servers", `{"server": {"name": "x", "flavorRef": "1"}}`, 503, refused, secret)
+		broken("POST", "/v2.1/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x"}}`, 503, refused, secret)
 		broken("DELETE", "/v2.1/servers/"+own, "", 503, refused, secret)
 		broken("POST", action, `{"os-stop": null}`, 503, refused, secret)
 		broken("POST", action, `{"resize": {"flavorRef": "2"}}`, 503, refused, secret)

@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	novaimage "github.com/armature-go/armature/examples/nova-mini/image"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -275,6 +276,7 @@ func (c *cloud) addServers() {
 				Description: []*string{nil, str(""), str("a box"), str("Box")}[n%4], Hostname: []string{"web-1", "db", "x.example.org"}[n%3], KeyName: []*string{nil, str("k1"), str("k2")}[n/2%3],
 				ReservationID: []string{"r-1", "r-2"}[n/3%2], LaunchIndex: n % 11, AccessIPv4: []string{"", "10.0.0.1", "10.0.0.2"}[n%3], AccessIPv6: []string{"fe80::1", ""}[n%2],
 				AutoDisk: n%2 == 0, ConfigDrive: n%3 == 0, Tags: db.JSONOf([][]string{nil, {"a"}, {"a", "b"}, {"b", "c"}, {`"a"`, "A"}}[n%5]),
+				Ports: db.JSONOf([][]network.Port{nil, {{NetworkName: "a", Addresses: []network.Address{{IP: "10.0.0.1"}, {IP: "fe80::7"}}}}, {{NetworkName: "b", Addresses: []network.Address{{IP: "10.0.0.12"}}}}}[n%3]),
 			}
 			if err := c.store.CreateServer(c.Context(), srv); err != nil {
 				c.Fatal(err)

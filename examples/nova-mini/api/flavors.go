@@ -99,7 +99,11 @@ func (s *server) viewer(ctx context.Context) store.FlavorViewer {
 // "none" for both public and private flavors (nil). Without the parameter only public flavors are listed.
 func (s *server) flavorQuery(ctx context.Context, list listing.Query) (store.FlavorQuery, error) {
 	q := store.FlavorQuery{For: s.viewer(ctx), Query: list, Public: new(true)}
-	for _, c := range q.Take("is_public") { // the last one counts
+	given := q.Take("is_public")
+	if !q.For.All { // as in Nova, the filter of other clients has no effect, and they see their private flavors
+		given = nil
+	}
+	for _, c := range given { // the last one counts
 		text := textOf(c)
 		public, ok := parseTruth(text)
 		switch q.Public = &public; {

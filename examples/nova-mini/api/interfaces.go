@@ -116,8 +116,10 @@ func securityGroupsOf(srv *store.Server) (out []securityGroup) {
 	if len(srv.Ports.V) == 0 {
 		return nil
 	}
-	for _, g := range srv.Networks.V.Groups {
-		out = append(out, securityGroup{g.Name})
+	if srv.Networks.V != nil { // nil: all ports were attached later
+		for _, g := range srv.Networks.V.Groups {
+			out = append(out, securityGroup{g.Name})
+		}
 	}
 	if out == nil {
 		out = []securityGroup{{"default"}}

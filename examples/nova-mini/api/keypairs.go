@@ -230,6 +230,9 @@ func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair
 		return out, err
 	}
 	k := &store.KeyPair{UserID: user, Name: cmp.Or(string(in.Name), string(in.MailName)), Type: cmp.Or(in.Type, "ssh"), PublicKey: in.Imported}
+	if err := s.cfg.Store.CheckKeyPair(ctx, user, k.Name); err != nil { // first, as in Nova
+		return out, err
+	}
 	private := ""
 	switch {
 	case in.PublicKey != nil:

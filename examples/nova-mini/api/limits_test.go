@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -84,6 +85,57 @@ func TestQuota(t *testing.T) {
 		if !strings.Contains(reply, "Maximum number of metadata items exceeds 2") {
 			c.Error(reply)
 		}
+	})
+}
+
+// TestAboveLimit: what is above a limit that was lowered can be deleted, and a request that is refused costs nothing.
+func TestAboveLimit(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, store.Limits{store.Metadata: 1, store.KeyPairs: 1}, func(c *cloud) {
+		id := c.addActive("x")
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET metadata = '{"a": "1", "b": "2", "c": "3"}' WHERE id = ?`, id); err != nil {
+			c.Fatal(err)
+		}
+		c.want(403, "2.1", "member", "PUT", "/servers/"+id+"/metadata/a", `{"meta": {"a": "9"}}`)
+		c.want(204, "2.1", "member", "DELETE", "/servers/"+id+"/metadata/a", "")
+		c.want(204, "2.1", "member", "DELETE", "/servers/"+id+"/metadata/b", "")
+
+		c.want(200, "2.1", "member", "POST", "/os-keypairs", `{"keypair": {"name": "k"}}`)
+		for _, body := range []string{`{"name": "k"}`, `{"name": "n"}`, `{"name": "n", "public_key": "no key"}`} { // the quota comes first, as in Nova
+			if reply := c.want(403, "2.1", "member", "POST", "/os-keypairs", `{"keypair": `+body+`}`); !strings.Contains(reply, "Quota exceeded, too many key pairs.") {
+				c.Error(reply)
+			}
+		}
+		reply := c.want(400, "2.1", "member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x"}, "os:scheduler_hints": {"x": "`+strings.Repeat("a", 9000)+`"}}`)
+		if !strings.Contains(reply, "more than 8192") {
+			c.Error(reply)
+		}
+	})
+}
+
+// TestCountsInQuota: a request for several servers creates as many as the quota has room for, but at least min_count, as in Nova.
+func TestCountsInQuota(t *testing.T) {
+	t.Parallel()
+	eachCloudLimited(t, limits, func(c *cloud) {
+		several := func(least, most int) string {
+			return fmt.Sprintf(`{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "min_count": %d, "max_count": %d}}`, least, most)
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", several(1, 2))
+		reply := c.want(403, "2.1", "member", "POST", "/servers", several(2, 4))
+		if want := "Quota exceeded for instances, ram: Requested 2-4, 2048, but already used 2, 1024 of 3, 2100 instances, ram"; !strings.Contains(reply, want) {
+			c.Errorf("%s, want %s", reply, want)
+		}
+		c.want(202, "2.1", "member", "POST", "/servers", several(1, 4))
+		var names []string
+		list, _ := c.list("member", "servers", "")
+		for _, one := range list {
+			names = append(names, one.text("name"))
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != "s s-1 s-2" {
+			c.Errorf("servers: %s", got)
+		}
+		c.want(403, "2.1", "member", "POST", "/servers", several(1, 2))
 	})
 }
 

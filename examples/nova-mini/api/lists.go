@@ -42,7 +42,7 @@ var servers = listing.Spec{
 		{Name: "host", Column: "host", Rule: ruleAllFilters, Denied: hostFilter("host")},
 		{Name: "node", Column: "host", Operator: listing.Regexp, Rule: ruleAllFilters, Denied: hostFilter("node")},
 		{Name: "status", Operator: listing.In, Until: "2.37"},
-		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), store.StatusDeleted), Invalid: "Invalid status value"},
+		{Name: "status", Operator: listing.In, Since: "2.38", Values: append(store.Statuses(), store.StatusDeleted, "MIGRATING"), Invalid: "Invalid status value"},
 		{Name: "locked", Column: "locked", Kind: listing.Boolean, Since: "2.73", Invalid: unrecognizedBool},
 		{Name: "tags", Since: "2.26"},
 		{Name: "tags-any", Since: "2.26"},
@@ -55,7 +55,7 @@ var servers = listing.Spec{
 		regexpFilters("name", "name display_name"), regexpFilters("description", "description display_description"),
 		regexpFilters("hostname", "hostname"), regexpFilters("key_name", "key_name"), regexpFilters("reservation_id", "reservation_id"),
 		regexpFilters("access_ip_v4", "access_ip_v4"), regexpFilters("access_ip_v6", "access_ip_v6"),
-		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(shownTexts)), " ")),
+		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(shownTexts)), " ")), regexpFilters("", "ip ip6"),
 		refusedFilters("block_device_mapping info_cache metadata pci_devices security_groups services system_metadata"),
 	),
 	Sorts: append([]listing.Sort{
@@ -117,8 +117,19 @@ var shownTexts = map[string]func(*store.Server) *string{
 	"progress":          func(*store.Server) *string { return new("0") },
 	"kernel_id":         func(*store.Server) *string { return new("") },
 	"ramdisk_id":        func(*store.Server) *string { return new("") },
-	"ip":                func(*store.Server) *string { return nil }, // servers have no addresses
-	"ip6":               func(*store.Server) *string { return nil },
+}
+
+// shownAddresses are filters by regular expressions for any of a server's addresses, by the version of the addresses.
+var shownAddresses = map[string]int{"ip": 4, "ip6": 6}
+
+// hasAddress reports whether a server has an address of a version for which match returns true.
+func hasAddress(srv *store.Server, version int, match func(string) bool) bool {
+	for _, list := range addressesOf(srv) {
+		if slices.ContainsFunc(list, func(a address) bool { return a.Version == version && match(a.Addr) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // tagFilters say which servers a filter with tags, separated by commas, selects. n is how many of the tags the server has.
@@ -178,6 +189,11 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 			})
 		}
 	}
+	for name, version := range shownAddresses {
+		for _, c := range q.Take(name) {
+			q.Keep = append(q.Keep, func(s *store.Server) bool { return hasAddress(s, version, func(ip string) bool { return c.Match(ip) }) })
+		}
+	}
 	return q, nil
 }
 
@@ -185,6 +201,9 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 // deleted in it, too, for all clients. A text that is not a boolean counts as false.
 func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error {
 	given := q.Take("deleted")
+	if !s.administrator(ctx) { // as in Nova, the filter of other clients has no effect
+		given = nil
+	}
 	deleted := slices.ContainsFunc(given, func(c listing.Condition) bool { return isTrue(textOf(c)) })
 	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, store.StatusDeleted) }) {
 		if !s.administrator(ctx) {
@@ -195,7 +214,7 @@ func (s *server) selectDeleted(ctx context.Context, q *store.ServerQuery) error 
 	switch {
 	case !deleted:
 		q.Ever = len(given) == 0 && len(q.Statuses) == 0 && slices.ContainsFunc(q.Conditions, func(c listing.Condition) bool { return strings.HasPrefix(c.Name, "changes-") })
-	case !s.administrator(ctx) || len(q.Statuses) > 0: // a server with another status is not deleted
+	case len(q.Statuses) > 0: // a server with another status is not deleted
 		q.Nothing = true
 	default:
 		q.Deleted = true

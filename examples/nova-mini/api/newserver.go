@@ -154,27 +154,26 @@ func (s *server) place(ctx context.Context, n *newServer) (p place, err error) {
 	return p, err
 }
 
-// counts returns how many servers the client asks for. Errors: Invalid; Denied, if there are too many.
-func (n *newServer) counts() (int, error) {
-	least, err := parseWhole("min_count", n.MinCount.RawMessage, 1)
-	if err != nil {
-		return 0, err
+// counts returns the least and the highest number of servers that the client asks for. Errors: Invalid; Denied, if there are too many.
+func (n *newServer) counts() (least, most int, err error) {
+	if least, err = parseWhole("min_count", n.MinCount.RawMessage, 1); err != nil {
+		return 0, 0, err
 	}
-	most := least
+	most = least
 	if len(n.MaxCount.RawMessage) > 0 {
 		if most, err = parseWhole("max_count", n.MaxCount.RawMessage, 1); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 	switch {
 	case least > most:
-		return 0, fault.New(fault.Invalid, "min_count must be <= max_count")
+		return 0, 0, fault.New(fault.Invalid, "min_count must be <= max_count")
 	case most > 1 && n.Hostname+n.FQDN != "":
-		return 0, fault.New(fault.Invalid, "Unable to allocate a single hostname to multiple instances")
+		return 0, 0, fault.New(fault.Invalid, "Unable to allocate a single hostname to multiple instances")
 	case least > maxServers:
-		return 0, fault.New(fault.Denied, "A request creates at most %d servers.", maxServers)
+		return 0, 0, fault.New(fault.Denied, "A request creates at most %d servers.", maxServers)
 	}
-	return min(most, maxServers), nil
+	return least, min(most, maxServers), nil
 }
 
 type createdServer struct {
@@ -261,7 +260,7 @@ func normalIP(text string) string {
 
 func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
 	in := &r.Body.Server
-	n, err := in.counts()
+	least, most, err := in.counts()
 	if err != nil {
 		return out, err
 	}
@@ -284,7 +283,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, is, at)
-	wanted, err := s.networksOf(r.Request, in, n)
+	wanted, err := s.networksOf(r.Request, in, most)
 	if err != nil {
 		return out, err
 	}
@@ -303,22 +302,23 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err := s.checkBus(ctx); err != nil {
 		return out, err
 	}
-	list := copies(of, n)
-	if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
-		out.ReservationID = of.ReservationID
-	} else {
-		l := linksTo(r.Request, "servers", list[0].ID)
-		r.ReplyHeader.Set("Location", l[0].Href)
-		out.Server = &createdView{ID: list[0].ID, Links: l, DiskConfig: diskConfig(of.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *of.AdminPass}
-	}
-	err = s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
-		if err := s.cfg.Store.CreateServer(ctx, list...); err != nil {
-			return err
-		}
-		return r.Keep(ctx, out)
+	var made []*store.Server
+	err = s.cfg.Store.CreateServers(ctx, store.NewServers{
+		Least: least, Most: most, Make: func(n int) []*store.Server { return copies(of, n) },
+		Also: func(ctx context.Context, list []*store.Server) error {
+			made, out = list, createdServer{}
+			if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
+				out.ReservationID = of.ReservationID
+			} else {
+				l := linksTo(r.Request, "servers", list[0].ID)
+				r.ReplyHeader.Set("Location", l[0].Href)
+				out.Server = &createdView{ID: list[0].ID, Links: l, DiskConfig: diskConfig(of.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *of.AdminPass}
+			}
+			return r.Keep(ctx, out)
+		},
 	})
 	if err == nil {
-		for _, srv := range list {
+		for _, srv := range made {
 			s.notifyConductor(ctx, srv.ID)
 		}
 	}
@@ -340,6 +340,9 @@ func (s *server) addKey(ctx context.Context, srv *store.Server, name string) err
 	return err
 }
 
+// maxHints is the maximum length of the hints of a server as JSON, in bytes, because lists of servers read them. Nova has no maximum.
+const maxHints = 8 << 10
+
 // addHints gives a server the hints of the request, and their group. Errors: those of hintedGroup.
 func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Server) error {
 	given := b.Hints
@@ -354,6 +357,9 @@ func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Serve
 		raw, err := json.Marshal(lists)
 		if err != nil {
 			return err
+		}
+		if len(raw) > maxHints {
+			return fault.New(fault.Invalid, "Invalid input for field/attribute os:scheduler_hints. The hints have %d bytes as JSON, more than %d.", len(raw), maxHints)
 		}
 		srv.Hints = new(string(raw))
 	}

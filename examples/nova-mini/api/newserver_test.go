@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
@@ -95,7 +96,7 @@ func TestNewServer(t *testing.T) {
 		if diff := cmp.Diff(want, built.Spec()); diff != "" {
 			c.Errorf("the driver gets (-want +got):\n%s", diff)
 		}
-		files := c.made("2.56", `{"server": {"name": "x", "flavorRef": "1", "networks": "auto", "personality": [{"path": "/a", "contents": "QQ==\n"}]}}`)
+		files := c.made("2.56", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x", "networks": "auto", "personality": [{"path": "/a", "contents": "QQ==\n"}]}}`)
 		if built, err := c.store.ServerToBuild(c.Context(), files.Server.ID); err != nil || cmp.Diff([]compute.File{{Path: "/a", Content: []byte("A")}}, built.Spec().Files) != "" {
 			c.Errorf("files: %+v, %v", built.Spec().Files, err)
 		}
@@ -121,7 +122,7 @@ func TestNewServer(t *testing.T) {
 			if want == "" { // the name is refused
 				continue
 			}
-			one := c.made("2.1", `{"server": {"name": "`+name+`", "flavorRef": "1", "user_data": ""}}`)
+			one := c.made("2.1", `{"server": {"name": "`+name+`", "flavorRef": "1", "imageRef": "x", "user_data": ""}}`)
 			if want == "Server-" {
 				want += one.Server.ID
 			}
@@ -136,7 +137,7 @@ func TestNewServer(t *testing.T) {
 func TestSeveralServers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		got := c.made("2.1", `{"server": {"name": "Web", "flavorRef": "1", "min_count": "2", "max_count": 3, "return_reservation_id": "True"}}`)
+		got := c.made("2.1", `{"server": {"name": "Web", "flavorRef": "1", "imageRef": "x", "min_count": "2", "max_count": 3, "return_reservation_id": "True"}}`)
 		if got.Server.ID != "" || got.ReservationID == "" {
 			c.Errorf("%+v", got)
 		}
@@ -149,7 +150,7 @@ func TestSeveralServers(t *testing.T) {
 		if diff := cmp.Diff(map[string]bool{"Web-1web-10true": true, "Web-2web-21true": true, "Web-3web-32true": true}, found); diff != "" {
 			c.Errorf("(-want +got):\n%s", diff)
 		}
-		if one := c.made("2.1", `{"server": {"name": "x", "flavorRef": "1", "min_count": 2}}`); one.Server.ID == "" || one.ReservationID != "" {
+		if one := c.made("2.1", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x", "min_count": 2}}`); one.Server.ID == "" || one.ReservationID != "" {
 			c.Errorf("%+v", one)
 		}
 	})
@@ -230,16 +231,40 @@ func TestNewServerRefused(t *testing.T) {
 			if tt.version >= "2.37" && len(tt.version) == 4 && !strings.Contains(more, `"networks"`) {
 				more += `, "networks": "auto"`
 			}
-			body := `{"server": {"name": "x", "flavorRef": "1", ` + more + `}}`
+			body := `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x", ` + more + `}}`
 			if status, reply := c.askAt(tt.version, tt.who, "POST", "/servers", body); status != tt.status || !strings.Contains(reply, tt.says) {
 				c.Errorf("%s %s: %.300s = %d %s; want %d %s", tt.version, tt.who, body, status, reply, tt.status, tt.says)
 			}
 		}
-		if status, reply := c.ask("member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1"}, "os:scheduler_hints": {"group": "`+id+`"}}`); status != 400 || !strings.Contains(reply, "Instance group "+id+" could not be found.") {
+		if status, reply := c.ask("member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x"}, "os:scheduler_hints": {"group": "`+id+`"}}`); status != 400 || !strings.Contains(reply, "Instance group "+id+" could not be found.") {
 			c.Errorf("a group: %d %s", status, reply)
+		}
+		for _, image := range []string{"", `, "imageRef": ""`} {
+			if status, reply := c.ask("member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1"`+image+`}}`); status != 400 || !strings.Contains(reply, "Missing imageRef attribute") {
+				c.Errorf("no image: %d %s", status, reply)
+			}
 		}
 		if list := must(c.list("admin", "servers", "all_tenants=1")); len(list) != 0 {
 			c.Errorf("a refused request has created %v", ids(list))
+		}
+	})
+}
+
+// TestNetworkRule: the rule of networks applies to each request that asks for one, also to "auto".
+func TestNetworkRule(t *testing.T) {
+	t.Parallel()
+	rules := api.Rules()
+	for i := range rules {
+		if rules[i].Name == "os_compute_api:servers:create:attach_network" {
+			rules[i].Check = "rule:context_is_admin"
+		}
+	}
+	eachCloudWith(t, rules, func(c *cloud) {
+		for networks, want := range map[string]int{`"auto"`: 403, `[{"uuid": "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51"}]`: 403, `"none"`: 202} {
+			status, reply := c.askAt("2.37", "member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x", "networks": `+networks+`}}`)
+			if status != want {
+				c.Errorf("networks %s: %d %s, want %d", networks, status, reply, want)
+			}
 		}
 	})
 }
@@ -251,7 +276,7 @@ func TestZeroDisk(t *testing.T) {
 		if err := c.store.CreateFlavor(c.Context(), &store.Flavor{ID: "zero", Name: "zero", VCPUs: 1, MemoryMiB: 1, Public: true}); err != nil {
 			c.Fatal(err)
 		}
-		const body = `{"server": {"name": "x", "flavorRef": "zero", "networks": "none"}}`
+		const body = `{"server": {"name": "x", "flavorRef": "zero", "imageRef": "x", "networks": "none"}}`
 		if status, reply := c.askAt("2.37", "member", "POST", "/servers", body); status != 403 || !strings.Contains(reply, "Only volume-backed servers are allowed for flavors with zero disk.") {
 			c.Errorf("member: %d %s", status, reply)
 		}

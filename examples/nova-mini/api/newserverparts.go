@@ -176,6 +176,9 @@ func (n *newServer) checkDisks() error {
 	if len(n.Disks) > 1 {
 		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping combination is not valid.")
 	}
+	if n.ImageRef == "" { // a server without volumes has no other disk
+		return fault.New(fault.Invalid, "Missing imageRef attribute")
+	}
 	return nil
 }
 
@@ -298,14 +301,14 @@ func guestFiles(list []fileRequest, limits store.Limits) (*[]compute.File, error
 
 // checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
 func (s *server) checkParts(ctx context.Context, n *newServer) error {
-	list, _, err := n.networks()
+	list, word, err := n.networks()
 	if err != nil {
 		return err
 	}
 	for _, part := range []struct {
 		rule  string
 		given bool
-	}{{ruleTrusted, len(n.Certificates) > 0}, {ruleVolumes, len(n.OldDisks)+len(n.Disks) > 0}, {ruleNetworks, len(list) > 0}} {
+	}{{ruleTrusted, len(n.Certificates) > 0}, {ruleVolumes, len(n.OldDisks)+len(n.Disks) > 0}, {ruleNetworks, len(list) > 0 || word == "auto"}} {
 		if part.given {
 			if err := s.mux.Enforce(ctx, part.rule, nil); err != nil {
 				return err

@@ -88,7 +88,7 @@ func (in *rebuildRequest) check(limits store.Limits) error {
 		return notSupported("Ephemeral disks cannot be preserved: a rebuild removes all disks of the server.")
 	}
 	userData := plainText(in.UserData.RawMessage)
-	n := newServer{UserData: userData, Files: in.Files, Certificates: in.Certificates}
+	n := newServer{ImageRef: in.ImageRef, UserData: userData, Files: in.Files, Certificates: in.Certificates}
 	return n.check(limits)
 }
 

@@ -50,7 +50,7 @@ func (c *cloud) addGroup(who, name, policy string) string {
 
 // inGroup returns the body of a request for servers in a group.
 func inGroup(id, more string) string {
-	return `{"server": {"name": "s", "flavorRef": "1", "networks": "none"` + more + `}, "os:scheduler_hints": {"group": "` + id + `"}}`
+	return `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "networks": "none"` + more + `}, "os:scheduler_hints": {"group": "` + id + `"}}`
 }
 
 // TestServerGroups: the requests and replies have the form of Nova's samples at each version. A group that a version cannot name is shown by it.
@@ -213,13 +213,13 @@ func TestGroupMembers(t *testing.T) {
 			{"member", `["` + id + `", "` + id + `"]`, "at most one server group"},
 			{"member", `"g"`, "group"},
 		} {
-			reply := c.want(400, "2.37", tt.who, "POST", "/servers", `{"server": {"name": "s", "flavorRef": "1", "networks": "none"}, "os:scheduler_hints": {"group": `+tt.hint+`}}`)
+			reply := c.want(400, "2.37", tt.who, "POST", "/servers", `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "networks": "none"}, "os:scheduler_hints": {"group": `+tt.hint+`}}`)
 			if !strings.Contains(reply, tt.says) {
 				c.Errorf("%s: %s", tt.hint, reply)
 			}
 		}
 		for _, hint := range []string{`[]`, `["` + id + `"]`} {
-			c.want(202, "2.37", "member", "POST", "/servers", `{"server": {"name": "s", "flavorRef": "1", "networks": "none"}, "os:scheduler_hints": {"group": `+hint+`}}`)
+			c.want(202, "2.37", "member", "POST", "/servers", `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "networks": "none"}, "os:scheduler_hints": {"group": `+hint+`}}`)
 		}
 		if got := members("member"); len(got) != 2 {
 			c.Errorf("members: %v", got)

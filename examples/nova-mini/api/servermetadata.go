@@ -85,7 +85,7 @@ func (s *server) changeMetadata(ctx context.Context, srv *store.Server, what str
 		if err := checkState(srv, what); err != nil {
 			return err
 		}
-		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil {
+		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil && what != deleteMetadata { // a deletion is possible above a lowered limit
 			err = s.tooManyItems(len(srv.Metadata.V))
 		}
 		return err
@@ -121,7 +121,11 @@ func (s *server) showItem(_ context.Context, r *api.Request[api.None], srv *stor
 	return metadataItem{oneItem{key: value}}, nil
 }
 
-const updateMetadata = "update metadata"
+// Nova's names of changes.
+const (
+	updateMetadata = "update metadata"
+	deleteMetadata = "delete metadata"
+)
 
 func (s *server) addMetadata(ctx context.Context, r *api.Request[metadataBody], srv *store.Server) (metadataBody, error) {
 	return s.changeMetadata(ctx, srv, updateMetadata, withItems(r.Body.Metadata))
@@ -144,7 +148,7 @@ func (s *server) deleteItem(ctx context.Context, r *api.Request[api.None], srv *
 	if _, ok := srv.Metadata.V[key]; !ok {
 		return api.None{}, noItem()
 	}
-	_, err := s.changeMetadata(ctx, srv, "delete metadata", func(m map[string]string) (map[string]string, error) {
+	_, err := s.changeMetadata(ctx, srv, deleteMetadata, func(m map[string]string) (map[string]string, error) {
 		delete(m, key)
 		return m, nil
 	})

@@ -120,7 +120,7 @@ func TestServerMetadata(t *testing.T) {
 			{"2.1", "stranger", "PUT", "/metadata", `{"metadata": {}}`, 404, "Instance ID could not be found."},
 			{"2.1", "stranger", "DELETE", "/metadata/k", "", 404, "Instance ID could not be found."},
 		})
-		building := c.made("2.1", `{"server": {"name": "new", "flavorRef": "1", "metadata": {"k": "v"}}}`).Server.ID
+		building := c.made("2.1", `{"server": {"name": "new", "flavorRef": "1", "imageRef": "x", "metadata": {"k": "v"}}}`).Server.ID
 		c.walk(building, []step{
 			{"2.1", "member", "POST", "/metadata", `{"metadata": {"a": "b"}}`, 409, "Cannot 'update metadata' instance ID while it is in task_state scheduling"},
 			{"2.1", "member", "DELETE", "/metadata/k", "", 409, "Cannot 'delete metadata' instance ID while it is in task_state scheduling"},
@@ -185,7 +185,7 @@ func TestServerTags(t *testing.T) {
 		if w.Code != 201 || w.Header().Get("Location") != "http://localhost/v2.1/servers/"+id+"/tags/%C3%84%20b" {
 			c.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 		}
-		building := c.made("2.1", `{"server": {"name": "new", "flavorRef": "1"}}`).Server.ID
+		building := c.made("2.1", `{"server": {"name": "new", "flavorRef": "1", "imageRef": "x"}}`).Server.ID
 		c.walk(building, []step{
 			{"2.26", "member", "PUT", "/tags", `{"tags": []}`, 409, "Cannot 'update tags' instance ID while it is in vm_state building"},
 			{"2.26", "member", "PUT", "/tags/a", "", 409, "Cannot 'update tag' instance ID while it is in vm_state building"},

@@ -155,7 +155,7 @@ func (s *server) newLookups(r *http.Request, ids *[]string) *lookups {
 			out := map[string]string{}
 			for _, v := range list {
 				if v.Kind == store.ComputeBinary {
-					out[v.Host] = hostState(v.Disabled, v.Up)
+					out[v.Host] = hostState(&v)
 				}
 			}
 			return out, err
@@ -163,12 +163,14 @@ func (s *server) newLookups(r *http.Request, ids *[]string) *lookups {
 	}
 }
 
-// hostState returns Nova's status of the host of a server.
-func hostState(disabled, up bool) string {
+// hostState returns Nova's status of the host of a server, by its compute service.
+func hostState(v *store.Service) string {
 	switch {
-	case disabled:
+	case v.ForcedDown:
+		return "DOWN"
+	case v.Disabled:
 		return "MAINTENANCE"
-	case !up:
+	case !v.Up:
 		return "UNKNOWN"
 	}
 	return "UP"
@@ -216,7 +218,9 @@ func (h hostStatus) MarshalJSON() ([]byte, error) {
 }
 
 // JSONSchema implements api.JSONSchemer.
-func (hostStatus) JSONSchema() string { return `{"enum": ["", "UP", "UNKNOWN", "MAINTENANCE"]}` }
+func (hostStatus) JSONSchema() string {
+	return `{"enum": ["", "UP", "UNKNOWN", "DOWN", "MAINTENANCE"]}`
+}
 
 // zone is the only availability zone. The name is Nova's default.
 const zone = "nova"

@@ -176,9 +176,9 @@ func TestStrict(t *testing.T) {
 	}{
 		{"POST", "/v2.1/servers", "/v2.1/servers", func(v restapi.Version) string {
 			if v.AtLeast(2, 37) {
-				return `{"server": {"name": "x", "flavorRef": "1", "networks": "none"}}`
+				return `{"server": {"name": "x", "flavorRef": "1", "imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8", "networks": "none"}}`
 			}
-			return `{"server": {"name": "x", "flavorRef": "1"}}`
+			return `{"server": {"name": "x", "flavorRef": "1", "imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}}`
 		}},
 		{"POST", "/v2.1/os-server-groups", "/v2.1/os-server-groups", func(v restapi.Version) string {
 			if v.AtLeast(2, 64) {

@@ -17,7 +17,9 @@ func TestBodies(t *testing.T) {
 		action   = servers + "/" + activeID + "/action"
 	)
 	long := strings.Repeat("x", 256)
-	server := func(more string) string { return `{"server": {"name": "x", "flavorRef": "none"` + more + `}}` }
+	server := func(more string) string {
+		return `{"server": {"name": "x", "flavorRef": "none", "imageRef": "x"` + more + `}}`
+	}
 	// content is the error if the body has passed the schema: then only the flavor is wrong.
 	const content = "Flavor none could not be found."
 	flavor := func(more string) string {
@@ -29,15 +31,15 @@ func TestBodies(t *testing.T) {
 		says               string
 	}{
 		{"POST", servers, server(``), 400, content},
-		{"POST", servers, `{"server": {"name": "x", "flavorRef": 77}}`, 400, "Flavor 77 could not be found."},
-		{"POST", servers, `{"server": {"name": "x", "flavorRef": "http://host/flavors/n\u006fne"}}`, 400, content},
-		{"POST", servers, `{"server": {"name": "x", "flavorRef": ""}}`, 400, "Invalid input for field/attribute flavorRef. Value: . '' is too short"},
-		{"POST", servers, `{"server": {"name": "", "flavorRef": "none"}}`, 400, "Invalid input for field/attribute name. Value: . '' is too short"},
-		{"POST", servers, `{"server": {"name": "` + long + `", "flavorRef": "none"}}`, 400, "is too long"},
-		{"POST", servers, `{"server": {"name": " ", "flavorRef": "none"}}`, 400, "Invalid input for field/attribute name. Value:  . ' ' does not match"},
-		{"POST", servers, `{"server": {"name": "x ", "flavorRef": "none"}}`, 400, "does not match"},
-		{"POST", servers, `{"server": {"name": "a\tb", "flavorRef": "none"}}`, 400, "does not match"},
-		{"POST", servers, `{"server": {"name": "Ä b!", "flavorRef": "none"}}`, 400, content},
+		{"POST", servers, `{"server": {"name": "x", "flavorRef": 77, "imageRef": "x"}}`, 400, "Flavor 77 could not be found."},
+		{"POST", servers, `{"server": {"name": "x", "flavorRef": "http://host/flavors/n\u006fne", "imageRef": "x"}}`, 400, content},
+		{"POST", servers, `{"server": {"name": "x", "flavorRef": "", "imageRef": "x"}}`, 400, "Invalid input for field/attribute flavorRef. Value: . '' is too short"},
+		{"POST", servers, `{"server": {"name": "", "flavorRef": "none", "imageRef": "x"}}`, 400, "Invalid input for field/attribute name. Value: . '' is too short"},
+		{"POST", servers, `{"server": {"name": "` + long + `", "flavorRef": "none", "imageRef": "x"}}`, 400, "is too long"},
+		{"POST", servers, `{"server": {"name": " ", "flavorRef": "none", "imageRef": "x"}}`, 400, "Invalid input for field/attribute name. Value:  . ' ' does not match"},
+		{"POST", servers, `{"server": {"name": "x ", "flavorRef": "none", "imageRef": "x"}}`, 400, "does not match"},
+		{"POST", servers, `{"server": {"name": "a\tb", "flavorRef": "none", "imageRef": "x"}}`, 400, "does not match"},
+		{"POST", servers, `{"server": {"name": "Ä b!", "flavorRef": "none", "imageRef": "x"}}`, 400, content},
 		{"POST", servers, server(`, "min_count": 1, "max_count": "1"`), 400, content},
 		{"POST", servers, server(`, "min_count": 0`), 400, "Invalid input for field/attribute min_count. Value: 0. 0 is less than the minimum of 1"},
 		{"POST", servers, server(`, "networks": [{"uuid": "a", "fixed_ip": "10.0.0.1", "port": null}]`), 400, "Bad networks format: network uuid is not in proper format (a)"},
@@ -50,7 +52,7 @@ func TestBodies(t *testing.T) {
 		{"POST", servers, server(`, "availability_zone": "nova", "OS-DCF:diskConfig": "MANUAL", "config_drive": "False"`), 400, content},
 		{"POST", servers, server(`, "config_drive": "perhaps"`), 400, "Invalid input for field/attribute config_drive. Value: perhaps. 'perhaps' is not one of [True, 'True'"},
 		{"POST", servers, server(`, "user_data": "eA=="`), 400, content},
-		{"POST", servers, `{"server": {"name": "x", "flavorRef": "none"}, "os:scheduler_hints": {}}`, 400, content},
+		{"POST", servers, `{"server": {"name": "x", "flavorRef": "none", "imageRef": "x"}, "os:scheduler_hints": {}}`, 400, content},
 
 		{"POST", flavors, `{"flavor": {"name": "f"}}`, 400, "Invalid input for field/attribute flavor. Value: {'name': 'f'}. 'ram' is a required property"},
 		{"POST", flavors, flavor(`, "id": " a"`), 400, "Invalid input for field/attribute id. Value:  a. ' a' does not match"},

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"math"
 	"net/url"
 	"regexp"
 	"strings"
@@ -167,7 +166,7 @@ func (p period) view(u *store.ServerUsage) serverUsage {
 	return out
 }
 
-// usages returns what projects have used in a period, by the servers of a page. Before 2.40 the page has all servers.
+// usages returns what projects have used in a period, by the servers of a page. Before 2.40 there is one page, of at most MaxLimit servers, as in Nova.
 func (s *server) usages(ctx context.Context, r *api.Request[api.None], in store.Projects, detailed bool) (out []projectUsage, links []api.Link, err error) {
 	p, err := s.periodOf(ctx, r.URL.Query())
 	if err != nil {
@@ -179,7 +178,7 @@ func (s *server) usages(ctx context.Context, r *api.Request[api.None], in store.
 	}
 	pages := q.Sort != nil
 	if !pages {
-		q = listing.Query{Sort: []listing.SortKey{usageList.Default}, Limit: math.MaxInt32}
+		q = listing.Query{Sort: []listing.SortKey{usageList.Default}, Limit: MaxLimit}
 	}
 	list, err := s.cfg.Store.Usages(ctx, in, p.start, p.stop, q)
 	if err != nil {

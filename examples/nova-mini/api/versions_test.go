@@ -94,7 +94,7 @@ func TestPathForms(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		const project = "6f70656e737461636b20342065766572"
-		status, reply := c.askAt("2.96", project, "POST", "/"+project+"/servers", `{"server": {"name": "s", "flavorRef": "1", "networks": "none"}}`)
+		status, reply := c.askAt("2.96", project, "POST", "/"+project+"/servers", `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "networks": "none"}}`)
 		if status != 202 || !strings.Contains(reply, `"http://localhost/v2.1/`+project+`/servers/`) || !strings.Contains(reply, `"http://localhost/`+project+`/servers/`) {
 			c.Errorf("%d %s", status, reply)
 		}

@@ -54,6 +54,28 @@ func (s *Store) KeyPair(ctx context.Context, user, name string) (*KeyPair, error
 	return k, err
 }
 
+// CheckKeyPair returns an error of CreateKeyPair, if there is one now. So the generation of a key, which is expensive, can be left out.
+func (s *Store) CheckKeyPair(ctx context.Context, user, name string) error {
+	used, err := s.keys.Usage(ctx, user)
+	if err != nil {
+		return err
+	}
+	for _, u := range used {
+		if u.Limit != quota.Unlimited && u.Used >= u.Limit {
+			return tooManyKeyPairs()
+		}
+	}
+	switch _, err := s.KeyPair(ctx, user, name); {
+	case err == nil:
+		return fault.New(fault.Conflict, "Key pair '%s' already exists.", name)
+	case !errors.Is(err, fault.NotFound):
+		return err
+	}
+	return nil
+}
+
+func tooManyKeyPairs() error { return fault.New(fault.Denied, "Quota exceeded, too many key pairs.") }
+
 // CreateKeyPair adds a key pair. It sets ID and CreatedAt. Errors: Denied, if the user has as many key pairs as [Limits] allow; Conflict,
 // if the user has a key pair of this name.
 func (s *Store) CreateKeyPair(ctx context.Context, k *KeyPair) error {
@@ -68,7 +90,7 @@ func (s *Store) CreateKeyPair(ctx context.Context, k *KeyPair) error {
 			err = s.keys.Reserve(ctx, tx, quota.Claim{Consumer: k.consumer(), Project: k.UserID, Amounts: map[string]int64{KeyPairs: 1}})
 		}
 		if errors.Is(err, quota.ErrExceeded) {
-			return fault.New(fault.Denied, "Quota exceeded, too many key pairs.")
+			return tooManyKeyPairs()
 		}
 		return err
 	})

@@ -66,7 +66,7 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	case q.Ever:
 		from = anyServers
 	}
-	p := db.Page{From: from, Key: "id"}.Select(q.Query)
+	p := db.Page{From: from, MarkerFrom: anyServers, Key: "id"}.Select(q.Query) // as in Nova, the last server of a page may be deleted meanwhile
 	p.Within, p.WithinArgs = q.In.where()
 	switch {
 	case q.Nothing:

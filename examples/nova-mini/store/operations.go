@@ -124,19 +124,32 @@ func asServers(query string) string { return "(" + query + ") servers" }
 // goneServers is a query of the deleted servers.
 var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s")
 
-// liveServers is a query of the servers that are not deleted.
-var liveServers = func() string {
+// liveTask is SQL for the task_state of the server s with the current operation o. The CASE has the values of one column, because databases
+// parse and compare it faster than one with conditions.
+var liveTask = func() string {
 	var cases strings.Builder
-	fmt.Fprintf(&cases, "WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ", Create.Name, StepBuild, Spawning)
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
-		fmt.Fprintf(&cases, "WHEN o.kind = '%s' THEN '%s' ", kind, tasks[kind])
+		fmt.Fprintf(&cases, " WHEN '%s' THEN '%s'", kind, tasks[kind])
 	}
-	return selectServers("CASE "+cases.String()+"END", "NULL", "servers s LEFT JOIN operation_current o ON o.resource = s.id")
+	return fmt.Sprintf("CASE WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ELSE CASE o.kind%s END END", Create.Name, StepBuild, Spawning, &cases)
 }()
+
+// withOperation is SQL for the servers s with their current operation o.
+const withOperation = "servers s LEFT JOIN operation_current o ON o.resource = s.id"
+
+// liveServers is a query of the servers that are not deleted. oneServer is a query of one of them by its id, without the computed columns.
+var (
+	liveServers = selectServers(liveTask, "NULL", withOperation)
+	oneServer   = `SELECT s.` + strings.Join(shownColumns(), ", s.") + `, ` + liveTask + ` AS task_state FROM ` + withOperation + ` WHERE s.id = ?`
+)
+
+// shownColumns returns the columns of the table of servers that lists have.
+func shownColumns() []string {
+	return slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
+}
 
 // selectServers returns a query of all columns of servers, and of the computed ones.
 func selectServers(task, terminated, from string) string {
-	columns := slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
 	var more strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(computed)) {
 		fmt.Fprintf(&more, ", %s AS %s", computed[name], name)
@@ -146,7 +159,7 @@ func selectServers(task, terminated, from string) string {
 			fmt.Fprintf(&more, ", %s AS %s", hidden[name], name)
 		}
 	}
-	return `SELECT s.` + strings.Join(columns, ", s.") + more.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+	return `SELECT s.` + strings.Join(shownColumns(), ", s.") + more.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
 }
 
 // Operations returns the store of the operations on servers.

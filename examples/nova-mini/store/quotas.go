@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"errors"
+	"maps"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -73,52 +75,49 @@ func (s *Server) quotaClaim(has compute.Resources) quota.Claim {
 	return quota.Claim{Consumer: s.ID, Project: s.ProjectID, Amounts: map[string]int64{Instances: 1, Cores: int64(has.VCPUs), RAM: int64(has.MemoryMiB)}}
 }
 
-// reserve counts new servers of one project. Errors: [quota.ErrExceeded].
-func (s *Store) reserve(ctx context.Context, tx *sqlx.Tx, list ...*Server) error {
-	for _, srv := range list {
-		if err := s.quotas.Reserve(ctx, tx, srv.quotaClaim(srv.Need())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// overQuota replaces quota.ErrExceeded by Denied, with Nova's text for one limit.
+// overQuota replaces quota.ErrExceeded by Denied, with Nova's text.
 func overQuota(err error) error {
 	if !errors.Is(err, quota.ErrExceeded) {
 		return err
 	}
-	m := fault.From(err).Meta
+	return quotaText(fault.From(err).Meta)
+}
+
+// quotaText returns Nova's error with the figures of quota.ErrExceeded.
+func quotaText(m map[string]string) error {
 	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", m["class"], m["requested"], m["used"], m["limit"], m["class"])
 }
 
-// tooMany replaces quota.ErrExceeded by Denied, with Nova's text, after the transaction of new servers was rolled back.
-func (s *Store) tooMany(ctx context.Context, err error, list []*Server) error {
-	if !errors.Is(err, quota.ErrExceeded) {
-		return err
-	}
-	used, readErr := s.quotas.Usage(ctx, list[0].ProjectID)
-	if readErr != nil {
-		return readErr
-	}
-	requested := map[string]int64{}
-	for _, srv := range list {
-		for name, n := range srv.quotaClaim(srv.Need()).Amounts {
-			requested[name] += n
+// tooMany is overQuota for servers of which not even the least number fits. As in Nova, the text has the least and the highest number of servers, and
+// what the highest number needs of the rest.
+func tooMany(err error, of NewServers, one *Server) error {
+	m := maps.Clone(fault.From(err).Meta)
+	amounts := one.quotaClaim(one.Need()).Amounts
+	var requested []string
+	for class := range strings.SplitSeq(m["class"], ", ") {
+		text := strconv.FormatInt(amounts[class]*int64(of.Most), 10)
+		if class == Instances && of.Least < of.Most {
+			text = strconv.Itoa(of.Least) + "-" + text
 		}
+		requested = append(requested, text)
 	}
-	var names, wants, uses, limits []string
+	m["requested"] = strings.Join(requested, ", ")
+	return quotaText(m)
+}
+
+// room returns how many servers like one its project may still create.
+func (s *Store) room(ctx context.Context, one *Server) (int, error) {
+	used, err := s.quotas.Usage(ctx, one.ProjectID)
+	if err != nil {
+		return 0, err
+	}
+	amounts, room := one.quotaClaim(one.Need()).Amounts, int64(math.MaxInt)
 	for _, u := range used {
-		if n := requested[u.Class]; u.Limit != quota.Unlimited && u.Used+n > u.Limit {
-			names, wants = append(names, u.Class), append(wants, strconv.FormatInt(n, 10))
-			uses, limits = append(uses, strconv.FormatInt(u.Used, 10)), append(limits, strconv.FormatInt(u.Limit, 10))
+		if n := amounts[u.Class]; n > 0 && u.Limit != quota.Unlimited {
+			room = min(room, max(0, u.Limit-u.Used)/n)
 		}
 	}
-	if len(names) == 0 { // another server was deleted meanwhile
-		return fault.New(fault.Unavailable, "The quota of the project was exceeded for a moment. Send the request again: %w", err)
-	}
-	overs := strings.Join(names, ", ")
-	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", overs, strings.Join(wants, ", "), strings.Join(uses, ", "), strings.Join(limits, ", "), overs)
+	return int(room), nil
 }
 
 // RepairQuotas makes the quotas count exactly the servers that exist: a conductor of the last release removes servers without their quota, and its

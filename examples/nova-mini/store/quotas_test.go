@@ -1,12 +1,20 @@
 package store_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 )
 
 // TestRepairQuotas: the quotas count the servers that exist after processes of an earlier release, which do not know quotas, have created and
@@ -44,6 +52,52 @@ func TestRepairQuotas(t *testing.T) {
 		}
 		if n, cores := used(); n != 1 || cores != 2 {
 			t.Errorf("%d servers and %d cores are counted", n, cores)
+		}
+	})
+}
+
+// TestQuotaOneConnection: servers that the quota refuses need no second connection, which other requests may have.
+func TestQuotaOneConnection(t *testing.T) {
+	t.Parallel()
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		d, err := db.Open(t.Context(), db.Config{URL: url, MaxOpen: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		s := store.NewLimited(d, store.Limits{store.Instances: 2})
+		if err := s.Migrate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		var created, refused atomic.Int64
+		for i := range 8 {
+			wg.Go(func() {
+				err := s.CreateServers(ctx, store.NewServers{
+					Least: 1, Most: 1,
+					Make: func(int) []*store.Server {
+						return []*store.Server{{ID: fmt.Sprint("s", i), ProjectID: "p", VCPUs: 1, MemoryMiB: 64}}
+					},
+					Also: func(context.Context, []*store.Server) error { return nil },
+				})
+				switch {
+				case err == nil:
+					created.Add(1)
+				case errors.Is(err, fault.Denied):
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		err = s.Tx(ctx, func(ctx context.Context) error {
+			return s.CreateServer(ctx, &store.Server{ID: "t", ProjectID: "p", VCPUs: 1})
+		})
+		if created.Load() != 2 || refused.Load() != 6 || !errors.Is(err, fault.Denied) {
+			t.Errorf("%d created, %d refused, in a transaction %v", created.Load(), refused.Load(), err)
 		}
 	})
 }
