@@ -55,7 +55,7 @@ var servers = listing.Spec{
 		regexpFilters("name", "name display_name"), regexpFilters("description", "description display_description"),
 		regexpFilters("hostname", "hostname"), regexpFilters("key_name", "key_name"), regexpFilters("reservation_id", "reservation_id"),
 		regexpFilters("access_ip_v4", "access_ip_v4"), regexpFilters("access_ip_v6", "access_ip_v6"),
-		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(shownTexts)), " ")), regexpFilters("", "ip ip6"),
+		regexpFilters("", strings.Join(slices.Sorted(maps.Keys(textFilters)), " ")),
 		refusedFilters("block_device_mapping info_cache metadata pci_devices security_groups services system_metadata"),
 	),
 	Sorts: append([]listing.Sort{
@@ -119,8 +119,20 @@ var shownTexts = map[string]func(*store.Server) *string{
 	"ramdisk_id":        func(*store.Server) *string { return new("") },
 }
 
-// shownAddresses are filters by regular expressions for any of a server's addresses, by the version of the addresses.
-var shownAddresses = map[string]int{"ip": 4, "ip6": 6}
+// textFilters say whether a server has a text that matches: one of shownTexts, or one of its addresses.
+var textFilters = func() map[string]func(*store.Server, func(string) bool) bool {
+	out := map[string]func(*store.Server, func(string) bool) bool{
+		"ip":  func(s *store.Server, match func(string) bool) bool { return hasAddress(s, 4, match) },
+		"ip6": func(s *store.Server, match func(string) bool) bool { return hasAddress(s, 6, match) },
+	}
+	for name, shown := range shownTexts {
+		out[name] = func(s *store.Server, match func(string) bool) bool {
+			text := shown(s)
+			return text != nil && match(*text)
+		}
+	}
+	return out
+}()
 
 // hasAddress reports whether a server has an address of a version for which match returns true.
 func hasAddress(srv *store.Server, version int, match func(string) bool) bool {
@@ -180,17 +192,9 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 			q.Keep = append(q.Keep, func(s *store.Server) bool { return selects(countTags(s, list), len(list)) })
 		}
 	}
-	for name, shown := range shownTexts {
+	for name, matches := range textFilters {
 		for _, c := range q.Take(name) {
-			q.Keep = append(q.Keep, func(s *store.Server) bool {
-				text := shown(s)
-				return text != nil && c.Match(*text)
-			})
-		}
-	}
-	for name, version := range shownAddresses {
-		for _, c := range q.Take(name) {
-			q.Keep = append(q.Keep, func(s *store.Server) bool { return hasAddress(s, version, func(ip string) bool { return c.Match(ip) }) })
+			q.Keep = append(q.Keep, func(s *store.Server) bool { return matches(s, func(text string) bool { return c.Match(text) }) })
 		}
 	}
 	return q, nil

@@ -306,14 +306,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	err = s.cfg.Store.CreateServers(ctx, store.NewServers{
 		Least: least, Most: most, Make: func(n int) []*store.Server { return copies(of, n) },
 		Also: func(ctx context.Context, list []*store.Server) error {
-			made, out = list, createdServer{}
-			if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
-				out.ReservationID = of.ReservationID
-			} else {
-				l := linksTo(r.Request, "servers", list[0].ID)
-				r.ReplyHeader.Set("Location", l[0].Href)
-				out.Server = &createdView{ID: list[0].ID, Links: l, DiskConfig: diskConfig(of.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *of.AdminPass}
-			}
+			made, out = list, created(r, list[0])
 			return r.Keep(ctx, out)
 		},
 	})
@@ -323,6 +316,17 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		}
 	}
 	return out, err
+}
+
+// created returns the reply to a request that creates servers, by the first of them.
+func created(r *api.Request[createServer], first *store.Server) createdServer {
+	in := &r.Body.Server
+	if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
+		return createdServer{ReservationID: first.ReservationID}
+	}
+	l := linksTo(r.Request, "servers", first.ID)
+	r.ReplyHeader.Set("Location", l[0].Href)
+	return createdServer{Server: &createdView{ID: first.ID, Links: l, DiskConfig: diskConfig(first.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *first.AdminPass}}
 }
 
 // addKey gives a server a key pair of its user. An empty name is none. Errors: Invalid, with Nova's text, if the key pair does not exist.
