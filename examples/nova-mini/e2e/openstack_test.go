@@ -46,6 +46,7 @@ func newOpenStack(t *testing.T, with openstackWith) *openstack {
 	o.ks.Grant(nova, "admin", services)
 	login := "auth_url = " + o.ks.Endpoint + "\nusername = nova\npassword = " + keystonetest.Password + "\n"
 	conf := "[api]\nauth_strategy = keystone\n[keystone_authtoken]\n" + login
+	conf += "[vnc]\nenabled = true\nnovncproxy_base_url = http://127.0.0.1:6080/vnc_lite.html\n"
 	if with.glance {
 		o.ks.Glance()
 		o.upload(t, o.ks.Images("nova", services.ProjectID))
