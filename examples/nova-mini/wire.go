@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,7 +94,18 @@ func findConsole(ctx context.Context, p *process, s *store.Store, token string) 
 	case now.Host != t.Host || now.Port != t.Port:
 		return nil, fault.New(fault.NotFound, "the console of server %s has another address now", t.ServerID)
 	}
-	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, ExpiresAt: t.ExpiresAt}, nil
+	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, Local: isLocal(p, t.ComputeHost), ExpiresAt: t.ExpiresAt}, nil
+}
+
+// isLocal reports whether a compute host is the machine of the console proxy. The process with all services simulates all its hosts.
+func isLocal(p *process, host string) bool {
+	if p.Name == component.AllInOne {
+		return true
+	}
+	if names := p.Options.ConsoleProxy.LocalHosts; len(names) > 0 {
+		return slices.Contains(names, host)
+	}
+	return host == p.Host
 }
 
 // consoles returns the consoles of the API. The process with all services has the proxy.

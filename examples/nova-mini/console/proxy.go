@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -28,6 +30,8 @@ type Target struct {
 	URL string
 	// ServerID and Host, the host of the server, are for the log and for [Config.Present].
 	ServerID, Host string
+	// Local reports that Host is the machine of the proxy. Otherwise Addr must not be a loopback address.
+	Local bool
 	// ExpiresAt is the end of the token.
 	ExpiresAt time.Time
 }
@@ -184,11 +188,27 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 	if err := p.checkOrigin(r, t); err != nil {
 		return nil, nil, err
 	}
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", t.Addr)
+	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
 		return nil, nil, fault.New(fault.Unavailable, "connect to the console of server %s: %w", t.ServerID, err)
 	}
 	return t, c, nil
+}
+
+// dialerOf returns a dialer for a console. It refuses a loopback address of another machine: here another server's console may have this address.
+func dialerOf(t *Target) *net.Dialer {
+	d := new(net.Dialer)
+	if t.Local {
+		return d
+	}
+	d.Control = func(_, address string, _ syscall.RawConn) error { // it gets the address to which a name leads
+		at, err := netip.ParseAddrPort(address)
+		if ip := at.Addr().Unmap(); err != nil || ip.IsLoopback() || ip.IsUnspecified() { // no host at all is this machine, too
+			return fmt.Errorf("%s is a loopback address, and host %s is not the machine of the console proxy: consoles of this host must have an address that the proxy reaches", address, t.Host)
+		}
+		return nil
+	}
+	return d
 }
 
 // statusOf returns the status for an error of open.

@@ -69,7 +69,7 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 		case !ok:
 			return nil, fault.New(fault.NotFound, "Token not found")
 		}
-		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: "s1", Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond)}, nil
+		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: "s1", Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond), Local: true}, nil
 	}
 	cfg.Present = func(context.Context, *console.Target) (bool, error) {
 		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // it has only this type
@@ -235,6 +235,46 @@ func ended(t *testing.T, ws *websocket.Conn) (why websocket.CloseError) {
 				t.Errorf("the session ended with %v", err)
 			}
 			return why
+		}
+	}
+}
+
+// TestLoopback: a console at a loopback address, in any form, is refused unless the host of its server is the machine of the proxy, because another server's console may have
+// this address here. The log says what to do.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			c.Close()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, local := range map[string]bool{
+		"127.0.0.1": false, "127.1.2.3": false, "localhost": false, "0.0.0.0": false, "::": false, "::1": false, "::ffff:127.0.0.1": false, "": false, "127.0.0.2": true,
+	} {
+		var log strings.Builder
+		p := console.New(console.Config{
+			Find: func(context.Context, string) (*console.Target, error) {
+				return &console.Target{Addr: net.JoinHostPort(host, port), URL: "http://x/", ServerID: "s1", Host: "h1", Local: local}, nil
+			},
+			Present: func(context.Context, *console.Target) (bool, error) { return true, nil },
+			Logger:  slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/?token=good", http.NoBody)
+		r.Header.Set("Upgrade", "websocket")
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		refused := w.Code == 503 && strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "is a loopback address") && strings.Contains(log.String(), "host h1")
+		if refused == local {
+			t.Errorf("%q, local %t: %d, log %s", host, local, w.Code, &log)
 		}
 	}
 }
