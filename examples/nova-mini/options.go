@@ -148,6 +148,7 @@ type consoleProxyOptions struct {
 	KeyFile     string        `ini:"ssl_key_file" protects:"true" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
 	LocalHosts  []string      `ini:"local_hosts" help:"names of the compute hosts that are the machine of the console proxy; only their consoles may have loopback addresses (default: the name in the option host)"`
 	MaxSessions int           `ini:"max_sessions" default:"1000" min:"1" help:"open consoles at a time"`
+	MaxServer   int           `ini:"max_sessions_per_server" default:"10" min:"1" help:"open consoles of one server at a time"`
 	Idle        time.Duration `ini:"idle_timeout" default:"3600" min:"1s" help:"seconds without data after which a session ends"`
 }
 

@@ -58,7 +58,7 @@ func addConsoleProxy(p *process) (*service.HTTPPart, error) {
 		Present: func(ctx context.Context, t *console.Target) (bool, error) {
 			return s.OnHost(ctx, t.ServerID, t.Host)
 		},
-		AllowedOrigins: o.Console.Origins, MaxSessions: o.ConsoleProxy.MaxSessions, Idle: o.ConsoleProxy.Idle, EndWithToken: o.ConsoleAuth.Enforce, Logger: p.Log,
+		AllowedOrigins: o.Console.Origins, MaxSessions: o.ConsoleProxy.MaxSessions, MaxServerSessions: o.ConsoleProxy.MaxServer, Idle: o.ConsoleProxy.Idle, EndWithToken: o.ConsoleAuth.Enforce, Logger: p.Log,
 	})
 	cfg := service.HTTPConfig{
 		Addr: net.JoinHostPort(o.ConsoleProxy.Listen, strconv.Itoa(o.ConsoleProxy.Port)), Handler: proxy, CertFile: o.ConsoleProxy.CertFile, KeyFile: o.ConsoleProxy.KeyFile,
