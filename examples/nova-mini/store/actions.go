@@ -275,7 +275,7 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	switch {
 	case resizes(info.Action):
 		s.endResize(info.Action, failed != nil, now)
-	case failed != nil && before == compute.VMOffloaded:
+	case failed != nil && before == compute.VMOffloaded && info.Schedules:
 		s.Host = nil
 	case failed != nil:
 	case s.VMState == compute.VMSoftDeleted: // the compute service has confirmed a resize
