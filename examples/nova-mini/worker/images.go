@@ -142,7 +142,7 @@ func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 
 // dropSnapshot removes the file of a snapshot that is no longer wanted. The conductor removes the image.
 func (s *Service) dropSnapshot(req *compute.ActRequest) error {
-	if s.cfg.Images == nil || req.Action.Info().Capability != compute.CapSnapshot {
+	if s.cfg.Images == nil || req.ImageRef == "" || req.Action.Info().Capability != compute.CapSnapshot {
 		return nil
 	}
 	if err := s.cfg.Images.Drop(req.ImageRef); err != nil {
