@@ -64,11 +64,11 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// SoftDeleted returns the IDs of servers that are soft-deleted for longer than a time, at most 100, the oldest first.
+// SoftDeleted returns the IDs of servers without an operation that are soft-deleted for longer than a time, at most 100, the oldest first.
 func (s *Store) SoftDeleted(ctx context.Context, longer time.Duration) (ids []string, err error) {
 	now, err := db.Now(ctx, s.db)
 	if err == nil {
-		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE vm_state = ? AND soft_deleted_at <= ? ORDER BY soft_deleted_at, id LIMIT 100`,
+		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT s.id FROM `+withOperation+` WHERE s.vm_state = ? AND s.soft_deleted_at <= ? AND o.id IS NULL ORDER BY s.soft_deleted_at, s.id LIMIT 100`,
 			compute.VMSoftDeleted, now.Add(-longer)))
 	}
 	return ids, err
