@@ -80,6 +80,21 @@ func TestSoftDelete(t *testing.T) {
 			}
 		}
 		b.softDelete(id)
+		if err := b.report("h1", b.act(id, compute.Restore, store.ActData{}).Token, "no power"); err != nil {
+			b.Fatal(err)
+		}
+		b.wantUsage("after a restore that has failed", 0)
+		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.Restore)); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		r := b.awaitAct(id)
+		b.wantUsage("while a restore is repeated", 1)
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		b.wantUsage("after a restore that was repeated", 1)
+		b.softDelete(id)
 		if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
 			b.Fatal(err)
 		}
