@@ -215,9 +215,8 @@ func TestNotRestorable(t *testing.T) {
 // it. The image of a shelved server is removed only at the end. A soft deletion that fails for another reason keeps the server.
 func TestDeletedAtOnce(t *testing.T) {
 	t.Parallel()
-	images := &fakeImages{}
+	images := &fakeImages{log: map[string]string{}} // of all databases
 	each(t, conductor.Config{Images: images}, func(b *bench) {
-		images.reset()
 		b.start()
 		gone := func(id string) {
 			b.Helper()
@@ -235,7 +234,8 @@ func TestDeletedAtOnce(t *testing.T) {
 			b.notify(id)
 		}
 		shelved := b.build()
-		b.endWith(b.act(shelved, compute.Shelve, store.ActData{ImageRef: "disk", Upload: true}), "", false)
+		disk := "disk of " + shelved
+		b.endWith(b.act(shelved, compute.Shelve, store.ActData{ImageRef: disk, Upload: true}), "", false)
 		b.endWith(b.awaitAct(shelved), "", false) // it is offloaded
 		b.act(shelved, compute.Unshelve, store.ActData{})
 		if s := b.server(shelved); s.VMState != compute.VMOffloaded || s.Host == nil {
@@ -243,11 +243,11 @@ func TestDeletedAtOnce(t *testing.T) {
 		}
 		softDelete(shelved, store.Deleting)
 		b.awaitPolls()
-		if images.did("disk") != "" {
+		if images.did(disk) != "" {
 			b.Error("the image was removed before the server")
 		}
 		gone(shelved)
-		waittest.Until(b, "the removal of the image", func() bool { b.expire(); return images.did("disk") == "false" })
+		waittest.Until(b, "the removal of the image", func() bool { b.expire(); return images.did(disk) == "false" })
 
 		size := store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})}
 		resizing := b.build()
