@@ -451,16 +451,13 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		}
 	}
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
-	if err == nil && op.Err != nil && data.Upload {
-		err = s.discard(ctx, data.ImageRef)
+	if err == nil && op.Err != nil {
+		return s.afterFailure(ctx, op, info, data)
 	}
-	if c := fault.CodeOf(op.Err); err == nil && info.To == compute.VMSoftDeleted && (c == fault.NotFound || c == fault.Conflict) {
-		return s.deleteInstead(ctx, op.Resource)
-	}
-	if err == nil && op.Err == nil && data.Backup != nil {
+	if err == nil && data.Backup != nil {
 		err = s.cfg.Store.ForgetBackups(ctx, tx, data.Backup.Remove)
 	}
-	if err != nil || op.Err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
+	if err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
 	}
 	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
@@ -468,6 +465,17 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		return err
 	}
 	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(op.Resource) })
+	return nil
+}
+
+// afterFailure begins what follows an action that has failed: the removal of the image that it uploads, or the deletion of a server that cannot be soft-deleted.
+func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compute.ActionInfo, data *store.ActData) error {
+	if data.Upload {
+		return s.discard(ctx, data.ImageRef)
+	}
+	if c := fault.CodeOf(op.Err); info.To == compute.VMSoftDeleted && (c == fault.NotFound || c == fault.Conflict) {
+		return s.deleteInstead(ctx, op.Resource)
+	}
 	return nil
 }
 
