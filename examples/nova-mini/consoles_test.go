@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,7 +16,9 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/config"
 )
 
 // oneProcess is nova-mini in one process, with consoles.
@@ -163,5 +166,37 @@ func TestConsoles(t *testing.T) { //nolint:paralleltest // the program sets the 
 	o.await(id, "")
 	if code := o.do("GET", "/os-console-auth-tokens/"+u.Query().Get("token"), "", nil); code != 404 {
 		t.Errorf("the token of a deleted server: %d", code)
+	}
+}
+
+// TestConsoleHosts: by default the console proxy takes the address of a console that the driver names. Consoles on loopback are those of the proxy's own machine.
+func TestConsoleHosts(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		conf, process, host string
+		want                bool
+	}{
+		{"", component.AllInOne, "node-1", true},
+		{"", "consoleproxy", "this", true},
+		{"", "consoleproxy", "node-1", false},
+		{"[consoleproxy]\nlocal_hosts = node-1, node-2\n", "consoleproxy", "node-2", true},
+		{"[consoleproxy]\nlocal_hosts = node-1, node-2\n", "consoleproxy", "this", false},
+	} {
+		conf := filepath.Join(t.TempDir(), "nova.conf")
+		if err := os.WriteFile(conf, []byte(tt.conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := config.Open[options](config.Source{Files: []string{conf}, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := c.Current()
+		if o.VNC.ProxyClient != "" || o.SerialConsole.ProxyClient != "" {
+			t.Errorf("the addresses for the proxy: %q, %q", o.VNC.ProxyClient, o.SerialConsole.ProxyClient)
+		}
+		p := &process{Name: tt.process, Host: "this", Options: o}
+		if got := isLocal(p, tt.host); got != tt.want {
+			t.Errorf("%+v: %t", tt, got)
+		}
 	}
 }

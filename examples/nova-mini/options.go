@@ -119,14 +119,14 @@ type neutronOptions struct {
 type vncOptions struct {
 	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open VNC consoles"`
 	URL         string `ini:"novncproxy_base_url" regex:"^(https?://[^ ]+)?$" help:"URL of noVNC's page for clients, such as https://consoles.example.org/vnc_lite.html, whose WebSocket reaches the console proxy (default: the console proxy, if it is in the same process)"`
-	ProxyClient string `ini:"server_proxyclient_address" default:"127.0.0.1" help:"address of this host at which the console proxy reaches VNC consoles; empty: the address at which the driver says that they listen"`
+	ProxyClient string `ini:"server_proxyclient_address" help:"address of this host at which the console proxy reaches VNC consoles (default: the address at which the driver says that they listen; Nova's default is 127.0.0.1)"`
 }
 
 // serialOptions are about serial consoles.
 type serialOptions struct {
 	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open serial consoles"`
 	URL         string `ini:"base_url" regex:"^(wss?://[^ ]+)?$" help:"URL of the console proxy for clients, such as wss://consoles.example.org/ (default: the console proxy, if it is in the same process)"`
-	ProxyClient string `ini:"proxyclient_address" default:"127.0.0.1" help:"address of this host at which the console proxy reaches serial consoles; empty: the address at which the driver says that they listen"`
+	ProxyClient string `ini:"proxyclient_address" help:"address of this host at which the console proxy reaches serial consoles (default: the address at which the driver says that they listen; Nova's default is 127.0.0.1)"`
 }
 
 // consoleOptions are about clients of consoles.
@@ -146,7 +146,9 @@ type consoleProxyOptions struct {
 	Port        int           `ini:"port" default:"6080" min:"0" max:"65535" help:"port of the console proxy; 0: any free port"`
 	CertFile    string        `ini:"ssl_cert_file" protects:"true" help:"certificate chain of the console proxy, which makes it accept TLS only"`
 	KeyFile     string        `ini:"ssl_key_file" protects:"true" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
+	LocalHosts  []string      `ini:"local_hosts" help:"names of the compute hosts that are the machine of the console proxy; only their consoles may have loopback addresses (default: the name in the option host)"`
 	MaxSessions int           `ini:"max_sessions" default:"1000" min:"1" help:"open consoles at a time"`
+	MaxServer   int           `ini:"max_sessions_per_server" default:"10" min:"1" help:"open consoles of one server at a time"`
 	Idle        time.Duration `ini:"idle_timeout" default:"3600" min:"1s" help:"seconds without data after which a session ends"`
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,7 +58,7 @@ func addConsoleProxy(p *process) (*service.HTTPPart, error) {
 		Present: func(ctx context.Context, t *console.Target) (bool, error) {
 			return s.OnHost(ctx, t.ServerID, t.Host)
 		},
-		AllowedOrigins: o.Console.Origins, MaxSessions: o.ConsoleProxy.MaxSessions, Idle: o.ConsoleProxy.Idle, EndWithToken: o.ConsoleAuth.Enforce, Logger: p.Log,
+		AllowedOrigins: o.Console.Origins, MaxSessions: o.ConsoleProxy.MaxSessions, MaxServerSessions: o.ConsoleProxy.MaxServer, Idle: o.ConsoleProxy.Idle, EndWithToken: o.ConsoleAuth.Enforce, Logger: p.Log,
 	})
 	cfg := service.HTTPConfig{
 		Addr: net.JoinHostPort(o.ConsoleProxy.Listen, strconv.Itoa(o.ConsoleProxy.Port)), Handler: proxy, CertFile: o.ConsoleProxy.CertFile, KeyFile: o.ConsoleProxy.KeyFile,
@@ -93,7 +94,18 @@ func findConsole(ctx context.Context, p *process, s *store.Store, token string) 
 	case now.Host != t.Host || now.Port != t.Port:
 		return nil, fault.New(fault.NotFound, "the console of server %s has another address now", t.ServerID)
 	}
-	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, ExpiresAt: t.ExpiresAt}, nil
+	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, Local: isLocal(p, t.ComputeHost), ExpiresAt: t.ExpiresAt}, nil
+}
+
+// isLocal reports whether a compute host is the machine of the console proxy. The process with all services simulates all its hosts.
+func isLocal(p *process, host string) bool {
+	if p.Name == component.AllInOne {
+		return true
+	}
+	if names := p.Options.ConsoleProxy.LocalHosts; len(names) > 0 {
+		return slices.Contains(names, host)
+	}
+	return host == p.Host
 }
 
 // consoles returns the consoles of the API. The process with all services has the proxy.

@@ -66,6 +66,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -163,6 +164,7 @@ type Mux struct {
 	versions   *versioned
 	routes     map[string]entry                        // by pattern
 	all        []*route                                // in the order in which they were added
+	secret     []string                                // the paths of the patterns with SecretPath
 	discovered []func(r *http.Request) versionDocument // see Discover
 	foreign    sync.Once                               // for the log line of the first request whose Host header is unknown, see Base
 	handler    http.Handler
@@ -177,6 +179,8 @@ type Observation struct {
 	// Method is the method of the request, as the client has sent it. Pattern is the pattern of the route, such as "GET
 	// /v1/volumes/{id}", or "" if the request has no route.
 	Method, Pattern string
+	// Path is the path of the request as the log has it: a path with a secret is the path of a pattern, see [Route].SecretPath.
+	Path string
 	// Status is the HTTP status of the reply, and 499 if the client did not wait for the reply.
 	Status int
 	// Took is the time from the end of the request's headers to the end of the reply.
@@ -300,22 +304,25 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	r = r.WithContext(reqctx.With(m.withBase(r.Context()), rec.req))
 	if m.cfg.Inflight != nil {
-		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: sent})()
+		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: m.withoutSecret(sent, r.URL.Path)})()
 	}
 	defer func() { //nolint:contextcheck // r has the context
 		level, took := slog.LevelInfo, time.Since(begin)
 		if rec.probe {
 			level = slog.LevelDebug
 		}
-		if rec.secret {
+		switch {
+		case rec.secret:
 			_, sent, _ = strings.Cut(rec.pattern, " ")
+		case rec.pattern == "":
+			sent = m.withoutSecret(sent, r.URL.Path)
 		}
 		ctx := reqctx.With(r.Context(), rec.req)
 		m.cfg.Logger.LogAttrs(ctx, level, "request",
 			slog.String("method", r.Method), slog.String("path", sent), slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
 			slog.Duration("took", took), slog.String("client", r.RemoteAddr))
 		if m.cfg.Observe != nil {
-			m.cfg.Observe(ctx, Observation{Method: r.Method, Pattern: rec.pattern, Status: rec.status, Took: took, Sent: rec.bytes})
+			m.cfg.Observe(ctx, Observation{Method: r.Method, Pattern: rec.pattern, Path: sent, Status: rec.status, Took: took, Sent: rec.bytes})
 		}
 	}()
 	defer func() {
@@ -339,6 +346,18 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		m.fail(rec, r, WithStatus(rec.refused, fault.New(fault.Invalid, "%s", http.StatusText(rec.refused))))
 	}
+}
+
+// withoutSecret returns the path that a client has sent, or the path of a pattern with SecretPath that is the same up to the first parameter. routed is the path by which the
+// request is routed. It is for requests without a route, such as one with a slash at the end, and for those whose route is not known yet.
+func (m *Mux) withoutSecret(sent, routed string) string {
+	routed = path.Clean(routed) // ServeMux redirects others
+	for _, pattern := range m.secret {
+		if open, _, _ := strings.Cut(pattern, "{"); strings.HasPrefix(routed, open) {
+			return pattern
+		}
+	}
+	return sent
 }
 
 // traceparent is the form of W3C Trace Context, version 00.

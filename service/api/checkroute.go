@@ -15,7 +15,7 @@ import (
 // checkRoute panics if a part of a route has no effect. This is a programmer's error that
 // no request would show.
 func (m *Mux) checkRoute(r *route) {
-	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(m.versions), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), r.unusedSecret(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(m.versions), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
 			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
 		}
@@ -58,6 +58,14 @@ func (m *Mux) unknownRule(r *route) string {
 		}
 	}
 	return ""
+}
+
+// unusedSecret returns an error text if the route has a SecretPath and its path has no parameter, or "".
+func (r *route) unusedSecret() string {
+	if !r.SecretPath || len(r.params) > 0 {
+		return ""
+	}
+	return "SecretPath is for a path with a parameter: this path has no secret"
 }
 
 // unusedIdempotency returns an error text if the route has an Idempotency for a method that needs none, or "".

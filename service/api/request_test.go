@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -128,22 +130,52 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
-// TestSecretPath: the log does not have the path of a request with a secret in it, also if the request is refused.
+// TestSecretPath: neither the log, nor an observation, nor the list of running requests has the path of a request with a secret in it, also if the request is refused or
+// no route has its path.
 func TestSecretPath(t *testing.T) {
 	t.Parallel()
-	m, out := newMux(api.Config{})
+	inflight := new(service.Inflight)
+	var seen []string
+	m, out := newMux(api.Config{Inflight: inflight, Observe: func(_ context.Context, o api.Observation) { seen = append(seen, o.Path) }})
 	api.HandleRoute(m, api.Route{Pattern: "GET /tokens/{token}", SecretPath: true}, func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
+		for _, w := range inflight.List() {
+			if w.Resource != "/tokens/{token}" {
+				t.Errorf("a running request: %+v", w)
+			}
+		}
 		if r.PathValue("token") == "secret2" {
 			return api.None{}, fault.New(fault.NotFound, "no such token")
 		}
 		return api.None{}, nil
 	})
-	for path, status := range map[string]int{"/tokens/secret1": 204, "/tokens/secret2": 404, "/tokens/secret3%20": 404} {
+	api.HandleRoute(m, api.Route{Pattern: "GET /tokens/all"}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
+	for path, status := range map[string]int{
+		"/tokens/secret1": 204, "/tokens/secret2": 404, "/tokens/secret3%20": 404, "/tokens/secret4/": 404, "/tokens/secret5/more": 404,
+		"//tokens/secret6": 307, "/other/../tokens/secret7": 307, "/tokens%2Fsecret8": 404,
+	} {
 		if w := send(t, m, "GET", path, ""); w.Code != status {
 			t.Errorf("%s: %d, want %d", path, w.Code, status)
 		}
 	}
-	if log := out.String(); strings.Count(log, "path=/tokens/{token} ") != 3 || strings.Contains(log, "secret") {
+	if w := send(t, m, "POST", "/tokens/secret9", ""); w.Code != 405 {
+		t.Errorf("POST: %d", w.Code)
+	}
+	if log := out.String(); strings.Count(log, "path=/tokens/{token} ") != 9 || strings.Contains(log, "secret") {
 		t.Errorf("log: %s", log)
 	}
+	for _, path := range []string{"/tokens/all", "/tokens/", "/tokens", "/elsewhere"} {
+		send(t, m, "GET", path, "")
+		if got := seen[len(seen)-1]; got != path || !strings.Contains(out.String(), "path="+path+" ") {
+			t.Errorf("the path of %s: %q", path, got)
+		}
+	}
+	if got := strings.Join(seen, " "); strings.Contains(got, "secret") {
+		t.Errorf("observed: %s", got)
+	}
+	defer func() {
+		if p := recover(); p == nil || !strings.Contains(fmt.Sprint(p), "SecretPath") {
+			t.Errorf("a route with SecretPath and no parameter: %v", p)
+		}
+	}()
+	api.HandleRoute(m, api.Route{Pattern: "GET /secrets", SecretPath: true}, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil })
 }

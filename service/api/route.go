@@ -68,7 +68,8 @@ type Route struct {
 	Errors []int
 	// Public reports that clients need no authentication.
 	Public bool
-	// SecretPath means that the path of a request has a secret, such as a token. The log then has the Pattern instead of the path.
+	// SecretPath means that the path of a request has a secret, such as a token. The log, Observe and Inflight then have the path of the Pattern instead. So they do for a
+	// request that no route matches and whose path begins like that of the Pattern, up to its first parameter. HandleRoute panics if the Pattern has no parameter.
 	SecretPath bool
 	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
 	// the path's parameters, and is nil if the path has none. If a rule depends on
@@ -336,6 +337,9 @@ func (m *Mux) addRoute(r *route) {
 	r.id = m.operationID(r)
 	m.routes[r.Pattern] = append(have, r)
 	m.all = append(m.all, r)
+	if r.SecretPath {
+		m.secret = append(m.secret, path[strings.IndexByte(path, '/'):])
+	}
 	if have == nil {
 		pattern := r.Pattern
 		defer func() {

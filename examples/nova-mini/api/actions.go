@@ -418,13 +418,16 @@ type createBackup struct {
 // createBackup begins to make a backup. Without an image service the driver keeps it.
 func (s *server) createBackup(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (out newImage, err error) {
 	in := r.Body.Backup
+	keep, err := parseWhole("rotation", in.Rotation.RawMessage, 0)
+	if err != nil {
+		return out, err
+	}
 	as := store.Image{Name: string(in.Name), Metadata: in.Metadata, BackupType: in.Type}
 	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.CreateBackup, as)
 	if err != nil {
 		return out, err
 	}
 	out.ID = id
-	keep, _ := parseWhole("rotation", in.Rotation.RawMessage, 0) // the schema has checked it
 	b := store.Backup{Type: in.Type, Keep: keep, ProjectID: reqctx.From(ctx).ProjectID, ByDriver: s.keeper() == nil}
 	return out, undo(s.beginAction(ctx, srv, compute.CreateBackup, store.ActData{ImageRef: out.ID, Image: &as, Backup: &b}))
 }
@@ -432,7 +435,11 @@ func (s *server) createBackup(ctx context.Context, r *api.Request[createBackup],
 // createBackupPlain is createBackup with a reply that names the image in a header, unless no backup is kept.
 func (s *server) createBackupPlain(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (api.None, error) {
 	out, err := s.createBackup(ctx, r, srv)
-	if keep, _ := parseWhole("rotation", r.Body.Backup.Rotation.RawMessage, 0); err == nil && keep > 0 {
+	if err != nil {
+		return api.None{}, err
+	}
+	keep, err := parseWhole("rotation", r.Body.Backup.Rotation.RawMessage, 0)
+	if keep > 0 {
 		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
 	}
 	return api.None{}, err

@@ -47,13 +47,17 @@ type consoleOutput struct {
 	Output string `json:"output"`
 }
 
-// lines returns the number of lines that the client asks for. -1: all lines.
-func (c *console) lines() int {
-	n, err := strconv.Atoi(plainText(c.Console.Length.RawMessage))
-	if err != nil { // the request has no number of lines, or a number above the largest int
-		return -1
+// lines returns the number of lines that the client asks for. -1: all lines. Errors: Invalid, for a number such as 1e1, which the schema accepts.
+func (c *console) lines() (int, error) {
+	text := plainText(c.Console.Length.RawMessage)
+	n, err := strconv.Atoi(text)
+	switch {
+	case text == "", errors.Is(err, strconv.ErrRange):
+		return -1, nil
+	case err != nil:
+		return 0, fault.New(fault.Invalid, "Invalid input received: length must be an integer")
 	}
-	return n
+	return n, nil
 }
 
 // lastLines returns the last lines of a text as Nova counts them: after the end of the last line there is one more, which is empty.
@@ -84,10 +88,14 @@ func hideDetails(err error, text string) error {
 
 // console reads the server's console log from the compute service of the server's host.
 func (s *server) console(ctx context.Context, r *api.Request[console], srv *store.Server) (out consoleOutput, err error) {
+	lines, err := r.Body.lines()
+	if err != nil {
+		return out, err
+	}
 	if srv.Host == nil {
 		return out, store.NotReady(srv.ID)
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: srv.ID, Lines: max(r.Body.lines(), 0)})
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.ReadConsole, *srv.Host, &compute.ConsoleRequest{ServerID: srv.ID, Lines: max(lines, 0)})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
 		return out, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
@@ -95,7 +103,7 @@ func (s *server) console(ctx context.Context, r *api.Request[console], srv *stor
 		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", srv.ID, "host", *srv.Host, "error", err)
 		return out, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", srv.ID))
 	}
-	return consoleOutput{controls.ReplaceAllString(lastLines(got.Output, r.Body.lines()), "")}, nil
+	return consoleOutput{controls.ReplaceAllString(lastLines(got.Output, lines), "")}, nil
 }
 
 // Consoles says which consoles clients may open, and how.

@@ -204,6 +204,8 @@ type EndStepRequest struct {
 	Error string `json:"error,omitempty"`
 	// Refused means that the worker has refused the action before it has changed the server.
 	Refused bool `json:"refused,omitempty"`
+	// Missing means that the step has failed because the host does not have the server.
+	Missing bool `json:"missing,omitempty"`
 }
 
 // AttemptRequest identifies one attempt on one host, as workers of releases before 1.4 do.

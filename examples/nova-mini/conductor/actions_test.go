@@ -386,6 +386,21 @@ func TestBackups(t *testing.T) {
 		backup("D1", "Daily", 1, "")
 		backup("d2", "daily", 2, "")
 		backup("d3", "daily", 2, "disk full", "d1")
+		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.CreateBackup)); err != nil { // the driver has the image, and so has the database
+			b.Fatal(err)
+		}
+		b.notify(id)
+		if r := b.awaitAct(id); r.ImageRef != "d3" {
+			b.Errorf("the request after a retry: %+v", r)
+		} else if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if r := b.awaitAct(id); r.Rotation == nil {
+			b.Errorf("the rotation after a retry: %+v", r)
+		} else if err := b.report("h1", r.Token, "disk full"); err != nil {
+			b.Fatal(err)
+		}
+		b.awaitNoTask(id)
 		if _, err := b.db.ExecContext(b.Context(), `UPDATE backups SET host = 'h2' WHERE image_id = 'd2'`); err != nil {
 			b.Fatal(err)
 		}

@@ -451,13 +451,13 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		}
 	}
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
-	if err == nil && op.Err != nil && data.Upload {
-		err = s.discard(ctx, data.ImageRef)
+	if err == nil && op.Err != nil {
+		return s.afterFailure(ctx, op, info, data)
 	}
-	if err == nil && op.Err == nil && data.Backup != nil {
+	if err == nil && data.Backup != nil {
 		err = s.cfg.Store.ForgetBackups(ctx, tx, data.Backup.Remove)
 	}
-	if err != nil || op.Err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
+	if err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
 	}
 	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
@@ -465,6 +465,29 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		return err
 	}
 	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(op.Resource) })
+	return nil
+}
+
+// afterFailure begins what follows an action that has failed: the removal of the image that it uploads, or the deletion of a server that cannot be soft-deleted.
+func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compute.ActionInfo, data *store.ActData) error {
+	if data.Upload {
+		return s.discard(ctx, data.ImageRef)
+	}
+	if c := fault.CodeOf(op.Err); info.To == compute.VMSoftDeleted && (c == fault.NotFound || c == fault.Conflict) {
+		return s.deleteInstead(ctx, op.Resource)
+	}
+	return nil
+}
+
+// deleteInstead begins the deletion of a server that cannot be soft-deleted, because its host does not have it or its state does not allow that. It runs in the transaction in
+// which the operation ends.
+func (s *Service) deleteInstead(ctx context.Context, id string) error {
+	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
+	if err := s.cfg.Store.BeginDelete(alone, id); err != nil && !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	s.cfg.Logger.WarnContext(ctx, "server cannot be soft-deleted, it is deleted", "server", id)
+	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(id) })
 	return nil
 }
 
@@ -512,8 +535,11 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 	if req.Error != "" {
 		s.cfg.Logger.WarnContext(ctx, "step failed on its host", "token", req.Token, "host", req.Host, "error", req.Error)
 		code := fault.Internal
-		if req.Refused {
+		switch {
+		case req.Refused:
 			code = fault.Precondition // see Store.EndAction
+		case req.Missing:
+			code = fault.NotFound // see endAction
 		}
 		failed = operation.Permanent(fault.New(code, "%s", req.Error))
 	}

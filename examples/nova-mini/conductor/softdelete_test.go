@@ -80,6 +80,21 @@ func TestSoftDelete(t *testing.T) {
 			}
 		}
 		b.softDelete(id)
+		if err := b.report("h1", b.act(id, compute.Restore, store.ActData{}).Token, "no power"); err != nil {
+			b.Fatal(err)
+		}
+		b.wantUsage("after a restore that has failed", 0)
+		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.Restore)); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		r := b.awaitAct(id)
+		b.wantUsage("while a restore is repeated", 1)
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		b.wantUsage("after a restore that was repeated", 1)
+		b.softDelete(id)
 		if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
 			b.Fatal(err)
 		}
@@ -158,7 +173,7 @@ func TestReclaim(t *testing.T) {
 	})
 }
 
-// TestNotRestorable: a server that could not be restored is deleted at once, and the deletion waits for no resize: it is refused.
+// TestNotRestorable: a server that could not be restored is deleted at once. A server whose resize is done can be restored, with its new size.
 func TestNotRestorable(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -175,9 +190,6 @@ func TestNotRestorable(t *testing.T) {
 		id := b.build()
 		size := store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})}
 		r := b.act(id, compute.Resize, size)
-		if err := b.store.BeginSoftDelete(b.Context(), id); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'delete' instance "+id+" while it is in task_state resize_prep" {
-			b.Errorf("during a resize: %v", err)
-		}
 		if err := b.report("h1", r.Token, ""); err != nil {
 			b.Fatal(err)
 		}
@@ -196,5 +208,76 @@ func TestNotRestorable(t *testing.T) {
 		b.wantUsage("after the soft deletion of a resized server", 0)
 		b.delete(id)
 		b.wantNoClaims()
+	})
+}
+
+// TestDeletedAtOnce: DELETE deletes a server at once if it is offloaded, also while it is unshelved, if a resize runs, whose size is not known, or if its host does not have
+// it. The image of a shelved server is removed only at the end. A soft deletion that fails for another reason keeps the server.
+func TestDeletedAtOnce(t *testing.T) {
+	t.Parallel()
+	images := &fakeImages{log: map[string]string{}} // of all databases
+	each(t, conductor.Config{Images: images}, func(b *bench) {
+		b.start()
+		gone := func(id string) {
+			b.Helper()
+			b.notify(id)
+			b.awaitDestroy(id)
+			if _, err := b.store.Server(b.Context(), id); fault.CodeOf(err) != fault.NotFound {
+				b.Errorf("after its deletion: %v", err)
+			}
+		}
+		softDelete := func(id, task string) {
+			b.Helper()
+			if err := b.store.BeginSoftDelete(b.Context(), id); err != nil || b.server(id).Task() != task {
+				b.Fatalf("%v, task %q, want %q", err, b.server(id).Task(), task)
+			}
+			b.notify(id)
+		}
+		shelved := b.build()
+		disk := "disk of " + shelved
+		b.endWith(b.act(shelved, compute.Shelve, store.ActData{ImageRef: disk, Upload: true}), "", false)
+		b.endWith(b.awaitAct(shelved), "", false) // it is offloaded
+		b.act(shelved, compute.Unshelve, store.ActData{})
+		if s := b.server(shelved); s.VMState != compute.VMOffloaded || s.Host == nil {
+			b.Fatalf("a server that is unshelved: %+v", s)
+		}
+		softDelete(shelved, store.Deleting)
+		b.awaitPolls()
+		if images.did(disk) != "" {
+			b.Error("the image was removed before the server")
+		}
+		gone(shelved)
+		waittest.Until(b, "the removal of the image", func() bool { b.expire(); return images.did(disk) == "false" })
+
+		size := store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})}
+		resizing := b.build()
+		b.act(resizing, compute.Resize, size)
+		softDelete(resizing, store.Deleting)
+		gone(resizing)
+		reverting := b.build()
+		b.endWith(b.act(reverting, compute.Resize, size), "", false)
+		b.act(reverting, compute.RevertResize, store.ActData{})
+		softDelete(reverting, store.Deleting)
+		gone(reverting)
+		confirming := b.build()
+		b.endWith(b.act(confirming, compute.Resize, size), "", false)
+		b.act(confirming, compute.ConfirmResize, store.ActData{})
+		b.softDelete(confirming)
+		b.delete(confirming)
+
+		missing := b.build()
+		softDelete(missing, "soft-deleting")
+		b.endWith(b.awaitAct(missing), "no power", false)
+		if s := b.server(missing); s.VMState != store.Active || s.Task() != "" {
+			b.Errorf("after a soft deletion that has failed: %s %s", s.VMState, s.Task())
+		}
+		softDelete(missing, "soft-deleting")
+		r := b.awaitAct(missing)
+		if _, err := b.svc.EndStep(b.Context(), &compute.EndStepRequest{StepRequest: step("h1", r.Token), Error: "no such server", Missing: true}); err != nil {
+			b.Fatal(err)
+		}
+		gone(missing)
+		b.wantNoClaims()
+		b.wantUsage("in the end", 0)
 	})
 }

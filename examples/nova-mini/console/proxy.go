@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -28,6 +30,8 @@ type Target struct {
 	URL string
 	// ServerID and Host, the host of the server, are for the log and for [Config.Present].
 	ServerID, Host string
+	// Local reports that Host is the machine of the proxy. Otherwise Addr must not be a loopback address.
+	Local bool
 	// ExpiresAt is the end of the token.
 	ExpiresAt time.Time
 }
@@ -42,6 +46,8 @@ type Config struct {
 	AllowedOrigins []string
 	// MaxSessions is the highest number of sessions at a time. Default 1000.
 	MaxSessions int
+	// MaxServerSessions is the highest number of sessions of one server at a time, so that one token cannot use all of MaxSessions. Default 10.
+	MaxServerSessions int
 	// Idle ends a session without data in both directions. Default 1 h.
 	Idle time.Duration
 	// EndWithToken ends a session at the end of its token.
@@ -63,6 +69,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	closed   bool
 	sessions int
+	servers  map[string]int // sessions by server
 	wg       sync.WaitGroup
 }
 
@@ -72,11 +79,12 @@ func New(cfg Config) *Proxy {
 		panic("nova-mini/console: Config.Find or Config.Present is not set")
 	}
 	cfg.MaxSessions, cfg.Idle = cmp.Or(cfg.MaxSessions, 1000), cmp.Or(cfg.Idle, time.Hour)
+	cfg.MaxServerSessions = cmp.Or(cfg.MaxServerSessions, 10)
 	cfg.Every, cfg.Grace = cmp.Or(cfg.Every, 10*time.Second), cmp.Or(cfg.Grace, time.Minute)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	p := &Proxy{cfg: cfg}
+	p := &Proxy{cfg: cfg, servers: map[string]int{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -119,6 +127,25 @@ func (p *Proxy) leave() {
 	p.wg.Done()
 }
 
+// enterServer counts a session of a server. It reports whether there is room for it; then the caller calls leaveServer.
+func (p *Proxy) enterServer(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.servers[id] >= p.cfg.MaxServerSessions {
+		return false
+	}
+	p.servers[id]++
+	return true
+}
+
+func (p *Proxy) leaveServer(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.servers[id]--; p.servers[id] == 0 {
+		delete(p.servers, id)
+	}
+}
+
 // Sessions returns the number of sessions.
 func (p *Proxy) Sessions() int {
 	p.mu.Lock()
@@ -151,6 +178,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, http.StatusText(status), status) // the reason is for operators
 		return
 	}
+	defer p.leaveServer(t.ServerID)
 	defer func() { _ = console.Close() }() // it was closed already, or the session has ended
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"binary"},
@@ -169,7 +197,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // errOrigin means that a browser shows the page of another site.
 var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
 
-// open checks a request and connects to its console.
+// open checks a request and connects to its console. After success the caller calls leaveServer.
 func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
 	token := tokenOf(r)
 	if token == "" {
@@ -184,11 +212,31 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 	if err := p.checkOrigin(r, t); err != nil {
 		return nil, nil, err
 	}
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", t.Addr)
+	if !p.enterServer(t.ServerID) {
+		return nil, nil, fault.New(fault.Unavailable, "server %s has %d sessions, which is the limit of a server", t.ServerID, p.cfg.MaxServerSessions)
+	}
+	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
+		p.leaveServer(t.ServerID)
 		return nil, nil, fault.New(fault.Unavailable, "connect to the console of server %s: %w", t.ServerID, err)
 	}
 	return t, c, nil
+}
+
+// dialerOf returns a dialer for a console. It refuses a loopback address of another machine: here another server's console may have this address.
+func dialerOf(t *Target) *net.Dialer {
+	d := new(net.Dialer)
+	if t.Local {
+		return d
+	}
+	d.Control = func(_, address string, _ syscall.RawConn) error { // it gets the address to which a name leads
+		at, err := netip.ParseAddrPort(address)
+		if ip := at.Addr().Unmap(); err != nil || ip.IsLoopback() || ip.IsUnspecified() { // no host at all is this machine, too
+			return fmt.Errorf("%s is a loopback address, and host %s is not the machine of the console proxy: consoles of this host must have an address that the proxy reaches", address, t.Host)
+		}
+		return nil
+	}
+	return d
 }
 
 // statusOf returns the status for an error of open.

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a proxy with one console, which greets and then sends back what it gets. The token "good" is for it, and "away" for one that does not listen.
+// bench is a proxy with one console, which greets and then sends back what it gets. The token "good" is for it, "other" for one of another server, and "away" for one that does not listen.
 type bench struct {
 	*testing.T
 	*httptest.Server
@@ -62,14 +62,18 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 	}()
 	b.present.Store(func() (bool, error) { return true, nil })
 	cfg.Find = func(_ context.Context, token string) (*console.Target, error) {
-		addr, ok := map[string]string{"good": l.Addr().String(), "away": away.Addr().String()}[token]
+		addr, ok := map[string]string{"good": l.Addr().String(), "away": away.Addr().String(), "other": l.Addr().String()}[token]
+		server := "s1"
+		if token == "other" {
+			server = "s2"
+		}
 		switch {
 		case token == "broken":
 			return nil, fault.New(fault.Unavailable, "no database")
 		case !ok:
 			return nil, fault.New(fault.NotFound, "Token not found")
 		}
-		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: "s1", Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond)}, nil
+		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: server, Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond), Local: true}, nil
 	}
 	cfg.Present = func(context.Context, *console.Target) (bool, error) {
 		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // it has only this type
@@ -235,6 +239,83 @@ func ended(t *testing.T, ws *websocket.Conn) (why websocket.CloseError) {
 				t.Errorf("the session ended with %v", err)
 			}
 			return why
+		}
+	}
+}
+
+// TestServerLimit: one server has only a part of the sessions, so that a token does not keep the clients of other servers out. The end of a session, and a console that does not
+// answer, give its place back.
+func TestServerLimit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, console.Config{MaxServerSessions: 2})
+	for range 5 { // "away" is of the same server
+		if ws, status := b.dial("/?token=away", nil); ws != nil || status != 503 {
+			t.Fatalf("a console that does not listen: %d", status)
+		}
+	}
+	var open []*websocket.Conn
+	for range 2 {
+		ws, status := b.dial("/?token=good", nil)
+		if ws == nil {
+			t.Fatal(status)
+		}
+		open = append(open, ws)
+	}
+	before := b.dialed.Load()
+	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 || b.dialed.Load() != before {
+		t.Errorf("a third session of the server: %d", status)
+	}
+	other, status := b.dial("/?token=other", nil)
+	if other == nil {
+		t.Fatalf("a session of another server: %d", status)
+	}
+	_ = other.CloseNow()
+	_ = open[0].CloseNow()
+	waittest.Until(t, "the ends of two sessions", func() bool { return b.proxy.Sessions() == 1 })
+	again, status := b.dial("/?token=good", nil)
+	if again == nil {
+		t.Fatalf("after the end of a session: %d", status)
+	}
+	_ = again.CloseNow()
+	_ = open[1].CloseNow()
+}
+
+// TestLoopback: a console at a loopback address, in any form, is refused unless the host of its server is the machine of the proxy, because another server's console may have
+// this address here. The log says what to do.
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			c.Close()
+		}
+	}()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, local := range map[string]bool{
+		"127.0.0.1": false, "127.1.2.3": false, "localhost": false, "0.0.0.0": false, "::": false, "::1": false, "::ffff:127.0.0.1": false, "": false, "127.0.0.2": true,
+	} {
+		var log strings.Builder
+		p := console.New(console.Config{
+			Find: func(context.Context, string) (*console.Target, error) {
+				return &console.Target{Addr: net.JoinHostPort(host, port), URL: "http://x/", ServerID: "s1", Host: "h1", Local: local}, nil
+			},
+			Present: func(context.Context, *console.Target) (bool, error) { return true, nil },
+			Logger:  slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/?token=good", http.NoBody)
+		r.Header.Set("Upgrade", "websocket")
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		refused := w.Code == 503 && strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "is a loopback address") && strings.Contains(log.String(), "host h1")
+		if refused == local {
+			t.Errorf("%q, local %t: %d, log %s", host, local, w.Code, &log)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func TestLibvirt(t *testing.T) {
 	}
 	proxy := fmt.Sprintf("127.0.0.1:%d", port)
 	c := newCloud(t, "compute_driver = libvirt\nplugin_dir = "+plugins+"\n[driver_libvirt]\nvirt_type = qemu\nimages_path = "+images+
-		"\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n[vnc]\nenabled = true\nnovncproxy_base_url = http://"+proxy+"/vnc_lite.html\n[consoleproxy]\nport = "+strconv.Itoa(port)+"\n")
+		"\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n[vnc]\nenabled = true\nnovncproxy_base_url = http://"+proxy+"/vnc_lite.html\n[consoleproxy]\nlocal_hosts = node-1\nport = "+strconv.Itoa(port)+"\n")
 	for _, s := range [][2]string{{"consoleproxy", "proxy-1"}, {"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		c.start(s[0], s[1])
 	}

@@ -50,15 +50,15 @@ func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, da
 }
 
 // PrepareAction checks that a server's state allows the action of its operation. For a resize it claims the resources if
-// they are not claimed yet, as after operation.Store.Retry. It returns the server. Errors: those of BeginAction; operation.ErrStale,
-// if the resources are not claimed yet and the step of op is no longer the current step.
+// they are not claimed yet, as after operation.Store.Retry, and for a restore it counts the server in the quota, before the first request to the compute service. It returns
+// the server. Errors: those of BeginAction; operation.ErrStale, if there was something to claim or to count and the step of op is no longer the current step.
 func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.Action, data *ActData) (*Server, error) {
 	id := op.Resource
 	srv, err := s.Server(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if a != compute.Resize || srv.Resize.V != nil {
+	if begun := a == compute.Resize && srv.Resize.V != nil || a == compute.Restore && op.Waits > 0; begun || a != compute.Resize && a != compute.Restore {
 		return srv, checkState(srv, a.Info())
 	}
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -275,7 +275,7 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	switch {
 	case resizes(info.Action):
 		s.endResize(info.Action, failed != nil, now)
-	case failed != nil && before == compute.VMOffloaded:
+	case failed != nil && before == compute.VMOffloaded && info.Schedules:
 		s.Host = nil
 	case failed != nil:
 	case s.VMState == compute.VMSoftDeleted: // the compute service has confirmed a resize
@@ -307,11 +307,11 @@ func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, chang
 	return db.Error(err)
 }
 
-// Shelved returns the IDs of servers that are shelved on their hosts for longer than a time, at most 100, the oldest first.
+// Shelved returns the IDs of servers without an operation that are shelved on their hosts for longer than a time, at most 100, the oldest first.
 func (s *Store) Shelved(ctx context.Context, longer time.Duration) (ids []string, err error) {
 	now, err := db.Now(ctx, s.db)
 	if err == nil {
-		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE vm_state = ? AND shelved_at <= ? ORDER BY shelved_at, id LIMIT 100`, compute.VMShelved, now.Add(-longer)))
+		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT s.id FROM `+withOperation+` WHERE s.vm_state = ? AND s.shelved_at <= ? AND o.id IS NULL ORDER BY s.shelved_at, s.id LIMIT 100`, compute.VMShelved, now.Add(-longer)))
 	}
 	return ids, err
 }

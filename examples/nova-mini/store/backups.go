@@ -21,10 +21,10 @@ type Backup struct {
 }
 
 // AddBackup remembers an image that the driver of a server's host keeps as a backup. It runs in the transaction that ends the operation's step. A
-// server that does not exist is not an error.
+// server that does not exist is not an error, nor is an image that is known, as after operation.Store.Retry.
 func (s *Store) AddBackup(ctx context.Context, tx *sqlx.Tx, id, image, backupType string) error {
 	_, err := db.Exec(ctx, tx, `INSERT INTO backups (image_id, server_id, host, backup_type, created_at) SELECT ?, id, host, ?, UTC_TIMESTAMP(6) FROM servers
-		WHERE id = ? AND host IS NOT NULL`, image, backupType, id)
+		WHERE id = ? AND host IS NOT NULL AND NOT EXISTS (SELECT 1 FROM backups WHERE image_id = ?)`, image, backupType, id, image)
 	return err
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -22,8 +23,8 @@ var (
 )
 
 // BeginSoftDelete begins the soft deletion of a server, which preempts other operations. A server that could not be restored is deleted at once: it
-// has never run, is on no host, or its size is not known after a failed resize. If the server is being deleted or is soft-deleted already, BeginSoftDelete
-// does nothing. Errors: NotFound; Conflict, with Nova's text, while the server is being resized.
+// has never run, is on no host or offloaded, or its size is not known while it is being resized or after a failed resize. If the server is being deleted or is soft-deleted
+// already, BeginSoftDelete does nothing. Errors: NotFound.
 func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
@@ -33,8 +34,8 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 			return err
 		case open.Kind == Delete.Name, open.Kind == kindName(compute.SoftDelete):
 			return errUnchanged
-		case open.Kind == kindName(compute.Resize), open.Kind == kindName(compute.ConfirmResize), open.Kind == kindName(compute.RevertResize):
-			return fault.New(fault.Conflict, "Cannot 'delete' instance %s while it is in task_state %s", id, tasks[open.Kind])
+		case open.Kind == kindName(compute.Resize), open.Kind == kindName(compute.RevertResize): // the confirmation of a resize goes on in the soft deletion
+			return errNotRestorable
 		}
 		if err := s.discardPreempted(ctx, tx, id, true, func() error {
 			_, err := operation.Begin(ctx, s.ops, Kinds[compute.SoftDelete], id, &ActData{})
@@ -48,7 +49,7 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 			return err
 		case srv.VMState == compute.VMSoftDeleted:
 			return errUnchanged
-		case srv.LaunchedAt == nil, srv.Host == nil, srv.Resize.V != nil && srv.VMState != Resized:
+		case srv.LaunchedAt == nil, srv.Host == nil, srv.Resize.V != nil && srv.VMState != Resized, !slices.Contains(compute.SoftDelete.Info().From, srv.VMState):
 			return errNotRestorable
 		}
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
@@ -63,11 +64,11 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// SoftDeleted returns the IDs of servers that are soft-deleted for longer than a time, at most 100, the oldest first.
+// SoftDeleted returns the IDs of servers without an operation that are soft-deleted for longer than a time, at most 100, the oldest first.
 func (s *Store) SoftDeleted(ctx context.Context, longer time.Duration) (ids []string, err error) {
 	now, err := db.Now(ctx, s.db)
 	if err == nil {
-		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE vm_state = ? AND soft_deleted_at <= ? ORDER BY soft_deleted_at, id LIMIT 100`,
+		err = db.Error(s.db.SelectContext(ctx, &ids, `SELECT s.id FROM `+withOperation+` WHERE s.vm_state = ? AND s.soft_deleted_at <= ? AND o.id IS NULL ORDER BY s.soft_deleted_at, s.id LIMIT 100`,
 			compute.VMSoftDeleted, now.Add(-longer)))
 	}
 	return ids, err

@@ -418,3 +418,31 @@ func TestRefusedReport(t *testing.T) {
 		}
 	})
 }
+
+// TestSoftDeletedWithOperations: a soft-deleted server whose deletion waits, such as for a host that is down, does not keep others from being reclaimed.
+func TestSoftDeletedWithOperations(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		var list []*store.Server
+		for range 101 {
+			list = append(list, &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", FlavorID: "1"})
+		}
+		if err := s.CreateServer(ctx, list...); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?, soft_deleted_at = ?`, compute.VMSoftDeleted, time.Now().UTC().Add(-2*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		free := list[100].ID
+		if _, err := d.ExecContext(ctx, `UPDATE servers SET soft_deleted_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Hour), free); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL WHERE resource = ?`, operation.Succeeded, free); err != nil {
+			t.Fatal(err)
+		}
+		if ids, err := s.SoftDeleted(ctx, time.Minute); err != nil || len(ids) != 1 || ids[0] != free {
+			t.Errorf("to reclaim: %d servers, %v; want %s alone", len(ids), err, free)
+		}
+	})
+}

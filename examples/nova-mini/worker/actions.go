@@ -70,6 +70,9 @@ func driverCall(call func(context.Context, compute.Driver, *compute.ActRequest) 
 // refusal is the error of an action that was refused before it has changed the server.
 type refusal struct{ error }
 
+// missing is the error of an action on a server that the host does not have.
+type missing struct{ error }
+
 // runAction does an action. Errors: errPartial, if the action is done in part; refusal.
 func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
 	if err := s.checkUpload(ctx, req); err != nil {
@@ -86,9 +89,9 @@ func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error { return s.cfg.Driver().PowerOff(ctx, req.ServerID, s.cfg.ShutdownTimeout) })
 }
 
-// softDelete cuts the power of a server. It ends a rescue and confirms a resize, because a server that is restored runs from its own disk, with its size.
+// softDelete cuts the power of a server. It ends a rescue and confirms a resize, because a server that is restored runs from its own disk, with its size. Errors: missing.
 func (s *Service) softDelete(ctx context.Context, req *compute.ActRequest) error {
-	return retryDriver(ctx, func() error {
+	err := retryDriver(ctx, func() error {
 		d := s.cfg.Driver()
 		is, err := d.Get(ctx, req.ServerID)
 		if err == nil && is.Rescued {
@@ -102,6 +105,10 @@ func (s *Service) softDelete(ctx context.Context, req *compute.ActRequest) error
 		}
 		return err
 	})
+	if errors.Is(err, fault.NotFound) {
+		return missing{err}
+	}
+	return err
 }
 
 // rebuild destroys the server and builds it again. A repeated delivery of the message does so once more.

@@ -111,6 +111,25 @@ func TestActs(t *testing.T) {
 	}
 }
 
+// TestSoftDeleteMissing: the report of a soft deletion says that the host does not have the server.
+func TestSoftDeleteMissing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	d, err := fake.New(fake.Config{Host: "h1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	for action, want := range map[compute.Action]bool{compute.SoftDelete: true, compute.Pause: false} {
+		if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: action, Token: "op/1"}); err != nil {
+			t.Fatal(err)
+		}
+		if end := get(t, b.ended); end.Error == "" || end.Missing != want {
+			t.Errorf("%s: %+v", action, end)
+		}
+	}
+}
+
 // gated is a driver whose Pause waits.
 type gated struct {
 	compute.Driver

@@ -6,7 +6,8 @@
 //
 // If the request has a W3C traceparent header, its span is a child of the span in that header. The span's name is
 // the method and the route, such as "GET /v3/volumes/{id}". The span has the attributes of
-// OpenTelemetry's conventions for a server, and the request id. A reply with a status of 500 or
+// OpenTelemetry's conventions for a server, and the request id. The attribute url.path is set after the request, because only then it is known whether the path has a
+// secret (api.Route.SecretPath): samplers do not see it, and a CORS preflight does not have it. A reply with a status of 500 or
 // more marks the span as an error. In the handler the span is in the context, and in the field
 // Traceparent of reqctx.Request, which package rpc sends with each call.
 package apiotel
@@ -46,7 +47,6 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 		}
 		attrs := []attribute.KeyValue{
 			attribute.String("http.request.method", knownMethod(r.Method)),
-			attribute.String("url.path", r.URL.Path),
 			attribute.String("url.scheme", scheme),
 			attribute.String("server.address", r.Host),
 			attribute.String("network.protocol.version", strings.TrimPrefix(r.Proto, "HTTP/")),
@@ -83,7 +83,7 @@ func (t *Traces) Observe(ctx context.Context, o api.Observation) {
 		_, route, _ := strings.Cut(o.Pattern, " ")
 		span.SetAttributes(attribute.String("http.route", route))
 	}
-	span.SetAttributes(attribute.Int("http.response.status_code", o.Status), attribute.String("request.id", reqctx.From(ctx).ID))
+	span.SetAttributes(attribute.String("url.path", o.Path), attribute.Int("http.response.status_code", o.Status), attribute.String("request.id", reqctx.From(ctx).ID))
 	if o.Status >= http.StatusInternalServerError {
 		span.SetAttributes(attribute.String("error.type", strconv.Itoa(o.Status)))
 		span.SetStatus(codes.Error, "")

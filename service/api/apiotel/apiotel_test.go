@@ -21,7 +21,7 @@ import (
 )
 
 // TestSpans: a request is a child span of the client's, with the name of its route; the handler's spans are
-// children of it; and a failed request is a span with an error.
+// children of it; and a failed request is a span with an error. No span has a secret of a path.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()
@@ -35,9 +35,12 @@ func TestSpans(t *testing.T) {
 		}
 		return map[string]string{"id": "1"}, nil
 	})
+	api.HandleRoute(mux, api.Route{Pattern: "GET /v1/tokens/{token}", SecretPath: true}, func(context.Context, *api.Request[api.None]) (api.None, error) {
+		return api.None{}, nil
+	})
 	h := traces.Handler(mux)
 	const outside = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	for _, path := range []string{"/v1/volumes/1", "/v1/volumes/broken", "/nowhere"} {
+	for _, path := range []string{"/v1/volumes/1", "/v1/volumes/broken", "/nowhere", "/v1/tokens/secret", "/v1/tokens/secret/"} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, http.NoBody)
 		r.Header.Set("Traceparent", outside)
 		h.ServeHTTP(httptest.NewRecorder(), r)
@@ -55,11 +58,12 @@ func TestSpans(t *testing.T) {
 		set := attribute.NewSet(s.Attributes()...)
 		status, _ := set.Value("http.response.status_code")
 		route, _ := set.Value("http.route")
+		path, _ := set.Value("url.path")
 		failed := ""
 		if s.Status().Code == codes.Error {
 			failed = " failed"
 		}
-		got = append(got, s.Name()+" "+route.AsString()+" "+status.String()+failed)
+		got = append(got, s.Name()+" "+route.AsString()+" "+status.String()+" "+path.AsString()+failed)
 		if s.SpanKind() != oteltrace.SpanKindServer || s.Parent().SpanID().String() != "b7ad6b7169203331" || s.Parent().TraceID() != s.SpanContext().TraceID() {
 			t.Errorf("span %s: kind %v, parent %v", s.Name(), s.SpanKind(), s.Parent())
 		}
@@ -67,7 +71,10 @@ func TestSpans(t *testing.T) {
 			t.Errorf("request id %q", id.AsString())
 		}
 	}
-	want := []string{"GET /v1/volumes/{id} /v1/volumes/{id} 200", "GET /v1/volumes/{id} /v1/volumes/{id} 500 failed", "GET  404"}
+	want := []string{
+		"GET /v1/volumes/{id} /v1/volumes/{id} 200 /v1/volumes/1", "GET /v1/volumes/{id} /v1/volumes/{id} 500 /v1/volumes/broken failed", "GET  404 /nowhere",
+		"GET /v1/tokens/{token} /v1/tokens/{token} 204 /v1/tokens/{token}", "GET  404 /v1/tokens/{token}",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
