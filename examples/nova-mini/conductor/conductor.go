@@ -408,10 +408,17 @@ func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 	return nil
 }
 
-// backedUp remembers a backup that the driver keeps.
+// backedUp notes that a backup is complete, and remembers one that the driver keeps.
 func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) error {
-	if failed == nil && data.Backup.ByDriver {
+	if failed != nil {
+		return nil
+	}
+	data.Backup.Made = true
+	switch {
+	case data.Backup.ByDriver:
 		return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+	case data.Upload:
+		return s.cfg.Store.KeepImage(ctx, tx, data.ImageRef)
 	}
 	return nil
 }
@@ -451,8 +458,8 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		}
 	}
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
-	if err == nil && op.Err != nil && data.Upload {
-		err = s.discard(ctx, data.ImageRef)
+	if err == nil {
+		err = s.endUpload(ctx, tx, op, data)
 	}
 	if err == nil && op.Err == nil && data.Backup != nil {
 		err = s.cfg.Store.ForgetBackups(ctx, tx, data.Backup.Remove)

@@ -254,7 +254,6 @@ func (i *Image) verify(path string) error {
 	return err
 }
 
-
 // Rotate removes the backups of a server of a type that belong to a project, with the exception of the newest r.Keep active ones and of images that are newer than these.
 // Backups that cannot be removed are logged, and stay. Errors: Unavailable, if they cannot be listed.
 func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) error {
