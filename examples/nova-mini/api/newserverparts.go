@@ -258,7 +258,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 
 // notFoundAsInvalid returns an error of the network service with the status that Nova has for it in a request to create servers.
 func notFoundAsInvalid(err error) error {
-	if errors.Is(err, fault.NotFound) {
+	if errors.Is(err, fault.NotFound) || errors.Is(err, network.ErrAddressInUse) {
 		return fault.New(fault.Invalid, "%s", fault.UserMessage(err))
 	}
 	return err

@@ -409,18 +409,14 @@ func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 }
 
 // backedUp notes that a backup is complete, and remembers one that the driver keeps.
-func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) error {
-	if failed != nil {
-		return nil
+func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) (err error) {
+	data.Backup.Made = failed == nil
+	if data.Backup.Made && data.Backup.ByDriver {
+		err = s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+	} else if data.Backup.Made && data.Upload {
+		err = s.cfg.Store.KeepImage(ctx, tx, data.ImageRef)
 	}
-	data.Backup.Made = true
-	switch {
-	case data.Backup.ByDriver:
-		return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
-	case data.Upload:
-		return s.cfg.Store.KeepImage(ctx, tx, data.ImageRef)
-	}
-	return nil
+	return err
 }
 
 // chooseExcess chooses the older backups that the driver removes.
