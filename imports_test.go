@@ -117,6 +117,7 @@ var rules = map[string][]string{
 	"testenv":               {"internal/testenv"},
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
 	"internal/testenv/run":  {"internal/testenv"},
+	"internal/clienttest":   {},
 	"internal/envtest":      {"internal/testenv"},
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},

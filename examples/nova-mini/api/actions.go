@@ -54,7 +54,8 @@ var handlers = map[compute.Action]actionHandler{
 	compute.ResetState:  actionOf((*server).resetState),
 	compute.ForceDelete: actionOf((*server).forceDelete),
 
-	compute.CreateImage:    inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage)),
+	compute.CreateImage: inTwoForms("2.38", actionOf((*server).createImageLimited), "2.39",
+		inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage))),
 	compute.Shelve:         actionOf((*server).shelve),
 	compute.Unshelve:       inTwoForms("2.76", actionOf((*server).unshelvePlain), "2.77", inTwoForms("2.90", actionOf((*server).unshelveInZone), "2.91", actionOf((*server).unshelve))),
 	compute.ChangePassword: actionOf((*server).changePassword),
@@ -317,6 +318,14 @@ func (s *server) createImagePlain(ctx context.Context, r *api.Request[createImag
 		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
 	}
 	return api.None{}, err
+}
+
+// createImageLimited is createImagePlain with the limit of metadata items, which Nova had until 2.38.
+func (s *server) createImageLimited(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
+	if err := s.tooManyItems(len(r.Body.Image.Metadata)); err != nil {
+		return api.None{}, err
+	}
+	return s.createImagePlain(ctx, r, srv)
 }
 
 type unshelveInZone struct {

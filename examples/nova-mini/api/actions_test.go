@@ -284,7 +284,8 @@ func TestVersionsOfActions(t *testing.T) {
 	})
 }
 
-// TestBackupReplies: the reply to createBackup names the image in a header before 2.45 if it is kept. Until 2.38 its metadata have the limit of those of a server.
+// TestBackupReplies: the reply to createBackup names the image in a header before 2.45 if it is kept. Until 2.38 the metadata of createBackup and createImage have the limit of those
+// of a server.
 func TestBackupReplies(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Metadata: 1}, func(c *cloud) {
@@ -312,5 +313,7 @@ func TestBackupReplies(t *testing.T) {
 			}
 			c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
 		}
+		c.want(403, "2.38", "member", "POST", "/servers/"+id+"/action", `{"createImage": {"name": "i", "metadata": {"a": "b", "c": "d"}}}`)
+		c.want(202, "2.39", "member", "POST", "/servers/"+id+"/action", `{"createImage": {"name": "i", "metadata": {"a": "b", "c": "d"}}}`)
 	})
 }

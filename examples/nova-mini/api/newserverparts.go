@@ -32,7 +32,8 @@ type networkRequest struct {
 	Tag     tag       `json:"tag,omitempty" since:"2.32"`
 }
 
-// networks37 and networks42 are networks, or one of the words auto and none. Only the later one has tags.
+// networks37 is the form of microversions 2.37 to 2.41, networks42 the form since 2.42. Each is a list of networks or
+// one of the words auto and none. Only networks42 has tags.
 type (
 	networks37 struct{ json.RawMessage }
 	networks42 struct{ json.RawMessage }
@@ -122,8 +123,8 @@ func (bootIndex) JSONSchema() string {
 	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$"}`
 }
 
-// check returns an error, with Nova's text, for a disk that a server without volumes cannot have. Only the image of the server is
-// a disk of its own.
+// check accepts only the server's own image as a local disk, because nova-mini has no volumes. For any other disk it returns an
+// error, in most cases with Nova's text.
 func (d *diskRequest) check(imageRef string) error {
 	format := func(text string) error { return fault.New(fault.Invalid, "Block Device Mapping is Invalid: %s", text) }
 	switch {
@@ -228,8 +229,8 @@ func (n *newServer) networkRequests() (requests []network.Request, groups []stri
 	return requests, groups, word, nil
 }
 
-// networksOf returns what count servers are to have of the network service. Without a network service no network and no port exists. The texts are
-// Nova's. Errors: those of [network.Neutron.Check].
+// networksOf returns the networks and security groups to give to new servers; count is the number of servers. Without a network service no network
+// and no port exists. The texts are Nova's. Errors: those of [network.Neutron.Check].
 func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.Wanted, error) {
 	requests, names, word, err := n.networkRequests()
 	if err != nil {
@@ -256,7 +257,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 	return out, nil
 }
 
-// notFoundAsInvalid returns an error of the network service with the status that Nova has for it in a request to create servers.
+// notFoundAsInvalid turns NotFound into Invalid, as Nova does when it creates servers. Other errors stay as they are.
 func notFoundAsInvalid(err error) error {
 	if errors.Is(err, fault.NotFound) || errors.Is(err, network.ErrAddressInUse) {
 		return fault.New(fault.Invalid, "%s", fault.UserMessage(err))
@@ -303,7 +304,8 @@ func guestFiles(list []fileRequest, limits store.Limits) (*[]compute.File, error
 	return &out, nil
 }
 
-// checkParts returns an error if the policy denies a part of the request, or if the cloud does not have the part, or limits it.
+// checkParts returns an error if the policy denies a part of the request, or if the request names a part that the cloud does
+// not have, or exceeds a limit.
 func (s *server) checkParts(ctx context.Context, n *newServer) error {
 	list, word, err := n.networks()
 	if err != nil {
@@ -325,7 +327,7 @@ func (s *server) checkParts(ctx context.Context, n *newServer) error {
 	return n.check(s.cfg.Store.Limits())
 }
 
-// check returns an error for what the cloud does not have, or limits.
+// check returns an error if the request names a part that the cloud does not have, or exceeds a limit.
 func (n *newServer) check(limits store.Limits) error {
 	switch {
 	case len(n.Certificates) > 0:
@@ -344,7 +346,7 @@ func (n *newServer) check(limits store.Limits) error {
 	return nil
 }
 
-// decodeBase64 decodes base64, which may have line breaks, as Nova does.
+// decodeBase64 decodes base64, which may have line breaks and spaces, as Nova does.
 func decodeBase64(text string) ([]byte, error) {
 	return base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(text))
 }

@@ -48,7 +48,7 @@ var Changes = []Change{
 	{"2.36", "proxies to other services are removed", "images limits"},
 	{"2.37", "new servers: networks auto and none, and required", "servers"},
 	{"2.38", "servers: an unknown status is refused", "servers"},
-	{"2.39", "metadata of images is removed, and createImage and createBackup do not check the limit of metadata", "createBackup limits metadata"},
+	{"2.39", "metadata of images is removed, and createImage and createBackup do not check the limit of metadata", "createBackup createImage limits metadata"},
 	{"2.40", "usage: pages", "os-simple-tenant-usage"},
 	{"2.41", "aggregates: uuid", ""},
 	{"2.42", "new servers: tags of networks and disks again", "servers"},

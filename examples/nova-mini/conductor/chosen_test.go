@@ -53,7 +53,8 @@ func TestChosenHost(t *testing.T) {
 	})
 }
 
-// TestReleases: a process of the last release, which knows neither chosen hosts nor groups, leaves the creation of servers that have them alone.
+// TestReleases: a process of the previous release knows neither chosen hosts nor groups. It does not run the creation of a server that has one
+// of them.
 func TestReleases(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -77,8 +78,8 @@ func TestReleases(t *testing.T) {
 	})
 }
 
-// TestOlderServices: while a scheduler or compute service of an earlier release may get the message, which would ignore what the client
-// asks for, the server waits.
+// TestOlderServices: an older scheduler or compute service would ignore the chosen host, the group or the user data. While such a
+// service may get the request, the server is not built: its operation waits.
 func TestOlderServices(t *testing.T) {
 	t.Parallel()
 	const wait = "cannot be"

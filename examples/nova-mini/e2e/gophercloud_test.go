@@ -21,7 +21,7 @@ var notHere = map[string]string{
 	"TestBootFromNewVolume": "volumes", "TestBootFromExistingVolume": "volumes", "TestBootFromMultiEphemeralServer": "ephemeral disks of a request", "TestAttachNewVolume": "volumes",
 	"TestAttachExistingVolume": "volumes", "TestBootFromNewCustomizedVolume": "volumes", "TestVolumeAttachAttachment": "volumes",
 	"TestHypervisorsGetUptime": "the uptime of a host, which drivers do not report",
-	"TestRemoteConsoleCreate":  "consoles", "TestMigrate": "migrations", "TestLiveMigrate": "migrations", "TestQuotasetGet": "management of quotas", "TestQuotasetUpdateDelete": "management of quotas",
+	"TestMigrate":              "migrations", "TestLiveMigrate": "migrations", "TestQuotasetGet": "management of quotas", "TestQuotasetUpdateDelete": "management of quotas",
 	"TestSecGroupsList": "the deprecated proxy of security groups", "TestSecGroupsCRUD": "the deprecated proxy of security groups",
 	"TestSecGroupsRuleCreate": "the deprecated proxy of security groups", "TestSecGroupsAddGroupToServer": "the deprecated proxy of security groups",
 }
