@@ -429,7 +429,7 @@ func (s *server) createBackup(ctx context.Context, r *api.Request[createBackup],
 	}
 	out.ID = id
 	b := store.Backup{Type: in.Type, Keep: keep, ProjectID: reqctx.From(ctx).ProjectID, ByDriver: s.keeper() == nil}
-	return out, undo(s.beginAction(ctx, srv, compute.CreateBackup, store.ActData{ImageRef: out.ID, Image: &as, Backup: &b}))
+	return out, undo(s.beginAction(ctx, srv, compute.CreateBackup, store.ActData{ImageRef: out.ID, Upload: s.keeper() != nil, Image: &as, Backup: &b}))
 }
 
 // createBackupPlain is createBackup with a reply that names the image in a header, unless no backup is kept.

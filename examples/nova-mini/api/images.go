@@ -255,7 +255,7 @@ func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing s
 }
 
 // newSnapshot makes an image, whose content the compute service of the server will upload, and returns its id. Without an image service the driver keeps the
-// image, and the id is a new one. undo removes the image after an error.
+// image, and the id is a new one. undo removes the image after an error, unless the action may have begun (Unknown).
 func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Server, a compute.Action, as store.Image) (id string, undo func(error) error, err error) {
 	undo = func(err error) error { return err }
 	k := s.keeper()
@@ -291,10 +291,10 @@ func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Se
 		return "", nil, err
 	}
 	undo = func(err error) error {
-		if err == nil {
-			return nil
+		if err == nil || fault.CodeOf(err) == fault.Unknown { // otherwise the action may run, and fill the image
+			return err
 		}
-		if e := s.cfg.Store.DiscardImage(context.WithoutCancel(ctx), id, store.DiscardData{}); e != nil {
+		if e := s.cfg.Store.DiscardImage(context.WithoutCancel(ctx), id, store.DiscardData{Server: srv.ID}); e != nil {
 			s.cfg.Logger.ErrorContext(ctx, "image not removed, no server needs it", "image", id, "error", e)
 		}
 		return err

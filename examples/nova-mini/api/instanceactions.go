@@ -48,7 +48,7 @@ func (s *server) instanceActionRoutes(all, _ *api.Group) {
 	// Since 2.21 the actions on a deleted server are shown.
 	api.HandleTarget(g, between(list, "", "2.20"), s.target(), s.listActions)
 	api.HandleTarget(g, between(list, "2.21", "2.57"), s.pastTarget(), s.listActions)
-	api.HandleTarget(g, paged, s.pastTarget(), s.listActions)
+	api.HandleTarget(g, paged, s.pastTarget(), s.pageActions)
 	api.HandleTarget(g, between(show, "", "2.20"), s.target(), s.showAction)
 	api.HandleTarget(g, between(show, "2.21", ""), s.pastTarget(), s.showAction)
 }
@@ -133,7 +133,21 @@ func orNull(text string) *string {
 	return &text
 }
 
-func (s *server) listActions(ctx context.Context, r *api.Request[api.None], srv *store.Server) (out instanceActions, err error) {
+// listActions lists the actions on a server without pages, as Nova did until 2.57.
+func (s *server) listActions(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (instanceActions, error) {
+	return s.actionsOf(ctx, srv, store.PastQuery{Limit: MaxLimit})
+}
+
+func (s *server) actionsOf(ctx context.Context, srv *store.Server, q store.PastQuery) (instanceActions, error) {
+	list, err := s.cfg.Store.PastActions(ctx, srv.ID, q)
+	out := instanceActions{Actions: []instanceAction{}}
+	for i := range list {
+		out.Actions = append(out.Actions, viewAction(&list[i]))
+	}
+	return out, err
+}
+
+func (s *server) pageActions(ctx context.Context, r *api.Request[api.None], srv *store.Server) (out instanceActions, err error) {
 	q := store.PastQuery{Marker: r.List.Marker, Limit: r.List.Limit}
 	for name, to := range map[string]*time.Time{"changes-since": &q.Since, "changes-before": &q.Until} {
 		for _, c := range r.List.Take(name) {
@@ -143,13 +157,9 @@ func (s *server) listActions(ctx context.Context, r *api.Request[api.None], srv 
 	if !q.Since.IsZero() && !q.Until.IsZero() && q.Until.Before(q.Since) {
 		return out, fault.New(fault.Invalid, "The value of changes-since must be less than or equal to changes-before.")
 	}
-	list, err := s.cfg.Store.PastActions(ctx, srv.ID, q)
-	out.Actions = []instanceAction{}
-	for i := range list {
-		out.Actions = append(out.Actions, viewAction(&list[i]))
-	}
-	if n := len(list); n > 0 && q.Limit > 0 {
-		out.Links = r.NextPage(n, list[n-1].RequestID)
+	out, err = s.actionsOf(ctx, srv, q)
+	if n := len(out.Actions); n > 0 {
+		out.Links = r.NextPage(n, out.Actions[n-1].RequestID)
 	}
 	return out, err
 }

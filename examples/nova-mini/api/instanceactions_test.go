@@ -80,7 +80,7 @@ func TestInstanceActions(t *testing.T) {
 		if len(one) != 1 || !links || one[0].text("updated_at") == "" || len(next) != 1 || next[0].text("action") != "pause" {
 			t.Errorf("pages: %v, links %v, %v", one, links, next)
 		}
-		for query, want := range map[string]int{"?changes-since=2020-01-01T00:00:00Z": 3, "?changes-since=2220-01-01T00:00:00Z": 0, "?changes-before=2020-01-01T00:00:00Z": 0} {
+		for query, want := range map[string]int{"?limit=0": 0, "?changes-since=2020-01-01T00:00:00Z": 3, "?changes-since=2220-01-01T00:00:00Z": 0, "?changes-before=2020-01-01T00:00:00Z": 0} {
 			if got, _ := actions("2.66", query); len(got) != want {
 				t.Errorf("%s: %v, want %d", query, got, want)
 			}

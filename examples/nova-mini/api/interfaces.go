@@ -324,7 +324,7 @@ func (s *server) checkAttach(ctx context.Context, srv *store.Server, action stri
 }
 
 // attachInterface gives a server an interface. What is done is stored before it is done, so a server's end also ends what was interrupted: first the
-// request, if it names a port, because that port outlives the server; then the port, before the host gets it.
+// request, if it names a port, because that port outlives the server, and otherwise that the server may have ports; then the port, before the host gets it.
 func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment], srv *store.Server) (out oneInterface, err error) {
 	list, err := r.Body.request()
 	if err != nil {
@@ -340,8 +340,13 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 		}
 		return out, none
 	}
-	list, err = s.cfg.Network.Check(ctx, s.networkClient(r.Request), list, false, 1)
-	if err == nil && len(list) == 0 {
+	by := s.networkClient(r.Request)
+	by.Project, by.Server = srv.ProjectID, srv.ID // the client may be an administrator of another project
+	list, err = s.cfg.Network.Check(ctx, by, list, false, 1)
+	switch {
+	case errors.Is(err, network.ErrAmbiguous):
+		err = fault.New(fault.Invalid, "%s", err)
+	case err == nil && len(list) == 0:
 		err = none
 	}
 	if err != nil {
@@ -351,6 +356,9 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
 	got, err := s.attachPort(ctx, srv, list[0])
+	if errors.Is(err, fault.Exhausted) {
+		err = fault.New(fault.Invalid, "%s", err)
+	}
 	if err != nil {
 		return out, err
 	}
@@ -373,10 +381,14 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 	if srv.Networks.V != nil {
 		of.Wanted.Groups = srv.Networks.V.Groups
 	}
+	var err error
 	if r.Port != "" {
-		if err := s.keepPort(ctx, srv.ID, r, network.Port{ID: r.Port, Network: r.Network}); err != nil {
-			return nil, err
-		}
+		err = s.keepPort(ctx, srv.ID, r, network.Port{ID: r.Port, Network: r.Network})
+	} else if srv.Networks.V == nil { // the end of the server looks for ports only then
+		err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(*store.Server) error { return nil })
+	}
+	if err != nil {
+		return nil, err
 	}
 	got, err := s.cfg.Network.Attach(ctx, of)
 	if err == nil {
@@ -385,7 +397,9 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 	if err != nil {
 		if r.Port != "" {
 			s.dropPort(ctx, srv, r.Port, true)
-		} // the end of the server deletes a port that was made, because it is not known as one of the client
+		} else if got != nil {
+			s.dropPort(ctx, srv, got.ID, false)
+		} // without an answer of Neutron the end of the server deletes the port, because it is not known as one of the client
 		return nil, err
 	}
 	_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
@@ -425,7 +439,7 @@ func (s *server) dropPort(ctx context.Context, srv *store.Server, id string, giv
 	if err == nil {
 		err = s.forgetPort(ctx, srv.ID, id)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fault.NotFound) { // otherwise the server is gone, and its port is released
 		s.cfg.Logger.ErrorContext(ctx, "port not released", "server", srv.ID, "port", id, "error", err)
 	}
 }

@@ -259,7 +259,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 
 // notFoundAsInvalid turns NotFound into Invalid, as Nova does when it creates servers. Other errors stay as they are.
 func notFoundAsInvalid(err error) error {
-	if errors.Is(err, fault.NotFound) {
+	if errors.Is(err, fault.NotFound) || errors.Is(err, network.ErrAddressInUse) {
 		return fault.New(fault.Invalid, "%s", fault.UserMessage(err))
 	}
 	return err

@@ -408,12 +408,15 @@ func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 	return nil
 }
 
-// backedUp remembers a backup that the driver keeps.
-func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) error {
-	if failed == nil && data.Backup.ByDriver {
-		return s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+// backedUp notes that a backup is complete, and remembers one that the driver keeps.
+func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) (err error) {
+	data.Backup.Made = failed == nil
+	if data.Backup.Made && data.Backup.ByDriver {
+		err = s.cfg.Store.AddBackup(ctx, tx, op.Resource, data.ImageRef, data.Backup.Type)
+	} else if data.Backup.Made && data.Upload {
+		err = s.cfg.Store.KeepImage(ctx, tx, data.ImageRef)
 	}
-	return nil
+	return err
 }
 
 // chooseExcess chooses the older backups that the driver removes.
@@ -451,8 +454,11 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 		}
 	}
 	err := s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, data, op.Err)
+	if err == nil {
+		err = s.endUpload(ctx, tx, op, data)
+	}
 	if err == nil && op.Err != nil {
-		return s.afterFailure(ctx, op, info, data)
+		return s.afterFailure(ctx, op, info)
 	}
 	if err == nil && data.Backup != nil {
 		err = s.cfg.Store.ForgetBackups(ctx, tx, data.Backup.Remove)
@@ -468,11 +474,8 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 	return nil
 }
 
-// afterFailure begins what follows an action that has failed: the removal of the image that it uploads, or the deletion of a server that cannot be soft-deleted.
-func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compute.ActionInfo, data *store.ActData) error {
-	if data.Upload {
-		return s.discard(ctx, data.ImageRef)
-	}
+// afterFailure begins what follows an action that has failed: the deletion of a server that cannot be soft-deleted.
+func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compute.ActionInfo) error {
 	if c := fault.CodeOf(op.Err); info.To == compute.VMSoftDeleted && (c == fault.NotFound || c == fault.Conflict) {
 		return s.deleteInstead(ctx, op.Resource)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
@@ -170,7 +171,11 @@ func (b *bench) start() {
 // setPast sets a column of all rows of a table to the time two hours ago.
 func (b *bench) setPast(table, column string) {
 	b.Helper()
-	if _, err := b.db.ExecContext(b.Context(), `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour)); err != nil {
+	err := db.Tx(b.Context(), b.db, func(ctx context.Context, tx *sqlx.Tx) error { // a deadlock with a conductor is repeated
+		_, err := tx.ExecContext(ctx, `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour))
+		return err
+	})
+	if err != nil {
 		b.Fatal(err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // fakeImages is an image service that is away for the first requests.
@@ -19,12 +20,30 @@ type fakeImages struct {
 	mu   sync.Mutex
 	away int
 	log  map[string]string
+
+	failed map[string]bool // by image
 }
 
-func (f *fakeImages) reset() {
+// setAway makes the image service away for the next requests.
+func (f *fakeImages) setAway(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.away, f.log = 5, map[string]string{}
+	f.away = n
+}
+
+// tried reports whether a request for an image has failed.
+func (f *fakeImages) tried(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failed[id]
+}
+
+// useImages gives the conductor, which is not started yet, an image service of its own: the databases are tested at the same time.
+func (b *bench) useImages() *fakeImages {
+	f := &fakeImages{away: 5, log: map[string]string{}, failed: map[string]bool{}}
+	b.cfg.Images = f
+	b.svc = conductor.New(b.cfg)
+	return f
 }
 
 func (f *fakeImages) Discard(_ context.Context, id string, keepActive bool) error {
@@ -32,6 +51,7 @@ func (f *fakeImages) Discard(_ context.Context, id string, keepActive bool) erro
 	defer f.mu.Unlock()
 	if f.away > 0 {
 		f.away--
+		f.failed[id] = true
 		return fault.New(fault.Unavailable, "away")
 	}
 	f.log[id] = strconv.FormatBool(keepActive) // a removal may be repeated
@@ -55,33 +75,36 @@ func TestDiscardImages(t *testing.T) {
 		end    func(b *bench, id string, r compute.ActRequest)
 		want   string // keepActive of the removal, or nothing
 	}{
-		"failed createImage":    {action: compute.CreateImage, end: fails, want: "false"},
-		"failed shelve":         {action: compute.Shelve, end: fails, want: "false"},
-		"failed without upload": {action: compute.Shelve, plain: true, end: fails, want: ""},
-		"late": {action: compute.CreateImage, end: func(b *bench, id string, _ compute.ActRequest) {
-			b.Helper()
-			b.awaitPeer(id)
-			b.expireStep(id)
-		}, want: "false"},
-		"deleted during createImage":  {action: compute.CreateImage, end: deletes, want: "true"},
-		"deleted during shelve":       {action: compute.Shelve, end: deletes, want: "false"},
-		"deleted without upload":      {action: compute.Shelve, plain: true, end: deletes, want: ""},
-		"deleted during a rescue":     {action: compute.Rescue, plain: true, end: deletes, want: ""},
-		"reset during createImage":    {action: compute.CreateImage, end: resets, want: "true"},
-		"reset during shelve":         {action: compute.Shelve, end: resets, want: "false"},
-		"createImage":                 {action: compute.CreateImage, end: succeeds, want: ""},
-		"deleted after createImage":   {action: compute.CreateImage, end: both(succeeds, deletes), want: ""},
-		"shelved":                     {action: compute.Shelve, end: succeeds, want: ""},
-		"deleted after shelve":        {action: compute.Shelve, end: both(succeeds, deletes), want: "false"},
-		"unshelved":                   {action: compute.Shelve, end: both(succeeds, unshelves), want: "false"},
-		"reset and rebuilt":           {action: compute.Shelve, end: both(succeeds, both(resets, rebuilds)), want: "false"},
-		"deleted after its unshelve":  {action: compute.Shelve, end: both(succeeds, both(unshelves, deletes)), want: "false"},
-		"a failed unshelve needs it":  {action: compute.Shelve, end: both(succeeds, acts(compute.Unshelve, "no")), want: ""},
-		"refused, as on another host": {action: compute.Shelve, end: refuses, want: "false"},
+		"failed createImage":              {action: compute.CreateImage, end: fails, want: "false"},
+		"failed shelve":                   {action: compute.Shelve, end: fails, want: "false"},
+		"failed without upload":           {action: compute.Shelve, plain: true, end: fails, want: ""},
+		"late createImage":                {action: compute.CreateImage, end: expires, want: "true"},
+		"late shelve":                     {action: compute.Shelve, end: expires, want: "false"},
+		"failed createBackup":             {action: compute.CreateBackup, end: fails, want: "false"},
+		"refused createBackup":            {action: compute.CreateBackup, end: refuses, want: "true"},
+		"late createBackup":               {action: compute.CreateBackup, end: expires, want: "true"},
+		"createBackup":                    {action: compute.CreateBackup, end: both(succeeds, rotates("")), want: ""},
+		"createBackup that cannot rotate": {action: compute.CreateBackup, end: both(succeeds, rotates("no")), want: ""},
+		"deleted during createBackup":     {action: compute.CreateBackup, end: deletes, want: "true"},
+		"deleted while older ones go":     {action: compute.CreateBackup, end: both(succeeds, deletes), want: "true"},
+		"deleted during createImage":      {action: compute.CreateImage, end: deletes, want: "true"},
+		"deleted during shelve":           {action: compute.Shelve, end: deletes, want: "false"},
+		"deleted without upload":          {action: compute.Shelve, plain: true, end: deletes, want: ""},
+		"deleted during a rescue":         {action: compute.Rescue, plain: true, end: deletes, want: ""},
+		"reset during createImage":        {action: compute.CreateImage, end: resets, want: "true"},
+		"reset during shelve":             {action: compute.Shelve, end: resets, want: "false"},
+		"createImage":                     {action: compute.CreateImage, end: succeeds, want: ""},
+		"deleted after createImage":       {action: compute.CreateImage, end: both(succeeds, deletes), want: ""},
+		"shelved":                         {action: compute.Shelve, end: succeeds, want: ""},
+		"deleted after shelve":            {action: compute.Shelve, end: both(succeeds, deletes), want: "false"},
+		"unshelved":                       {action: compute.Shelve, end: both(succeeds, unshelves), want: "false"},
+		"reset and rebuilt":               {action: compute.Shelve, end: both(succeeds, both(resets, rebuilds)), want: "false"},
+		"deleted after its unshelve":      {action: compute.Shelve, end: both(succeeds, both(unshelves, deletes)), want: "false"},
+		"a failed unshelve needs it":      {action: compute.Shelve, end: both(succeeds, acts(compute.Unshelve, "no")), want: ""},
+		"refused, as on another host":     {action: compute.Shelve, end: refuses, want: "false"},
 	}
-	images := &fakeImages{}
-	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1, Images: images}, func(b *bench) {
-		images.reset()
+	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
+		images := b.useImages()
 		if _, err := b.svc.ReportHost(b.Context(), &compute.HostReport{Host: "h1", Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}); err != nil {
 			b.Fatal(err)
 		}
@@ -93,7 +116,7 @@ func TestDiscardImages(t *testing.T) {
 			if err := b.report("h1", r.Token, ""); err != nil {
 				b.Fatal(err)
 			}
-			act := b.act(id, tt.action, store.ActData{ImageRef: name, Upload: !tt.plain})
+			act := b.act(id, tt.action, uploads(tt.action, name, !tt.plain))
 			if act.Upload == tt.plain || act.ImageRef != name {
 				b.Errorf("%s: request %+v", name, act)
 			}
@@ -114,6 +137,130 @@ func TestDiscardImages(t *testing.T) {
 	})
 }
 
+// uploads returns the data of an action that makes an image.
+func uploads(a compute.Action, image string, upload bool) store.ActData {
+	data := store.ActData{ImageRef: image, Upload: upload}
+	if a.Info().Rotates {
+		data.Backup = &store.Backup{Type: "daily", Keep: 1, ProjectID: "p"}
+	}
+	return data
+}
+
+// TestKeptImages: the removal of an image that waits for the image service does not remove the image when the server has become shelved, or an action has filled the image, meanwhile.
+func TestKeptImages(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
+		images := b.useImages()
+		images.setAway(1 << 30)
+		b.addHost("h1")
+		b.start()
+		for _, a := range []compute.Action{compute.Shelve, compute.CreateImage, compute.CreateBackup} {
+			for _, again := range []string{"", "broken again"} {
+				images.setAway(1 << 30)
+				id, name := b.build(), string(a)+again
+				refuses(b, id, b.act(id, a, uploads(a, name, true)))
+				failed := b.ended(id, a)
+				b.awaitAway(images, name)
+				if err := b.store.Operations().Retry(b.Context(), failed); err != nil {
+					b.Fatal(err)
+				}
+				r := b.awaitAct(id)
+				images.setAway(0)
+				b.expireDiscard(name)
+				b.awaitPolls()
+				if got := images.did(name); got != "" {
+					b.Errorf("%s: the image was removed with %q while the action fills it", name, got)
+				}
+				b.endWith(r, again, false)
+				if again == "" && a.Info().Rotates {
+					b.endWith(b.awaitAct(id), "", false)
+				}
+				b.awaitNoTask(id)
+				if again != "" {
+					waittest.Until(b, "the removal of the image of "+name, func() bool { b.expireDiscard(name); return images.did(name) != "" })
+				} else {
+					b.expireDiscard(name)
+					b.awaitPolls()
+					if got := images.did(name); got != "" {
+						b.Errorf("%s: the image was removed with %q after the action has filled it", name, got)
+					}
+				}
+				if again == "" && a == compute.Shelve { // a removal that has begun for nothing
+					if err := b.store.DiscardImage(b.Context(), name, store.DiscardData{Server: id}); err != nil {
+						b.Fatal(err)
+					}
+					b.svc.Runner.NotifyResource(name)
+					b.awaitPolls()
+					if got := images.did(name); got != "" {
+						b.Errorf("the image of a shelved server was removed with %q", got)
+					}
+				}
+				deletes(b, id, r)
+			}
+		}
+	})
+}
+
+// TestBackupNotChosen: a backup is kept if the operation fails while the older ones are chosen.
+func TestBackupNotChosen(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		images := b.useImages()
+		images.setAway(0)
+		b.start()
+		id := b.build()
+		r := b.act(id, compute.CreateBackup, uploads(compute.CreateBackup, "backup", true))
+		if err := b.svc.Runner.Stop(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		succeeds(b, id, r)
+		if o := b.operationOf(id, compute.CreateBackup); o.StepName != "choose" {
+			b.Fatalf("the operation has the step %q", o.StepName)
+		} else if err := b.store.Operations().Cancel(b.Context(), o.ID, "no"); err != nil {
+			b.Fatal(err)
+		}
+		b.svc = conductor.New(b.cfg)
+		b.start()
+		b.awaitNoTask(id)
+		b.awaitPolls()
+		if got := images.did("backup"); got != "" {
+			b.Errorf("the backup was removed with %q", got)
+		}
+	})
+}
+
+// operationOf returns the open operation of an action.
+func (b *bench) operationOf(id string, a compute.Action) *operation.Operation {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, Open: true})
+	if err != nil || len(list) != 1 {
+		b.Fatalf("%d open operations, %v", len(list), err)
+	}
+	return &list[0]
+}
+
+// TestDiscardElsewhere: the image of a shelved server is removed although the conductor that takes the report has no image service: another conductor removes it. The image that
+// a driver keeps is not removed, and that of a server that an earlier release has shelved is removed if this conductor has an image service.
+func TestDiscardElsewhere(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{ShelvedOffload: -1}, func(b *bench) {
+		b.start()
+		for _, upload := range []bool{true, false} {
+			id, name := b.build(), "uploaded"
+			if !upload {
+				name = "kept by the driver"
+			}
+			succeeds(b, id, b.act(id, compute.Shelve, uploads(compute.Shelve, name, upload)))
+			unshelves(b, id, compute.ActRequest{})
+			list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: name, Open: true})
+			if err != nil || (len(list) == 1) != upload {
+				b.Errorf("%s: %d open operations, %v", name, len(list), err)
+			}
+			deletes(b, id, compute.ActRequest{})
+		}
+	})
+}
+
 // endWith reports the end of an action.
 func (b *bench) endWith(r compute.ActRequest, failed string, refused bool) {
 	b.Helper()
@@ -128,6 +275,36 @@ func fails(b *bench, id string, r compute.ActRequest) {
 	b.endWith(r, "broken", false)
 	if s := b.server(id); r.Action == compute.Shelve && s.VMState != store.Error {
 		b.Errorf("after a failed shelve: %s", s.VMState)
+	}
+}
+
+// expires lets the time of an action pass.
+func expires(b *bench, id string, _ compute.ActRequest) {
+	b.Helper()
+	b.awaitPeer(id)
+	b.expireStep(id)
+}
+
+// rotates reports the end of the removal of older backups.
+func rotates(failed string) func(*bench, string, compute.ActRequest) {
+	return func(b *bench, id string, _ compute.ActRequest) {
+		b.Helper()
+		b.endWith(b.awaitAct(id), failed, false)
+		b.awaitNoTask(id)
+	}
+}
+
+// awaitAway waits until the removal of an image has failed, because the image service is away.
+func (b *bench) awaitAway(f *fakeImages, id string) {
+	b.Helper()
+	waittest.Until(b, "an attempt to remove the image "+id, func() bool { return f.tried(id) })
+}
+
+// expireDiscard ends the delay of the removal of an image.
+func (b *bench) expireDiscard(id string) {
+	b.Helper()
+	if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET due_at = ? WHERE active = ? AND due_at IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
+		b.Fatal(err)
 	}
 }
 

@@ -23,6 +23,14 @@ type fakeNetworks struct {
 	asked []string         // the hosts
 }
 
+// useNetworks gives the conductor, which is not started yet, a network service of its own: the databases are tested at the same time.
+func (b *bench) useNetworks() *fakeNetworks {
+	f := &fakeNetworks{}
+	b.cfg.Network = f
+	b.svc = conductor.New(b.cfg)
+	return f
+}
+
 func (f *fakeNetworks) set(fails map[string]error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -52,9 +60,9 @@ func (f *fakeNetworks) Release(context.Context, network.Server) error { return n
 // TestBindingFailed: a host on which a port cannot be bound is tried as one on which a build has failed: the next host gets the server. When no host is left, the server is in ERROR.
 func TestBindingFailed(t *testing.T) {
 	t.Parallel()
-	networks := &fakeNetworks{}
 	failed := fault.WithReason(fault.New(fault.Invalid, "Binding failed for port port, please check neutron logs for more information."), "BindingFailed", nil)
-	each(t, conductor.Config{Network: networks}, func(b *bench) {
+	each(t, conductor.Config{}, func(b *bench) {
+		networks := b.useNetworks()
 		b.addHost("h2")
 		b.start()
 		for _, bad := range []string{"h1", "h2"} {
@@ -98,8 +106,8 @@ func TestBindingFailed(t *testing.T) {
 // TestNetworkFaults: what the network service refuses is in the fault, with Nova's text.
 func TestNetworkFaults(t *testing.T) {
 	t.Parallel()
-	networks := &fakeNetworks{}
-	each(t, conductor.Config{Network: networks}, func(b *bench) {
+	each(t, conductor.Config{}, func(b *bench) {
+		networks := b.useNetworks()
 		b.start()
 		for _, tt := range []struct {
 			code fault.Code

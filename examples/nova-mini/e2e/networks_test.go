@@ -151,6 +151,39 @@ func TestNetworks(t *testing.T) {
 		t.Errorf("a network that does not exist: %d %s", code, body)
 	}
 
+	// A server that has begun without a network gets one later, and leaves none. An address that is in use is refused.
+	bare := create(`"none"`)
+	active(bare)
+	if code, body := ask("ada", "POST", "servers/"+bare+"/os-interface", "{}"); code != 200 || !strings.Contains(body, private.ID) {
+		t.Errorf("attach to a server without networks: %d %s", code, body)
+	}
+	used := `{"server": {"name": "s", "flavorRef": "1", "imageRef": "one", "networks": [{"uuid": "` + private.ID + `", "fixed_ip": "` + given.FixedIPs[0].IPAddress + `"}]}}`
+	if code, body := ask("ada", "POST", "servers", used); code != 400 || !strings.Contains(body, "is already in use") {
+		t.Errorf("a used address: %d %s", code, body)
+	}
+	// An administrator of another project attaches for the project of the server.
+	q := o.ks.Project("q")
+	o.ks.Grant(o.ks.User("boss"), "admin", gophercloud.AuthScope{ProjectID: q})
+	tokens["boss"] = o.ks.Token("boss", &gophercloud.AuthScope{ProjectID: q})
+	theirs := o.newNetwork(o.ks.Networks("boss", q), "theirs", "10.9.0.0/24")
+	foreign, err := ports.Create(t.Context(), o.ks.Networks("boss", q), ports.CreateOpts{NetworkID: theirs.ID}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, body := ask("boss", "POST", "servers/"+bare+"/os-interface", "{}"); code != 200 || !strings.Contains(body, private.ID) {
+		t.Errorf("an administrator attaches: %d %s", code, body)
+	}
+	if code, body := ask("boss", "POST", "servers/"+bare+"/os-interface", `{"interfaceAttachment": {"port_id": "`+foreign.ID+`"}}`); code != 400 || !strings.Contains(body, "not usable for instance "+bare) {
+		t.Errorf("an administrator attaches a port of another project: %d %s", code, body)
+	}
+	if code, body := ask("boss", "POST", "servers/"+bare+"/os-interface", `{"interfaceAttachment": {"port_id": "`+given.ID+`"}}`); code != 200 {
+		t.Errorf("an administrator attaches a port of the server's project: %d %s", code, body)
+	}
+	remove(bare)
+	if l := left(); len(l) > 0 {
+		t.Errorf("ports left: %v", l)
+	}
+
 	// The conductor is killed in the middle: each server has one port in the end, and none is left.
 	var ids []string
 	for range 8 {

@@ -31,7 +31,7 @@ func decodeImage(raw json.RawMessage) (Image, error) {
 	_ = json.Unmarshal(all["id"], &out.ID) // first, for the errors
 	for name, to := range map[string]any{
 		"id": &out.ID, "name": &out.Name, "status": &out.Status, "size": &out.Size, "min_ram": &out.MinRAMMiB, "min_disk": &out.MinDiskGiB, "disk_format": &out.Format,
-		"created_at": &out.Created, "updated_at": &out.Updated, "checksum": &out.checksum, "os_hash_algo": &out.hashAlgo, "os_hash_value": &out.hash,
+		"created_at": &out.Created, "updated_at": &out.Updated, "checksum": &out.checksum, "owner": &out.owner, "os_hash_algo": &out.hashAlgo, "os_hash_value": &out.hash,
 	} {
 		if value, ok := all[name]; ok {
 			if err := json.Unmarshal(value, to); err != nil { // null is the zero value

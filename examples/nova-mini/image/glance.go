@@ -34,7 +34,10 @@ type GlanceConfig struct {
 	TTL time.Duration
 	// TransferTimeout is how long no byte of an image may be transferred before the transfer fails with Unavailable. Default 1 minute.
 	TransferTimeout time.Duration
-	Logger          *slog.Logger
+	// FinishTimeout is how long the service may take after the last byte of an upload, which it then writes and verifies, before the upload fails with Unavailable. Default 10
+	// minutes, and at least TransferTimeout.
+	FinishTimeout time.Duration
+	Logger        *slog.Logger
 }
 
 // Glance are the images of OpenStack's image service. It is a [Keeper], and is safe for concurrent use. A method blocks until the service answers, at most Timeout.
@@ -63,6 +66,7 @@ const (
 func NewGlance(cfg GlanceConfig) (*Glance, error) {
 	cfg.Type, cfg.Version = "image", "v2"
 	cfg.TTL, cfg.TransferTimeout = cmp.Or(cfg.TTL, 5*time.Second), cmp.Or(cfg.TransferTimeout, time.Minute)
+	cfg.FinishTimeout = max(cmp.Or(cfg.FinishTimeout, 10*time.Minute), cfg.TransferTimeout)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -202,9 +206,13 @@ func (q backupQuery) ToImageListQuery() (string, error) { return "?" + url.Value
 
 // backups returns the backups of a server of a type that belong to a project, the newest first, at most 10,000.
 func (g *Glance) backups(ctx context.Context, server string, r compute.Rotation) ([]Image, error) {
-	return g.list(ctx, "", backupQuery{
+	list, err := g.list(ctx, "", backupQuery{
 		TypeProperty: {BackupType}, BackupTypeProperty: {r.Type}, ServerProperty: {server}, "owner": {r.ProjectID}, "sort": {"created_at:desc"}, "limit": {"1000"},
 	})
+	return slices.DeleteFunc(list, func(is Image) bool { // a service may ignore a filter, or the case of letters
+		p := is.Properties
+		return is.owner != r.ProjectID || p[TypeProperty] != BackupType || p[BackupTypeProperty] != r.Type || p[ServerProperty] != server
+	}), err
 }
 
 // Create implements Keeper.

@@ -203,9 +203,20 @@ func TestNewGlance(t *testing.T) {
 	}
 }
 
-// TestRotate: the newest active backups and those that are newer stay. One that cannot be removed stays, and the others are removed.
+// TestRotate: the newest active backups and those that are newer stay. Images of others neither count nor are removed. One that cannot be removed stays, and the others are removed.
 func TestRotate(t *testing.T) {
 	t.Parallel()
+	backup := func(id, status, imageType, backupType, server, owner string) string {
+		return fmt.Sprintf(`{"id": %q, "status": %q, "image_type": %q, "backup_type": %q, "instance_uuid": %q, "owner": %q}`, id, status, imageType, backupType, server, owner)
+	}
+	list := []string{ // those of others are in the list if a service ignores a filter, or the case of letters
+		backup("x1", "active", "snapshot", "daily & more", "s", "p"), backup("x2", "active", "backup", "Daily & More", "s", "p"), backup("x3", "active", "backup", "daily & more", "S", "p"),
+		backup("x4", "active", "backup", "daily & more", "s", "P"), `{"id": "x5", "status": "active", "owner": null}`,
+	}
+	for _, one := range []string{"q1 queued", "a1 active", "a2 active", "broken killed", "a3 active"} {
+		id, status, _ := strings.Cut(one, " ")
+		list = append(list, backup(id, status, "backup", "daily & more", "s", "p"))
+	}
 	for keep, want := range map[int]string{0: "q1 a1 a2 broken a3", 1: "a2 broken a3", 2: "broken a3", 9: ""} {
 		f, g := newFakeGlance(t)
 		var removed []string
@@ -214,7 +225,7 @@ func TestRotate(t *testing.T) {
 			if r.Method == http.MethodGet {
 				query = r.URL.RawQuery
 				w.Header().Set("Content-Type", "application/json")
-				_, _ = fmt.Fprint(w, `{"images": [{"id": "q1", "status": "queued"}, {"id": "a1", "status": "active"}, {"id": "a2", "status": "active"}, {"id": "broken", "status": "killed"}, {"id": "a3", "status": "active"}]}`)
+				_, _ = fmt.Fprintf(w, `{"images": [%s]}`, strings.Join(list, ", "))
 				return
 			}
 			id := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]

@@ -33,6 +33,7 @@ type Image struct {
 	Format string
 
 	checksum, hashAlgo, hash string // of the content; checksum is MD5
+	owner                    string // the project
 }
 
 // Active is the status of an image with content.

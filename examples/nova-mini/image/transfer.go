@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
@@ -17,7 +18,7 @@ const tokenTime = 5 * time.Minute
 
 // transfer sends a request for the content of an image, as the service's own user. open opens the content, which is sent in chunks. It is nil for a download. If the token is refused, the
 // request is sent once more with another one. The caller closes the body of the reply. Its status is ok. Errors: those of translate; Unavailable, also if no byte is transferred for
-// GlanceConfig.TransferTimeout. The same holds for reading the body.
+// GlanceConfig.TransferTimeout. After its last byte an upload may take GlanceConfig.FinishTimeout. The same holds for reading the body.
 func (g *Glance) transfer(ctx context.Context, method, id string, open func() (io.ReadCloser, error), ok int) (*http.Response, error) {
 	for renewed := false; ; renewed = true {
 		c, err := g.client(ctx, "")
@@ -53,7 +54,7 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 			w.end()
 			return nil, err
 		}
-		body = &watched{content, w} // the transport closes it
+		body = &watched{content, w, g.cfg.FinishTimeout} // the transport closes it
 	}
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
@@ -68,7 +69,8 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 		w.end()
 		return nil, err
 	}
-	resp.Body = &watchedReply{watched{resp.Body, w}}
+	w.extend(g.cfg.TransferTimeout)
+	resp.Body = &watchedReply{watched{resp.Body, w, g.cfg.TransferTimeout}}
 	return resp, nil
 }
 
@@ -77,14 +79,30 @@ type watch struct {
 	ctx    context.Context //nolint:containedctx // of the request
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
-	time   time.Duration
+	time   time.Duration // of one byte
+
+	mu   sync.Mutex
+	left time.Duration // until the next byte
 }
 
 // newWatch returns the watch of a transfer, and its context.
 func newWatch(ctx context.Context, d time.Duration) (context.Context, *watch) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stalled := func() { cancel(fault.New(fault.Unavailable, "no byte was transferred for %v", d)) }
-	return ctx, &watch{ctx: ctx, cancel: cancel, timer: time.AfterFunc(d, stalled), time: d}
+	w := &watch{ctx: ctx, cancel: cancel, time: d, left: d}
+	w.timer = time.AfterFunc(d, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		cancel(fault.New(fault.Unavailable, "no byte was transferred for %v", w.left))
+	})
+	return ctx, w
+}
+
+// extend is called for progress of the transfer. The next byte may take d.
+func (w *watch) extend(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left = d
+	w.timer.Reset(d)
 }
 
 // end stops the watch, and cancels what is left of the transfer.
@@ -105,13 +123,17 @@ func (w *watch) explain(err error) error {
 type watched struct {
 	io.ReadCloser
 
-	w *watch
+	w      *watch
+	finish time.Duration // how long the peer may take after the last byte
 }
 
 func (b *watched) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
-		b.w.timer.Reset(b.w.time)
+		b.w.extend(b.w.time)
+	}
+	if errors.Is(err, io.EOF) {
+		b.w.extend(b.finish)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.w.explain(err)

@@ -140,7 +140,7 @@ func TestStalledTransfer(t *testing.T) {
 		<-ended // the context of a request does not end while its body is not read
 		return true
 	}
-	cfg := image.GlanceConfig{TransferTimeout: 100 * time.Millisecond}
+	cfg := image.GlanceConfig{TransferTimeout: 100 * time.Millisecond, FinishTimeout: 100 * time.Millisecond}
 	for _, size := range []int{10, 32 << 20} { // the reply, and the content, which no buffer holds
 		_, _, files := newUpload(t, cfg, stall)
 		t.Cleanup(end) // before the server ends
@@ -166,6 +166,33 @@ func TestStalledTransfer(t *testing.T) {
 	})))
 	if _, err := files.Fetch(t.Context(), imageID); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "after 3 of 7 bytes") {
 		t.Errorf("a download: %v", err)
+	}
+}
+
+// TestFinishTimeout: the image service may take longer for its reply after the last byte than between two bytes.
+func TestFinishTimeout(t *testing.T) {
+	t.Parallel()
+	_, s, files := newUpload(t, image.GlanceConfig{TransferTimeout: 100 * time.Millisecond}, nil)
+	put := func(w http.ResponseWriter, r *http.Request) bool {
+		content, err := io.ReadAll(r.Body)
+		if err != nil {
+			return true
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-r.Context().Done():
+			return true
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.status, s.content = image.Active, content
+		w.WriteHeader(http.StatusNoContent)
+		return true
+	}
+	s.set("queued", put)
+	n := 0
+	if err := files.Put(t.Context(), imageID, writes("disk", &n)); err != nil {
+		t.Error(err)
 	}
 }
 

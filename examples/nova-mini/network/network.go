@@ -146,9 +146,21 @@ type bound struct {
 
 // Client is a client of this service. Admin reports whether the client may use networks of others that are not shared, and choose addresses in them.
 type Client struct {
-	Token, Project string
-	Admin          bool
+	Token string
+	// Project is the project of the servers, also for a client of another one.
+	Project string
+	Admin   bool
+	// Server is the server that gets an interface. Empty: servers are created.
+	Server string
 }
+
+// What a client asks for cannot be had.
+var (
+	ErrAmbiguous    = fault.Sentinel(fault.Conflict, "NetworkAmbiguous", "Multiple possible networks found, use a Network ID to be more specific.")
+	ErrAddressInUse = fault.Sentinel(fault.Conflict, addressReason, "Fixed IP address is already in use.")
+)
+
+const addressReason = "FixedIPAlreadyInUse"
 
 // Check returns the requests of a client, with the network of each port, after it has checked them with the client's token: that the networks and
 // ports exist, that they can be used by count servers, and that the project has ports left. If there is no request, or auto is set, the only network of
@@ -166,7 +178,7 @@ func (n *Neutron) Check(ctx context.Context, by Client, list []Request, auto boo
 		case err != nil:
 			return nil, err
 		case len(all) > 1:
-			return nil, fault.New(fault.Conflict, "Multiple possible networks found, use a Network ID to be more specific.")
+			return nil, ErrAmbiguous
 		case len(all) == 0 && auto:
 			return nil, fault.New(fault.Invalid, "Unable to automatically allocate a network for project %s", project)
 		case len(all) == 0:
@@ -182,13 +194,13 @@ func (n *Neutron) Check(ctx context.Context, by Client, list []Request, auto boo
 		if out[i].Port == "" {
 			err = n.checkNetwork(ctx, c, by, &out[i], count)
 		} else {
-			err = n.checkPort(ctx, c, project, &out[i], count)
+			err = n.checkPort(ctx, c, by, &out[i], count)
 		}
 		if err != nil {
 			return nil, err
 		}
 		if port := out[i].Port; port != "" && slices.ContainsFunc(out[:i], func(r Request) bool { return r.Port == port }) {
-			return nil, fault.New(fault.Invalid, "Port ID already specified: %s", port)
+			return nil, fault.New(fault.Invalid, "Port ID '%s' was specified twice: you cannot attach a port multiple times.", port)
 		}
 	}
 	return out, nil
@@ -235,19 +247,21 @@ func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient
 	r.Network = is.ID
 	list, err := n.list(ctx, c, ports.ListOpts{NetworkID: r.Network, FixedIPs: []ports.FixedIPOpts{{IPAddress: r.FixedIP}}})
 	if err == nil && len(list) > 0 {
-		err = fault.New(fault.Conflict, "Fixed IP address %s is already in use on instance %s.", r.FixedIP, list[0].DeviceID)
+		err = fault.WithReason(fault.New(fault.Conflict, "Fixed IP address %s is already in use on instance %s.", r.FixedIP, list[0].DeviceID), addressReason, nil)
 	}
 	return err
 }
 
-func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, project string, r *Request, count int) error {
+func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, by Client, r *Request, count int) error {
 	is, err := ports.Get(ctx, c, r.Port).Extract()
 	switch {
 	case gophercloud.ResponseCodeIs(err, http.StatusNotFound):
 		return NoPort(r.Port)
 	case err != nil:
 		return n.session.Translate(ctx, c, err)
-	case is.ProjectID != project && is.TenantID != project:
+	case is.ProjectID != by.Project && is.TenantID != by.Project && by.Server != "":
+		return fault.New(fault.Invalid, "Port %s not usable for instance %s.", r.Port, by.Server)
+	case is.ProjectID != by.Project && is.TenantID != by.Project:
 		return NoPort(r.Port)
 	case is.DeviceID != "":
 		return inUse(r.Port)

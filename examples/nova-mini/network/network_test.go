@@ -84,7 +84,7 @@ func TestNeutron(t *testing.T) {
 		{nil, 1, fault.Conflict, "Multiple possible networks found, use a Network ID to be more specific."},
 		{[]network.Request{{Network: foreign}}, 1, fault.NotFound, "Network " + foreign + " could not be found."},
 		{[]network.Request{{Network: shared.ID, FixedIP: "10.2.0.9"}}, 1, fault.Denied, "It is not allowed to choose an address in network " + shared.ID},
-		{[]network.Request{{Port: mine.ID, Tag: "a"}, {Port: mine.ID, Tag: "b"}}, 1, fault.Invalid, "Port ID already specified: " + mine.ID},
+		{[]network.Request{{Port: mine.ID, Tag: "a"}, {Port: mine.ID, Tag: "b"}}, 1, fault.Invalid, "Port ID '" + mine.ID + "' was specified twice: you cannot attach a port multiple times."},
 		{[]network.Request{{Network: empty}}, 1, fault.Invalid, "Network " + empty + " requires a subnet in order to boot instances on."},
 		{[]network.Request{{Port: theirs.ID}}, 1, fault.NotFound, "Port id " + theirs.ID + " could not be found."},
 		{[]network.Request{{Port: mine.ID}}, 2, fault.Invalid, "Unable to launch multiple instances with a single configured port ID."},
@@ -95,6 +95,42 @@ func TestNeutron(t *testing.T) {
 		if _, err := check(tt.list, false, tt.count); fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%v for %d servers: %v, want %v: %s", tt.list, tt.count, err, tt.code, tt.text)
 		}
+	}
+	if _, err := check(nil, false, 1); !errors.Is(err, network.ErrAmbiguous) {
+		t.Errorf("several networks: %v", err)
+	}
+	if _, err := check([]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, false, 1); !errors.Is(err, network.ErrAddressInUse) {
+		t.Errorf("an address that is in use: %v", err)
+	}
+	// An administrator of another project attaches for the project of the server.
+	k.Grant(k.User("root"), "admin", gophercloud.AuthScope{ProjectID: other})
+	admin := network.Client{Token: k.Token("root", &gophercloud.AuthScope{ProjectID: other}), Project: project, Admin: true, Server: "s"}
+	if _, err := n.Check(t.Context(), admin, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) { // the other project has one network, and a shared one
+		t.Errorf("an administrator: %v", err)
+	}
+	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: mine.ID}}, false, 1); err != nil {
+		t.Errorf("an administrator names a port of the server's project: %v", err)
+	}
+	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: theirs.ID}}, false, 1); !errors.Is(err, fault.Invalid) || err.Error() != "Port "+theirs.ID+" not usable for instance s." {
+		t.Errorf("an administrator names a port of another project: %v", err)
+	}
+	// A port of another project that the server has been given by an earlier release is released, too.
+	given := network.Server{ID: "7a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: wanted(network.Request{Port: theirs.ID})}
+	if _, err := n.Attach(t.Context(), given); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Release(t.Context(), given); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := ports.Get(t.Context(), bob, theirs.ID).Extract(); err != nil || is.DeviceID != "" {
+		t.Errorf("the port of another project after the release: %+v, %v", is, err)
+	}
+	// A port that cannot be bound is returned with the error.
+	given.Host, given.Wanted = "nowhere", wanted(network.Request{Network: private})
+	if got, err := n.Attach(t.Context(), given); !errors.Is(err, network.ErrBindingFailed) || got == nil {
+		t.Errorf("attach on a host without an agent: %+v, %v", got, err)
+	} else if err := n.ReleasePort(t.Context(), given.ID, got.ID, false); err != nil {
+		t.Error(err)
 	}
 	if got, err := n.Groups(t.Context(), token, project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
 		t.Errorf("groups: %v, %v", got, err)

@@ -54,8 +54,8 @@ func (n *Neutron) portsOf(ctx context.Context, c *gophercloud.ServiceClient, ser
 	return n.list(ctx, c, ports.ListOpts{DeviceID: server, ProjectID: project})
 }
 
-// Attach makes or binds one more port for a server, for its only interface. After an error the caller calls [Neutron.Release] or
-// [Neutron.ReleasePort], because Neutron may have done it. Errors: those of [Neutron.Allocate].
+// Attach makes or binds one more port for a server, for its only interface. With an error, the port is the one that was made and cannot be used, or nil if none is known: the caller calls
+// [Neutron.Release] or [Neutron.ReleasePort]. Errors: those of [Neutron.Allocate].
 func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
@@ -64,7 +64,7 @@ func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
 	return n.ensure(ctx, c, s, s.Wanted.Interfaces[0].Request, nil)
 }
 
-// ensure returns the port of a request, bound on the host of a server. got is the port if it has been made, or nil.
+// ensure returns the port of a request, bound on the host of a server. got is the port if it has been made, or nil. With an error, ensure returns the port that was made, or nil.
 func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Server, r Request, got *bound) (*Port, error) {
 	var err error
 	if r.Port != "" {
@@ -79,11 +79,11 @@ func (n *Neutron) ensure(ctx context.Context, c *gophercloud.ServiceClient, s Se
 		return nil, err
 	}
 	if got.VIFType == bindingFailed {
-		return nil, fault.WithReason(fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID), bindingReason, nil)
+		return new(got.shown()), fault.WithReason(fault.New(fault.Invalid, "Binding failed for port %s, please check neutron logs for more information.", got.ID), bindingReason, nil)
 	}
 	is, err := networks.Get(ctx, c, got.NetworkID).Extract()
 	if err != nil {
-		return nil, n.refused(ctx, c, err, Request{Network: got.NetworkID})
+		return new(got.shown()), n.refused(ctx, c, err, Request{Network: got.NetworkID})
 	}
 	p := got.shown()
 	p.NetworkName, p.Tag, p.Host = is.Name, r.Tag, s.Host
@@ -164,7 +164,7 @@ func (n *Neutron) refused(ctx context.Context, c *gophercloud.ServiceClient, err
 	case kind == "IpAddressGenerationFailure":
 		return fault.New(fault.Exhausted, "No fixed IP addresses available for network: %s", r.Network)
 	case reply.Actual == http.StatusConflict && r.FixedIP != "":
-		return fault.New(fault.Conflict, "Fixed IP address %s is already in use.", r.FixedIP)
+		return fault.WithReason(fault.New(fault.Conflict, "Fixed IP address %s is already in use.", r.FixedIP), addressReason, nil)
 	case reply.Actual == http.StatusConflict:
 		return fault.New(fault.Conflict, "The network service refuses the port: %s", kind)
 	case reply.Actual == http.StatusBadRequest:
@@ -183,6 +183,15 @@ func (n *Neutron) Release(ctx context.Context, s Server) error {
 	list, err := n.portsOf(ctx, c, s.ID, s.Project)
 	for i := range list {
 		if e := n.release(ctx, c, s.ID, list[i].ID, s.Wanted.Given(list[i].ID)); err == nil {
+			err = e
+		}
+	}
+	for _, one := range s.Wanted.Interfaces { // a port that was named may be one of another project
+		port := one.Request.Port
+		if port == "" || slices.ContainsFunc(list, func(b bound) bool { return b.ID == port }) {
+			continue
+		}
+		if e := n.ReleasePort(ctx, s.ID, port, true); err == nil {
 			err = e
 		}
 	}

@@ -232,7 +232,7 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
 	switch {
@@ -279,13 +279,13 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 		s.Host = nil
 	case failed != nil:
 	case s.VMState == compute.VMSoftDeleted: // the compute service has confirmed a resize
-		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedAt, s.Resize.V = &now, "", nil, nil
+		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt, s.Resize.V = &now, "", nil, nil, nil
 	case s.VMState == compute.VMShelved:
-		s.ShelvedImage, s.ShelvedAt = data.ImageRef, &now
+		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = data.ImageRef, &data.Upload, &now
 	case s.VMState == compute.VMOffloaded:
 		s.Host, s.ShelvedAt = nil, nil
 	default:
-		s.ShelvedImage, s.ShelvedAt = "", nil
+		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = "", nil, nil
 	}
 }
 

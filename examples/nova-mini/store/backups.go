@@ -16,6 +16,8 @@ type Backup struct {
 	ProjectID string `json:"project_id"`
 	// ByDriver means that the driver keeps the backups, because there is no image service.
 	ByDriver bool `json:"by_driver,omitempty"`
+	// Made means that the new backup is complete.
+	Made bool `json:"made,omitempty"`
 	// Remove are the backups that the driver removes.
 	Remove []string `json:"remove,omitempty"`
 }

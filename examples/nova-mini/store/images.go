@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -18,6 +19,8 @@ var DiscardImage = operation.Kind[DiscardData]{Name: "image.discard", Timeout: 7
 
 // DiscardData are the data of the removal of an image.
 type DiscardData struct {
+	// Server is the server from whose disk the image was made.
+	Server string `json:"server,omitempty"`
 	// KeepActive means that an image with content stays.
 	KeepActive bool `json:"keep_active,omitempty"`
 }
@@ -25,7 +28,14 @@ type DiscardData struct {
 // DiscardImage begins to remove an image that no server needs. In the transaction of ctx, if ctx has one, it is begun only with the changes of the caller. An image that is being
 // removed is not an error.
 func (s *Store) DiscardImage(ctx context.Context, id string, data DiscardData) error {
-	_, err := operation.Begin(ctx, s.ops, DiscardImage, id, &data)
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+		// An error of Begin would end the transaction of the caller.
+		if _, err := s.ops.Lock(ctx, tx, id); !errors.Is(err, fault.NotFound) {
+			return err
+		}
+		_, err := operation.Begin(ctx, s.ops, DiscardImage, id, &data)
+		return err
+	})
 	if errors.Is(err, operation.ErrBusy) {
 		return nil
 	}
@@ -49,14 +59,58 @@ func (s *Store) discardPreempted(ctx context.Context, tx *sqlx.Tx, id string, pr
 	if err := begin(); err != nil || !data.Upload {
 		return err
 	}
-	return s.DiscardImage(ctx, data.ImageRef, DiscardData{KeepActive: op.Kind == kindName(compute.CreateImage)})
+	return s.DiscardImage(ctx, data.ImageRef, DiscardData{Server: id, KeepActive: op.Kind != kindName(compute.Shelve)})
 }
 
-// ShelvedImage returns the image of a server that is shelved, or "", also if the server does not exist.
-func (s *Store) ShelvedImage(ctx context.Context, tx *sqlx.Tx, id string) (image string, err error) {
-	err = db.Error(tx.GetContext(ctx, &image, `SELECT shelved_image FROM servers WHERE id = ?`, id))
+// KeepImage ends the removal of an image that is good now: an action that had failed was repeated. It runs in the transaction that ends the action's step.
+func (s *Store) KeepImage(ctx context.Context, tx *sqlx.Tx, image string) error {
+	op, err := s.ops.Lock(ctx, tx, image)
+	if err == nil && op.State == operation.Running {
+		err = s.ops.Cancel(ctx, op.ID, "the image is complete now")
+	}
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// The uses of an image that is to be removed.
+var (
+	errImageInWork = fault.Sentinel(fault.Conflict, "ImageInWork", "an operation on the server works with the image")
+	// ErrImageNeeded means that the image is the disk of a shelved server.
+	ErrImageNeeded = fault.Sentinel(fault.Precondition, "ImageNeeded", "the image is the disk of a shelved server")
+)
+
+// CheckUnneeded returns an error if a server needs an image: Conflict, while an operation on the server works with the image; ErrImageNeeded. A server that does not exist
+// needs none.
+func (s *Store) CheckUnneeded(ctx context.Context, server, image string) error {
+	op, err := s.ops.Current(ctx, server) // first: the transaction that ends a shelve also writes shelved_image
+	if err == nil {
+		var data *ActData
+		if data, err = operation.DataOf[ActData](op); err == nil && data.ImageRef == image {
+			return errImageInWork
+		}
+	}
+	if err != nil && !errors.Is(err, fault.NotFound) {
+		return err
+	}
+	shelved, _, err := s.ShelvedImage(ctx, s.db, server)
+	if err == nil && shelved == image {
+		err = ErrImageNeeded
+	}
+	return err
+}
+
+// ShelvedImage returns the image of a server that is shelved, or "", also if the server does not exist. uploaded reports whether it is one of the image service; nil: an earlier
+// release has shelved the server.
+func (s *Store) ShelvedImage(ctx context.Context, q sqlx.QueryerContext, id string) (image string, uploaded *bool, err error) {
+	var row struct {
+		Image    string `db:"shelved_image"`
+		Uploaded *bool  `db:"shelved_upload"`
+	}
+	err = db.Error(sqlx.GetContext(ctx, q, &row, `SELECT shelved_image, shelved_upload FROM servers WHERE id = ?`, id))
 	if errors.Is(err, fault.NotFound) {
 		err = nil
 	}
-	return image, err
+	return row.Image, row.Uploaded, err
 }

@@ -39,7 +39,7 @@ type PastEvent struct {
 type PastQuery struct {
 	// Marker is the request of the last action of the page before.
 	Marker string
-	// Limit is the highest number of actions. 0: 1000.
+	// Limit is the highest number of actions. 0: none.
 	Limit int
 	// Since and Until bound the time of the last change, both inclusive. Zero: no bound.
 	Since, Until time.Time
@@ -58,6 +58,9 @@ func (s *Store) PastActions(ctx context.Context, id string, q PastQuery) ([]Past
 			return nil, fault.New(fault.Invalid, "Marker %s could not be found.", q.Marker)
 		}
 		f.Marker = last.ID
+	}
+	if q.Limit == 0 { // for the list of operations it would mean a default
+		return nil, nil
 	}
 	list, err := s.ops.List(ctx, f)
 	out := make([]PastAction, len(list))

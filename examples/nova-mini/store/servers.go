@@ -74,6 +74,8 @@ type Server struct {
 	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
 	ShelvedImage string     `db:"shelved_image"`
 	ShelvedAt    *time.Time `db:"shelved_at"`
+	// ShelvedUpload reports whether ShelvedImage is one of the image service. Nil: an earlier release has shelved the server, or it is not shelved.
+	ShelvedUpload *bool `db:"shelved_upload"`
 	// SoftDeletedAt is since when the server is soft-deleted. It stays after the server has been restored.
 	SoftDeletedAt *time.Time `db:"soft_deleted_at"`
 

@@ -88,12 +88,26 @@ func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 // maxUploadDelay is the longest delay after which an upload is repeated.
 const maxUploadDelay = 5 * time.Second
 
-// upload fills an image. It repeats this while the image service is away (Unavailable), for Config.UploadRetry, with a back-off from 100 ms.
+// upload fills an image. It repeats this while the image service is away (Unavailable), for Config.UploadRetry from the first such error on, with a back-off from 100 ms. The time and
+// the back-off begin again after an attempt that has made progress: it has written the snapshot, or has taken longer than Config.UploadRetry.
 func (s *Service) upload(ctx context.Context, id string, write func(path string) error) error {
-	end := time.Now().Add(s.cfg.UploadRetry)
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, maxUploadDelay) {
-		err := s.cfg.Images.Put(ctx, id, write)
-		if err == nil || fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil || time.Now().Add(wait).After(end) {
+	var end time.Time // zero: no error yet
+	wait, wrote := time.Duration(0), false
+	for {
+		began := time.Now()
+		wrote = false
+		err := s.cfg.Images.Put(ctx, id, func(path string) error {
+			wrote = true
+			return write(path)
+		})
+		if err == nil || fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		if end.IsZero() || wrote || time.Since(began) > s.cfg.UploadRetry {
+			end, wait = time.Now().Add(s.cfg.UploadRetry), 0
+		}
+		wait = min(max(2*wait, 100*time.Millisecond), maxUploadDelay)
+		if time.Now().Add(wait).After(end) {
 			return err
 		}
 		s.cfg.Logger.WarnContext(ctx, "upload failed, will be repeated", "image", id, "delay", wait, "error", err)
@@ -115,6 +129,8 @@ func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
 		return s.snapshot(ctx, req)
 	case s.cfg.Images != nil:
 		return s.cfg.Images.Rotate(ctx, req.ServerID, *r)
+	case len(r.Images) == 0:
+		return fault.New(fault.Precondition, "host %s has no image service, so older backups cannot be removed: its compute service needs the section [glance]", s.cfg.Host)
 	}
 	for _, ref := range r.Images {
 		if err := retryDriver(ctx, func() error { return s.cfg.Driver().RemoveImage(ctx, ref) }); err != nil {

@@ -24,6 +24,9 @@ type fakeImages struct {
 	dir  string
 	log  []string
 	away int // how often Put fails, because the image service is away
+
+	slowWrite, slowPut time.Duration // how long the snapshot and the upload take
+	written            bool
 }
 
 func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
@@ -37,8 +40,18 @@ func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
 
 func (f *fakeImages) Put(_ context.Context, id string, write func(string) error) error {
 	f.log = append(f.log, "put "+id)
+	if f.slowWrite > 0 && !f.written {
+		<-time.After(f.slowWrite)
+		f.written = true
+		if err := write(filepath.Join(f.dir, id+".qcow2")); err != nil {
+			return err
+		}
+	}
 	if f.away > 0 {
 		f.away--
+		if f.slowPut > 0 {
+			<-time.After(f.slowPut)
+		}
 		return fault.New(fault.Unavailable, "the image service is away")
 	}
 	path := filepath.Join(f.dir, id+".qcow2")
@@ -124,23 +137,27 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// TestUploadRetry: an upload is repeated while the image service is away, for a time. After that the action fails, the file is dropped, and the server runs as before.
+// TestUploadRetry: an upload is repeated while the image service is away, for a time, which begins after the snapshot and after an upload that takes longer. After that the action fails, the file is dropped, and the server runs as before.
 func TestUploadRetry(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		away  int
-		retry time.Duration
-		says  string
-		want  string
+		away       int
+		retry      time.Duration
+		says       string
+		want       string
+		write, put time.Duration // how long they take
 	}{
-		{0, 0, "", "put snap"},
-		{1, 0, "away", "put snap, drop snap"},
-		{10, time.Minute, "", strings.Repeat("put snap, ", 10) + "put snap"},
-		{1000, 30 * time.Second, "away", ""},
+		{0, 0, "", "put snap", 0, 0},
+		{1, 0, "away", "put snap, drop snap", 0, 0},
+		{10, time.Minute, "", strings.Repeat("put snap, ", 10) + "put snap", 0, 0},
+		{1000, 30 * time.Second, "away", "", 0, 0},
+		{2, 30 * time.Second, "", "put snap, put snap, put snap", time.Hour, 0},
+		{2, 30 * time.Second, "", "put snap, put snap, put snap", 0, time.Hour},
+		{1000, 0, "away", "put snap, drop snap", time.Hour, time.Hour},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBench(t)
-			images := &fakeImages{dir: t.TempDir(), away: tt.away}
+			images := &fakeImages{dir: t.TempDir(), away: tt.away, slowWrite: tt.write, slowPut: tt.put}
 			d, err := fake.New(fake.Config{Host: "h1", Dir: t.TempDir()})
 			if err != nil {
 				t.Fatal(err)
@@ -157,7 +174,7 @@ func TestUploadRetry(t *testing.T) {
 			if end := get(t, b.ended); !strings.Contains(end.Error, tt.says) || (end.Error == "") != (tt.says == "") || end.Refused {
 				t.Errorf("away %d times: reported %+v", tt.away, end)
 			}
-			if got := strings.Join(images.log, ", "); tt.want != "" && got != tt.want || tt.want == "" && !strings.HasSuffix(got, "put snap, drop snap") || time.Since(began) > tt.retry {
+			if got := strings.Join(images.log, ", "); tt.want != "" && got != tt.want || tt.want == "" && !strings.HasSuffix(got, "put snap, drop snap") || tt.write == 0 && tt.put == 0 && time.Since(began) > tt.retry {
 				t.Errorf("away %d times: %s after %v", tt.away, got, time.Since(began))
 			}
 			if is, err := d.Get(t.Context(), "s1"); err != nil || (is.Power == compute.Running) != (tt.says != "") {
@@ -178,7 +195,7 @@ func TestNoUpload(t *testing.T) {
 		{nil, "host h1 has no image service, so image snap cannot be uploaded"},
 		{&fakeImages{dir: t.TempDir()}, "image-files"},
 	} {
-		for _, a := range []compute.Action{compute.Shelve, compute.CreateImage} {
+		for _, a := range []compute.Action{compute.Shelve, compute.CreateImage, compute.CreateBackup} {
 			d := &noFiles{fakeDriver{servers: map[string]bool{}}} // any other call of it panics
 			s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: tt.images, Logger: slog.New(slog.DiscardHandler)})
 			if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Token: "op/1", Action: a, ImageRef: "snap", Upload: true, Running: true}); err != nil {
@@ -186,6 +203,15 @@ func TestNoUpload(t *testing.T) {
 			}
 			if end := get(t, b.ended); !strings.Contains(end.Error, tt.says) || !end.Refused {
 				t.Errorf("%s: reported %+v", a, end)
+			}
+			if tt.images != nil {
+				continue
+			}
+			if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Token: "op/1", Action: compute.CreateBackup, Rotation: &compute.Rotation{Type: "daily"}}); err != nil {
+				t.Fatal(err)
+			}
+			if end := get(t, b.ended); !strings.Contains(end.Error, "older backups cannot be removed") {
+				t.Errorf("rotation: reported %+v", end)
 			}
 		}
 	}
