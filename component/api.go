@@ -18,10 +18,12 @@ import (
 )
 
 // API adds the REST API of the process. The API is the last part to start. register adds the routes; API adds the health routes /livez and
-// /readyz. Of cfg, the process sets Enforce, Inflight, Observe, CORS, BodyTimeout and Logger, and, if they are empty, Authenticate, Challenge
-// and PublicURL. The error names the wrong options. Return it from Wire.
+// /readyz. API itself sets these fields of cfg: Enforce and Rules, if the component has Rules; CORS, if the options have origins; Inflight,
+// Observe, BodyTimeout and Logger. It sets Authenticate and Challenge only if Authenticate is nil, and PublicURL only if it is empty. The error
+// names the wrong options. Return it from Wire.
 //
-// API panics if the options do not embed [APIOptions], or [AccessOptions] with [Component.Address], or if it is called twice.
+// API panics if it is called twice. It also panics if the options embed neither [APIOptions], nor [AccessOptions] together with a
+// [Component.Address].
 func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	o := embedded[AccessOptions](p.Options)
 	addr, names := p.c.address(p.Options)
@@ -116,8 +118,7 @@ type identity struct {
 	part         *auth.Keystone
 }
 
-// newIdentity returns the way in which the options say that clients are authenticated. observe may be nil. The error names each option that is
-// missing or wrong.
+// newIdentity returns the authentication that the options select. observe may be nil. The error names each option that is missing or wrong.
 func newIdentity(o *AccessOptions, log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
 	switch o.API.AuthStrategy {
 	case "noauth2":
@@ -161,7 +162,8 @@ func (l *loadedOptions[O]) policy(log *slog.Logger) policy.Config {
 	return cfg
 }
 
-// Authenticated reports whether the API asks its clients for an identity. It is for texts about how to use it.
+// Authenticated reports whether the API asks its clients for an identity. Use it to choose the text that
+// explains how to call the API.
 func (o *AccessOptions) Authenticated() bool { return o.API.AuthStrategy != "noauth2" }
 
 // Scheme is the scheme of the API's URLs: http or https.

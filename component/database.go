@@ -121,7 +121,8 @@ type findingView struct {
 	Error string `json:"error,omitempty"`
 }
 
-// printFindings prints what an audit has found, and returns its exit code, unless the audit failed.
+// printFindings prints the findings of an audit, also of a failed one. If the audit did not fail and has findings, printFindings returns the
+// exit code as an ExitError.
 func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
 	if len(found) == 0 && failed == nil && t.f.output == formatTable {
 		_, err := fmt.Fprintln(t.Out, "no differences")
@@ -199,7 +200,7 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	}
 	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
 	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the services: whether each is up, what it serves, and which process owns its host (-: several may serve on it)", Args: noArguments,
+		Use: "list", Short: "List the services: whether each is up, what it serves, and its process. Process - means that several processes may be this service", Args: noArguments,
 		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {

@@ -57,10 +57,10 @@ func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (
 		return nil, err
 	}
 	if err := cfg.BuiltIn.Validate(cfg.Kind, o.Driver, plugin); err != nil {
-		return nil, part.wrong(&o, err)
+		return nil, part.nameOption(&o, err)
 	}
 	if part.Plugin, err = cfg.BuiltIn.New(cfg.Kind, o.Driver, plugin); err != nil {
-		return nil, part.wrong(&o, err)
+		return nil, part.nameOption(&o, err)
 	}
 	p.tell.drivers.Add(o.Name(), p.Host, part.Plugin)
 	p.addPart(phaseDriver, p.named("driver "+cfg.Kind.Name), "", part) // the label is empty: the part's own errors already name the option
@@ -88,7 +88,7 @@ func (d *driverPart[D, O]) config(o *driver.Options) (driver.PluginConfig, error
 	cfg := driver.PluginConfig{}
 	for name := range d.Given {
 		if _, ok := o.Drivers[o.Section()][name]; ok { // rejected: with another value, such as another host's name, the driver could use the data of that host
-			return cfg, d.wrong(o, optionError(name, fault.New(fault.Invalid, "option %s: cannot be set here, because the service sets it: remove it", name)))
+			return cfg, d.nameOption(o, optionError(name, fault.New(fault.Invalid, "option %s: cannot be set here, because the service sets it: remove it", name)))
 		}
 	}
 	cfg, err := o.Config()
@@ -96,11 +96,11 @@ func (d *driverPart[D, O]) config(o *driver.Options) (driver.PluginConfig, error
 		err = cfg.Configure(d.Given)
 	}
 	cfg.Logger, cfg.Observe = d.p.Log.With("host", d.p.Host), d.p.tell.drivers.Observe(o.Name(), d.p.Host)
-	return cfg, d.wrong(o, err)
+	return cfg, d.nameOption(o, err)
 }
 
-// wrong returns err with the name of the option that it is about.
-func (d *driverPart[D, O]) wrong(o *driver.Options, err error) error {
+// nameOption returns err with the name of the option that it is about.
+func (d *driverPart[D, O]) nameOption(o *driver.Options, err error) error {
 	name := cmp.Or(d.Option, "driver")
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
 		name = "driver_" + o.Section() + "." + f.Meta["option"]
@@ -111,11 +111,11 @@ func (d *driverPart[D, O]) wrong(o *driver.Options, err error) error {
 // Start starts the driver.
 func (d *driverPart[D, O]) Start(ctx context.Context) error {
 	err := d.Plugin.Start(ctx)
-	if err == nil || errors.Is(err, fault.Unavailable) { // the App waits for a part with the code Unavailable
+	if err == nil || errors.Is(err, fault.Unavailable) { // the App repeats Start while its error is Unavailable
 		return err
 	}
 	o := d.Options(d.p.Options)
-	return d.p.read.place(d.wrong(&o, err))
+	return d.p.read.place(d.nameOption(&o, err))
 }
 
 // Reload replaces the driver's program if the program or its options have changed. A built-in driver keeps its options, and a change is
@@ -134,7 +134,7 @@ func (d *driverPart[D, O]) Reload(ctx context.Context) error {
 		d.p.Log.WarnContext(ctx, "changed options of the driver require a restart", "driver", d.name, "error", err)
 		return nil
 	}
-	return d.p.read.place(d.wrong(&o, err))
+	return d.p.read.place(d.nameOption(&o, err))
 }
 
 var _ service.Reloader = (*driverPart[driver.Driver, Options])(nil)

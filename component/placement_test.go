@@ -79,8 +79,9 @@ func inn() component.Component[roomOptions] {
 	}
 }
 
-// TestPlacement: hosts are members with resources. A request without room fails with the reasons, or waits until a release or a new host frees
-// room. Hosts that are down or disabled get no claims. Both databases behave the same.
+// TestPlacement: hosts are members with resources. If no host has room, Place fails with the reasons, and PlaceOrWait waits until a release or
+// a new host frees room. Hosts that are down or disabled get no claims. The test runs with the bus in memory and SQLite, and with RabbitMQ and
+// MariaDB.
 func TestPlacement(t *testing.T) {
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
@@ -163,7 +164,8 @@ func testPlacement(t *testing.T, c *componenttest.Cluster[roomOptions]) {
 	}
 }
 
-// lodge is a component of one service whose resources read returns.
+// lodge returns a component with one service. The function read returns the resources of its host. If host is not empty, the service reports
+// for that host.
 func lodge(host string, read func(context.Context) (*placement.Provider, error)) component.Component[roomOptions] {
 	return component.Component[roomOptions]{
 		Name: "lodge", Short: "Has rooms", Migrations: []db.Migrations{placement.Migrations},

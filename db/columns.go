@@ -20,9 +20,9 @@ var (
 //
 //	err = db.Error(d.GetContext(ctx, &host, "SELECT "+db.Columns[Host]()+" FROM hosts WHERE id = ?", id))
 //
-// Unlike "SELECT *", such a statement still works after a later release has added a column to the table. In a join, names that
-// several tables have are ambiguous. Columns panics if T is not a struct, if a tag
-// has a dot or a quote, or if an embedded field has a tag, because sqlx reads no column into such a field.
+// Unlike "SELECT *", such a statement still works after a later release has added a column to the table. In a join, a name is
+// ambiguous if several tables have it. Columns panics if T is not a struct, if a tag has a dot or a quote, or if an embedded
+// field has a tag, because sqlx reads no column into such a field.
 func Columns[T any]() string {
 	t := reflect.TypeFor[T]()
 	if list, ok := columnLists.Load(t); ok {

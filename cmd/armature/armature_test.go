@@ -125,8 +125,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNext: the commands that armature prints at the end must work from any directory. Under "go -C" or "go run", armature's working directory
-// is not the user's.
+// TestNext: the commands that armature prints at the end must work from any directory. With "go -C DIR run", armature's working directory is
+// DIR, not the user's.
 func TestNext(t *testing.T) {
 	t.Parallel()
 	here, err := os.Getwd()

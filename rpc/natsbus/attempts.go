@@ -23,16 +23,18 @@ const (
 	answerRejected = "-busy"
 )
 
-// confirmation is the event that confirms a message. NATS itself reports at once that a subject has no subscriber.
+// confirmation is the event that confirms a message. In addition, NATS reports at once if the subject has no subscriber.
 type confirmation uint8
 
 const (
 	// byAnswer: JetStream or the subscriber's bus answers.
 	byAnswer confirmation = iota
-	// byReply: a reply or a heartbeat of the call comes. The server's bus sends no answer, which saves a message.
+	// byReply: a reply or a heartbeat of the call comes. The server's bus sends no answerAcked, which saves a message; it still
+	// sends answerRejected.
 	byReply
-	// byBarrier: NATS has processed the message. The bus knows that when a later message from this connection to itself, the
-	// barrier, comes back. One barrier confirms many messages. byBarrierNow sends the barrier at once.
+	// byBarrier: NATS has processed the message. After the message, the bus sends a second message to itself, the barrier. When
+	// the barrier comes back, NATS has processed all earlier messages of the connection. One barrier confirms many messages.
+	// byBarrierNow sends the barrier at once.
 	byBarrier
 	byBarrierNow
 )
@@ -40,7 +42,8 @@ const (
 const (
 	// barrierDelay is how long a message waits for others that share its barrier.
 	barrierDelay = 5 * time.Millisecond
-	// expireInterval is the time between two checks for attempts of Send whose contexts have ended.
+	// expireInterval is how often the bus looks for attempts whose context has ended, such as those of Send, or after
+	// attemptTimeout. If the context of Publish ends, its attempt ends at once, see boundedContext.
 	expireInterval = time.Second
 	// barrierToken is the last token of the subject of a barrier.
 	barrierToken = "barrier"
@@ -116,8 +119,8 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	}
 }
 
-// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender waits for a rejection only, it is
-// "<inbox>.<token>-<sent>"; sent is the number of attempts so far.
+// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender does not wait for answerAcked, it is
+// "<inbox>.<token>-<sent>". sent is the number of attempts so far. The subscriber's bus then sends only answerRejected.
 func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	b := strconv.AppendUint(append(make([]byte, 0, 64), s.inbox...), token, 36)
 	if o.by != byAnswer {
@@ -126,7 +129,8 @@ func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	return string(b)
 }
 
-// parseAnswerSubject returns the number of attempts in a subject of answerSubject. Zero: the sender waits for answerAcked.
+// parseAnswerSubject returns the number of attempts that answerSubject wrote into the subject. 0 means that the subject has no number: the
+// sender waits for answerAcked.
 func parseAnswerSubject(subject string) (sent int) {
 	_, count, _ := strings.Cut(subject[strings.LastIndexByte(subject, '.')+1:], "-")
 	sent, _ = strconv.Atoi(count) // 0 for a subject of another program
@@ -226,7 +230,7 @@ var (
 	errNoConnection = fmt.Errorf("%w: there is no connection to NATS", errRetry)
 )
 
-// publishError returns the outcome of a message for an error of nats.go. limit is the server's size limit, in bytes.
+// publishError returns the outcome of a message for an error of nats.go. limit is the NATS server's size limit, in bytes.
 func publishError(msg *nats.Msg, limit int64, err error) error {
 	switch {
 	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrReconnectBufExceeded):

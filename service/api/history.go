@@ -10,15 +10,15 @@ import (
 type Change struct {
 	// Version is the first version with the change.
 	Version Version
-	// Where is the route: its pattern, with its action in parentheses if it has one.
+	// Where names the route by its pattern, with its action in parentheses if it has one.
 	Where string
-	// What is the change, such as "reply: volumes[].cost is added".
+	// What describes the change, such as "reply: volumes[].cost is added".
 	What string
 }
 
-// History returns what each microversion changes after the first one: routes, fields of bodies, and filters and sort keys of
-// lists that are added, removed or changed. It is derived from the routes and their types, so it is complete, except for [Schema]s as texts. It
-// is sorted by version, then by route in the order of registration. Without microversions it is empty.
+// History returns the changes of each microversion after the first: added, removed or changed routes, fields of bodies, filters, and
+// sort keys. It is derived from the routes and their types. It is complete, except that it does not compare the JSON texts of [Schema]s. It is
+// sorted by version, then by route in the order of registration. Without microversions it is empty.
 func (m *Mux) History() []Change {
 	if m.versions == nil {
 		return nil
@@ -42,7 +42,7 @@ func (m *Mux) History() []Change {
 
 const added, removed, changed = " is added", " is removed", " is changed"
 
-// joinChanges makes one change of two: something is removed, and something of the same name is added in the same version.
+// joinChanges replaces a removal and an addition of the same name in the same version by one change, "is changed".
 func joinChanges(list []Change) []Change {
 	both := map[Change]int{} // how many removals and additions there are, by the change that replaces them
 	join := func(c Change) Change {
@@ -67,7 +67,8 @@ type history struct {
 	changes []Change
 }
 
-// note adds the versions in which a part of something begins and ends. around are the versions of the whole.
+// note records in which versions a route, field or parameter is added and removed. part are its versions. around are the versions of what
+// contains it, such as the route of a field.
 func (h *history) note(what string, part, around span) {
 	part = part.intersect(around)
 	if around.min.before(part.min) {
@@ -92,7 +93,7 @@ func (h *history) noteFields(body string, s *shape, in span) {
 	}
 }
 
-// noteType is noteFields for a type in the body, at a path.
+// noteType adds the changes of the fields of t, a type within the body. path is where t is in the body.
 func (h *history) noteType(s *shape, t reflect.Type, body, path string, in span) {
 	if t = structAt(t); t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
 		h.noteType(s, t.Elem(), body, path+"[]", in)

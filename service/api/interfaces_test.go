@@ -19,7 +19,7 @@ type late struct {
 	Cost int `json:"cost" since:"3.5"`
 }
 
-// inside is a type without interfaces around a type with a rule.
+// inside has no field of an interface type, and contains hostOf, whose field Host has the tag rule.
 type inside struct {
 	List []hostOf `json:"list"`
 }
@@ -30,8 +30,8 @@ type branchOf struct {
 	Sub  []branchOf `json:"sub,omitempty"`
 }
 
-// TestInterfaces: a value of an interface type whose fields depend on the caller or the version is never shown. The log names the type and
-// the field.
+// TestInterfaces: if a value of an interface type in a reply is a struct with the tag rule or since, the reply fails with 500 and shows nothing
+// of the value. The log names the type and the field.
 func TestInterfaces(t *testing.T) {
 	t.Parallel()
 	type reply struct {

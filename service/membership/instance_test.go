@@ -181,7 +181,7 @@ func TestHeartbeatAfterLeave(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := make(chan error, 1)
-		go func() { sent <- r.Heartbeat(t.Context(), "worker", "h1", "first") }() // it waits for others for 50 ms
+		go func() { sent <- r.Heartbeat(t.Context(), "worker", "h1", "first") }() // a heartbeat waits 50 ms for others to share its transaction
 		if err := r.Leave(t.Context(), "worker", "h1", "first"); err != nil {
 			t.Fatal(err)
 		}

@@ -15,47 +15,51 @@ import (
 	"github.com/armature-go/armature/internal/version"
 )
 
+// In this file, a member counts if RPC clients must limit themselves to its versions, see Member.Counts.
+
 const (
-	// clientsRead is the default of MemberConfig.LowerWait. It is the sum of rpc.ClientConfig.CapsEvery (10 s), of the second for
-	// which rpccaps repeats an answer, and of a second for the read.
+	// clientsRead is the default of MemberConfig.LowerWait: 10 s for rpc.ClientConfig.CapsEvery, 1 s for which rpccaps caches an answer,
+	// and 1 s for the read.
 	clientsRead = 12 * time.Second
-	// keepReplaced is how long a row keeps the versions that were replaced. maxReplaced is how many of them it keeps, if maxServes has room.
+	// keepReplaced is how long a row keeps the versions that were replaced. maxReplaced is the most entries of them
+	// that a row keeps; it keeps fewer if the row would exceed maxServes bytes.
 	keepReplaced, maxReplaced = 5 * time.Minute, 8
-	// withdrawTimeout bounds the end of an announcement whose wait was canceled.
+	// withdrawTimeout is the timeout for withdrawing an announcement after a canceled wait.
 	withdrawTimeout = 5 * time.Second
 )
 
-// replaced are the versions that a member had, and when it last counted with them.
+// replaced is a set of versions that a member no longer serves. Until is when the member last counted with them.
 type replaced struct {
 	Interfaces map[string][]string `json:"interfaces"`
 	Until      time.Time           `json:"until"`
 }
 
-// after returns s with the history of the member that s replaces. was is this member; nil: s replaces no member.
-func (s serves) after(was *Member, downAfter time.Duration, now time.Time) serves {
+// after returns s with the history of the replaced member. The argument prev is the replaced member; nil if s replaces no
+// member.
+func (s serves) after(prev *Member, downAfter time.Duration, now time.Time) serves {
 	s.Since = now
-	if was == nil {
+	if prev == nil {
 		return s
 	}
-	if was.ForcedDown {
-		s.Ended = now // at the latest: an operator keeps the member from counting
+	if prev.ForcedDown {
+		s.Ended = now // an operator has forced the member down, so it ceased to count now or earlier
 	}
-	for _, b := range was.serves.Before {
+	for _, b := range prev.serves.Before {
 		if now.Sub(b.Until) < keepReplaced {
 			s.Before = append(s.Before, b)
 		}
 	}
 	switch {
-	case !includesVersions(s.Interfaces, was.Interfaces):
-		s.Before = pruneReplaced(append(s.Before, replaced{was.Interfaces, was.lastCounted(downAfter, now)}))
-	case was.Counts() && len(was.Interfaces) == len(s.Interfaces):
-		s.Since = was.since()
+	case !includesVersions(s.Interfaces, prev.Interfaces):
+		s.Before = pruneReplaced(append(s.Before, replaced{prev.Interfaces, prev.lastCounted(downAfter, now)}))
+	case prev.Counts() && len(prev.Interfaces) == len(s.Interfaces):
+		s.Since = prev.since()
 	}
 	return s
 }
 
-// keepHistory writes the versions of a member that is removed into the row of another member, for ServeDelay. If no other member reports
-// versions, the versions of the removed member are forgotten.
+// keepHistory copies the versions of a removed member into the row of another member, because ServeDelay still needs them. If no other member
+// reports versions, the versions of the removed member are lost.
 func (r *Registry) keepHistory(ctx context.Context, tx *sqlx.Tx, removed *Member) error {
 	now := removed.SeenAt.Add(removed.age)
 	history := slices.DeleteFunc(append([]replaced{{removed.Interfaces, removed.lastCounted(r.cfg.DownAfter, now)}}, removed.serves.Before...), func(b replaced) bool {
@@ -91,9 +95,9 @@ func pruneReplaced(list []replaced) (out []replaced) {
 	return out[:min(len(out), maxReplaced)]
 }
 
-// includesVersions reports whether a process that serves own serves all the versions of all interfaces.
-func includesVersions(own, all map[string][]string) bool {
-	for name, versions := range all {
+// includesVersions reports whether own includes every version in other, for every interface.
+func includesVersions(own, other map[string][]string) bool {
+	for name, versions := range other {
 		if exceedsVersions(versions, own[name]) {
 			return false
 		}
@@ -101,7 +105,7 @@ func includesVersions(own, all map[string][]string) bool {
 	return true
 }
 
-// since returns the time since which the member has counted with its present versions or lower ones, and never with higher ones.
+// since returns the start of the period in which the member counts and has had no higher versions than now.
 func (m Member) since() time.Time {
 	if m.serves.Since.IsZero() { // written by the previous release
 		return m.JoinedAt
@@ -109,8 +113,8 @@ func (m Member) since() time.Time {
 	return m.serves.Since
 }
 
-// forced returns the member's serves after an operator has forced the member down, or has undone this. The result has the time at which
-// the member ceases to count, or begins to count again. The process may have served all the time.
+// forced returns the serves value to store when an operator forces the member down or undoes it. It sets the time at which the member ceases,
+// or begins again, to count; the process itself may serve throughout.
 func (m Member) forced(down bool) serves {
 	s, now := m.serves, m.SeenAt.Add(m.age)
 	counted := m.Counts()
@@ -124,8 +128,8 @@ func (m Member) forced(down bool) serves {
 	return s
 }
 
-// lastCounted returns the time until which the member has counted. If a process of the previous release has forced the member down, that
-// time is not known, and lastCounted returns the latest time at which a member with heartbeats has counted.
+// lastCounted returns the time until which the member has counted. The previous release does not store the time of ForceDown. lastCounted then
+// returns the last heartbeat plus DownAfter, the latest time at which the member can have been up.
 func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 	switch {
 	case m.Counts():
@@ -137,9 +141,10 @@ func (m Member) lastCounted(downAfter time.Duration, now time.Time) time.Time {
 }
 
 // ServeDelay returns how long the process of a member must wait before it serves, after it was announced or has joined. The delay is 0 unless
-// an RPC client may still send what the process does not know. A client may do so under two conditions: a member with higher versions
-// has counted in the last window, and no member has counted for the whole window with versions as low as those of the process. A process
-// that starts or restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of MemberConfig.LowerWait. Errors: those of [Registry.List].
+// an RPC client may still send what the process does not know. A client may do so if both are true: (1) a member with higher versions has
+// counted within the window (see [Member.Counts]); (2) no member with versions as low as those of the process has counted for the whole window.
+// A process that starts or restarts with the versions of the others, or with higher ones, does not wait. A window of 0 is the default of
+// MemberConfig.LowerWait. Errors: those of [Registry.List].
 func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window time.Duration) (time.Duration, error) {
 	window = cmp.Or(window, clientsRead)
 	m, err := r.Get(ctx, kind, host)
@@ -158,9 +163,9 @@ func (r *Registry) ServeDelay(ctx context.Context, kind, host string, window tim
 	return r.delay(list, m, window), nil
 }
 
-// mayLower reports whether another member has counted in the last window with versions that exceed those of m. It does not read the
-// members that have the versions of m and have had no others: with many hosts these are almost all members, and each host asks when it
-// starts.
+// mayLower reports whether another member has counted in the last window with versions that exceed those of m. To keep the query
+// small, it skips members that have, and always had, the versions of m. In a large cloud these are almost all members, and every host runs this
+// query when it starts.
 func (r *Registry) mayLower(ctx context.Context, m *Member, window time.Duration) (bool, error) {
 	same, err := json.Marshal(m.Interfaces)
 	if err != nil {
@@ -186,8 +191,8 @@ func (r *Registry) delay(list []Member, m *Member, window time.Duration) (delay 
 }
 
 // lowers compares own, the versions of one interface in a new process, with those of the members. lowered reports whether a member has
-// counted in the last window with versions that exceed own. since is the time since which a member has counted with versions that do
-// not exceed own, or now.
+// counted in the last window with versions that exceed own. since is the start of the longest period in which a member counts with versions
+// that do not exceed own. Without such a member, it is now.
 func (r *Registry) lowers(list []Member, name string, own []string, now time.Time, window time.Duration) (since time.Time, lowered bool) {
 	since = now
 	for _, m := range list {
@@ -221,7 +226,7 @@ func (p *MemberPart) awaitClients(ctx context.Context) error {
 			return err
 		}
 		if !logged {
-			p.cfg.Logger.WarnContext(ctx, "waiting before serving, because this process is older than another one that has run: RPC clients must first learn its versions; the service is not ready",
+			p.cfg.Logger.WarnContext(ctx, "waiting before serving: RPC clients must learn the lower versions of this process",
 				"member", p.cfg.Kind, "host", p.cfg.Host, "wait", delay)
 		}
 		t := time.NewTimer(delay)

@@ -22,7 +22,7 @@ type MemberConfig struct {
 	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
 	// start while an older member exists. Default 0: any version.
 	MinVersion int
-	// LowerWait is how long the Announcement of a process waits at most if the process is older than another process that has run. In this
+	// LowerWait is the longest time that the Announcement waits if this process serves lower versions than a process that ran before. In this
 	// time every RPC client reads its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
 	// together with CapsEvery.
 	LowerWait time.Duration
@@ -37,7 +37,7 @@ type MemberPart struct {
 	cfg MemberConfig
 
 	process   string // unique to this start
-	announced bool   // set by the Announcement, which starts before
+	announced bool   // set by the Announcement, which starts before this part
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -152,15 +152,15 @@ func (p *MemberPart) Check(context.Context) error {
 	if p.seen.IsZero() {
 		return fault.New(fault.Unavailable, "the member has not joined yet")
 	}
-	if silent := time.Since(p.seen); silent > p.r.cfg.DownAfter {
-		return fault.New(fault.Unavailable, "no heartbeat was written for %v: %w", silent.Round(time.Second), p.err)
+	if sinceHeartbeat := time.Since(p.seen); sinceHeartbeat > p.r.cfg.DownAfter {
+		return fault.New(fault.Unavailable, "no heartbeat was written for %v: %w", sinceHeartbeat.Round(time.Second), p.err)
 	}
 	return nil
 }
 
 // Stop ends the heartbeats and makes the member leave, as [Registry.Leave] does. It blocks until a heartbeat that is being
-// written has ended, and until the database answers. Errors: those of Registry.Leave, or that of ctx if it ends first: the
-// member is then down after Config.DownAfter.
+// written has ended, and until the database answers. Errors: those of Registry.Leave. If ctx ends first, Stop returns the error
+// of ctx, and the member may not have left: others then see it as down after Config.DownAfter.
 func (p *MemberPart) Stop(ctx context.Context) error {
 	p.cancel()
 	select {

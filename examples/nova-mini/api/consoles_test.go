@@ -20,7 +20,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// consoles are the compute service of n1. The error answers requests, if it is not nil.
+// consoles starts a fake compute service on host n1 that opens consoles. If failed holds an error, the service answers each request with this
+// error.
 func (c *cloud) consoles(failed *atomic.Pointer[error]) {
 	c.Helper()
 	srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Partial: true, Logger: slog.New(slog.DiscardHandler)})
@@ -48,8 +49,8 @@ func withConsoles(cfg *api.Config) {
 	}}
 }
 
-// TestConsoles: a client gets the URL of a console with a token, which says to which console it belongs. The database has only its hash. The token is
-// over after its time, and when the server is deleted or leaves its host.
+// TestConsoles: a client gets a console URL that contains a token. The token identifies the console. The database stores only the hash of the
+// token. The token expires after its TTL. It is invalid once the server is deleted or is on another host.
 func TestConsoles(t *testing.T) {
 	t.Parallel()
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {

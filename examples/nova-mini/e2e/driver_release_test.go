@@ -15,8 +15,9 @@ import (
 	"github.com/armature-go/armature/internal/releasetest"
 )
 
-// TestPreviousDriver: a driver program of the previous release keeps the rules with a worker of this release, also if this release
-// had a later protocol. The worker replaces it by the program of this release, and replaces that by the old program, without a restart.
+// TestPreviousDriver: a driver program of the previous release passes the driver tests with a compute service of this release, even if this
+// release has a later protocol. The program of this release replaces it without a restart of the compute service. The replacement back is
+// refused, because the program of the previous release does not have the capability guest-data.
 func TestPreviousDriver(t *testing.T) {
 	t.Parallel()
 	program := releasetest.Last(t, "./examples/drivers/fake/armature-compute-fake")
@@ -59,7 +60,7 @@ func TestPreviousDriver(t *testing.T) {
 			want = append(want, id)
 			cfg.Program = next
 			switch err := p.Replace(t.Context(), cfg, nil); {
-			case next == program: // the last release does not have guest-data, on which the worker relies
+			case next == program: // the last release does not have guest-data, on which the compute service relies
 				if err == nil || !strings.Contains(err.Error(), "it does not have the capability guest-data, which the running program has") {
 					t.Errorf("back to the last release: %v", err)
 				}

@@ -31,8 +31,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestGlance: servers boot from the images of a real image service, as far as the client may use them, and their snapshots are images there. Neither a compute service
-// that is killed, nor wrong content, nor an image service that is away leads to a server from a wrong image, or to an image with a part of its content.
+// TestGlance: servers boot from images of a real Glance, if the client may use the image. Snapshots of servers become images in Glance. A killed
+// compute service, wrong content, or an unavailable Glance never causes a server with wrong content, or an incomplete image.
 func TestGlance(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -51,15 +51,15 @@ func TestGlance(t *testing.T) {
 	g.testKilledUpload()
 	g.testDeletedUpload()
 	g.testCommands()
-	g.testAway()
+	g.testUnavailable()
 }
 
-// glanced is a cloud with Keystone and Glance. The services of the cloud reach Glance through a gate.
+// glanced is a cloud with Keystone and Glance. The services of the cloud reach Glance through a proxy.
 type glanced struct {
 	*cloud
 
 	ks       *keystonetest.Keystone
-	gate     *gate
+	proxy    *imageProxy
 	glance   *testenv.Service
 	token    map[string]string
 	images   map[string]*gophercloud.ServiceClient // by user
@@ -75,14 +75,14 @@ func newGlancedWith(t *testing.T, conf string) *glanced {
 	t.Helper()
 	ks := keystonetest.Start(t)
 	g := &glanced{ks: ks, glance: ks.Glance(), token: map[string]string{}, images: map[string]*gophercloud.ServiceClient{}}
-	g.gate = newGate(t, g.glance.URL)
+	g.proxy = newImageProxy(t, g.glance.URL)
 	for user, its := range map[string][2]string{"ada": {"p1", "member"}, "bob": {"p2", "member"}, "root": {"p0", "admin"}} {
 		project := gophercloud.AuthScope{ProjectID: ks.Project(its[0])}
 		ks.Grant(ks.User(user), its[1], project)
 		g.token[user], g.images[user] = ks.Token(user, &project), ks.Images(user, project.ProjectID)
 	}
 	login := "auth_url = " + ks.Endpoint + "\nusername = glance\npassword = " + keystonetest.Password + "\n"
-	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.gate.URL+"\ntransfer_timeout = 5\n[filter_scheduler]\nhost_subset_size = 1\n")
+	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.proxy.URL+"\ntransfer_timeout = 5\n[filter_scheduler]\nhost_subset_size = 1\n")
 	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		g.start(p[0], p[1])
 	}
@@ -117,7 +117,7 @@ func (g *glanced) ask(user, version, method, path, body string) (int, string, ht
 	return res.StatusCode, string(raw), res.Header
 }
 
-// want sends a request and returns the body of the reply, which has a status and a text.
+// want sends a request, and fails the test unless the reply has the status code and contains says. It returns the body.
 func (g *glanced) want(code int, says, user, version, method, path, body string) string {
 	g.Helper()
 	got, reply, _ := g.ask(user, version, method, path, body)
@@ -283,10 +283,10 @@ func (g *glanced) testSnapshot() {
 	var made struct {
 		ID string `json:"image_id"`
 	}
-	var outage atomic.Int64 // the first two uploads meet an image service that is away
-	g.gate.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
+	var outage atomic.Int64 // for the first two uploads, Glance is unavailable
+	g.proxy.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
 		if outage.Add(1) > 2 {
-			g.gate.forward(w, r)
+			g.proxy.forward(w, r)
 			return
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -295,14 +295,14 @@ func (g *glanced) testSnapshot() {
 		g.Fatal(err)
 	}
 	g.becomes(id, "ACTIVE")
-	g.gate.set(nil, nil)
+	g.proxy.set(nil, nil)
 	if n := outage.Load(); n != 3 {
 		g.Errorf("%d uploads, want 3", n)
 	}
 	if is := g.status(made.ID); is != "active" {
 		g.Errorf("the image is %s", is)
 	}
-	// Clients of OpenStack do not read an image with such a name of a property.
+	// OpenStack clients cannot decode an image that has a property named metadata, so the test uses the images API of the cloud.
 	g.want(200, `"metadata":"odd"`, "ada", "2.1", "GET", "images/detail", "")
 	g.want(204, "", "ada", "2.1", "DELETE", "images/"+made.ID, "")
 }
@@ -397,12 +397,12 @@ func (g *glanced) testRescue() {
 	}
 }
 
-// testWrongContent: no server boots from content that has another checksum than Glance says, and no file has it.
+// testWrongContent: if the content does not match Glance's checksum, the server fails, and no file with this content stays on the host.
 func (g *glanced) testWrongContent() {
 	g.Helper()
 	for _, wrong := range []string{"contenu", "conte", "content and more"} {
 		image := g.image("ada", images.CreateOpts{Name: "changed"}, "content")
-		g.gate.set(func(r *http.Request) bool {
+		g.proxy.set(func(r *http.Request) bool {
 			return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
 		}, func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, wrong)
@@ -410,7 +410,7 @@ func (g *glanced) testWrongContent() {
 		if says := g.becomes(g.server(image), "ERROR"); !strings.Contains(says, "the content does not have the checksum of the image service") {
 			g.Errorf("%q: the fault of the server is %s", wrong, says)
 		}
-		g.gate.set(nil, nil)
+		g.proxy.set(nil, nil)
 		if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", image+"*")); len(left) > 0 {
 			g.Errorf("%q: the host has %v", wrong, left)
 		}
@@ -419,13 +419,13 @@ func (g *glanced) testWrongContent() {
 	}
 }
 
-// testKilledDownload: the next compute service of the host downloads an image again that the killed one had in part.
+// testKilledDownload: a compute service is killed during a download. The next one on this host downloads the image again from the start.
 func (g *glanced) testKilledDownload() {
 	g.Helper()
 	want := strings.Repeat("content", 1000)
 	image := g.image("ada", images.CreateOpts{Name: "large"}, want)
 	began := make(chan bool, 10)
-	g.gate.set(func(r *http.Request) bool {
+	g.proxy.set(func(r *http.Request) bool {
 		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
 	}, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(len(want)))
@@ -440,7 +440,7 @@ func (g *glanced) testKilledDownload() {
 	if _, err := os.Stat(filepath.Join(g.dir, "images", "node-1", image+".raw")); err == nil {
 		g.Error("the host has a part of the image under its name")
 	}
-	g.gate.set(nil, nil)
+	g.proxy.set(nil, nil)
 	g.start("compute", "node-1")
 	g.becomes(id, "ACTIVE")
 	g.content(image, want)
@@ -482,7 +482,7 @@ func (g *glanced) testKilledUpload() {
 		}
 		return nil
 	})
-	g.gate.set(nil, nil)
+	g.proxy.set(nil, nil)
 	g.start("compute", "node-1")
 	g.becomes(id, "ACTIVE")
 	content, err := imagedata.Download(g.Context(), g.images["ada"], made.ID).Extract()
@@ -493,12 +493,12 @@ func (g *glanced) testKilledUpload() {
 		g.Errorf("the image has %q, %v; want the snapshot of %s", raw, err, id)
 	}
 	// An upload that Glance refuses ends the action, and removes the image.
-	g.gate.set(isUpload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
+	g.proxy.set(isUpload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
 	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "refused"}}`)), &made); err != nil {
 		g.Fatal(err)
 	}
 	g.becomes(id, "ACTIVE")
-	g.gate.set(nil, nil)
+	g.proxy.set(nil, nil)
 	g.gone("the image of the failed upload", made.ID)
 	g.want(200, `"result":"Error"`, "root", "2.84", "GET", "servers/"+id+"/os-instance-actions/"+g.lastRequest(id), "")
 	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
@@ -511,16 +511,17 @@ func isUpload(r *http.Request) bool {
 	return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/file")
 }
 
-// stallUploads makes the gate forward a part of each upload.
+// stallUploads makes the proxy forward a part of each upload.
 func (g *glanced) stallUploads(began chan<- bool) {
-	g.gate.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
-		all, _ := io.ReadAll(r.Body) // from then on the context ends with the connection
+	g.proxy.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
+		all, _ := io.ReadAll(r.Body) // net/http cancels the context of a lost connection only after the body is read
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(all[:10]), &ending{ctx: r.Context(), began: began}))
-		g.gate.forward(w, r)
+		g.proxy.forward(w, r)
 	})
 }
 
-// testDeletedUpload: a server is deleted while the image of its disk is uploaded, and the image service stalls. Both are gone soon.
+// testDeletedUpload: a server is deleted while the image of its disk is uploaded. The server and the image are removed soon, although the
+// upload stalls.
 func (g *glanced) testDeletedUpload() {
 	g.Helper()
 	base := g.image("ada", images.CreateOpts{Name: "base"}, "base")
@@ -543,7 +544,7 @@ func (g *glanced) testDeletedUpload() {
 			}
 			return nil
 		})
-		g.gate.set(nil, nil)
+		g.proxy.set(nil, nil)
 	}
 	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
 		g.Errorf("the host has %v", left)
@@ -594,8 +595,8 @@ func (g *glanced) testCommands() {
 	g.want(200, `"name":"one-saved"`, "ada", "2.1", "GET", "images?status=ACTIVE", "")
 }
 
-// testAway: while Glance is away, no server is created, and the rest works.
-func (g *glanced) testAway() {
+// testUnavailable: while Glance is unavailable, no server is created, and the rest works.
+func (g *glanced) testUnavailable() {
 	g.Helper()
 	image := g.image("ada", images.CreateOpts{Name: "base"}, "base")
 	g.glance.Kill()
@@ -620,30 +621,30 @@ func (e *ending) Read([]byte) (int, error) {
 	return 0, io.ErrUnexpectedEOF
 }
 
-// gate forwards requests to a server. A test may answer some of them itself.
-type gate struct {
+// imageProxy is a proxy in front of Glance: it forwards requests. A test may answer some of them itself.
+type imageProxy struct {
 	*httptest.Server
 
 	forward func(http.ResponseWriter, *http.Request)
 
 	mu     sync.Mutex
-	which  func(*http.Request) bool
+	match  func(*http.Request) bool
 	answer http.HandlerFunc
 }
 
-func newGate(t *testing.T, to string) *gate {
+func newImageProxy(t *testing.T, to string) *imageProxy {
 	t.Helper()
 	target, err := url.Parse(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
-	g := &gate{forward: proxy.ServeHTTP}
+	reverse := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	g := &imageProxy{forward: reverse.ServeHTTP}
 	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
-		which, answer := g.which, g.answer
+		match, answer := g.match, g.answer
 		g.mu.Unlock()
-		if which != nil && which(r) {
+		if match != nil && match(r) {
 			answer(w, r)
 			return
 		}
@@ -656,11 +657,11 @@ func newGate(t *testing.T, to string) *gate {
 	return g
 }
 
-// set makes the gate answer the requests which itself; nil: none.
-func (g *gate) set(which func(*http.Request) bool, answer http.HandlerFunc) {
+// set makes the proxy call answer for each request for which match returns true. If match is nil, the proxy forwards all requests.
+func (g *imageProxy) set(match func(*http.Request) bool, answer http.HandlerFunc) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.which, g.answer = which, answer
+	g.match, g.answer = match, answer
 }
 
 // TestLibvirtImages: a QEMU guest boots from an image that was uploaded to Glance, and another one from the snapshot of its disk. The guest

@@ -53,7 +53,7 @@ const claimEvery = time.Second
 // awaitClients repeats the claim until the RPC clients know the versions of the process. If ctx ends first, it frees the host: the claim has
 // announced these versions, and they would keep the caps low although the process does not run.
 func (s *Service) awaitClients(ctx context.Context, p compute.Process, err error) error {
-	s.cfg.Logger.WarnContext(ctx, "waiting before serving, because this process is older than another one that has run; the service is not ready", "error", err)
+	s.cfg.Logger.WarnContext(ctx, "waiting before serving: RPC clients must learn the lower versions of this process", "error", err)
 	for errors.Is(err, compute.ErrVersionsNotKnown) {
 		t := time.NewTimer(claimEvery)
 		select {
