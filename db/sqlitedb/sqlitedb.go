@@ -8,6 +8,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -53,13 +54,26 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 // meaning that they have on MySQL.
 type sqliteDB struct {
 	dsn      string
+	path     string // "": in memory
+	created  sync.Once
 	writer   chan struct{} // the lock of the writer: full while a connection writes
 	observer *engine.Observer
 }
 
-// newConnector returns a connector for a file in the form of a URL.
-func newConnector(file string, o *engine.Observer) *sqliteDB {
-	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1), observer: o}
+// newConnector returns a connector for a file in the form of a URL. path is the file, or "" for a database in memory.
+func newConnector(file, path string, o *engine.Observer) *sqliteDB {
+	return &sqliteDB{dsn: file + sqliteOptions, path: path, writer: make(chan struct{}, 1), observer: o}
+}
+
+// createFile creates the file for its owner only, if it does not exist, because a database may have secrets. SQLite gives its other files the same mode. SQLite reports
+// a file that cannot be created.
+func (s *sqliteDB) createFile() {
+	if s.path == "" {
+		return
+	}
+	if f, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600); err == nil {
+		_ = f.Close() // nothing was written
+	}
 }
 
 // Driver returns the driver with the observer of this handle.
@@ -70,6 +84,7 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	s.created.Do(s.createFile)
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
 		s.observer.Failed(err)

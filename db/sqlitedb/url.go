@@ -34,16 +34,16 @@ func parseURL(raw string) (engine.Target, error) {
 	case strings.ContainsRune(path, 0):
 		return engine.Target{}, fault.New(fault.Invalid, "sqlite database URL has a NUL in the path: %s", engine.WantURL)
 	}
-	file := "file::memory:"
+	file, created := "file::memory:", ""
 	if !memory {
 		abs, err := filepath.Abs(path)
 		if err != nil {
 			return engine.Target{}, fault.New(fault.Invalid, "sqlite database URL: %w", err)
 		}
-		file, path = (&url.URL{Scheme: "file", OmitHost: true, Path: abs}).String(), abs
+		file, path, created = (&url.URL{Scheme: "file", OmitHost: true, Path: abs}).String(), abs, abs
 	}
 	return engine.Target{
-		Connector: func(o *engine.Observer) driver.Connector { return newConnector(file, o) },
+		Connector: func(o *engine.Observer) driver.Connector { return newConnector(file, created, o) },
 		Shown:     (&url.URL{Scheme: "sqlite", Path: path}).String(), Memory: memory,
 	}, nil
 }
