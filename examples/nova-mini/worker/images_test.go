@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // fakeImages records the calls. A test uses it in one goroutine.
@@ -41,7 +42,7 @@ func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
 func (f *fakeImages) Put(_ context.Context, id string, write func(string) error) error {
 	f.log = append(f.log, "put "+id)
 	if f.slowWrite > 0 && !f.written {
-		<-time.After(f.slowWrite)
+		waittest.Spend(f.slowWrite)
 		f.written = true
 		if err := write(filepath.Join(f.dir, id+".qcow2")); err != nil {
 			return err
@@ -50,7 +51,7 @@ func (f *fakeImages) Put(_ context.Context, id string, write func(string) error)
 	if f.away > 0 {
 		f.away--
 		if f.slowPut > 0 {
-			<-time.After(f.slowPut)
+			waittest.Spend(f.slowPut)
 		}
 		return fault.New(fault.Unavailable, "the image service is away")
 	}
