@@ -72,8 +72,8 @@ func TestDrivertest(t *testing.T) {
 		code    int
 		says    []string
 	}{
-		{"good", "", []string{"--crashes", "1"}, 0, []string{"30 rules kept, 0 broken, 0 skipped", "life                 PASS"}},
-		{"norescue", "", []string{"--crashes", "1"}, 0, []string{"29 rules kept, 0 broken, 1 skipped", "rescue               SKIP: the driver does not have the capability rescue ("}},
+		{"good", "", []string{"--crashes", "1"}, 0, []string{"32 rules kept, 0 broken, 0 skipped", "life                 PASS"}},
+		{"norescue", "", []string{"--crashes", "1"}, 0, []string{"31 rules kept, 0 broken, 1 skipped", "rescue               SKIP: the driver does not have the capability rescue ("}},
 		{"stubborn", "", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
 			"pause                FAIL", "after Pause the server is", "The rule: Pause and Unpause work in RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",

@@ -245,9 +245,7 @@ func TestNoHostToUnshelve(t *testing.T) {
 		if err := b.report("h1", r.Token, ""); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET vm_state = ?, host = NULL, vcpus = 99, shelved_image = 'copy'`, compute.VMOffloaded); err != nil {
-			b.Fatal(err)
-		}
+		b.exec(`UPDATE servers SET vm_state = ?, host = NULL, vcpus = 99, shelved_image = 'copy'`, compute.VMOffloaded)
 		if err := b.store.ReleaseClaim(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
@@ -401,12 +399,8 @@ func TestBackups(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.awaitNoTask(id)
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE backups SET host = 'h2' WHERE image_id = 'd2'`); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET fault_message = ''`); err != nil {
-			b.Fatal(err)
-		}
+		b.exec(`UPDATE backups SET host = 'h2' WHERE image_id = 'd2'`)
+		b.exec(`UPDATE servers SET fault_message = ''`)
 		backup("d4", "daily", 1, "", "d1", "d3")
 		backup("d5", "daily", 0, "", "d4", "d5")
 		if err := b.report("h1", b.act(id, compute.CreateBackup, store.ActData{ImageRef: "d6", Backup: &store.Backup{Type: "daily", ByDriver: true}}).Token, "no room"); err != nil {

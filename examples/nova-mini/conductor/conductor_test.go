@@ -171,8 +171,14 @@ func (b *bench) start() {
 // setPast sets a column of all rows of a table to the time two hours ago.
 func (b *bench) setPast(table, column string) {
 	b.Helper()
-	err := db.Tx(b.Context(), b.db, func(ctx context.Context, tx *sqlx.Tx) error { // a deadlock with a conductor is repeated
-		_, err := tx.ExecContext(ctx, `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour))
+	b.exec(`UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour))
+}
+
+// exec runs a statement. After a deadlock with a conductor it runs again.
+func (b *bench) exec(query string, args ...any) {
+	b.Helper()
+	err := db.Tx(b.Context(), b.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, query, args...)
 		return err
 	})
 	if err != nil {
@@ -284,9 +290,7 @@ func (b *bench) expireStep(id string) {
 	b.Helper()
 	waittest.Until(b, "a server without a task", func() bool {
 		// A runner that executes the operation overwrites this time, so the update is repeated.
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET step_deadline_at = ? WHERE active = ? AND owner = ''`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
-			b.Fatal(err)
-		}
+		b.exec(`UPDATE operations SET step_deadline_at = ? WHERE active = ? AND owner = ''`, time.Now().UTC().Add(-2*time.Hour), id)
 		b.svc.Runner.NotifyResource(id)
 		return b.server(id).TaskState == nil
 	})
@@ -295,7 +299,5 @@ func (b *bench) expireStep(id string) {
 // setDown sets a host's last heartbeat to an hour ago.
 func (b *bench) setDown(host string) {
 	b.Helper()
-	if _, err := b.db.ExecContext(b.Context(), `UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
-		b.Fatal(err)
-	}
+	b.exec(`UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host)
 }

@@ -54,9 +54,7 @@ func TestDeadConductor(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		id := b.addServer()
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET owner = 'dead', fence = fence + 1, due_at = ?`, time.Now().UTC().Add(time.Hour)); err != nil {
-			b.Fatal(err)
-		}
+		b.exec(`UPDATE operations SET owner = 'dead', fence = fence + 1, due_at = ?`, time.Now().UTC().Add(time.Hour))
 		if err := b.store.Claims().Claim(b.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{
 			{Provider: "h1", Resources: placement.Resources{compute.VCPU: 1, compute.MemoryMB: 1, compute.DiskGB: 1}},
 		}}); err != nil {

@@ -303,9 +303,7 @@ func (b *bench) awaitAway(f *fakeImages, id string) {
 // expireDiscard ends the delay of the removal of an image.
 func (b *bench) expireDiscard(id string) {
 	b.Helper()
-	if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET due_at = ? WHERE active = ? AND due_at IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
-		b.Fatal(err)
-	}
+	b.exec(`UPDATE operations SET due_at = ? WHERE active = ? AND due_at IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour), id)
 }
 
 // refuses reports that the compute service has not begun: the server keeps its state.

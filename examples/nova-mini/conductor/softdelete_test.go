@@ -151,9 +151,7 @@ func TestReclaim(t *testing.T) {
 		}
 		reclaim(time.Hour)
 		r := b.act(ids[0], compute.Restore, store.ActData{})
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET soft_deleted_at = ?`, time.Now().UTC().Add(-2*time.Hour)); err != nil {
-			b.Fatal(err)
-		}
+		b.exec(`UPDATE servers SET soft_deleted_at = ?`, time.Now().UTC().Add(-2*time.Hour))
 		reclaim(time.Hour)
 		if err := b.report("h1", r.Token, ""); err != nil {
 			b.Errorf("the restore was ended: %v", err)
