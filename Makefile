@@ -129,7 +129,7 @@ accept:
 # accept-clients runs the acceptance tests of other clients, and the tests of which test runs only a part.
 accept-clients: export CI := $(or $(CI),true)
 accept-clients: bin/testenv
-	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestGlance|TestLibvirtImages)$$' -count 1 -p 1 -timeout 20m ./examples/nova-mini/api ./examples/nova-mini/e2e
+	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestGlance|TestLibvirtImages|TestOpenStackClient)$$' -count 1 -p 1 -timeout 20m ./examples/nova-mini ./examples/nova-mini/api ./examples/nova-mini/e2e
 
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:

@@ -499,12 +499,13 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 	if all {
 		run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
 	}
+	if !all { // make accept has the others
+		return
+	}
 	for i := range rounds {
 		order := slices.Clone(upgradeOrder)
 		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		if all {
-			run(fmt.Sprintf("random-%d", i), func(t *testing.T) { upgradeRound(t, seed+uint64(i), this, next, order, false, true) })
-		}
+		run(fmt.Sprintf("random-%d", i), func(t *testing.T) { upgradeRound(t, seed+uint64(i), this, next, order, false, true) })
 		run(fmt.Sprintf("killed-%d", i), func(t *testing.T) { upgradeRound(t, seed+uint64(i), this, next, order, true, true) })
 	}
 }
