@@ -34,8 +34,8 @@ type GlanceConfig struct {
 	TTL time.Duration
 	// TransferTimeout is how long no byte of an image may be transferred before the transfer fails with Unavailable. Default 1 minute.
 	TransferTimeout time.Duration
-	// FinishTimeout is how long the service may take after the last byte of an upload, which it then writes and verifies, before the upload fails with Unavailable. Default 10
-	// minutes, and at least TransferTimeout.
+	// FinishTimeout is how long the service may take after the last byte of an upload, which it then writes and verifies, before the upload fails with Unavailable. Default three times
+	// TransferTimeout, and at least TransferTimeout.
 	FinishTimeout time.Duration
 	Logger        *slog.Logger
 }
@@ -66,7 +66,7 @@ const (
 func NewGlance(cfg GlanceConfig) (*Glance, error) {
 	cfg.Type, cfg.Version = "image", "v2"
 	cfg.TTL, cfg.TransferTimeout = cmp.Or(cfg.TTL, 5*time.Second), cmp.Or(cfg.TransferTimeout, time.Minute)
-	cfg.FinishTimeout = max(cmp.Or(cfg.FinishTimeout, 10*time.Minute), cfg.TransferTimeout)
+	cfg.FinishTimeout = max(cmp.Or(cfg.FinishTimeout, 3*cfg.TransferTimeout), cfg.TransferTimeout)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
