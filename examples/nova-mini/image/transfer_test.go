@@ -172,7 +172,7 @@ func TestStalledTransfer(t *testing.T) {
 // TestFinishTimeout: the image service may take longer for its reply after the last byte than between two bytes.
 func TestFinishTimeout(t *testing.T) {
 	t.Parallel()
-	_, s, files := newUpload(t, image.GlanceConfig{TransferTimeout: 100 * time.Millisecond}, nil)
+	_, s, files := newUpload(t, image.GlanceConfig{TransferTimeout: 100 * time.Millisecond, FinishTimeout: time.Minute}, nil)
 	put := func(w http.ResponseWriter, r *http.Request) bool {
 		content, err := io.ReadAll(r.Body)
 		if err != nil {
