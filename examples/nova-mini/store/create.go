@@ -1,0 +1,108 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/operation"
+	"github.com/armature-go/armature/service/quota"
+)
+
+// CreateServer adds servers of one request that wait for a host, together with the operations that build them, in one transaction. A conductor can
+// build a server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
+// error these fields have no meaning. All servers have the same GroupID and project. Errors: Denied if a server has no project, or a quota is exceeded;
+// Invalid if the metadata of a server have more than 65,535 bytes as JSON, or the group does not exist; Conflict with the reason DuplicateKey if an ID exists.
+func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
+	return overQuota(s.createServers(ctx, list))
+}
+
+// NewServers are servers of one request, of which at least Least and at most Most are created.
+type NewServers struct {
+	Least, Most int
+	// Make returns n servers. It may be called several times.
+	Make func(n int) []*Server
+	// Also runs in the transaction that creates the servers.
+	Also func(context.Context, []*Server) error
+}
+
+// CreateServers is like CreateServer, and creates as many of the servers as the quota of their project has room for. It must not be called in a transaction,
+// because it runs several ones.
+func (s *Store) CreateServers(ctx context.Context, of NewServers) error {
+	n := of.Most
+	for attempt := 1; ; attempt++ {
+		list := of.Make(n)
+		err := s.Tx(ctx, func(ctx context.Context) error {
+			if err := s.createServers(ctx, list); err != nil {
+				return err
+			}
+			return of.Also(ctx, list)
+		})
+		if !errors.Is(err, quota.ErrExceeded) {
+			return err
+		}
+		room, readErr := s.room(ctx, list[0])
+		if readErr != nil {
+			return readErr
+		}
+		if room = min(room, n); room < of.Least || attempt == maxCreations {
+			return tooMany(err, of, list[0])
+		}
+		n = room
+	}
+}
+
+// maxCreations is how many times CreateServers tries to create servers, if others use up the quota meanwhile.
+const maxCreations = 3
+
+// createServers is CreateServer, but returns [quota.ErrExceeded] as it is.
+func (s *Store) createServers(ctx context.Context, list []*Server) error {
+	for _, srv := range list {
+		if srv.ProjectID == "" {
+			return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+		}
+		if err := checkMetadata(srv.Metadata); err != nil {
+			return err
+		}
+	}
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if list[0].GroupID != nil {
+			if err := s.joinGroup(ctx, tx, *list[0].GroupID, len(list)); err != nil {
+				return err
+			}
+		}
+		claims := make([]quota.Claim, len(list))
+		for i, srv := range list {
+			srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
+			if err := s.addServer(ctx, tx, srv); err != nil {
+				return err
+			}
+			claims[i] = srv.quotaClaim(srv.Need())
+		}
+		return s.quotas.Reserve(ctx, tx, claims...) // late, because other requests of the project wait from here on
+	})
+}
+
+// addServer adds a server and the operation that builds it.
+func (s *Store) addServer(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
+	if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
+		return db.Error(err)
+	}
+	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, GroupID: srv.GroupID})
+	return err
+}
+
+// insertServer inserts a row with all columns of a server.
+var insertServer = func() string {
+	columns := tableColumns()
+	values := make([]string, len(columns))
+	for i, name := range columns {
+		values[i] = ":" + strings.Trim(name, `"`)
+	}
+	return "INSERT INTO servers (" + strings.Join(columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")"
+}()
