@@ -268,7 +268,7 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 		return out, err
 	}
 	out = oneFlavor{viewFlavor(r.Request, f)}
-	return out, s.cfg.Store.InTx(ctx, func(ctx context.Context) error {
+	return out, s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
 		if err := s.cfg.Store.CreateFlavor(ctx, f); err != nil {
 			return err
 		}

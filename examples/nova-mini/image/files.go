@@ -269,7 +269,7 @@ func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) e
 			}
 			continue
 		}
-		if err := f.Remove(ctx, is.ID); err != nil {
+		if err := f.Glance.Discard(ctx, is.ID, false); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
@@ -277,13 +277,4 @@ func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) e
 		}
 	}
 	return nil
-}
-
-// Remove removes an image of the image service. An image that does not exist is not an error.
-func (f *Files) Remove(ctx context.Context, id string) error {
-	err := f.Glance.Delete(ctx, "", id)
-	if errors.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
 }

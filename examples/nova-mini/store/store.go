@@ -73,11 +73,6 @@ func (s *Store) Replies() *idempotency.Store {
 	return s.replies
 }
 
-// InTx runs f in a transaction, which the methods join that get the context of f.
-func (s *Store) InTx(ctx context.Context, f func(ctx context.Context) error) error {
-	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
-}
-
 // AfterCommit calls f after the transaction of ctx is committed, see db.AfterCommit.
 func (s *Store) AfterCommit(ctx context.Context, f func()) { db.AfterCommit(ctx, s.db, f) }
 
