@@ -1,6 +1,6 @@
 # CONTRIBUTING.md describes the targets. They need Go, make, git and the usual
 # Unix commands. The targets that use bin/testenv also need RabbitMQ, NATS and
-# MariaDB: as root on Debian or Ubuntu they install what is missing, and
+# MariaDB: as root on Debian or Ubuntu they install missing packages, and
 # otherwise they fail with the names of the missing packages.
 
 GO   ?= go
@@ -8,7 +8,7 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 
 # The maximum duration of the tests of one package.
 TIMEOUT   ?= 15m
-# The build tag of the libvirt driver. It changes no other package.
+# The build tag of the libvirt driver. No other package depends on it.
 TAGS      := -tags libvirt_dlopen
 # The duration of each benchmark.
 BENCHTIME ?= 2s
@@ -17,10 +17,10 @@ ROUNDS    ?= 20
 # The number of inputs for each fuzz test.
 FUZZ      ?= 20000x
 
-# WITH runs a command with a private RabbitMQ, NATS and MariaDB. The program is
-# built before, because `go run` does not forward signals. It replaces the shell
-# of the recipe (exec), so that it gets the signals that make sends, and make
-# waits until it has stopped the services.
+# WITH runs a command with a private RabbitMQ, NATS and MariaDB. The program
+# bin/testenv is built before, because `go run` does not forward signals. The
+# program replaces the shell of the recipe (exec), so that it gets the signals of
+# make, and make waits until the program has stopped the services.
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
@@ -43,9 +43,9 @@ services:
 test: bin/testenv
 	$(WITH) $(SELF) checks
 
-# The tests without the race detector, and without those that are skipped with
-# -short. They take less than three minutes. Most of them wait, so more of them
-# run at a time than there are cores.
+# short runs the tests without the race detector, and leaves out those that are
+# skipped with -short. It takes less than three minutes. Most of the tests wait,
+# so more tests run at a time than there are cores.
 short: bin/testenv
 	$(WITH) $(GO) test -short -parallel 6 ./...
 
@@ -62,8 +62,8 @@ lint:
 tidy:
 	$(GO) mod tidy -diff
 
-# The target fails if govulncheck finds a vulnerability (exit code 3), or cannot
-# load the code. It does not fail if the database of vulnerabilities cannot be
+# vuln fails if govulncheck finds a vulnerability (exit code 3), or cannot load
+# the code. It does not fail if the database of vulnerabilities cannot be
 # reached.
 vuln:
 	@echo govulncheck ./...; \
@@ -74,7 +74,7 @@ vuln:
 	*) echo "$$out"; exit $$code ;; \
 	esac
 
-# The list of the ten slowest packages at the end shows a package that has become slow.
+# unit runs all tests. At the end it prints the ten slowest packages, so that a package that has become slow is noticed.
 unit:
 	@mkdir -p bin; \
 	echo "$(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./..."; \
@@ -83,8 +83,8 @@ unit:
 	awk '($$1 == "ok" || $$1 == "FAIL") && $$3 ~ /^[0-9.]+s$$/ { sub(/s$$/, "", $$3); print $$3, $$2 }' bin/unit.log | sort -rn | head -10; \
 	exit $$(cat bin/unit.code)
 
-# The limit is a number of inputs and not a duration, because before Go 1.27 a fuzz test
-# may fail without a reason at the end of its duration (golang/go#75804).
+# The limit of a fuzz test is a number of inputs and not a duration, because before Go 1.27
+# a fuzz test may fail without a reason at the end of its duration (golang/go#75804).
 fuzz:
 	@grep -rH --include='*_test.go' '^func Fuzz' . | sed 's|/[^/]*:func | |; s|(.*||' | sort | while read -r dir target; do \
 		echo "$(GO) test -run '^$$' -fuzz ^$$target\$$ -fuzztime $(FUZZ) $$dir"; \
@@ -99,9 +99,9 @@ bench: bin/testenv
 bench-report: bin/testenv
 	$(WITH) $(GO) run ./internal/benchreport -slice $(BENCHTIME)
 
-# TestChaos runs a cloud of nova-mini and kills its processes and services. It takes about 10
-# minutes. CHAOS is how long it causes failures. To repeat the random choices of a run, set
-# ARMATURE_CHAOS_SEED to the seed of that run.
+# chaos runs a cloud of nova-mini and kills its processes and services. It takes about 10
+# minutes. CHAOS is the time for which the test causes failures. To repeat the random choices
+# of a run, set ARMATURE_CHAOS_SEED to the seed of that run.
 CHAOS ?= 7m
 
 chaos: bin/testenv
@@ -110,33 +110,33 @@ chaos: bin/testenv
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s ARMATURE_TEST_STORM=20000 $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
-# tempest runs OpenStack's acceptance tests of ../shared/tempest against a cloud of nova-mini, and prints what passes. It needs Debian's package
-# tempest, which bin/testenv installs if ARMATURE_TEMPEST is set. TESTS is a regular expression of the names of tests.
+# tempest runs OpenStack's acceptance tests of ../shared/tempest against a cloud of nova-mini, and prints which tests pass. It needs Debian's
+# package tempest, which bin/testenv installs if ARMATURE_TEMPEST is set. TESTS is a regular expression for the names of tests.
 tempest: bin/testenv
 	exec env ARMATURE_TEMPEST=$(abspath ../shared/tempest) ARMATURE_TEMPEST_TESTS="$(TESTS)" bin/testenv -- $(GO) test -run '^TestTempest$$' -count 1 -timeout 60m -v ./examples/nova-mini/e2e
 
-# upgrade-test replaces the processes of a cloud by those of the next release, and goes back, in ROUNDS random orders; and by
-# those of this release from the last one.
+# upgrade-test upgrades a cloud from this release to the next release and goes back, in ROUNDS random orders. It also upgrades a
+# cloud from the last release to this release.
 upgrade-test: bin/testenv
 	$(WITH) env ARMATURE_UPGRADE_ROUNDS=$(ROUNDS) $(GO) test -run '^TestUpgrade' -count 1 -p 1 -timeout 60m -v ./examples/hello ./examples/nova-mini/e2e
 
-# accept is what takes too long for test and must hold for every commit.
+# accept runs the checks that every commit must pass, but that take too long for the target test.
 accept:
 	$(SELF) release-check
 	$(SELF) upgrade-test ROUNDS=3
 	$(SELF) accept-clients
 
-# accept-clients runs the acceptance tests of other clients, and the tests of which test runs only a part.
+# accept-clients runs the acceptance tests of other clients. It also runs in full the tests of which the target test runs only a part.
 accept-clients: export CI := $(or $(CI),true)
 accept-clients: bin/testenv
-	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestGlance|TestLibvirtImages|TestOpenStackClient)$$' -count 1 -p 1 -timeout 20m ./examples/nova-mini ./examples/nova-mini/api ./examples/nova-mini/e2e
+	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestServerOrder|TestFlavorLists|TestGlance|TestLibvirtImages|TestOpenStackClient)$$' -count 1 -p 1 -timeout 20m ./examples/nova-mini ./examples/nova-mini/api ./examples/nova-mini/e2e
 
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:
 	$(GO) run ./internal/releasecheck
 
-# pictures draws the pictures of docs/pictures with Graphviz (Debian's package graphviz). The first line of each has the checksum of its text,
-# with which TestPictures finds a picture that was not drawn again.
+# pictures draws the pictures of docs/pictures with Graphviz (Debian's package graphviz). The first line of a picture has the checksum of its .dot
+# file, so that TestPictures finds a picture that is older than its .dot file.
 pictures:
 	for f in docs/pictures/*.dot; do \
 		{ echo "<!-- $$(sha256sum <$$f | cut -c1-64) -->"; dot -Tsvg $$f | sed -n '/^<svg/,$$p'; } >$${f%.dot}.svg || exit 1; \

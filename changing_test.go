@@ -11,8 +11,9 @@ import (
 
 const changingFile = "docs/changing-a-component.md"
 
-// TestChanging writes a component with armature, and makes the changes of docs/changing-a-component.md, which end with the component's own
-// tests. It replaces only the places of the clone and of the component. With ARMATURE_UPDATE=1 it writes what is printed into the document.
+// TestChanging writes a component with the command armature, and makes the changes of docs/changing-a-component.md, which end with the
+// component's own tests. It replaces only the paths of the clone and of the component. With ARMATURE_UPDATE=1 it writes the output into the
+// document.
 func TestChanging(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -19,7 +19,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// checkout copies the project into an empty directory, as a new user has it.
+// checkout copies the files of the project into an empty directory, as a clone has them, and returns the directory.
 func checkout(t *testing.T) string {
 	t.Helper()
 	dir, root := t.TempDir(), "."
@@ -34,7 +34,7 @@ func checkout(t *testing.T) string {
 		switch {
 		case d.IsDir() && (d.Name() == ".git" || rel == "bin"):
 			return fs.SkipDir
-		case d.Name() == ".git": // in a worktree .git is a file that names the repository; the copy must not have it
+		case d.Name() == ".git": // in a worktree .git is a file that names the repository; the copy must not have this file
 			return nil
 		case d.IsDir():
 			return os.MkdirAll(filepath.Join(dir, rel), 0o750)
@@ -53,7 +53,7 @@ func checkout(t *testing.T) string {
 	return dir
 }
 
-// cloneCommand is how the documents get the project.
+// cloneCommand is the command with which the documents get the project.
 const cloneCommand = "git clone https://github.com/armature-go/armature"
 
 // cloneProject runs cloneCommand in an empty directory, and returns the directory. Instead of the project's repository, the command
@@ -78,8 +78,8 @@ func cloneProject(t *testing.T) string {
 }
 
 // TestCommands runs the first commands of README.md, the commands that nova-mini prints for its users, and the commands of
-// docs/writing-a-driver.md. TestTutorial runs those of docs/tutorial.md. TestCommands runs them in an empty
-// directory and does not change them, except for a port and a directory, because several tests run at the same time.
+// docs/writing-a-driver.md. (TestTutorial runs the commands of docs/tutorial.md.) The directory is empty, and the commands are
+// unchanged, except for a port and a directory, because several tests run at the same time.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -92,7 +92,7 @@ func TestCommands(t *testing.T) {
 	t.Run("driver", func(t *testing.T) { t.Parallel(); ownDrivers(t, parent) })
 }
 
-// blocksOf returns the blocks of a document, by language.
+// blocksOf returns the blocks of code of a document, by language.
 func blocksOf(t *testing.T, name string) map[string][]string {
 	t.Helper()
 	blocks := map[string][]string{}
@@ -102,7 +102,8 @@ func blocksOf(t *testing.T, name string) map[string][]string {
 	return blocks
 }
 
-// ownDrivers writes the drivers of docs/writing-a-driver.md next to the clone, and checks the rules of drivers with their programs.
+// ownDrivers runs the commands of docs/writing-a-driver.md beside the clone: they write two drivers, and check the rules of drivers with
+// their programs.
 func ownDrivers(t *testing.T, parent string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/writing-a-driver.md")["sh"]
@@ -162,12 +163,12 @@ func sh(t *testing.T, dir, command string) (string, error) {
 type background struct {
 	cmd   *exec.Cmd
 	out   *os.File
-	guard *exec.Cmd // interrupts the process group if this process ends without stop
-	alive *os.File  // the guard reads the other end, and gets an end of file when this process has ended
+	guard *exec.Cmd // interrupts the process group if this process ends without a call of stop
+	alive *os.File  // one end of a pipe; the guard reads the other end, and gets an end of file when this process has ended
 	once  sync.Once
 }
 
-// inBackground runs a command as a shell does, until it is stopped, the test ends, or the test's process is killed.
+// inBackground starts a command of a shell. The command runs until stop is called, the test ends, or the test's process is killed.
 func inBackground(t *testing.T, dir, command string, env []string) *background {
 	t.Helper()
 	out, err := os.Create(filepath.Join(t.TempDir(), "printed"))
@@ -189,16 +190,16 @@ func inBackground(t *testing.T, dir, command string, env []string) *background {
 	return b
 }
 
-// guardScript interrupts its process group when its standard input ends without a line. A shell may miss a signal that arrives
-// before the shell waits for its child. Therefore the script repeats the signal, and finally kills the group.
+// guardScript interrupts the process group of the script when its standard input ends without a line. A shell may miss a signal that
+// arrives before the shell waits for its child. Therefore the script repeats the signal, and finally kills the group.
 const guardScript = `trap "" INT
 read stopped && exit
 for i in 1 2 3 4 5; do kill -INT 0; sleep 1; done
 kill -KILL 0`
 
-// startGuard starts the first process of the command's process group, the guard. The guard interrupts the group when this
-// process has ended without a call of stop. The parent-death signal of Linux would reach only the shell, and not the program
-// that "go run" has started.
+// startGuard starts the guard, the first process of the command's process group. The guard interrupts the group if this
+// process ends without a call of stop. The parent-death signal of Linux is not enough: it would reach only the shell, and not the
+// program that "go run" has started.
 func (b *background) startGuard(t *testing.T) {
 	t.Helper()
 	stdin, alive, err := os.Pipe()
@@ -217,20 +218,20 @@ func (b *background) startGuard(t *testing.T) {
 // stop interrupts the command, as Ctrl-C does, and waits for its end.
 func (b *background) stop() {
 	b.once.Do(func() {
-		_ = syscall.Kill(-b.guard.Process.Pid, syscall.SIGINT) // the guard ignores it
-		_ = b.cmd.Wait()                                       // an error means that it was interrupted
-		_, _ = b.alive.WriteString("stopped\n")                // the guard ends without a signal
+		_ = syscall.Kill(-b.guard.Process.Pid, syscall.SIGINT) // the guard ignores the signal
+		_ = b.cmd.Wait()                                       // an error means that the command was interrupted
+		_, _ = b.alive.WriteString("stopped\n")                // after this line the guard ends without a signal
 		_ = b.guard.Wait()
 		_ = b.alive.Close()
 	})
 }
 
-// guardedVar is the name of an environment variable. If it is set, this test binary is the process that TestBackgroundEnds
-// kills. Its value is the path of a FIFO.
+// guardedVar is the name of an environment variable. TestBackgroundEnds starts a copy of this test binary, and kills it.
+// For the copy the variable is set to the path of a FIFO.
 const guardedVar = "ARMATURE_TEST_GUARDED"
 
-// TestBackgroundEnds: a command in the background, with the processes that it has started, ends when the process of the
-// test is killed.
+// TestBackgroundEnds: when the process of a test is killed, the command that the test has started in the background ends, and so do the
+// processes of the command.
 func TestBackgroundEnds(t *testing.T) {
 	t.Parallel()
 	if fifo := os.Getenv(guardedVar); fifo != "" {

@@ -28,7 +28,7 @@ import (
 	"github.com/armature-go/armature/service/serviceprom"
 )
 
-// measured are the packages with metrics.
+// measured maps the packages with metrics to their collectors.
 var measured = map[string]prom.Collector{
 	"db/dbprom": dbprom.New(), "driver/driverprom": driverprom.New(), "rpc/rpcprom": rpcprom.New(), "scheduler/schedulerprom": schedulerprom.New(),
 	"scheduler/placement/placementprom": placementprom.New(nil), "service/api/apiprom": apiprom.New(), "service/auth/authprom": authprom.New(),
@@ -38,8 +38,9 @@ var measured = map[string]prom.Collector{
 // expression is a query of an alert or of a panel.
 type expression struct{ name, text string }
 
-// TestDeploy: the alerts and the dashboard of deploy use only metrics and labels that exist, each alert has a test in which it fires and one
-// in which it does not, and Prometheus accepts all of it.
+// TestDeploy: the alerts and the dashboard of deploy use only metrics and labels that exist. Each alert has a test in
+// which the alert fires, and one in which it does not. Prometheus accepts the alerts, their tests and the queries of the
+// dashboard.
 func TestDeploy(t *testing.T) {
 	t.Parallel()
 	known := knownMetrics(t)
@@ -49,7 +50,7 @@ func TestDeploy(t *testing.T) {
 	}
 	promtool := envtest.Promtool(t)
 	dir := t.TempDir()
-	var rules strings.Builder // Prometheus's own parser reads the queries of the panels as rules
+	var rules strings.Builder // the queries of the panels, as rules, so that Prometheus's own parser checks them
 	rules.WriteString("groups:\n- name: panels\n  rules:\n")
 	for _, p := range panels {
 		text, err := json.Marshal(strings.NewReplacer("$__rate_interval", "5m", "$job", "armature").Replace(p.text))
@@ -75,7 +76,7 @@ func TestDeploy(t *testing.T) {
 	}
 }
 
-// knownMetrics returns the labels of each metric that a process can have.
+// knownMetrics returns the names of all metrics that a process can have, each with its labels.
 func knownMetrics(t *testing.T) map[string][]string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.ImportPath}}", "./...").Output()
@@ -119,7 +120,7 @@ var (
 	grouping   = regexp.MustCompile(`\bby \(([^)]*)\)`)
 )
 
-// checkExpression checks that the metrics and labels of a query exist. Prometheus itself adds job and instance.
+// checkExpression checks that the metrics and labels of a query exist. Prometheus itself adds the labels job and instance.
 func checkExpression(t *testing.T, e expression, known map[string][]string) {
 	t.Helper()
 	labels, metrics := []string{"job", "instance"}, metricName.FindAllStringSubmatch(e.text, -1)

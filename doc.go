@@ -250,7 +250,8 @@
 //
 // # component: the process
 //
-// Options, commands for operators, metrics, traces, and all parts in the right order. It links every package above.
+// Package component adds options, commands for operators, metrics and traces, and starts all parts in the right order. It
+// links every package above.
 //
 //	func program(wire func(context.Context, *component.Process[component.Options]) error) {
 //		component.Main(component.Component[component.Options]{

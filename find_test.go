@@ -17,7 +17,7 @@ import (
 var findRow = regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^`]+)` \\| \\[`([^`]+)`\\]\\(\\.\\./([^)]+)\\) \\|$")
 
 // TestFind: each search word in docs/architecture.md leads to the file in the same row. A reader searches the code for the
-// word, in upper or lower case, and opens the three files with the most matching lines. So the file must be one of these.
+// word, in upper or lower case, and opens the three files with the most matching lines. So the file of the row must be one of the three.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("docs/architecture.md")
@@ -70,7 +70,7 @@ func readSources(t *testing.T) map[string][]string {
 	return out
 }
 
-// filesWith returns at most three files: those with the most lines that have a word. Files with equally many such lines are
+// filesWith returns the three files, or fewer, that have the most lines with a word. Files with the same number of such lines are
 // ordered by path.
 func filesWith(sources map[string][]string, word string) []string {
 	hits := map[string]int{}

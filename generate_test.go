@@ -44,7 +44,7 @@ func TestGenerated(t *testing.T) {
 			return err
 		}
 		if !bytes.Equal(protocVersion.ReplaceAll(made, nil), protocVersion.ReplaceAll(committed, nil)) {
-			t.Errorf("%s is not what `make generate` makes", name)
+			t.Errorf("%s differs from the output of `make generate`", name)
 		}
 		return nil
 	})

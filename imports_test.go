@@ -38,10 +38,10 @@ const (
 	otel       = "go.opentelemetry.io/otel"
 )
 
-// rules is the import rule of docs/architecture.md: what each package may import
-// besides the standard library. A key is the path of a package, or, with "/..." at its
-// end, of a tree of packages. If several keys match a package, the longest one counts. A
-// package that no key matches breaks the rule. The values name packages and trees of this
+// rules is the import rule of docs/architecture.md: it lists the packages that each package
+// may import besides the standard library. A key is the path of a package, or, with "/..." at
+// the end, of a tree of packages. If several keys match a package, the longest key counts. A
+// package that matches no key breaks the rule. The values name packages and trees of this
 // module in the same way, and external libraries, each with all its packages.
 var rules = map[string][]string{
 	".":      nil,
@@ -138,7 +138,7 @@ var rules = map[string][]string{
 	"internal/waittest":     {},
 	"internal/version":      {},
 
-	// The command writes drivers of nova-mini from the examples, and checks them with nova-mini's rules: it is the one package outside of examples
+	// The command writes drivers of nova-mini from the examples, and checks them with nova-mini's rules. So it is the only package outside of examples
 	// that knows nova-mini's contract of drivers. No other rule names an example or a test package.
 	"cmd/armature":              {"driver/drivertest", "examples/drivers", "examples/nova-mini/compute", "examples/nova-mini/compute/computetest", "github.com/spf13/cobra", "golang.org/x/mod"},
 	"cmd/armature/template/...": nil, // not checked: it is a component
@@ -168,8 +168,8 @@ func short(importPath string) string {
 }
 
 // readTree reads every directory of the repository. A test that runs the go
-// command must call it. Otherwise go test would use a cached result after a change
-// of a file, because it knows only the files and directories that the test itself reads.
+// command must call readTree. Otherwise "go test" would use a cached result after a change
+// of a file, because it tracks only the files and directories that the test itself reads.
 func readTree(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(_ string, d fs.DirEntry, err error) error {
@@ -183,7 +183,7 @@ func readTree(t *testing.T) {
 	}
 }
 
-// listPackages returns the packages of the module and all packages that they need, by import path.
+// listPackages returns the packages of the module and all their dependencies, by import path.
 func listPackages(t *testing.T) map[string]*pkg {
 	t.Helper()
 	readTree(t)
@@ -230,24 +230,24 @@ func isExample(name string) bool {
 	return longestMatch([]string{"examples/...", "cmd/armature/template/..."}, name) != ""
 }
 
-// namesExample reports whether the rule of a package names an example. The package is a program for users of this example.
+// namesExample reports whether the rule of a package names an example. Such a package is a program for users of this example.
 func namesExample(name string) bool { return slices.ContainsFunc(rules[name], isExample) }
 
-// rooms are the top-level trees of packages. A program can use the package at the root of each tree without the other trees.
-var rooms = []string{"rpc", "scheduler", "driver", "db", "service"}
+// libraries are top-level trees of packages. A program can use the root package of each library without the other libraries.
+var libraries = []string{"rpc", "scheduler", "driver", "db", "service"}
 
-// roomOf returns the room of a package of this module, or "".
-func roomOf(name string) string {
-	if first, _, _ := strings.Cut(name, "/"); slices.Contains(rooms, first) {
+// libraryOf returns the library of a package of this module, or "".
+func libraryOf(name string) string {
+	if first, _, _ := strings.Cut(name, "/"); slices.Contains(libraries, first) {
 		return first
 	}
 	return ""
 }
 
-// roomMayUse reports whether the rule of a package in room allows a package in other.
-func roomMayUse(room, other string) bool {
+// libraryMayUse reports whether a package of the library named library may import a package of the library named other.
+func libraryMayUse(library, other string) bool {
 	for name, allowed := range rules {
-		if roomOf(name) == room && slices.ContainsFunc(allowed, func(a string) bool { return roomOf(a) == other }) {
+		if libraryOf(name) == library && slices.ContainsFunc(allowed, func(a string) bool { return libraryOf(a) == other }) {
 			return true
 		}
 	}
@@ -289,16 +289,16 @@ func checkImports(pkgs map[string]*pkg) (out []string) {
 				say("%s imports %s, which its rule does not allow", name, short(i))
 			}
 		}
-		// The tests of a room may use another room only if a package of the room may use it.
+		// The tests of a library may use another library only if a package of the first library may use it.
 		for _, i := range slices.Concat(p.TestImports, p.XTestImports) {
-			own, other := roomOf(name), roomOf(short(i))
-			if own != "" && other != "" && own != other && !roomMayUse(own, other) {
+			own, other := libraryOf(name), libraryOf(short(i))
+			if own != "" && other != "" && own != other && !libraryMayUse(own, other) {
 				say("a test of %s imports %s: the packages of %s do not use %s, so their tests may not", name, short(i), own, other)
 			}
 		}
-		// The root packages of two rooms must not need each other, not even through other packages.
+		// The root packages of two libraries must not need each other, not even through other packages.
 		for _, i := range p.Deps {
-			if slices.Contains(rooms, name) && slices.Contains(rooms, short(i)) {
+			if slices.Contains(libraries, name) && slices.Contains(libraries, short(i)) {
 				say("%s needs %s: a program must be able to use each of them without the other", name, short(i))
 			}
 		}
@@ -307,6 +307,7 @@ func checkImports(pkgs map[string]*pkg) (out []string) {
 	return slices.Compact(out)
 }
 
+// TestImportRule: all packages keep the import rule.
 func TestImportRule(t *testing.T) {
 	t.Parallel()
 	for _, s := range checkImports(listPackages(t)) {
@@ -327,10 +328,10 @@ func TestImportRuleBroken(t *testing.T) {
 		{name: "a part of a library", path: "driver", pkg: pkg{Imports: []string{grpc + "/codes"}}},
 		{name: "a test package in tests", path: "rpc", pkg: pkg{XTestImports: []string{module + "/rpc/rpctest", "testing"}}},
 		{
-			name: "another room in a test", path: "rpc/amqpbus", pkg: pkg{XTestImports: []string{module + "/service/api"}},
+			name: "a forbidden library in a test", path: "rpc/amqpbus", pkg: pkg{XTestImports: []string{module + "/service/api"}},
 			want: []string{"a test of rpc/amqpbus imports service/api: the packages of rpc do not use service, so their tests may not"},
 		},
-		{name: "a room that the room may use, in a test", path: "service/api", pkg: pkg{XTestImports: []string{module + "/db/dbtest"}}},
+		{name: "an allowed library in a test", path: "service/api", pkg: pkg{XTestImports: []string{module + "/db/dbtest"}}},
 		{name: "examples among themselves", path: "examples/x", pkg: pkg{Imports: []string{module + "/examples/y", amqp}}},
 		{
 			name: "leaf", path: "fault", pkg: pkg{Imports: []string{module + "/reqctx"}},
@@ -341,7 +342,7 @@ func TestImportRuleBroken(t *testing.T) {
 			want: []string{"rpc imports " + watermill + "/pubsub/gochannel, which its rule does not allow"},
 		},
 		{
-			name: "another room through a third package", path: "rpc", pkg: pkg{Deps: []string{module + "/db"}},
+			name: "a forbidden library through a third package", path: "rpc", pkg: pkg{Deps: []string{module + "/db"}},
 			want: []string{"rpc needs db: a program must be able to use each of them without the other"},
 		},
 		{
@@ -369,8 +370,8 @@ func TestImportRuleBroken(t *testing.T) {
 			want: []string{"service/api imports testing: only tests may import it"},
 		},
 		{
-			name: "a package without a rule", path: "newroom",
-			want: []string{"newroom: no rule says what it may import: add a row to the import rule"},
+			name: "a package without a rule", path: "newlibrary",
+			want: []string{"newlibrary: no rule says what it may import: add a row to the import rule"},
 		},
 	}
 	for _, tt := range tests {
@@ -396,11 +397,11 @@ func TestImportRuleBroken(t *testing.T) {
 // libraryPath matches the parts of a library's import path that the table in docs/architecture.md leaves out.
 var libraryPath = regexp.MustCompile(`^(github\.com|golang\.org)/|/v[0-9]+$`)
 
-// importTable returns the table of the import rule in docs/architecture.md. Packages that may import the same ones share a row. The
+// importTable returns the table of the import rule in docs/architecture.md. Packages with the same allowed imports share a row. The
 // test packages have one row.
 func importTable() string {
 	const indent = 25
-	packages := map[string][]string{} // by what they may import
+	packages := map[string][]string{} // the key is the text of the allowed imports
 	for name, allowed := range rules {
 		if isTest(name) {
 			continue
@@ -434,7 +435,7 @@ func importTable() string {
 	return strings.Join(rows, "")
 }
 
-// TestImportRuleDocumented: the table in docs/architecture.md allows the same as rules. ARMATURE_UPDATE=1 writes the table.
+// TestImportRuleDocumented: the table in docs/architecture.md is that of the import rule. ARMATURE_UPDATE=1 writes the table.
 func TestImportRuleDocumented(t *testing.T) {
 	t.Parallel()
 	const file = "docs/architecture.md"
@@ -460,8 +461,8 @@ func TestImportRuleDocumented(t *testing.T) {
 	}
 }
 
-// foreign matches words of one component, such as Nova. Packages for all components
-// must not have such words. NoValidHost does not match, because its V is a capital letter.
+// foreign matches words of a single component, such as Nova. Packages for all components
+// must not have such words. NoValidHost does not match, because "oV" has a capital letter.
 var foreign = regexp.MustCompile(`([Nn]ova|[Ff]lavor|[Hh]ypervisor|[Gg]lance|[Kk]eystone|[Nn]eutron|[Cc]inder|` +
 	`NOVA|FLAVOR|HYPERVISOR|GLANCE|KEYSTONE|NEUTRON|CINDER)`)
 
@@ -488,6 +489,7 @@ func foreignWordsIn(fset *token.FileSet, name string, src any) (out []string, er
 	return out, nil
 }
 
+// TestForeignWords: packages for all components have no words of a single component in identifiers and literals.
 func TestForeignWords(t *testing.T) {
 	t.Parallel()
 	fset := token.NewFileSet()
@@ -518,6 +520,7 @@ func TestForeignWords(t *testing.T) {
 	}
 }
 
+// TestForeignWordsFound: the search finds such words in identifiers and literals, and not in comments.
 func TestForeignWordsFound(t *testing.T) {
 	t.Parallel()
 	const src = "package p\n\n// As in Nova.\nvar FlavorID, NoValidHost = \"nova-api\", 1\n"

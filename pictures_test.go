@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestPictures: each picture was drawn from the text beside it, and is shown in a document. The picture of operations has all states, and
-// that of servers all statuses of the API.
+// TestPictures: each picture was drawn from the .dot file beside it, and a document shows it. The picture of operations has all states,
+// and the picture of servers has all statuses of the API.
 func TestPictures(t *testing.T) {
 	t.Parallel()
 	docs := readFile(t, "README.md") + readFile(t, "docs/README.md")
@@ -42,7 +42,7 @@ func TestPictures(t *testing.T) {
 	}
 	statuses := readFile(t, "docs/pictures/server.dot")
 	for s := range strings.SplitSeq(enum[1], ",") {
-		if s != "DELETED" && !strings.Contains(statuses, s) { // each status leads to it, so it would hide the others
+		if s != "DELETED" && !strings.Contains(statuses, s) { // the picture leaves out DELETED: each status would have an arrow to it
 			t.Errorf("the picture of servers has no status %s", s)
 		}
 	}

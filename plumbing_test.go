@@ -13,10 +13,11 @@ import (
 	"testing"
 )
 
-// A component should read as its own logic. Plumbing is each line of code that is not about this logic and has more than brackets. A line belongs to the row of
-// the first function, type or field of this table that it uses. All other lines of the declarations in plumbingDecls belong to the row there, except the lines
-// of a call or a literal of the logic, such as rpc.Handle with a handler, and the lines of the component's own options. An import is plumbing if only plumbing
-// uses it. maxRow and maxPlumbing bound the number of lines of a row, and of all rows.
+// The code of a component should consist of the component's own logic. Plumbing is each line of code that is not a part of this logic, except
+// lines that have only brackets. A line belongs to the row of plumbingRows that has the first function, type or field that the line uses. All other lines of
+// a declaration in plumbingDecls belong to the declaration's row, with two exceptions: the lines of a call or a literal of the logic, such as rpc.Handle with
+// a handler, and the lines of the component's own options. An import is plumbing if only plumbing uses it. maxRow is the maximum number of lines of a row.
+// maxPlumbing is the maximum number of lines of all rows together.
 const maxRow, maxPlumbing = 15, 60
 
 var plumbingRows = []struct {
@@ -38,7 +39,7 @@ var plumbingRows = []struct {
 var logicNames = []string{
 	"api.Handle", "api.HandleRoute", "api.HandleTarget", "api.Link", "api.Mux", "api.Target", "listing.*", "db.List", "db.Page", "api.None", "api.Request", "api.Route", "backupdriver.*", "db.Columns", "db.Error", "db.Exec", "fault.*", "operation.GoTo", "operation.Handle",
 	"operation.Kind", "operation.OnEnd", "operation.Op", "operation.Step", "operation.Succeeded", "policy.Rule", "reqctx.*", "rpc.Any", "rpc.Call", "rpc.Define", "rpc.Handle", "rpc.Interface", "rpc.Method", "rpc.None", "rpc.Server", "rpc.Version",
-	"scheduler.Config", "scheduler.Weighted", "sqlx.Tx", "driver.Driver", // what the component's own driver is
+	"scheduler.Config", "scheduler.Weighted", "sqlx.Tx", "driver.Driver", // driver.Driver is embedded in the component's own type of drivers
 }
 
 // plumbingDecls are functions, types and variables without logic, with their rows.
@@ -58,7 +59,7 @@ func TestPlumbing(t *testing.T) {
 	}
 }
 
-// checkPlumbing counts the lines of all files of a component that are no tests.
+// checkPlumbing counts the lines of plumbing in all files of a component, except tests.
 func checkPlumbing(t *testing.T, pattern string) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
@@ -93,7 +94,7 @@ func checkPlumbing(t *testing.T, pattern string) {
 	}
 }
 
-// TestCountPlumbing: the lines are counted as the comment on maxRow says.
+// TestCountPlumbing: countPlumbing counts lines as the comment on maxRow says.
 func TestCountPlumbing(t *testing.T) {
 	t.Parallel()
 	rows, unknown := countPlumbing(t, `package main
@@ -143,7 +144,7 @@ func main() {}
 		"options":    2 + 1, // the struct without its own option, and the import of urlbus
 		"migrations": 2,     // the variable, and the import of embed
 		"main":       1,
-		"wiring":     2,         // without the lines of notify and of logic
+		"wiring":     2,         // without the lines of notify and of the logic
 		"quota":      1 + 3 + 1, // the line of the call, the call in wire with its error, and the import
 		"notify":     1,
 	}
@@ -152,10 +153,10 @@ func main() {}
 	}
 }
 
-// isReturn are the lines that return the error of the line before them.
+// isReturn has the lines that return the error of the line before them.
 var isReturn = map[string]bool{"if err != nil {": true, "return err": true, "return nil, err": true}
 
-// countPlumbing counts the lines of plumbing by row, and returns the names of packages of this module that no table has.
+// countPlumbing counts the lines of plumbing by row. The result unknown has the names PACKAGE.NAME of this module's packages that no table has.
 func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []string) {
 	t.Helper()
 	files := token.NewFileSet()
@@ -208,7 +209,7 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 			switch {
 			case !code[at] || rowOf[at] == "" && logic[at]:
 				continue
-			case rowOf[at] == "" && isReturn[strings.TrimSpace(lines[at-1])]: // of the error of the line before
+			case rowOf[at] == "" && isReturn[strings.TrimSpace(lines[at-1])]: // the statement returns the error of the line before
 				rowOf[at] = last
 			case rowOf[at] == "":
 				rowOf[at] = row
@@ -235,8 +236,8 @@ func countPlumbing(t *testing.T, source string) (rows map[string]int, unknown []
 	return rows, slices.Compact(unknown)
 }
 
-// nameOf returns the name PACKAGE.NAME of a call or of a composite literal, or "". For one of the component's own options it returns a name of
-// the package reqctx, because such an option is logic.
+// nameOf returns the name PACKAGE.NAME of a call or of a composite literal, or "". For a field of the component's own options it returns a name of
+// the package reqctx: every name of reqctx counts as logic, and such an option is logic.
 func nameOf(n ast.Node) string {
 	var of ast.Expr
 	switch n := n.(type) {
@@ -249,7 +250,7 @@ func nameOf(n ast.Node) string {
 			return "reqctx.option"
 		}
 	}
-	if i, ok := of.(*ast.IndexExpr); ok { // with a type argument
+	if i, ok := of.(*ast.IndexExpr); ok { // a generic function or type with a type argument
 		of = i.X
 	}
 	sel, ok := of.(*ast.SelectorExpr)
@@ -263,7 +264,7 @@ func nameOf(n ast.Node) string {
 	return pkg.Name + "." + sel.Sel.Name
 }
 
-// codeLines returns the lines that have more than brackets and are no comments.
+// codeLines reports for each line whether it is code. A comment and a line of brackets are not code. The first line has the number 1.
 func codeLines(source string) map[int]bool {
 	out := map[int]bool{}
 	for i, text := range strings.Split(source, "\n") {
@@ -283,13 +284,13 @@ func rowOfName(name string) string {
 	return ""
 }
 
-// matches reports whether names have a name PACKAGE.NAME, or PACKAGE.*.
+// matches reports whether the list names contains name, or PACKAGE.* for the package of name.
 func matches(names []string, name string) bool {
 	pkg, _, _ := strings.Cut(name, ".")
 	return slices.Contains(names, name) || slices.Contains(names, pkg+".*")
 }
 
-// declName returns the name of a declaration, the first one of a group.
+// declName returns the name of a declaration, or the first name in a group of declarations.
 func declName(d ast.Decl) string {
 	switch d := d.(type) {
 	case *ast.FuncDecl:

@@ -27,8 +27,8 @@ func firstBlock(t *testing.T, text, language string) string {
 	return out
 }
 
-// goTool runs the go command on one file with this source, in the module, and
-// returns what it printed.
+// goTool runs a command of the go tool on a file with the given source, in the module, and
+// returns the output of the command.
 func goTool(t *testing.T, command, source string) string {
 	t.Helper()
 	readTree(t) // so that go test does not use a cached result after a change of any package
@@ -60,14 +60,14 @@ func TestReadme(t *testing.T) {
 	text := readFile(t, "README.md")
 	program := firstBlock(t, text, "go")
 	if n := strings.Count(program, "\n"); n >= 40 {
-		t.Errorf("the program has %d lines, want fewer than 40, so that people read it", n)
+		t.Errorf("the program has %d lines, want fewer than 40, so that readers read it", n)
 	}
 	if diff := cmp.Diff(firstBlock(t, text, "text"), goTool(t, "run", program)); diff != "" {
 		t.Errorf("shown (-), printed (+):\n%s", diff)
 	}
 }
 
-// TestIndex: docs/README.md links to each document in its directory, and each of these says in its first paragraph what it is for.
+// TestIndex: docs/README.md links to each document in its directory. The first paragraph of each document says what the document is for.
 func TestIndex(t *testing.T) {
 	t.Parallel()
 	names, err := filepath.Glob("docs/*.md")
@@ -86,7 +86,7 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// TestSupport: the versions in README.md are those of CHANGELOG.md.
+// TestSupport: README.md and CHANGELOG.md have the same table of supported versions.
 func TestSupport(t *testing.T) {
 	t.Parallel()
 	const header = "| works with | versions |\n"
@@ -132,7 +132,7 @@ func TestTour(t *testing.T) {
 
 var (
 	links  = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
-	blocks = regexp.MustCompile("(?s)```.*?```") // blocks of code, in which nothing is a link
+	blocks = regexp.MustCompile("(?s)```.*?```") // blocks of code, which have no links
 )
 
 // TestLinks: each link of a Markdown file to another file leads to an existing file. Anchors are not checked.

@@ -42,7 +42,7 @@ type documentStep struct {
 	fails    bool // the block is marked with "sh fails": the commands end with an error
 	prints   bool // a block of text follows
 	printed  string
-	from, to int // of the block of text
+	from, to int // the first and the last line of the block of text
 }
 
 // documentSteps returns the blocks of commands of a document. A block of kind console is not a step: it has commands that need other software.
@@ -81,7 +81,7 @@ func scriptOf(steps []documentStep) string {
 	return b.String()
 }
 
-// varying are the parts of an output that differ from run to run.
+// varying matches the parts of an output that differ from run to run. Each is replaced by its name.
 var varying = []struct {
 	is   *regexp.Regexp
 	name string
@@ -96,6 +96,7 @@ var varying = []struct {
 	{regexp.MustCompile(` {2,}`), " "},
 }
 
+// withoutVarying replaces the varying parts of an output by their names.
 func withoutVarying(text string) string {
 	for _, v := range varying {
 		text = v.is.ReplaceAllString(text, v.name)
@@ -104,8 +105,8 @@ func withoutVarying(text string) string {
 }
 
 // TestTutorial runs the commands of docs/tutorial.md in an empty directory, one block after the other in one shell, as a reader does, and
-// compares what they print with the document. It replaces only addresses, because several tests run at the same time, and the clone by
-// this directory. With ARMATURE_UPDATE=1 it writes what is printed into the document.
+// compares their output with the document. It changes only addresses, because several tests run at the same time, and the path of the clone,
+// which is this directory. With ARMATURE_UPDATE=1 it writes the output into the document.
 func TestTutorial(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -153,12 +154,12 @@ func TestTutorial(t *testing.T) {
 	spans.check(t, "sites-api", "sites-worker")
 }
 
-// comparePrinted compares the output of steps with the document of the steps. toDocument replaces what only the test has in an output.
-// With ARMATURE_UPDATE=1 comparePrinted writes what is printed into the document.
+// comparePrinted compares the output of steps with the document of the steps. toDocument replaces texts of the test's output, such as
+// addresses, by those of the document. With ARMATURE_UPDATE=1 comparePrinted writes the output into the document.
 func comparePrinted(t *testing.T, file, document string, steps []documentStep, outputs []string, toDocument *strings.Replacer) {
 	t.Helper()
 	update := os.Getenv("ARMATURE_UPDATE") != ""
-	for i, output := range slices.Backward(outputs) { // the last one first, so that the places of the others do not change
+	for i, output := range slices.Backward(outputs) { // the last output first, so that the places of earlier outputs do not change
 		step, got := steps[i], toDocument.Replace(output)
 		diff := cmp.Diff(withoutVarying(step.printed), withoutVarying(got))
 		if diff == "" {
@@ -177,7 +178,7 @@ func comparePrinted(t *testing.T, file, document string, steps []documentStep, o
 	}
 }
 
-// play runs a script of steps in a directory, and returns what each of them has printed. If a step fails, play ends the test.
+// play runs a script of steps in a directory, and returns the output of each step. If a step fails, play ends the test.
 func play(t *testing.T, dir, script string, steps int) (outputs []string) {
 	t.Helper()
 	b := inBackground(t, dir, script, []string{"OS_DEFAULT__CONTROL_EXCHANGE=tutorial-" + strconv.FormatUint(uint64(rand.Uint32()), 10)})
@@ -192,13 +193,13 @@ func play(t *testing.T, dir, script string, steps int) (outputs []string) {
 	}
 	parts := regexp.MustCompile(stepMark+`\d+\n`).Split(strings.ReplaceAll(b.printed(), "\r", ""), -1) // curl prints headers with \r
 	if err != nil || len(parts) != steps+2 {
-		logs, _ := sh(t, dir, "tail -n 5 sites/*.log") // none, if the first steps fail
+		logs, _ := sh(t, dir, "tail -n 5 sites/*.log") // if the first steps fail, there are no logs
 		t.Fatalf("step %d of %d: %v: %s\n%s", len(parts)-1, steps, err, parts[len(parts)-1], logs)
 	}
 	return parts[1 : len(parts)-1]
 }
 
-// spanCounter is an OTLP collector that keeps the services of spans.
+// spanCounter is an OTLP collector that keeps the names of the services that have sent spans.
 type spanCounter struct {
 	mu       sync.Mutex
 	services []string

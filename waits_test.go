@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestWaits: no test waits by a bare "<-time.After(d)", except in a bubble of testing/synctest, where this takes no time. Use
-// package internal/waittest instead: it polls a condition, or makes the test say why real time must pass.
+// TestWaits: no test waits by a bare "<-time.After(d)", except in a bubble of testing/synctest, where this takes no real time. Use
+// package internal/waittest instead: it polls a condition, or spends real time for a reason that the test names.
 func TestWaits(t *testing.T) {
 	t.Parallel()
 	found := map[string][]string{}

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestWeight: docs/adopting.md says how many modules of others a program with some of the packages links.
+// TestWeight: docs/adopting.md has the right number of third-party modules that a program links with each set of packages.
 func TestWeight(t *testing.T) {
 	t.Parallel()
 	rows := regexp.MustCompile("(?m)^\\| ((?:`[a-z/]+`(?:, )?)+) \\| (\\d+) \\|$").FindAllStringSubmatch(readFile(t, "docs/adopting.md"), -1)
@@ -28,7 +28,7 @@ func TestWeight(t *testing.T) {
 		modules := slices.Compact(slices.Sorted(slices.Values(strings.Fields(string(out)))))
 		modules = slices.DeleteFunc(modules, func(m string) bool { return m == module })
 		if strconv.Itoa(len(modules)) != row[2] {
-			t.Errorf("%s: the document says %s, and these are %d: %q", row[1], row[2], len(modules), modules)
+			t.Errorf("%s: the document says %s modules, but there are %d: %q", row[1], row[2], len(modules), modules)
 		}
 	}
 }

@@ -42,8 +42,8 @@ var logText = regexp.MustCompile(`\.(?:Debug|Info|Warn|Error|Log)(?:Context|Attr
 // quoted matches a name in a document, between backquotes.
 var quoted = regexp.MustCompile("`[^`]*`")
 
-// wordsFile has, for each folder, the number of lines with such words that are older than the glossary. The numbers may only
-// fall.
+// wordsFile has, for each folder, the number of lines that match replacedWords or logText. The lines are older than the
+// glossary, and the numbers may only fall.
 const wordsFile = "testdata/words.txt"
 
 // TestWords: no new line has one of the words that the glossary replaces. ARMATURE_UPDATE=1 writes the lower
@@ -124,7 +124,7 @@ func goHitsIn(path string, src []byte) (found []string) {
 		if tok == token.EOF {
 			break
 		}
-		if tok != token.COMMENT && (tok != token.STRING || !strings.Contains(lit, " ")) { // a text of one word is a name, such as one on the wire
+		if tok != token.COMMENT && (tok != token.STRING || !strings.Contains(lit, " ")) { // a text of one word is a name, such as a name on the wire
 			continue
 		}
 		for i, line := range strings.Split(lit, "\n") {

@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// API adds the REST API of the process. The API is the last part to start. register adds the routes; API adds the health routes /livez and
+// API adds the REST API of the process. The API is the last part to start. The function register adds the routes; API adds the health routes /livez and
 // /readyz. API itself sets these fields of cfg: Enforce and Rules, if the component has Rules; CORS, if the options have origins; Inflight,
 // Observe, BodyTimeout and Logger. It sets Authenticate and Challenge only if Authenticate is nil, and PublicURL only if it is empty. The error
 // names the wrong options. Return it from Wire.
@@ -60,7 +60,7 @@ func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	return nil
 }
 
-// enforce sets the rules of the policy.
+// enforce adds the policy to the process, and sets Enforce and Rules of cfg.
 func (p *Process[O]) enforce(cfg *api.Config) error {
 	if p.c.Rules == nil {
 		return nil
@@ -81,7 +81,7 @@ func (p *Process[O]) enforce(cfg *api.Config) error {
 // policyInterval is the time between two checks whether the files of rules have changed.
 const policyInterval = 10 * time.Second
 
-// authenticate sets how clients are authenticated. addr is the address of the API, and names are the options that set
+// authenticate sets how clients are authenticated. The parameter addr is the address of the API, and names are the options that set
 // the address.
 func (p *Process[O]) authenticate(o *AccessOptions, addr string, names []string, cfg *api.Config) error {
 	if cfg.Authenticate != nil {
@@ -118,7 +118,7 @@ type identity struct {
 	part         *auth.Keystone
 }
 
-// newIdentity returns the authentication that the options select. observe may be nil. The error names each option that is missing or wrong.
+// newIdentity returns the authentication that the options select. The function observe may be nil. The error names each option that is missing or wrong.
 func newIdentity(o *AccessOptions, log *slog.Logger, observe func(context.Context, auth.Observation)) (*identity, error) {
 	switch o.API.AuthStrategy {
 	case "noauth2":
@@ -166,7 +166,7 @@ func (l *loadedOptions[O]) policy(log *slog.Logger) policy.Config {
 // explains how to call the API.
 func (o *AccessOptions) Authenticated() bool { return o.API.AuthStrategy != "noauth2" }
 
-// Scheme is the scheme of the API's URLs: http or https.
+// Scheme returns the scheme of the API's URLs: http or https.
 func (o *AccessOptions) Scheme() string {
 	if o.WSGI.CertFile != "" {
 		return "https"

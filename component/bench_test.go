@@ -10,8 +10,8 @@ import (
 	"github.com/armature-go/armature/internal/compare"
 )
 
-// BenchmarkStart measures the start of a process with all services, on the bus in memory and an SQLite file that has its tables, and its stop.
-// It ignores -benchtime: -args -rounds and -slice set the duration.
+// BenchmarkStart measures the start and the stop of a process with all services. The process uses the bus in memory and an SQLite file
+// that already has the tables. The benchmark ignores -benchtime. Set the duration with -args -rounds and -slice.
 func BenchmarkStart(b *testing.B) {
 	c := newWorld().component()
 	env := []string{"OS_DATABASE__CONNECTION=sqlite://" + filepath.Join(b.TempDir(), "notes.db"), "OS_DEFAULT__LISTEN=127.0.0.1:0"}

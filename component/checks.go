@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// configCommand has the commands about options.
+// configCommand returns the command config, whose subcommands are about options.
 func (t *Tool[O]) configCommand() *cobra.Command {
 	var known, of []string
 	for _, s := range t.r.c.Services {
@@ -46,8 +46,8 @@ func (t *Tool[O]) configCommand() *cobra.Command {
 	return cmd
 }
 
-// validate prints the files that were read, and the value and the place of each option. The error has one line for each fault, even if several
-// services have the same fault.
+// validate prints the files that were read, and the value and the place of each option. The error has one line for each error that was
+// found, even if several services have the same error.
 func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error {
 	if slices.Contains(of, AllInOne) {
 		if err := t.r.openByDefault(t.f); err != nil {
@@ -91,8 +91,8 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	return nil
 }
 
-// tryWire wires a service without starting it. If wrong is set, a Validate has refused the options, and Wire may panic because of them. Then
-// tryWire returns nil and no error.
+// tryWire wires a service without starting it. The parameter wrong reports that a Validate has refused the options. Wire may then
+// panic because of them. After such a panic tryWire returns nil and no error.
 func (t *Tool[O]) tryWire(ctx context.Context, l *loadedOptions[O], name string, wrong bool) (p *Process[O], err error) {
 	defer func() {
 		if wrong {
@@ -136,7 +136,7 @@ func (t *Tool[O]) askServices(ctx context.Context, l *loadedOptions[O], wired []
 	return errors.Join(errs...)
 }
 
-// policyCommand has the commands about rules.
+// policyCommand returns the command policy, whose subcommands are about rules.
 func (t *Tool[O]) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Print a sample of all rules, check files of rules, list the rules in force, or show why a rule denies"}
 	cmd.AddCommand(t.explainCommand(), &cobra.Command{

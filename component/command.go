@@ -23,7 +23,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// commandNames are the commands that a component has. No service can have one of these names.
+// commandNames are the names that no service can have: those of the commands of this package, of
+// cobra, and of a command upgrade, which a component may add.
 var commandNames = []string{"db", "upgrade", "config", "policy", "operation", "placement", "dlq", "member", "status", "version", "openapi", "completion", "help"}
 
 // flags are the flags of the command line.
@@ -40,14 +41,15 @@ type flagValue struct {
 	value string
 }
 
-// command returns the command line.
+// command returns the root command, with all commands and flags of the program.
 func (r *runtime[O]) command(env []string) *cobra.Command {
 	f := &flags{config: config.Source{Env: env, Defaults: r.c.defaults()}}
 	name := r.c.Name
 	root := &cobra.Command{
 		Use: name, Short: r.c.Short + "; without a command, all services in one process", Args: noArguments,
 		Long: strings.TrimSpace(r.c.Long+"\n\n"+r.c.Short) + ". Without a command, all services run in one process.\n\n" +
-			"A command without --config-file and --config-dir reads " + name + ".conf and " + name + ".conf.d in ~/." + name + " or /etc/" + name + ".",
+			"A command without --config-file and --config-dir reads " + name + ".conf and " + name + ".conf.d in ~/." + name + " or /etc/" + name + ".\n\n" +
+			"The commands for operators work on the database that these files name. With --state-path DIR they work on the database of the process with all services that was started with the same flag.",
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := r.openByDefault(f); err != nil {
@@ -74,7 +76,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	}
 	p := root.PersistentFlags()
 	f.config.AddFlags(p)
-	for _, one := range append([]Flag{{"state-path", "state_path", "directory of the state (option state_path)"}}, r.c.Flags...) {
+	for _, one := range append([]Flag{{"state-path", "state_path", "directory of the state (option state_path); a command for operators finds the database of a process with all services there"}}, r.c.Flags...) {
 		v := &flagValue{Flag: one}
 		p.StringVar(&v.value, v.Name, "", v.Help)
 		f.values = append(f.values, v)
@@ -97,7 +99,7 @@ func (r *runtime[O]) printsNoData(cmd *cobra.Command) bool {
 	return cmd == cmd.Root() || isService || cmd.Name() == "sample" || cmd.HasParent() && cmd.Parent().Name() == "completion"
 }
 
-// addTools adds the commands of operators that the component has.
+// addTools adds the commands for operators. The fields of the component select them.
 func (r *runtime[O]) addTools(root *cobra.Command, t *Tool[O]) {
 	root.AddCommand(t.configCommand(), t.versionCommand(), t.statusCommand())
 	if r.c.Migrations != nil {
@@ -179,12 +181,12 @@ func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 // loadedOptions are the options of a process.
 type loadedOptions[O any] struct {
 	config    *config.Config[O]
-	opts      *O       // at the start, with the host's name
-	base      *Options // within opts
+	opts      *O       // the options at the start; the host's name is set
+	base      *Options // the Options that opts embeds
 	log       *slog.Logger
-	level     *slog.LevelVar    // of log
-	flagNames map[string]string // by option
-	wrong     map[string]bool   // options, SECTION.NAME, with an error that is reported
+	level     *slog.LevelVar    // the level of log
+	flagNames map[string]string // the key is the option
+	wrong     map[string]bool   // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
 }
 
 // source returns the sources of the options.
@@ -230,8 +232,8 @@ func (r *runtime[O]) load(f *flags) (*loadedOptions[O], error) {
 	return l, nil
 }
 
-// read is load, but it returns the options even with an error, so that the caller can look for further errors. The options are
-// nil if a file cannot be read.
+// read is like load, but returns the options even with an error, so that the caller can look for further errors. The options
+// are nil if a file cannot be read.
 func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	src := f.source()
 	src.Logger = quiet
@@ -257,7 +259,7 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	l.base = embedded[Options](l.opts)
 	host, herr := hostName(l.base)
 	if l.base.Host = host; checkHost(host) != nil {
-		l.base.Host = "wrong" // to look for further errors
+		l.base.Host = "wrong" // a valid name, so that the caller can look for further errors
 	}
 	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
 	return l, errors.Join(err, herr)
@@ -272,7 +274,8 @@ func (l *loadedOptions[O]) forService() *loadedOptions[O] {
 	return &one
 }
 
-// newLogger returns a logger that writes to w, with the ids of the request. level gets the level of the options.
+// newLogger returns a logger that writes to w and adds the ids of the request. newLogger sets level to the level
+// that the options name.
 func newLogger(w io.Writer, o *Options, level *slog.LevelVar) *slog.Logger {
 	setLevel(level, o)
 	how := &slog.HandlerOptions{Level: level}
@@ -289,7 +292,8 @@ func setLevel(level *slog.LevelVar, o *Options) {
 	}
 }
 
-// Tool is what a command of an operator uses. Its methods are safe within RunE of a command.
+// Tool provides the options, the database and the output to a command for operators. Call its methods only in RunE of a command, where
+// the flags are parsed.
 type Tool[O any] struct {
 	// Out is the standard output.
 	Out io.Writer
@@ -348,7 +352,7 @@ func (t *Tool[O]) withDatabase(ctx context.Context, do func(ctx context.Context,
 	return errors.Join(do(ctx, l, d), d.Close())
 }
 
-// versionCommand prints the version of the program.
+// versionCommand returns the command that prints the version of the program.
 func (t *Tool[O]) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version of the program", Args: noArguments,
@@ -366,7 +370,7 @@ func (t *Tool[O]) versionCommand() *cobra.Command {
 	}
 }
 
-// openapiCommand prints the OpenAPI document of the REST API.
+// openapiCommand returns the command that prints the OpenAPI document of the REST API.
 func (t *Tool[O]) openapiCommand() *cobra.Command {
 	var version string
 	var history bool

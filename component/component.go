@@ -1,5 +1,5 @@
-// Package component is the process of a component: its command line, its options, and the parts that every component has. A component
-// says what is its own, and this package does the rest:
+// Package component runs the processes of a component. It provides the command line, the options, and the parts that every component
+// has. A component declares only what is specific to it:
 //
 //	type options struct {
 //		component.Options
@@ -36,15 +36,17 @@
 //	hello status                     members, open operations, and the processes of this host
 //	hello openapi, version, completion
 //
-// The fields of [Component] say which commands a component lacks. Commands that list or show something have the flag --output (-o): table, json or
-// yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the commands "db check" and "placement audit" have codes of
-// their own, see their --help.
+// Some commands exist only if a field of [Component] is set, see the comments of the fields. Commands that list or show something have
+// the flag --output (-o): table, json or yaml. The exit code is 0 for success, 1 for an error, and 2 for a wrong command line; the
+// commands "db check" and "placement audit" have codes of their own, see their --help.
 //
-// A process has one host name. [Process.On] adds further names, for services that stand for several hosts. The names of a component's own
-// contracts may differ from the defaults here: options ([Component.Address], [DriverConfig]), flags, kinds of members ([ServerConfig]).
+// A process has one host name. If a service stands for several hosts, [Process.On] returns the process under the name of one of them.
+// A component may use other names than the defaults here, for options ([Component.Address], [DriverConfig]), for flags ([Flag]) and
+// for kinds of members ([ServerConfig]).
 //
-// Without a command, all services run in one process. If the options name no bus and no database, they use the bus in memory and an
-// SQLite file in state_path. Such a process creates and upgrades its tables at its start. A process of one service only checks them.
+// Without a command, all services run in one process. Without the option transport_url, this process uses the bus in memory. Without
+// a database connection, it uses an SQLite file in state_path. Such a process creates and upgrades its tables at its start. A
+// process of one service only checks them.
 //
 // The package stands above all library packages, and links all of them: each bus, each database, Prometheus and OTLP. A program that
 // needs only some of them uses the packages without component.
@@ -88,7 +90,8 @@ type Component[O any] struct {
 	// Services are the services, in the order in which they are wired in a process with all of them.
 	Services []Service[O]
 	// Migrations are the component's own migrations, and those of packages such as service/quota. The migrations of the packages
-	// membership and operation are always included, and come first. Without Migrations the component has no database.
+	// membership and operation are always included, and come first. Nil: the component has no database. An empty slice that is
+	// not nil: the database has only the tables of these two packages.
 	Migrations []db.Migrations
 	// Rules are the rules of the policy. Nil: no route of the API has a rule, and the component has no command policy.
 	Rules []policy.Rule
@@ -114,7 +117,7 @@ type Component[O any] struct {
 	DatabaseFile string
 	// Flags are further flags of the command line, each of which sets an option. Nil: none.
 	Flags []Flag
-	// Audit compares the claims on hosts with their consumers, see placement.Audit. Nil: the component has no command for it.
+	// Audit compares the claims on hosts with their consumers, see placement.Audit. Nil: the component has no command placement.
 	Audit func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error)
 	// Commands returns further commands. Nil: none.
 	Commands func(t *Tool[O]) []*cobra.Command
@@ -125,25 +128,25 @@ type Component[O any] struct {
 
 // Service is a kind of process of a component. Name and Wire are required.
 type Service[O any] struct {
-	// Name is the name of its command.
+	// Name is the name of the service, and of the command that runs it.
 	Name string
 	// Short says in a line what the service does.
 	Short string
-	// NoDatabase is for a service that must not reach the database, such as a worker on a host that is not trusted. Its members are
-	// reported over RPC by processes with the database.
+	// NoDatabase is for a service that must not reach the database, such as a worker on a host that is not trusted. It reports its
+	// members over RPC to the processes with the database, which write them.
 	NoDatabase bool
-	// AutoCaps are the version caps of the client of a service without a database. Default: such a service asks a process with
-	// the database.
+	// AutoCaps returns the version caps of the RPC client in a process of a service without a database. Default: such a
+	// process asks a process with the database.
 	AutoCaps func(context.Context, *rpc.Client) (rpc.Versions, error)
 	// Wire makes the parts of the service and gives them to the process. It starts nothing, because the commands "config validate" and "openapi"
 	// call it as well. If the Meta of an error names an option, as errors of package service/config do, the process adds the place of the
 	// option. Wire reports the errors of options that only this service needs, joined by errors.Join. A Validate of the options reports the
-	// errors that concern all services. Wire is called even if other options are wrong, so that all errors are found. Such a process is not
-	// started.
+	// errors that concern all services. Wire is called even if other options are wrong, so that all errors are found. A process with a
+	// wrong option is not started.
 	Wire func(ctx context.Context, p *Process[O]) error
 }
 
-// Flag is a flag of the command line that sets an option, NAME or SECTION.NAME. Help is for --help.
+// Flag is a flag of the command line. It sets an option, whose name has the form NAME or SECTION.NAME. Help is for --help.
 type Flag struct{ Name, Option, Help string }
 
 // AllInOne is the name of the process with all services.
@@ -157,10 +160,10 @@ func Main[O any](c Component[O]) {
 }
 
 // Run runs the program of a component with the given arguments and environment, and returns the exit code. It is for tests and for programs
-// with a main of their own. ctx ends a service as SIGTERM does. The log goes to stderr.
+// with a main of their own. When ctx ends, a running service stops as after SIGTERM. The log goes to stderr.
 //
-// Run panics if the component is wrong, which is a programmer's error: its options do not embed [Options], it has no Name, a service has no
-// Name or no Wire, or two services have one name.
+// Run panics if the component is wrong, which is a programmer's error: its options do not embed [Options], it has no Name or no
+// Services, a service has no Name or no Wire, two services have the same name, or a service has the name of a command.
 func Run[O any](ctx context.Context, c Component[O], args, env []string, stdout, stderr io.Writer) int {
 	r := &runtime[O]{c: &c, out: stdout, err: stderr}
 	return r.main(ctx, args, env)
@@ -246,7 +249,8 @@ func (c *Component[O]) defaults() map[string]string {
 	return out
 }
 
-// quiet is the logger of commands, which return errors and do not log them.
+// quiet is a logger that discards everything. It is for commands, which return errors and do not
+// log them.
 var quiet = slog.New(slog.DiscardHandler)
 
 // ExitError is an error of a command that ends the program with this code and without a message.

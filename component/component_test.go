@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("os/signal.loop"))
 }
 
-// options are those of the component of the tests.
+// options are the options of the component in these tests.
 type options struct {
 	component.Options
 	component.APIOptions
@@ -49,7 +49,7 @@ type backend struct {
 	Size int `ini:"size" default:"1" min:"1" help:"size of the backend"`
 }
 
-// Validate refuses a size.
+// Validate refuses the size 66.
 func (b *backend) Validate() error {
 	if b.Size == 66 {
 		return fault.WithReason(errors.New("66 is a bad size"), "", map[string]string{"option": "size"})
@@ -70,7 +70,7 @@ var (
 	take   = operation.Kind[note]{Name: "note.take", Timeout: time.Minute}
 )
 
-// world is what a test sees of the processes of the component.
+// world has the channels through which the processes of the component report to a test.
 type world struct {
 	started chan *component.Process[options]
 	led     chan string // hosts that the loop of the leader has run on
@@ -156,7 +156,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// start runs a service until the test ends, and returns its process and its log. stop ends it earlier.
+// start runs a service until the test ends, and returns its process and its log. The function stop ends the service earlier.
 func (w *world) start(t *testing.T, args []string, env ...string) (p *component.Process[options], log *output, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -189,7 +189,7 @@ func (w *world) command(t *testing.T, env []string, args ...string) (code int, o
 	return code, stdout.String(), stderr.String()
 }
 
-// takeNote asks an API for a note.
+// takeNote asks the API at an address to take a note.
 func takeNote(t *testing.T, addr, text string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/v1/notes", strings.NewReader(fmt.Sprintf(`{"text": %q, "host": ""}`, text)))
@@ -207,7 +207,7 @@ func takeNote(t *testing.T, addr, text string) {
 	}
 }
 
-// written waits until the operation on a note has succeeded, and returns the host that has written it.
+// written waits until the operation on a note has succeeded, and returns the note, with the host that has written it.
 func written(t *testing.T, d *sqlx.DB, text string) (n note) {
 	t.Helper()
 	waittest.Until(t, text+" to be written", func() bool {
@@ -370,8 +370,8 @@ func TestTemporaryState(t *testing.T) {
 	}
 }
 
-// TestThreeProcesses: each service in a process of its own, on a broker and with a database. The API notifies the runner in another process.
-// The worker has no database, and its member is reported over RPC. The member is down after the worker has left.
+// TestThreeProcesses: each service runs in a process of its own, with a broker and a database server. The API notifies the runner in
+// another process. The worker has no database, and its member is reported over RPC. The member is down after the worker has left.
 func TestThreeProcesses(t *testing.T) {
 	t.Parallel()
 	c := componenttest.Start(t, newWorld().component(), "transport_url="+envtest.URL(t, testenv.AMQPVar), "database.connection="+dbtest.MySQL(t),

@@ -19,7 +19,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// databaseCommand has the commands about the tables.
+// databaseCommand returns the command db, whose subcommands are about the tables.
 func (t *Tool[O]) databaseCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "db", Short: "Manage the database"}
 	cmd.AddCommand(&cobra.Command{
@@ -93,7 +93,7 @@ func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx
 	return nil
 }
 
-// placementCommand compares the claims on hosts with what they should be.
+// placementCommand returns the command placement, which compares the claims on hosts with their consumers.
 func (t *Tool[O]) placementCommand() *cobra.Command {
 	var repair bool
 	var minAge time.Duration
@@ -121,8 +121,8 @@ type findingView struct {
 	Error string `json:"error,omitempty"`
 }
 
-// printFindings prints the findings of an audit, also of a failed one. If the audit did not fail and has findings, printFindings returns the
-// exit code as an ExitError.
+// printFindings prints the findings of an audit, even if the audit has failed. If the audit has not failed and has findings,
+// printFindings returns the exit code as an ExitError.
 func (t *Tool[O]) printFindings(found []placement.Finding, failed error) error {
 	if len(found) == 0 && failed == nil && t.f.output == formatTable {
 		_, err := fmt.Fprintln(t.Out, "no differences")
@@ -175,7 +175,7 @@ func describeFinding(f *placement.Finding) string {
 	return out
 }
 
-// memberCommand manages the registered services.
+// memberCommand returns the command member, which manages the registered services.
 func (t *Tool[O]) memberCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "member", Short: "Manage registered services"}
 	var force bool
@@ -200,7 +200,7 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	}
 	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
 	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the services: whether each is up, what it serves, and its process. Process - means that several processes may be this service", Args: noArguments,
+		Use: "list", Short: "List the services: whether each is up, what it serves, and its process (-: not known, because several processes may run this service)", Args: noArguments,
 		RunE: t.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {
@@ -213,7 +213,7 @@ func (t *Tool[O]) memberCommand() *cobra.Command {
 	return cmd
 }
 
-// checkKind refuses a kind that no member has, if there are members.
+// checkKind refuses a kind that no member has. If there are no members, it accepts every kind.
 func checkKind(ctx context.Context, members *membership.Registry, kind string) error {
 	found, err := members.List(ctx, "")
 	kinds := map[string]bool{}

@@ -7,8 +7,8 @@ import (
 
 // Heartbeat returns a function for a loop that runs every second or more often, such as service.Loop. The function calls f when a heartbeat of the
 // member is due: every report_interval, and after failures with a back-off that begins with a second and doubles up to report_interval. Of several
-// failures in a row, the log has a line for the first failure and a line for the next success. While the process stops, failures are expected,
-// because the call is canceled, or the process that writes the heartbeats has drained. They are logged at DEBUG.
+// failures in a row, the log has a line for the first failure and a line for the next success. While the process stops, failures are
+// expected, because the call is canceled, or the process that writes the heartbeats has drained. These failures are logged at DEBUG.
 //
 // Heartbeat is for members that the component reports through an RPC interface of its own, see [ServerConfig]. The result is for one goroutine
 // at a time. A call blocks as long as f does. The context of f ends after report_interval, or after 1 s if report_interval is shorter.

@@ -16,7 +16,8 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// beater runs a component that sends heartbeats, in the fake time of a bubble. wire gets the process before it starts, and the heartbeat's function.
+// beater runs a component that sends heartbeats, in the fake time of a bubble. The function f sends a heartbeat. The function wire
+// gets the process before the process starts, and the function made by Process.Heartbeat.
 func beater(t *testing.T, env []string, f func(context.Context) error, wire func(p *component.Process[component.Options], beat func(context.Context) error)) (log *output, stop func()) {
 	t.Helper()
 	log = new(output)
@@ -52,7 +53,7 @@ func TestHeartbeat(t *testing.T) {
 	t.Parallel()
 	signals()
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex // of at and bad
+		var mu sync.Mutex // guards at and bad
 		begin, bad := time.Now(), true
 		var at []time.Duration
 		log, stop := beater(t, nil, func(context.Context) error {
@@ -90,7 +91,7 @@ func TestHeartbeat(t *testing.T) {
 func TestHeartbeatAtStop(t *testing.T) {
 	t.Parallel()
 	signals()
-	for name, interval := range map[string]string{"drained": "2", "canceled": "3600"} { // a short interval ends a heartbeat by itself
+	for name, interval := range map[string]string{"drained": "2", "canceled": "3600"} { // a heartbeat may take one interval: with a short one it would end before the stop
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {

@@ -44,7 +44,7 @@ func (o *fleetOptions) address() (addr string, options []string) {
 	return net.JoinHostPort(o.BindHost, strconv.Itoa(o.BindPort)), []string{"bind_host", "bind_port"}
 }
 
-// engine is a driver that keeps the options that it was given.
+// engine is a driver. Its method Describe returns the options that the driver was given.
 type engine struct {
 	driver.Driver
 
@@ -53,10 +53,11 @@ type engine struct {
 
 var fleetKind = driver.Functions[engine]("fleet", 1)
 
-// fleet is a component whose only process serves two hosts.
+// fleet is a component of which one process serves several hosts: n1 and n2 with drivers and
+// members, and n3 with a claim.
 type fleet struct {
 	started chan *component.Process[fleetOptions]
-	engines map[string]func() engine // by host
+	engines map[string]func() engine // the key is the host
 	claimed atomic.Int32
 }
 
@@ -76,7 +77,7 @@ func (f *fleet) component() component.Component[fleetOptions] {
 	}
 }
 
-// wireNone needs a short lease.
+// wireNone wires a service without parts. It refuses a lease above one minute.
 func wireNone(_ context.Context, p *component.Process[fleetOptions]) error {
 	switch {
 	case p.Options.Lease == 66*time.Second:
@@ -87,7 +88,7 @@ func wireNone(_ context.Context, p *component.Process[fleetOptions]) error {
 	return nil
 }
 
-// Validate refuses a lease.
+// Validate refuses a lease of 66 s. All other options are valid.
 func (o *fleetOptions) Validate() error {
 	if o.Lease == 66*time.Second {
 		return fault.WithReason(errors.New("66 is a bad lease"), "", map[string]string{"option": "lease"})
@@ -144,8 +145,9 @@ func (f *fleet) wire(_ context.Context, p *component.Process[fleetOptions]) erro
 	})
 }
 
-// TestManyHosts: a process serves several hosts, with a driver, a server and a member for each. Kinds and versions of members, options of the address and the driver, and the
-// file of the database may have other names than the defaults.
+// TestManyHosts: a process serves several hosts. Each of n1 and n2 has a driver, a server and a member; n3 has a server with a claim.
+// A component may choose the kinds and versions of members, the options for the address and the driver, and the name of the database's
+// file.
 func TestManyHosts(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -237,7 +239,8 @@ func TestBuiltIn(t *testing.T) {
 	}
 }
 
-// TestOtherNames: errors name the options of a component with other names, and flags by their own names. All errors are reported at once, each error once.
+// TestOtherNames: if a component has other names for options and flags, errors use these names. All errors are reported at once, each
+// error once.
 func TestOtherNames(t *testing.T) {
 	t.Parallel()
 	const served = "transport_url = memory://\n[database]\nconnection = sqlite:///:memory:\n[api]\nauth_strategy = noauth2\n"

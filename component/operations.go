@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// operationCommand manages the operations.
+// operationCommand returns the command operation, which manages the operations.
 func (t *Tool[O]) operationCommand() *cobra.Command {
 	var why string
 	cancel := &cobra.Command{
@@ -47,7 +47,7 @@ func (t *Tool[O]) withOperations(do func(ctx context.Context, ops *operation.Sto
 }
 
 // eachOperation returns the function of a command that calls do for each of its arguments, which are ids of operations. After each
-// call the command prints the id and the word done.
+// call the command prints the id and the text in the parameter done.
 func (t *Tool[O]) eachOperation(done string, do func(ctx context.Context, ops *operation.Store, id string) error) func(*cobra.Command, []string) error {
 	return t.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
 		for _, id := range ids {
@@ -112,7 +112,8 @@ func (t *Tool[O]) printOperations(ctx context.Context, ops *operation.Store, fil
 	return t.Print([]string{"id", "kind", "resource", "state", "runner", "created", "error"}, rows, found)
 }
 
-// showOperations prints JSON unless the flag says YAML: an operation has lists and data that have no place in a table.
+// showOperations returns the command "operation show". It prints JSON, or YAML if the flag --output says so, because an operation has
+// lists and data that do not fit into a table.
 func (t *Tool[O]) showOperations() *cobra.Command {
 	resource := cmp.Or(t.r.c.Resource, "resource")
 	return &cobra.Command{
@@ -149,7 +150,7 @@ func runnerOf(o *operation.Operation) string {
 	return "-"
 }
 
-// dlqCommand manages dead letters: messages that no service could handle.
+// dlqCommand returns the command dlq, which manages dead letters: messages that no service could handle.
 func (t *Tool[O]) dlqCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{Use: "dlq", Short: "Manage dead letters: messages that no service could handle"}
@@ -265,7 +266,7 @@ func (t *Tool[O]) eachLetter(ctx context.Context, ids []string, all bool, do fun
 	return err
 }
 
-// endLetters requeues or drops the dead letters with the ids, or all, and prints how many. done is the word that is printed, such as
+// endLetters requeues or drops the dead letters with the ids, or all, and prints how many. The parameter done is the word that is printed, such as
 // dropped.
 func (t *Tool[O]) endLetters(ctx context.Context, ids []string, all bool, v rpc.Verdict, done string) error {
 	if (len(ids) == 0) != all {

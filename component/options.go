@@ -95,7 +95,7 @@ func (o *Options) adminAddr(service string) string {
 	return strings.ReplaceAll(o.Admin, servicePlaceholder, service)
 }
 
-// checkHost refuses a name of a host that cannot be a part of the name of a queue or of a file.
+// checkHost refuses a host name that cannot be a part of the name of a queue or a file.
 func checkHost(host string) error {
 	if strings.ContainsAny(host, "/\\ ") || host == "." || host == ".." {
 		return fmt.Errorf("%q is not the name of a host: use letters, digits, dots and hyphens", host)
@@ -103,7 +103,7 @@ func checkHost(host string) error {
 	return rpc.CheckHost(host)
 }
 
-// schemes are the kinds of buses besides those of package urlbus.
+// schemes are the openers of buses for URL schemes that package urlbus itself does not have.
 var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
 	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 }}
@@ -176,8 +176,8 @@ type APIOptions struct {
 	AccessOptions
 }
 
-// AccessOptions are the options of a REST API about its clients. The struct of options of a component embeds them instead of [APIOptions] if the
-// component has other options for the address, see [Component.Address], and for the links of its API.
+// AccessOptions are the options of a REST API about its clients. The struct of options of a component embeds them instead of
+// [APIOptions] if the component has its own options for the links and the address of its API, see [Component.Address].
 type AccessOptions struct {
 	API    ClientOptions       `section:"api"`
 	Auth   auth.Options        `section:"keystone_authtoken"`
@@ -208,7 +208,7 @@ type CORSOptions struct {
 	Origins []string `ini:"allowed_origin" regex:"^([*]|https?://[^/?#@ ]+)$" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
 }
 
-// Validate returns an error if the address is malformed.
+// Validate returns an error if the address is malformed, or if the AccessOptions are not valid.
 func (o *APIOptions) Validate() error {
 	return errors.Join(optionError("listen", service.HTTPConfig{Addr: o.Listen}.Validate()), o.AccessOptions.Validate())
 }

@@ -19,8 +19,8 @@ const (
 
 var formats = []string{formatTable, formatJSON, formatYAML}
 
-// Print prints a list or an object in the format of the flag --output: rows under columns, or data as JSON or YAML. Names in YAML are
-// those of JSON.
+// Print prints a list or an object in the format of the flag --output: rows under columns, or data as JSON or YAML. The names of
+// fields in YAML are the same as in JSON.
 func (t *Tool[O]) Print(columns []string, rows [][]string, data any) error {
 	if t.f.output != formatTable {
 		return t.printAs(t.f.output, data)

@@ -62,7 +62,8 @@ type Placement[R placement.Requester] struct {
 }
 
 const (
-	// refreshInterval is the time between two reads of the hosts. Decisions use what was read last; the claim decides.
+	// refreshInterval is the time between two reads of the hosts. A decision uses the last read, which may be out of
+	// date. Therefore the claim checks the host again.
 	refreshInterval = 2 * time.Second
 	// maxHostAge is the highest age of the state of a host. An older state is not used.
 	maxHostAge = 5 * refreshInterval
@@ -72,9 +73,9 @@ const (
 	maxRanked = 10
 )
 
-// NewPlacement returns a placement, and adds the loop that reads the hosts, and metrics. The component's Migrations have
-// [placement.Migrations]. It panics if the configuration is wrong, if the process has no database, or if the process has a placement already:
-// these are programmers' errors.
+// NewPlacement returns a placement. It adds to the process a loop that reads the hosts, and the metrics of the placement. The
+// component's Migrations must contain [placement.Migrations]. NewPlacement panics if the configuration is wrong, if the process has no
+// database, or if the process has a placement already: these are programmers' errors.
 func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConfig[R]) *Placement[R] {
 	p.needDatabase("NewPlacement")
 	if cfg.Kind == "" {
@@ -163,9 +164,9 @@ func live(p *placement.Provider, m *membership.Member) *placement.Provider {
 	return &out
 }
 
-// Hosts returns all hosts. If fresh is set, Hosts reads them now; otherwise they were read at most 2 s ago. The caller must not change them.
-// Errors are those of the database. If fresh is set and no host is up, the error is Unavailable, because this is an outage and not a lack of
-// room.
+// Hosts returns all hosts. If fresh is set, Hosts reads them now. Otherwise it returns those of the last read; the process reads them
+// every 2 s. The caller must not change the hosts. Errors are those of the database. If fresh is set and no host is up, the error is
+// Unavailable, because this is an outage and not a lack of room.
 func (pl *Placement[R]) Hosts(ctx context.Context, fresh bool) ([]*Host, error) {
 	if !fresh {
 		return pl.fleet.Hosts(), nil
@@ -190,8 +191,8 @@ func (pl *Placement[R]) providers(context.Context) ([]*placement.Provider, error
 	return out, nil
 }
 
-// Place chooses a host for a request and claims its resources, see [placement.Placer.Place]. It is idempotent by the request's Consumer. The
-// log has the reasons if no host is feasible, and so has the Meta of the error, see [scheduler.ErrNoValidHost].
+// Place chooses a host for a request and claims its resources, see [placement.Placer.Place]. It is idempotent by the request's
+// Consumer. If no host is feasible, the log and the Meta of the error have the reasons, see [scheduler.ErrNoValidHost].
 func (pl *Placement[R]) Place(ctx context.Context, req R) (*Host, error) {
 	placed, err := pl.placer.Place(ctx, req)
 	if errors.Is(err, scheduler.ErrNoValidHost) {
@@ -211,9 +212,10 @@ func (pl *Placement[R]) placed(placed *placement.Placed[*Host], req R) *Host {
 	return placed.Host
 }
 
-// PlaceOrWait is [Placement.Place] for a step of an operation that shall wait for room. If no host is feasible, the error is [operation.WaitFor]. Then the step
-// is called again when [Placement.Release], or the report of a host with more resources, has freed room, and at the latest after 15 s. The Limit of the step
-// bounds the wait. When room is free, all waiting requests try again, in the order of their priorities.
+// PlaceOrWait is [Placement.Place] for a step that waits for room instead of failing. If no host is feasible, the error is
+// [operation.WaitFor]. Then the step is called again when [Placement.Release], or the report of a host with more resources, has freed
+// room, and at the latest after 15 s. The Limit of the step bounds the wait. When room is free, all waiting requests try again, in the
+// order of their priorities.
 func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R) (*Host, error) {
 	placer := &pl.placer
 	if op.Waits > 0 {
@@ -248,7 +250,8 @@ func (pl *Placement[R]) Release(ctx context.Context, d *sqlx.DB, consumer string
 	return nil
 }
 
-// roomOf is the peer for which operations wait.
+// roomOf returns the peer for operation.WaitFor: the name by which operations that wait for room of
+// a kind are signaled.
 func roomOf(kind string) string { return "room of " + kind }
 
 // signalRoom makes the operations that wait for room of a kind continue.
@@ -262,7 +265,8 @@ func (p *Process[O]) signalRoom(ctx context.Context, kind string) error {
 	return r.Signal(ctx, roomOf(kind))
 }
 
-// liveClaims is a store of claims that asks before each claim whether the host accepts work, because the fleet may be out of date.
+// liveClaims is a store of claims. Before each claim it reads from the registry whether the host accepts work, because the hosts
+// in memory may be out of date.
 type liveClaims struct {
 	placement.Store
 
@@ -296,8 +300,8 @@ type resourcesMessage struct {
 	Provider *placement.Provider `json:"provider"`
 }
 
-// Resources adds the part that reports the resources of this host. kind is the kind of a [Placement]. read returns the resources; the part sets their ID to the
-// name of the host. The part writes the resources at its start, when they have changed (checked every report_interval), and once a minute. Its start waits
+// Resources adds the part that reports the resources of this host. The parameter kind is the kind of a [Placement]. The function read returns the resources; the
+// part sets their ID to the name of the host. The part writes the resources at its start, when they have changed (checked every report_interval), and once a minute. Its start waits
 // until a process with the database answers, because a process without a database asks such a process to write. Only this part calls read, one call at a time,
 // and only this part reads the result. Errors after the start are logged once, and the report is repeated.
 func (p *Process[O]) Resources(kind string, read func(ctx context.Context) (*placement.Provider, error)) {
@@ -310,7 +314,7 @@ func (p *Process[O]) Resources(kind string, read func(ctx context.Context) (*pla
 	p.reports[p.Host] = true
 	r := &resourceReport[O]{p: p, kind: kind, read: read, host: p.Host}
 	r.loop = service.Loop(p.base.ReportInterval, func(ctx context.Context) error { return r.report(ctx) })
-	p.addPart(phaseRunner, p.named(kind+" resources"), p.read.label("host"), r) // when the host is a member
+	p.addPart(phaseRunner, p.named(kind+" resources"), p.read.label("host"), r) // starts when the host is a member
 }
 
 // resourceReport is the part of [Process.Resources].
@@ -320,7 +324,7 @@ type resourceReport[O any] struct {
 	read       func(ctx context.Context) (*placement.Provider, error)
 	loop       *service.LoopPart
 	last       []byte    // what was reported, as JSON, because read may change its result later
-	at         time.Time // of the last report
+	at         time.Time // the time of the last report
 }
 
 // Unchanged resources are reported again after maxReportAge, because an operator may have removed them.
@@ -363,8 +367,8 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 	return err
 }
 
-// putResources writes the resources of a host. If the host has more resources than before, requests that wait for room try again.
-// Precondition: the host is not a member of the kind.
+// putResources writes the resources of a host. If the host is new or has more resources than before, requests that wait for room try
+// again. Precondition: the host is not a member of the kind.
 func (p *Process[O]) putResources(ctx context.Context, kind string, provider *placement.Provider) error {
 	if _, err := p.Members.Get(ctx, kind, provider.ID); errors.Is(err, fault.NotFound) {
 		return fault.New(fault.Precondition, "host %s reports resources and is not a member of kind %s", provider.ID, kind)
@@ -379,13 +383,14 @@ func (p *Process[O]) putResources(ctx context.Context, kind string, provider *pl
 	if _, err := store.Put(ctx, provider); err != nil || len(had) > 0 && !hasMore(provider, had[0]) {
 		return err
 	}
-	if err := p.signalRoom(ctx, kind); err != nil { // the requests try again within 15 s
+	if err := p.signalRoom(ctx, kind); err != nil { // without the signal the requests try again within 15 s
 		p.Log.WarnContext(ctx, "requests that wait for room not notified", "kind", kind, "error", err)
 	}
 	return nil
 }
 
-// hasMore reports whether a provider has a higher capacity of a class than it had, or was disabled.
+// hasMore reports whether the provider p has more to offer than before: a higher capacity of a
+// class, or it is no longer disabled. The parameter had is its earlier state.
 func hasMore(p, had *placement.Provider) bool {
 	for class, i := range p.Inventories {
 		if i.Capacity() > had.Inventories[class].Capacity() {

@@ -41,7 +41,7 @@ var (
 	checkOut  = operation.Kind[stay]{Name: "check-out", Timeout: time.Minute}
 )
 
-// inn is a component whose hosts have two rooms each. Its worker has no database.
+// inn is a component whose hosts have two rooms each. The service house, which runs on each host, has no database.
 func inn() component.Component[roomOptions] {
 	return component.Component[roomOptions]{
 		Name: "inn", Short: "Has rooms", Migrations: []db.Migrations{placement.Migrations},

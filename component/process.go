@@ -35,32 +35,35 @@ import (
 // packageMigrations are the migrations of the packages that a process uses.
 var packageMigrations = []db.Migrations{membership.Migrations, operation.Migrations}
 
-// Process is one process of a component, while its services are wired. Its methods are for Wire, from one goroutine, unless they say
-// otherwise. The process adds its parts to App in the right order: the database, drivers, the bus, the client, the announcement of versions,
-// RPC servers, members, runners, other parts, and last the API.
+// Process is one process of a component, while its services are wired. Call its methods only in [Service].Wire and from one goroutine,
+// unless the comment of a method allows more. The process adds its parts to App in the right order: the database, drivers, the bus, the
+// client, the announcement of versions, RPC servers, members, runners, other parts, and last the API.
 type Process[O any] struct {
-	// Options are the options at the start of the process. The caller must not change them. Host and StatePath are set.
+	// Options are the options at the start of the process. The caller must not change them. Their Host is set even
+	// if the option host is not, and their StatePath is the field StatePath.
 	Options *O
 	// Name is the name of the service, or [AllInOne].
 	Name string
-	// Host is the name of this host.
+	// Host is the name of this host: the option host, or else the machine's name. In a result of On it is the argument of On.
 	Host string
-	// StatePath is the directory for data of this host. It is empty in a process of one service if the option
-	// state_path is not set.
+	// StatePath is the directory for data of this host. If the option state_path is not set, StatePath is a
+	// temporary directory in a process with all services, and empty in a process of one service.
 	StatePath string
 	// Log is the log of the process, and Out its standard output.
 	Log *slog.Logger
 	Out io.Writer
 	// App is for reports and for the list of running work. Add parts with [Process.Add], which keeps the order.
 	App *service.App
-	// Metrics takes further metrics. The page /metrics of the admin listener has them.
+	// Metrics is for registering further metrics. The page /metrics of the admin listener shows
+	// them.
 	Metrics prometheus.Registerer
 	// Bus is the bus, not started. Its Check fails while the broker cannot be reached, and does not block.
 	Bus urlbus.Bus
-	// Client is the RPC client. It sends only versions of messages that all running servers know.
+	// Client is the RPC client. In a component with a database it sends only message versions that
+	// all running servers support.
 	Client *rpc.Client
-	// DB is the database, Members its registry of members and Operations its store of operations. They are nil in a process without a
-	// database.
+	// DB is the database, Members the registry of members and Operations the store of operations in it. All three are nil in a
+	// process without a database.
 	DB         *sqlx.DB
 	Members    *membership.Registry
 	Operations *operation.Store
@@ -81,13 +84,13 @@ type wiring struct {
 	parts   [phases][]part
 	probes  []probe
 	reports map[string]bool // the hosts whose resources are reported
-	errs    []error         // of options; a process with an error does not start
+	errs    []error         // wrong options; a process with an error does not start
 	close   []func() error  // called at the end, the last one first
 
 	draining atomic.Bool // while it is true, heartbeats are expected to fail
 }
 
-// part is a part with its name and its label.
+// part is a service.Part with its name and its label, see [service.App.AddLabeled].
 type part struct {
 	name, label string
 	service.Part
@@ -108,7 +111,7 @@ const (
 	phases
 )
 
-// probe is a question to a service on the network that an option names, for "config validate --online".
+// probe checks the server that an option names, such as the database server, for "config validate --online".
 type probe struct {
 	option string // NAME or SECTION.NAME
 	ask    func(ctx context.Context) error
@@ -117,17 +120,18 @@ type probe struct {
 // Current returns the options as of the last reload. It is safe for concurrent use.
 func (p *Process[O]) Current() *O { return p.read.config.Current() }
 
-// On returns the process under another name of the host, for a process that serves several hosts, such as a process with all services that simulates the
-// hosts. Servers, members and drivers that are added to the result have this name, and so do its leaders. All results are one process: they have one App,
-// one runner and one API.
+// On returns the process with another value of Host. It is for a process that serves several hosts, such as a process that simulates hosts.
+// RPC servers, members, drivers and leaders that are added through the result belong to that host. All results are one process: they
+// share the App, the runner and the API.
 func (p *Process[O]) On(host string) *Process[O] {
 	q := *p
 	q.Host = host
 	return &q
 }
 
-// Add adds a part, which is started after the RPC servers and the runner, and before the API. The error of its start names options, NAME or
-// SECTION.NAME, that an operator should look at. It panics as service.App.Add does.
+// Add adds a part, which is started after the RPC servers and the runner, and before the API. If the start of the part fails, the
+// error names the given options, which an operator should check. An option has the form NAME or SECTION.NAME. Add panics as
+// service.App.Add does.
 func (p *Process[O]) Add(name string, part service.Part, options ...string) {
 	p.addPart(phaseOther, name, p.read.label(options...), part)
 }
@@ -137,7 +141,7 @@ func (p *Process[O]) AddFirst(name string, part service.Part, options ...string)
 	p.addPart(phaseFirst, name, p.read.label(options...), part)
 }
 
-// named returns the name of a part, which in a process with several hosts has the name of the host.
+// named returns the name of a part. After On, the name of the host is added.
 func (p *Process[O]) named(name string) string {
 	if p.Host == p.home {
 		return name
@@ -149,7 +153,8 @@ func (p *Process[O]) addPart(phase int, name, label string, s service.Part) {
 	p.parts[phase] = append(p.parts[phase], part{name, label, s})
 }
 
-// Addr returns the address on which the API listens, after the start: "" without an API. It is safe for concurrent use after the start.
+// Addr returns the address on which the API listens, or "" in a process without an API. Call it after the start. From then on it is safe for
+// concurrent use.
 func (p *Process[O]) Addr() string {
 	if p.http == nil {
 		return ""
@@ -180,19 +185,20 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 	p.StatePath = p.base.StatePath
 	if err := p.openBus(p.base.TransportURL, inject.From(ctx).Bus); err != nil {
 		p.collect(optionError("transport_url", err))
-		_ = p.openBus("memory://", nil) // has no options
+		_ = p.openBus("memory://", nil) // cannot fail: this bus needs no options
 	}
 	if needsDatabase(r.c, name, services) {
 		if err := p.openDatabase(p.base.Database.Connection); err != nil {
 			p.collect(optionError("database.connection", err))
-			_ = p.openDatabase("sqlite:///:memory:") // has no options
+			_ = p.openDatabase("sqlite:///:memory:") // cannot fail: this database needs no options
 		}
 	}
 	p.openClient(services)
 	return p
 }
 
-// collect keeps the errors that err joins, each with the place of its option.
+// collect adds the errors that err joins to p.errs, each with the place of its option, see
+// placeAll.
 func (p *Process[O]) collect(err error) { p.errs = append(p.errs, p.read.placeAll(err)...) }
 
 // checkAdmin checks admin_listen. The directory of a socket is made at the start.
@@ -370,7 +376,7 @@ func (p *Process[O]) Runner() *operation.Runner {
 	p.tell.runners.Add(p.home, p.runner)
 	p.App.AddReport("operations", func(w io.Writer) error {
 		s := p.runner.Stats()
-		_, err := fmt.Fprintf(w, "%d run here; %d are unknown and wait for another process; %d steps were not undone, or ends not written\n", s.Running, s.Unknown, s.NotUndone)
+		_, err := fmt.Fprintf(w, "%d run here; %d are unknown and wait for another process; %d steps were not undone, or their ends were not written\n", s.Running, s.Unknown, s.NotUndone)
 		return err
 	})
 	p.addPart(phaseRunner, "operations", "", p.runner)
@@ -391,9 +397,10 @@ func (p *Process[O]) needDatabase(method string) {
 	}
 }
 
-// Notify makes a runner look at an operation now: the runner of this process, or, over RPC, that of another process. Call it after the
-// commit of the transaction in which [operation.Begin] has begun the operation. A lost notification only delays the operation until the
-// next poll, so errors are only logged. Notify blocks for at most 2 s. It is safe for concurrent use.
+// Notify makes a runner process an operation now, instead of at its next poll. It notifies the runner of this process. If this process has no
+// runner, Notify sends an RPC message to a process with a runner. Call it after the commit of the transaction in which [operation.Begin] has
+// begun the operation. A lost notification only delays the operation until the next poll, so errors are only logged. Notify blocks for at most
+// 2 s. It is safe for concurrent use.
 func (p *Process[O]) Notify(ctx context.Context, id string) {
 	if p.runner != nil {
 		p.runner.Notify(id)
@@ -408,9 +415,9 @@ func (p *Process[O]) Notify(ctx context.Context, id string) {
 
 const notifyTimeout = 2 * time.Second
 
-// Leader calls f periodically in one of the processes that have the loop, by a lease of the database with the name. The first call comes
-// within the interval. The context of f ends when the lease is lost. Errors are logged, see service.Loop. It panics in a process
-// without a database.
+// Leader adds a loop that calls f once in each interval. The parameter every is the interval. If several processes have a loop of the same name, only
+// one of them calls f: the holder of a lease in the database. The first call comes within the first interval. The context of f ends when the lease
+// is lost. Errors are logged, see service.Loop. Leader panics in a process without a database.
 func (p *Process[O]) Leader(name string, every time.Duration, f func(ctx context.Context) error) {
 	p.needDatabase("Leader")
 	leader := operation.NewLeader(operation.LeaderConfig{Store: p.Operations, Name: name, Host: p.Host})
@@ -444,7 +451,7 @@ func (p *Process[O]) finish() {
 	})
 }
 
-// closeAll closes what is open, the last one first.
+// closeAll calls the functions in p.close, the last one first, and returns their errors.
 func (p *Process[O]) closeAll() error {
 	var errs []error
 	for _, end := range slices.Backward(p.close) {
@@ -454,8 +461,8 @@ func (p *Process[O]) closeAll() error {
 	return errors.Join(errs...)
 }
 
-// wire opens a process and wires its services, see openProcess. The error has a line for each wrong option, with its place, except for options
-// that read knows to be wrong already.
+// wire opens a process and wires its services, see openProcess. The error has a line for each wrong option, with the place of the
+// option. Options whose errors were already found while the options were read are left out.
 func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name string, log *slog.Logger, dry bool) (*Process[O], error) {
 	services := r.c.Services
 	if name != AllInOne {
@@ -495,7 +502,7 @@ func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error)
 	return errors.Join(p.App.Run(ctx), p.closeAll())
 }
 
-// hostName returns the option host, or the machine's name.
+// hostName returns the option host, or the machine's name if the option is not set.
 func hostName(o *Options) (string, error) {
 	if o.Host != "" {
 		return o.Host, nil

@@ -38,7 +38,7 @@ type operationMessage struct {
 	ID string `json:"id"`
 }
 
-// memberMessage is a member of a process without a database.
+// memberMessage describes a member of a process without a database.
 type memberMessage struct {
 	Kind       string              `json:"kind"`
 	Host       string              `json:"host"`
@@ -93,8 +93,8 @@ func (p *Process[O]) addInternal() {
 	}))
 }
 
-// reportsMembers reports whether processes with the database must report the members of a service: it has no database
-// and no AutoCaps.
+// reportsMembers reports whether processes with the database must report the members of some service. This is so for a service
+// without a database and without AutoCaps.
 func (c *Component[O]) reportsMembers() bool {
 	for _, s := range c.Services {
 		if s.NoDatabase && s.AutoCaps == nil {
@@ -104,7 +104,7 @@ func (c *Component[O]) reportsMembers() bool {
 	return false
 }
 
-// remoteMember is a member of a process without a database. A process with the database writes it.
+// remoteMember is a member of a process without a database. A process with the database writes the member to the registry.
 type remoteMember struct {
 	client *rpc.Client
 	self   memberMessage
@@ -134,8 +134,8 @@ func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Meth
 	return out, unanswered(ctx, err)
 }
 
-// unanswered returns the error of a call of a process with the database, for a method that is idempotent. Unavailable: no process has
-// answered.
+// unanswered translates the error of a call to a process with the database. If no process has answered, the result is Unavailable,
+// after which the call may be repeated. So the called method must be idempotent.
 func unanswered(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil && slices.Contains([]fault.Code{fault.Timeout, fault.Unknown, fault.Unavailable}, fault.CodeOf(err)) {
 		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err)
@@ -162,7 +162,7 @@ func (m *remoteMember) Announcement() service.Part {
 	}}
 }
 
-// Start joins. Unavailable: no process with the database answers.
+// Start makes the member join, and starts its heartbeats. Unavailable: no process with the database answers.
 func (m *remoteMember) Start(ctx context.Context) error {
 	if err := m.call(ctx, joinMember); err != nil {
 		return err
@@ -179,7 +179,8 @@ func (m *remoteMember) report(ctx context.Context) error {
 	return err
 }
 
-// Stop leaves. A member that cannot leave is down after the option service_down_time, so this is not an error.
+// Stop ends the heartbeats, and makes the member leave. A failure to leave is only logged, because the member then counts as down
+// after service_down_time.
 func (m *remoteMember) Stop(ctx context.Context) error {
 	err := m.loop.Stop(ctx)
 	if left := m.call(ctx, leaveMember); left != nil {
@@ -188,5 +189,5 @@ func (m *remoteMember) Stop(ctx context.Context) error {
 	return err
 }
 
-// isRemoved reports whether the member does not exist.
+// isRemoved reports whether err says that the member does not exist.
 func isRemoved(err error) bool { return errors.Is(err, fault.NotFound) }

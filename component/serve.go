@@ -11,9 +11,10 @@ import (
 	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
-// Serve serves an RPC interface on this host. register gives the handlers to the server. The process announces the versions of the server
-// before it serves, and is a member of the interface's name while it serves, so that other processes find the host and know what it
-// understands. The interceptors run around each handler, after those of the process.
+// Serve serves an RPC interface on this host. The function register adds the handlers to the server. The process announces the
+// versions of the server before it serves. While it serves, it has a member whose kind is the name of the interface, so that other
+// processes find the host and its versions. The interceptors in the parameter around run around each handler, inside the interceptors
+// of the process.
 func (p *Process[O]) Serve(i *rpc.Interface, register func(s *rpc.Server), around ...rpc.Interceptor) {
 	p.ServeWith(ServerConfig{Interface: i, Register: register, Around: around})
 }
@@ -28,8 +29,8 @@ type ServerConfig struct {
 	Kind    string
 	Version int
 	// Claim is a part that is started right before the server, and announces the versions of the server. Set it if the component reports the
-	// members through an RPC interface of its own. The process then adds no member. Nil: the process is a member of Kind. Options are the
-	// options (NAME or SECTION.NAME) that an error of the start of Claim names. Default: host.
+	// members through an RPC interface of its own. The process then adds no member. Nil: the process adds a member of Kind. Options
+	// are the options (NAME or SECTION.NAME) that an error of the start of Claim names. Default: host.
 	Claim   service.Part
 	Options []string
 }
@@ -50,7 +51,7 @@ func (p *Process[O]) ServeWith(cfg ServerConfig) {
 	p.addPart(phaseServe, p.named(cfg.Interface.Name+" rpc"), label, srv)
 }
 
-// newServer returns an RPC server that is not added.
+// newServer returns an RPC server. The caller adds it to the parts of the process.
 func (p *Process[O]) newServer(i *rpc.Interface, host string, register func(s *rpc.Server), around ...rpc.Interceptor) *rpc.Server {
 	interceptors := slices.Concat(p.tell.server(), []rpc.Interceptor{p.track}, around)
 	srv := rpc.NewServer(p.Bus, rpc.ServerConfig{Interface: i, Host: host, Interceptors: interceptors, Logger: p.Log})

@@ -45,7 +45,8 @@ type processView struct {
 	Why     string `json:"why,omitempty"`
 }
 
-// statusCommand shows what the database knows, and what the processes of this host say at their admin listeners.
+// statusCommand returns the command status. It shows the members and operations in the database, and the state that the processes
+// of this host report at their admin listeners.
 func (t *Tool[O]) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Args: noArguments,
@@ -124,7 +125,7 @@ func isSocket(addr string) bool {
 // adminTimeout is how long a process may take to say whether it is ready.
 const adminTimeout = 5 * time.Second
 
-// ask sets the state and the reason.
+// ask asks the process whether it is ready, and sets State and Why.
 func (v *processView) ask(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()

@@ -31,7 +31,7 @@ func TestStatus(t *testing.T) {
 		}
 		return out + errs
 	}
-	lines := map[string]string{} // by the first word
+	lines := map[string]string{} // the key is the first word
 	out := status(0, env)
 	for line := range strings.Lines(out) {
 		fields := strings.Fields(line)

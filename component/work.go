@@ -17,13 +17,13 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Begin calls write and begins an operation on a resource, in one transaction: either both take effect, or neither. After the commit it
-// notifies a runner, see [Process.Notify]. A nil write does nothing.
+// Begin calls write and begins an operation on a resource, in one transaction: either both take effect, or neither. After the commit
+// it notifies a runner, see [Process.Notify]. If write is nil, Begin only begins the operation.
 //
 // A resource has one open operation at a time. If an operation on a child resource and the operations on its parent must exclude each other, give
 // Begin the id of the parent. While such an operation is open, other operations on the parent fail with ErrBusy. An operation that preempts, such as a
-// deletion, ends the open operation. The OnEnd of the ended operation is not called, so the deletion writes the state of the child. If Begin gets the
-// id of the child, the operations of a parent and of all its children run at the same time.
+// deletion, ends the open operation. The OnEnd of the ended operation is not called, so the deletion itself must write the state of
+// the child. If Begin gets the id of the child instead, the operations of a parent and of all its children may run at the same time.
 //
 // Errors: those of operation.Begin and of write, and of the database.
 func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], resource string, data *D, write func(ctx context.Context, tx *sqlx.Tx) error) error {
@@ -43,9 +43,9 @@ func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], re
 	return err
 }
 
-// NewScheduler returns a scheduler of members: a request gets a member that is up and that no operator has disabled. cfg adds filters and
-// weighers. Picker has the default scheduler.Shuffle, and a decision has only counts of rejected members, see scheduler.Config. It
-// panics if cfg is wrong, which is a programmer's error.
+// NewScheduler returns a scheduler of members: a request gets a member that is up and that no operator has disabled. The parameter cfg
+// adds filters and weighers. The default of its Picker is scheduler.Shuffle. A decision has only counts of rejected members, see
+// CountsOnly of scheduler.Config. NewScheduler panics if cfg is wrong, which is a programmer's error.
 func NewScheduler[R any](cfg scheduler.Config[R, membership.Member]) *scheduler.Scheduler[R, membership.Member] {
 	fit := scheduler.FilterFunc("fit", func(_ R, m membership.Member) scheduler.Verdict {
 		if why := m.Unfit(); why != "" {

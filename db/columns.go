@@ -21,8 +21,8 @@ var (
 //	err = db.Error(d.GetContext(ctx, &host, "SELECT "+db.Columns[Host]()+" FROM hosts WHERE id = ?", id))
 //
 // Unlike "SELECT *", such a statement still works after a later release has added a column to the table. In a join, a name is
-// ambiguous if several tables have it. Columns panics if T is not a struct, if a tag has a dot or a quote, or if an embedded
-// field has a tag, because sqlx reads no column into such a field.
+// ambiguous if several tables have it. Columns panics if T is not a struct, or if a tag has a dot or a quote. It also panics if
+// an embedded field has a tag, because sqlx reads no column into such a field.
 func Columns[T any]() string {
 	t := reflect.TypeFor[T]()
 	if list, ok := columnLists.Load(t); ok {
@@ -40,7 +40,7 @@ func Columns[T any]() string {
 			continue
 		}
 		if f.Embedded {
-			panic(fmt.Sprintf("db.Columns: %s: sqlx does not read a column into an embedded field: give the field with the tag %q a name", t, f.Name))
+			panic(fmt.Sprintf("db.Columns: %s: sqlx does not read a column into an embedded field, such as the one with the tag %q: make it a named field, or remove the tag", t, f.Name))
 		}
 		if strings.ContainsAny(f.Name, `."`) {
 			panic(fmt.Sprintf("db.Columns: %s: the tag %q is not the name of a column: it has a dot or a quote", t, f.Name))

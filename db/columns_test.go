@@ -65,13 +65,13 @@ type (
 	}
 )
 
-// TestColumnsRefused: a tag that sqlx cannot read as a column panics with the type and the tag.
+// TestColumnsRefused: Columns panics for a tag that sqlx cannot read as a column. The text has the type and the tag.
 func TestColumnsRefused(t *testing.T) {
 	t.Parallel()
-	const embedded = "sqlx does not read a column into an embedded field: give the field with the tag "
+	const embedded = "sqlx does not read a column into an embedded field, such as the one with the tag "
 	for want, columns := range map[string]func() string{
-		"db.Columns: db_test.labels: " + embedded + `"labels" a name`:                                              db.Columns[labels],
-		"db.Columns: db_test.stamped: " + embedded + `"created_at" a name`:                                         db.Columns[stamped],
+		"db.Columns: db_test.labels: " + embedded + `"labels": make it a named field, or remove the tag`:           db.Columns[labels],
+		"db.Columns: db_test.stamped: " + embedded + `"created_at": make it a named field, or remove the tag`:      db.Columns[stamped],
 		`db.Columns: db_test.dotted: the tag "t.a" is not the name of a column: it has a dot or a quote`:           db.Columns[dotted],
 		`db.Columns: db_test.embeddedDotted: the tag "t.a" is not the name of a column: it has a dot or a quote`:   db.Columns[embeddedDotted],
 		`db.Columns: db_test.quoted: the tag "a\" FROM x --" is not the name of a column: it has a dot or a quote`: db.Columns[quoted],

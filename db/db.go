@@ -1,7 +1,7 @@
 // Package db opens a component's database: MySQL or MariaDB in production, SQLite
 // for one process. The same store code runs on both. The handle is a plain
-// [*sqlx.DB], and everything else is a function that takes the handle. A program
-// imports the databases that it uses for their effect, as drivers of database/sql:
+// [*sqlx.DB], and everything else is a function that takes the handle. A program has a blank import for each kind of
+// database that it uses, as for drivers of database/sql:
 //
 //	import _ "github.com/armature-go/armature/db/mysqldb"  // mysql://
 //	import _ "github.com/armature-go/armature/db/sqlitedb" // sqlite://
@@ -73,21 +73,20 @@ type Config struct {
 	// certificate's authority is verified, and with tls=skip-verify nothing. A handle whose connections go to
 	// another machine without TLS logs one warning.
 	URL string
-	// MaxOpen bounds the open connections of the handle. Idle connections stay open. Default 20. A
-	// database in memory always has one: while a transaction runs, all other uses of the
-	// handle wait.
+	// MaxOpen bounds the open connections of the handle. Idle connections stay open. Default 20. A database in memory
+	// always has one connection: while a transaction runs, all other uses of the handle wait.
 	MaxOpen int
 	// ConnectTimeout is how long [Open] waits for a database that is down. Default 10 s. Negative:
 	// Open makes one attempt, which takes at most 5 s.
 	ConnectTimeout time.Duration
-	// SlowQuery is the duration from which a statement is logged, with its text and its duration,
-	// at level Warn. The duration includes the time that the statement waits for other writers of
+	// SlowQuery is a threshold: a statement that takes at least so long is logged, with its text and its
+	// duration, at level Warn. The duration includes the time that the statement waits for other writers of
 	// an SQLite file, but not the time that it waits for a connection. Parameters are not logged.
 	// Default 0: no statement is logged.
 	SlowQuery time.Duration
-	// Observe is called at the start of each statement, with its context and its text, unless it is nil. The function that
-	// it returns is called once, when the database has answered, with the statement's error. On MySQL COMMIT and ROLLBACK
-	// are also statements. Both functions may be called from several goroutines at once, and block the statement. Observe
+	// Observe, unless nil, is called at the start of each statement, with the statement's context and text. The function end is
+	// called once, when the database has answered, with the statement's error. On MySQL COMMIT and ROLLBACK
+	// are also statements. Both functions may be called from several goroutines at once. The statement waits for both. Observe
 	// is for metrics and traces, see package dbprom.
 	Observe func(ctx context.Context, query string) (end func(error))
 	// Logger gets warnings. Default [slog.Default].
@@ -96,16 +95,16 @@ type Config struct {
 
 // New returns a handle on a database. It does not connect: the first statement does, or [Service.Start].
 // The caller closes the handle, or gives it to a [Service]. The handle replaces lost connections by
-// itself and is safe for concurrent use. ConnectTimeout has no effect. New fails with Invalid if the URL, or a file that
-// it names, is wrong, and with Denied if other users can read or change the key in ssl_key. The error does not contain
+// itself and is safe for concurrent use. ConnectTimeout has no effect. New fails with Invalid if the URL, or a file named in
+// the URL, is wrong, and with Denied if other users can read or change the key in ssl_key. The error does not contain
 // the URL, because a URL has a password.
 func New(cfg Config) (*sqlx.DB, error) {
 	d, _, err := openHandle(cfg)
 	return d, err
 }
 
-// Open is [New] for a tool or a test: it blocks until the database answers. A service gives the handle of
-// New to a [Service] instead. No error contains the password:
+// Open does what [New] does, and then blocks until the database answers. It is for tools and tests. A service gives the
+// handle of New to a [Service] instead. These are the errors. None of them contains the password:
 //
 //   - Invalid, and Denied for the key in ssl_key, at once: as for New.
 //   - Unauthenticated or Denied, at once: the database rejects the user, or its certificate is not trusted.
@@ -125,7 +124,7 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 	return d, nil
 }
 
-// openHandle makes a handle, and logs a warning if its connections are not encrypted. shown is the URL without the password.
+// openHandle makes a handle, and logs a warning if its connections are not encrypted. The result shown is the URL without the password.
 func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
 	e, t, err := parseURL(cfg.URL)
 	if err != nil {
@@ -152,7 +151,7 @@ func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
 }
 
 // connectDatabase sends pings, with a back-off of up to 1 s, until the database answers or fails with an error
-// that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative one
+// that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative timeout
 // it makes one attempt. An attempt takes at most engine.DialTimeout.
 func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
 	if timeout == 0 {

@@ -241,7 +241,8 @@ func TestTimes(t *testing.T) {
 	})
 }
 
-// TestNow: the database's clock goes forward, even inside a transaction, and is the clock of statements.
+// TestNow: the database's clock goes forward, even inside a transaction. UTC_TIMESTAMP(6) in a statement uses the same
+// clock.
 func TestNow(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

@@ -67,7 +67,7 @@ func isContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// explainError says what an error of a driver or of database/sql means. The code is Internal if it means nothing that is known.
+// explainError returns the meaning of an error of a driver or of database/sql. For any other error the code is Internal.
 func explainError(err error) engine.Meaning {
 	m := engine.Explain(err)
 	op, isNet := errors.AsType[*net.OpError](err)
@@ -97,8 +97,8 @@ func isConnectionLost(err error) bool {
 }
 
 // isRetryable reports whether a transaction that failed with err may succeed if
-// it runs again from its beginning. It finds the driver's error behind codes and
-// wrapping.
+// it runs again from its beginning. It also finds a driver's error that is wrapped
+// or has a fault code.
 func isRetryable(err error) bool { return engine.Explain(err).Reason == engine.ReasonContention }
 
 // tlsFailure returns an error that explains err if a connection failed because of TLS, and nil otherwise.

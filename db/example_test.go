@@ -184,6 +184,25 @@ func ExamplePage_Select() {
 	// [{c db-2 3} {e db-3 2}] true <nil>
 }
 
+// A query that a process runs for most requests is prepared once on each connection.
+func ExamplePrepare() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, size BIGINT NOT NULL)",
+		"INSERT INTO volumes (id, size) VALUES ('a', 1), ('b', 8)")
+	defer d.Close()
+
+	type Volume struct {
+		ID   string
+		Size int64
+	}
+	volume := db.Prepare(d, "SELECT id, size FROM volumes WHERE id = ?")
+	var v Volume
+	err := volume.Get(ctx, &v, "b")
+	fmt.Println(v, err)
+	// Output: {b 8} <nil>
+}
+
 // Volumes that were deleted long ago move to the history, in small transactions.
 // Their tags are deleted.
 func ExamplePurge() {
@@ -208,8 +227,8 @@ func ExamplePurge() {
 	// Output: 2 <nil>
 }
 
-// A column is new. The program writes the column. The data migration fills it in
-// older rows while the program runs.
+// A column is new. The program writes the column. The data migration fills the
+// column in older rows while the program runs.
 func ExampleMigrateData() {
 	ctx := context.Background()
 	d := open(ctx,
@@ -294,8 +313,7 @@ func ExampleReaders() {
 	// Output: <nil> 1 0
 }
 
-// ExecOne returns the given error if no row matches, and a
-// column of text holds a Go value.
+// ExecOne returns the given error if no row matches. The column tags stores a Go map as JSON.
 func ExampleExecOne() {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})

@@ -18,9 +18,9 @@ func Exec(ctx context.Context, q sqlx.ExecerContext, query string, args ...any) 
 	return n, Error(err)
 }
 
-// ExecOne is [Exec] for a statement about one row: it returns the error missing if the statement matches no row. A
-// transaction can continue after this error. A statement that matches several rows is an Internal error, because its
-// condition does not identify a row: roll back then. missing must not be nil.
+// ExecOne runs a statement about one row, as [Exec] does. If the statement matches no row, ExecOne returns the error in the
+// parameter missing, which must not be nil. A transaction can continue after this error. If the statement matches several
+// rows, the error is Internal, because the condition does not identify a row: roll back then.
 func ExecOne(ctx context.Context, q sqlx.ExecerContext, missing error, query string, args ...any) error {
 	n, err := Exec(ctx, q, query, args...)
 	switch {

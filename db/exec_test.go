@@ -96,7 +96,7 @@ func TestJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		if texts[0].Tags != "{}" || texts[0].Names != "[]" || texts[0].Size != nil {
-			t.Errorf("what is nil: %+v", texts[0])
+			t.Errorf("nil values in the table: %+v", texts[0])
 		}
 		if texts[1].Names != `["a","b"]` || *texts[1].Size != `{"gib":7}` {
 			t.Errorf("the text in the table: %+v", texts[1])

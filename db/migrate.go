@@ -27,25 +27,27 @@ const migrateTimeout = 5 * time.Minute
 // semicolon at the end of a line. An applied file must not change. Lines that begin with "-- +db " are declarations:
 //
 //	-- +db breaks 5
-//	        Programs whose last version is 5 or lower do not work with the schema any more. Without this line they do, because
+//	        Programs whose last version is 5 or lower do not work with the schema any more. Without this line they still work, because
 //	        the migration only adds something. See [Check].
 //	-- +db applied-if SELECT step_name FROM operations LIMIT 0
 //	        If the query succeeds, the database has this migration already. This line is for a component that had copied the SQL
 //	        into its own migrations. It has an effect only while the database has no table of versions for the sequence.
 //	-- +db replaces 00012_old.sql 3f0c...
 //	        This file replaces all files up to its own version, such as copies of a library's SQL. It must be the first file of the
-//	        sequence, and has the version of the last file that it replaces. It makes the tables that the replaced files made
-//	        together, without those of the library. If the last migration of a database is the named file, with the SHA-256 that
-//	        sha256sum prints for it, the database has this file already. A database with an older version is refused.
+//	        sequence, and has the version of the last file that it replaces. It creates the component's own tables that the replaced
+//	        files created. Tables of a library whose SQL was copied are created by the library's own sequence. If the named
+//	        file, with the SHA-256 that sha256sum prints for it, was applied to a database, this file counts as applied, too.
+//	        A database with an older version is refused.
 //
-// If a statement has a semicolon at the end of a line within it, it must stand between the lines "-- +goose StatementBegin" and
+// A statement that has a semicolon at the end of a line inside it must stand between the lines "-- +goose StatementBegin" and
 // "-- +goose StatementEnd". Everything after a line "-- +goose Down" is ignored, and so are other lines of goose. Statements that change
 // the session or the transaction, such as SET or COMMIT, are refused. Indexes and constraints need names, because after a crash a
 // statement that adds one without a name may be executed twice.
 type Migrations struct {
 	// Name is the first part of the name of the table of versions, NAME_migrations. Default "schema", for a component.
 	Name string
-	// Files has the files in its root. [Embedded] makes it from the folder "migrations" of an [embed.FS].
+	// Files is a file system with the files in its root directory. [Embedded] makes Files from the folder "migrations" of
+	// an [embed.FS].
 	Files fs.FS
 }
 
@@ -113,11 +115,15 @@ func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 }
 
 // Check returns nil if this program works with the schema: all migrations of the files have been applied, and further migrations of a
-// newer program break nothing for this one. If there are further migrations, warning names both versions. It is for the log.
+// newer program break nothing for this one. If further migrations have been applied, warning is a text for the log that names both versions.
 //
-// Otherwise Check fails with Precondition. The schema is older (reason SchemaOlder), and the error has both versions; or the schema is
-// newer and does not work with this program, and the error has the program's version and the migration that breaks it; or other files
-// made the schema. Other errors are those of [Migrate].
+// Otherwise Check fails with Precondition:
+//
+//   - The schema is older, reason SchemaOlder. The error has both versions.
+//   - The schema is newer and does not work with this program. The error has the program's version and the migration that breaks it.
+//   - The applied files are not those of this program: one has changed, is missing, or is new below the schema's version.
+//
+// Other errors are those of [Migrate].
 //
 // A service calls Check at its start. Check changes nothing.
 func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string, err error) {
@@ -151,7 +157,7 @@ func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string,
 // reasonOlder is the reason of the error for a schema that is older than the program's.
 const reasonOlder = "SchemaOlder"
 
-// errOlder matches that error.
+// errOlder matches the error with the reason reasonOlder.
 var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 
 // migrator reads and changes the schema over one connection.
@@ -190,7 +196,7 @@ func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) 
 	next := s.table + "_new"
 	statements := []string{
 		"ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-		"DROP TABLE IF EXISTS " + next, // of a call that died here
+		"DROP TABLE IF EXISTS " + next, // the rest of a call that died here
 		"CREATE TABLE " + next + ` (version BIGINT NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, sha256 CHAR(64) NOT NULL,
 			applied_at DATETIME(6) NOT NULL, breaks BIGINT NOT NULL DEFAULT 0, done INTEGER)`,
 	}
@@ -228,10 +234,10 @@ func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	return nil
 }
 
-// insertRow records a file. done is the number of its statements that are done, or NULL if all are done. sum is the checksum of these
-// statements, or of the file.
+// insertRow records a file. The parameter done is the number of its statements that are done, or NULL if all are done. The parameter sum
+// is the checksum of these statements, or of the file.
 func (m *migrator) insertRow(ctx context.Context, table string, f script, sum string, done sql.NullInt64) error {
-	_, err := m.conn.ExecContext(ctx, "INSERT INTO "+table+" (version, name, sha256, applied_at, breaks, done) VALUES (?, ?, ?, UTC_TIMESTAMP(6), ?, ?)", //nolint:gosec // as above
+	_, err := m.conn.ExecContext(ctx, "INSERT INTO "+table+" (version, name, sha256, applied_at, breaks, done) VALUES (?, ?, ?, UTC_TIMESTAMP(6), ?, ?)", //nolint:gosec // the table's name is the program's
 		f.version, f.name, sum, f.breaks, done)
 	return err
 }
@@ -252,7 +258,7 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 			continue
 		}
 		err = fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
-		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement had no effect: the next call must not conclude from its error that an earlier process has executed it
+		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement had no effect, and the row says so: otherwise the next call would take an error such as "table exists" as proof that this call has executed it
 			err = errors.Join(err, m.updateRow(ctx, table, f, f.sumOf(i), sql.NullInt64{Valid: true, Int64: int64(-1 - i)}))
 		}
 		return err
@@ -260,8 +266,8 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 	return m.updateRow(ctx, table, f, f.sum, sql.NullInt64{})
 }
 
-// execute executes a statement and calls note, which records that the statement is done. repeated reports that an earlier process may
-// have died after the statement and before note. In this case an error that says that the statement was done before is a success.
+// execute executes a statement and calls the function note, which records that the statement is done. If the parameter repeated is true, an earlier
+// process may have died after the statement and before note. In this case an error for which isDone returns true is a success.
 func (m *migrator) execute(ctx context.Context, query string, repeated bool, note func() error) error {
 	if !m.sqlite && !changesSchema(query) {
 		return m.inTx(ctx, query, note)
@@ -273,14 +279,14 @@ func (m *migrator) execute(ctx context.Context, query string, repeated bool, not
 	return note()
 }
 
-// updateRow changes the row of insertRow.
+// updateRow changes the row that insertRow has inserted.
 func (m *migrator) updateRow(ctx context.Context, table string, f script, sum string, done sql.NullInt64) error {
-	_, err := m.conn.ExecContext(ctx, "UPDATE "+table+" SET name = ?, sha256 = ?, applied_at = UTC_TIMESTAMP(6), breaks = ?, done = ? WHERE version = ?", //nolint:gosec // as above
+	_, err := m.conn.ExecContext(ctx, "UPDATE "+table+" SET name = ?, sha256 = ?, applied_at = UTC_TIMESTAMP(6), breaks = ?, done = ? WHERE version = ?", //nolint:gosec // the table's name is the program's
 		f.name, sum, f.breaks, done, f.version)
 	return err
 }
 
-// inTx executes a statement and calls note in one transaction of MySQL.
+// inTx executes a statement and calls the function note, in one transaction of MySQL.
 func (m *migrator) inTx(ctx context.Context, query string, note func() error) error {
 	if _, err := m.conn.ExecContext(ctx, "START TRANSACTION"); err != nil {
 		return err
@@ -322,7 +328,8 @@ func (m *migrator) lock(ctx context.Context) error {
 	return nil
 }
 
-// lockSQLite begins a transaction, which is the lock. It uses the driver's method, so that statements run on conn, as on MySQL.
+// lockSQLite begins a transaction, which is the lock. It calls the driver's LockWrite and not BeginTx, because
+// after BeginTx all statements would need the sql.Tx. So the other methods use m.conn with both databases.
 // Each attempt waits up to engine.BusyTimeout for another writer.
 func (m *migrator) lockSQLite(ctx context.Context) error {
 	for begin := time.Now(); ; {
@@ -343,8 +350,8 @@ func (m *migrator) lockSQLite(ctx context.Context) error {
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If the statement fails, unlock drops the
-// connection, which also ends the lock. It returns an error only if a COMMIT has failed.
+// unlock releases the lock. On SQLite it commits if commit is set, and rolls back otherwise. If the statement fails,
+// unlock drops the connection, which also releases the lock. It returns an error only if a COMMIT has failed.
 func (m *migrator) unlock(ctx context.Context, commit bool) error {
 	var err error
 	switch {

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	killURLVar = "ARMATURE_TEST_KILL_URL" // of the database of a child process that migrates
+	killURLVar = "ARMATURE_TEST_KILL_URL" // the URL of the database of a child process that migrates
 	killAtVar  = "ARMATURE_TEST_KILL_AT"  // the number of the statement before which the child kills itself
 )
 
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// killed are migrations whose statements take effect once each.
+// The migrations in killed are such that the test sees whether a statement took effect more than once, or not at all.
 var killed = []db.Migrations{
 	{Name: "library", Files: fstest.MapFS{
 		"1_parts.sql": {Data: []byte("-- +db applied-if SELECT id FROM parts LIMIT 0\nCREATE TABLE parts (id INTEGER NOT NULL PRIMARY KEY);\nINSERT INTO parts (id) VALUES (1);\n")},
@@ -70,8 +70,8 @@ func migrateAndDie(url string) {
 	os.Exit(0)
 }
 
-// TestMigrateKilled: a process that migrates is killed before one of its statements, for each statement. The next process continues
-// where it stopped, and each statement takes effect once.
+// TestMigrateKilled: a process that migrates is killed before one of its statements. The next process continues where the killed one
+// stopped, and each statement takes effect once. The test repeats this for each statement.
 func TestMigrateKilled(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {

@@ -56,9 +56,9 @@ func TestMigrateAtOnce(t *testing.T) {
 	})
 }
 
-// TestMigrateReleasesAtOnce: db sync of two releases run at the same time, on an empty database and on one of the previous release. The
+// TestMigrateReleasesAtOnce: the db syncs of two releases run at the same time, on an empty database and on one of the previous release. The
 // database then has the newer schema, and each file is applied once. The older program can start, unless the newer release breaks it.
-// The result does not depend on which release was first.
+// The result does not depend on which of the two was first.
 func TestMigrateReleasesAtOnce(t *testing.T) {
 	t.Parallel()
 	texts := []string{"CREATE TABLE a (i INTEGER NOT NULL PRIMARY KEY)", "INSERT INTO a (i) VALUES (1)", "UPDATE a SET i = i + 1", "ALTER TABLE a ADD COLUMN j INTEGER"}
@@ -183,7 +183,7 @@ func TestMigrateSteps(t *testing.T) {
 			name string
 			do   func(context.Context, *sqlx.DB, fs.FS) error
 			dir  fstest.MapFS
-			want string // what the error, a Precondition, contains; empty: success
+			want string // a part of the error, a Precondition; empty: success
 		}{
 			{"check empty", check, v2, "version 0, older than version 2 of this program: run db sync"},
 			{"first", migrate, v2, ""},
@@ -246,7 +246,7 @@ func TestMigrateFails(t *testing.T) {
 	})
 }
 
-// TestWrongMigrations: Migrate rejects a directory without files, and files without a number or with the same one.
+// TestWrongMigrations: Migrate rejects a directory without files, a file without a number, and two files with the same number.
 func TestWrongMigrations(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, "sqlite:///:memory:")

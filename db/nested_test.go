@@ -168,8 +168,8 @@ func TestTxInnerContention(t *testing.T) {
 	})
 }
 
-// TestReaders: a session that has written reads from the primary, other sessions from a
-// healthy replica, and a transaction from itself.
+// TestReaders: after its first write a session reads from the primary. Other sessions read from
+// a healthy replica. A read in a transaction uses the transaction.
 func TestReaders(t *testing.T) {
 	t.Parallel()
 	primary := mustOpen(t, dbtest.SQLite(t))
@@ -223,7 +223,8 @@ func TestReaders(t *testing.T) {
 	if err := db.Tx(failed, primary, func(context.Context, *sqlx.Tx) error { return errors.New("no") }); err == nil || readSome(failed, 4) != "12" {
 		t.Error("session whose transaction failed reads from the primary")
 	}
-	// Three replicas: one is read-only, as replicas are, one is killed, and the handle of one is closed.
+	// The second replica is made read-only, as replicas are, and is then killed. Then the handle of the first replica is
+	// closed.
 	exec(t, replicas[1], "SET GLOBAL read_only = 1")
 	if err := r.Check(ctx); err != nil || readSome(ctx, 4) != "12" {
 		t.Errorf("read-only: %v; reads used %s, want both replicas", err, readSome(ctx, 4))

@@ -29,10 +29,9 @@ type DataMigration struct {
 }
 
 // MigrateData runs migrations, one after the other, in batches of 500 rows. Each
-// batch is one transaction. It converts at most limit rows in total, or all rows if
-// limit is 0, and returns one report for each migration. If a migration fails,
-// the next ones still run. If ctx ends, the reports have its error. MigrateData may
-// be called again, and by several processes at the same time.
+// batch is one transaction. MigrateData converts at most limit rows in total, or all rows if limit is 0, and returns one
+// report for each migration. If a migration fails, the next ones still run. If ctx ends, the reports have its error.
+// MigrateData may be called again, and by several processes at the same time.
 func MigrateData(ctx context.Context, d *sqlx.DB, limit int, list ...DataMigration) DataReports {
 	out := make(DataReports, 0, len(list))
 	for _, m := range list {
@@ -81,7 +80,7 @@ type DataReport struct {
 	Name string
 	Done int64 // converted rows
 	Left int64 // rows that still have the old form; not known if Err is the error of DataMigration.Left
-	Err  error // of Batch or Left; Precondition if the rows that are left cannot be converted
+	Err  error // the error of Batch or Left; Precondition if the rows that are left cannot be converted
 }
 
 // DataReports are the results of [MigrateData], in the order of the migrations.

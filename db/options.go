@@ -6,8 +6,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Options are the database's options of an operator, the section [database], in the form of package service/config. Names are those of
-// oslo.db.
+// Options are the operator's options for the database: the section [database] of the configuration file, in the form of package
+// service/config. Their names are those of oslo.db.
 type Options struct {
 	Connection  string `ini:"connection" secret:"true" deprecated:"sql_connection, sql.connection, DEFAULT.sql_connection" help:"mysql://user:password@host:port/name or sqlite:///path/file.db"`
 	MaxPoolSize int    `ini:"max_pool_size" default:"10" deprecated:"sql_max_pool_size, DEFAULT.sql_max_pool_size" min:"1" max:"10000" help:"connections to the database"`
@@ -16,9 +16,9 @@ type Options struct {
 // Config returns the configuration for [New], without Logger and Observe.
 func (o *Options) Config() Config { return Config{URL: o.Connection, MaxOpen: o.MaxPoolSize} }
 
-// Validate returns an error, with the option's name in its Meta, if a connection is set and malformed. It reads no file, because a command or
-// a service that does not use the database may run on a machine without the files for TLS: a URL that names such files is not checked before
-// [New].
+// Validate returns an error if the option connection is set and malformed. The error has the option's name in its Meta. Validate reads no file,
+// because a command or a service that does not use the database may run on a machine without the files for TLS. So it does not check a URL that
+// names such files; [New] does.
 func (o *Options) Validate() error {
 	if o.Connection == "" {
 		return nil

@@ -3,7 +3,10 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,10 +17,11 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestOutage: one handle survives a crash and a hang of its server, and each error says
-// what is known about the transaction.
+// TestOutage: one handle survives a crash and a hang of its server, and the code of each error
+// says whether COMMIT may have been executed.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)
@@ -27,8 +31,13 @@ func TestOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	exec(t, o.d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
+	o.name = db.Prepare(o.d, "SELECT name FROM things WHERE id = ?")
+	o.prepared()
 	o.killUnderLoad()
 	o.restart()
+	o.prepared()
+	o.killedConnections()
+	o.unprepared()
 	o.hang()
 	o.cancelWhileHung()
 }
@@ -40,8 +49,9 @@ type outage struct {
 	server  *testenv.Service
 	url     string
 	d       *sqlx.DB
-	done    int // transactions that succeeded
-	unknown int // transactions that failed with Unknown
+	name    *db.Prepared // selects the name of a thing by id
+	done    int          // transactions that succeeded
+	unknown int          // transactions that failed with Unknown
 }
 
 // add is a transaction that adds 1 to the row's n.
@@ -52,8 +62,8 @@ func (o *outage) add(ctx context.Context) error {
 	})
 }
 
-// killUnderLoad: the server is killed under load. Each transaction is in the database, or failed with a code that says what is
-// known about it.
+// killUnderLoad: the server is killed under load. Each transaction is in the database, or its error says that it is not there
+// (Unavailable) or may be there (Unknown).
 func (o *outage) killUnderLoad() {
 	o.Helper()
 	var mu sync.Mutex
@@ -92,7 +102,7 @@ func (o *outage) killUnderLoad() {
 	o.server.Kill()
 	wg.Wait()
 	if err := o.add(o.Context()); !errors.Is(err, fault.Unavailable) {
-		o.Errorf("while it is down: %v (%v), want Unavailable", err, fault.CodeOf(err))
+		o.Errorf("while the server is down: %v (%v), want Unavailable", err, fault.CodeOf(err))
 	}
 }
 
@@ -122,6 +132,81 @@ func (o *outage) restart() {
 	}
 }
 
+// prepared: the prepared query returns its row, and leaves a statement on the server.
+func (o *outage) prepared() {
+	o.Helper()
+	var name string
+	if err := o.name.Get(o.Context(), &name, "1"); err != nil || name != "a" {
+		o.Errorf("the prepared query: %q, %v", name, err)
+	}
+	if n := o.statements(); n == 0 {
+		o.Error("the server has no prepared statement")
+	}
+}
+
+// killedConnections: while each connection is killed again and again, the prepared query still returns its row, because it only reads and is repeated.
+func (o *outage) killedConnections() {
+	o.Helper()
+	admin := mustOpen(o.T, o.url)
+	var all sync.WaitGroup
+	var reads atomic.Int64
+	var enough atomic.Bool
+	for range 4 {
+		all.Go(func() {
+			for !enough.Load() {
+				var name string
+				if err := o.name.Get(o.Context(), &name, "1"); err != nil || name != "a" {
+					o.Errorf("while connections are killed: %q, %v (%v)", name, err, fault.CodeOf(err))
+				}
+				reads.Add(1)
+			}
+		})
+	}
+	for range 5 {
+		before := reads.Load()
+		waittest.Until(o.T, "100 reads", func() bool { return reads.Load() > before+100 })
+		var ids []int64
+		if err := admin.SelectContext(o.Context(), &ids, "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id != CONNECTION_ID()"); err != nil {
+			o.Fatal(err)
+		}
+		for _, id := range ids {
+			if _, err := admin.ExecContext(o.Context(), fmt.Sprintf("KILL CONNECTION %d", id)); err != nil && !strings.Contains(err.Error(), "Unknown thread") {
+				o.Error(err)
+			}
+		}
+	}
+	enough.Store(true)
+	all.Wait()
+}
+
+// unprepared: a server that cannot prepare one more statement still answers the query.
+func (o *outage) unprepared() {
+	o.Helper()
+	exec(o.T, o.d, "SET GLOBAL max_prepared_stmt_count = 0")
+	defer exec(o.T, o.d, "SET GLOBAL max_prepared_stmt_count = DEFAULT")
+	before := o.statements()
+	var name string
+	if err := db.Prepare(o.d, "SELECT name FROM things WHERE id = ?").Get(o.Context(), &name, "1"); err != nil || name != "a" {
+		o.Errorf("the query that cannot be prepared: %q, %v", name, err)
+	}
+	if n := o.statements(); n != before {
+		o.Errorf("the server has %d prepared statements, want %d", n, before)
+	}
+}
+
+// statements returns the number of prepared statements on the server.
+func (o *outage) statements() (n int) {
+	o.Helper()
+	var status struct {
+		Name  string `db:"Variable_name"`
+		Value int    `db:"Value"`
+	}
+	if err := o.d.GetContext(o.Context(), &status, "SHOW GLOBAL STATUS LIKE 'Prepared_stmt_count'"); err != nil {
+		o.Fatal(err)
+	}
+	return status.Value
+}
+
 // hang: the server hangs. The context bounds each call, even COMMIT.
 func (o *outage) hang() {
 	o.Helper()
@@ -129,7 +214,7 @@ func (o *outage) hang() {
 	err := db.Tx(ctx, o.d, func(ctx context.Context, tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
 		err = errors.Join(err, o.server.Pause())
-		time.AfterFunc(time.Second, end) // only COMMIT runs then, however long the statements before took
+		time.AfterFunc(time.Second, end) // then only COMMIT runs, even if the UPDATE and the pause took long
 		return err
 	})
 	if !errors.Is(err, fault.Unknown) {

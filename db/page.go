@@ -44,13 +44,13 @@ type Page struct { //nolint:recvcheck // Select returns a changed copy
 	// FLOAT, because MySQL rounds the values of a FLOAT when it returns them. A page is cheap
 	// if all columns have the same direction and an index has the columns of Sort and Key.
 	Sort []SortKey
-	// Key is a unique column without NULLs. Markers are its values.
+	// Key is a unique column without NULLs. A marker is a value of this column.
 	Key string
 	// Marker is the Key of the last row of the previous page. It is empty for the first page. The
 	// marker's row must exist, in MarkerFrom, and match Within. It need not match Where any more.
 	Marker string
-	// MarkerFrom is a table or a join with the marker's row, as SQL, such as one that has deleted rows, too. It has Key, the columns of Sort and those of
-	// Within. Default: From.
+	// MarkerFrom is a table or a join for the marker's row, as SQL. It must have the columns of Key, Sort and Within. It can also have rows that
+	// From does not have, such as deleted ones. Default: From.
 	MarkerFrom string
 	// Limit bounds the rows of the page. 0 is allowed.
 	Limit int
@@ -69,8 +69,8 @@ type Page struct { //nolint:recvcheck // Select returns a changed copy
 //		Key:   "id", Marker: marker, Limit: 1000,
 //	})
 //
-// The component writes all SQL of the page: never pass text of a user. What a user chooses is in [Page.Select], by a list of allowed
-// filters and columns.
+// The component writes all SQL of the page: never pass a user's text. [Page.Select] adds the filters and sort keys that a
+// user chooses, from a list of allowed filters and columns.
 //
 // Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may have
 // been deleted) or does not match Within; Invalid if a field of the page is wrong;
@@ -94,8 +94,8 @@ func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, 
 	return rows, false, nil
 }
 
-// ListFunc is [List] with a condition that SQL cannot express: the page has only rows for
-// which keep returns true. T is a struct. ListFunc reads rows one by one until the page is
+// ListFunc works like [List], with a condition that SQL cannot express: the page has only rows for
+// which the function keep returns true. T is a struct. ListFunc reads rows one by one until the page is
 // full, so Where should exclude most of the rows that keep rejects. The pointer that keep gets is valid
 // during the call only.
 func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep func(*T) bool) (rows []T, more bool, err error) {
@@ -284,7 +284,7 @@ func (p *Page) markerError() error {
 	return fault.WithReason(fault.New(fault.Invalid, "marker [%s] not found", p.Marker), reasonMarker, nil)
 }
 
-// addAfter adds the condition for rows that come after values in the order of keys:
+// addAfter adds the condition for rows that come after the given values in the order of keys:
 // a > ? OR a = ? AND (b > ? OR b = ? AND (...)).
 func addAfter(c *clause, keys []pageKey, values []any) {
 	var text strings.Builder

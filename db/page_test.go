@@ -200,8 +200,8 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestPagesWhileWriting: a client that reads all pages gets each row that exists all the
-// time exactly once, in order, while other rows are inserted and deleted.
+// TestPagesWhileWriting: a client reads all pages while rows are inserted and deleted. It gets
+// each of the other rows exactly once, in order.
 func TestPagesWhileWriting(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {
@@ -432,7 +432,7 @@ func TestMarkerFrom(t *testing.T) {
 				t.Errorf("marker %q: %q, %v; want %q", marker, got, err, want)
 			}
 		}
-		for _, marker := range []string{"d", "x", "nothing"} { // of another project
+		for _, marker := range []string{"d", "x", "nothing"} { // the rows of another project
 			p.Marker = marker
 			if _, _, err := db.List[string](t.Context(), d, p); !errors.Is(err, fault.Invalid) {
 				t.Errorf("marker %q: %v, want Invalid", marker, err)

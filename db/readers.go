@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Readers distributes reads over the replicas of a database. A session that has
-// written reads from the primary. Readers is safe for concurrent use.
+// Readers distributes reads over the replicas of a database. After its first write, a
+// session reads from the primary. Readers is safe for concurrent use.
 //
 //	readers := db.NewReaders(primary, replica1, replica2)
 //	app.Add("replicas", service.Loop(5*time.Second, readers.Check))
@@ -29,7 +29,7 @@ type Readers struct {
 	next     atomic.Uint64
 
 	mu       sync.Mutex
-	failures []error // of the last Check, for each replica
+	failures []error // the result of the last Check for each replica
 }
 
 // NewReaders returns Readers of a primary and its replicas. The caller still owns
@@ -39,10 +39,12 @@ func NewReaders(primary *sqlx.DB, replicas ...*sqlx.DB) *Readers {
 	return &Readers{primary: primary, replicas: replicas, failures: make([]error, len(replicas))}
 }
 
-// For returns the handle to read from with ctx. If ctx belongs to a transaction on the
-// primary, this is the transaction. If the session of ctx has written (see [WithSession]),
-// or if no replica is healthy, it is the primary. Otherwise it is a healthy replica, by round
-// robin. A replica may lag behind the primary, so a read may return older rows.
+// For returns the handle to read from with ctx:
+//
+//   - If ctx belongs to a transaction on the primary, the transaction.
+//   - If the session of ctx has written (see [WithSession]), or if no replica is healthy, the primary.
+//   - Otherwise a healthy replica, by round robin. A replica may lag behind the primary, so
+//     a read may return outdated rows.
 func (r *Readers) For(ctx context.Context) sqlx.ExtContext {
 	if o := currentTx(ctx, r.primary); o != nil {
 		return o.tx
@@ -103,8 +105,8 @@ func (s *session) hasWritten(d *sqlx.DB) bool {
 
 // WithSession returns a context with a new session. After the first [Tx] with this
 // context that may have written, [Readers.For] returns the primary, so that the
-// session reads what it wrote. A session does not cross processes. A client that
-// gets a reply from one process and then sends a request to another one may read older rows.
+// session reads the rows that it wrote. A session does not cross processes: if a client gets a
+// reply from one process and then sends a request to another one, it may read outdated rows.
 func WithSession(ctx context.Context) context.Context {
 	return context.WithValue(ctx, sessionKey{}, &session{written: map[*sqlx.DB]bool{}})
 }

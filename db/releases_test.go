@@ -19,14 +19,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// release is a program of one release of a component that replaces the column gib by the column bytes, as the guide
-// docs/database.md does it.
+// release is the program of one release of a component. As in the guide docs/database.md, the component replaces the column gib
+// by the column bytes.
 type release struct {
 	name       string
 	migrations []db.Migrations
-	insert     string // :id, :gib and :bytes
+	insert     string // a statement with the parameters :id, :gib and :bytes
 	update     string
-	read       string // the size in bytes
+	read       string // a query for the size in bytes
 }
 
 // volumeReleases are the releases before, during and after the three releases of the guide.
@@ -83,7 +83,7 @@ func checkError(r db.UpgradeResults) error {
 	return nil
 }
 
-// volume is a row, and what was written last.
+// volume is a row, with the size that was written last.
 type volume struct {
 	mu  sync.Mutex
 	gib int64 // 0: not inserted
@@ -133,7 +133,7 @@ func (r release) work(ctx context.Context, d *sqlx.DB, seed uint64, volumes []vo
 }
 
 // TestThreeReleases: a column is replaced by another one while processes of two releases always run beside each other, with the schema
-// of the newer one. No statement fails, and each process reads what any other has written.
+// of the newer one. No statement fails, and each process reads the sizes that any other process has written.
 func TestThreeReleases(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()

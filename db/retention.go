@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// defaultBatch is small, so that other writers do not wait for long and a Galera
-	// cluster and replicas accept the transaction.
+	// defaultBatch is small. So other writers do not wait for long, and a Galera cluster and replicas accept the
+	// transaction.
 	defaultBatch = 500
 	maxBatch     = 10_000 // SQLite allows 32,766 parameters
 )
@@ -32,7 +32,7 @@ const (
 type Retention struct {
 	// Table is the table whose rows are removed.
 	Table string
-	// Key is a unique column. Rows are removed in its order. Default "id".
+	// Key is a unique column. Rows are removed in the order of this column. Default "id".
 	Key string
 	// Where is the condition for the rows, as SQL. Args are its parameters.
 	Where string
@@ -57,16 +57,16 @@ type Retention struct {
 // Part describes rows of another table that are removed together with a row.
 type Part struct {
 	Table string
-	// Column has the value of Retention.Key of the row that this row belongs to.
+	// Column refers to Retention.Key: a row of the part belongs to the row of Retention.Table with this key.
 	Column string
-	// History is the table that the rows are moved to, as Retention.History.
+	// History is the table that the rows are moved to, as in Retention.History.
 	History string
 }
 
 // Purge moves or deletes rows in batches. Each batch is one transaction with all parts of its rows, so that no row is
-// half moved and locks are short. Purge reads the table once, in the order of Key. It ends at the end of the table, at
-// Max, or when ctx ends. It returns how many rows of Table it removed, even with an error: these rows stay removed.
-// Purge may be called again, and by any number of processes at the same time.
+// half moved and locks are short. Purge reads the table once, in the order of Key. It stops at the end of the table, when
+// it has removed Max rows, or when ctx ends. It returns how many rows of Table it removed, even with an error: these rows
+// stay removed. Purge may be called again, and by any number of processes at the same time.
 //
 // Inside a [Tx] on d, Purge joins the transaction, and all batches are part of it.
 // So a component can move a row to its history when it deletes the row.
@@ -114,14 +114,15 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 	}
 }
 
-// move is a part with the columns that it shares with its history.
+// move is the removal of rows of one table: of a [Part], or of Retention.Table itself. The field columns has the columns
+// that are copied to the history, as SQL, or "".
 type move struct {
 	Part
 	columns string
 }
 
-// moves returns what is done to a batch of rows, in order. Parts are removed first, because their foreign keys may refer
-// to Table.
+// moves returns the moves of a batch, in their order. The rows of Parts are removed first, because their foreign keys may
+// refer to Table.
 func (r *Retention) moves(ctx context.Context, d *sqlx.DB) (out []move, err error) {
 	for _, p := range append(slices.Clone(r.Parts), Part{r.Table, r.Key, r.History}) {
 		columns, err := p.sharedColumns(ctx, d)
@@ -134,7 +135,7 @@ func (r *Retention) moves(ctx context.Context, d *sqlx.DB) (out []move, err erro
 }
 
 // purgeBatch removes the next rows, size at most, in one transaction, and returns their keys. If last is not nil, the
-// rows come after last.
+// rows come after the key last.
 func (r *Retention) purgeBatch(ctx context.Context, d *sqlx.DB, moves []move, last any, size int) (keys []any, err error) {
 	err = Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 		var err error
@@ -170,7 +171,7 @@ func (r *Retention) checkFields() error {
 }
 
 // lockRows locks the next rows and returns their keys. If last is not nil, the rows
-// come after last.
+// come after the key last.
 func (r *Retention) lockRows(ctx context.Context, tx *sqlx.Tx, last any, size int) (keys []any, err error) {
 	key := quoteName(r.Key)
 	where := clause{[]string{"(" + r.Where + ")"}, slices.Clone(r.Args)}
@@ -198,7 +199,7 @@ func (r *Retention) lockRows(ctx context.Context, tx *sqlx.Tx, last any, size in
 }
 
 // sharedColumns returns the columns of the table as SQL, or "" if the rows have no
-// history. Precondition: the history lacks a column.
+// history. It fails with Precondition if the history lacks a column.
 func (p *Part) sharedColumns(ctx context.Context, d *sqlx.DB) (string, error) {
 	if p.History == "" {
 		return "", nil

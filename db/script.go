@@ -81,7 +81,7 @@ func (m Migrations) readSequence() (*sequence, error) {
 	return s, s.checkFiles()
 }
 
-// checkFiles returns Invalid if two files have the same version, or a later file replaces others.
+// checkFiles returns Invalid if two files have the same version, or if a file other than the first one replaces others.
 func (s *sequence) checkFiles() error {
 	for i := range s.files[1:] {
 		switch before, f := s.files[i], s.files[i+1]; {
@@ -157,12 +157,12 @@ func (f *script) readLines(text string) error {
 var refusedWords = []string{"SET", "USE", "LOCK", "UNLOCK", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "END", "ATTACH", "DETACH"}
 
 var (
-	// annotation is a line of package db or of goose.
+	// annotation matches a line with an instruction to package db or to goose, such as "-- +goose Up".
 	annotation = regexp.MustCompile(`^--\s*\+(db|goose)\s+(.*)$`)
 	gooseDown  = regexp.MustCompile(`(?im)^\s*--\s*\+goose\s+down\s*$`)
-	// statementEnd is the end of a line that ends a statement: a semicolon, and perhaps a comment.
+	// statementEnd matches the end of the last line of a statement: a semicolon, and perhaps a comment.
 	statementEnd = regexp.MustCompile(`;(\s*--[^']*)?$`)
-	// blockComment is a comment before a statement.
+	// blockComment matches all comments before a statement, also those with two hyphens.
 	blockComment = regexp.MustCompile(`^(\s*/\*(?s:.*?)\*/|\s*--[^\n]*\n)*\s*`)
 )
 
@@ -204,7 +204,7 @@ func (f *script) readDeclaration(s string) error {
 	return nil
 }
 
-// changesSchema reports whether MySQL commits after the statement, because it changes the schema.
+// changesSchema reports whether the statement changes the schema, so that MySQL commits after it.
 func changesSchema(statement string) bool {
 	return slices.Contains([]string{"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"}, firstWord(statement))
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/listing"
 )
 
-// Select returns the page with what a client's request selects: its conditions, order, marker and limit.
+// Select returns the page with the conditions, the order, the marker and the limit of a client's request.
 //
 //	rows, more, err := db.List[Volume](ctx, d, db.Page{From: "volumes", Key: "id", Within: "project_id = ?", WithinArgs: []any{project}}.Select(query))
 //
@@ -22,8 +22,8 @@ import (
 // regular expression ([listing.Regexp]) is not SQL: the page reads the rows that fulfill all other conditions and matches the expression on
 // each, until the page is full. For that, the type of the rows must be a struct whose field for the column is a string or a *string.
 //
-// [List] and [ListFunc] then have more errors: Internal, if a condition has no Column (see [listing.Query.Take]), or if the operator, the
-// column or the type of the rows does not fit. These are errors of the component, not of the client.
+// [List] and [ListFunc] fail with Internal for such a page if a condition has no Column (see [listing.Query.Take]), or if its operator does
+// not fit the column or the type of the rows. These are errors of the component, not of the client.
 func (p Page) Select(q listing.Query) Page {
 	p.conditions = append(slices.Clip(p.conditions), q.Conditions...)
 	p.Sort, p.Marker, p.Limit = q.Sort, q.Marker, q.Limit
@@ -88,9 +88,10 @@ func conditionTerm(col string, op listing.Operator, v any) (term string, args []
 	return "", nil, fmt.Errorf("the operator %q cannot compare a %T", op, v)
 }
 
-// textBelow returns a text that is less than each text with the prefix, or "". It is not the prefix itself, because MySQL compares as if the shorter
-// text had spaces at its end: there "ab\t" is less than "ab". Instead the last character is that before: both databases order texts
-// by code points.
+// textBelow returns a text that is less than each text with the prefix, or "". It cannot return the prefix itself, because MySQL compares as if the
+// shorter text had spaces at its end: there "ab\t" is less than "ab". Instead it replaces the last character of the
+// prefix by two characters: the one with the next lower code point, and the one with the highest code point. Both
+// databases order texts by code points.
 func textBelow(prefix string) string {
 	prefix = strings.TrimRight(prefix, "\x00")
 	last, size := utf8.DecodeLastRuneInString(prefix)
@@ -98,7 +99,7 @@ func textBelow(prefix string) string {
 		return ""
 	}
 	before := last - 1
-	if !utf8.ValidRune(before) { // the surrogates have no texts
+	if !utf8.ValidRune(before) { // a surrogate, which no text has
 		before = 0xD7FF
 	}
 	return prefix[:len(prefix)-size] + string(before) + string(utf8.MaxRune)
@@ -108,7 +109,7 @@ func textBelow(prefix string) string {
 type rowMatch struct {
 	listing.Condition
 
-	index []int // of the field
+	index []int // the index of the field in the struct
 }
 
 // rowMatches returns the regular expressions of the page, for rows of type t.

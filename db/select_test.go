@@ -179,7 +179,7 @@ func idsOf(list []thing) []string {
 	return out
 }
 
-// TestSelectGone: the marker of a row that was deleted between two pages is the documented error.
+// TestSelectGone: if the marker's row was deleted between two pages, the error is the documented one.
 func TestSelectGone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {

@@ -52,9 +52,9 @@ func (s *Service) Start(ctx context.Context) error {
 	return err
 }
 
-// Check is [Health] of the handle, with its errors.
+// Check returns the result of [Health] for the handle.
 func (s *Service) Check(ctx context.Context) error { return Health(ctx, s.DB) }
 
-// Stop closes the handle. It blocks until running queries have ended, without regard to the context. Its error is that of
+// Stop closes the handle. It blocks until running queries have ended, without regard to the context. The error is that of
 // [sql.DB.Close].
 func (s *Service) Stop(context.Context) error { return s.DB.Close() }

@@ -95,7 +95,7 @@ func TestServiceWaits(t *testing.T) {
 	}
 }
 
-// TestServiceSlowServer: Start waits more than 1 s for the answer of a server. The answer of this server is that it rejects the
+// TestServiceSlowServer: Start waits more than 1 s for the answer of a server. This server answers that it rejects the
 // client's host.
 func TestServiceSlowServer(t *testing.T) {
 	t.Parallel()

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestSQLiteHandles: two handles on one file, as two processes have, write without
-// errors and without lost updates.
+// TestSQLiteHandles: two handles on one file, like the handles of two processes, write
+// without errors and without lost updates.
 func TestSQLiteHandles(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
@@ -52,8 +52,8 @@ func TestSQLiteHandles(t *testing.T) {
 	}
 }
 
-// TestSQLiteWriterWaits: a writer waits for another writer at most until its own context ends. This is so on one handle
-// and on two handles. A reader does not wait.
+// TestSQLiteWriterWaits: a writer that waits for another writer gives up when its own context ends. The two writers use the same
+// handle or different handles. A reader does not wait.
 func TestSQLiteWriterWaits(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)

@@ -13,11 +13,11 @@ import (
 // state says which files of a sequence a database has.
 type state struct {
 	table   bool     // the table of versions exists
-	version int64    // the highest version; 0 for an empty database
+	version int64    // the highest version that is completely applied; 0: none
 	todo    []script // the files that are not applied, or not completely
 	begun   bool     // the first file of todo has a row in the table of versions
 	done    int      // how many statements of the first file are done
-	maybe   bool     // the next statement may also be done: the process may have died before it recorded that
+	maybe   bool     // the next statement may also be done: a process may have died before it recorded this statement
 }
 
 // appliedRow is a row of a table of versions.

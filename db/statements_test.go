@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/db"
 )
 
-// TestSQLiteStatements: SQLite's prepared statements are used again, and each execution has the result of a new one.
+// TestSQLiteStatements: prepared statements of SQLite are reused, and each execution has the result of a newly prepared statement.
 func TestSQLiteStatements(t *testing.T) {
 	t.Parallel()
 	for name, url := range map[string]string{"file": "sqlite://" + filepath.Join(t.TempDir(), "test.db"), "memory": "sqlite:///:memory:"} {
@@ -76,7 +76,7 @@ func TestSQLiteStatements(t *testing.T) {
 						t.Fatal(rows.Err())
 					}
 					cancel()
-					_ = rows.Close() //nolint:sqlclosecheck // before the next statement; it says that the context has ended
+					_ = rows.Close() //nolint:sqlclosecheck // closed before the next statement; the error says that the context has ended
 					must("UPDATE numbers SET n = n + 0")
 				}
 			})

@@ -104,18 +104,20 @@ func TestTLSOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for query, text := range map[string]string{
-		"tsl=true":                              "tsl",
-		"innodb_lock_wait_timeout=5":            "innodb_lock_wait_timeout",
-		"tls=preferred":                         "tls",
-		"allowFallbackToPlaintext=true":         "allowFallbackToPlaintext",
-		"tls=false&ssl_ca=/x":                   "tls",
-		"tls=skip-verify&ssl_ca=/x":             "tls",
-		"ssl_check_hostname=true":               "ssl_check_hostname",
-		"tls=true&ssl_verify_identity=perh":     "ssl_verify_identity",
-		"ssl_capath=/x":                         "ssl_capath",
-		"ssl_ca=/nonexistent":                   "/nonexistent",
-		"ssl_cert=" + cert:                      cert,
-		"ssl_cert=" + cert + "&ssl_key=" + open: open,
+		"tsl=true":                                "tsl",
+		"innodb_lock_wait_timeout=5":              "innodb_lock_wait_timeout",
+		"tls=preferred":                           "tls",
+		"allowFallbackToPlaintext=true":           "allowFallbackToPlaintext",
+		"tls=false&ssl_ca=/x":                     "tls",
+		"tls=skip-verify&ssl_ca=/x":               "tls",
+		"tls=skip-verify&ssl_verify_identity=1":   "ssl_verify_identity",
+		"tls=skip-verify&ssl_check_hostname=true": "ssl_check_hostname",
+		"ssl_check_hostname=true":                 "ssl_check_hostname",
+		"tls=true&ssl_verify_identity=perh":       "ssl_verify_identity",
+		"ssl_capath=/x":                           "ssl_capath",
+		"ssl_ca=/nonexistent":                     "/nonexistent",
+		"ssl_cert=" + cert:                        cert,
+		"ssl_cert=" + cert + "&ssl_key=" + open:   open,
 	} {
 		_, err := db.New(db.Config{URL: "mysql://u:hunter2@h/n?" + query})
 		if c := fault.CodeOf(err); c != fault.Invalid && c != fault.Denied || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "hunter2") {

@@ -26,29 +26,29 @@ const (
 // Tx runs f in a transaction and commits it. If f returns an error or panics, Tx
 // rolls back.
 //
-// If another transaction was first (a deadlock, a lock wait timeout, a changed row,
+// If the transaction conflicts with another one (a deadlock, a lock wait timeout, a changed row,
 // a conflict at COMMIT, a busy file), Tx rolls back and runs f again. It makes at most 20
 // attempts, with a random delay that grows up to 0.5 s, and stops when ctx ends. Therefore:
 //
 //   - f may run several times. It must change nothing except by tx, and must set its results anew
 //     in each run.
 //   - f must return each error of tx, because a deadlock has ended the transaction.
-//   - f must not use another connection of d, because a second transaction may wait for this one
-//     for ever.
+//   - f must not use another connection of d, because a statement there may wait for this
+//     transaction for ever.
 //
-// A Tx on d with the context of f, or a context made from it, joins the transaction:
-// its function runs once, in the same transaction. Only the outermost Tx commits and
-// repeats. If an inner Tx fails, the whole transaction is rolled back and fails with
-// that error. This is so even if f ignores the error, because a part of the inner function may
-// be done. A Tx on another handle is a separate transaction.
+// A Tx on d with the context that f gets, or with a context derived from it, joins the
+// transaction: the inner function runs once, in the same transaction. Only the outermost Tx commits
+// and repeats. If an inner Tx fails, the whole transaction is rolled back and fails with
+// that error. This also holds if f ignores the error, because a part of the inner function
+// may be done. A Tx on another handle is a separate transaction.
 //
 // Errors:
 //
 //   - The error of f. If it has no code, it gets one as by [Error].
 //   - Unavailable: all attempts failed, or the connection was lost before COMMIT was
-//     sent. Nothing is done.
+//     sent. The database is unchanged.
 //   - Unknown: the connection was lost, or ctx ended, after COMMIT was sent. The
-//     transaction may be done.
+//     transaction may be committed.
 //   - Precondition: ctx belongs to a transaction that has ended.
 //   - The context's error.
 //
@@ -75,10 +75,10 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 	}
 }
 
-// AfterCommit calls f after the transaction on d that ctx carries is committed, for example to notify a process that reads what the
-// transaction has written. If the transaction is rolled back, f is not called. If Tx returns Unknown, f is called. If [Tx] repeats the
-// transaction, only the calls of the last attempt count. Without a transaction in ctx, or
-// if it is committed already, f is called now.
+// AfterCommit calls f after the commit of the transaction on d in ctx, for example to notify a process that reads the rows that the
+// transaction has written. If the transaction is rolled back, f is not called. If [Tx] returns Unknown, f is called. If Tx repeats the
+// transaction, only the calls of AfterCommit in the last attempt count. If ctx has no transaction on d, or
+// the transaction is committed already, f is called now.
 //
 // The outermost Tx calls the functions before it returns, in the order of the calls of AfterCommit. So f must not block, and must not
 // panic.
@@ -99,7 +99,7 @@ func AfterCommit(ctx context.Context, d *sqlx.DB, f func()) {
 	}
 }
 
-// openTx is a transaction that a context carries.
+// openTx is an open transaction in a context.
 type openTx struct {
 	d     *sqlx.DB
 	tx    *sqlx.Tx
@@ -115,7 +115,7 @@ type openTx struct {
 
 type txKey struct{}
 
-// currentTx returns the transaction on d that ctx carries, or nil.
+// currentTx returns the transaction on d in ctx, or nil.
 func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
 	o, _ := ctx.Value(txKey{}).(*openTx)
 	for o != nil && o.d != d {
@@ -124,7 +124,7 @@ func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
 	return o
 }
 
-// txOf returns the transaction of q if ctx carries that transaction, or nil.
+// txOf returns the transaction q if ctx has this transaction, and nil otherwise.
 func txOf(ctx context.Context, q sqlx.QueryerContext) *openTx {
 	tx, ok := q.(*sqlx.Tx)
 	o, _ := ctx.Value(txKey{}).(*openTx)
@@ -211,7 +211,8 @@ func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) 
 }
 
 // markRolledBack gives the loss of a connection before COMMIT the code Unavailable,
-// because nothing is done, and says what was lost. The error begins with action, unless action is empty.
+// because the database is unchanged. The error begins with the parameter action, unless action is empty. For a lost
+// connection the error also has the text of the parameter loss.
 func markRolledBack(action, loss string, err error) error {
 	if isConnectionLost(err) && !errors.Is(err, fault.Unavailable) {
 		err = fault.New(fault.Unavailable, "%s: %w", loss, err)
@@ -238,7 +239,7 @@ func commitTx(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return fault.New(fault.Unknown, "commit, the transaction may be done: %w", err)
+	return fault.New(fault.Unknown, "commit, the transaction may be committed: %w", err)
 }
 
 // isSQLite reports whether d is a handle on SQLite.

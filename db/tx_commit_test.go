@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 )
 
-// TestAfterCommit: each function is called once, when other connections can read what the transaction has written. After a rollback
-// it is not called.
+// TestAfterCommit: each function is called once, when other connections can read the rows that the transaction has written. After a
+// rollback no function is called.
 func TestAfterCommit(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

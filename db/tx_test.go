@@ -139,7 +139,7 @@ func TestTxGivesUp(t *testing.T) {
 
 var errMine = fault.Sentinel(fault.Exhausted, "Mine", "mine")
 
-// TestTxEnds: only a success of f changes the database. Tx returns the error of f.
+// TestTxEnds: Tx changes the database only if f succeeds. Otherwise Tx returns the error of f.
 func TestTxEnds(t *testing.T) {
 	t.Parallel()
 	insert := func(ctx context.Context, tx *sqlx.Tx) error {

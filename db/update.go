@@ -165,7 +165,7 @@ func checkValue(field string, v any) string {
 	return "" // the database's driver judges other values
 }
 
-// checkListValue is checkValue for a list.
+// checkListValue does what checkValue does, for a list.
 func checkListValue(field string, list []any) string {
 	if field == "Set" {
 		return "a column cannot be set to a list"
@@ -192,7 +192,7 @@ func (u *Update) rowName() string {
 
 // findDifference returns a Conflict with the columns that do not have the expected
 // values, NotFound if the row does not exist, or nil. It reads with FOR UPDATE: a
-// plain read in a transaction may return older values.
+// plain read in a transaction may return outdated values.
 func (u *Update) findDifference(ctx context.Context, q sqlx.QueryerContext) error {
 	cols := slices.Sorted(maps.Keys(u.If))
 	sel := clause{terms: []string{"1"}}

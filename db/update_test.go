@@ -133,7 +133,7 @@ func TestUpdateIf(t *testing.T) {
 	})
 }
 
-// TestUpdateIfRefused: a value that has no meaning where it stands is refused, and the row stays.
+// TestUpdateIfRefused: a value that has no meaning in its field is refused, and the row does not change.
 func TestUpdateIfRefused(t *testing.T) {
 	t.Parallel()
 	nan, inf := math.NaN(), math.Inf(-1)

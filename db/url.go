@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// engineNames are the databases that a program can link, by the scheme of their URLs: the packages below db.
+// engineNames maps the scheme of a URL to the package below db that opens the database.
 var engineNames = map[string]string{"mysql": "mysqldb", "sqlite": "sqlitedb"}
 
 // parseURL parses a database URL. An error does not contain the URL: in a wrong URL
@@ -20,7 +20,7 @@ func parseURL(raw string) (*engine.Engine, engine.Target, error) {
 	if !ok || strings.ContainsAny(scheme, ":@/") {
 		return nil, engine.Target{}, fault.New(fault.Invalid, "database URL has no scheme: %s", engine.WantURL)
 	}
-	// mysql+pymysql:// is SQLAlchemy's form. The files of Python services have it.
+	// mysql+pymysql:// is SQLAlchemy's form. The configuration files of Python services use it.
 	kind, _, dialect := strings.Cut(scheme, "+")
 	name := engineNames[kind]
 	if name == "" || dialect && kind != "mysql" {
@@ -29,7 +29,7 @@ func parseURL(raw string) (*engine.Engine, engine.Target, error) {
 	e := engine.Find(kind)
 	if e == nil {
 		return nil, engine.Target{}, fault.New(fault.Invalid,
-			`database URL has scheme %q, which this program does not link: add import _ "github.com/armature-go/armature/db/%s" to it`, scheme, name)
+			`database URL has scheme %q, but this program does not link that database: add import _ "github.com/armature-go/armature/db/%s" to the program`, scheme, name)
 	}
 	t, err := e.Parse(raw)
 	return e, t, err

@@ -138,7 +138,7 @@ func BenchmarkCrash(b *testing.B) {
 			if _, err := p.Driver().Echo(b.Context(), "x"); err == nil {
 				break
 			}
-			time.Sleep(time.Millisecond) //nolint:forbidigo // until it is back
+			time.Sleep(time.Millisecond) //nolint:forbidigo // until the program is restarted
 		}
 		back = append(back, time.Since(began))
 	}

@@ -14,18 +14,17 @@
 //	...
 //	err = p.Driver().Create(ctx, "v1")
 //
-// A vendor's program is one line, and its tests are in package drivertest:
+// Package drivertest has the tests of a vendor's program. The program's main function is one line:
 //
 //	func main() { driver.Serve(volume.Kind, acme.Open) }
 //
-// The start of a program checks its owner, its kind, its protocol and, if the configuration has one, its SHA-256. A
-// program is supervised, and restarted when it ends or hangs. It cannot outlive its
-// worker. Errors of package fault, deadlines, cancellation and the request of package
-// reqctx cross the wire. A call while the program is down fails with Unavailable. A call during which the program ends
-// fails with Unknown.
+// At the start of a program the worker checks the program's owner, its kind, its protocol and, if the configuration has
+// one, its SHA-256. A program is supervised, and restarted when it ends or hangs. It cannot outlive its worker. Errors of
+// package fault, deadlines, cancellation and the request of package reqctx cross the wire. A call while the program is
+// down fails with Unavailable. A call during which the program ends fails with Unknown.
 //
-// Use [Info.Has] to find out whether a driver has a capability, never a type
-// assertion, which does not work through a process boundary or a wrapper.
+// Use [Info.Has] to find out whether a driver has a capability. Never use a type
+// assertion: it does not work through a process boundary or a wrapper.
 package driver
 
 import (
@@ -47,7 +46,7 @@ type Driver interface {
 	Info(ctx context.Context) (Info, error)
 	// Close releases the resources of the driver in this process, such as connections. The objects that
 	// the driver manages outside of the process stay as they are. No method is called after Close, even if Close
-	// has failed. The caller returns the error.
+	// has failed. [Plugin.Close] returns the error.
 	Close() error
 }
 
@@ -58,8 +57,8 @@ type Info struct {
 	Version string `json:"version"`
 	// Capabilities are the capabilities that the driver has.
 	Capabilities []Capability `json:"capabilities,omitempty"`
-	// Concurrent reports that two programs of the driver, of this version and of a later one, may be open at a time with the
-	// same options. [Plugin.Replace] uses it. A driver that keeps its state in memory, or that has a lock, is not Concurrent.
+	// Concurrent reports that two programs of the driver, of this version and of a later one, may be open at the same time with
+	// the same options. [Plugin.Replace] uses it. A driver that keeps its state in memory, or that has a lock, is not Concurrent.
 	Concurrent bool `json:"concurrent,omitempty"`
 }
 
@@ -79,17 +78,18 @@ type Registry[D Driver] struct {
 	check map[string]func(options json.RawMessage) error // nil for a driver without a check
 }
 
-// Add registers a driver. open makes the driver from its own options, cfg: a JSON
-// object, or nil without options. It must keep neither ctx nor cfg. Its error for a wrong option must have code Invalid
+// Add registers a driver. The function open makes the driver. Its parameter cfg has the driver's own options: a JSON
+// object, or nil without options. The function must keep neither ctx nor cfg. Its error for a wrong option must have code Invalid
 // and the option's name, see [ParseOptions]. Add panics if the name is empty or
 // in use, or if open is nil, because these are programmers' errors.
 func (r *Registry[D]) Add(name string, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
 	r.add(name, nil, open)
 }
 
-// AddChecked is [Registry.Add] with a function that checks the driver's options without another effect, such as [ParseOptions] into the struct of
-// open. [Registry.New] and [Registry.Validate] call it, so that wrong options are found before the process starts. check is called with the same
-// options as open, and returns the errors that open returns for wrong options. It panics as Add does, and if check is nil.
+// AddChecked registers a driver as [Registry.Add] does. The function check checks the driver's options and has no other effect: for example, it calls
+// [ParseOptions] with the same struct as open. [Registry.New] and [Registry.Validate] call check, so that wrong options are found before the process
+// starts. The function check gets the same options as open, and returns the errors that open returns for wrong options.
+// AddChecked panics as Add does, and also if check is nil.
 func (r *Registry[D]) AddChecked(name string, check func(options json.RawMessage) error, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
 	if check == nil {
 		panic("driver: AddChecked: the check function is nil")
@@ -113,7 +113,7 @@ func (r *Registry[D]) add(name string, check func(json.RawMessage) error, open f
 }
 
 // Open makes the named driver. The caller closes it. Open blocks as long as the
-// driver's open function does. NotFound: the name is not registered; the error lists the registered names. An error
+// driver's open function does. The error is NotFound if the name is not registered, and lists the registered names. An error
 // of the open function is returned with its code and the driver's name.
 func (r *Registry[D]) Open(ctx context.Context, name string, cfg json.RawMessage) (D, error) {
 	var none D

@@ -57,7 +57,7 @@ func TestUser(t *testing.T) {
 	}
 	raw, err := os.ReadFile(self)
 	if err == nil {
-		err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(dir, "armature-echo-good"), raw, 0o755))
+		err = errors.Join(os.Chmod(dir, 0o755), writeProgram(filepath.Join(dir, "armature-echo-good"), raw, 0o755))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -22,9 +22,10 @@ import (
 //
 //	var Kind = driver.Functions[Greeter]("hello", 1)
 //
-// A field has the type func(context.Context[, In]) ([Out, ]error). In and Out cross the wire as JSON, so a field of In or Out that is new
-// is ignored by an older program. A driver sets the functions that it has, and Driver, see [Static]. A function that is nil fails with
-// Unimplemented. An argument or a result that is not JSON fails with Invalid or Internal, and names the method.
+// A field has the type func(context.Context[, In]) ([Out, ]error). In and Out cross the wire as JSON, so an older program ignores a new field
+// of In or Out. A driver sets the field Driver, see [Static], and the functions that it has. A call of a function that is
+// nil fails with Unimplemented. If an argument or a result cannot be JSON, the call fails with Invalid or Internal, and
+// the error names the method.
 //
 // The gRPC service is armature.functions.NAME. Its methods have the names of the fields. Request and reply of each method are a
 // google.protobuf.StringValue with the JSON text. Without In or Out the text is empty. A program in another language serves the
@@ -122,7 +123,7 @@ func methodsOf(t reflect.Type) (out []method) {
 	return out
 }
 
-// newMethod returns the method of a field. ok reports whether the field has an allowed type.
+// newMethod returns the method of a field. The result ok reports whether the field has an allowed type.
 func newMethod(field int, f reflect.StructField) (m method, ok bool) {
 	if !f.IsExported() || f.Anonymous || f.Type.Kind() != reflect.Func || f.Type.IsVariadic() {
 		return m, false
@@ -146,7 +147,7 @@ func (m method) caller(c grpc.ClientConnInterface, path string) reflect.Value {
 	return m.function(func(args []reflect.Value) (reflect.Value, error) { return m.call(c, path, args) })
 }
 
-// missing returns the function of a driver that has none.
+// missing returns a function that fails with Unimplemented, for a driver whose function is nil.
 func (m method) missing() reflect.Value {
 	return m.function(func([]reflect.Value) (reflect.Value, error) {
 		return m.none(), fault.New(fault.Unimplemented, "the driver has no function %s", m.name)
@@ -235,7 +236,7 @@ func encode(v reflect.Value, code fault.Code, name, what string) (string, error)
 	return string(raw), nil
 }
 
-// decode returns the argument or the result with a JSON text.
+// decode returns the argument or the result that a JSON text has.
 func decode(text string, t reflect.Type, code fault.Code, name, what string) (reflect.Value, error) {
 	p := reflect.New(t)
 	if err := json.Unmarshal([]byte(text), p.Interface()); err != nil {

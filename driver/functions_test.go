@@ -68,7 +68,7 @@ func openSpeaker(context.Context, json.RawMessage) (speaker, error) {
 	}, nil
 }
 
-// TestFunctions: a struct of functions behaves alike as a built-in driver and as a program.
+// TestFunctions: a struct of functions behaves the same in both forms: as a built-in driver and as a program.
 func TestFunctions(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -122,7 +122,7 @@ func TestFunctions(t *testing.T) {
 				t.Errorf("%s: %s: %v, want %v with %q", name, what, tt.err, tt.code, tt.says)
 			}
 		}
-		if name == "loud" { // what only the wire can refuse
+		if name == "loud" { // the program: these calls fail only on the wire
 			if _, err := d.Fly(ctx, math.Inf(1)); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Fly: the argument cannot be encoded") {
 				t.Errorf("an argument that JSON cannot have: %v", err)
 			}

@@ -21,7 +21,7 @@ func exists(dir, name string) func() bool {
 // socketDir returns a directory with a short path, which sockets need.
 func socketDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "s") //nolint:usetesting // its names are long
+	dir, err := os.MkdirTemp("", "s") //nolint:usetesting // the names of t.TempDir are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/driver/driverpb"
 )
 
-// Kind describes how a worker calls a kind of driver, whose Go interface is D, if the driver is
+// Kind describes a kind of driver: its Go interface D, and how a worker calls a driver that is
 // a program. A component has one Kind, which its workers and the programs of
 // vendors share:
 //
@@ -21,8 +21,8 @@ import (
 //		},
 //	}
 //
-// server and client only convert between Go's types and messages. The package itself carries errors,
-// deadlines, cancellation and the request of package reqctx.
+// server and client only convert between Go's types and messages. Package driver itself transfers errors, deadlines,
+// cancellation and the request of package reqctx.
 type Kind[D Driver] struct {
 	// Name is the kind's name in lower case, such as "volume". The program of its driver acme is
 	// armature-volume-acme.
@@ -34,15 +34,16 @@ type Kind[D Driver] struct {
 	// Register registers the kind's services, implemented by d. It must call no method
 	// of d, because d is nil if only the services' names are needed.
 	Register func(s grpc.ServiceRegistrar, d D)
-	// Client returns a driver that makes its calls on c. protocol is the program's: Kind.Protocol
+	// Client returns a driver that makes its calls on c. The parameter protocol is that of the program: Kind.Protocol
 	// or the previous version, because workers can use programs of both. Info and Close of the driver
 	// must be those of Remote(c).
 	Client func(c grpc.ClientConnInterface, protocol int) D
 
-	complete func(D) (D, error) // of a driver that was opened; nil: it is complete
+	complete func(D) (D, error) // completes a driver that was opened; nil: it is complete
 }
 
-// opened returns an open driver in the form in which it is used.
+// opened completes d, which the driver's open function has returned with err. It returns err if the open function has
+// failed.
 func (k *Kind[D]) opened(d D, err error) (D, error) {
 	if err != nil || k.complete == nil {
 		return d, err

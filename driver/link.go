@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// link leads calls to the process that runs now. Kind.Client gets a view of the link, so the driver that Kind.Client returns
-// stays usable when the program is restarted or replaced.
+// link forwards calls to the process that runs now. Kind.Client gets a view of the link, so the driver that Kind.Client
+// returns stays usable when the program is restarted or replaced.
 type link struct {
 	name    string
 	observe func(method string, took time.Duration, err error) // or nil
@@ -26,7 +26,7 @@ type link struct {
 	shut atomic.Bool                   // set by drain
 }
 
-// newLink returns a link without a process. Its check and end must be set.
+// newLink returns a link without a process. The caller must set check and end.
 func newLink(name string, observe func(string, time.Duration, error)) *link {
 	return &link{name: name, observe: observe}
 }
@@ -54,7 +54,7 @@ func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 			}
 			// Another program was started, or calls were held, between Load and check.
 		case r.protocol != protocol:
-			return nil, fault.New(fault.Unavailable, "driver %s: its program was replaced by one with protocol %d, but this call is of protocol %d: take the driver from the plugin again", l.name, r.protocol, protocol)
+			return nil, fault.New(fault.Unavailable, "driver %s: its program was replaced by one with protocol %d, but this call is of protocol %d: call Plugin.Driver for each use", l.name, r.protocol, protocol)
 		case !r.enter(): // the route was retired after Load; by now cur, held or shut has another value
 		case l.shut.Load():
 			r.leave() // drain has begun, and may not wait for this call
@@ -98,7 +98,7 @@ func (l *link) drain(ctx context.Context) {
 	}
 }
 
-// route is the way to one process. It counts the calls and streams that run there.
+// route is the connection to one process. It counts the calls and streams that run there.
 type route struct {
 	conn     *grpc.ClientConn
 	protocol int
@@ -147,7 +147,7 @@ func (r *route) awaitIdle(ctx context.Context) bool {
 	return true
 }
 
-// cutStreams cancels the running streams. Their errors contain why.
+// cutStreams cancels the running streams. The errors of the streams contain the text why.
 func (r *route) cutStreams(why string) {
 	r.cutOne.Do(func() {
 		r.why = why
@@ -164,7 +164,7 @@ type view struct {
 	fixed    *route // or nil
 }
 
-// begin is link.begin, except for a fixed route.
+// begin does what link.begin does, unless the view has a fixed route.
 func (l *view) begin(ctx context.Context) (*route, error) {
 	if l.fixed == nil {
 		return l.link.begin(ctx, l.protocol)

@@ -8,7 +8,7 @@ import (
 )
 
 // stopSelf makes the whole process hang, as a debugger or a failed disk would. The
-// signal takes effect with a delay, so stopSelf blocks until then.
+// signal takes effect with a delay. So after the signal stopSelf blocks, and never returns.
 func stopSelf() error {
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGSTOP); err != nil {
 		return err

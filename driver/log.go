@@ -144,7 +144,7 @@ func parseLine(line string) (slog.Level, string, []slog.Attr) {
 	return level, msg, attrs
 }
 
-// removeText removes the first of the keys that has a text from the fields, and returns the text, or "".
+// removeText removes the keys that have a text, up to the first text that is not empty, and returns this text, or "".
 func removeText(fields map[string]any, keys ...string) string {
 	for _, k := range keys {
 		s, ok := fields[k].(string)

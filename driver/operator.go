@@ -9,11 +9,11 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Options are the options of an operator about the driver of a worker, in the form of package service/config: embed them in the struct of
-// options. A component sets the default of the option driver. The section [driver_NAME] has the options of the driver NAME, see
+// Options are the operator's options for the driver of a worker, in the form of package service/config. A component embeds them in its struct
+// of options, and sets the default of the option driver. The section [driver_NAME] has the options of the driver NAME, see
 // [PluginConfig.Configure].
 type Options struct {
-	Driver    string                       `ini:"driver" help:"driver: the name of a built-in one, NAME for the driver program armature-KIND-NAME in plugin_dir, or the absolute path of a driver program"`
+	Driver    string                       `ini:"driver" help:"driver: the name of a built-in driver, NAME for the driver program armature-KIND-NAME in plugin_dir, or the absolute path of a driver program"`
 	PluginDir string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of the driver programs"`
 	Drivers   map[string]map[string]string `sections:"driver_" protects:"true" reloadable:"true"`
 }
@@ -41,8 +41,8 @@ func (o *Options) Config() (PluginConfig, error) {
 	return cfg, err
 }
 
-// Section returns the rest of the name of the driver's section, after driver_. If no section has the exact name, it finds one without
-// regard to case, with - and _ as equal: names in the environment have neither lower case nor -.
+// Section returns the name of the driver's section without driver_. If no section has the exact name, Section ignores case and
+// the difference between - and _, because names of environment variables have neither lower-case letters nor -.
 func (o *Options) Section() string {
 	name := o.Name()
 	if _, ok := o.Drivers[name]; ok {

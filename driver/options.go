@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// ParseOptions reads the options of a driver into a struct. options is a JSON object or empty; into points to the
-// struct. ParseOptions is for the first line of a driver's open function:
+// ParseOptions reads the options of a driver into a struct. The parameter options is a JSON object or empty; the parameter
+// into points to the struct. ParseOptions is for the first line of a driver's open function:
 //
 //	opts := struct {
 //		Dir     string        `option:"dir"`
@@ -66,14 +66,13 @@ func ParseOptions(options json.RawMessage, into any) error {
 	return nil
 }
 
-// optionError returns the error for an option with a wrong name or value. The name is also in the text and in
-// Meta["option"].
+// optionError returns the error for an option with a wrong name or value. The name is in the text and in Meta["option"].
 func optionError(name, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "option %s: %s", name, text), "", map[string]string{"option": name})
 }
 
-// optionFields returns two maps of the fields of the struct: names, by option name, and families, the map fields of tags
-// such as "label_*", by the text before the asterisk.
+// optionFields returns the fields of the struct in two maps. The map names has the fields of single options, by the
+// option's name. The map families has the fields with tags such as "label_*", by the text before the asterisk.
 func optionFields(into any) (names, families map[string]reflect.Value) {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
@@ -105,7 +104,7 @@ func optionFields(into any) (names, families map[string]reflect.Value) {
 // optionKinds are the kinds of fields; a time.Duration is an Int64.
 var optionKinds = []reflect.Kind{reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64}
 
-// addToFamily adds an option to the family with the longest prefix of its name, and returns false if it belongs to none.
+// addToFamily adds an option to the family with the longest prefix of the option's name, and returns false if no family has one.
 func addToFamily(families map[string]reflect.Value, name, value string) bool {
 	for end := len(name) - 1; end >= 0; end-- {
 		f, ok := families[name[:end]]
@@ -254,8 +253,8 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 	return nil
 }
 
-// assignPluginOption sets and checks a field of pluginOptions. The error text has no subject, such as
-// "is too small": the caller writes the value before it.
+// assignPluginOption sets and checks a field of pluginOptions. The error text begins with a verb,
+// such as "is too small": the caller writes the value before it.
 func assignPluginOption(f reflect.Value, name, value string) error {
 	if err := assignOption(f, value); err != nil {
 		return err

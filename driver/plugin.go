@@ -53,27 +53,30 @@ type Status struct {
 // concurrent use.
 type Plugin[D Driver] struct {
 	launch  func(context.Context) (map[int]D, *supervisor, error)
-	plan    func(PluginConfig) (*plan, error) // of another configuration; nil: a driver in this process
+	plan    func(PluginConfig) (*plan, error) // returns the plan of a new configuration; nil: a driver in this process
 	client  func(*view) D                     // nil: a driver in this process
-	options json.RawMessage                   // of a driver in this process
+	options json.RawMessage                   // the options of a driver in this process
 	closed  chan struct{}                     // closed when Close has ended
 
 	starting chan struct{} // has an element while a Start runs
 
 	mu      sync.Mutex
-	d       map[int]D // by protocol; of a driver in this process at 0
+	d       map[int]D // the key is the protocol; a driver in this process has the key 0
 	started bool
 	sup     *supervisor // nil: a driver in this process, or not started
 	since   time.Time
 	closing bool
 	abort   context.CancelFunc // cancels a running start
-	err     error              // of Close
+	err     error              // the result of Close
 }
 
 // New returns a plugin for a driver's program. It starts nothing, and returns every error that can be found without a
-// start. An error about the program has its path, and an error about an option has the option's name. NotFound: the program
-// does not exist. Invalid: it is not an executable file, or a field of cfg is wrong. Denied: its checksum differs, or another
-// user could replace it. New panics if k is incomplete.
+// start. An error about the program has its path, and an error about an option has the option's name. New panics if k is
+// incomplete. Errors:
+//
+//   - NotFound: the program does not exist.
+//   - Invalid: the program is not an executable file, or a field of cfg is wrong.
+//   - Denied: the checksum of the program differs, or another user could replace the program.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	pl, err := newPlan(k.Name, cfg)
@@ -100,12 +103,12 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	return p, nil
 }
 
-// newPlugin returns a plugin that launch starts. launch returns no supervisor for a driver in this process.
+// newPlugin returns a plugin. The function launch starts the driver. For a driver in this process, launch returns no supervisor.
 func newPlugin[D Driver](launch func(context.Context) (map[int]D, *supervisor, error)) *Plugin[D] {
 	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
 
-// Launch is [New] and [Plugin.Start] in one call, with the errors of both, for tools and tests. After an error the plugin
+// Launch calls [New] and [Plugin.Start], and returns the errors of both. It is for tools and tests. After an error the plugin
 // is nil, and no process is left. A service makes its plugin with New, and its App starts the plugin.
 func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	p, err := New(k, cfg)
@@ -123,8 +126,8 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 	return p, nil
 }
 
-// Start starts the driver, and returns when it is open. From then on its program is restarted whenever it
-// ends or hangs, until Close. The end of ctx cancels the start only. Start on a started driver has no effect.
+// Start starts the driver, and returns when the driver is open. From then on, until Close, a program that
+// ends or hangs is restarted. The end of ctx cancels the start only. Start on a started driver has no effect.
 //
 // After an error no process is left, and Start may be called again. Errors:
 //
@@ -171,21 +174,21 @@ func (p *Plugin[D]) exclusively(ctx context.Context, f func(ctx context.Context,
 	return f(ctx, started)
 }
 
-// Replace replaces the running program without a restart of this process. cfg is the new configuration, with the same kind of
-// driver; its Observe and Logger are not used. If neither cfg nor the file of the program has changed, Replace does nothing. Without a
-// checksum in cfg, the file counts as changed if the path leads to another file, or if its size or modification time differs.
+// Replace replaces the running program without a restart of this process. The parameter cfg is the new configuration, for the same kind of
+// driver. Observe and Logger of cfg are not used. If neither cfg nor the file of the program has changed, Replace does nothing. Without
+// a checksum in cfg, the file counts as changed if the path leads to another file, or if its size or modification time differs.
 //
 // The new program is started and checked: its checksum and owner, its protocol, Open, and Info. It must have all capabilities of
-// the running program, if the running program answers. If check is not nil, it is called with the new driver, and must return nil.
+// the running program, if the running program answers. The function check, unless nil, is called with the new driver, and must return nil.
 // If a step fails, the running program stays, and the error has the reason. After all steps, new calls go to the new program, and
 // Replace returns.
 //
-//   - If [Info.Concurrent] of the running program is true, both programs run at a time. Calls that run on the old program may
-//     continue for DrainTimeout. Then its streams are canceled, and a program with running calls is killed, so that these calls
-//     fail with Unknown. Another Replace waits for the end of the old program.
+//   - If [Info.Concurrent] of the running program is true, both programs run at the same time. Calls that run on the old program
+//     may continue for DrainTimeout. Then the streams of the old program are canceled. If it still has running calls, it is killed,
+//     so that these calls fail with Unknown. Another Replace waits for the end of the old program.
 //   - Otherwise the old program is closed before the new one is opened. New calls wait. Running calls may continue for half of
-//     the time until the deadline of ctx, at most for DrainTimeout; then Replace fails with Timeout, and nothing has changed.
-//     Streams are canceled after 1 s. If the new program is refused, the old one is started again.
+//     the time until the deadline of ctx, at most for DrainTimeout. If a call runs longer, Replace fails with Timeout, and the old
+//     program stays. Streams are canceled after 1 s. If the new program is refused, the old one is started again.
 //
 // While the program is down, Replace starts the new one at once. Close cancels a running Replace. Errors, besides those of Start:
 // Precondition if a capability is missing, if the plugin is not started, or if the driver is in this process and its options have
@@ -309,11 +312,11 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	}
 }
 
-// Stop is [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
+// Stop calls [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with cfg.Options. Any other name is a program:
-// New sets cfg.Program to it and calls the function [New]. It starts nothing and opens no driver. If a registered driver has a check, see
+// New sets cfg.Program to the name and calls the function [New]. It starts nothing and opens no driver. If a registered driver has a check, see
 // [Registry.AddChecked], New checks the driver's own options. It does not check the options of other drivers. Fields that are for a program, such as SHA256 or
 // User, are Invalid for a driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
@@ -345,7 +348,7 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 	return p, err
 }
 
-// Launch is [Registry.New] and [Plugin.Start] in one call, with the errors of both, as the function [Launch].
+// Launch calls [Registry.New] and [Plugin.Start], and returns the errors of both, as the function [Launch] does.
 func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	p, err := r.New(k, name, cfg)
 	if err != nil {

@@ -31,7 +31,7 @@ func TestCalls(t *testing.T) {
 	if got, err := d.Echo(who, "who"); err != nil || got != "req-1 Zürich [a b]" {
 		t.Errorf("who: %q, %v", got, err)
 	}
-	// The form of package reqctx, and the names that older programs read.
+	// The metadata have the form of package reqctx, and also the names that older programs read.
 	const onWire = `{"request_id":"req-1","project_id":"Zürich","roles":["a","b"],"id":"req-1"}`
 	if got, err := d.Echo(who, "metadata"); err != nil || got != onWire {
 		t.Errorf("the metadata of a call: %s, %v", got, err)
@@ -202,7 +202,7 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestLaunchByName: a name means the built-in driver with this name. Without such a driver it means a program.
+// TestLaunchByName: a name means the built-in driver with this name. If no such driver exists, the name means a program.
 func TestLaunchByName(t *testing.T) {
 	t.Parallel()
 	var r driver.Registry[echoer]

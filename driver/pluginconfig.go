@@ -24,13 +24,13 @@ type PluginConfig struct {
 	// each symbolic link in it must belong to root or to the user of this process. No other user may be able to
 	// write there, except that others may add files to a sticky directory, such as /tmp.
 	Dir string
-	// Options are the driver's own: a JSON object, or nil. They are sent over the
+	// Options are the driver's own options: a JSON object, or nil. They are sent over the
 	// connection, so they are not visible in a list of processes.
 	Options json.RawMessage
 	// SHA256 is the checksum that the program must have, as 64 hexadecimal digits. It
 	// is compared before each start with the file that is executed. Empty: the checksum is not compared.
 	SHA256 string
-	// Env is added to the program's environment, each as KEY=value. Of the worker's own environment,
+	// Env are variables, each as KEY=value, that are added to the program's environment. Of the worker's own environment,
 	// which may contain passwords, the program inherits only PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
 	Env []string
 	// User is the name of the user as which the program runs. It requires
@@ -53,18 +53,18 @@ type PluginConfig struct {
 	CloseTimeout time.Duration
 	// DrainTimeout is how long the calls on a program may take after its replacement, see [Plugin.Replace]. Default 5 min.
 	DrainTimeout time.Duration
-	// MinDelay and MaxDelay bound the back-off before a restart. The delay is random: up to
-	// MinDelay after the first crash within CrashWindow, up to twice as long after each further
-	// one, and MaxDelay at most. Defaults 100 ms and 30 s.
+	// MinDelay and MaxDelay bound the back-off before a restart. The delay is random: at most
+	// MinDelay after the first crash within CrashWindow, at most twice as long after each further
+	// crash, and never more than MaxDelay. Defaults 100 ms and 30 s.
 	MinDelay, MaxDelay time.Duration
-	// MaxCrashes is the number of crashes within CrashWindow after which the circuit opens at the next
-	// crash: the state is Broken, and the program is restarted after Cooldown. Defaults 5, 1 min and 1 min.
+	// MaxCrashes is the number of crashes that are allowed within CrashWindow. The next crash opens the
+	// circuit: the state is Broken, and the program is restarted after Cooldown. Defaults 5, 1 min and 1 min.
 	MaxCrashes            int
 	CrashWindow, Cooldown time.Duration
 
 	// Observe is called after each call and each stream, with the method's full
 	// name in gRPC, the duration, and the error. It must be safe for concurrent use, and should not block,
-	// because the call returns after it. Nil: it is not called.
+	// because the call returns only after it. Nil: calls are not observed.
 	Observe func(method string, took time.Duration, err error)
 	// Logger gets the program's log, and a line for each start and end of the program. Default: slog.Default.
 	Logger *slog.Logger
@@ -146,7 +146,7 @@ func (c *PluginConfig) forProgram() error {
 	return nil
 }
 
-// findProgram returns the path of a program of a kind. name is a driver's name or an absolute path.
+// findProgram returns the path of a program of a kind. The parameter name is a driver's name or an absolute path.
 func findProgram(kind, name, dir string) (string, error) {
 	prefix := "armature-" + kind + "-"
 	switch {

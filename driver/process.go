@@ -39,7 +39,7 @@ import (
 	"github.com/armature-go/armature/internal/tempdir"
 )
 
-// outputTimeout is how long the output of a dead program is read at most. A process that the program has
+// outputTimeout bounds the time for which the output of a dead program is read. A process that the program has
 // started may keep the output open for ever.
 const outputTimeout = 200 * time.Millisecond
 
@@ -51,7 +51,7 @@ type process struct {
 	path      string
 	program   *os.File // the checked file at path; open until cleanUp, so that the program can be started again
 	protocols []int
-	again     bool // execute the open file, as with a checksum
+	again     bool // execute the open file, even without a checksum
 
 	cmd    *exec.Cmd
 	proc   atomic.Pointer[os.Process] // nil until the program runs
@@ -77,7 +77,7 @@ type process struct {
 // or could be changed by another user.
 var errRefused = errors.New("it was not started")
 
-// openRefused is openProgram with errRefused as the class of its errors.
+// openRefused calls openProgram, and marks the error with errRefused.
 func openRefused(path, pin string) (*os.File, error) {
 	f, err := openProgram(path, pin)
 	if err != nil {
@@ -86,9 +86,9 @@ func openRefused(path, pin string) (*os.File, error) {
 	return f, nil
 }
 
-// startProcess runs the program and makes the handshake before ctx ends. The driver is not open yet. program is the checked
-// file at path; the process closes it. If again is true, the file is executed even if another file has its path meanwhile. After
-// an error no process and no directory is left.
+// startProcess runs the program and makes the handshake before ctx ends. The driver is not open yet. The parameter program is the
+// checked file at path; the process closes this file. With a checksum, or if the parameter again is true, this file is
+// executed even if the path has another file meanwhile. After an error no process and no directory is left.
 func startProcess(ctx context.Context, program *os.File, again bool, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	p := &process{
 		cfg: cfg, path: path, program: program, again: again, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
@@ -104,7 +104,7 @@ func (p *process) attempt(ctx context.Context, f func(context.Context) error) er
 		if ended == nil {
 			ended = context.DeadlineExceeded // gRPC's own timer was a little earlier
 		}
-		return fault.New(fault.CodeOf(ended), "it did not start in time: %w", ended)
+		return fault.New(fault.CodeOf(ended), "it did not start in time (plugin_start_timeout is %s): %w", p.cfg.StartTimeout, ended)
 	}
 	stop := context.AfterFunc(ctx, func() { p.fail(late()) })
 	err := f(ctx)
@@ -148,7 +148,7 @@ func (p *process) connect(ctx context.Context) error {
 		},
 		SkipHostEnv:      true,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: p.dir.Path},
-		StartTimeout:     2 * p.cfg.StartTimeout, // never reached, because ctx ends first
+		StartTimeout:     p.cfg.StartTimeout + time.Minute, // ctx ends first, also on a busy machine
 		Logger:           hclog.NewNullLogger(),
 		SyncStdout:       log,
 		SyncStderr:       log,
@@ -272,8 +272,8 @@ func (p *process) Start(context.Context) error {
 	return nil
 }
 
-// readStdout writes the line of the handshake to line, from which go-plugin reads it, if the worker accepts the
-// handshake. It writes the rest of the output to the log.
+// readStdout checks the first line of the output, which is the handshake. If the worker accepts the handshake, readStdout
+// writes it to line, from which go-plugin reads it. The rest of the output goes to the log.
 func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 	r := bufio.NewReaderSize(out, maxLine)
 	first, err := r.ReadSlice('\n')
@@ -292,8 +292,8 @@ func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 	_, _ = io.Copy(p.log, r)
 }
 
-// checkHandshake checks the line of the handshake. go-plugin would accept some of these errors, and describe others
-// less clearly.
+// checkHandshake checks the line of the handshake. go-plugin would accept some wrong lines, and describe others less
+// clearly.
 func (p *process) checkHandshake(line string) error {
 	parts := strings.Split(line, "|")
 	if len(parts) < 6 || parts[0] != strconv.Itoa(goplugin.CoreProtocolVersion) || parts[4] != string(goplugin.ProtocolGRPC) {
@@ -472,14 +472,14 @@ func (p *process) cleanUp() {
 	}
 }
 
-// explain returns the reason why a program did not start or has ended, with the program's path and its last output. err is
-// the error of the start or of a call. explain uses it if no better reason is known.
+// explain returns the reason why a program did not start or has ended, with the program's path and its last output. The
+// parameter err is the error of the start or of a call. explain uses it if no better reason is known.
 func (p *process) explain(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	killed := p.status != nil && p.status.Error() == "signal: killed"
 	c := fault.CodeOf(p.failure)
-	lost := !fault.IsRemote(p.failure) && (c == fault.Internal || c == fault.Unknown || c == fault.Unavailable) // it says only that the connection broke
+	lost := !fault.IsRemote(p.failure) && (c == fault.Internal || c == fault.Unknown || c == fault.Unavailable) // such an error says only that the connection broke
 	switch {
 	case p.failure != nil && (!lost || killed || p.pid() == 0):
 		err = p.failure

@@ -66,7 +66,7 @@ func TestNotADriver(t *testing.T) {
 		{"talks", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "hello, I am a cat"`},
 		{"garbage", driver.PluginConfig{}, fault.Unavailable, "first record does not look like a TLS handshake"},
 		{"noise", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "\x00\x00`},
-		{"waits", driver.PluginConfig{StartTimeout: 300 * time.Millisecond}, fault.Timeout, "it did not start in time"},
+		{"waits", driver.PluginConfig{StartTimeout: 300 * time.Millisecond}, fault.Timeout, "it did not start in time (plugin_start_timeout is 300ms)"},
 		{"old", driver.PluginConfig{}, fault.Invalid, "it has protocol 1, but this worker supports only 3 and 2: install a later program"},
 		{"newer", driver.PluginConfig{}, fault.Invalid, "it has protocol 9, but this worker supports only 3 and 2: install an earlier program, or upgrade the worker"},
 		{"none", driver.PluginConfig{}, fault.Invalid, `it has protocol "", but this worker supports only 3 and 2: install a later program`},
@@ -83,7 +83,7 @@ func TestNotADriver(t *testing.T) {
 		{"good", driver.PluginConfig{SocketDir: "/proc"}, fault.Internal, "socket_dir: "},
 		{"good", driver.PluginConfig{SocketDir: long}, fault.Invalid, "too long for the path of a socket"},
 		{"good", driver.PluginConfig{Options: json.RawMessage(`{"color":"red"}`)}, fault.Invalid, `option color: "red" is not blue`},
-		{"good", driver.PluginConfig{Options: json.RawMessage(`{"hang":true}`), StartTimeout: time.Second}, fault.Timeout, "it did not start in time: context deadline exceeded"},
+		{"good", driver.PluginConfig{Options: json.RawMessage(`{"hang":true}`), StartTimeout: time.Second}, fault.Timeout, "it did not start in time (plugin_start_timeout is 1s): context deadline exceeded"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.program+" "+tt.says[:10], func(t *testing.T) {

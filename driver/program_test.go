@@ -136,10 +136,11 @@ type echoOptions struct {
 	Fail  string `json:"fail"`  // a path: Open fails while this file exists
 	Hang  bool   `json:"hang"`  // Open never returns
 	Gate  string `json:"gate"`  // a path: Open writes its process id to GATE.pid and waits for this file
-	// Concurrent and Lacks change the driver's Info: it declares Concurrent, and lacks its capability.
+	// Concurrent and Lacks change the driver's Info. With Concurrent the driver declares that it is Concurrent. With
+	// Lacks the driver declares no capability.
 	Concurrent bool   `json:"concurrent"`
 	Lacks      bool   `json:"lacks"`
-	Lock       string `json:"lock"` // a path: the driver has a lock on this file while it is open
+	Lock       string `json:"lock"` // a path: Open locks this file, and Close unlocks it
 	Serial     int    `json:"serial"`
 }
 
@@ -258,7 +259,7 @@ func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 		return strconv.FormatBool(ok && time.Until(d) > 0 && time.Until(d) < time.Minute), nil
 	case "env":
 		return strings.Join(os.Environ(), "\n"), nil
-	case "append": // the argument and the process id to a file
+	case "append": // appends the argument and the process id to a file
 		f, err := os.OpenFile(filepath.Join(e.dir, "calls"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return "", err
@@ -373,7 +374,7 @@ func installPrograms(t testing.TB, programs ...string) (dir string) {
 		name, script, ok := strings.Cut(p, "=")
 		path := filepath.Join(dir, "armature-echo-"+name)
 		if ok {
-			err = os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755)
+			err = writeProgram(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755)
 		} else {
 			err = os.Symlink(self, path)
 		}
@@ -384,7 +385,7 @@ func installPrograms(t testing.TB, programs ...string) (dir string) {
 	return dir
 }
 
-// raceEnv is the environment of driver programs: otherwise a program that is built with the race detector waits for a second when it ends.
+// raceEnv is the environment of driver programs. Without raceEnv, a program that is built with the race detector waits for a second when it ends.
 var raceEnv = []string{"GORACE=atexit_sleep_ms=0"}
 
 // launchPlugin starts cfg.Program, by default "good", and closes it at the end of the test.
@@ -404,7 +405,7 @@ func launchPlugin(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if p.Status().State == driver.Closed { // by the test
+		if p.Status().State == driver.Closed { // the test has closed the plugin
 			return
 		}
 		if err := p.Close(context.Background()); err != nil {

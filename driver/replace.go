@@ -17,8 +17,8 @@ import (
 // streamTime is how long the streams of a program that is not Concurrent may continue when the program is replaced.
 const streamTime = time.Second
 
-// swap changes the running program in restartLoop. old is the running process, or nil while the program is down. The result is
-// the process that runs afterwards. An error means that none runs.
+// swap changes the running program in restartLoop. The parameter old is the running process, or nil while the program is down.
+// The result is the process that runs afterwards. An error means that none runs.
 type swap func(ctx context.Context, old *process) (*process, error)
 
 // replacement is a program that is to replace the running one.
@@ -28,8 +28,8 @@ type replacement struct {
 	next  *plan
 	file  os.FileInfo
 	p     *process                           // the new program, after the handshake
-	old   *Info                              // of the running program; nil if it does not answer
-	check func(context.Context, *view) error // of the caller
+	old   *Info                              // the Info of the running program; nil if the program does not answer
+	check func(context.Context, *view) error // the caller's check of the new driver; may be nil
 }
 
 // replace replaces the running program, see Plugin.Replace.
@@ -108,7 +108,7 @@ func sameConfig(a, b PluginConfig) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// runningInfo returns what the running program answers to Info, or nil if it does not answer.
+// runningInfo returns the Info of the running program, or nil if the program does not answer.
 func (s *supervisor) runningInfo(ctx context.Context) *Info {
 	ctx, cancel := context.WithTimeout(ctx, s.plan.Load().cfg.PingTimeout)
 	defer cancel()
@@ -168,11 +168,11 @@ func (r *replacement) end(reason error) error {
 	return r.p.explain(reason)
 }
 
-// use makes the new program the one that gets the calls.
+// use makes new calls go to the new program.
 func (r *replacement) use(old *process) *process {
 	r.plan.Store(r.next)
 	r.crashes = nil
-	r.link.cur.Store(r.p.route) // before the state, as in setUp
+	r.link.cur.Store(r.p.route) // before the state changes, as in setUp
 	r.mu.Lock()
 	r.status.Replacements++
 	r.supervisor.file = r.file
@@ -273,7 +273,7 @@ func (p *process) killWhenHung(ctx context.Context) {
 	}
 }
 
-// startAgain starts the file of a program that has ended for a replacement.
+// startAgain starts a program again that was ended for a replacement. The parameter program is its open file.
 func (s *supervisor) startAgain(ctx context.Context, now *plan, program *os.File) (*process, error) {
 	_, err := program.Seek(0, io.SeekStart)
 	if err == nil {
@@ -297,7 +297,8 @@ type retirement struct {
 	done  chan struct{} // closed when the program has ended
 }
 
-// retireProcess ends a program that was replaced when its calls have ended, or after DrainTimeout. It does not block.
+// retireProcess ends a replaced program as soon as its calls have ended, at the latest after DrainTimeout. It does not
+// block.
 func (s *supervisor) retireProcess(life context.Context, old *process) {
 	life = context.WithoutCancel(life) // close waits for the retirement
 	r := &retirement{route: old.route, done: make(chan struct{})}

@@ -56,8 +56,8 @@ func TestReplaceStorm(t *testing.T) {
 	})
 }
 
-// TestReplaceHung: the running program hangs with a call while its replacement waits for the end of the calls. It is killed, as without
-// a replacement, and the new program starts.
+// TestReplaceHung: the running program hangs in a call. The replacement waits for the end of the calls. The hung program is killed, as it
+// would be without a replacement, and the new program starts.
 func TestReplaceHung(t *testing.T) {
 	t.Parallel()
 	r := startReplaceable(t, false, false, func(cfg *driver.PluginConfig) {
@@ -112,7 +112,8 @@ func TestReplaceHangingStart(t *testing.T) {
 	})
 }
 
-// TestReplaceClosed: the program that was replaced does not end. When the context of Close ends, it is killed, and Close does not wait longer.
+// TestReplaceClosed: the program that was replaced does not end. When the context of Close ends, that program is killed, and Close does not
+// wait longer.
 func TestReplaceClosed(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, concurrent bool) {
@@ -129,7 +130,7 @@ func TestReplaceClosed(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if !concurrent { // it has one call, and stops after it
+		if !concurrent { // the old program has one call, and stops after the call
 			go func() { _, _ = r.p.Driver().Echo(t.Context(), "sleep:300ms") }() // may fail
 			waittest.Until(t, "the call", exists(r.o.Dir, "asleep"))
 		}

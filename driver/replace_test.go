@@ -31,11 +31,12 @@ type replaceable struct {
 	o       echoOptions
 	p       *driver.Plugin[echoer]
 	path    string
-	program string // what the script executes
+	program string // the program that the script executes
 	log     *logBuffer
 }
 
-// startReplaceable starts a program that is a script, which install can change. Without concurrent, the driver has a lock.
+// startReplaceable starts a program that is a script, which install can change. If concurrent is false, the driver has a
+// lock.
 func startReplaceable(t *testing.T, concurrent, pinned bool, change func(cfg *driver.PluginConfig)) *replaceable {
 	t.Helper()
 	dir := t.TempDir()
@@ -55,7 +56,8 @@ func startReplaceable(t *testing.T, concurrent, pinned bool, change func(cfg *dr
 	return r
 }
 
-// install replaces the file of the program by a script that executes another one.
+// install replaces the file of the program by a script. The script executes the program armature-echo-NAME, or name
+// itself if name is a shell command with a space.
 func (r *replaceable) install(name string, pinned bool) {
 	r.t.Helper()
 	r.o.Serial++
@@ -63,7 +65,7 @@ func (r *replaceable) install(name string, pinned bool) {
 	if strings.Contains(name, " ") {
 		text = fmt.Sprintf("#!/bin/sh\n# %d\n%s\n", r.o.Serial, name)
 	}
-	if err := errors.Join(os.WriteFile(r.path+".new", []byte(text), 0o700), os.Rename(r.path+".new", r.path)); err != nil {
+	if err := errors.Join(writeProgram(r.path+".new", []byte(text), 0o700), os.Rename(r.path+".new", r.path)); err != nil {
 		r.t.Fatal(err)
 	}
 	r.cfg.SHA256 = ""
@@ -73,7 +75,15 @@ func (r *replaceable) install(name string, pinned bool) {
 	}
 }
 
-// replace replaces the program with the options o.
+// writeProgram writes a program. Meanwhile no goroutine starts a process, because the new process would have the file open for writing for a
+// moment, and the kernel executes no such file.
+func writeProgram(path string, text []byte, mode os.FileMode) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, text, mode)
+}
+
+// replace replaces the program. The new program gets the options o.
 func (r *replaceable) replace(o echoOptions) error {
 	r.t.Helper()
 	cfg := r.cfg
@@ -92,8 +102,9 @@ func (r *replaceable) awaitOne() {
 	})
 }
 
-// callers calls the driver from four goroutines, each about 200 times a second: more would leave no time to the programs that start. The returned function ends the calls and checks that each was executed by exactly one
-// program. It returns the ids of the programs, and how many calls failed with the accepted codes.
+// callers calls the driver from four goroutines, each about 200 times a second. More calls would leave no time to the
+// programs that start. The returned function ends the calls and checks that each was executed by exactly one program. It
+// returns the ids of the programs, and how many calls failed with the accepted codes.
 func (r *replaceable) callers(accept ...fault.Code) func() (pids []int, failed int) {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(r.t.Context())
@@ -327,7 +338,8 @@ func TestReplaceBusy(t *testing.T) {
 	}
 }
 
-// TestReplaceKilled: programs are killed at each point of a replacement.
+// TestReplaceKilled: one of the two programs is killed at a point of a replacement. Afterwards the driver works, and one
+// program is left.
 func TestReplaceKilled(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, concurrent bool) {
@@ -415,9 +427,9 @@ func TestReplaceDown(t *testing.T) {
 				r := startReplaceable(t, concurrent, state == driver.Refused, func(cfg *driver.PluginConfig) {
 					cfg.MaxCrashes, cfg.MinDelay, cfg.MaxDelay, cfg.Cooldown = 1, time.Millisecond, time.Hour, time.Hour
 				})
-				if state == driver.Refused { // the new file is there, and its checksum not yet in the configuration
+				if state == driver.Refused { // the new file is installed, but the configuration does not have its checksum yet
 					r.install("good", true)
-				} else if err := os.WriteFile(r.path, []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
+				} else if err := writeProgram(r.path, []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
 					t.Fatal(err)
 				}
 				if err := syscall.Kill(r.p.Status().PID, syscall.SIGKILL); err != nil {
@@ -444,7 +456,8 @@ func TestReplaceDown(t *testing.T) {
 	})
 }
 
-// TestReplaceTwice: of two equal replacements at once, one starts a program. Close ends a replacement and leaves no process.
+// TestReplaceTwice: of three equal replacements at once, one starts a program. Close ends a replacement and leaves no
+// process.
 func TestReplaceTwice(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, concurrent bool) {

@@ -38,8 +38,8 @@ const (
 	closeTimeout = 10 * time.Second
 )
 
-// Serve is the main function of a driver's program. It calls open, which [Registry.Add] describes, when the worker opens
-// the driver. It returns, or ends the process, when the worker has closed the driver or has ended.
+// Serve is the main function of a driver's program. When the worker opens the driver, Serve calls the function open, which
+// [Registry.Add] describes. Serve returns, or ends the process, when the worker has closed the driver or has ended.
 //
 //	func main() { driver.Serve(volume.Kind, acme.Open) }
 //
@@ -52,7 +52,7 @@ const (
 func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawMessage) (D, error)) {
 	k.check()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		fmt.Fprintf(os.Stderr, "%s is a %s driver, protocol %d. A worker starts it: put it into the worker's plugin_dir as armature-%s-NAME, and name NAME in its configuration.\n",
+		fmt.Fprintf(os.Stderr, "%s is a %s driver, protocol %d. A worker starts it: put the program into the worker's plugin_dir as armature-%s-NAME, and write NAME as the driver in the worker's configuration.\n",
 			filepath.Base(os.Args[0]), k.Name, k.Protocol, k.Name)
 		os.Exit(2)
 	}
@@ -82,8 +82,8 @@ func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawM
 // pluginName is the name of the program's only plugin, in go-plugin's terms.
 const pluginName = "driver"
 
-// grpcPlugin implements go-plugin's GRPCPlugin. s is set in the program, and nil in the
-// worker.
+// grpcPlugin implements go-plugin's GRPCPlugin. The field s is set in the program, and nil in
+// the worker.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 	s *server
@@ -105,7 +105,7 @@ type server struct {
 	driverpb.UnimplementedDriverServer
 
 	kind     string
-	services services                                                                     // of the kind, without an implementation
+	services services                                                                     // the services of the driver's kind, without an implementation
 	make     func(ctx context.Context, options json.RawMessage) (Driver, services, error) // opens the driver
 
 	mu  sync.Mutex             // held by Open and Close
@@ -115,7 +115,7 @@ type server struct {
 // opened is an open driver.
 type opened struct {
 	d     Driver
-	impls map[string]any // by the names of services
+	impls map[string]any // the key is the name of the service
 }
 
 // services collects the services that Kind.Register registers.
@@ -132,7 +132,7 @@ func (s *services) RegisterService(d *grpc.ServiceDesc, impl any) {
 	*s = append(*s, registration{d, impl})
 }
 
-// newServer returns the server of a kind. open makes the driver.
+// newServer returns the server of a kind. The function open makes the driver.
 func newServer[D Driver](k Kind[D], open func(context.Context, json.RawMessage) (D, error)) *server {
 	s := &server{kind: k.Name}
 	var none D
@@ -188,7 +188,7 @@ func (s *server) register(g grpc.ServiceRegistrar) {
 
 var errNotOpen = fault.Sentinel(fault.Unavailable, "DriverNotOpen", "the driver is not open")
 
-// impl returns the implementation of a service. Unavailable: the driver is not open.
+// impl returns the implementation of a service. It fails with Unavailable if the driver is not open.
 func (s *server) impl(service string) (any, error) {
 	o := s.cur.Load()
 	if o == nil {
@@ -282,7 +282,7 @@ func interceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 	return err
 }
 
-// readError calls the methods of a driver's error. They may panic, for example because the error is a nil pointer. The
+// readError calls the methods of a driver's error. These methods may panic, for example because the error is a nil pointer. The
 // interceptors, which call readError, recover the panic.
 func readError(err error) {
 	if err != nil {

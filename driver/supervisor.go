@@ -26,24 +26,24 @@ type supervisor struct {
 	kind      string
 	protocols []int // allowed
 	log       *slog.Logger
-	plan      atomic.Pointer[plan] // what is started; changed by a replacement
+	plan      atomic.Pointer[plan] // the program that is started; a replacement changes it
 
-	swaps  chan swap                  // to restartLoop
-	retire atomic.Pointer[retirement] // of the last program that was replaced beside its successor, or nil
+	swaps  chan swap                  // requests to restartLoop
+	retire atomic.Pointer[retirement] // the retirement of the last program that was replaced beside its successor, or nil
 
-	urgent context.Context    //nolint:containedctx // of what must end when the context of Close ends
+	urgent context.Context    //nolint:containedctx // for all work that must end when the context of Close ends
 	kill   context.CancelFunc // ends urgent
 
-	stop     context.CancelFunc // of restartLoop
+	stop     context.CancelFunc // cancels the context of restartLoop
 	done     chan struct{}      // closed when restartLoop has ended
 	crashes  []time.Time        // within CrashWindow; used by restartLoop alone
 	last     *process           // the running process when restartLoop ended, or nil
-	once     sync.Once          // of close
-	closeErr error              // of the first close
+	once     sync.Once          // runs close once
+	closeErr error              // the result of the first close
 
 	mu     sync.Mutex
 	status Status
-	file   os.FileInfo // of the program that was started last
+	file   os.FileInfo // the file of the program that was started last
 }
 
 // plan says which program runs and how.
@@ -89,7 +89,7 @@ func (s *supervisor) start(ctx context.Context, pl *plan) (*process, error) {
 	return s.startFile(ctx, pl, program, false)
 }
 
-// startFile is start with an open program, see startProcess.
+// startFile does what start does, for an open program, see startProcess.
 func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, again bool) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, pl.cfg.StartTimeout)
 	defer cancel()
@@ -129,7 +129,8 @@ func (s *supervisor) restartLoop(ctx context.Context, p *process) {
 	s.last = p
 }
 
-// restart starts the program again, after err and as many further attempts as needed. It returns nil if ctx ends first.
+// restart starts the program again, with as many attempts as needed. The parameter err is the reason why no program runs.
+// restart returns nil if ctx ends first.
 func (s *supervisor) restart(ctx context.Context, err error) (p *process) {
 	for {
 		s.crashes = slices.DeleteFunc(s.crashes, func(at time.Time) bool { return time.Since(at) > s.plan.Load().cfg.CrashWindow })
@@ -149,8 +150,8 @@ func (s *supervisor) restart(ctx context.Context, err error) (p *process) {
 	}
 }
 
-// startOrSwap starts the program of the plan. A swap that is requested meanwhile ends that start, because it may hang; if the swap starts no
-// program, the start is repeated.
+// startOrSwap starts the program of the plan. If a swap is requested meanwhile, startOrSwap cancels the start, because
+// the start may hang, and then runs the swap. If the swap starts no program, the start is repeated.
 func (s *supervisor) startOrSwap(ctx context.Context) (*process, error) {
 	type result struct {
 		p   *process
@@ -180,7 +181,7 @@ func (s *supervisor) startOrSwap(ctx context.Context) (*process, error) {
 			return nil, r.err
 		case change == nil:
 			return r.p, nil
-		case r.err == nil: // the start has succeeded just before
+		case r.err == nil: // the start succeeded before the swap could end it
 			return change(ctx, r.p)
 		}
 		if p, err := change(ctx, nil); err == nil {
@@ -208,8 +209,8 @@ func (s *supervisor) awaitEnd(ctx context.Context, p *process) swap {
 	}
 }
 
-// awaitRestart waits for the time of the next start. If a swap is requested before, and starts a program, it returns that process.
-// Otherwise, or if ctx ends first, it returns nil.
+// awaitRestart waits for the time of the next start. If a swap is requested earlier, and starts a program, awaitRestart returns that
+// process. Otherwise, or if ctx ends first, it returns nil.
 func (s *supervisor) awaitRestart(ctx context.Context) *process {
 	t := time.NewTimer(time.Until(s.getStatus().Next))
 	defer t.Stop()
@@ -227,7 +228,7 @@ func (s *supervisor) awaitRestart(ctx context.Context) *process {
 	}
 }
 
-// noteDown sets and logs the state of a program that has ended or was refused. n is the number of crashes within CrashWindow. A
+// noteDown sets and logs the state of a program that has ended or was refused. The parameter n is the number of crashes within CrashWindow. A
 // refusal is not a crash: an operator must repair the file or the configuration. Of
 // consecutive refusals the first is logged as ERROR, the others as DEBUG.
 func (s *supervisor) noteDown(ctx context.Context, err error, n int) {
@@ -252,9 +253,10 @@ func (s *supervisor) noteDown(ctx context.Context, err error, n int) {
 	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", cfg.CrashWindow, "state", string(state), "restart_in", delay)
 }
 
-// setUp makes p the process that gets the calls. A process that runs at first, or after a crash, is not a replacement.
+// setUp makes new calls go to p, which is the first process or one that was started after a crash. For a replacement,
+// replacement.use does this.
 func (s *supervisor) setUp(p *process) {
-	s.link.cur.Store(p.route) // before the state, so that a caller that sees the state Up can call the driver
+	s.link.cur.Store(p.route) // before the state changes, so that a caller that sees the state Up can call the driver
 	s.mu.Lock()
 	if s.status.State != "" {
 		s.status.Restarts++

@@ -20,10 +20,10 @@ const maxLinks = 40
 
 // openProgram opens the program at an absolute path. It checks the file, each directory of its path and each symbolic
 // link: only root and the user of this process may be able to choose which file is executed, see ADR 19. The caller closes
-// the file. pin is the program's SHA-256 in hexadecimal. If pin is empty, every checksum is accepted. Errors:
+// the file. The parameter pin is the program's SHA-256 in hexadecimal. If pin is empty, every checksum is accepted. Errors:
 //
 //   - NotFound: the program, or the target of a symbolic link, does not exist.
-//   - Denied: another user could change the file or its path, or the checksum is not pin.
+//   - Denied: another user could change the file or its path, or the file's checksum differs from pin.
 //   - Invalid: the file is not an executable file, has more than maxLinks symbolic links in its path, or cannot be read.
 //   - Unimplemented: the system does not report the owners of files.
 func openProgram(path, pin string) (*os.File, error) {
@@ -42,7 +42,7 @@ func openProgram(path, pin string) (*os.File, error) {
 	return f, nil
 }
 
-// checkProgram checks the open file, which is the one that is executed.
+// checkProgram checks the open file at path: its type, its mode, its owner and, unless pin is empty, its checksum.
 func checkProgram(f *os.File, path, pin string) error {
 	info, err := f.Stat()
 	switch {

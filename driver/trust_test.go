@@ -98,7 +98,7 @@ func TestTrust(t *testing.T) {
 				t.Skip("only root gives files to other users")
 			}
 			top := t.TempDir()
-			err := errors.Join(os.Mkdir(top+"/in", 0o755), os.WriteFile(top+"/in/"+name, raw, 0o755))
+			err := errors.Join(os.Mkdir(top+"/in", 0o755), writeProgram(top+"/in/"+name, raw, 0o755))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -122,8 +122,8 @@ func TestTrust(t *testing.T) {
 	}
 }
 
-// TestPinOfTheFileThatRuns: the file whose checksum is compared is the one that is executed. Another file repeatedly
-// gets its name meanwhile, and is never executed.
+// TestPinOfTheFileThatRuns: the file whose checksum is compared is the one that is executed. Meanwhile another file
+// repeatedly gets the same name. That file is never executed.
 func TestPinOfTheFileThatRuns(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -138,7 +138,7 @@ func TestPinOfTheFileThatRuns(t *testing.T) {
 	evil := filepath.Join(dir, "evil-has-run")
 	path := filepath.Join(dir, "armature-echo-good")
 	put := func(text []byte) {
-		if err := errors.Join(os.WriteFile(path+".new", text, 0o755), os.Rename(path+".new", path)); err != nil {
+		if err := errors.Join(writeProgram(path+".new", text, 0o755), os.Rename(path+".new", path)); err != nil {
 			t.Error(err)
 		}
 	}

@@ -1,6 +1,6 @@
-// Package fault is the one error type that crosses process boundaries: RPC,
+// Package fault has the error type that crosses process boundaries: RPC,
 // REST and driver plugins. An error that a caller or a peer may act on has a
-// [Code] and, where code alone is too coarse, a reason; every other error
+// [Code] and, where the code alone is too coarse, a reason. Every other error
 // stays plain and arrives as [Internal].
 //
 //	var ErrNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room on host")
@@ -12,8 +12,8 @@
 //	errors.Is(err, fault.Exhausted) // true: the class
 //	fault.IsRemote(err)             // true: a peer said so
 //
-// It is not a logging or a stack trace package: messages are meant to cross
-// the wire, so they carry no secrets.
+// The package does not log, and its errors have no stack traces. Messages cross
+// the wire, so they must not contain secrets.
 package fault
 
 import (
@@ -34,8 +34,8 @@ const (
 	// Internal is a failure that the caller can do nothing about: a bug, or a
 	// plain error without a code. It is the zero Code.
 	Internal Code = iota
-	// Invalid means the request itself is wrong, whatever the state of the
-	// system. Sending it again fails again.
+	// Invalid means the request itself is wrong in every state of the
+	// system. A retry also fails.
 	Invalid
 	// Unauthenticated means the caller's identity is not known.
 	Unauthenticated
@@ -46,13 +46,11 @@ const (
 	// Conflict means the thing exists already, or another caller changed it
 	// first: read it again, then decide.
 	Conflict
-	// Precondition means the system's state does not allow the request now,
-	// such as a resize of a stopped volume.
+	// Precondition means the system's state does not allow the request now, such as the deletion of an attached volume.
 	Precondition
 	// Exhausted means a quota, a capacity or a size limit was reached.
 	Exhausted
-	// Unimplemented means the peer does not know the method, the version or
-	// the capability.
+	// Unimplemented means the peer does not have the method, the version or the capability.
 	Unimplemented
 	// Unavailable means the request was certainly not executed: sending it
 	// again is safe.
@@ -98,8 +96,8 @@ func (c Code) Error() string { return c.String() }
 // MarshalText returns the code's name, the form in which it crosses the wire.
 func (c Code) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-// UnmarshalText reads a code's name. A name that it does not know, from a newer
-// peer, becomes Internal. It never fails.
+// UnmarshalText reads a code's name. An unknown name, such as one from a newer
+// peer, becomes Internal. UnmarshalText never fails.
 func (c *Code) UnmarshalText(text []byte) error {
 	*c = Internal
 	for i, name := range codeNames {
@@ -110,18 +108,17 @@ func (c *Code) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Error is an error with a code. Its JSON form is its form on the wire. Make
-// one with [New] or [Sentinel], and add to it with [WithReason], [WithUser] and
-// [WithPrivate], which return another Error; read one with [From], [CodeOf] and errors.Is.
-// An Error never changes, so it is safe for concurrent use. Its fields are exported for
-// JSON, and for programs that read them.
+// Error is an error with a code. The JSON form of an Error is its form on the wire. [New] and
+// [Sentinel] make one. [WithReason], [WithUser] and [WithPrivate] return a new Error with
+// an addition. Read one with [From], [CodeOf] and errors.Is. An Error never changes, so it is
+// safe for concurrent use. The fields are exported for JSON, and for programs that read them.
 type Error struct {
 	// Code is the kind of failure.
 	Code Code `json:"code"`
-	// Reason is a stable identifier, such as "NoValidHost", that errors.Is
-	// matches by. Empty when the code says enough.
+	// Reason is a stable identifier, such as "NoValidHost". errors.Is compares
+	// errors by their reasons. Empty if the code says enough.
 	Reason string `json:"reason,omitempty"`
-	// Msg is for people. Nothing may be parsed out of it.
+	// Msg is for people. Programs must not parse it.
 	Msg string `json:"msg"`
 	// Meta holds values for programs, by name, such as the name of a field.
 	Meta map[string]string `json:"meta,omitempty"`
@@ -130,8 +127,8 @@ type Error struct {
 	// both. See [UserMessage].
 	User string `json:"user,omitempty"`
 	// Private reports that the error is about the component's own parts, such as its database.
-	// Code and Msg are then for callers within the component. For users the error is a failure
-	// of the component, unless an error that wraps it says something else.
+	// Code and Msg are then for callers within the component. Users get the text "internal error"
+	// instead, unless an error that wraps this one has a text for them.
 	Private bool `json:"private,omitempty"`
 
 	cause  error
@@ -162,10 +159,10 @@ func (e *Error) Is(target error) bool {
 }
 
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
-// format may use %w. The error then also matches the wrapped error, and has the
-// reason and the Meta of the wrapped error when it crosses the wire. If an error
-// among args is private or has a message for users, the new error also has a message for
-// users. In this message, the [UserMessage] of that error replaces its text.
+// format may use %w. Then the new error also matches the wrapped error, and has the reason and the
+// Meta of the wrapped error when it crosses the wire. If an error among args is private or has a
+// message for users, the new error also has a message for users. In this message, the [UserMessage]
+// of that error stands in place of its text.
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	out := &Error{Code: code, Msg: err.Error(), cause: wrappedBy(err)}
@@ -188,16 +185,16 @@ func New(code Code, format string, args ...any) error {
 	return out
 }
 
-// isServiceFailure reports whether errors with code c are failures of the service, not of a request: their
-// messages are for operators, unless one for users is set.
+// isServiceFailure reports whether an error with code c is a failure of the service, not of the request. The
+// message of such an error is for operators, unless a message for users is set.
 func isServiceFailure(c Code) bool {
 	return c == Internal || c == Unavailable || c == Timeout || c == Unknown
 }
 
-// WithReason returns err with a reason, by which errors.Is matches it, and with values for programs in Meta,
-// such as the name of a field. The result wraps err and has its code, its text and its Meta. If
-// meta and the Meta of err have a value of the same name, the one in meta counts. If reason is empty, the result has
-// the reason of err. WithReason copies meta. It returns nil for nil.
+// WithReason returns err with a reason for errors.Is, and with values for programs in Meta,
+// such as the name of a field. The result wraps err and has the code, the text and the Meta of err. If
+// meta and the Meta of err have a value of the same name, the result has the value in meta. If reason is empty, the result
+// has the reason of err. WithReason copies meta. It returns nil for nil.
 //
 //	fault.WithReason(fault.New(fault.Invalid, "size %d is too large", n), "", map[string]string{"field": "size"})
 func WithReason(err error, reason string, meta map[string]string) error {
@@ -215,7 +212,7 @@ func WithReason(err error, reason string, meta map[string]string) error {
 	return out
 }
 
-// WithUser returns err with a message for users, who read no other text of it. The result wraps err, has
+// WithUser returns err with a message for users. Users read no other text of err. The result wraps err, has
 // the code and the reason of err, and is not private. WithUser returns nil for nil.
 func WithUser(err error, message string) error {
 	if err == nil {
@@ -226,8 +223,8 @@ func WithUser(err error, message string) error {
 	return out
 }
 
-// WithPrivate returns err as an error about the component's own parts, see [Error]. Users do not read its
-// text. The result wraps err and has its code and its reason. WithPrivate returns nil for nil.
+// WithPrivate returns err as an error about the component's own parts, see [Error]. Users do not read the
+// text of err. The result wraps err and has the code and the reason of err. WithPrivate returns nil for nil.
 func WithPrivate(err error) error {
 	if err == nil {
 		return nil
@@ -238,7 +235,7 @@ func WithPrivate(err error) error {
 }
 
 // UserMessage returns the text of err that users of the component may read: User of the outermost
-// [Error], or Msg if User is empty. For a private error, and for an error without a code, it is
+// [Error], or Msg if User is empty. For a private error, and for an error without a code, it returns
 // "internal error". It returns "" for nil.
 func UserMessage(err error) string {
 	if err == nil {
@@ -272,8 +269,8 @@ func wrappedBy(err error) error {
 	return nil
 }
 
-// Errors of versions. Package rpc returns them under the same names. They are here because a process may retry after them without knowing
-// package rpc: during a rolling upgrade a peer may have the version soon. The request was not executed.
+// Errors about the version of a peer. The request was not executed. During a rolling upgrade the peer may soon have the version, so a retry
+// may succeed. Package rpc has the same errors under the same names. They are declared here for packages that do not import rpc.
 var (
 	// ErrUnsupportedVersion: the peer does not serve the version that the request needs.
 	ErrUnsupportedVersion = Sentinel(Unimplemented, "UnsupportedVersion", "unsupported version")
@@ -307,13 +304,15 @@ func CodeOf(err error) Code {
 }
 
 // From returns the form in which err crosses a process boundary. It has the code of
-// [CodeOf] and the whole text. It has the first reason, and all values of Meta, of the
-// outermost [Error] and of the Errors that it wraps; an outer value replaces an inner one of the
-// same name. If an error wraps several errors, only the first Error among them counts.
+// [CodeOf] and the whole text. The reason is that of the outermost [Error] that has one. Meta has
+// all values of the outermost Error and of the Errors that it wraps; an outer value replaces an
+// inner one of the same name. If an error wraps several errors, From reads only the first Error
+// among them.
 //
-// User is the message for users of the outermost [Error]. If that Error has none, and plain errors
-// wrap it, User is its text, because the texts of the plain errors are not for users. In this case
-// User stays empty for a private error and for the codes Internal, Unavailable, Timeout and Unknown.
+// User is the message for users of the outermost [Error]. If that Error has no message for users, and
+// plain errors wrap it, User is the text of that Error: Msg has also the texts of the plain errors, which
+// are not for users. In this case User stays empty for a private error and for the codes Internal,
+// Unavailable, Timeout and Unknown.
 //
 // From returns nil for nil. The result shares no memory with err.
 func From(err error) *Error {
@@ -346,8 +345,8 @@ func (e *Error) addMeta(meta map[string]string) {
 	}
 }
 
-// Remote returns e marked as sent by a peer, so that [IsRemote] tells it from an
-// error that this process made. A transport calls it with each error that it decodes.
+// Remote returns e marked as sent by a peer, so that [IsRemote] can distinguish the error from one
+// that this process made. A transport calls it with each error that it decodes.
 func Remote(e Error) error {
 	e.remote = true
 	e.cause = nil

@@ -47,7 +47,7 @@ func TestAcrossTheWire(t *testing.T) {
 	t.Parallel()
 	err := fault.New(fault.Precondition, "host %s: %w", "n1", fmt.Errorf("claim: %w", errNoRoom))
 	if !errors.Is(err, errNoRoom) || !errors.Is(err, fault.Precondition) {
-		t.Fatalf("%#v does not match its own code and what it wraps", err)
+		t.Fatalf("%#v does not match its own code and the error that it wraps", err)
 	}
 	if fault.IsRemote(err) {
 		t.Error("a local error is remote")
@@ -177,7 +177,7 @@ func TestUserMessage(t *testing.T) {
 	}
 }
 
-// TestWith: WithReason, WithPrivate and WithUser return a new error. The error that it wraps does not change.
+// TestWith: WithReason, WithPrivate and WithUser return a new error. The wrapped error does not change.
 func TestWith(t *testing.T) {
 	t.Parallel()
 	base := fault.WithReason(fault.New(fault.Exhausted, "claim: %w", errNoRoom), "", map[string]string{"host": "n1"})
@@ -210,7 +210,7 @@ func TestWith(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 		if tt.want.Reason != "Short" && !errors.Is(tt.err, errNoRoom) {
-			t.Errorf("%s: it does not match the error that it wraps", tt.name)
+			t.Errorf("%s: the new error does not match the wrapped error", tt.name)
 		}
 	}
 	if !errors.Is(tests[1].err, fault.Sentinel(fault.Exhausted, "NoDisk", "")) {

@@ -1,8 +1,8 @@
 // Package listing describes the lists of an API as data: the attributes by which a client may filter and sort (a [Spec]), and what one
 // request selects (a [Query]).
 //
-// A Spec is declared once. Package service/api reads a request by it, and package db reads the rows of the Query. Neither of the two
-// needs the other.
+// A Spec is declared once. Package service/api makes a Query from a request according to the Spec, and package db reads the rows of
+// the Query. Neither of these two packages imports the other.
 //
 //	var volumes = listing.Spec{
 //		Filters: []listing.Filter{
@@ -18,7 +18,9 @@
 //	api.HandleRoute(mux, api.Route{Pattern: "GET /v3/volumes", List: &volumes}, func(ctx context.Context, r *api.Request[api.None]) (out page, err error) {
 //		rows, _, err := db.List[Volume](ctx, d, db.Page{From: "volumes", Key: "id", Within: "project_id = ?", WithinArgs: []any{project}}.Select(r.List))
 //		...
-//		out.Links = r.NextPage(len(rows), rows[len(rows)-1].ID)
+//		if len(rows) > 0 {
+//			out.Links = r.NextPage(len(rows), rows[len(rows)-1].ID)
+//		}
 //	})
 package listing
 
@@ -29,27 +31,24 @@ import (
 )
 
 // Operator says how a filter compares an attribute with the value that a client gives. An attribute without a value (NULL) never
-// matches.
+// matches. If the client gives several values, the last one counts, as in OpenStack, except for [In].
 type Operator string
 
 // The operators.
 const (
-	// Equal: the attribute has the value. Texts are equal if they have the same characters, including spaces at the end. If the
-	// client gives several values, the attribute must have each.
+	// Equal: the attribute has the value. Texts are equal if they have the same characters, including spaces at the end.
 	Equal Operator = ""
 	// In: the attribute has one of the values that the client gives.
 	In Operator = "in"
 	// Prefix: the attribute, a text, begins with the value.
 	Prefix Operator = "prefix"
-	// Regexp: the value is a regular expression of package regexp that matches a part of the attribute, a text. See [CompileRegexp]
-	// for its limits.
+	// Regexp: the attribute is a text. The value is a regular expression of package regexp, which must match a part of the text. See
+	// [CompileRegexp] for the limits of expressions.
 	Regexp Operator = "regexp"
-	// AtLeast: the attribute, a number or a time, is not below the value. AtMost: the attribute is not above the value. A request whose
-	// lower bound of a Column is above the upper bound of the Column is refused with status 400.
+	// AtLeast: the attribute, a number or a time, is not below the value. AtMost: the attribute is not above the value. A
+	// request that gives both bounds for one Column, the lower bound above the upper one, is refused with status 400.
 	AtLeast Operator = "at least"
 	AtMost  Operator = "at most"
-	// Refused: the API knows the filter and refuses it with status 400. Use it for filters that other implementations of the API have.
-	Refused Operator = "refused"
 )
 
 // Kind is the kind of the values of a filter.
@@ -76,22 +75,25 @@ type Filter struct {
 	// Operator and Kind say what the filter does. Default: [Equal] to a [Text].
 	Operator Operator
 	Kind     Kind
-	// Values are the values, of the kind Text, that the filter accepts, in upper or lower case. Another value is Invalid. Empty: all values.
+	// Values are the values that the filter accepts. They need the kind Text. Upper and lower case are not distinguished. Another
+	// value is refused with the text Invalid. If a request gives several values to an [In], and at least one of them is accepted,
+	// the others are ignored. Empty: all values.
 	Values []string
 	// Since and Until are the first and the last microversion of the filter. In other versions it is an unknown parameter. Empty:
 	// the first and the last version of the route.
 	Since, Until string
-	// Rule is the policy rule, checked with a nil target, of the clients that may use the filter. For other clients the request is
+	// Rule is a policy rule, which is checked with a nil target. Only clients that the rule allows may use the filter. For other clients the request is
 	// refused, or the filter is ignored if IgnoreDenied of the Spec is set. Empty: all clients.
 	Rule string
 	// Denied is the error for clients that the rule denies. Default: the error of the policy.
 	Denied error
-	// Invalid is the text of the error, with status 400, if the value is not of the Kind, is not one of Values or is not a regular expression, or if the filter
-	// is [Refused]. %s stands for the value, and for the name if the filter is Refused. Default: a text that names the parameter and the value.
+	// Invalid is the text of the error, with status 400, if the value is not of the Kind, is not one of Values or is not a regular expression.
+	// In the text, %s is replaced by the value. Default: a text that names the parameter and the value.
 	Invalid string
 }
 
-// Sort is a value of the parameter sort_key. Name and Column are required. The other fields are as those of [Filter].
+// Sort is a value of the parameter sort_key. Name is required. Without a Column the key is accepted, but the key and its direction
+// have no effect. The other fields have the same meaning as in [Filter].
 type Sort struct {
 	Name, Column string
 	Since, Until string
@@ -105,16 +107,17 @@ type SortKey struct {
 	Desc   bool
 }
 
-// Spec declares a list. The zero value has pages, one order and no filters.
+// Spec declares a list. The zero value declares a list with pages, one order and no filters.
 type Spec struct {
 	// MaxLimit is the maximum number of items of a page, and the default. 0: 1000.
 	MaxLimit int
 	Filters  []Filter
 	// Sorts are the values of sort_key. Without Sorts the list has one order, and sort_key and sort_dir are unknown parameters.
 	Sorts []Sort
-	// Default is the order if the client gives no sort_key. It is also appended to the client's keys. A key without a direction has
-	// the first direction of the client's request, or the direction of Default if the request has no direction. Default: the order
-	// of [SortKey].Column alone, which is the unique column of the list.
+	// Default is the order if the client gives no sort_key. It is also appended to the client's keys, unless they have its Column. If
+	// a request has a direction, its first direction is also that of Default, and of each sort_key without a sort_dir. Otherwise these
+	// keys have the direction of Default. A key of the parameter sort without a direction is ascending. If Default is the zero value,
+	// the rows have the order of the client's keys and then of the list's unique column, such as the Key of package db's Page.
 	Default SortKey
 	// Combined also accepts the parameter sort in the form "key:dir,key".
 	Combined bool
@@ -122,7 +125,8 @@ type Spec struct {
 	// empty. Default: a request with an unknown parameter is refused with 400.
 	Lenient     bool
 	StrictSince string
-	// IgnoreDenied ignores filters whose Rule denies the client. Default: the request is refused. A sort key is always refused.
+	// IgnoreDenied ignores a filter whose Rule denies the client, provided that the filter's value is valid. Default: the
+	// request is refused. In both cases a request with a sort key whose Rule denies the client is refused.
 	IgnoreDenied bool
 	// InvalidDirection is the text of the error for a sort_dir other than asc and desc. Default: a text that names the parameter
 	// and the value.

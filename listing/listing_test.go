@@ -12,7 +12,8 @@ import (
 	"github.com/armature-go/armature/listing"
 )
 
-// TestCompileRegexp: an expression that would take long is refused, and an accepted one is fast.
+// TestCompileRegexp: an expression whose match could take long is refused. A match of an accepted
+// expression is fast.
 func TestCompileRegexp(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"[", "(?=x)", "a{1001}", "a{1000}{1000}", strings.Repeat("a", 1025), strings.Repeat("a{1000}", 3), "(x{100}){20}", "((((" + strings.Repeat("a{9}", 200)} {
@@ -30,12 +31,13 @@ func TestCompileRegexp(t *testing.T) {
 		re.MatchString(strings.Repeat("x", 255))
 		re.MatchString(strings.Repeat("a", 255))
 	}
-	if took := time.Since(begin); took > 2*time.Second { // with backtracking, years
+	if took := time.Since(begin); took > 2*time.Second { // a pattern that backtracks would take years
 		t.Errorf("took %v", took)
 	}
 }
 
-// TestRequiredText: each match of an expression has the text.
+// TestRequiredText: RequiredText returns the longest literal text that each match of an expression
+// contains, or "".
 func TestRequiredText(t *testing.T) {
 	t.Parallel()
 	for expr, want := range map[string]string{"web": "web", "^web-[0-9]+x$": "web-", "a|b": "", "(?i)web": "", "": "", "[ab]": "", "a.bcd": "bcd", "(?i:w)eb": "eb"} {

@@ -9,14 +9,14 @@ import (
 )
 
 // The limits of a regular expression. Package regexp takes time in proportion to the length of the text and the number of
-// instructions, so an attribute of 255 characters takes less than a millisecond or two.
+// instructions, so a match of 255 characters takes at most about two milliseconds.
 const (
 	maxRegexpBytes        = 1024
 	maxRegexpInstructions = 2000 // about one for each character, and for each repetition of it
 )
 
-// CompileRegexp compiles a regular expression of a client. The expression may have 1024 bytes, and 2000 instructions after repetitions such
-// as {1000} are expanded. These limits bound the time of a match.
+// CompileRegexp compiles a regular expression of a client. The expression has at most 1024 bytes, and at most 2000 instructions after
+// repetitions such as {1000} are expanded. These limits bound the time of a match.
 //
 // Invalid: the text is not a regular expression of package regexp, or exceeds a limit.
 func CompileRegexp(text string) (*regexp.Regexp, error) {
@@ -41,8 +41,8 @@ func CompileRegexp(text string) (*regexp.Regexp, error) {
 	return re, nil
 }
 
-// RequiredText returns a text that each match of the expression has, or "" if none is found. With it a database excludes rows before
-// the expression is matched.
+// RequiredText returns a text that each match of the expression contains, or "" if it finds none. A database can exclude rows
+// without this text before it matches the expression.
 func RequiredText(re *regexp.Regexp) (text string) {
 	parsed, err := syntax.Parse(re.String(), syntax.Perl)
 	if err != nil {

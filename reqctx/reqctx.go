@@ -114,7 +114,7 @@ func ValidID(id string) bool {
 
 // LogHandler returns a handler that adds the ids of the context's request to
 // each record: request_id, global_request_id, user_id and project_id. An empty
-// id is left out. The handler is safe for concurrent use if next is.
+// id is left out. The handler is safe for concurrent use if the handler next is.
 func LogHandler(next slog.Handler) slog.Handler { return &logHandler{next} }
 
 type logHandler struct{ next slog.Handler }

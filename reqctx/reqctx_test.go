@@ -89,7 +89,7 @@ func ExampleLogHandler() {
 func TestIsZero(t *testing.T) {
 	t.Parallel()
 	if !(reqctx.Request{}).IsZero() || !(reqctx.Request{Roles: []string{}}).IsZero() {
-		t.Error("a request without anything is not zero")
+		t.Error("an empty Request is not zero")
 	}
 	typ := reflect.TypeFor[reqctx.Request]()
 	for i := range typ.NumField() {

@@ -20,7 +20,7 @@ type Description struct {
 	Version   Version
 	Host      string      // empty: the server has no name of its own
 	Slots     int         // how many handlers may run at once
-	Methods   []Signature // with a handler, sorted by name; without the Go types
+	Methods   []Signature // the methods that have a handler, sorted by name; without the Go types
 	Running   []Running   // the oldest first
 }
 
@@ -29,7 +29,7 @@ type Running struct {
 	Method    string
 	Kind      string    // as Info.Kind
 	RequestID string    // reqctx.Request.ID
-	Since     time.Time // by the server's clock
+	Since     time.Time // in the server's clock
 }
 
 func builtinMethod(i *Interface, name string) Method[None, Description] {
@@ -44,8 +44,8 @@ func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Durat
 	return time.Since(start), err
 }
 
-// Describe returns the description of a server of the interface: its version and its methods, both of the interface's major version, and
-// the requests that it handles now. Errors: those of [Call].
+// Describe returns the description of a server of the interface. The version and the methods are those of i's major version; the running
+// requests are those of all versions. Errors: those of [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }
@@ -82,8 +82,7 @@ func (s *Server) listRunning() []Running {
 // MarshalText returns the name on the wire.
 func (d Delivery) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote. An unknown text is AtMostOnce. It never
-// fails.
+// UnmarshalText reads what MarshalText wrote. Any other text becomes AtMostOnce. UnmarshalText never fails.
 func (d *Delivery) UnmarshalText(b []byte) error {
 	*d = AtMostOnce
 	if string(b) == AtLeastOnce.String() {

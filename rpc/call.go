@@ -13,30 +13,30 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// waiter is a call that waits.
+// waiter is a call that waits for its reply.
 type waiter struct {
-	ended chan outcome // its buffer holds all three outcomes that may come
+	ended chan outcome // the buffer holds all three outcomes that may come
 	sent  time.Time    // when the request was last sent, see bus.Message.Resent. Guarded by Client.mu
 	heard time.Time    // when the last heartbeat came; zero if the call has no heartbeat timeout. Guarded by Client.mu
 	route *route       // nil if the call is not watched for the loss of its server
-	peer  *peer        // the server that runs the call; nil if not known. Guarded by Client.mu
+	peer  *peer        // the server instance that runs the call; nil until a heartbeat names it. Guarded by Client.mu
 }
 
-// outcome is a reply, or an error: the request was not sent, or may not have been sent, or
-// the server's heartbeats or its process are lost.
+// outcome is a reply or an error. The error says that the request was not sent, that it may not have been sent, or
+// that the heartbeats or the process of the server are lost.
 type outcome struct {
 	reply *bus.Message
 	err   error
 }
 
-// sendEnded is called with the outcome of sending.
+// sendEnded is the callback of sending. It passes an error to await.
 func (w *waiter) sendEnded(err error) {
 	if err != nil {
 		w.ended <- outcome{err: err}
 	}
 }
 
-// maxSkew is the number of times that a call is sent again because the clock of its server differs from the caller's.
+// maxSkew is how often a call is at most sent again because the clock of its server differs from the caller's.
 const maxSkew = 3
 
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
@@ -82,13 +82,13 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // with less time, the deadline passes before a lost server is detected
 		m.FirstHeartbeat = c.watchCall(w, info) //nolint:contextcheck // its probes and pings are also for later calls
 	}
-	m.Resent = func() { // an instance that has ended before this time did not get the call
+	m.Resent = func() { // the call was not received by an instance that had ended before this time
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		w.sent = time.Now()
 	}
 	c.mu.Lock()
-	w.sent = time.Now() // after the probe: an instance that the probe does not find has not had this call
+	w.sent = time.Now() // set after the probe was sent: an instance that this probe does not find has not received the call
 	c.pending[m.ID] = w
 	c.mu.Unlock()
 	c.bus.Send(ctx, topicOf(m.Kind, info.Interface, info.Host), m, w.sendEnded)
@@ -138,7 +138,7 @@ func (c *Client) await(ctx context.Context, w *waiter) (*bus.Message, error) {
 }
 
 // cancel tells the server that the caller has given up. A call to Any may be at any server, so cancel tells all
-// servers. It does not block.
+// servers. The function cancel does not block.
 func (c *Client) cancel(ctx context.Context, info Info, id string) {
 	m := info.message(id)
 	m.Kind, m.Durable, m.Correlation = bus.Cancel, false, id

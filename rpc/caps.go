@@ -25,26 +25,26 @@ const (
 	// capsRetry and maxCapsRetry are the first and the longest delay after a call of AutoCaps that failed.
 	capsRetry    = 100 * time.Millisecond
 	maxCapsRetry = 5 * time.Second
-	// freshCaps is the maximum age of caps by which a message is refused. Older caps are first read again, because a server may
-	// have been upgraded, or have started, since they were read.
+	// A message is refused only by caps that are at most freshCaps old. Older caps are first read again, because a server may have been
+	// upgraded, or have started, since they were read.
 	freshCaps = time.Second
 )
 
-// caps are the version caps that AutoCaps returns.
+// caps has the version caps that AutoCaps has returned, and the state of reading them.
 type caps struct {
 	current atomic.Pointer[knownCaps] // nil: not known
-	begun   atomic.Bool               // keepCaps runs
+	begun   atomic.Bool               // keepCaps was started
 	asked   chan struct{}             // makes keepCaps read the caps now
-	flight  singleflight.Group        // of refreshCaps
+	flight  singleflight.Group        // shares one call of refreshCaps
 
 	mu      sync.Mutex
 	settled chan struct{} // closed when the caps are known, or CapsWait has passed
 	gaveUp  bool          // CapsWait has passed, and the caps are not known
-	err     error         // of the last call of AutoCaps; nil before the first
+	err     error         // the error of the last call of AutoCaps; nil before the first call
 	ended   time.Time     // when that call ended
 }
 
-// knownCaps are an answer of AutoCaps. They are not changed.
+// knownCaps is one answer of AutoCaps. It is immutable.
 type knownCaps struct {
 	versions Versions
 	at       time.Time // when the call began
@@ -52,7 +52,7 @@ type knownCaps struct {
 
 func newCaps() *caps { return &caps{asked: make(chan struct{}, 1), settled: make(chan struct{})} }
 
-// allow reports whether a message that needs version v of the interface may be sent. k is nil while the caps are not known.
+// allow reports whether a message that needs version v of the interface may be sent. The receiver k is nil while the caps are not known.
 func (k *knownCaps) allow(i *Interface, v Version) bool {
 	if k != nil {
 		if _, named := k.versions[i.Name]; named {
@@ -62,7 +62,7 @@ func (k *knownCaps) allow(i *Interface, v Version) bool {
 	return i.isLowest(v)
 }
 
-// settleLocked ends the wait of messages for the caps.
+// settleLocked releases the messages that wait for the caps.
 func (k *caps) settleLocked() {
 	select {
 	case <-k.settled:
@@ -82,8 +82,8 @@ func (c *Client) Allows(i *Interface, v Version) bool {
 	return c.cfg.AutoCaps == nil || c.caps.current.Load().allow(i, v)
 }
 
-// allowed returns ErrClosed or ErrVersionCap if the client may not send the message. It waits until the client knows its caps; if
-// ctx ends first, the error has its code.
+// allowed returns ErrClosed or ErrVersionCap if the client may not send the message. It waits until the client knows its caps. If
+// ctx ends first, the error has the code Timeout or Canceled.
 func (c *Client) allowed(ctx context.Context, i *Interface, info Info) error {
 	if c.life.Err() != nil {
 		return fmt.Errorf("%s: %w", info, ErrClosed)
@@ -124,7 +124,7 @@ func (c *Client) allowedSlowly(ctx context.Context, i *Interface, info Info) err
 	return fmt.Errorf("%s needs version %s, %s: %w", info, info.Version, c.capText(i.Name), ErrVersionCap)
 }
 
-// capText says what the client is capped at, for an error.
+// capText describes the client's caps for the interface with the given name. The text is for an error.
 func (c *Client) capText(name string) string {
 	list, named := c.cfg.Caps[name]
 	if k := c.caps.current.Load(); !named && k != nil {
@@ -132,9 +132,9 @@ func (c *Client) capText(name string) string {
 	}
 	switch {
 	case !named:
-		return "and no server's version is known, so that only the lowest version is sent"
+		return "but no server's version is known, so only the lowest version may be sent"
 	case len(list) == 0:
-		return "and the servers have no version in common"
+		return "but the servers have no version in common"
 	}
 	return "capped at " + textOf(list)
 }
@@ -152,7 +152,8 @@ func (c *Client) awaitCaps(ctx context.Context, info Info) error {
 	}
 }
 
-// failedJustNow reports whether AutoCaps has failed within capsRetry, so that many messages do not mean many calls.
+// failedJustNow reports whether AutoCaps has failed within capsRetry. AutoCaps is then not called, so that many messages do not cause many
+// calls.
 func (k *caps) failedJustNow() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -182,9 +183,9 @@ func (c *Client) Check(context.Context) error {
 	return fault.New(fault.Unavailable, "the version caps are not known yet")
 }
 
-// Reload implements service.Reloader: it calls ClientConfig.AutoCaps now, for example after an upgrade is finished, and waits for it, for up
-// to 10 s. A failure is logged as WARN and not returned, because it must not keep other parts from reloading; then the last caps stay. Close
-// ends a Reload that waits. Without AutoCaps, and after Close, Reload does nothing.
+// Reload implements service.Reloader. It calls ClientConfig.AutoCaps now, for example after an upgrade, and waits up to 10 s for the answer.
+// If AutoCaps fails, the last caps stay; Reload logs the failure as WARN and returns nil, because an error would keep other parts from
+// reloading. Close ends a Reload that waits. Without AutoCaps, and after Close, Reload does nothing.
 func (c *Client) Reload(ctx context.Context) error {
 	if c.cfg.AutoCaps == nil || c.life.Err() != nil {
 		return nil
@@ -198,10 +199,11 @@ func (c *Client) Reload(ctx context.Context) error {
 	return nil
 }
 
-// askingKey is the key of the client in the context of its AutoCaps.
+// askingKey is a key in the context that AutoCaps gets. The value is the client that called AutoCaps.
 type askingKey struct{}
 
-// refreshCaps calls ClientConfig.AutoCaps, which is not nil, and waits for it. It returns the error of AutoCaps; then the last caps stay.
+// refreshCaps calls ClientConfig.AutoCaps, which must not be nil, and waits for the answer. If AutoCaps fails, refreshCaps returns its
+// error, and the last caps stay.
 func (c *Client) refreshCaps(ctx context.Context) error {
 	defer c.startCaps()
 	began := time.Now()
@@ -225,7 +227,7 @@ func (c *Client) refreshCaps(ctx context.Context) error {
 	return nil
 }
 
-// logCaps logs each interface whose caps have changed.
+// logCaps logs the interfaces whose caps have changed.
 func (c *Client) logCaps(ctx context.Context, last, next *knownCaps) {
 	if last == nil {
 		return
@@ -253,7 +255,7 @@ func (c *Client) logCaps(ctx context.Context, last, next *knownCaps) {
 	}
 }
 
-// refreshShared is refreshCaps, but concurrent calls share one call of AutoCaps.
+// refreshShared does what refreshCaps does, but concurrent callers share one call of AutoCaps.
 func (c *Client) refreshShared(ctx context.Context) error {
 	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
 		ctx, cancel := context.WithTimeout(c.life, capsTimeout)
@@ -272,14 +274,14 @@ func (c *Client) refreshShared(ctx context.Context) error {
 	}
 }
 
-// startCaps makes the client read its caps, if it does not do so yet.
+// startCaps starts keepCaps if the client has AutoCaps and keepCaps was not started before.
 func (c *Client) startCaps() {
 	if c.cfg.AutoCaps != nil && c.caps.begun.CompareAndSwap(false, true) {
 		c.spawn(c.keepCaps)
 	}
 }
 
-// keepCaps reads the caps again and again until the client is closed.
+// keepCaps reads the caps every CapsEvery, and sooner after a failure, until the client is closed.
 func (c *Client) keepCaps() {
 	defer time.AfterFunc(c.cfg.CapsWait, c.giveUpCaps).Stop()
 	var log outage.Log
@@ -311,7 +313,7 @@ func (c *Client) keepCaps() {
 	}
 }
 
-// giveUpCaps makes the client go on without its caps, if it does not know them.
+// giveUpCaps is called after CapsWait. If the caps are not known then, messages of the lowest version no longer wait for them.
 func (c *Client) giveUpCaps() {
 	k := c.caps
 	k.mu.Lock()
@@ -324,7 +326,7 @@ func (c *Client) giveUpCaps() {
 	k.settleLocked()
 }
 
-// noteRefusal makes the client read its caps again if a server has refused a version: an older server has started.
+// noteRefusal makes the client read its caps again if a server has refused a version, because an older server must have started.
 func (c *Client) noteRefusal(err error) {
 	k := c.caps.current.Load()
 	if k == nil || !errors.Is(err, ErrUnsupportedVersion) || time.Since(k.at) <= freshCaps {
@@ -333,7 +335,7 @@ func (c *Client) noteRefusal(err error) {
 	c.askCaps()
 }
 
-// askCaps makes keepCaps read the caps now, unless that has failed just now. It does not block.
+// askCaps makes keepCaps read the caps now, unless AutoCaps has failed within capsRetry. It does not block.
 func (c *Client) askCaps() {
 	if c.caps.failedJustNow() {
 		return

@@ -19,14 +19,14 @@ import (
 
 var errNoTable = errors.New("no services table")
 
-// capSource is an AutoCaps whose answer a test sets. Each call takes a second.
+// capSource has an AutoCaps whose answer the test sets. Each call takes a second.
 type capSource struct {
 	asked  atomic.Int64
-	answer atomic.Pointer[rpc.Versions] // nil: it fails
+	answer atomic.Pointer[rpc.Versions] // nil: AutoCaps fails
 	log    logBuffer
 }
 
-// logBuffer is a log that a test reads while a client writes to it.
+// logBuffer is a log that the test reads while the client writes to it.
 type logBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -46,7 +46,7 @@ func (b *logBuffer) String() string {
 
 func (s *capSource) set(v rpc.Versions) { s.answer.Store(&v) }
 
-// client returns a client with the source, on a bus without a server: a message that is sent fails with ErrNoConsumer.
+// client returns a client with the source, on a bus without a server. A sent message fails with ErrNoConsumer.
 func (s *capSource) client(t *testing.T) *rpc.Client {
 	t.Helper()
 	var cfg rpc.ClientConfig
@@ -66,7 +66,7 @@ func (s *capSource) client(t *testing.T) *rpc.Client {
 	return rpc.NewClient(rpctest.NewBus(t), cfg)
 }
 
-// callStart calls a method that needs version 2.1. lowest is a method that needs 2.0.
+// callStart calls start, which needs version 2.1. The method lowest needs only 2.0.
 func callStart(ctx context.Context, c *rpc.Client) error {
 	_, err := rpc.Call(ctx, c, start, rpc.Any, new(string))
 	return err
@@ -77,8 +77,8 @@ var lowest = rpc.Method[string, rpc.None]{Interface: iface, Name: "lowest", Sinc
 // sleep lets the time of a synctest bubble pass.
 func sleep(d time.Duration) { time.Sleep(d) } //nolint:forbidigo // in a synctest bubble
 
-// TestCapsAwaited: the first messages wait for one common call of AutoCaps, even those that need only the lowest version. Until
-// then Allows answers for the lowest version, and the client is not ready.
+// TestCapsAwaited: the first messages wait for one shared call of AutoCaps, even those that need only the lowest version. Until the
+// caps are known, Allows allows only the lowest version, and the client is not ready.
 func TestCapsAwaited(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -91,19 +91,19 @@ func TestCapsAwaited(t *testing.T) {
 		}
 		synctest.Wait()
 		if c.Allows(iface, start.Since) {
-			t.Error("Allows 2.1 before the client knows the caps: a guess")
+			t.Error("2.1 is allowed before the client knows the caps")
 		}
 		if !c.Allows(iface, lowest.Since) {
 			t.Error("the lowest version is not allowed before the client knows the caps")
 		}
 		if err := c.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
-			t.Errorf("ready before the client knows the caps: %v", err)
+			t.Errorf("Check before the client knows the caps: %v, want Unavailable", err)
 		}
 		began := time.Now()
 		short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		if err := callStart(short, c); !errors.Is(err, fault.Timeout) || !strings.Contains(err.Error(), "version caps are not known") {
-			t.Errorf("a message whose deadline passes before: %v", err)
+			t.Errorf("a message whose deadline passes before the caps are known: %v", err)
 		}
 		var wg sync.WaitGroup
 		for i := range 100 {
@@ -130,7 +130,8 @@ func TestCapsAwaited(t *testing.T) {
 	})
 }
 
-// TestErrorTime: the error of a call that fails at once names no time.
+// TestErrorTime: the text of the error of a call that fails at once does not state how long the
+// call took.
 func TestErrorTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -165,10 +166,10 @@ func TestCapsUnknown(t *testing.T) {
 		}
 		sleep(time.Minute)
 		s.set(rpc.Versions{"backup": {iface.Version}})
-		sleep(7 * time.Second) // the longest delay between two attempts, and the attempt
+		sleep(7 * time.Second) // the longest delay between two attempts, plus the attempt
 		synctest.Wait()
 		if !c.Allows(iface, start.Since) {
-			t.Error("the caps are known, and 2.1 is not allowed")
+			t.Error("2.1 is not allowed although the caps are known")
 		}
 		if n := strings.Count(s.log.String(), "level=WARN"); n != 1 || !strings.Contains(s.log.String(), errNoTable.Error()) {
 			t.Errorf("%d warnings, want one with the reason:\n%s", n, &s.log)
@@ -179,8 +180,8 @@ func TestCapsUnknown(t *testing.T) {
 	})
 }
 
-// TestCapsFailing: while AutoCaps fails at once, messages that need more than the lowest version do not each cause a call of it,
-// whether the caps were never known or are old.
+// TestCapsFailing: while AutoCaps fails at once, not every message that needs more than the lowest version causes a call of
+// AutoCaps. This holds whether the caps were never known or are old.
 func TestCapsFailing(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{false, true} {
@@ -236,9 +237,9 @@ func TestCapsClosed(t *testing.T) {
 	})
 }
 
-// TestCapsChange: the client reads the caps every 10 s, even without a message. The caps go down when an older server
-// appears. Before the client refuses a message, it reads the caps again, so that they go up at once. While AutoCaps
-// fails, the last caps stay.
+// TestCapsChange: the client reads the caps every 10 s, even if it sends no message. The caps go down when an older server appears.
+// Before the client refuses a message, it reads the caps again, so that they go up at once when the older server is gone. While
+// AutoCaps fails, the last caps stay.
 func TestCapsChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -265,7 +266,7 @@ func TestCapsChange(t *testing.T) {
 			t.Errorf("while AutoCaps fails: %v, want the last caps", err)
 		}
 		if err := c.Reload(t.Context()); err != nil || !strings.Contains(s.log.String(), "version caps not refreshed, the last ones stay\" error=\"read the version caps: no services table") {
-			t.Errorf("Reload: %v, which would keep other parts from reloading; the log:\n%s", err, s.log.String())
+			t.Errorf("Reload: %v, want nil and the failure in the log:\n%s", err, s.log.String())
 		}
 		s.set(rpc.Versions{"backup": {{Major: 2}}})
 		if err := c.Reload(t.Context()); err != nil || c.Allows(iface, start.Since) {
@@ -302,12 +303,12 @@ func TestReloadClosed(t *testing.T) {
 		before := asked.Load()
 		go reload()
 		if err := <-reloaded; err != nil || asked.Load() != before {
-			t.Errorf("Reload of a closed client: %v, it has called AutoCaps: %v", err, asked.Load() != before)
+			t.Errorf("Reload of a closed client: %v, AutoCaps was called: %v", err, asked.Load() != before)
 		}
 	})
 }
 
-// TestCapsLogged: each change of the caps is one line, and no line is repeated.
+// TestCapsLogged: each change of the caps is logged once.
 func TestCapsLogged(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -343,8 +344,8 @@ func TestCapsLogged(t *testing.T) {
 	})
 }
 
-// TestCapsOfMajors: with two major versions the cap has both, an interface that the answer does not name is capped at the lowest
-// version of the oldest one, and an empty list forbids the interface.
+// TestCapsOfMajors: with two major versions, an interface may have a cap for each. An interface that the answer does not name is
+// capped at the lowest version of the oldest major version. An empty list forbids the interface.
 func TestCapsOfMajors(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -364,7 +365,7 @@ func TestCapsOfMajors(t *testing.T) {
 			{rpc.Versions{"majors": {{Major: 2, Minor: 1}}}, "2.0 2.1"},
 			{rpc.Versions{"majors": {}}, ""},
 		} {
-			if tt.caps != nil { // before, nothing is known
+			if tt.caps != nil { // in the first case no caps are known
 				s.set(tt.caps)
 				if err := c.Reload(t.Context()); err != nil {
 					t.Fatal(err)
@@ -416,7 +417,7 @@ func TestCapsRefused(t *testing.T) {
 		sleep(time.Minute)
 		older.Store(true)
 		if err := callStart(t.Context(), c); !errors.Is(err, rpc.ErrUnsupportedVersion) {
-			t.Errorf("the server is older than the caps: %v", err)
+			t.Errorf("a call of a server that is older than the caps: %v", err)
 		}
 		sleep(time.Second)
 		if err := callStart(t.Context(), c); !errors.Is(err, rpc.ErrVersionCap) {
@@ -425,8 +426,9 @@ func TestCapsRefused(t *testing.T) {
 	})
 }
 
-// TestCapsByCall: AutoCaps asks a server through its own client. A call of the lowest version does not wait for the caps. A call of
-// a later version is refused, because it would wait for itself.
+// TestCapsByCall: AutoCaps calls a server through the client that is its argument. If the call needs only the lowest version,
+// it does not wait for the caps. If it needs a later version, it is refused, because it would have to wait for the AutoCaps
+// that makes it.
 func TestCapsByCall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -449,7 +451,7 @@ func TestCapsByCall(t *testing.T) {
 		}
 		defer func() { _ = srv.Stop(t.Context()) }()
 		for m, want := range map[string]error{ask.Name: nil, late.Name: rpc.ErrVersionCap} {
-			var asked atomic.Pointer[error] // of the last AutoCaps; the client may also call AutoCaps in the background
+			var asked atomic.Pointer[error] // the error of the last AutoCaps; the client may also call AutoCaps in the background
 			c := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler), AutoCaps: func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 				method := ask
 				if m == late.Name {
@@ -463,7 +465,7 @@ func TestCapsByCall(t *testing.T) {
 			}})
 			defer c.Close()
 			began := time.Now()
-			if _ = c.Reload(t.Context()); !errors.Is(*asked.Load(), want) || time.Since(began) > time.Second { // it does not fail
+			if _ = c.Reload(t.Context()); !errors.Is(*asked.Load(), want) || time.Since(began) > time.Second { // Reload never fails
 				t.Errorf("%s: %v after %v, want %v", m, *asked.Load(), time.Since(began), want)
 			}
 			if c.Allows(i, i.Version) != (want == nil) {
@@ -472,7 +474,7 @@ func TestCapsByCall(t *testing.T) {
 			if want != nil {
 				continue
 			}
-			for _, none := range []bool{true, false} { // caps that forbid the interface do not keep the client from asking
+			for _, none := range []bool{true, false} { // even caps that forbid the interface do not keep the client from asking
 				noneInCommon.Store(none)
 				if err := c.Reload(t.Context()); err != nil || c.Allows(i, i.Version) == none {
 					t.Errorf("%s: no version in common is %v: %v, Allows 1.1 is %v", m, none, err, c.Allows(i, i.Version))

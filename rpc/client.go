@@ -17,8 +17,7 @@ import (
 )
 
 const (
-	// replySlots is the prefetch of a client's reply topic. Handling a reply is a
-	// map look-up, so it need not be tuned.
+	// replySlots is the prefetch of a client's reply topic. Handling a reply is a map look-up, so the prefetch need not be tuned.
 	replySlots = 256
 	// graceTime is how long a call still waits for its reply after the bus
 	// reported that sending has an unknown outcome. It also bounds the sending of a
@@ -35,28 +34,27 @@ type ClientConfig struct {
 	// HeartbeatTimeout is how long a call waits without a heartbeat. Then the call
 	// fails with ErrHeartbeatLost, even if its deadline is much later. The server sends
 	// two heartbeats in that time while the handler runs, and none for a call that
-	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is
-	// detected at most that much late. Default 30 s; negative: only the deadline counts.
-	// It is oslo.messaging's call_monitor_timeout. The loss of a server's process is
-	// detected sooner, whatever the timeout is: see ErrServerLost.
+	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so the call fails at most that much late. Default 30 s;
+	// negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout. The loss of a server's process is detected
+	// sooner, whatever the timeout is: see ErrServerLost.
 	HeartbeatTimeout time.Duration
 	// Caps limits, by interface name, the versions that the client may send. An interface
 	// that is not a key has the limit of AutoCaps, if any. Default: no limit.
 	Caps Versions
-	// AutoCaps returns the caps of the interfaces that Caps does not name: the versions that all running servers
-	// accept, so that a rolling upgrade sends no message that a server does not know. An interface that the answer does not
-	// name has the lowest version as its cap: MAJOR.0 of the oldest major version, see Interface.Older. An interface with an
-	// empty list may not be used at all.
+	// AutoCaps returns the caps of the interfaces that Caps does not name: the versions that all running servers accept. So the client
+	// sends only messages that all running servers support, even during a rolling upgrade. An interface that the answer does not name
+	// has the lowest version as its cap: MAJOR.0 of the oldest major version, see Interface.Older. An interface with an empty list may
+	// not be used at all.
 	//
-	// The client calls AutoCaps from Start or its first message on, once in each CapsEvery, after an ErrUnsupportedVersion, in
-	// [Client.Reload], and before a message fails with ErrVersionCap. While AutoCaps fails, the last caps stay, and messages cause a call at most every
-	// 100 ms. AutoCaps must be safe for
-	// concurrent use. It may send messages through the client that it is given, if it passes its context on and the
-	// messages need the lowest version: these do not wait for the caps. Package service/membership/rpccaps has implementations.
-	// Default nil: no limit.
+	// The client first calls AutoCaps in Start, or with its first message. Then it calls AutoCaps every CapsEvery, after an ErrUnsupportedVersion, in
+	// [Client.Reload], and before a message fails with ErrVersionCap. While AutoCaps fails, the last caps stay, and messages cause a call at most
+	// every 100 ms.
+	//
+	// AutoCaps must be safe for concurrent use. It may send messages with its own context through the client that is its argument. Such messages do
+	// not wait for the caps if they need only the lowest version. Package service/membership/rpccaps has implementations. Default nil: no limit.
 	AutoCaps func(context.Context, *Client) (Versions, error)
-	// CapsEvery is the time between two calls of AutoCaps; each is shortened at random by up to a tenth. A server that starts
-	// with an older version than all others gets messages that it does not know for at most this long. Default 10 s.
+	// CapsEvery is the time between two calls of AutoCaps. Each interval is shortened at random by up to a tenth. If a server starts with an older
+	// version than all others, clients may send this server messages that it does not support, for at most this long. Default 10 s.
 	CapsEvery time.Duration
 	// CapsWait is how long messages wait for the first success of AutoCaps, within their own deadlines. After this time the
 	// client is ready without the caps: it logs a warning, sends only messages of the lowest version, and continues to call AutoCaps.
@@ -68,9 +66,8 @@ type ClientConfig struct {
 	Logger *slog.Logger
 }
 
-// Client sends requests over a bus, and receives all replies on one private topic.
-// It is safe for concurrent use; one client for a process is enough. It has the Start,
-// Stop, Check and Reload of a service part.
+// Client sends requests over a bus, and receives all replies on one private topic. It is safe for concurrent use; one client for a process is enough.
+// It can be a part of a service.App: it has Start, Stop, Check and Reload.
 type Client struct {
 	bus          bus.Bus
 	cfg          ClientConfig
@@ -80,12 +77,12 @@ type Client struct {
 	interceptors chain
 
 	mu       sync.Mutex
-	pending  map[string]*waiter // by the id of the call
+	pending  map[string]*waiter // the key is the id of the call
 	routes   map[routeKey]*route
-	peers    map[string]*peer // by the id of the instance
-	pings    map[string]ping  // by the id of the message
+	peers    map[string]*peer // the key is the id of the server's instance
+	pings    map[string]ping  // the key is the id of the ping message
 	watching *time.Timer      // runs tick; nil before the first call
-	ticking  bool             // watching is set
+	ticking  bool             // the timer watching is set
 
 	listening   atomic.Bool // the reply topic is subscribed to
 	subscribing singleflight.Group
@@ -102,7 +99,7 @@ type Client struct {
 type ClientStats struct {
 	// Late counts the replies that came after their calls had ended.
 	Late uint64
-	// Canceled counts the cancel messages that were sent because a caller has given up.
+	// Canceled counts the cancel messages that were sent because callers had given up.
 	Canceled uint64
 	// HeartbeatLost counts the calls that failed with ErrHeartbeatLost.
 	HeartbeatLost uint64
@@ -110,8 +107,8 @@ type ClientStats struct {
 	Lost uint64
 }
 
-// NewClient returns a client, which the caller closes. It starts nothing: the first
-// call subscribes to the reply topic. The bus stays the caller's.
+// NewClient returns a client, which the caller must close. NewClient starts nothing: the first call subscribes to the reply topic. The client never
+// closes the bus.
 func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 60 * time.Second
@@ -157,7 +154,7 @@ func (c *Client) Close() error {
 }
 
 // Start begins to read the version caps, see ClientConfig.AutoCaps, and returns nil at once. A client that is not started begins
-// with its first message.
+// to read the caps with its first message.
 func (c *Client) Start(context.Context) error {
 	c.startCaps()
 	return nil
@@ -166,10 +163,9 @@ func (c *Client) Start(context.Context) error {
 // Stop is Close, without regard to the context.
 func (c *Client) Stop(context.Context) error { return c.Close() }
 
-// Call sends the request to a server, waits for the result and returns it. host
-// is [Any] or the name of one server. Call blocks until the reply comes or ctx
-// ends, or for ClientConfig.Timeout if ctx has no deadline. The first messages of a client
-// with ClientConfig.AutoCaps wait in this time until the client knows its version caps.
+// Call sends the request to a server, waits for the result and returns it. The parameter host is [Any] or the name of one server. Call blocks until
+// the reply comes or ctx ends, or for ClientConfig.Timeout if ctx has no deadline. With ClientConfig.AutoCaps, the first messages of the client wait,
+// within this time, until the client knows its version caps.
 //
 // An error is the handler's own, with [fault.IsRemote] true, or one of these:
 //
@@ -177,7 +173,8 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 //   - Unknown: the connection broke while sending, or ErrServerLost or
 //     ErrHeartbeatLost. The request may have been executed.
 //   - Timeout, Canceled: ctx ended. The request may have been executed.
-//   - ErrVersionCap, ErrClosed. ErrClosed after sending: it may have been executed.
+//   - ErrVersionCap: nothing was sent.
+//   - ErrClosed: the client or the bus was closed. If the call already waited for its reply, the request may have been executed.
 //   - Invalid: the request cannot be encoded, [CheckHost] refuses the host, or the
 //     bus cannot carry the names of its topics. ErrTooLarge: the request is too large.
 //   - ErrReplyTooLarge, from the server: the handler ran, but its reply is too large.
@@ -203,9 +200,8 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 }
 
 // Go is [Call] without waiting: the Pending gets the result when the reply comes.
-// ctx bounds the whole exchange, not only the sending. Go itself fails with
-// ErrVersionCap or ErrClosed, or with Timeout or Canceled if ctx ends before the client
-// knows its version caps; every other error comes from Pending.Wait.
+// The parameter ctx bounds the whole exchange, not only the sending. Go itself fails with ErrVersionCap or ErrClosed, or with Timeout
+// or Canceled if ctx ends before the client knows its version caps; every other error comes from Pending.Wait.
 func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Pending[Resp], error) {
 	if err := c.allowed(ctx, m.Interface, m.info(bus.Call, host)); err != nil {
 		return nil, err
@@ -246,26 +242,24 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 	}
 }
 
-// Cast sends the request to one server and does not wait for it to be handled. host is
-// [Any] or the name of one server. Cast returns when the broker has confirmed the
-// message; the message of an [AtLeastOnce] method then survives a restart of the broker.
-// The message has no deadline: it waits in its queue while the server is down. ctx, or
-// ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: those of
-// [Call], except the handler's error, which only the server's log has.
+// Cast sends the request to one server and does not wait for it to be handled. The parameter host is [Any] or the name of one server. Cast returns
+// when the broker has confirmed the message; the message of an [AtLeastOnce] method then survives a restart of the broker. The message has no
+// deadline: it waits in its queue while the server is down. Only the sending is bounded by ctx, or by ClientConfig.Timeout if ctx has no deadline.
+// Errors: those of [Call], except the handler's error, which only the server logs.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {
 	_, err := c.send(ctx, m.Interface, m.info(bus.Cast, host), req, nil)
 	return err
 }
 
-// Fanout sends the request to all servers of the interface that run now, and does not
-// wait for them. Errors: those of [Cast]. It is not an error if no server runs.
+// Fanout sends the request to all servers of the interface that run now, and does not wait until they have handled it. Errors: those of [Cast].
+// Fanout returns nil if no server runs.
 func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], req *Req) error {
 	_, err := c.send(ctx, m.Interface, m.info(bus.Fanout, Any), req, nil)
 	return err
 }
 
-// send is the common part of Call, Go, Cast and Fanout. req and the result are untyped from here on. decode is nil if no
-// reply is expected.
+// send is the common part of Call, Go, Cast and Fanout. The request and the result are untyped from here on. The parameter decode is
+// nil if no reply is expected.
 func (c *Client) send(ctx context.Context, i *Interface, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -300,8 +294,7 @@ func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([
 	return nil, nil //nolint:nilnil // a cast has no result
 }
 
-// spawn runs f in a goroutine that Close waits for. If the client is closed, it
-// returns false.
+// spawn runs f in a goroutine that Close waits for. It returns false, and does not run f, if the client is closed.
 func (c *Client) spawn(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

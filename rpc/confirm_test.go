@@ -19,8 +19,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// lateBus is a bus that accepts each copy of a message and each dead letter at once, but confirms it late, or loses the
-// confirmation with the connection.
+// lateBus is a bus that accepts each copy of a message and each dead letter at once, but confirms them late, or loses
+// the confirmation with the connection. Only a message without failed attempts is confirmed at once.
 type lateBus struct {
 	*membus.Bus
 	late time.Duration // delay of each confirmation
@@ -28,10 +28,10 @@ type lateBus struct {
 
 	mu     sync.Mutex
 	copies map[string]int // accepted copies by id, without dead letters
-	total  int            // of all copies; copies beyond maxCopies are lost
+	total  int            // the number of all copies; copies beyond maxCopies are lost
 }
 
-// maxCopies bounds the copies if a fault multiplies them.
+// maxCopies limits the copies if a bug multiplies them.
 const maxCopies = 1000
 
 func (b *lateBus) Publish(ctx context.Context, topic string, m *rpcbus.Message) error {
@@ -75,7 +75,7 @@ func (b *lateBus) Send(ctx context.Context, topic string, m *rpcbus.Message, don
 	done(b.Publish(ctx, topic, m))
 }
 
-// deadLetters counts the dead letters of each message, and drops them.
+// deadLetters returns the number of dead letters of each message, and drops them.
 func deadLetters(t *testing.T, bus rpcbus.Bus) map[string]int {
 	t.Helper()
 	letters := map[string]int{}
@@ -88,8 +88,8 @@ func deadLetters(t *testing.T, bus rpcbus.Bus) map[string]int {
 	return letters
 }
 
-// TestLateConfirm: casts that fail are published again, over a bus that confirms late or loses
-// confirmations. They do not multiply: each attempt runs once, and each message becomes one dead letter.
+// TestLateConfirm: casts that fail are published again, over a bus that confirms late or loses confirmations. The casts
+// do not multiply: each attempt runs once, and each message becomes one dead letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
 	const casts, attempts = 5, 5
@@ -135,7 +135,7 @@ func TestLateConfirm(t *testing.T) {
 				}
 				for n := range casts {
 					if got := letters[fmt.Sprint("cast-", n)]; got != 1 {
-						t.Errorf("cast-%d is %d dead letters, want 1", n, got)
+						t.Errorf("cast-%d has become %d dead letters, want 1", n, got)
 					}
 				}
 			})
@@ -143,9 +143,9 @@ func TestLateConfirm(t *testing.T) {
 	}
 }
 
-// TestStaleCopy: a message was published again, and its original is redelivered, because its
-// acknowledgement was lost. The original is not handled again with its old count, not even after the last attempt. A
-// dead letter that is sent again starts with new counts.
+// TestStaleCopy: a message was published again, and its original is redelivered, because the acknowledgement of the
+// original was lost. The original is not handled again with its old attempt counters, not even after the last attempt.
+// A requeued dead letter starts with new counters.
 func TestStaleCopy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestStaleCopy(t *testing.T) {
 		pass(50 * time.Millisecond)
 		sendKeep(t, bus, "a") // while the message waits for its second attempt
 		pass(time.Minute)
-		sendKeep(t, bus, "a") // after the last
+		sendKeep(t, bus, "a") // after the last attempt
 		pass(time.Minute)
 		if n := count(); n != 4 {
 			t.Errorf("%d runs, want 4", n)
@@ -181,7 +181,7 @@ func TestStaleCopy(t *testing.T) {
 		}
 		pass(time.Minute)
 		if n := count(); n != 8 {
-			t.Errorf("%d runs after the dead letter was sent again, want 8", n)
+			t.Errorf("%d runs after the dead letter was requeued, want 8", n)
 		}
 		if got := deadLetters(t, bus); got["a"] != 1 {
 			t.Errorf("dead letters %v, want 1", got)
@@ -189,8 +189,8 @@ func TestStaleCopy(t *testing.T) {
 	})
 }
 
-// TestCopyOfARunningMessage: a second delivery of a message whose handler still runs does not count as
-// the loss of a server, however often it is delivered.
+// TestCopyOfARunningMessage: a second delivery of a message whose handler still runs does not count as the loss of a
+// server, however often it comes.
 func TestCopyOfARunningMessage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -237,14 +237,14 @@ func TestNoID(t *testing.T) {
 	})
 }
 
-// TestLetterTruncated: a dead letter that the bus cannot carry is truncated once, and cannot be sent again.
+// TestLetterTruncated: a dead letter that the bus cannot carry is truncated once, and cannot be requeued.
 func TestLetterTruncated(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const most = 20 << 10
 		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
 			if m.Dead != nil && m.Size() > most {
-				return false, fault.New(fault.Invalid, "%w: the broker takes %d bytes", rpc.ErrTooLarge, most)
+				return false, fault.New(fault.Invalid, "%w: the broker accepts %d bytes", rpc.ErrTooLarge, most)
 			}
 			return true, nil
 		}}
@@ -272,7 +272,7 @@ func TestLetterTruncated(t *testing.T) {
 			})
 		}
 		if err := show(rpc.Requeue); !errors.Is(err, fault.Precondition) {
-			t.Errorf("a truncated dead letter is sent again: %v, want Precondition", err)
+			t.Errorf("requeue of a truncated dead letter: %v, want Precondition", err)
 		}
 		if err := show(rpc.Drop); err != nil {
 			t.Error(err)

@@ -45,16 +45,15 @@ const (
 	Drop
 )
 
-// DeadLetters calls decide once for each dead letter of an interface, the oldest
-// first, and carries out the verdict of decide. It returns when it has seen all dead
-// letters: none came for 300 ms, or for 1 s before the first. Dead letters with the
-// verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them. It
-// sees fewer if the bus limits the bytes in flight or, as watermillbus does, the messages that
-// are handled at once. While DeadLetters runs, no other process sees the dead letters. decide
-// runs in the caller's goroutine; it may keep the DeadLetter, but must not change its Payload. A message that is sent
-// again and dead-lettered again during the run is kept for the next run.
+// DeadLetters calls decide once for each dead letter of an interface, the oldest first, and carries out the verdict of decide.
+// DeadLetters returns when no further dead letter comes for 300 ms, or no first one for 1 s. Until then the dead letters with
+// the verdict Keep stay unacknowledged, so one call reads at most 65,535 dead letters. It reads fewer if the bus limits the
+// bytes in flight or, as watermillbus does, the messages that are handled at once. While DeadLetters runs, no other process can
+// read these dead letters.
 //
-// After an error, the present dead letter and all later ones are kept. Errors:
+// The function decide runs in the caller's goroutine. It may keep the DeadLetter, but must not change its Payload. A requeued
+// message that is dead-lettered again during the call is kept for the next call. After an error, the present dead letter and
+// all later ones are kept. Errors:
 //
 //   - Invalid: the name of the interface is not valid.
 //   - Errors of [bus.Bus.Subscribe], and the context's.
@@ -75,7 +74,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 	}
 	var kept []*bus.Delivery
-	again := map[string]bool{} // the keys of the messages that were sent again
+	again := map[string]bool{} // the keys of the messages that were requeued
 	defer func() {
 		cancel()
 		returnLetters(in, kept)
@@ -106,7 +105,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 	}
 }
 
-// returnLetters returns dead letters to their topic, after the subscription was ended.
+// returnLetters returns dead letters to their topic. The caller has ended the subscription.
 func returnLetters(in <-chan *bus.Delivery, kept []*bus.Delivery) {
 	for d := range in {
 		_ = d.Nack() // on an error the bus redelivers it by itself
@@ -116,13 +115,13 @@ func returnLetters(in <-chan *bus.Delivery, kept []*bus.Delivery) {
 	}
 }
 
-// letterKey identifies a message and the number of times that its dead letter was sent again, plus more. The payload
-// replaces a missing id.
+// letterKey returns a key for a message and the number of times that its dead letter was requeued. The parameter more is added
+// to this number. If the message has no id, the payload takes its place in the key.
 func letterKey(m *bus.Message, more int) string {
 	return cmp.Or(m.ID, string(m.Payload)) + "/" + strconv.Itoa(m.Requeues+more)
 }
 
-// nextDeadLetter returns the next dead letter, or nil if none comes until end.
+// nextDeadLetter returns the next dead letter, or nil if none comes before the timer end fires.
 func nextDeadLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan time.Time) (*bus.Delivery, error) {
 	select {
 	case d, ok := <-in:
@@ -164,13 +163,13 @@ func newDeadLetter(m *bus.Message) *DeadLetter {
 	return l
 }
 
-// requeueDeadLetter publishes the message of a dead letter to its topic, with all counts at zero.
+// requeueDeadLetter publishes the message of a dead letter to its topic, with its attempt counters at zero.
 func requeueDeadLetter(ctx context.Context, b bus.Bus, m *bus.Message) error {
 	if m.Dead == nil {
-		return fault.New(fault.Precondition, "the dead letter does not say to which topic the message was published; drop it, or send the request anew")
+		return fault.New(fault.Precondition, "the dead letter does not say to which topic the message was published; drop the dead letter, or send the request anew")
 	}
 	if m.Dead.Truncated > 0 {
-		return fault.New(fault.Precondition, "its payload of %d bytes was truncated, because the bus could not carry it in a dead letter; drop it, or send the request anew", m.Dead.Truncated)
+		return fault.New(fault.Precondition, "the payload of %d bytes was truncated, because the bus could not carry it in a dead letter; drop the dead letter, or send the request anew", m.Dead.Truncated)
 	}
 	next := *m
 	next.Dead, next.Failures, next.Waited, next.Redeliveries = nil, 0, 0, 0

@@ -55,7 +55,7 @@ func TestDefine(t *testing.T) {
 	}
 }
 
-// TestDefineMisuse: a wrong definition panics, so that the program does not start.
+// TestDefineMisuse: a wrong definition panics when the program starts.
 func TestDefineMisuse(t *testing.T) {
 	t.Parallel()
 	i := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}

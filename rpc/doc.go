@@ -40,7 +40,7 @@
 // pub/sub. Package urlbus opens the bus that a URL names. Authors of another bus implement the contract in package
 // rpc/bus.
 //
-// Package rpctest has helpers for tests, and the suite that checks a bus; rpcprom and rpcotel have interceptors for
-// metrics and traces. docs/messaging.md has the guarantees for each failure. The package is not a broker, a service
-// discovery or a stream transport.
+// Package rpctest has helpers for tests, and a conformance suite for buses; rpcprom and rpcotel have interceptors for
+// metrics and traces. docs/messaging.md has the guarantees for each failure. The package is neither a broker nor
+// service discovery, and it transports no streams.
 package rpc

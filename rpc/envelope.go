@@ -79,7 +79,7 @@ func infoOf(m *bus.Message) Info {
 	return i
 }
 
-// encodeContext returns the header of a request.
+// encodeContext returns the header of a request with the request context r.
 func encodeContext(r reqctx.Request) map[string]string {
 	if r.IsZero() {
 		return nil
@@ -96,7 +96,7 @@ func encodeContext(r reqctx.Request) map[string]string {
 	return header
 }
 
-// decodeContext is the inverse of encodeContext. ok reports whether the header has a request context or a trace.
+// decodeContext is the inverse of encodeContext. The result ok reports whether the header has a request context or a trace.
 func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err error) {
 	if s := header[headerContext]; s != "" {
 		if err := json.Unmarshal([]byte(s), &r); err != nil {
@@ -137,7 +137,7 @@ func encodeResponse(resp any) (payload []byte, err error) {
 func encodeError(e *fault.Error) string {
 	encoded, _ := json.Marshal(e) // cannot fail: the value has only strings and booleans
 	for size := maxText / 2; len(encoded) > maxText; size /= 2 {
-		short := *e // what protects, such as Private, stays
+		short := *e // the fields that protect, such as Private, stay
 		short.Reason, short.Meta = text.Cut(e.Reason, names.Max), nil
 		short.Msg, short.User = text.Cut(e.Msg, size), text.Cut(e.User, size)
 		encoded, _ = json.Marshal(short)
@@ -169,7 +169,8 @@ const (
 	metaNow       = "now"
 )
 
-// newExpired returns the reply to a call that arrived after the caller's deadline. It has the time of the server's clock.
+// newExpired returns the reply to a call that arrived after the caller's deadline. The reply has the time of the server's
+// clock.
 func newExpired(id string) *bus.Message {
 	return newReply(id, nil, &fault.Error{
 		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request arrived after the caller's deadline and was not executed",

@@ -58,7 +58,7 @@ func ExampleCast() {
 	// removed monday at attempt 3
 }
 
-// Fanout sends to every server that runs.
+// Fanout sends to every running server.
 func ExampleFanout() {
 	bus := membus.New()
 	defer bus.Close()
@@ -84,7 +84,7 @@ func ExampleFanout() {
 	// node-2
 }
 
-// Every server answers Ping and Describe without a handler of its own.
+// Every server answers Ping and Describe, and needs no handler for them.
 func ExampleDescribe() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -108,7 +108,7 @@ func ExampleDescribe() {
 	// backups 1.0 node-1 remove at-least-once <nil>
 }
 
-// A dead-lettered message is kept until an operator decides.
+// A dead-lettered message is kept until an operator decides what to do with it.
 func ExampleDeadLetters() {
 	ctx := context.Background()
 	bus := membus.New()

@@ -18,9 +18,9 @@ func TestGuide(t *testing.T) {
 	guidetest.Check(t, "../docs/messaging.md", 4, "example_guide_test.go")
 }
 
-// A component has such variables in a package that its clients and servers import. earlier is the interface of the previous
-// release. A component defines its methods with rpc.Define. These examples do not, because each of their servers has only some
-// of the methods.
+// A component has such variables in a package that its clients and servers import. The variable earlier is the interface of
+// the previous release. A component defines its methods with rpc.Define. These examples do not, because each of their
+// servers has only some of the methods.
 var (
 	archive    = &rpc.Interface{Name: "archive", Version: rpc.Version{Major: 1, Minor: 1}}
 	storeSlow  = rpc.Method[string, rpc.None]{Interface: archive, Name: "store", Since: rpc.Version{Major: 1}}
@@ -31,7 +31,7 @@ var (
 	earlier = &rpc.Interface{Name: "archive", Version: rpc.Version{Major: 1}}
 )
 
-// serveArchive starts a server of the archive on a host.
+// serveArchive starts a server of the interface archive on a host.
 func serveArchive(b bus.Bus, i *rpc.Interface, host string, add func(*rpc.Server)) (stop func()) {
 	s := rpc.NewServer(b, rpc.ServerConfig{Interface: i, Host: host})
 	add(s)
@@ -85,7 +85,7 @@ func countAll(ctx context.Context, client *rpc.Client, hosts []string) error {
 	return nil
 }
 
-// All servers drop an entry of their caches now, instead of when it expires.
+// All servers drop an entry of their caches now, and not only when the entry expires.
 func ExampleFanout_caches() {
 	bus := membus.New()
 	defer bus.Close()
@@ -118,7 +118,7 @@ func forgetEverywhere(ctx context.Context, client *rpc.Client, name string) erro
 	return nil
 }
 
-// During a rolling upgrade a client sends what the oldest server accepts.
+// During a rolling upgrade a client sends only messages that the oldest server accepts.
 func ExampleClient_Allows() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -141,7 +141,7 @@ func ExampleClient_Allows() {
 		rpc.Handle(s, storeSlow, store)
 		rpc.Handle(s, storeFast, store)
 	})()
-	fmt.Println(client.Reload(ctx)) // without this call the client learns it within CapsEvery
+	fmt.Println(client.Reload(ctx)) // without this call the client learns of the upgrade within CapsEvery
 	fmt.Println(storeFile(ctx, client, "monday"))
 	// Output:
 	// <nil>

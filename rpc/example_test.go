@@ -54,7 +54,7 @@ func Example() {
 	// call greeter.greet on node-1: the name is empty Invalid true
 }
 
-// Go sends a request and does not wait for the reply. Here two requests are under way at the same time, and Wait of each
+// Go sends a request and does not wait for the reply. Here two requests are open at the same time, and the Wait of each
 // Pending returns its reply.
 func ExampleGo() {
 	ctx := context.Background()

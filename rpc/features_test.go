@@ -15,28 +15,28 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// lossy is a bus that marks each delivery of the topic backup as redelivered.
+// lossy is a bus that marks each delivery from the topic backup as redelivered.
 type lossy struct{ *membus.Bus }
 
 func (l lossy) Subscribe(ctx context.Context, s rpcbus.Subscription) (<-chan *rpcbus.Delivery, error) {
 	in, err := l.Bus.Subscribe(ctx, s)
 	out := make(chan *rpcbus.Delivery)
-	go func() { // ends with in
+	go func() { // ends when in is closed
 		defer close(out)
 		for d := range in {
 			d.Redelivered = s.Topic == "backup"
 			select {
 			case out <- d:
 			case <-ctx.Done():
-				_ = d.Nack() // the message returns to its topic
+				_ = d.Nack() // returns the message to its topic
 			}
 		}
 	}()
 	return out, err
 }
 
-// TestLostServers: if each server that gets a cast is lost, the cast is dead-lettered. A redelivery
-// is not handled, neither of an AtLeastOnce nor of an AtMostOnce cast.
+// TestLostServers: a redelivered cast counts as the loss of a server, and its handler does not run.
+// After 20 lost servers the cast is dead-lettered. This holds for AtLeastOnce and AtMostOnce.
 func TestLostServers(t *testing.T) {
 	t.Parallel()
 	for _, d := range []rpc.Delivery{rpc.AtLeastOnce, rpc.AtMostOnce} {
@@ -70,13 +70,13 @@ func TestLostServers(t *testing.T) {
 				}
 			}
 			if len(reasons) != 1 || !strings.Contains(reasons[0], "20 servers were lost") {
-				t.Errorf("dead letters: %q, want one of 20 lost servers", reasons)
+				t.Errorf("dead letters: %q, want one, after 20 lost servers", reasons)
 			}
 		})
 	}
 }
 
-// bounded is a bus that redelivers a message that is not acknowledged within an hour.
+// bounded is a bus that redelivers a message if the message is not acknowledged within an hour.
 type bounded struct{ *membus.Bus }
 
 func (b bounded) Capabilities() rpcbus.Capabilities {
@@ -85,8 +85,9 @@ func (b bounded) Capabilities() rpcbus.Capabilities {
 	return c
 }
 
-// TestConsumerTimeout: the context of an AtLeastOnce handler ends before the bus redelivers its
-// message; a method with a longer timeout keeps the server from starting.
+// TestConsumerTimeout: the context of an AtLeastOnce handler ends before the bus redelivers the
+// handler's message. A server with an AtLeastOnce method whose timeout is longer than that of the
+// bus does not start.
 func TestConsumerTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -102,7 +103,7 @@ func TestConsumerTimeout(t *testing.T) {
 
 		took := make(chan time.Duration, 1)
 		srv = rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxDeliveries: 1})
-		rpc.Handle(srv, question, upper) // AtMostOnce: the message is acknowledged before the handler runs
+		rpc.Handle(srv, question, upper) // question is AtMostOnce, so its message is acknowledged before the handler runs
 		rpc.Handle(srv, keep, func(ctx context.Context, _ *string) (*rpc.None, error) {
 			began := time.Now()
 			<-ctx.Done()
@@ -118,7 +119,7 @@ func TestConsumerTimeout(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d := <-took; d >= time.Hour || d < 50*time.Minute {
-			t.Errorf("the handler's context ended after %v, want a little before the hour", d)
+			t.Errorf("the handler's context ended after %v, want a little less than an hour", d)
 		}
 		if err := srv.Stop(t.Context()); err != nil {
 			t.Error(err)

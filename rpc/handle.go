@@ -23,11 +23,10 @@ type endpoint struct {
 	call    func(context.Context, any) (any, error)
 }
 
-// Handle makes the server answer m with h, which the server calls from several
-// goroutines at once. The context of h carries the caller's deadline and its
-// [reqctx.Request]. It is canceled when the caller of a call gives up, and when the
-// context of [Server.Stop] ends. An error of h reaches the caller of a call with its
-// code, reason and text. A panic becomes an Internal error.
+// Handle makes h the server's handler of the method m. The server calls h from several goroutines
+// at once. The context of h carries the caller's deadline and its [reqctx.Request]. It is canceled
+// when the caller of a call gives up, and when the context of [Server.Stop] ends. An error of h
+// reaches the caller of a call with its code, reason and text. A panic becomes an Internal error.
 //
 // If m is [AtLeastOnce] and the message is a cast, the code of the error decides what
 // follows:
@@ -39,8 +38,8 @@ type endpoint struct {
 //   - After any other error the message is delivered again after a back-off, up to
 //     ServerConfig.MaxDeliveries attempts.
 //
-// After the last attempt the message is dead-lettered. The back-off doubles from 100 ms
-// up to 30 s. Jitter shortens each delay to a random part of it, at least half.
+// After the last attempt the message is dead-lettered. The back-off doubles from 100 ms up to
+// 30 s. Jitter shortens each delay at random, but not to less than half.
 //
 // Handle panics on a programmer's error:
 //
@@ -101,9 +100,9 @@ func (s *Server) add(info Info, e endpoint) {
 	case dup:
 		panic(fmt.Sprintf("rpc: %s has two handlers", info))
 	case info.Interface != s.cfg.Interface.Name:
-		panic(fmt.Sprintf("rpc: %s on a server of %s", info, s.cfg.Interface.Name))
+		panic(fmt.Sprintf("rpc: handler of %s on a server of %s", info, s.cfg.Interface.Name))
 	case own == nil || !own.Version.Accepts(info.Version):
-		panic(fmt.Sprintf("rpc: %s since %s, but the interface has version %s", info, info.Version, s.versionText()))
+		panic(fmt.Sprintf("rpc: %s has Since %s, but the interface has version %s", info, info.Version, s.versionText()))
 	}
 	s.methods[key] = e
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestAnswered: if a call fails, the server answers with the error at once.
+// TestAnswered: if a call fails at the server, the server answers with the error at once.
 func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server that ends with the test
 	t.Parallel()
 	unknown, wrong, broken := start, start, start
@@ -124,12 +124,12 @@ func TestNoReplyTopic(t *testing.T) {
 		}
 		synctest.Wait()
 		if !ran || srv.Stats().InFlight != 0 || log.has("level") {
-			t.Errorf("ran: %v, %+v, want a handler that has ended, and an empty log:\n%s", ran, srv.Stats(), &log.buf)
+			t.Errorf("handler ran: %v, %+v; want true, no running handler, and an empty log:\n%s", ran, srv.Stats(), &log.buf)
 		}
 	})
 }
 
-// TestLostRequest: a request that the bus has confirmed and lost fails with ErrHeartbeatLost, long
+// TestLostRequest: a request is confirmed by the bus, but then lost. The call fails with ErrHeartbeatLost, long
 // before its deadline. Without a heartbeat timeout, only the deadline ends the call.
 func TestLostRequest(t *testing.T) {
 	t.Parallel()
@@ -155,8 +155,7 @@ func TestLostRequest(t *testing.T) {
 	})
 }
 
-// unsure is a bus that reports for each request, some time after Send, that the request
-// may not have been sent.
+// unsure is a bus that reports for each request, some time after Send, that the request may not have been sent.
 type unsure struct {
 	*faulty
 	after time.Duration
@@ -171,13 +170,13 @@ func (u unsure) Send(ctx context.Context, topic string, m *rpcbus.Message, done 
 	time.AfterFunc(u.after, func() { done(fault.New(fault.Unknown, "the connection was lost")) })
 }
 
-// TestUnknown: if it is not known whether a request was sent, the call still waits for its reply for
-// a short time, and returns the reply if it comes.
+// TestUnknown: if it is not known whether a request was sent, the call still waits for its reply for a short time.
+// If the reply comes, the call returns it.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name          string
-		works, unsure time.Duration // how long the handler takes, and when the bus loses the connection
+		works, unsure time.Duration // how long the handler takes, and after which time the bus loses the connection
 		swallow       bool
 		want          error
 		after         time.Duration
@@ -220,7 +219,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestClosed: Cast and Fanout return ErrClosed after Close, at once.
+// TestClosed: after Close, Cast and Fanout return ErrClosed at once.
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -256,7 +255,8 @@ func TestClosed(t *testing.T) {
 	})
 }
 
-// TestBusClosed: when the bus is closed, the waiting calls end, and the servers end.
+// TestBusClosed: when the bus is closed, the waiting calls end. After that, client and server can
+// be stopped without an error.
 func TestBusClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -8,14 +8,15 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// An instance is one life of a server, from Start to Stop. It has a private topic, on which it answers
-// probes. When the process is gone, the broker drops that topic at once: a probe then fails with
-// ErrNoConsumer. If only the connection was lost, the topic comes back with the next connection.
+// An instance is one life of a server, from Start to Stop. It has a private topic, on which it answers probes. When the process is
+// gone, the broker drops that topic at once: a probe then fails with ErrNoConsumer. If only the connection was lost, the topic comes
+// back with the next connection.
 
 // probeTimeout is the timeout of publishing a probe, and of publishing its answer.
 const probeTimeout = time.Second
 
-// openInstanceLocked gives the server an instance. leave ends the instance's topic, and waits for the goroutine that answers probes.
+// openInstanceLocked begins a new instance of the server: it opens the instance's topic and answers probes. The function leave ends
+// the topic, and waits for the goroutine that answers probes.
 func (s *Server) openInstanceLocked(ctx context.Context) (leave func(), err error) {
 	s.instance = newID()
 	topic := prefixReply + s.instance

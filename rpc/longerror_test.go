@@ -12,13 +12,13 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestLongError: an error that is too long for the metadata of a message is cut. It keeps its code, its reason, whether it is
-// private, and the beginnings of its texts.
+// TestLongError: an error that is too long for the metadata of a message is cut. The error keeps its code, its reason,
+// whether it is private, and the beginnings of its texts.
 func TestLongError(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t)
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
-	long := strings.Repeat("\x01\u00e9\"", 10_000) // six, two and two bytes as JSON
+	long := strings.Repeat("\x01\u00e9\"", 10_000) // in JSON, the three characters have six, two and two bytes
 	rpc.Handle(srv, start, func(_ context.Context, s *string) (*string, error) {
 		switch *s {
 		case "private":
@@ -48,7 +48,7 @@ func TestLongError(t *testing.T) {
 			t.Errorf("%s: private %v, reason %q, for users %.40q", tt.ask, e.Private, e.Reason, fault.UserMessage(e))
 		}
 		if n := len(e.Msg) + len(e.User); n > 8<<10 || n < 500 || !utf8.ValidString(e.Msg+e.User) || !strings.HasSuffix(e.Msg, "...") {
-			t.Errorf("%s: %d bytes of text, the end is %q", tt.ask, n, e.Msg[len(e.Msg)-10:])
+			t.Errorf("%s: the text has %d bytes and ends with %q", tt.ask, n, e.Msg[len(e.Msg)-10:])
 		}
 	}
 }

@@ -13,13 +13,13 @@ import (
 
 // The times by which a client detects that the process of a server has ended: see ADR 21.
 const (
-	// firstBeat is how soon after the start of a call's handler the server sends the first heartbeat, which names its
-	// instance. atOnce is used instead while the client knows no instance.
+	// firstBeat is how soon after the start of a call's handler the server sends the first heartbeat, which names its instance. A
+	// client that knows no instance yet asks for the first heartbeat after atOnce instead.
 	firstBeat = 100 * time.Millisecond
 	atOnce    = time.Millisecond
-	// watchEvery is how often the pending calls are checked, and the instances whose topics no longer exist are probed. Another
-	// instance is probed if the client has not heard from it for probeAfter, or for suspectAfter while a call waits for its first
-	// heartbeat.
+	// watchEvery is how often the pending calls are checked, and how often an instance is probed whose topic no longer exists.
+	// Any other instance is probed if the client has not heard from it for probeAfter, or for suspectAfter while a call waits for
+	// its first heartbeat.
 	watchEvery   = 100 * time.Millisecond
 	suspectAfter = 200 * time.Millisecond
 	probeAfter   = 400 * time.Millisecond
@@ -35,21 +35,21 @@ const (
 	pausedAfter = time.Second
 	// awayEvery is how often a topic is pinged while calls wait in it and all known instances are lost.
 	awayEvery = time.Second
-	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
+	// learnEvery is how often all servers of an interface are asked for their instances while calls to Any are sent.
 	learnEvery = 30 * time.Second
-	// forgetAfter is how long the client remembers an instance from which it does not hear.
+	// forgetAfter is how long the client remembers an instance that sends nothing.
 	forgetAfter = 10 * time.Minute
 	// maxProbes is how many instances of one route are probed at once.
 	maxProbes = 64
-	// minRest is the least time until the deadline of a call that is watched.
+	// minRest: a call is watched only if its deadline is further away than this.
 	minRest = time.Second
 )
 
-// ping is a question to a route: whether its topic is served, and by which instances.
+// ping is a request to the servers of a route. The answer shows whether the topic of the route is served, and by which instance.
 type ping struct {
 	route *route
 	sent  time.Time
-	topic bool // the ping goes through the topic of the calls, behind them; otherwise to all servers
+	topic bool // true: the ping goes through the topic of the calls, behind the calls; false: it goes to all servers
 }
 
 // watchCall begins to watch the server of a call, and returns how soon the call wants its first heartbeat. It sends its pings
@@ -118,8 +118,8 @@ func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	return r.recent
 }
 
-// tick checks the pending calls: it ends those that are lost, probes the instances that may have ended, and pings the topics
-// whose calls these instances may have received.
+// tick checks the pending calls: it ends the lost calls, probes the instances that may have ended, and pings the topics whose
+// calls these instances may have received.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {
@@ -157,7 +157,7 @@ func (c *Client) countCallsLocked() {
 	}
 }
 
-// dueProbesLocked returns the instances to probe now: those that have a call, and those that may have one.
+// dueProbesLocked returns the instances to probe now: those that run a pending call, and those that may run one.
 func (c *Client) dueProbesLocked(now time.Time) (due []*peer) {
 	add := func(p *peer, quiet time.Duration) {
 		if p.probeDue(now, quiet) {
@@ -225,7 +225,7 @@ func (w *waiter) lost() bool {
 	return w.route != nil && !w.sent.After(w.route.lostUntil)
 }
 
-// probe asks the bus whether the topic of an instance exists. p.probing is set before.
+// probe asks the bus whether the topic of an instance exists. The caller has set p.probing.
 func (c *Client) probe(p *peer) {
 	sent := time.Now()
 	c.mu.Lock()
@@ -247,7 +247,8 @@ func (c *Client) probe(p *peer) {
 	})
 }
 
-// ping asks the servers of a route for their instances: through the topic of the calls, or all servers of the interface.
+// ping asks the servers of a route for their instances. If the parameter topic is true, the ping goes through the topic of the
+// calls, and one server answers. Otherwise all servers of the interface answer.
 func (c *Client) ping(r *route, topic bool) {
 	m := Info{Kind: string(bus.Call), Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}}.message(newID())
 	if !topic {
@@ -276,7 +277,7 @@ func (c *Client) ping(r *route, topic bool) {
 	})
 }
 
-// receivePingLocked receives the answer to a ping, and reports whether m is one.
+// receivePingLocked receives the answer to a ping. It reports whether m is such an answer.
 func (c *Client) receivePingLocked(m *bus.Message) bool {
 	q, ok := c.pings[m.Correlation]
 	if ok && c.heardLocked(q.route, m) != nil && q.topic && m.Header[headerError] == "" {

@@ -15,18 +15,18 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestServerLost: a call ends with the right result for each way in which the client's probes are answered.
+// TestServerLost: for each way in which the client's probes may be answered, a call ends with the right result.
 func TestServerLost(t *testing.T) {
 	t.Parallel()
 	away := fault.New(fault.Timeout, "the broker cannot be reached")
 	tests := []struct {
 		name string
-		// probe returns the error of a probe that is sent the given time after the call.
+		// probe returns the error of a probe. Its parameter is the time from the call to the probe.
 		probe func(time.Duration) error
 		mute  bool // the server does not answer probes
-		old   bool // the server names no instance, like a server of an older release
+		old   bool // the server names no instance, as a server of an older release
 		want  error
-		most  time.Duration // how long the call may take; its handler takes 10 s
+		most  time.Duration // how long the call may take; the handler takes 10 s
 	}{
 		{name: "gone", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, want: rpc.ErrServerLost, most: 2 * time.Second},
 		{name: "gone later", probe: func(d time.Duration) error {
@@ -99,11 +99,11 @@ func TestServerLost(t *testing.T) {
 					if tt.want != nil {
 						lost = 1
 						if fault.CodeOf(err) != fault.Unknown || !strings.Contains(err.Error(), "may have been executed") {
-							t.Errorf("%v, want Unknown that says so", err)
+							t.Errorf("%v, want Unknown with the text \"may have been executed\"", err)
 						}
 					}
 					if n := c.Stats().Lost; n != lost || ended.Load() != (lost > 0) {
-						t.Errorf("%d calls are counted as lost, want %d; the handler was canceled: %v", n, lost, ended.Load())
+						t.Errorf("%d calls were counted as lost, want %d; the handler was canceled: %v", n, lost, ended.Load())
 					}
 					if n := probes.Load(); !tt.old && (n == 0 || n > 110) || tt.old && n > 0 {
 						t.Errorf("%d probes in %v", n, took)
@@ -120,7 +120,7 @@ func TestServerLost(t *testing.T) {
 	}
 }
 
-// TestShortCalls: short calls cause neither probes nor heartbeats.
+// TestShortCalls: short calls cause no probes, and only the first call causes a heartbeat: the client learns the server's instance from it.
 func TestShortCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestShortCalls(t *testing.T) {
 			t.Errorf("%d probes, want none", n)
 		}
 		if n := beats.Load(); n != 1 {
-			t.Errorf("%d heartbeats, want only that of the first call", n)
+			t.Errorf("%d heartbeats, want only one, of the first call", n)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -30,14 +30,13 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Accepts reports whether a server or a cap of version v accepts a request that
-// needs version need: the major numbers are equal, and need's minor number is not
-// greater. It is oslo.messaging's rule (version_is_compatible).
+// Accepts reports whether a server or a cap of version v accepts a request that needs the version need: the major numbers are equal,
+// and the minor number of need is not greater than that of v. It is oslo.messaging's rule (version_is_compatible).
 func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
 
-// Versions maps the name of an interface to its versions: the newest version of each major version, in ascending order. A server serves
-// such versions, see [Server.Versions], and a client may be capped at them, see ClientConfig.AutoCaps. In JSON each version is a text:
-// {"backup": ["1.4", "2.0"]}.
+// Versions maps the name of an interface to its versions: the highest version of each major version, in ascending order. A server
+// serves such versions, see [Server.Versions], and a client may be capped at them, see ClientConfig.AutoCaps. In JSON each version is a
+// text: {"backup": ["1.4", "2.0"]}.
 type Versions map[string][]Version
 
 // accepts reports whether one of the versions of the interface accepts a request that needs version need.
@@ -45,7 +44,7 @@ func (v Versions) accepts(name string, need Version) bool {
 	return slices.ContainsFunc(v[name], func(have Version) bool { return have.Accepts(need) })
 }
 
-// textOf names versions for an error.
+// textOf formats versions for an error or a log line.
 func textOf(list []Version) string {
 	names := make([]string, len(list))
 	for i, v := range list {
@@ -55,7 +54,7 @@ func textOf(list []Version) string {
 }
 
 // Interface is a named, versioned set of methods that one kind of server
-// offers. [Define] adds methods to it. It must not be copied. Its methods are safe for concurrent use.
+// offers. [Define] adds methods to it. An Interface must not be copied. It is safe for concurrent use.
 type Interface struct {
 	// Name is the first part of the names of the queues, such as "backup", so it must never
 	// change. It has no dots, no spaces, no control characters, and no characters that are special in a broker's
@@ -63,9 +62,9 @@ type Interface struct {
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
-	// Older is the interface of the same name with an earlier major version, while servers serve both. A server of this
-	// interface needs handlers for the methods of both, and may have an Older of its own. Both have the same topics; the major
-	// version of a message chooses the method. Default nil: only this major version.
+	// Older is the interface of the same name with an earlier major version. Set it while servers serve both versions. A server of this
+	// interface then needs handlers for the methods of both. Older may have an Older of its own. Both interfaces have the same topics;
+	// the major version of a message chooses the method. Default nil: only this major version.
 	Older *Interface
 
 	mu      sync.Mutex
@@ -74,14 +73,14 @@ type Interface struct {
 
 // Signature describes a method, with its Go types if they are known.
 type Signature struct {
-	Name              string       // on the wire
+	Name              string       // the name on the wire
 	Since             Version      // the version of the interface in which the method was added
-	Delivery          Delivery     // of its casts
+	Delivery          Delivery     // the guarantee for the method's casts
 	Request, Response reflect.Type `json:"-"` // nil if the description came from another process
 }
 
 // Define adds the method to its interface and returns it. A server of the interface does not start until the method has
-// a handler. Call it for each package-level variable that holds a method:
+// a handler. Call Define for each package-level variable that holds a method:
 //
 //	var Start = rpc.Define(rpc.Method[StartRequest, StartReply]{Interface: Interface, Name: "start", Since: rpc.Version{Major: 1}})
 //
@@ -114,8 +113,8 @@ func (i *Interface) Methods() []Signature {
 	return slices.SortedFunc(maps.Values(i.methods), func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// defined returns the defined method of a name, or nil. known reports whether a server of the interface may have a handler
-// for the name. If the interface has no defined methods, it may have one for every name.
+// defined returns the defined method of a name, or nil. The result known reports whether a server of the interface may have a handler
+// for the name. If the interface has no defined methods, every name is known.
 func (i *Interface) defined(name string) (m *Signature, known bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -126,7 +125,7 @@ func (i *Interface) defined(name string) (m *Signature, known bool) {
 	return &s, true
 }
 
-// ofMajor returns the interface with the major version among i and its older ones, or nil.
+// ofMajor searches i and its older interfaces for a major version. It returns nil if none of them has it.
 func (i *Interface) ofMajor(major int) *Interface {
 	for ; i != nil; i = i.Older {
 		if i.Version.Major == major {
@@ -136,7 +135,7 @@ func (i *Interface) ofMajor(major int) *Interface {
 	return nil
 }
 
-// all lists i and its older ones, the newest first.
+// all lists i and its older interfaces, the newest first.
 func (i *Interface) all() (list []*Interface) {
 	for ; i != nil; i = i.Older {
 		list = append(list, i)
@@ -148,14 +147,14 @@ func (i *Interface) all() (list []*Interface) {
 func (i *Interface) checkOlder() error {
 	for ; i.Older != nil; i = i.Older {
 		if o := i.Older; o.Name != i.Name || o.Version.Major >= i.Version.Major {
-			return fault.New(fault.Invalid, "interface %s %s has the Older %s %s: it needs the same name and a lower major version", i.Name, i.Version, o.Name, o.Version)
+			return fault.New(fault.Invalid, "interface %s %s has the Older %s %s: Older must have the same name and a lower major version", i.Name, i.Version, o.Name, o.Version)
 		}
 	}
 	return nil
 }
 
-// isLowest reports whether every server of the interface accepts v, even a server of the earliest release with the interface: v is the
-// lowest version of the oldest major version.
+// isLowest reports whether v is the lowest version of the oldest major version. Every server of the interface accepts this version,
+// even a server of the earliest release with the interface.
 func (i *Interface) isLowest(v Version) bool { return i.Older == nil && v.Minor == 0 }
 
 // Any is the host of a message that any server of the interface may handle:
@@ -191,9 +190,8 @@ func (d Delivery) String() string {
 	return "at-most-once"
 }
 
-// Method describes a method of an interface. Client and server import the same value, made with [Define]. Req and
-// Resp are types that encoding/json can encode. A [encoding/json.RawMessage] is sent unchanged and not
-// parsed.
+// Method describes a method of an interface. Client and server import the same value, made with [Define]. Req and Resp are types that
+// encoding/json can encode. A request or response of type [encoding/json.RawMessage] is sent unchanged and not parsed.
 type Method[Req, Resp any] struct {
 	// Interface is the set that the method belongs to. Required.
 	Interface *Interface
@@ -207,10 +205,9 @@ type Method[Req, Resp any] struct {
 	// Delivery applies to casts. Default AtMostOnce. A call is always acknowledged
 	// before its handler runs: its caller waits, and gets an error if the server dies.
 	Delivery Delivery
-	// Timeout is how long a handler may run before its context ends. The context of a
-	// call's handler ends at the caller's deadline at the latest. Default for a cast of
-	// an AtLeastOnce method: nine tenths of the bus's Capabilities.ConsumerTimeout, if
-	// the bus has one. Default for other handlers: no limit but the deadline.
+	// Timeout is how long a handler may run before its context ends. The context of a call's handler ends at the caller's deadline at
+	// the latest. Default for a cast of an AtLeastOnce method: nine tenths of the bus's Capabilities.ConsumerTimeout, if the bus has
+	// one. Default for other handlers: only the caller's deadline, if any.
 	Timeout time.Duration
 }
 
@@ -228,7 +225,7 @@ func (m Method[Req, Resp]) check() {
 	case m.Name == "" || strings.ContainsAny(m.Name, " .@"):
 		panic(fmt.Sprintf("rpc: method %q of %s has a name with a space, a dot or an @, or no name", m.Name, m.Interface.Name))
 	case !m.Interface.Version.Accepts(m.Since):
-		panic(fmt.Sprintf("rpc: %s.%s since %s, but the interface has version %s", m.Interface.Name, m.Name, m.Since, m.Interface.Version))
+		panic(fmt.Sprintf("rpc: %s.%s has Since %s, but the interface has version %s", m.Interface.Name, m.Name, m.Since, m.Interface.Version))
 	}
 }
 
@@ -238,13 +235,13 @@ func (m Method[Req, Resp]) info(kind bus.Kind, host string) Info {
 
 // Errors that the package itself returns. errors.Is matches them in the server's process and in the caller's.
 var (
-	// ErrNoConsumer: no server for the call runs now, or the host of the cast never had
-	// a server. The request was not executed.
+	// ErrNoConsumer: no server for the call runs now, or no server for the cast has ever run. The
+	// request was not executed.
 	ErrNoConsumer = bus.ErrNoConsumer
-	// ErrNoSuchMethod: the server serves the version, but does not know the method.
+	// ErrNoSuchMethod: the server serves the version, but does not have the method.
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
-	// ErrUnsupportedVersion: the server's interface is older than the method, or the server does not serve the
-	// major version. The server may know the method or not. The request was not executed.
+	// ErrUnsupportedVersion: the server's interface is older than the method, or the server does not serve the major version. A server
+	// checks the version before it looks for the method. The request was not executed.
 	ErrUnsupportedVersion = fault.ErrUnsupportedVersion
 	// ErrVersionCap: the method needs a version that the client's version caps do not allow. Nothing was sent.
 	ErrVersionCap = fault.ErrVersionCap

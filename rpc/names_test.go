@@ -10,9 +10,9 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 )
 
-// TestInterfaceNames: an interface whose topics could be those of another interface is refused. For example, a server of interface a
-// on host b.c has the topics of a server of interface a.b on host c. Define and NewServer panic, and the functions that would send a
-// message return Invalid.
+// TestInterfaceNames: an interface is refused if its topics could be those of another interface. For example, a server of interface
+// a on host b.c has the topics of a server of interface a.b on host c. Define and NewServer panic, and the functions that would send
+// a message return Invalid.
 func TestInterfaceNames(t *testing.T) {
 	t.Parallel()
 	bus := membus.New()
@@ -35,10 +35,10 @@ func TestInterfaceNames(t *testing.T) {
 		i := &rpc.Interface{Name: name, Version: rpc.Version{Major: 1}}
 		m := rpc.Method[rpc.None, rpc.None]{Interface: i, Name: "m", Since: rpc.Version{Major: 1}}
 		if text := panics(func() { rpc.Define(m) }); !strings.Contains(text, wrong) {
-			t.Errorf("Define for interface %.20q: panic %q, want one with %q", name, text, wrong)
+			t.Errorf("Define for interface %.20q: panic %q, want a panic with %q", name, text, wrong)
 		}
 		if text := panics(func() { rpc.NewServer(bus, rpc.ServerConfig{Interface: i}) }); !strings.Contains(text, wrong) {
-			t.Errorf("NewServer for interface %.20q: panic %q, want one with %q", name, text, wrong)
+			t.Errorf("NewServer for interface %.20q: panic %q, want a panic with %q", name, text, wrong)
 		}
 		for _, err := range []error{
 			rpc.Cast(t.Context(), client, m, rpc.Any, &rpc.None{}),

@@ -21,8 +21,8 @@ type brokenResponse struct{ N int }
 
 func (brokenResponse) MarshalJSON() ([]byte, error) { panic("no text") }
 
-// TestPanicOfResult: a handler may return an error that is a nil pointer, or a response whose encoding panics. The caller gets
-// Internal, and the server answers the next call.
+// TestPanicOfResult: a handler may return an error that is a nil pointer, or a response whose encoding panics. In both cases
+// the caller gets Internal, and the server answers the next call.
 func TestPanicOfResult(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t)

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestRaw: a json.RawMessage is sent unchanged in both directions, even to and from a typed method on the other side.
+// TestRaw: a json.RawMessage is sent unchanged in both directions, even if the other side has a typed method.
 func TestRaw(t *testing.T) {
 	t.Parallel()
 	raw := rpc.Method[json.RawMessage, json.RawMessage]{Interface: iface, Name: "start", Since: start.Since}

@@ -12,15 +12,15 @@ const (
 	rememberTime = time.Hour
 )
 
-// recent is a map of the values that were put last: at most size values, each for ttl. It is safe for
-// concurrent use.
+// recent is a map that forgets old values. It keeps the newest values, whose number is limited by
+// the field size, each for at most the duration ttl. It is safe for concurrent use.
 type recent[V any] struct {
 	size int
 	ttl  time.Duration
 
 	mu    sync.Mutex
 	byKey map[string]*list.Element
-	all   list.List // of entry[V], the oldest first
+	all   list.List // the elements are entry[V], the oldest first
 }
 
 type entry[V any] struct {

@@ -21,28 +21,27 @@ const (
 	// failure, doubled after each further one up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
-	// maxRedeliveries is the number of servers that may be lost while they have a message.
-	// Then the message counts as the cause and is dead-lettered. The number is the default
-	// delivery limit of RabbitMQ's quorum queues.
+	// maxRedeliveries is the number of servers that were lost while they had a message, after which the message counts as
+	// the cause and is dead-lettered. The number is the default delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
-	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter. It
-	// runs from the moment when the server begins to stop.
+	// republishStopTimeout bounds the publishing of a message, for its next delivery attempt or as a dead letter, from the moment when
+	// the server begins to stop.
 	republishStopTimeout = 10 * time.Second
-	// republishTimeout is the timeout of the same publishing while the server runs. The bus waits for the confirmation as
-	// long as its connection lives, so this timeout only prevents an endless wait.
+	// republishTimeout bounds the same publishing while the server runs. The bus waits for the confirmation as long as its connection
+	// lives, so this timeout only prevents an endless wait.
 	republishTimeout = 24 * time.Hour
-	// retryLater is the delay before the server returns a message to the bus because it cannot handle it now.
+	// retryLater is how long the server keeps a message that cannot be handled now, before the server returns the message to the bus.
 	retryLater = time.Second
 )
 
 // openCast is a delivery of an AtLeastOnce cast that is not yet acknowledged, republished or dead-lettered.
 type openCast struct {
-	progress int           // progressOf the message
+	progress int           // the result of progressOf for the message
 	arrived  chan struct{} // closed when a newer copy of the message has arrived
 	done     chan struct{} // closed when the delivery has ended
 }
 
-// progressOf orders the copies of a message that servers publish: a newer copy has a greater number.
+// progressOf returns a number that orders the copies of a message that servers publish: a newer copy has a greater number.
 func progressOf(m *bus.Message) int {
 	return m.Failures + m.Redeliveries + int(m.Waited.Milliseconds())
 }
@@ -50,7 +49,8 @@ func progressOf(m *bus.Message) int {
 // ended is the progress of a message that has become a dead letter: no newer copy follows.
 const ended = math.MaxInt
 
-// lifeKey is a message's id and how often its dead letter was sent again: a requeued dead letter starts anew.
+// lifeKey returns the message's id together with the number of times that its dead letter was requeued, because a requeued dead letter
+// starts anew.
 func lifeKey(m *bus.Message) string { return m.ID + "/" + strconv.Itoa(m.Requeues) }
 
 // serveDurable handles a cast of an AtLeastOnce method. A second delivery of a message waits until the
@@ -109,8 +109,9 @@ func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 	_ = d.Nack() // on an error the bus redelivers it by itself
 }
 
-// attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. If open is
-// true, the caller must end the delivery with the result err; otherwise the delivery has ended.
+// attemptOnce runs the handler of an AtLeastOnce cast. It does not run the handler if the message was handled or replaced before, if the
+// bus redelivered the message, or if the handler of a message with the same id runs already. If open is true, the caller must end the
+// delivery with the result err; otherwise the delivery has ended.
 func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool, err error) {
 	if _, seen := s.handled.get(d.id); seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
@@ -121,7 +122,7 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 		s.countLostServer(ctx, work, d)
 		return false, nil
 	}
-	if !s.track(d) { //nolint:contextcheck // false if a running call has the same id; a heartbeat has its own timeout
+	if !s.track(d) { //nolint:contextcheck // the heartbeat that track schedules has its own timeout
 		s.waitRunning(retryLater)
 		_ = d.Nack() // on an error the bus redelivers it by itself
 		return false, nil
@@ -150,9 +151,9 @@ func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	reason := fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
 	var delay time.Duration
 	giveUp := isFinal(err)
-	if fault.CodeOf(err) == fault.Unavailable || errors.Is(err, ErrUnsupportedVersion) { // the server may be upgraded
-		// This attempt does not count as failed, because nothing was done. Waited is a sum of delays, not a time, because
-		// the clocks of servers differ.
+	if fault.CodeOf(err) == fault.Unavailable || errors.Is(err, ErrUnsupportedVersion) { // a later attempt may succeed, for example after an upgrade of the server
+		// This attempt does not count as failed, because nothing was done. Waited is a sum of delays and not a start time, because the
+		// clocks of servers differ.
 		if tried := d.Waited.Round(time.Second); tried > 0 {
 			reason = fmt.Sprintf("%s (tried for %v)", reason, tried)
 		}
@@ -176,8 +177,9 @@ func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	s.requeue(ctx, work, d, &next)
 }
 
-// countLostServer publishes the message anew with one more lost server, and ends this delivery. The count travels
-// with the message: a message that kills its servers leaves no process that could keep the count.
+// countLostServer adds one to the message's number of lost servers. Then it publishes the message anew, or dead-letters it, and ends
+// this delivery. The message itself has the number of lost servers, because a process that is killed by the message cannot store the
+// number.
 func (s *Server) countLostServer(ctx, work context.Context, d *delivery) {
 	next := *d.Message
 	next.Redeliveries++
@@ -203,7 +205,7 @@ func (s *Server) returnUnhandled(work context.Context, m *bus.Delivery, topic st
 	_ = m.Nack() // on an error the bus redelivers it by itself
 }
 
-// requeue publishes next, the message with a higher count, and acknowledges d when the publish is confirmed.
+// requeue publishes next, which is the message with a higher counter, and acknowledges d when the publish is confirmed.
 func (s *Server) requeue(ctx, work context.Context, d *delivery, next *bus.Message) {
 	atomic.AddUint64(&s.stats.Redelivered, 1)
 	err := s.replace(work, d.Delivery, next, d.topic, progressOf(next))
@@ -217,11 +219,10 @@ func (s *Server) requeue(ctx, work context.Context, d *delivery, next *bus.Messa
 	}
 }
 
-// replace publishes next in place of m, and acknowledges m when the bus has confirmed next. Until then m stays
-// unacknowledged: an unconfirmed publish has an unknown outcome, and m must not be returned to the bus, where it
-// would be delivered beside next. If the connection is lost before the confirmation, next is published again. On an
-// error the caller must end the delivery of m: next was certainly not published, or the server stops. progress is the
-// number of next for [Server.superseded].
+// replace publishes next in place of m, and acknowledges m when the bus has confirmed next. Until then m stays unacknowledged: an
+// unconfirmed publish has an unknown outcome, and a returned m would be delivered beside next. If the connection is lost before the
+// confirmation, next is published again. On an error the caller must end the delivery of m: next was certainly not published, or the
+// server stops. The parameter progress is the number of next for [Server.superseded].
 func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Message, topic string, progress int) error {
 	ctx, cancel := s.untilStopped(work)
 	defer cancel()
@@ -254,7 +255,7 @@ func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Messag
 			if m.ID != "" {
 				s.replaced.put(lifeKey(m.Message), progress)
 			}
-			_ = m.Ack() // on an error m is redelivered, and is superseded
+			_ = m.Ack() // if Ack fails, m is redelivered, and is superseded then
 			return nil
 		case ctx.Err() != nil, errors.Is(err, ErrClosed), bus.OutcomeOf(err) != bus.Unknown:
 			return err
@@ -282,8 +283,8 @@ func (s *Server) untilStopped(work context.Context) (context.Context, context.Ca
 	return ctx, cancel
 }
 
-// superseded reports whether this server has replaced m by a newer copy, or dead-lettered it. Then m
-// was redelivered because its acknowledgement was lost, or is one of several copies.
+// superseded reports whether this server has replaced m by a newer copy, or dead-lettered it. In that case m is one of several copies,
+// or was redelivered because its acknowledgement was lost.
 func (s *Server) superseded(m *bus.Message) bool {
 	if m.ID == "" {
 		return false
@@ -367,7 +368,7 @@ func (s *Server) acknowledge(ctx context.Context, d *delivery) {
 	}
 }
 
-// waitRunning waits for d. It returns false at once when the server stops.
+// waitRunning waits for the duration d. It returns false at once when the server stops.
 func (s *Server) waitRunning(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -379,7 +380,7 @@ func (s *Server) waitRunning(d time.Duration) bool {
 	}
 }
 
-// isFinal reports whether the error's code says that another attempt would fail again.
+// isFinal reports whether another attempt would also fail, by the error's code.
 func isFinal(err error) bool {
 	switch fault.CodeOf(err) {
 	case fault.Invalid, fault.Unauthenticated, fault.Denied, fault.NotFound, fault.Conflict, fault.Precondition, fault.Unimplemented:

@@ -20,10 +20,11 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// faulty is a bus that may refuse or lose each message that is published.
+// faulty is a bus that may refuse or lose published messages.
 type faulty struct {
 	*membus.Bus
-	// meet reports whether the message is published. If not, it returns the error of Publish, which may be nil.
+	// meet decides about a published message. If meet returns false, the message is lost, and Publish returns the error of meet, which may
+	// be nil.
 	meet func(topic string, m *rpcbus.Message) (bool, error)
 }
 
@@ -58,8 +59,7 @@ func (l *logs) has(text string) bool {
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// startServer starts a server of the interface with a handler for keep. It is
-// stopped when the test ends.
+// startServer starts a server of the interface with a handler for keep. The server is stopped when the test ends.
 func startServer(t *testing.T, bus rpcbus.Bus, cfg rpc.ServerConfig, h func(context.Context, *string) (*rpc.None, error)) *rpc.Server {
 	t.Helper()
 	cfg.Interface = iface
@@ -76,7 +76,7 @@ func startServer(t *testing.T, bus rpcbus.Bus, cfg rpc.ServerConfig, h func(cont
 	return srv
 }
 
-// sendKeep casts a message of the given id.
+// sendKeep casts a message with the given id.
 func sendKeep(t *testing.T, bus rpcbus.Bus, id string) {
 	t.Helper()
 	m := rpctest.Message(id, "cast backup.keep 2.0 at-least-once", `"x"`)
@@ -117,7 +117,7 @@ func TestHandledOnce(t *testing.T) {
 			sendKeep(t, bus, strconv.Itoa(n))
 		}
 		pass(time.Second)
-		again("first", 1) // the oldest of 10,001
+		again("first", 1) // first is the oldest of 10,001
 		again("5000", 0)
 		pass(time.Hour)
 		again("5000", 1)
@@ -127,8 +127,8 @@ func TestHandledOnce(t *testing.T) {
 	})
 }
 
-// TestCopyWhileItRuns: two copies of a message are never handled at the same time.
-// The second is dropped if the first succeeds; otherwise it is handled next.
+// TestCopyWhileItRuns: two copies of a message are never handled at the same time. If the first copy succeeds, the second is dropped;
+// otherwise the second is handled next.
 func TestCopyWhileItRuns(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []bool{false, true} {
@@ -169,8 +169,8 @@ func TestCopyWhileItRuns(t *testing.T) {
 	}
 }
 
-// TestFailuresTravel: the count of failed attempts covers all servers that had the message, even if a server is stopped
-// while the message waits for its next attempt.
+// TestFailuresTravel: the number of failed attempts includes the attempts on all servers that had the message, even if a server is
+// stopped while the message waits for its next attempt.
 func TestFailuresTravel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -192,11 +192,11 @@ func TestFailuresTravel(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d := time.Since(begin); d > 0 {
-			t.Errorf("Stop waited %v for a message that waits for its next attempt", d)
+			t.Errorf("Stop took %v while a message waited for its next attempt", d)
 		}
 		second := startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 8}, h)
 		pass(10 * time.Minute)
-		// The message was returned during the back-off, before its last failure was counted.
+		// Stop returned the message during the back-off, before the last failure was counted.
 		if n := runs.Load(); n != 9 || second.Stats().DeadLettered != 1 {
 			t.Errorf("%d attempts on two servers, %d dead letters; want 8 counted ones and the one that Stop interrupted", n, second.Stats().DeadLettered)
 		}
@@ -210,8 +210,8 @@ func TestFailuresTravel(t *testing.T) {
 	})
 }
 
-// TestDeadLetterFails: while dead letters cannot be published, a message that is to become one
-// is not lost. Afterwards it becomes exactly one dead letter.
+// TestDeadLetterFails: while dead letters cannot be published, no message that should become one is lost. When dead letters can
+// be published again, the message becomes exactly one dead letter.
 func TestDeadLetterFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -249,8 +249,7 @@ func TestDeadLetterFails(t *testing.T) {
 	})
 }
 
-// TestCountNotPublished: a message whose next attempt cannot be published returns to its topic
-// unchanged.
+// TestCountNotPublished: if a message cannot be published for its next attempt, it returns to its topic unchanged.
 func TestCountNotPublished(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -272,13 +271,13 @@ func TestCountNotPublished(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(time.Minute)
 		if n := runs.Load(); n != 6 {
-			t.Errorf("%d runs, want 6: a message whose count could not be published must not be dead-lettered, nor lost", n)
+			t.Errorf("%d runs, want 6: a message that could not be published again must be neither dead-lettered nor lost", n)
 		}
 	})
 }
 
-// TestUnavailable: Unavailable says that nothing was done. A cast whose handler fails with it is delivered again for a
-// time, an hour by default, and not for a number of attempts. Other errors count as attempts.
+// TestUnavailable: Unavailable says that nothing was done. A cast whose handler fails with Unavailable is delivered again for a time,
+// by default an hour, and not for a number of attempts. Other errors count as attempts.
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	away := fault.New(fault.Unavailable, "the database cannot be reached")
@@ -286,7 +285,7 @@ func TestUnavailable(t *testing.T) {
 		name   string
 		limit  time.Duration
 		fails  func(since time.Duration, run int) error
-		within [2]time.Duration // of the last run
+		within [2]time.Duration // the expected time of the last run: at least, at most
 		dead   uint64
 	}{
 		{"back after 50 minutes", 0, func(since time.Duration, _ int) error {
@@ -320,7 +319,7 @@ func TestUnavailable(t *testing.T) {
 				srv := startServer(t, bus, rpc.ServerConfig{MaxUnavailable: tt.limit, Logger: slog.New(slog.DiscardHandler)}, func(context.Context, *string) (*rpc.None, error) {
 					now := time.Since(begin)
 					if gap := now - time.Duration(last.Swap(int64(now))); gap > 31*time.Second {
-						t.Errorf("no attempt for %v", gap)
+						t.Errorf("there was no attempt for %v", gap)
 					}
 					err := tt.fails(now, int(runs.Add(1)))
 					if err != nil && !errors.Is(err, fault.Unavailable) {
@@ -339,8 +338,8 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
-// TestCastOfNewerVersion: a cast that needs a version that the server does not have waits for a server that has it. Without one it is
-// dead-lettered after MaxUnavailable.
+// TestCastOfNewerVersion: a cast that needs a version that the server does not have waits for a server with this version. If no such
+// server comes, the cast is dead-lettered after MaxUnavailable.
 func TestCastOfNewerVersion(t *testing.T) {
 	t.Parallel()
 	for _, upgraded := range []bool{true, false} {
@@ -400,8 +399,8 @@ func TestCastOfNewerVersion(t *testing.T) {
 	}
 }
 
-// TestRequeueEnds: a run of DeadLetters sees each dead letter once, even if it sends dead letters again and they fail at once: such a
-// dead letter is kept for the next run.
+// TestRequeueEnds: one call of DeadLetters decides once about each dead letter, even if requeued dead letters fail again at once.
+// Such a dead letter is kept for the next call.
 func TestRequeueEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -65,7 +65,7 @@ func (c *Client) checkHeartbeatsUntil(ended <-chan *bus.Delivery) {
 	}
 }
 
-// handleReply passes a reply or a heartbeat to the call that it answers. It does not block.
+// handleReply passes a reply or a heartbeat to its call. It does not block.
 func (c *Client) handleReply(m *bus.Message) {
 	id, heartbeat := m.Correlation, m.Kind == bus.Heartbeat
 	c.mu.Lock()
@@ -101,7 +101,7 @@ func (c *Client) handleReply(m *bus.Message) {
 	}
 }
 
-// checkHeartbeats ends the calls without a heartbeat for HeartbeatTimeout.
+// checkHeartbeats ends the calls that have had no heartbeat for HeartbeatTimeout.
 func (c *Client) checkHeartbeats(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

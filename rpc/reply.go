@@ -15,7 +15,7 @@ import (
 // at once.
 const minHeartbeat = 10 * time.Millisecond
 
-// interval returns the time between the caller's heartbeats. Zero: the caller wants none.
+// interval returns the time between two heartbeats to the caller. Zero: the caller wants no heartbeats.
 func (d *delivery) interval() time.Duration {
 	if d.Heartbeat <= 0 {
 		return 0
@@ -35,7 +35,7 @@ func (s *Server) scheduleHeartbeatLocked(r *delivery) {
 		wait = first
 	}
 	if wait < minHeartbeat { // only the first heartbeat can be due so soon
-		s.wg.Go(func() { s.sendHeartbeat(r) }) // the counter is not zero while r runs
+		s.wg.Go(func() { s.sendHeartbeat(r) }) // wg is not zero while r runs
 		if wait = every; wait == 0 {
 			return
 		}
@@ -65,7 +65,7 @@ func (s *Server) sendDueHeartbeats() {
 			continue
 		}
 		if !r.due.After(now) {
-			s.wg.Go(func() { s.sendHeartbeat(r) }) // the counter is not zero while r runs
+			s.wg.Go(func() { s.sendHeartbeat(r) }) // wg is not zero while r runs
 			if r.interval() == 0 {
 				r.due = time.Time{}
 				continue
@@ -81,7 +81,7 @@ func (s *Server) sendDueHeartbeats() {
 	}
 }
 
-// sendHeartbeat sends one heartbeat. It does no harm after the reply.
+// sendHeartbeat sends one heartbeat. A heartbeat that is sent after the reply does no harm.
 func (s *Server) sendHeartbeat(r *delivery) {
 	wait := r.interval()
 	if wait == 0 {
@@ -94,8 +94,8 @@ func (s *Server) sendHeartbeat(r *delivery) {
 	}
 }
 
-// reply sends the result, and does not wait. The sending outlives the handler's context, so that
-// a call whose handler returns at its deadline, or while the server stops, still gets its reply.
+// reply starts to send the result, and returns at once. The sending outlives the handler's context, so that a call whose handler
+// returns at its deadline, or while the server stops, still gets its reply.
 func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
 	m := s.signInstance(newReply(r.id, resp, err))
 	s.wg.Add(1)
@@ -112,7 +112,7 @@ func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
 }
 
 // clockSkew returns how far the clock of a server is ahead of this process's clock, if err is that server's
-// report of an expired request. It is 0 if the clocks agree within a second, and for other errors.
+// report of an expired request. The result is 0 if the clocks agree within a second, and for other errors.
 func clockSkew(err error) time.Duration {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || f.Reason != reasonExpired {
@@ -126,8 +126,8 @@ func clockSkew(err error) time.Duration {
 }
 
 // replyUntil sends a reply again, with back-off, until the broker has confirmed it, or until the caller's deadline or replyTimeout
-// has passed. perr is the error of the attempt before. After the server was aborted, only one more attempt
-// follows, for at most stopGrace/2.
+// has passed. The parameter perr is the error of the first attempt. After the server was aborted, only one more attempt follows,
+// for at most stopGrace/2.
 func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
 	ctx, cancel := context.WithDeadline(context.Background(), replyDeadline(r, work.Err() != nil))
 	defer cancel()
@@ -169,7 +169,7 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 	}
 }
 
-// replyDeadline returns until when a reply is sent again.
+// replyDeadline returns the time after which a reply is not sent again.
 func replyDeadline(r *delivery, aborted bool) time.Time {
 	end := time.Now().Add(replyTimeout)
 	switch {
@@ -182,7 +182,8 @@ func replyDeadline(r *delivery, aborted bool) time.Time {
 	}
 }
 
-// mayPass reports whether a reply may be sent later: the caller may be restoring its topic, or the bus its connection.
+// mayPass reports whether a later attempt to send a reply may succeed: the caller may be restoring its topic, or the bus its
+// connection.
 func mayPass(err error) bool {
 	c := fault.CodeOf(err)
 	return (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(err, ErrClosed)

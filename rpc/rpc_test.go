@@ -58,7 +58,7 @@ func TestVersionAccepts(t *testing.T) {
 // TestCaps: a client sends no message above its cap, and Allows returns false for such a message.
 func TestCaps(t *testing.T) {
 	t.Parallel()
-	bus := rpctest.NewBus(t) // without a server: a message that is sent fails with another error
+	bus := rpctest.NewBus(t) // the bus has no server, so a sent message fails with another error
 	tests := []struct {
 		limit rpc.Version
 		allow bool
@@ -131,8 +131,8 @@ func TestInterceptors(t *testing.T) {
 	}
 }
 
-// TestStopCutsOff: a handler that does not end before Stop's context is canceled, and Stop's error
-// names its method and request.
+// TestStopCutsOff: if the context of Stop ends while a handler runs, Stop cancels the handler, and
+// the error of Stop names the handler's method and request.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -164,10 +164,10 @@ func TestStopCutsOff(t *testing.T) {
 			t.Errorf("Stop: %v, want a Timeout that names the method and the request", err)
 		}
 		if d := time.Since(began); d < time.Minute || d > time.Minute+2*time.Second {
-			t.Errorf("Stop took %v, want the minute and at most 1 s more", d)
+			t.Errorf("Stop took %v, want between one minute and 1 s more", d)
 		}
 		if _, err := p.Wait(t.Context()); !errors.Is(err, fault.Canceled) || !fault.IsRemote(err) {
-			t.Errorf("the caller sees %v, want the peer's Canceled", err)
+			t.Errorf("the caller gets %v, want the server's Canceled", err)
 		}
 		if err := srv.Stop(t.Context()); err != nil {
 			t.Errorf("second Stop: %v", err)
@@ -175,7 +175,7 @@ func TestStopCutsOff(t *testing.T) {
 	})
 }
 
-// TestPending: Wait may be called again after its context ended.
+// TestPending: Wait may be called again after the context of the first Wait has ended.
 func TestPending(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -201,7 +201,7 @@ func TestPending(t *testing.T) {
 	})
 }
 
-// TestLateReply: a reply that comes after its call has ended is counted, and does not reach
+// TestLateReply: a reply that comes after the end of its call is counted, and does not reach
 // another call.
 func TestLateReply(t *testing.T) {
 	t.Parallel()
@@ -253,13 +253,14 @@ func TestRedeliveryBackOff(t *testing.T) {
 		for i := 1; i < len(times); i++ {
 			gap, most := times[i].Sub(times[i-1]), min(100*time.Millisecond<<(i-1), 30*time.Second)
 			if gap < most/2 || gap > most {
-				t.Errorf("gap %d is %v, want %v to %v", i, gap, most/2, most)
+				t.Errorf("delay %d is %v, want %v to %v", i, gap, most/2, most)
 			}
 		}
 	})
 }
 
-// TestClosedClient: after Close all calls fail with ErrClosed, including the calls that wait.
+// TestClosedClient: after Close all calls fail with ErrClosed, including calls that wait at that
+// time.
 func TestClosedClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -292,11 +293,11 @@ func TestClosedClient(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_ = srv.Stop(ctx) // the handler is cut off, see TestStopCutsOff
+		_ = srv.Stop(ctx) // Stop cuts off the handler, see TestStopCutsOff
 	})
 }
 
-// TestMisuse: a programmer's error panics at the start.
+// TestMisuse: the functions that set up a server panic on a programmer's error.
 func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that ends with the test
 	t.Parallel()
 	bus := rpctest.NewBus(t)
@@ -337,8 +338,7 @@ func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that
 	}
 }
 
-// FuzzServer sends messages of any kind to a server, which must neither die nor stop
-// serving.
+// FuzzServer sends messages of any kind to a server. The server must neither die nor stop serving.
 func FuzzServer(f *testing.F) {
 	f.Add("call backup.start 2.1 beat=1ns", "", "{}", "reply.x", "", []byte(`"x"`))
 	f.Add("cast backup.start 2.1 at-least-once deadline=2026-01-01T00:00:00Z", "7", "", "", "", []byte(`{`))
@@ -355,7 +355,7 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply to a missing topic would be tried until replyTimeout
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply to a missing topic would be sent again until replyTimeout
 			defer cancel()
 			_ = srv.Stop(ctx)
 		}()
@@ -380,8 +380,8 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
-// FuzzReply answers a client's call with a message of any kind: the call must end
-// with a response or an error.
+// FuzzReply answers a client's call with a message of any kind. The call must end with a response
+// or an error.
 func FuzzReply(f *testing.F) {
 	f.Add("reply", "", "", []byte(`"x"`))
 	f.Add("reply", `{"code":"NotFound","reason":"r","msg":"m","meta":{"a":"b"}}`, "", []byte(nil))
@@ -403,7 +403,7 @@ func FuzzReply(f *testing.F) {
 			t.Fatal(err)
 		}
 		m := <-in
-		for _, mark := range []string{mark, "reply"} { // a message that is not a reply does not end the call
+		for _, mark := range []string{mark, "reply"} { // a message that is not a reply must not end the call
 			r := rpcbus.Decode("id", maps.All(map[string]string{key: "x", "rpc": mark, "correlation_id": m.ID, "error": fail}), payload)
 			if r.Kind == rpcbus.Fanout {
 				continue

@@ -21,10 +21,10 @@ type delivery struct {
 	topic    string         // the topic that delivered the message
 	id       string         // the message's id, or a new one if the message has none
 	info     Info           // describes the message
-	method   endpoint       // the message's method; zero unless known
+	method   endpoint       // the message's method; zero if the field known is false
 	known    bool           // the server has a handler for the method
-	from     reqctx.Request // the request of the caller
-	named    bool           // from is not empty
+	from     reqctx.Request // the request context of the caller
+	named    bool           // the field from is not empty
 	deadline time.Time      // by the monotonic clock, which does not jump; zero: none
 	slot     bool           // the delivery holds a handler slot
 
@@ -32,7 +32,7 @@ type delivery struct {
 	since time.Time          // when the handler was started
 	stop  context.CancelFunc // ends the handler's context
 	gone  atomic.Bool        // the caller has given up
-	due   time.Time          // of the next heartbeat; guarded by Server.mu
+	due   time.Time          // the time of the next heartbeat; guarded by Server.mu
 }
 
 // newDelivery decodes a message. The error, with code Invalid, says why the message cannot be handled.
@@ -214,9 +214,9 @@ func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
 	}
 }
 
-// runOnce acknowledges a message before it runs the handler, so that the message is not handled twice. ran is false if
-// the message could not be acknowledged, or if the handler of a copy runs. Only a bus that delivers a message twice sends a
-// copy.
+// runOnce acknowledges a message before it runs the handler, so that the message is not handled twice. The result ran is false if the
+// message could not be acknowledged, or if the handler of another copy of the message runs. Only a bus that delivers a message twice
+// creates such a copy.
 func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error, ran bool) { //nolint:revive // the error is the handler's
 	if err := d.Ack(); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, it will be redelivered", "method", d.info.String(), "error", err)
@@ -233,7 +233,7 @@ func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error,
 	return resp, err, true
 }
 
-// handlerContext returns the handler's context, which ends with the caller's deadline or the method's timeout.
+// handlerContext returns the handler's context, which ends at the caller's deadline or after the method's timeout.
 func (s *Server) handlerContext(ctx context.Context, d *delivery) (context.Context, context.CancelFunc) {
 	end := d.deadline
 	limit := d.method.timeout
@@ -276,7 +276,7 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 	return resp, err
 }
 
-// track records that the handler of d runs. It returns false if a message of the same id runs already.
+// track records that the handler of d runs. It returns false if the handler of a message with the same id runs already.
 func (s *Server) track(d *delivery) bool {
 	d.since = time.Now()
 	s.mu.Lock()

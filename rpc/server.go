@@ -19,8 +19,8 @@ import (
 type ServerConfig struct {
 	// Interface is what the server offers, with its older major versions, see Interface.Older. Required.
 	Interface *Interface
-	// Partial lets the server start although methods of the interface have no handler. Calls of these fail with
-	// ErrNoSuchMethod. It is for tests. Default false.
+	// Partial lets the server start although methods of the interface have no handler. Calls of such methods fail with
+	// ErrNoSuchMethod. Partial is for tests. Default false.
 	Partial bool
 	// Host is the server's own name, by which a client addresses this server alone. Each server of an interface needs a
 	// different name. Empty: only messages to Any and fanouts reach the server. See [CheckHost].
@@ -29,7 +29,7 @@ type ServerConfig struct {
 	// free, the server leaves messages on the bus for other servers of the interface.
 	// Default 64.
 	MaxInFlight int
-	// MaxDeliveries is the failed delivery attempt after which a cast of an AtLeastOnce method is dead-lettered.
+	// MaxDeliveries is how many delivery attempts of a cast of an AtLeastOnce method may fail; then the cast is dead-lettered.
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
 	// MaxUnavailable bounds the redelivery of a cast of an AtLeastOnce method that fails with Unavailable or with
@@ -52,13 +52,12 @@ const (
 	stopGrace = time.Second
 )
 
-// Server answers the requests for one interface. Add handlers with [Handle], then
-// call Start. It has the Start and Stop of a service part. Its methods are safe for
-// concurrent use; it cannot be started again after Stop.
+// Server answers the requests for one interface. Add handlers with [Handle], then call Start. It can be a part of a
+// service.App: it has Start and Stop. Its methods are safe for concurrent use; it cannot be started again after Stop.
 type Server struct {
 	bus     bus.Bus
 	cfg     ServerConfig
-	limits  bus.Capabilities // of the bus; set by Start
+	limits  bus.Capabilities // the capabilities of the bus; set by Start
 	methods map[methodKey]endpoint
 	chain   chain
 	slots   chan struct{} // a token for each running handler
@@ -72,13 +71,13 @@ type Server struct {
 	stopping   chan struct{}
 	done       chan struct{} // closed when intake and handlers have ended
 	running    map[string]*delivery
-	openCasts  map[string]*openCast // by id, of AtLeastOnce casts
-	replaced   *recent[int]         // by lifeKey, the progress of a cast in the newest copy that this server has published
-	handled    *recent[struct{}]    // by id, the AtLeastOnce casts that have been handled, so that a redelivery is not handled again
+	openCasts  map[string]*openCast // the AtLeastOnce casts in progress; the key is the id
+	replaced   *recent[int]         // by lifeKey: the progress of a cast in the newest copy that this server has published
+	handled    *recent[struct{}]    // by id: the AtLeastOnce casts that have been handled, so that a redelivery is not handled again
 	heartbeats *time.Timer          // runs sendDueHeartbeats; nil before the first call that wants heartbeats
-	due        time.Time            // when heartbeats fires; zero if it is not set
+	due        time.Time            // when the timer heartbeats fires; zero if the timer is not set
 	aborted    bool                 // Stop canceled the handlers that still ran: no more heartbeats
-	wg         sync.WaitGroup       // handlers, and replies under way
+	wg         sync.WaitGroup       // handlers, and replies that are being sent
 	stats      ServerStats          // accessed atomically
 
 	deadTopic atomic.Bool // the topic of dead letters exists
@@ -105,9 +104,8 @@ type ServerStats struct {
 	LostReplies uint64
 }
 
-// NewServer returns a server without handlers. It starts nothing. The bus stays the
-// caller's. NewServer panics if cfg has no interface, if the interface's name or its Older is not
-// valid, or if [CheckHost] refuses cfg.Host.
+// NewServer returns a server without handlers, and starts nothing. The server never closes the bus. NewServer panics if cfg has
+// no interface, if the interface's name or its Older is not valid, or if [CheckHost] refuses cfg.Host.
 func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	if cfg.Interface == nil {
 		panic("rpc: NewServer without an interface")
@@ -148,8 +146,8 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 }
 
 // Versions returns the versions that the server serves, under its interface's name: one for each major version. Other processes
-// must know these versions before they send newer messages, for example from the server's row of package membership. Versions
-// may be called before Start.
+// must know these versions before they send newer messages; they can read them from the server's row of package
+// service/membership. Versions may be called before Start.
 func (s *Server) Versions() Versions {
 	var list []Version
 	for _, i := range s.cfg.Interface.all() {
@@ -159,7 +157,7 @@ func (s *Server) Versions() Versions {
 	return Versions{s.cfg.Interface.Name: list}
 }
 
-// versionText names these versions for an error.
+// versionText formats the result of Versions for an error.
 func (s *Server) versionText() string { return textOf(s.Versions()[s.cfg.Interface.Name]) }
 
 // Stats returns the counters. Each counter is read on its own, so one counter may be slightly newer than another.
@@ -178,8 +176,8 @@ func (s *Server) Stats() ServerStats {
 	}
 }
 
-// Start subscribes to the interface's topics. When it returns, the broker keeps messages for the server. ctx bounds only
-// Start itself. After an error Start may be called again, unless the server was started before:
+// Start subscribes to the interface's topics. When Start returns nil, the broker already keeps messages for the server. The
+// parameter ctx bounds only Start itself. After an error Start may be called again, except after the first of these errors:
 //
 //   - Precondition: the server was started before.
 //   - Precondition: methods of the interface have no handler, and ServerConfig.Partial is not set. The error names the methods.
@@ -213,7 +211,7 @@ func (s *Server) Start(ctx context.Context) error {
 	keep := context.AfterFunc(ctx, endIntake)
 	var leave func()
 	in, err := s.subscribe(sub)
-	if err == nil { // before a message is taken
+	if err == nil { // before a message is received
 		leave, err = s.openInstanceLocked(sub)
 	}
 	if !keep() && err == nil {
@@ -232,7 +230,7 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// missingLocked names the defined methods of the interface that have no handler.
+// missingLocked returns the names of the defined methods of the interface that have no handler.
 func (s *Server) missingLocked() (names []string) {
 	for _, i := range s.cfg.Interface.all() {
 		for _, m := range i.Methods() {
@@ -244,7 +242,7 @@ func (s *Server) missingLocked() (names []string) {
 	return names
 }
 
-// inlet is a topic that the server receives messages from. ch is nil if the inlet is not used, or
+// inlet is a topic that the server receives messages from. The field ch is nil if the inlet is not used, or
 // its subscription has ended.
 type inlet struct {
 	topic string

@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// skewed is a bus between processes whose clocks disagree: the clock of a process that receives calls is ahead of the
-// sender's clock.
+// skewed is a bus between processes whose clocks differ: the receiver's clock is ahead of the sender's by the field
+// ahead, which may be negative.
 type skewed struct {
 	rpcbus.Bus
 
@@ -76,8 +76,8 @@ func (s *skewed) seen(m *rpcbus.Message) *rpcbus.Message {
 	return &c
 }
 
-// TestSkew: a server whose clock is an hour ahead or behind answers calls. A server whose clock agrees
-// does not handle a call that came after its deadline.
+// TestSkew: a server answers calls although its clock is an hour ahead or behind. If the clocks agree, the server
+// does not handle a call that comes after its deadline.
 func TestSkew(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{time.Hour, -time.Hour, 2 * time.Minute, 0} {
@@ -107,7 +107,7 @@ func TestSkew(t *testing.T) {
 			}
 			want := int64(1)
 			if ahead > 0 {
-				want = 2 // the first came after its deadline; the second has the deadline in the server's clock
+				want = 2 // the first request came after its deadline by the server's clock; the second has a deadline by that clock
 			}
 			if n := bus.calls.Load(); n != want {
 				t.Errorf("ahead %v: %d requests, want %d", ahead, n, want)
@@ -142,7 +142,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// TestSkewLogged: a client that calls a server with a wrong clock logs one WARN a minute, not one for each call.
+// TestSkewLogged: a client that calls a server with a wrong clock logs one WARN a minute, and not one for each call.
 func TestSkewLogged(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

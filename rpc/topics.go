@@ -39,8 +39,8 @@ func topicOf(kind bus.Kind, iface, host string) string {
 	return iface
 }
 
-// CheckHost returns Invalid if a server cannot have the name. The error names the fault. The empty name, [Any], is
-// valid. Any other name must meet these rules:
+// CheckHost returns Invalid if a server cannot have the host name. The error says which rule the name breaks. The
+// empty name, [Any], is valid. Any other name must meet these rules:
 //
 //   - It has at most 255 bytes of UTF-8.
 //   - It has no control characters, spaces, * or >.
@@ -69,7 +69,7 @@ func checkInterface(name string) error {
 	case name == "":
 		wrong = "is empty"
 	case strings.Contains(name, "."):
-		wrong = "has a dot, so that its topics can be those of a host of another interface"
+		wrong = "has a dot, so its topics could be those of a host of another interface"
 	case name+"." == prefixReply:
 		wrong = "is the prefix of topics for replies"
 	case strings.ContainsAny(name, "/#"):
@@ -84,7 +84,7 @@ func checkInterface(name string) error {
 }
 
 // checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more
-// than maxTopic bytes. If maxTopic is zero, there is no such limit. The longest topic of a host is that of its calls.
+// than maxTopic bytes. Zero: no such limit. The longest topic of a host is the topic of its calls.
 func checkTopics(maxTopic int, iface, host string) error {
 	if err := cmp.Or(checkInterface(iface), CheckHost(host)); err != nil {
 		return err

@@ -19,18 +19,18 @@ type Batch[H Host] struct {
 }
 
 // RankMany chooses hosts for n equal requests. Each choice takes the earlier choices into account. RankMany is much faster
-// than n calls of Rank, because one decision serves many choices. place returns the host h with one more request on it,
-// under the same name, and must not change h. place may change other data that prepared filters read, such as the members
-// of a group.
+// than n calls of Rank, because one decision serves many choices. The function place returns the host h with one more
+// request on it, under the same name, and must not change h. The function may change other data that prepared filters read, such as
+// the members of a group.
 //
 // After each choice the chosen host is filtered and weighed again. All other hosts keep their raw scores; their scaled
-// scores and totals follow the new lowest and highest raw scores. A host is filtered again before it is chosen. So the
-// result can differ from that of n calls of Rank if the verdict on a host, or its raw score, depends on the choice of
-// another host.
+// scores and totals follow the new lowest and highest raw scores. These hosts are filtered again only when they are about
+// to be chosen. So the result can differ from that of n calls of Rank if the verdict on a host, or its raw score, depends
+// on the choice of another host.
 //
 // If only some of the requests can be placed, the error is [ErrNoValidHost], and the batch has the hosts of these
-// requests and the decision about the next one. With any other error the batch is nil. Invalid: n is less than 1.
-// RankMany blocks as [Scheduler.Rank] does, and is safe for concurrent use.
+// requests and the decision about the next one. With any other error the batch is nil. The error is Invalid if n is less
+// than 1. RankMany blocks as [Scheduler.Rank] does, and is safe for concurrent use.
 func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int, place func(h H) H) (*Batch[H], error) {
 	if n < 1 {
 		return nil, fault.New(fault.Invalid, "choose hosts for %d requests: want at least 1", n)
@@ -81,7 +81,7 @@ func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n 
 		var i int
 		if first {
 			i = r.order[0].index // the decision's choice
-		} else if i = s.pick(r.scores.totals); !r.isFeasible(r.feasible[i]) { // place may have changed what filters read
+		} else if i = s.pick(r.scores.totals); !r.isFeasible(r.feasible[i]) { // place may have changed data that filters read
 			r.removeFeasible(i)
 			continue
 		}
@@ -110,7 +110,7 @@ func (r *ranking[R, H]) isFeasible(h H) bool {
 	return true
 }
 
-// removeFeasible removes a host from the feasible ones.
+// removeFeasible removes the i-th feasible host.
 func (r *ranking[R, H]) removeFeasible(i int) {
 	r.feasible = slices.Delete(r.feasible, i, i+1)
 	r.scores.removeRow(i)

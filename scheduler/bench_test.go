@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// box is a host of a hand-written scheduler.
+// box is a host in these benchmarks. The scheduler and the loop that is written by hand rank boxes.
 type box struct {
 	name              string
 	zone              int
@@ -165,8 +165,8 @@ var (
 )
 
 // BenchmarkCompare compares decisions with a hand-written loop, in interleaved
-// rounds of one run. It ignores -benchtime: -args -rounds and -slice set its
-// duration.
+// rounds of one run. It ignores -benchtime. The flags -rounds and -slice, after
+// -args, set the duration.
 func BenchmarkCompare(b *testing.B) {
 	t := compare.New()
 	for _, n := range []int{1_000, 10_000, 100_000} {
@@ -224,7 +224,7 @@ func ranks(b *testing.B, countsOnly bool, a *ask, hosts []*box) func() {
 	}
 }
 
-// TestAllocations: the number of a decision's allocations does not grow with the number of hosts.
+// TestAllocations: the number of memory allocations of a decision does not grow with the number of hosts.
 func TestAllocations(t *testing.T) {
 	for _, countsOnly := range []bool{true, false} {
 		for name, a := range map[string]*ask{"most pass": mostPass, "few pass": fewPass} {
@@ -234,7 +234,7 @@ func TestAllocations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			count := func(hosts []*box) float64 { // the least of 20, because a sync.Pool may have lost the memory of a decision
+			count := func(hosts []*box) float64 { // the least of 20, because a sync.Pool may have dropped the buffers of an earlier decision
 				least := math.Inf(1)
 				for range 20 {
 					least = min(least, testing.AllocsPerRun(1, func() {
@@ -280,7 +280,8 @@ func TestByHand(t *testing.T) {
 }
 
 // BenchmarkRejections measures the cost of a reason for every rejected host: without reasons, with one reason for all
-// hosts, with two reasons that alternate, and with a text for each host. The format of one reason for all is kept once.
+// hosts, with two reasons that alternate, and with a text for each host. If all hosts have the same reason, its format is
+// kept once.
 func BenchmarkRejections(b *testing.B) {
 	hosts := boxes(10_000)
 	full := scheduler.Reject("out of service")

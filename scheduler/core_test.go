@@ -40,8 +40,8 @@ func TestByName(t *testing.T) {
 	}
 }
 
-// TestReasons: the texts are those of fmt.Sprintf, and each host has its own
-// reason.
+// TestReasons: Reject formats a reason as fmt.Sprintf does. RejectNumbers replaces only %d and %%. Each host has the
+// reason of its own verdict.
 func TestReasons(t *testing.T) {
 	t.Parallel()
 	verdicts := []scheduler.Verdict{
@@ -230,7 +230,7 @@ func TestRankMany(t *testing.T) {
 	}
 }
 
-// TestRankManyGroup: the next choice sees what place changes besides the host.
+// TestRankManyGroup: if the function place changes other data that a filter reads, the next choice uses the changed data.
 func TestRankManyGroup(t *testing.T) {
 	t.Parallel()
 	taken := map[string]bool{}

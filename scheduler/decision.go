@@ -13,8 +13,8 @@ import (
 )
 
 // Decision has the result for every host: each is ranked or rejected. Config.MaxRanked and Config.CountsOnly shorten
-// the lists; the counts are always complete. It is safe for concurrent use if it is not changed. In JSON a host is its
-// name; decode the JSON as a Decision of [Name].
+// the lists; the counts are always complete. A Decision is safe for concurrent use if no goroutine changes it. In JSON a
+// host is its name; decode the JSON as a Decision of [Name].
 type Decision[H Host] struct {
 	// Ranked are the feasible hosts, at most Config.MaxRanked. The first is the chosen host; the others are
 	// alternates, best first.

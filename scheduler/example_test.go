@@ -21,7 +21,7 @@ func (n *Node) Name() string { return n.Host }
 // ReportedAt implements scheduler.Reported.
 func (n *Node) ReportedAt() time.Time { return n.At }
 
-// with returns the node with less free memory.
+// with returns a copy of the node that has mib MiB less free memory.
 func (n *Node) with(mib int) *Node { return &Node{n.Host, n.Free - mib, n.At} }
 
 var enough = scheduler.FilterFunc("memory", func(mib int, n *Node) scheduler.Verdict {

@@ -12,15 +12,15 @@ import (
 // Reported is a host with the time of its report.
 type Reported interface {
 	Host
-	// ReportedAt is when the host reported this state. Reports of one host are compared by it.
+	// ReportedAt returns the time at which the host reported this state. A Fleet keeps the latest report of a host.
 	ReportedAt() time.Time
 }
 
 // Fleet keeps the last report of each host in memory. Readers take no lock: a list that [Fleet.Hosts] has returned
-// never changes, because each change makes a new list. Hosts in a Fleet must not be changed either: an update adds a new
-// H. The zero value is ready to use. A Fleet is safe for concurrent use.
+// never changes, because each change makes a new list. Hosts in a Fleet must not be changed either: an update replaces a
+// host with a new H. The zero value is ready to use. A Fleet is safe for concurrent use.
 type Fleet[H Reported] struct {
-	mu    sync.Mutex // of writers
+	mu    sync.Mutex // held by writers
 	hosts atomic.Pointer[[]H]
 }
 
@@ -73,9 +73,9 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	return late
 }
 
-// Update replaces a host with the result of change, for example after a claim and before the host's next report. It
-// returns false if the host is not known. change must return a new H, must not change its argument, and must not call the
-// Fleet.
+// Update replaces a host with the result of the function change, for example after a claim and before the host's next
+// report. It returns false if the host is not known. The function change must return a new H, must not change its argument,
+// and must not call the Fleet.
 func (f *Fleet[H]) Update(name string, change func(H) H) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -113,7 +113,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// prepared is a filter and a weigher whose Prepare the test defines.
+// prepared is a filter whose Prepare the test defines.
 type prepared struct {
 	name    string
 	prepare func(hosts []*node) (func(*node) scheduler.Verdict, error)

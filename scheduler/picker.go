@@ -5,9 +5,9 @@ import (
 	"math/rand/v2"
 )
 
-// Picker chooses one of the feasible hosts by their totals and returns its index. totals has at least two elements, in
-// the order of the hosts. A Picker must neither keep nor change it. A Scheduler calls its Picker from one goroutine at a
-// time.
+// Picker chooses one of the feasible hosts by their totals and returns its index. The parameter totals has at least two elements, in
+// the order of the hosts. A Picker must neither keep nor change totals. A Scheduler calls its Picker from one goroutine at
+// a time.
 type Picker func(totals []float64, r *rand.Rand) int
 
 // Best picks the host with the highest total. Of several such hosts it picks the first.

@@ -22,10 +22,10 @@ type ranking[R any, H Host] struct {
 	feasible []H
 
 	counts     []int   // the number of rejected hosts, for each filter, then for each weigher
-	lastFormat []int32 // the index of the format in rejected that was used last, for each of them; -1: none
+	lastFormat []int32 // the index in rejected.formats of the last format, for each filter, then for each weigher; -1: none
 	rejected   rejections[H]
 
-	weighers []func(H) float64 // nil: Prepare returned nil
+	weighers []func(H) float64 // an element is nil if Prepare returned nil
 	scores   scoreTable
 	order    []rankedIndex
 	newRaw   []float64 // temporary memory of replaceFeasible
@@ -34,7 +34,7 @@ type ranking[R any, H Host] struct {
 // preparedFilter is a filter with its function for this request: plain for a filter that needs no preparation, judge
 // for any other. Both are nil until the first host reaches the filter.
 type preparedFilter[R any, H Host] struct {
-	index int // in the configuration
+	index int // the filter's index in the configuration
 	plain func(R, H) Verdict
 	judge func(H) Verdict
 }
@@ -129,7 +129,7 @@ nextHost:
 	return nil
 }
 
-// prepareFilter prepares a filter, and removes it if Prepare returns nil.
+// prepareFilter prepares the i-th filter, and removes the filter if Prepare returns nil.
 func (r *ranking[R, H]) prepareFilter(i int) (err error) {
 	f := &r.filters[i]
 	filter := r.s.cfg.Filters[f.index]
@@ -188,8 +188,8 @@ func (r *ranking[R, H]) prepareWeighers() error {
 	return nil
 }
 
-// weighBlock computes one weigher's raw scores of a block, which begins at index from, and reports whether all are
-// finite.
+// weighBlock computes one weigher's raw scores of a block, and reports whether all are finite. The parameter from is the
+// index of the block's first host.
 func (r *ranking[R, H]) weighBlock(weigher, from int, block []H) (finite bool) {
 	raw := r.scores.rawOf(weigher)[from:][:len(block)]
 	weigh := r.weighers[weigher]
@@ -273,7 +273,7 @@ func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 	}
 	r.sortBest(n)
 	ranked := make([]Ranked[H], n)
-	var scores []Score // of all hosts, in one allocation
+	var scores []Score // the scores of all hosts, in one allocation
 	if !r.s.cfg.CountsOnly {
 		scores = make([]Score, n*k)
 	}

@@ -8,7 +8,7 @@ import "slices"
 // is only compared with the filter's last one.
 type rejections[H Host] struct {
 	hosts   []H
-	reasons []reason // of the hosts
+	reasons []reason // the reasons of the hosts
 	formats []reasonFormat
 }
 
@@ -21,8 +21,8 @@ type reason struct {
 // reasonFormat is the filter or weigher and the format of a reason, which many hosts may share.
 type reasonFormat struct{ rejectedBy, format string }
 
-// add adds a host. last is the index of the format that the same filter used last, or -1. add returns the index of the
-// format of this rejection.
+// add adds a host. The parameter last is the index of the latest format of the same filter, or -1. add returns the index of
+// the format of this rejection.
 func (r *rejections[H]) add(h H, rejectedBy string, v *Verdict, last int32) int32 {
 	if last < 0 || r.formats[last].format != v.format {
 		last = int32(len(r.formats))

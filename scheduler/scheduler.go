@@ -32,9 +32,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ErrNoValidHost is the error of [Scheduler.Rank] and [Scheduler.RankMany] if no host is feasible. The Meta of Rank's error, which crosses RPC,
-// has the number of hosts ("hosts") and of those that each filter has rejected ("rejected.FILTER"). Its code is Exhausted,
-// and the text of an error that wraps it has the decision's summary.
+// ErrNoValidHost means that no host is feasible. Its code is Exhausted. [Scheduler.Rank] and [Scheduler.RankMany] return errors that wrap it,
+// with the decision's summary in the text. The Meta of Rank's error crosses RPC: it has the number of hosts, "hosts", and
+// the number of hosts that a filter or a weigher has rejected, "rejected.FILTER".
 var ErrNoValidHost = fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")
 
 // Host is a candidate. Names are unique among the hosts of a decision.
@@ -46,7 +46,7 @@ type Filter[R any, H Host] interface {
 	Name() string
 	// Prepare is called once for each decision, when the first host has passed the filters before this one. It
 	// returns a function that judges each host; the function may keep state of this decision. If Prepare returns
-	// nil, the filter rejects no host for this request. hosts are all hosts of the decision; Prepare must not change
+	// nil, the filter rejects no host for this request. The parameter hosts are all hosts of the decision; Prepare must not change
 	// them. An error ends the decision.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) Verdict, error)
 }
@@ -57,9 +57,9 @@ type Weigher[R any, H Host] interface {
 	Name() string
 	// Prepare is called once for each decision, with the feasible hosts, which it must not change. It is not called if
 	// fewer than two hosts are feasible. It returns a function that returns a host's raw score in any unit; a higher
-	// score is better. Only its position between the lowest and the highest raw score of the decision counts. If Prepare
-	// returns nil, all raw scores are 0. A host whose raw score is NaN or infinite is rejected, under the weigher's
-	// name. An error ends the decision.
+	// score is better. A raw score counts only relative to the lowest and the highest raw score of the decision. If
+	// Prepare returns nil, all raw scores are 0. A host whose raw score is NaN or infinite is rejected, under the
+	// weigher's name. An error ends the decision.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
@@ -77,12 +77,12 @@ func (w Weighted[R, H]) Name() string { return w.Weigher.Name() }
 // isUsableMultiplier reports whether a multiplier is a number that keeps totals far from infinity.
 func isUsableMultiplier(m float64) bool { return math.Abs(m) <= 1e100 } // false for NaN
 
-// FilterFunc returns a Filter that needs no preparation. f must be safe for concurrent use.
+// FilterFunc returns a Filter that needs no preparation. The function f must be safe for concurrent use.
 func FilterFunc[R any, H Host](name string, f func(req R, host H) Verdict) Filter[R, H] {
 	return funcOf[R, H, Verdict]{name, f}
 }
 
-// WeigherFunc returns a Weigher that needs no preparation. f must be safe for concurrent use.
+// WeigherFunc returns a Weigher that needs no preparation. The function f must be safe for concurrent use.
 func WeigherFunc[R any, H Host](name string, f func(req R, host H) float64) Weigher[R, H] {
 	return funcOf[R, H, float64]{name, f}
 }
@@ -100,9 +100,9 @@ func (f funcOf[R, H, V]) Prepare(_ context.Context, req R, _ []H) (func(H) V, er
 
 func (f funcOf[R, H, V]) isNil() bool { return f.f == nil }
 
-// ByName returns the elements of all that names lists, in the order of names. T is a [Filter] or a [Weighted]. Use it for
-// the filters or weighers that a configuration enables. Invalid: a name is not in all (the error lists the known names), or
-// is listed twice.
+// ByName selects elements of the parameter all by their names. The result has the order of the parameter names. T is a
+// [Filter] or a [Weighted]. Use it for the filters or weighers that a configuration enables. The error is Invalid if no
+// element has one of the names (the error lists the known names), or if a name is listed twice.
 func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) {
 	out := make([]T, 0, len(names))
 	for i, name := range names {
@@ -136,8 +136,8 @@ type Config[R any, H Host] struct {
 	// Rand is the Picker's source of random numbers. The Scheduler owns it: the caller must not use it after New.
 	// Default: a source with a random seed.
 	Rand *rand.Rand
-	// CountsOnly leaves the scores and the names of rejected hosts out of the decisions: Ranked[i].Scores and
-	// Decision.Rejected are empty. The counts stay. Such a decision costs less time and memory. Default false.
+	// CountsOnly leaves details out of the decisions: ranked hosts have no scores, and Decision.Rejected returns no
+	// hosts. The counts stay. Such a decision costs less time and memory. Default false.
 	CountsOnly bool
 	// MaxRanked is the maximum number of hosts in Decision.Ranked. Default 0: all feasible hosts.
 	MaxRanked int
@@ -146,16 +146,16 @@ type Config[R any, H Host] struct {
 	Observe func(ctx context.Context, o Observation)
 }
 
-// Observation is what Config.Observe learns about a decision. [Scheduler.RankMany] makes one decision for many requests.
-// Each time when all hosts of the previous decision are full, it makes another decision.
+// Observation describes a decision for Config.Observe. [Scheduler.RankMany] makes one decision for many requests, and
+// another one each time when all hosts of the previous decision are full.
 type Observation struct {
 	// Duration is the time that the filters, the weighers and the picker took.
 	Duration time.Duration
-	// Hosts is the number of hosts that were judged, and Feasible that of the feasible ones.
+	// Hosts is the number of hosts that were judged. Feasible is the number of feasible hosts among them.
 	Hosts, Feasible int
-	// Counts are those of the decision. The function must neither keep nor change them.
+	// Counts are the Counts of the decision. The function must neither keep nor change them.
 	Counts []Count
-	// Err is the error of ctx, of a filter or of a weigher. A decision without a feasible host is no error here. With an error, Feasible
+	// Err is the error of ctx, of a filter or of a weigher. It is nil for a decision without a feasible host. With an error, Feasible
 	// and Counts are not set.
 	Err error
 }
@@ -163,9 +163,9 @@ type Observation struct {
 // Scheduler ranks hosts. It is safe for concurrent use.
 type Scheduler[R any, H Host] struct {
 	cfg   Config[R, H]
-	names []string // of the filters, then of the weighers
+	names []string // the names of the filters, then of the weighers
 
-	rankings sync.Pool  // of *ranking[R, H]
+	rankings sync.Pool  // the elements are *ranking[R, H]
 	mu       sync.Mutex // guards cfg.Rand
 }
 
@@ -207,8 +207,8 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	return s, nil
 }
 
-// checkNamed returns Invalid if element i of a field of [Config] is nil, has no name, or has a name in names, which are the
-// names of the elements before it.
+// checkNamed returns Invalid if element i of a field of [Config] is nil, has no name, or has the name of an earlier element. The
+// parameter names has the names of the earlier elements.
 func checkNamed(kind, field string, i int, v interface{ Name() string }, names []string) error {
 	if n, ok := v.(interface{ isNil() bool }); v == nil || ok && n.isNil() {
 		return fault.New(fault.Invalid, "%s[%d] is nil", field, i)
@@ -223,12 +223,12 @@ func checkNamed(kind, field string, i int, v interface{ Name() string }, names [
 }
 
 // Rank orders the feasible hosts. The host that the picker chose is the first; the others follow as alternates, best
-// first. Hosts with equal totals keep the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
-// decision is not nil: it has the reasons, or with Config.CountsOnly only their counts. Other errors come from ctx, a filter
-// or a weigher; then the decision is nil.
+// first. Hosts with equal totals keep their order in the parameter hosts. If no host is feasible, the error is
+// [ErrNoValidHost], and the decision is not nil: it has the reasons, or with Config.CountsOnly only their counts. Other
+// errors come from ctx, a filter or a weigher; then the decision is nil.
 //
-// Rank blocks as long as filters and weighers do. It does not change hosts, and keeps only those that are in the
-// decision.
+// Rank blocks as long as filters and weighers do. It does not change the hosts. After the call only the decision refers
+// to them.
 func (s *Scheduler[R, H]) Rank(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()

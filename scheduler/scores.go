@@ -57,7 +57,8 @@ func (t *scoreTable) findNonFinite(host int) int {
 	return -1
 }
 
-// moveRaw copies the raw scores of host from to host to.
+// moveRaw copies raw scores from one host to another. The parameters are the indexes of the two hosts: first the target, then the
+// source.
 func (t *scoreTable) moveRaw(to, from int) {
 	for j := range t.ranges {
 		t.raw[j*t.stride+to] = t.raw[j*t.stride+from]
@@ -87,7 +88,8 @@ func rangeOf(raw []float64) scoreRange {
 	return scoreRange{low, high}
 }
 
-// scaleColumn scales the raw scores of a weigher to 0..1. If all are equal, all become 0, and not 1, as in Nova.
+// scaleColumn scales the raw scores of a weigher to 0..1. If all raw scores are equal, all scaled scores are 0, and not 1. Nova
+// does the same.
 func (t *scoreTable) scaleColumn(weigher int) {
 	raw, scaled, r := t.rawOf(weigher), t.scaledOf(weigher), t.ranges[weigher]
 	width := r.high - r.low
@@ -170,8 +172,8 @@ func (t *scoreTable) removeRow(host int) {
 	}
 }
 
-// updateRange computes the range of a weigher's column again. changed has the raw scores that were added or removed. If the
-// range has changed, updateRange scales the column again and returns true.
+// updateRange computes the range of a weigher's column again. The parameter changed has the raw scores that were added or
+// removed. If the range has changed, updateRange scales the column again and returns true.
 func (t *scoreTable) updateRange(weigher int, changed ...float64) bool {
 	old := t.ranges[weigher]
 	isInside := func(x float64) bool { return old.low < x && x < old.high }

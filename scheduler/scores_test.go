@@ -17,7 +17,7 @@ func TestScale(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name       string
-		loads      []float64 // of hosts a, b, c, ...
+		loads      []float64 // one load for each of the hosts a, b, c, ...
 		multiplier float64
 		wantScaled []float64
 		wantOrder  string

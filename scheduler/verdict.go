@@ -10,15 +10,15 @@ import (
 // Verdict is a filter's answer about one host: [Pass], or a rejection made by [Reject] or [RejectNumbers]. The zero
 // Verdict is Pass.
 type Verdict struct {
-	format string // of the reason: %d stands for a, then for b, and %% for %; empty: the host passes
+	format string // the reason: the first %d stands for a, each later %d for b, %% for %; empty if the host passes
 	a, b   int64
 }
 
 // Pass is the Verdict on a host that the filter accepts.
 var Pass Verdict
 
-// Reject returns the Verdict that rejects a host. The reason is formatted as by fmt.Sprintf if it has args, such as
-// "trait HW_CPU_X86_AVX2 is missing". Without args, and without a % in the reason, Reject allocates no memory.
+// Reject returns the Verdict that rejects a host for a reason, such as "trait HW_CPU_X86_AVX2 is missing". With args, the
+// reason is formatted as by fmt.Sprintf. Without args, and without a % in the reason, Reject allocates no memory.
 func Reject(reason string, args ...any) Verdict {
 	if len(args) > 0 {
 		reason = fmt.Sprintf(reason, args...)
@@ -29,8 +29,9 @@ func Reject(reason string, args ...any) Verdict {
 	return Verdict{format: cmp.Or(reason, "no reason given")}
 }
 
-// RejectNumbers is [Reject] for a reason with two numbers. The first %d of format stands for a, the second for b, as in
-// "needs %d MiB, %d MiB free"; %% stands for %. It allocates no memory, because the text is made when it is read.
+// RejectNumbers works like [Reject], for a reason with two numbers. The first %d of format stands for a, the second for b, as
+// in "needs %d MiB, %d MiB free"; %% stands for %. RejectNumbers allocates no memory, because the text is made only when it
+// is read.
 func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	if format == "" {
 		format = "%d, %d"

@@ -31,8 +31,8 @@ type AdminConfig struct {
 	Hosts []string
 	// Metrics serves /metrics. Default: /metrics does not exist.
 	Metrics http.Handler
-	// Config returns what /debug/config shows, as JSON: each option's value and where the value
-	// came from, without secrets. It must be safe for concurrent use. Default: an empty object.
+	// Config returns the value that /debug/config shows as JSON, such as each option's value and its
+	// origin, without secrets. It must be safe for concurrent use. Default: an empty object.
 	Config func() any
 	// Level is the log level that /debug/loglevel shows and sets. Default: GET and PUT are answered with 501.
 	Level *slog.LevelVar
@@ -67,7 +67,7 @@ func isLoopback(host string) bool {
 //	GET  /readyz                200 or 503, with the name and the error of each check
 //	GET  /metrics               for Prometheus
 //	GET  /debug/inflight        the running work, the oldest first
-//	GET  /debug/config          each option's value and where the value came from
+//	GET  /debug/config          each option's value and its origin
 //	GET  /debug/loops           the periodic loops; POST /debug/loops/{name}/run calls one now
 //	GET  /debug/loglevel        the log level; PUT {"level": "debug"} sets it
 //	GET  /debug/report          the report that SIGUSR2 writes

@@ -29,7 +29,7 @@ type checking struct {
 	run *checkRun
 }
 
-// checkRun is a running or finished call of a Checker. err and took are valid once done is closed.
+// checkRun is a running or finished call of a Checker. The fields err and took are valid once done is closed.
 type checkRun struct {
 	began time.Time
 	done  chan struct{}
@@ -105,9 +105,9 @@ func (a *App) Checks(ctx context.Context) []Check {
 }
 
 // Ready returns nil if every part has started, the drain has not begun, and every
-// [Checker] returns nil. Otherwise the error is Unavailable. Its text, for operators, has the
-// reason of each failed check. The [fault.Error] in it, for clients, has only the names of these checks,
-// because a reason may contain addresses. Ready blocks as [App.Checks] does. It is safe for concurrent use.
+// [Checker] returns nil. Otherwise the error is Unavailable. The text of the error is for operators, and has
+// the reason of each failed check. The error wraps a [fault.Error] for clients, which has only the names of these
+// checks, because a reason may contain addresses. Ready blocks as [App.Checks] does. It is safe for concurrent use.
 func (a *App) Ready(ctx context.Context) error {
 	if p := a.phase.Load(); p != running {
 		state := fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])

@@ -85,7 +85,7 @@ func (c HTTPConfig) checkAddr() error {
 	return nil
 }
 
-// splitAddr returns the host of an address to listen on. It returns an error if the address has no port, or one that does not exist.
+// splitAddr returns the host of an address to listen on. It returns an error if the address has no port, or a port that does not exist.
 // The port may be the name of a service, such as "https".
 func splitAddr(addr string) (host string, err error) {
 	host, port, err := net.SplitHostPort(addr)
@@ -327,6 +327,5 @@ func (p *HTTPPart) Drain(ctx context.Context) error {
 	return err
 }
 
-// Stop does what Drain does, unless Drain was called before. Repeated calls do nothing, and neither does a call without
-// a Start.
+// Stop does what Drain does, unless Drain was called before. A repeated call, or a call without a Start, does nothing.
 func (p *HTTPPart) Stop(ctx context.Context) error { return p.Drain(ctx) }

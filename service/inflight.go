@@ -37,8 +37,8 @@ type entry struct {
 	next, prev *entry
 }
 
-// Begin adds w to the list. The caller must call end when the work has ended; a second call
-// has no effect.
+// Begin adds w to the list. The caller must call the function end when the work has ended. A second
+// call of end has no effect.
 func (f *Inflight) Begin(ctx context.Context, w Work) (end func()) {
 	w.RequestID, w.Since = reqctx.From(ctx).ID, time.Now()
 	e := &entry{Work: w}

@@ -21,9 +21,9 @@ type LoopPart struct {
 	f     func(context.Context) error
 	name  string
 	log   *slog.Logger
-	asked chan chan error // of RunNow
+	asked chan chan error // requests of RunNow, each with a channel for the result
 
-	outage outage.Log // for the loop's goroutine
+	outage outage.Log // logs failures; only the loop's goroutine uses it
 
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil before Start
@@ -50,17 +50,17 @@ type LoopStats struct {
 	Running bool `json:"running"`
 }
 
-// Loop returns a [Part] that calls f periodically. The first call starts after a random
-// time of less than every, so that processes that start at the same time do not call f at the same time. From then
-// on a call starts once in every interval of length every. Calls never overlap: after a call that takes longer than
-// every, the next call starts at the next multiple of every.
+// Loop returns a [Part] that calls f periodically. The parameter every is the interval. The first call starts at a random
+// time within the first interval, so that processes that start at the same time do not call f at the same time. From then
+// on one call starts in each interval. Calls never overlap: after a call that takes longer than the interval, the next
+// call starts at the next multiple of the interval.
 //
 // The loop continues after an error or a panic. Of consecutive failures, the first failure, each panic, and one failure
 // a minute are logged at ERROR, the others at DEBUG. The success after the failures is logged at INFO. The context of
 // each call has its own request id. Stop cancels the context of a running call and waits for its end.
 //
-// If every is negative, only [LoopPart.RunNow] calls f. Loop panics if every is 0, which is a programmer's
-// error. Work that must be done before the service is ready belongs in a Start, not in a loop.
+// If the interval is negative, only [LoopPart.RunNow] calls f. Loop panics if the interval is 0, which is a
+// programmer's error. Work that must be done before the service is ready belongs in a Start, not in a loop.
 func Loop(every time.Duration, f func(context.Context) error) *LoopPart {
 	if every == 0 {
 		panic("service: Loop: the interval is 0; a negative one disables the loop")
@@ -105,8 +105,8 @@ func (l *LoopPart) Stop(ctx context.Context) error {
 
 // RunNow makes a call as soon as no other call runs, waits for its end, and returns its
 // error. The times of the periodic calls do not change. When ctx ends, RunNow returns ctx's
-// error, and a call that has started continues. Unavailable: the loop has not started, or
-// has been stopped. It is safe for concurrent use.
+// error, and a call that has started continues. RunNow fails with Unavailable if the loop has
+// not started or has been stopped. It is safe for concurrent use.
 func (l *LoopPart) RunNow(ctx context.Context) error {
 	l.mu.Lock()
 	started := l.cancel != nil

@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// client has a transport of its own, whose connections end with the test.
+// client returns a client with a transport of its own, whose connections are closed at the end of the test.
 func client(t *testing.T) *http.Client {
 	t.Helper()
 	tr := &http.Transport{}
@@ -259,7 +259,7 @@ func TestLoopsOfAFleetSpread(t *testing.T) {
 	})
 }
 
-// brokenError is an error whose nil pointer is not nil as an error, and panics in Error.
+// brokenError is an error type. A nil *brokenError in an error is not a nil error, and its Error panics.
 type brokenError struct{ text string }
 
 func (e *brokenError) Error() string { return e.text }

@@ -109,7 +109,7 @@ func TestReloadSignals(t *testing.T) {
 	const report = "==== child: report"
 	for _, tt := range []struct {
 		name, mode string
-		signals    map[string][]syscall.Signal // by line, see runChild
+		signals    map[string][]syscall.Signal // the key is a line of the output, see runChild
 		want       []string
 	}{
 		{

@@ -16,7 +16,7 @@ type section struct {
 }
 
 // AddReport adds a section to the report that SIGUSR2 and the admin listener write. Call it
-// before Run, from one goroutine. write is called for each report and must be safe for
+// before Run, from one goroutine. The function write is called for each report and must be safe for
 // concurrent use. An error of write is written into the report, which then continues.
 func (a *App) AddReport(name string, write func(io.Writer) error) {
 	a.sections = append(a.sections, section{name, write})

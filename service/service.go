@@ -4,14 +4,14 @@
 //
 //	app := service.New(service.Config{Name: "volume-worker"})
 //	app.Add("admin", app.Admin(service.AdminConfig{Addr: "127.0.0.1:9776"}))
-//	app.Add("rpc", server)        // started before what follows, stopped after it
+//	app.Add("rpc", server)        // starts before the parts below, stops after them
 //	app.Add("report", service.Loop(time.Minute, worker.Report))
 //	app.Add("http", service.HTTP(":8776", handler))
 //	return app.Run(ctx)
 //
-// The drain has two phases. First every [Drainer] takes no new work and waits for the running
-// work, while every part that this work needs still runs. Then every part is stopped. Running work is
-// listed in [App.Inflight]; work that the deadline cuts off is logged with its request id.
+// The drain has two phases. First every [Drainer] stops taking new work and waits for the running
+// work, while every part that this work needs still runs. Then every part is stopped. [App.Inflight]
+// lists the running work. Work that the deadline cuts off is logged with its request id.
 //
 // If the database or the broker of a part cannot be reached, the App waits for the part. Meanwhile the process
 // is not ready. The log says for which part the App waits, once for each reason. Constructors open
@@ -54,9 +54,9 @@ type Part interface {
 	Stop(ctx context.Context) error
 }
 
-// Failer is a [Part] that can fail after its start. The first error from such a channel makes the App
-// drain, and [App.Run] returns this error. Failed is called once, after Start has succeeded. The
-// channel may be closed without an error, or stay open.
+// Failer is a [Part] that can fail after its start. Failed returns a channel. The first error from the
+// channel makes the App drain, and [App.Run] returns this error. Failed is called once, after Start has
+// succeeded. The channel may be closed without an error, or stay open.
 type Failer interface {
 	Failed() <-chan error
 }
@@ -83,7 +83,7 @@ type Reloader interface {
 }
 
 // Checker is a [Part] that may be not ready although it has started, such as an RPC
-// server whose broker cannot be reached. Check returns the reason, or nil if the part is ready. Its ctx
+// server whose broker cannot be reached. Check returns the reason, or nil if the part is ready. The context of Check
 // ends after [Config].CheckTimeout. Check must be safe for concurrent use and in every phase: it is also called
 // before the part is started, and while the part is started, reloaded or stopped.
 type Checker interface {
@@ -98,12 +98,12 @@ type Config struct {
 	// first part. Parts still take work in this time, so that load balancers can stop sending requests
 	// first. DrainDelay is a part of DrainTimeout and must be less. Default 0.
 	DrainDelay time.Duration
-	// DrainTimeout bounds the whole drain. Work that still runs at its end is cut off.
+	// DrainTimeout bounds the whole drain. Work that still runs after this time is cut off.
 	// Default 60 s. It should be less than the time after which the supervisor, such as systemd, kills
 	// the process.
 	DrainTimeout time.Duration
 	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s. systemd's watchdog is fed after all
-	// checks have returned, so WatchdogSec must be longer than twice CheckTimeout plus 2 s.
+	// checks have returned, so WatchdogSec must be longer than 2 * CheckTimeout + 2 s.
 	CheckTimeout time.Duration
 	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's
 	// context, or a [Failer], stops the App. It is for programs that handle signals themselves, and
@@ -172,13 +172,13 @@ func New(cfg Config) *App {
 }
 
 // Add appends a part. The name identifies the part in errors, log lines, checks and metrics. Call Add
-// before Run, from one goroutine. It panics if the name is empty or in use, if the part is nil, or if
+// before Run, from one goroutine. Add panics if the name is empty or in use, if the part is nil, or if
 // the App has been run, because these are programmers' errors.
 func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
 
-// AddLabeled is [App.Add] with a label that tells an operator what to look at, such as "option transport_url". Errors
-// and log lines about the part have the name and the label. While the App waits for the part to start, /readyz also has
-// both. Checks, loops and metrics have the name alone.
+// AddLabeled does what [App.Add] does, and gives the part a label that tells an operator what to look at, such as "option
+// transport_url". Errors and log lines about the part have the name and the label. While the App waits for the part to
+// start, /readyz also has both. Checks, loops and metrics have the name alone.
 func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:
@@ -268,8 +268,8 @@ func (a *App) Run(ctx context.Context) error {
 	return errors.Join(startErr, a.drain(life, n))
 }
 
-// startParts starts the parts and returns how many have started. end is called with the first failure of a part
-// that has started. The goroutines that wait for these failures are in wg and end when done is closed.
+// startParts starts the parts and returns how many have started. It calls the function end with the first failure of a
+// part that has started. The goroutines that wait for these failures are in wg, and return when done is closed.
 func (a *App) startParts(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) (int, error) {
 	for i, p := range a.parts {
 		if ctx.Err() != nil {
@@ -288,7 +288,7 @@ func (a *App) startParts(ctx context.Context, wg *sync.WaitGroup, end context.Ca
 	return len(a.parts), nil
 }
 
-// watchFailure waits until the part fails or done is closed, and calls end with the failure.
+// watchFailure waits until the part fails or done is closed, and calls the function end with the failure.
 func (n *namedPart) watchFailure(failed <-chan error, end context.CancelCauseFunc, done <-chan struct{}) {
 	select {
 	case err := <-failed:
@@ -305,7 +305,7 @@ const minStartDelay, maxStartDelay = 200 * time.Millisecond, 5 * time.Second
 // startPart starts a part. It repeats the attempt, with a back-off, as long as the error is Unavailable.
 func (a *App) startPart(ctx context.Context, p namedPart) error {
 	delay := backoff.Backoff{Min: minStartDelay, Max: maxStartDelay}
-	logged := map[string]bool{} // by reason
+	logged := map[string]bool{} // the key is the reason
 	for attempt := 1; ; attempt++ {
 		err := p.Start(ctx)
 		if err == nil {
@@ -331,7 +331,7 @@ func (a *App) startPart(ctx context.Context, p namedPart) error {
 	}
 }
 
-// failed returns the error of a part. doing is "start", "run", "drain" or "stop".
+// failed returns the error of a part. The parameter doing is "start", "run", "drain" or "stop".
 func (n *namedPart) failed(doing string, err error) *partError {
 	part := n.name
 	if n.label != "" {

@@ -211,7 +211,7 @@ func TestStopErrors(t *testing.T) {
 }
 
 // TestDrainIsOneDeadline: all parts share one deadline. If one part uses up the time, the context of the next
-// one has ended, and a part that ignores its context is abandoned a second later.
+// part has ended already, and a part that ignores its context is abandoned a second later.
 func TestDrainIsOneDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -363,7 +363,7 @@ func Example() {
 	// Output: stopped: <nil>
 }
 
-// awayPart returns Unavailable from the first calls of Start.
+// awayPart is a part whose Start returns the error err, until the call with the number in needs.
 type awayPart struct {
 	attempts, needs int
 	err             error

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// watchSignals starts a goroutine in wg that handles signals until done is closed. The first SIGTERM or SIGINT calls end.
+// watchSignals starts a goroutine in wg that handles signals until done is closed. At the first SIGTERM or SIGINT it calls the function end.
 func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
@@ -55,9 +55,9 @@ func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	})
 }
 
-// reloadForSignals waits until no other reload runs, calls begin, and reloads once for all SIGHUPs that have arrived
-// until then. It does nothing if another reload has already served these signals, or if the App is not running. systemd
-// requires that begin is called after the last of these signals.
+// reloadForSignals waits until no other reload runs, calls the function begin, and reloads once for all SIGHUPs that have
+// arrived until then. It does nothing if another reload has already served these signals, or if the App is not running.
+// systemd requires that the function begin is called after the last of these signals.
 func (a *App) reloadForSignals(ctx context.Context, begin func()) {
 	a.reload.Lock()
 	defer a.reload.Unlock()
@@ -120,7 +120,7 @@ func (a *App) checkRunning() error {
 	return nil
 }
 
-// reloadLocked is Reload of an App that runs. a.reload must be held.
+// reloadLocked does the work of Reload for an App that runs. a.reload must be held.
 func (a *App) reloadLocked(ctx context.Context) error {
 	reloaded, unchanged := []string{}, []string{}
 	var failed error
@@ -174,7 +174,7 @@ func (a *App) reloadPart(ctx context.Context, name string, r Reloader) error {
 	case err == nil:
 		return nil
 	case life.Err() != nil:
-		return fault.New(fault.Unavailable, "reload %s: the drain began before it ended: %v", name, err)
+		return fault.New(fault.Unavailable, "reload %s: the drain began before the reload ended: %v", name, err)
 	}
 	return &partError{"reload", name, err}
 }

@@ -4,7 +4,7 @@ package service
 
 import "syscall"
 
-// Windows and others have no such signals: these values are never received.
+// This system has no SIGHUP and no SIGUSR2: these values are never received.
 const (
 	sigReload = syscall.Signal(-1)
 	sigReport = syscall.Signal(-2)

@@ -72,7 +72,8 @@ func (p childPart) Start(context.Context) error {
 
 var waits, reloads atomic.Int32
 
-// here receives the signal after which the part of the mode "away" can start, and the first reload of the mode "holds" ends.
+// here is the channel that gets the test's signal SIGUSR1. After this signal the part in the mode "away" can start, and the first reload in
+// the mode "holds" ends.
 var here chan os.Signal
 
 func (p childPart) Reload(context.Context) error {
@@ -166,7 +167,7 @@ func TestSignals(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name, mode string
-		signals    []syscall.Signal // the first when ready, the second when stopping
+		signals    []syscall.Signal // the first one is sent after the first line of the output, the next one after the next line
 		wantCode   int
 		wantOut    string
 	}{

@@ -22,10 +22,10 @@ type certificates struct {
 	mu      sync.Mutex
 	current *tls.Config
 	looked  time.Time    // when the files were last compared
-	seen    [3]fileState // of the files that were last read, even if they could not be used
+	seen    [3]fileState // the states of the files at the last read, even if the files could not be used
 }
 
-// fileState is what is compared to find out whether a file has changed.
+// fileState has the size and the time of a file. If one of them differs, the file has changed.
 type fileState struct {
 	size  int64
 	mtime time.Time

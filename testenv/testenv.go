@@ -41,7 +41,7 @@ const (
 	Keystone Kind = "Keystone"
 )
 
-// product says how a product is started. variable is the environment variable with the URL of the shared service.
+// product says how a product is started. The field variable is the name of the environment variable with the URL of the shared service.
 // Keystone has no such variable.
 type product struct {
 	start    func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error)

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// The zero value trusts the system's authorities. A file that is missing is an error with its name.
+// The zero value trusts the system's authorities. If a file is missing, the error names the file.
 func ExampleClient_Config() {
 	cfg, err := tlsfile.Client{ServerName: "rabbit.example"}.Config()
 	fmt.Println(cfg.ServerName, cfg.InsecureSkipVerify, err)

@@ -7,8 +7,7 @@ import (
 	"syscall"
 )
 
-// fileOwner returns the id of the user that owns the file. It returns false if the
-// file system does not say.
+// fileOwner returns the id of the user that owns the file. It returns false if info has no owner.
 func fileOwner(info fs.FileInfo) (uid int, ok bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -36,7 +36,8 @@ type Client struct {
 }
 
 // Config reads the files and returns the client's configuration: TLS 1.2 or later, and the server's
-// certificate is always verified. The caller owns the result. Errors, each with the file's name:
+// certificate is always verified. The caller owns the result. Errors, each with the names of the
+// files:
 //
 //   - Invalid: a file cannot be read or is not valid PEM; it has no certificate or key; the key does not
 //     match the certificate; or only one of CertFile and KeyFile is set.

@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// TestClient: Config reads good files. A file that does not exist, has no certificate or key, or lacks its
-// partner, is an error with the file's name.
+// TestClient: Config reads good files. If a file does not exist, has no certificate or key, or is set
+// without the other file of the pair, the error names the file.
 func TestClient(t *testing.T) {
 	t.Parallel()
 	ca := certtest.New(t)

@@ -1,5 +1,5 @@
-// Tools that check the code, pinned in a module of their own so that users of
-// the packages never see their dependencies.
+// Tools that check the code. They are pinned in a module of their own, so that users
+// of the packages never get the dependencies of the tools.
 module github.com/armature-go/armature/tools
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// The tool of make release-check, in a module of its own, so that its dependencies change no other tool.
+// The tool of make release-check. It has a module of its own, so that its dependencies do not change the versions of other tools.
 module github.com/armature-go/armature/tools/release
 
 go 1.26.0

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// armature runs the command, and returns the exit code and what it prints.
+// armature runs the command, and returns the exit code and the output.
 func armature(t *testing.T, args ...string) (int, string) {
 	t.Helper()
 	var out bytes.Buffer

@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// files are a component with the name "backup". It is a package of this module, so that its own tests also run here.
+// files has a component with the name "backup". The component is a package of this module, so that its own tests also run here.
 //
 //go:embed template/backup
 var files embed.FS
@@ -30,7 +30,7 @@ const (
 // newComponent is a component to write.
 type newComponent struct{ project }
 
-// reserved are names that cannot be used, and why. Their plurals are words of SQL, or they are flags of the commands.
+// reserved are names that cannot be used, with the reasons: their plurals are words of SQL, or they are flags of the commands.
 var reserved = map[string]string{
 	"a": "its plural is a word of SQL", "cros": "its plural is a word of SQL", "exist": "its plural is a word of SQL", "i": "its plural is a word of SQL",
 	"reference": "its plural is a word of SQL",
@@ -97,7 +97,7 @@ func (c *newComponent) render() (map[string][]byte, error) {
 		text = strings.ReplaceAll(text, "\x00", c.module)
 		name = names.Replace(name)
 		out[name] = []byte(text)
-		if path.Ext(name) == ".go" { // the new name may move columns
+		if path.Ext(name) == ".go" { // the length of the new name may change gofmt's columns
 			if out[name], err = format.Source([]byte(text)); err != nil {
 				return fmt.Errorf("the name %q makes %s wrong: %w", c.name, name, err)
 			}
@@ -110,7 +110,7 @@ func (c *newComponent) render() (map[string][]byte, error) {
 	return out, err
 }
 
-// checkDeclared returns an error if the name makes two declarations equal.
+// checkDeclared returns an error if the component's name leads to two declarations of the same name in a package.
 func (c *newComponent) checkDeclared(content map[string][]byte) error {
 	seen := map[string]string{} // the file, by directory and name
 	for _, name := range slices.Sorted(maps.Keys(content)) {

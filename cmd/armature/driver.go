@@ -17,20 +17,20 @@ import (
 	"github.com/armature-go/armature/examples/drivers"
 )
 
-// newDriver is a driver of nova-mini's compute service to write.
+// newDriver is a driver to write, for nova-mini's compute service.
 type newDriver struct {
 	project
 
 	lang string // a key of languages
 }
 
-// languages has, for each language, the directory of its driver in package drivers, and this driver's name.
+// languages maps each language to the directory of its example driver in package drivers, and to the name of this driver.
 var languages = map[string]struct{ dir, name string }{
 	"go":     {"acme", "acme"},
 	"python": {"python", "apex"},
 }
 
-// importPath is the path of the package from which a driver in Go is written.
+// importPath is the path of the example driver in Go. armature writes a new driver from a copy of it.
 const importPath = library + "/examples/drivers/acme"
 
 // check returns an error for a name, a language or a path that cannot be used.
@@ -139,7 +139,7 @@ func (d *newDriver) render() (map[string][]byte, error) {
 		}
 		text := []byte(strings.Join(parts, d.module))
 		name := strings.ReplaceAll(strings.TrimPrefix(file, from.dir+"/"), from.name, d.name)
-		if path.Ext(name) == ".go" { // the new name may move columns
+		if path.Ext(name) == ".go" { // the length of the new name may change gofmt's columns
 			if text, err = format.Source(text); err != nil {
 				return fmt.Errorf("the name %q makes %s wrong: %w", d.name, name, err)
 			}

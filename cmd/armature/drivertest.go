@@ -28,7 +28,7 @@ func drivertestCommand() *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use: "drivertest PROGRAM", Short: "Check that a program is a compute driver that keeps the rules",
-		Long: "Check that a program is a driver of nova-mini's compute service that keeps the rules. It may be written in any language. " +
+		Long: "Check that a program is a driver of nova-mini's compute service that keeps the rules. The program may be written in any language. " +
 			"Each rule is printed as PASS; as FAIL, with the failures and the text of the rule; or as SKIP, with the reason. " +
 			"The exit code is 1 if a rule is broken, and 2 if the program is not a driver or an argument is wrong.",
 		Example: "  armature drivertest bin/armature-compute-acme --option host=h1,dir=/tmp/servers",
@@ -106,8 +106,8 @@ func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose b
 	return nil
 }
 
-// checkRule runs one rule in a goroutine of its own, which Fatalf ends. It returns PASS, FAIL or SKIP; for SKIP also ": "
-// and the reason.
+// checkRule runs one rule in a goroutine of its own, which Fatalf ends. The verdict is PASS, FAIL or SKIP. For SKIP the suffix
+// is ": " and the reason.
 func checkRule(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertest.Config, c drivertest.Case[compute.Driver]) (verdict, suffix string, r *rule) {
 	r = &rule{ctx: ctx}
 	var skipped string

@@ -78,7 +78,7 @@ func version() string {
 }
 
 func newCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "new", Short: "Write something new", RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "new", Short: "Write a new component or driver", RunE: func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return usageError{fmt.Errorf("cannot write a new %q: see armature new --help", args[0])}
 		}

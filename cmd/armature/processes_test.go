@@ -165,7 +165,8 @@ func waitStatus(t *testing.T, url, want string) {
 	})
 }
 
-// testOneProcess does what the README says. After kill -9 the process continues with its data.
+// testOneProcess runs the component as its README.md says: in one process. After kill -9, the next process continues with
+// the data.
 func testOneProcess(t *testing.T, program string) {
 	t.Helper()
 	addr := envtest.FreeAddr(t)
@@ -245,7 +246,7 @@ func testSixProcesses(t *testing.T, this, next string) {
 		return err == nil && json.Unmarshal(out, &list) == nil && len(list) == len(verified)
 	})
 	for _, id := range made {
-		if !slices.Contains(verified, id) { // a verified one may be an error: the driver has lost the disks of a worker that was replaced
+		if !slices.Contains(verified, id) { // a verified disk may have the status error: a replaced worker's driver in memory has lost its disks
 			waitStatus(t, "http://"+addrs[0]+"/v1/disks/"+id, "available")
 		}
 	}
@@ -287,7 +288,7 @@ func verify(t *testing.T, url string) []string {
 	return slices.Collect(maps.Values(hosts))
 }
 
-// clients create disks until they are stopped. Each uses the other API if one does not answer.
+// clients create disks until they are stopped. Each client sends its requests to the two APIs in turn.
 type clients struct {
 	t          *testing.T
 	accepted   atomic.Int64

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/mod/module"
 )
 
-// project is what a component and a driver to write have in common.
+// project has the fields that newComponent and newDriver have in common.
 type project struct {
 	name, module, replace, dir string
 	out                        io.Writer
@@ -27,7 +27,7 @@ type project struct {
 
 var nameRule = regexp.MustCompile(`^[a-z][a-z0-9]{0,29}$`)
 
-// goReserved are names that a Go package or its directory must not have, and why.
+// goReserved are names that a Go package or its directory must not have, with the reasons.
 var goReserved = map[string]string{
 	"main": "it is the name of Go's main package", "internal": "Go gives directories with this name a meaning", "vendor": "Go gives directories with this name a meaning",
 	"testdata": "Go gives directories with this name a meaning", "test": "files that end with _test.go are tests",
@@ -41,8 +41,8 @@ func goReason(name string) string {
 	return goReserved[name]
 }
 
-// checkName returns an error if the name does not have the form of example, or if there is a reason why it cannot be
-// used.
+// checkName returns an error if the name does not match nameRule, or if the parameter reason is not empty. The parameter
+// reason says why the name cannot be used. The parameter example is a valid name, for the text of the error.
 func (p *project) checkName(example, reason string) error {
 	if !nameRule.MatchString(p.name) {
 		return usageError{fmt.Errorf("the name %q cannot be used: want a to z and 0 to 9, beginning with a letter, at most 30 of them, such as %s", p.name, example)}
@@ -108,7 +108,7 @@ func (p *project) writeFiles(content map[string][]byte) error {
 	return nil
 }
 
-// printNext prints where the project is, and what to do next. The path is absolute, because the user may stand in another directory than this
+// printNext prints where the project is, and what to do next. The path is absolute, because the user's directory may differ from that of this
 // process, as with "go -C DIR run".
 func (p *project) printNext(what string, commands ...string) error {
 	dir, err := filepath.Abs(p.dir)
@@ -122,7 +122,7 @@ func (p *project) printNext(what string, commands ...string) error {
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./@%+=:,-]+$`)
 
-// quoteShell returns a word of a command for a shell.
+// quoteShell returns a word in the form in which a shell command must have it, in quotes if necessary.
 func quoteShell(word string) string {
 	if plainWord.MatchString(word) {
 		return word
@@ -153,7 +153,7 @@ func (p *project) tidy(ctx context.Context) error {
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = p.dir
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("the files are written, but not all modules are there; run these commands again in %s: go %s: %w\n%s", p.dir, strings.Join(args, " "), err, out)
+			return fmt.Errorf("the files are written, but go.mod is not complete; run this command again in %s, and then go mod tidy: go %s: %w\n%s", p.dir, strings.Join(args, " "), err, out)
 		}
 	}
 	return nil

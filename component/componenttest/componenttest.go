@@ -12,7 +12,7 @@
 //	}
 //
 // The processes share the program of the test, so they also share the variables of the component's packages. With the options transport_url
-// and database.connection the same test runs on a broker and a server.
+// and database.connection the same test runs on a broker and a database server.
 package componenttest
 
 import (
@@ -63,7 +63,7 @@ type Cluster[O any] struct {
 	services []*Service[O]
 }
 
-// Start starts one process for each service, on the host "host-1", and returns when all have started. options are NAME=VALUE or
+// Start starts one process for each service, on the host "host-1", and returns when all have started. The parameter options has texts of the form NAME=VALUE or
 // SECTION.NAME=VALUE; they override the defaults of a test: heartbeats each 0.1 s, a process that was killed is down after 1 s, its
 // operations continue after 1 s, the API listens on a free port and serves every client. A wrong option, or a service that does not start
 // within [Timeout], ends the test. The processes are stopped when the test ends. A process that ends with an error, or does not end,
@@ -116,7 +116,7 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	return cl
 }
 
-// embeds reports whether the struct of options t is other, or embeds other.
+// embeds reports whether the struct type t is the type other, or embeds it.
 func embeds(t, other reflect.Type) bool {
 	if t == other {
 		return true
@@ -148,7 +148,8 @@ func (cl *Cluster[O]) stop() {
 	}
 }
 
-// Service returns the service that Start has started. It ends the test if the component has no such service.
+// Service returns the service of the given name, whose process [Start] has started. It ends the test if the component has no such
+// service.
 func (cl *Cluster[O]) Service(service string) *Service[O] {
 	cl.t.Helper()
 	i := slices.IndexFunc(cl.services, func(p *Service[O]) bool { return p.service == service })
@@ -239,8 +240,8 @@ type Service[O any] struct {
 
 func (s *Service[O]) running() bool { return s.cancel != nil }
 
-// Process returns the component's own view of the process: its options, its RPC client, its database. It ends the test if the process does
-// not run.
+// Process returns the process as the component itself uses it, with its options, RPC client and database. It ends the test if the
+// process does not run.
 func (s *Service[O]) Process() *component.Process[O] {
 	s.cl.t.Helper()
 	if s.process == nil {
@@ -307,12 +308,13 @@ func (cl *Cluster[O]) serve(addr string) {
 		}
 		cl.URL = fmt.Sprintf("%s://%s", scheme, cl.api.listener.Addr())
 	}
-	if cl.api.target() == "" { // otherwise another process has the API
+	if cl.api.target() == "" { // otherwise another process has the API, and still gets the requests
 		cl.api.connect(addr)
 	}
 }
 
-// unserve cuts the connections to the API of a process that ends. Later ones go to another process that has the API, if one runs.
+// unserve cuts the connections to the API of a process that ends. Later connections go to another process that has the API, if
+// one runs.
 func (cl *Cluster[O]) unserve(addr string) {
 	if addr == "" || cl.api == nil || cl.api.target() != addr {
 		return
@@ -345,8 +347,8 @@ func (s *Service[O]) Stop() {
 
 // Kill ends the process as SIGKILL does: its connections to the bus, to the database and to clients of the API are cut at once. The requests
 // and messages that the process was handling get no answer and no acknowledgement. The member stays up until the option service_down_time
-// has passed. Code of the component that uses none of these connections, such as that of a driver, runs until it sees the end of its
-// context.
+// has passed. Code of the component that uses none of these connections, such as a driver's, runs until it notices that its context
+// has ended.
 func (s *Service[O]) Kill() {
 	s.cl.t.Helper()
 	own := s.end()

@@ -42,7 +42,7 @@ type options struct {
 	Mark string `ini:"mark" default:"" help:"end of each note"`
 }
 
-// note is the resource, and the data of its operation.
+// note is a note: the body of a request, and the data of the operation that writes the note.
 type note struct {
 	Text string `json:"text"`
 	Host string `json:"host"`
@@ -55,7 +55,8 @@ var (
 	take   = operation.Kind[note]{Name: "note.take", Timeout: time.Minute}
 )
 
-// gate lets a test stop the handler of the worker. It is nil if the worker does not wait.
+// gate blocks the first call of the worker's handler until the process of the worker ends. A nil
+// gate blocks no call.
 type gate struct {
 	entered chan string // the host
 	calls   atomic.Int64
@@ -117,7 +118,7 @@ func notes(g *gate) component.Component[options] {
 	}
 }
 
-// put asks the API for a note.
+// put asks the API to take a note with the given id.
 func put(t *testing.T, url, id string) error {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url+"/v1/notes/"+id, strings.NewReader(`{"text": "`+id+`", "host": ""}`))

@@ -61,7 +61,7 @@ func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *b
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(e.life, cancel) //nolint:contextcheck // the end of the connection also ends the subscription
 	in, err := e.Bus.Subscribe(ctx, s)
-	if err != nil || s.Receive != nil { // a Private topic has nothing to acknowledge
+	if err != nil || s.Receive != nil { // messages of a Private topic are not acknowledged
 		context.AfterFunc(ctx, func() { stop() })
 		return in, err
 	}

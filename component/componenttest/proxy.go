@@ -41,7 +41,8 @@ func newProxy(t testing.TB) *proxy {
 	return p
 }
 
-// connect closes all connections. Later ones go to the address.
+// connect closes all connections. Later connections go to the address in the parameter to, or are
+// closed if the parameter is empty.
 func (p *proxy) connect(to string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,7 +60,8 @@ func (p *proxy) target() string {
 	return p.to
 }
 
-// add records a connection. It reports whether the connection is still wanted.
+// add records a connection. It returns false if connections no longer go to the address in the
+// parameter to.
 func (p *proxy) add(to string, c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,7 +11,7 @@
 //
 // The pool of connections is measured by client_golang itself: collectors.NewDBStatsCollector(d.DB, name).
 //
-// verb is SELECT, INSERT, UPDATE, DELETE or other; code is OK or a fault code such as Unavailable.
+// The label verb is SELECT, INSERT, UPDATE, DELETE or other. The label code is OK or a fault code, such as Unavailable.
 package dbprom
 
 import (
@@ -44,7 +44,7 @@ func New() *Metrics {
 	}
 }
 
-// Observe is for [db.Config].
+// Observe is the function for the field Observe of [db.Config].
 func (m *Metrics) Observe(_ context.Context, query string) func(error) {
 	begin := time.Now()
 	return func(err error) {

@@ -19,10 +19,16 @@ package dbtest
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -37,14 +43,21 @@ import (
 )
 
 // Each runs f in two parallel subtests, "sqlite" and "mysql". Each subtest has its own
-// database, to which migrations are applied unless there are none. The database is
-// closed and removed when the subtest ends.
+// database, with the migrations applied. Without migrations the database is empty. The database is closed and removed
+// when the subtest ends.
 func Each(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
-	EachURL(t, func(t *testing.T, rawURL string) { run(t, rawURL, migrations, f) })
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		run(t, migratedSQLite(t, migrations), migrations, f)
+	})
+	t.Run("mysql", func(t *testing.T) {
+		t.Parallel()
+		run(t, MySQL(t), migrations, f)
+	})
 }
 
-// EachInBubble is [Each] for tests with timers. The subtest "sqlite" runs in a bubble of testing/synctest, so that its waits take no
+// EachInBubble works like [Each], for tests with timers. The subtest "sqlite" runs in a bubble of testing/synctest, so that its waits take no
 // time. SQLite uses the clock of the process, and so the fake clock of the bubble. The subtest "mysql" runs in real time, because the
 // clock of a server cannot be faked, and a wait for its socket does not block a bubble durably. In a bubble f must
 // not call t.Run or t.Parallel, and all goroutines that f starts must end with the test. During a loop without a wait the fake clock
@@ -53,7 +66,7 @@ func EachInBubble(t *testing.T, migrations []db.Migrations, f func(t *testing.T,
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
-		rawURL := SQLite(t)
+		rawURL := migratedSQLite(t, migrations)
 		synctest.Test(t, func(t *testing.T) { run(t, rawURL, migrations, f) })
 	})
 	t.Run("mysql", func(t *testing.T) {
@@ -82,8 +95,8 @@ func run(t *testing.T, rawURL string, migrations []db.Migrations, f func(t *test
 	f(t, d)
 }
 
-// EachURL is [Each] for tests that open the database themselves, for example in another
-// process. f gets the URL of an empty database.
+// EachURL works like [Each], for tests that open the database themselves, for example in
+// another process. f gets the URL of an empty database.
 func EachURL(t *testing.T, f func(t *testing.T, url string)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
@@ -103,6 +116,83 @@ func SQLite(t testing.TB) string {
 	return (&url.URL{Scheme: "sqlite", Path: filepath.ToSlash(filepath.Join(t.TempDir(), "test.db"))}).String()
 }
 
+// migrated has the content of a migrated SQLite file for each list of migrations that a test has used. The key comes from
+// keyOf. With the race detector, many migrations take almost a second. So each list is applied once, and later tests get
+// a copy of the file.
+var migrated = struct {
+	sync.Mutex
+	files map[string][]byte
+}{files: map[string][]byte{}}
+
+// migratedSQLite returns the URL of a new file to which the migrations were applied.
+func migratedSQLite(t *testing.T, migrations []db.Migrations) string {
+	t.Helper()
+	rawURL := SQLite(t)
+	if len(migrations) == 0 {
+		return rawURL
+	}
+	migrated.Lock()
+	defer migrated.Unlock()
+	key := keyOf(t, migrations)
+	content, ok := migrated.files[key]
+	if !ok {
+		content = migrateFile(t, SQLite(t), migrations)
+		migrated.files[key] = content
+	}
+	if err := os.WriteFile(pathOf(t, rawURL), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return rawURL
+}
+
+// keyOf returns a checksum of the names and the content of migrations.
+func keyOf(t *testing.T, migrations []db.Migrations) string {
+	t.Helper()
+	sum := sha256.New()
+	for _, m := range migrations {
+		_, _ = fmt.Fprintf(sum, "%q\n", m.Name)
+		err := fs.WalkDir(m.Files, ".", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			raw, err := fs.ReadFile(m.Files, path)
+			_, _ = fmt.Fprintf(sum, "%q %q\n", path, raw)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return string(sum.Sum(nil))
+}
+
+// migrateFile applies migrations to a new SQLite file, and returns its content.
+func migrateFile(t *testing.T, rawURL string, migrations []db.Migrations) []byte {
+	t.Helper()
+	d, err := db.Open(t.Context(), db.Config{URL: rawURL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Migrate(t.Context(), d, migrations...), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(pathOf(t, rawURL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// pathOf returns the path of the file of an SQLite URL.
+func pathOf(t *testing.T, rawURL string) string {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.FromSlash(u.Path)
+}
+
 // MySQL returns the URL of an empty database on the test server. The database is
 // dropped when the test ends.
 func MySQL(t testing.TB) string {
@@ -110,8 +200,8 @@ func MySQL(t testing.TB) string {
 	return On(t, envtest.URL(t, testenv.MySQLVar))
 }
 
-// On is [MySQL] for the server with the given URL. The URL's user must be allowed to
-// create databases.
+// On works like [MySQL], for the server with the given URL. The user in this URL must be
+// allowed to create databases.
 func On(t testing.TB, server string) string {
 	t.Helper()
 	u, err := url.Parse(server)

@@ -17,7 +17,7 @@ func explain(err error) (m engine.Meaning) {
 	e, ok := errors.AsType[*mysql.MySQLError](err)
 	switch {
 	case ok:
-		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number)}
+		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), Unprepared: slices.Contains(unpreparedErrors, e.Number)}
 		m.Code, m.Reason = classify(e)
 		m.Transient = m.Code == fault.Unavailable
 		if m.Reason == engine.ReasonDuplicate {
@@ -110,6 +110,12 @@ func duplicateKey(message string) string {
 var missingErrors = []uint16{
 	1054, // ER_BAD_FIELD_ERROR
 	1146, // ER_NO_SUCH_TABLE
+}
+
+// unpreparedErrors are the errors for a statement that the server does not prepare.
+var unpreparedErrors = []uint16{
+	1461, // ER_MAX_PREPARED_STMT_COUNT_REACHED
+	1615, // ER_NEED_REPREPARE: the tables have changed too often
 }
 
 // doneErrors are the errors for a statement that has already changed the schema.

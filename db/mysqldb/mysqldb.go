@@ -1,4 +1,5 @@
-// Package mysqldb lets package db open MySQL and MariaDB. A program imports it for its effect, as a driver of database/sql:
+// Package mysqldb lets package db open MySQL and MariaDB. A program has a blank import of this package, as for a driver
+// of database/sql:
 //
 //	import _ "github.com/armature-go/armature/db/mysqldb"
 package mysqldb
@@ -15,7 +16,7 @@ import (
 	"github.com/armature-go/armature/db/internal/engine"
 )
 
-func init() { //nolint:gochecknoinits // a driver registers itself, as those of database/sql do
+func init() { //nolint:gochecknoinits // a driver registers itself, as the drivers of database/sql do
 	engine.Register(&engine.Engine{Scheme: "mysql", Driver: engine.MySQL, Parse: parseURL, Explain: explain})
 }
 

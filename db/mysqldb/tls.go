@@ -12,8 +12,9 @@ import (
 )
 
 // takeTLSOptions removes the TLS options from the options of a URL and returns the configuration, or nil
-// without TLS. The options have SQLAlchemy's names or the driver's. An option that has no effect, or that
-// would allow a connection without TLS, is Invalid.
+// without TLS. The options have the names of SQLAlchemy or of go-sql-driver/mysql. tls=false without other TLS options is
+// accepted. An option is Invalid if it is not supported, if it has no effect beside the other options, or if it allows a
+// connection without TLS when the server has no TLS (tls=preferred).
 func takeTLSOptions(host string, query url.Values) (*tls.Config, error) {
 	for _, name := range []string{"ssl_capath", "ssl_cipher", "allowFallbackToPlaintext"} {
 		if takeOption(query, name) != "" {
@@ -58,7 +59,7 @@ type tlsOptions struct {
 	anyName    bool // the server's certificate may have another name
 }
 
-// readMode reads the option tls. Without it TLS is used if a file or a server name is set.
+// readMode reads the option tls. Without this option, TLS is used only if a file or a server name is set.
 func (o *tlsOptions) readMode(query url.Values) error {
 	given := o.files != tlsfile.Client{}
 	switch v := takeOption(query, "tls"); v {
@@ -70,7 +71,7 @@ func (o *tlsOptions) readMode(query url.Values) error {
 		yes, err := strconv.ParseBool(v)
 		switch {
 		case err != nil:
-			return tlsOptionError("tls", "must be true, false or skip-verify: it cannot be preferred, because TLS is either used or an error")
+			return tlsOptionError("tls", "must be true, false or skip-verify; preferred is refused, because it would allow a connection without TLS")
 		case !yes && given:
 			return tlsOptionError("tls", "is false, so that the options for TLS have no effect: remove them, or set tls=true")
 		}
@@ -92,6 +93,8 @@ func (o *tlsOptions) readNameCheck(query url.Values) error {
 			return tlsOptionError(name, "must be true or false")
 		case !o.on:
 			return tlsOptionError(name, "has no effect without TLS: add tls=true or ssl_ca")
+		case yes && o.skipVerify:
+			return tlsOptionError(name, "has no effect with tls=skip-verify: remove it, or set tls=true")
 		}
 		o.anyName = o.anyName || !yes
 	}
@@ -107,7 +110,7 @@ func (o *tlsOptions) config(host string) (*tls.Config, error) {
 	if cfg.ServerName == "" {
 		cfg.ServerName = host
 	}
-	cfg.InsecureSkipVerify = o.skipVerify || o.anyName // by the operator's option
+	cfg.InsecureSkipVerify = o.skipVerify || o.anyName // the operator has chosen this by an option
 	if o.anyName && !o.skipVerify {
 		cfg.VerifyConnection = func(s tls.ConnectionState) error { return verifyAuthority(s, cfg.RootCAs) }
 	}

@@ -26,7 +26,7 @@ func parseURL(raw string) (engine.Target, error) {
 	return parseTarget(u)
 }
 
-// parseTarget returns the target of a URL.
+// parseTarget returns the target of a parsed URL.
 func parseTarget(u *url.URL) (engine.Target, error) {
 	name := strings.TrimPrefix(u.Path, "/")
 	switch {

@@ -21,7 +21,7 @@ func explain(err error) (m engine.Meaning) {
 	m.Answered = true
 	m.Code, m.Reason = classify(e.Code())
 	m.Transient = m.Reason == engine.ReasonContention
-	// SQLite has one code for all errors of a statement.
+	// SQLite has one code for all wrong statements, so only the text says that a name is missing.
 	m.Missing = strings.Contains(e.Error(), "no such table") || strings.Contains(e.Error(), "no such column")
 	if m.Reason == engine.ReasonDuplicate {
 		m.Key = duplicateKey(e.Error())

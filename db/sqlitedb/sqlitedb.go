@@ -1,4 +1,5 @@
-// Package sqlitedb lets package db open SQLite. A program imports it for its effect, as a driver of database/sql:
+// Package sqlitedb lets package db open SQLite. A program has a blank import of this package, as for a driver of
+// database/sql:
 //
 //	import _ "github.com/armature-go/armature/db/sqlitedb"
 package sqlitedb
@@ -20,7 +21,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-func init() { //nolint:gochecknoinits // a driver registers itself, as those of database/sql do
+func init() { //nolint:gochecknoinits // a driver registers itself, as the drivers of database/sql do
 	engine.Register(&engine.Engine{Scheme: "sqlite", Driver: engine.SQLite, Parse: parseURL, Explain: explain})
 }
 
@@ -28,10 +29,10 @@ func init() { //nolint:gochecknoinits // a driver registers itself, as those of 
 // wait in a queue. For a writer of another process SQLite polls.
 const busyTimeout = engine.BusyTimeout
 
-// sqliteOptions are the driver's options with which SQLite behaves as the package comment says.
+// sqliteOptions are the driver's options with which SQLite behaves as the comment of package db says.
 const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
 	"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)" +
-	"&_pragma=foreign_keys(1)&_pragma=case_sensitive_like(1)"
+	"&_pragma=foreign_keys(1)&_pragma=case_sensitive_like(1)&_pragma=secure_delete(1)"
 
 // timeLayout is the form of times in SQLite. It has a fixed width, so that times sort
 // as texts, and is MySQL's form.
@@ -48,10 +49,9 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 	return d
 })
 
-// sqliteDB is a connector. Only one of its connections writes at a time, in the order
-// of their requests, and all others may read meanwhile. SQLite itself lets waiting writers poll,
-// so that some starve and fail. The connections also give times and FOR UPDATE the
-// meaning that they have on MySQL.
+// sqliteDB is a connector. Only one of its connections writes at a time, and the others may read meanwhile. Waiting
+// connections get the writer's lock in the order of their requests. SQLite itself lets waiting writers poll, so that some
+// starve and fail. The connections also give times and FOR UPDATE the meaning that they have on MySQL.
 type sqliteDB struct {
 	dsn      string
 	path     string // "": in memory
@@ -60,13 +60,13 @@ type sqliteDB struct {
 	observer *engine.Observer
 }
 
-// newConnector returns a connector for a file in the form of a URL. path is the file, or "" for a database in memory.
+// newConnector returns a connector for a file in the form of a URL. The parameter path is the file, or "" for a database in memory.
 func newConnector(file, path string, o *engine.Observer) *sqliteDB {
 	return &sqliteDB{dsn: file + sqliteOptions, path: path, writer: make(chan struct{}, 1), observer: o}
 }
 
-// createFile creates the file for its owner only, if it does not exist, because a database may have secrets. SQLite gives its other files the same mode. SQLite reports
-// a file that cannot be created.
+// createFile creates the file, unless it exists, with access for its owner only, because a database may have secrets. SQLite gives its other files the
+// same mode, and reports a file that cannot be created.
 func (s *sqliteDB) createFile() {
 	if s.path == "" {
 		return
@@ -237,7 +237,7 @@ func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []drive
 	})
 }
 
-// QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
+// QueryContext runs a query without FOR UPDATE, which SQLite does not accept. It does not wait for the writer's lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
@@ -313,13 +313,12 @@ type rawRows interface {
 	driver.RowsColumnTypeDatabaseTypeName
 }
 
-// sqliteRows converts texts to times: in columns with the type of a time all texts,
-// and in results without a column type, such as MAX(updated_at), texts with the
-// length of timeLayout.
+// sqliteRows converts texts to times. In a column with the type of a time it converts all texts. In a result without a
+// column type, such as MAX(updated_at), it converts texts with the length of timeLayout.
 type sqliteRows struct {
 	rawRows
 	kinds []timeKind
-	after func(error) error // is called after Close with its error, and returns the one of both
+	after func(error) error // is called after Close with the error of Close, and returns the error for the caller
 }
 
 // Close ends the query.

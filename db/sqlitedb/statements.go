@@ -9,11 +9,11 @@ import (
 // maxStatements is the maximum number of prepared statements that a connection keeps. One of them takes about 10 KiB.
 const maxStatements = 64
 
-// statements keeps the prepared statements of a connection, those used last, because the preparation of a statement takes longer than most
-// statements. A statement that is in use is not in it. Its methods are called by one goroutine at a time, as those of a connection.
+// statements keeps the most recently used prepared statements of a connection, because preparing a statement takes longer than executing most
+// statements. It does not contain statements that are in use. Only one goroutine at a time calls its methods, as for a connection.
 type statements struct {
 	conn   rawConn
-	byText map[string]*list.Element // of statement
+	byText map[string]*list.Element // the values of the elements are *statement
 	order  list.List                // the first is the one used last
 }
 
@@ -24,11 +24,12 @@ type statement struct {
 
 // discard closes a statement whose execution has failed with err, and returns err.
 func (s *statement) discard(err error) error {
-	_ = s.Close() // returns the error of the execution again
+	_ = s.Close() // Close repeats the error of the execution
 	return err
 }
 
-// take returns a prepared statement without FOR UPDATE, which SQLite does not know. It is to be given to keep, or closed.
+// take returns a prepared statement without FOR UPDATE, which SQLite does not accept. The caller passes the statement to
+// the method keep, or closes it.
 func (s *statements) take(ctx context.Context, query string) (*statement, error) {
 	if e := s.byText[query]; e != nil {
 		delete(s.byText, query)
@@ -41,7 +42,7 @@ func (s *statements) take(ctx context.Context, query string) (*statement, error)
 	return &statement{st.(rawStmt), query}, nil //nolint:forcetypeassert // the driver's statement has all methods
 }
 
-// keep keeps a statement that is not in use, for the next take.
+// keep stores a statement that is not in use, so that the next call of take can return it.
 func (s *statements) keep(st *statement) error {
 	if s.byText[st.query] != nil || !repeats(st.query) {
 		return st.Close()

@@ -14,8 +14,8 @@
 //	replacements_total        counter    driver, host                 replacements of running programs
 //	request_seconds           histogram  driver, host, method         deprecated: request_duration_seconds
 //
-// driver is the name of the driver, and host the host that it manages. code is OK or a fault code, such as Timeout,
-// Unavailable (not executed) or Unknown (may have been executed).
+// The label driver is the name of the driver, and host the host that it manages. The label code is OK or a fault code, such
+// as Timeout, Unavailable (not executed) or Unknown (may have been executed).
 package driverprom
 
 import (
@@ -66,7 +66,7 @@ func New() *Metrics {
 	}
 }
 
-// Observe returns the function for PluginConfig.Observe of a driver. host may be empty if the process manages one host.
+// Observe returns the function for PluginConfig.Observe of a driver. The parameter host may be empty if the process manages one host.
 func (m *Metrics) Observe(driver, host string) func(method string, took time.Duration, err error) {
 	return func(method string, took time.Duration, err error) {
 		method = method[strings.LastIndexByte(method, '/')+1:]

@@ -14,9 +14,9 @@ import (
 // UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract fails the test if the contents of a .proto file differ from the committed list in the file path. While programs
-// that were built with the .proto file are in use, no service, method, message, field or value of an enum may be removed or
-// changed. They are in use until the kind's protocol gets a new version, and the .proto file a new package. A part that was
+// Contract fails the test if the contents of a .proto file differ from the committed list. The list is the file at path. While
+// programs that were built with the .proto file are in use, no service, method, message, field or value of an enum may be removed or
+// changed. Such programs are in use until the kind's protocol gets a new version, and the .proto file a new package. A part that was
 // added to the .proto file must be added to the list: with ARMATURE_UPDATE=1 Contract writes the list, unless a part was
 // removed or changed.
 func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {

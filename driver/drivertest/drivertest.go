@@ -1,5 +1,5 @@
-// Package drivertest checks the rules of one kind of driver with a driver: in
-// process, and as a program, over the real connection and through crashes.
+// Package drivertest checks whether a driver follows the rules of its kind. It runs the
+// driver in the process of the test, and as a program: over the real connection, and through crashes.
 //
 // A component writes the rules once, beside its driver interface:
 //
@@ -53,8 +53,8 @@ type Case[D driver.Driver] struct {
 	Rule string
 	// Need are the capabilities that the rule needs. For a driver without one of them, the rule is skipped.
 	Need []driver.Capability
-	// Crashes reports that the rule kills the driver during its work. It is skipped in process, because
-	// only a program can be restarted.
+	// Crashes reports that the rule kills the driver during its work. Such a rule is skipped in process,
+	// because only a program can be restarted.
 	Crashes bool
 	// Run checks the rule. It must remove every object that it has made.
 	Run func(e *Env[D])
@@ -68,7 +68,7 @@ type Env[D driver.Driver] struct {
 	d       D
 	info    driver.Info
 	plugin  *driver.Plugin[D]      // nil: in process
-	restart func(old D) (D, error) // in process
+	restart func(old D) (D, error) // used in process only
 	open    func(options json.RawMessage) error
 	options json.RawMessage
 }
@@ -130,8 +130,8 @@ func (e *Env[D]) Crash(after time.Duration) {
 type Config struct {
 	// Options are the driver's options.
 	Options json.RawMessage
-	// Plugin configures the driver's program. Its Options and its limits of crashes and restart delays are
-	// replaced. Its Program and Args are replaced by Run.
+	// Plugin configures the driver's program. A run replaces its Options and its limits of crashes and of
+	// restart delays. Run also replaces Program and Args.
 	Plugin driver.PluginConfig
 	// Skip has the reasons for known violations, by names of rules. These rules are skipped, and
 	// the reason is logged.
@@ -229,7 +229,7 @@ func Launch[D driver.Driver](t T, k driver.Kind[D], cfg Config) (*Env[D], func()
 	}, nil
 }
 
-// logWriter writes a program's log into the test's.
+// logWriter writes a program's log into the log of the test.
 type logWriter struct{ t T }
 
 func (w logWriter) Write(b []byte) (int, error) {

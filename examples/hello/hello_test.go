@@ -34,7 +34,7 @@ import (
 	"github.com/armature-go/armature/service/membership/rpccaps"
 )
 
-// rules are the rules that every greeter keeps.
+// rules are the rules for every greeter.
 var rules = []drivertest.Case[Greeter]{{
 	Name: "greets", Rule: "A greeter returns a greeting for a name.",
 	Run: func(e *drivertest.Env[Greeter]) {
@@ -46,7 +46,7 @@ var rules = []drivertest.Case[Greeter]{{
 		}
 	},
 }, {
-	Name: "empty name", Rule: "A greeting needs a name: without one it is Invalid, not an empty greeting.",
+	Name: "empty name", Rule: "A greeting needs a name: with an empty name, Greet returns Invalid.",
 	Run: func(e *drivertest.Env[Greeter]) {
 		if text, err := e.Driver().Greet(e.Context(), ""); !errors.Is(err, fault.Invalid) {
 			e.Errorf("%q, %v", text, err)
@@ -71,12 +71,13 @@ func TestMain(m *testing.M) {
 	drivertest.Main(m, Kind, openLatin)
 }
 
+// TestRules: the driver program latin keeps the rules.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	drivertest.Run(t, Kind, openLatin, drivertest.Config{}, rules)
 }
 
-// TestDrivers: the built-in driver and a driver program work alike, and a driver that does not exist is an error.
+// TestDrivers: the built-in driver and a driver program work alike. To launch a driver that does not exist is an error.
 func TestDrivers(t *testing.T) {
 	t.Parallel()
 	dir := plugins(t)
@@ -114,7 +115,7 @@ func plugins(t *testing.T) string {
 	return dir
 }
 
-// setup has the options of a process of hello. An option that is empty is not set.
+// setup has the options of a process of hello. An empty option is not set.
 type setup struct{ host, driver, plugins, connection, bus, exchange, token string }
 
 // env returns the options as environment variables, for a process that listens on an address.
@@ -181,7 +182,7 @@ func ask(t *testing.T, method, url, body string) (int, http.Header, string) {
 	return res.StatusCode, res.Header, string(out)
 }
 
-// greeted requests a greeting and waits until it is made.
+// greeted requests a greeting, and returns it when it is made.
 func greeted(t *testing.T, addr, name string) (g Greeting) {
 	t.Helper()
 	code, header, body := ask(t, http.MethodPost, addr+"/v1/greetings", fmt.Sprintf(`{"name": %q}`, name))
@@ -216,13 +217,13 @@ func TestOneProcess(t *testing.T) {
 	if code, _, got := ask(t, http.MethodGet, addr+"/v1/greetings/none", ""); code != http.StatusNotFound || !strings.Contains(got, "Greeting none could not be found.") {
 		t.Errorf("%d %s", code, got)
 	}
-	waittest.Until(t, "readyz", func() bool { // a client may still read which versions it may use
+	waittest.Until(t, "readyz", func() bool { // not at once: the RPC client may still read its version caps
 		code, _, _ := ask(t, http.MethodGet, addr+"/readyz", "")
 		return code == http.StatusOK
 	})
 }
 
-// TestToken: with api_token, only clients that send the token are served. /readyz needs no token.
+// TestToken: with the option token, the API serves only clients that send the token. /readyz needs no token.
 func TestToken(t *testing.T) {
 	t.Parallel()
 	addr := processes(t, &setup{host: "h1", driver: "english", connection: dbtest.SQLite(t), exchange: "hello", token: "s3cret"})[0]
@@ -243,19 +244,19 @@ func TestToken(t *testing.T) {
 			t.Errorf("token %q: %d, want %d", token, res.StatusCode, want)
 		}
 	}
-	waittest.Until(t, "readyz", func() bool { // a client may still read which versions it may use
+	waittest.Until(t, "readyz", func() bool { // not at once: the RPC client may still read its version caps
 		code, _, _ := ask(t, http.MethodGet, addr+"/readyz", "")
 		return code == http.StatusOK
 	})
 }
 
-// TestTwoProcesses: two processes work with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
+// TestTwoProcesses: two processes work together over RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	testTwoProcesses(t, envtest.URL(t, testenv.AMQPVar), "hello")
 }
 
-// TestWatermill: two processes work with the bus that is made of watermill-amqp.
+// TestWatermill: two processes work together over the bus that uses watermill-amqp.
 func TestWatermill(t *testing.T) {
 	t.Parallel()
 	testTwoProcesses(t, "watermill-"+envtest.URL(t, testenv.AMQPVar), "hello-watermill")
@@ -282,19 +283,19 @@ func testTwoProcesses(t *testing.T, bus, exchange string) {
 	}
 }
 
-// start starts hello as a separate process, and returns the address of its API.
+// start starts hello as a process of its own, and returns the process and the address of its API.
 func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
 	return startProgram(t, os.Args[0], host, database, bus, exchange)
 }
 
-// startProgram is start for a program.
+// startProgram is like start, but for any program, such as hello of another release.
 func startProgram(t *testing.T, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
 	return startLogged(t, nil, program, host, database, bus, exchange)
 }
 
-// startLogged is startProgram with a place for the log of the process.
+// startLogged is like startProgram, and writes the log of the process to the parameter log.
 func startLogged(t *testing.T, log io.Writer, program, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
 	addr := envtest.FreeAddr(t)
@@ -327,7 +328,7 @@ func startWith(t *testing.T, log io.Writer, program, host, addr string, env []st
 	return cmd
 }
 
-// TestKilled: two processes accept requests, and one of them is killed meanwhile. Each of the 30 accepted greetings is made.
+// TestKilled: two processes accept requests, and one process is killed after half of them. All 30 accepted greetings are made.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
@@ -377,8 +378,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestVersions: the member of a process has the versions that the process's RPC server serves, and a client that asks the members is
-// capped at them.
+// TestVersions: the member of a process has the versions that the process's RPC server serves, and the caps that a client reads from the
+// members are these versions.
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
@@ -400,7 +401,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestBadNames: config.Load refuses a host and an exchange whose names cannot be a part of the name of a queue.
+// TestBadNames: config.Load refuses a host and an exchange if a queue's name cannot contain their names.
 func TestBadNames(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"OS_DEFAULT__HOST", "OS_DEFAULT__CONTROL_EXCHANGE"} {
@@ -412,7 +413,7 @@ func TestBadNames(t *testing.T) {
 	}
 }
 
-// TestBadOptions: the error names every option with a value that cannot work.
+// TestBadOptions: the error of a start names every option with a wrong value.
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -37,7 +37,7 @@ type options struct {
 type Greeting struct {
 	ID   string `json:"id" db:"id"`
 	Name string `json:"name" db:"name"`
-	Text string `json:"text" db:"text"` // empty until a host has made it
+	Text string `json:"text" db:"text"` // empty until a host has made the greeting
 	Host string `json:"host" db:"host"`
 }
 
@@ -70,7 +70,7 @@ type newGreeting struct {
 	Name string `json:"name" min:"1" max:"255"`
 }
 
-// create accepts a request for a greeting. It writes the row and the row's operation in one transaction.
+// create accepts a request for a greeting. It writes the row of the greeting and its operation in one transaction.
 func (c *greetings) create(ctx context.Context, r *api.Request[newGreeting]) (Greeting, error) {
 	g := Greeting{ID: uuid.NewString(), Name: r.Body.Name}
 	r.Accepted("/v1/greetings/" + g.ID)
@@ -87,7 +87,7 @@ func (c *greetings) show(ctx context.Context, r *api.Request[api.None]) (g Greet
 	return g, err
 }
 
-// rank orders the hosts that are up and enabled. The last one is the host that was called before and did not answer.
+// rank orders the hosts that are up and enabled. A host that did not answer an earlier call comes last.
 var rank = component.NewScheduler(scheduler.Config[*Greeting, membership.Member]{
 	Weighers: []scheduler.Weighted[*Greeting, membership.Member]{component.AvoidHost(func(g *Greeting) string { return g.Host })},
 })
@@ -110,7 +110,7 @@ func (c *greetings) speak(ctx context.Context, _ *operation.Op, g *Greeting) err
 	if err == nil {
 		g.Text = said.Text // only Text, because a host of another release may not return all fields
 	} else if code := fault.CodeOf(err); code == fault.Unavailable || code == fault.Unknown || code == fault.Timeout {
-		return operation.GoTo("choose", 20, err)
+		return operation.GoTo("choose", 100, err)
 	}
 	return err
 }

@@ -24,9 +24,9 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestUpgrade: three processes are replaced by those of the next release, and go back, while clients ask for greetings. In the second
-// round they are killed. A request to a process that runs never fails, each accepted greeting is made, each operation of the next release
-// has done the step of the next release, and no stored field is lost.
+// TestUpgrade: three processes are replaced by those of the next release, and then by those of this release, while clients request greetings.
+// The processes are stopped in one subtest and killed in the other. A request to a running process never fails, each accepted greeting is
+// made, each operation of the next release has done the step of the next release, and no stored field is lost.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -41,13 +41,13 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// replaceable is a process of hello whose program can be replaced. in is locked while the process is replaced, and read-locked during
-// each request to it.
+// replaceable is a process of hello whose program can be replaced. The mutex in is locked during a replacement, and read-locked during
+// each request to the process.
 type replaceable struct {
 	host, addr string
 	in         sync.RWMutex
 	cmd        *exec.Cmd
-	log        logBuffer // of all programs that have run
+	log        logBuffer // the log of all programs that have run as this process
 }
 
 // logBuffer keeps the output of processes. It is safe for concurrent use.
@@ -69,7 +69,7 @@ func (b *logBuffer) text() string {
 	return b.buf.String()
 }
 
-// count returns how often the output has a text.
+// count returns how many times the output has a text.
 func (b *logBuffer) count(text string) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -91,7 +91,7 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		p.in.Lock()
 		defer p.in.Unlock()
 		if kill {
-			_ = p.cmd.Process.Kill() // it runs
+			_ = p.cmd.Process.Kill() // no error, because the process runs
 		} else if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Errorf("%s: %v", p.host, err)
 		}
@@ -107,10 +107,10 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		}
 		return n
 	}
-	// Methods of the next release are counted by the servers: a client that is killed does not log the refusals of its last calls.
+	// The servers count the methods of the next release. The clients do not, because a killed client does not log the refusals of its last calls.
 	for i, p := range processes {
 		if n := count("next: served"); n > 0 {
-			t.Errorf("%d methods of the next release were used while only %d of %d processes had them", n, i, len(processes))
+			t.Errorf("%d calls used a method of the next release while only %d of %d processes had the method", n, i, len(processes))
 		}
 		replace(p, next)
 		waittest.Spend(500 * time.Millisecond)
@@ -123,28 +123,28 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		if n := count("next: served"); i == 0 {
 			used = n
 		} else if n > used {
-			t.Errorf("%d methods of the next release were used after %d processes of this release were back", n-used, i)
+			t.Errorf("%d calls used a method of the next release after %d processes of this release were back", n-used, i)
 		}
 	}
 	places := requests.end()
 	last := processes[0]
-	replace(last, next) // for operations that only the next release knows
+	replace(last, next) // this process ends the operations that only the next release knows
 	if next := judgeUpgrade(t, database, last.addr, places); next == 0 {
 		t.Error("no operation of the next release ran")
 	}
 	early, served := count("next: sent too early"), count("next: served")
-	t.Logf("methods of the next release: %d served, %d sent to a process that did not have them", served, early)
+	t.Logf("calls of methods of the next release: %d served, %d sent to a process that did not have the method", served, early)
 	if early > 0 {
-		t.Errorf("%d methods of the next release were sent to a process that did not have them, want 0", early)
+		t.Errorf("%d calls of methods of the next release were sent to a process that did not have the method, want 0", early)
 	}
 }
 
-// requests are those of four clients, for greetings.
+// requests are the requests of four clients for greetings.
 type requests struct {
 	stop    chan struct{}
 	clients sync.WaitGroup
 	mu      sync.Mutex
-	places  []string
+	places  []string // the paths of the accepted greetings
 }
 
 // startRequests starts the clients. A request to a process that is not being replaced must not fail.
@@ -160,7 +160,7 @@ func startRequests(t *testing.T, processes []*replaceable) *requests {
 				default:
 				}
 				p := processes[i%len(processes)]
-				if !p.in.TryRLock() { // it is being replaced
+				if !p.in.TryRLock() { // the process is being replaced
 					continue
 				}
 				place, err := requestGreeting(p.addr)
@@ -179,15 +179,15 @@ func startRequests(t *testing.T, processes []*replaceable) *requests {
 	return r
 }
 
-// end ends the clients, and returns the places of the greetings.
+// end ends the clients, and returns the paths of the accepted greetings.
 func (r *requests) end() []string {
 	close(r.stop)
 	r.clients.Wait()
 	return r.places
 }
 
-// TestUpgradeFromLast: three processes of the last release are replaced by those of this one, while clients ask for greetings. It runs with
-// `make accept`, because it builds the last release.
+// TestUpgradeFromLast: three processes of the last release are replaced by those of this release, while clients request greetings. The test
+// builds the last release, so it runs only in `make upgrade-test` and `make accept`.
 func TestUpgradeFromLast(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("ARMATURE_UPGRADE_ROUNDS") == "" {
@@ -200,7 +200,7 @@ func TestUpgradeFromLast(t *testing.T) {
 		p := &replaceable{host: fmt.Sprintf("h%d", i+1)}
 		addr := envtest.FreeAddr(t)
 		p.addr = "http://" + addr
-		p.cmd = startWith(t, &p.log, last, p.host, addr, []string{ // the names of options in the last release
+		p.cmd = startWith(t, &p.log, last, p.host, addr, []string{ // options by their names in the last release
 			"OS_DEFAULT__HOST=" + p.host, "OS_DEFAULT__LISTEN=" + addr, "OS_DEFAULT__CONNECTION=" + database, "OS_DEFAULT__TRANSPORT_URL=" + bus, "OS_DEFAULT__CONTROL_EXCHANGE=" + exchange,
 		})
 		processes[i] = p
@@ -222,7 +222,8 @@ func TestUpgradeFromLast(t *testing.T) {
 	judgeUpgrade(t, database, processes[0].addr, requests.end())
 }
 
-// judgeUpgrade waits until each greeting is made, and checks the operations. It returns the number of operations of the next release.
+// judgeUpgrade waits until the greetings at all paths are made, and checks the operations. It returns the number of operations of the next
+// release.
 func judgeUpgrade(t *testing.T, database, addr string, places []string) (ofNext int) {
 	t.Helper()
 	for _, place := range places {
@@ -237,7 +238,7 @@ func judgeUpgrade(t *testing.T, database, addr string, places []string) (ofNext 
 				return err
 			}
 			if g.Text != "Hello, Ada!" {
-				return errors.New("it is not made yet")
+				return errors.New("not made yet")
 			}
 			return nil
 		})
@@ -274,7 +275,7 @@ func judgeUpgrade(t *testing.T, database, addr string, places []string) (ofNext 
 	return counts.Next
 }
 
-// requestGreeting sends one request, and returns the place of the greeting.
+// requestGreeting sends one request for a greeting, and returns the path of the greeting.
 func requestGreeting(addr string) (place string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

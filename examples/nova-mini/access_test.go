@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// serve runs a command until the test ends. It returns what the command has printed when it
-// listens, or the error with which the command has ended before that.
+// serve runs a command until the test ends. It returns the output of the command when the command
+// listens. If the command ends before that, serve returns its error.
 func serve(t *testing.T, args ...string) (printed string, err error) {
 	t.Helper()
 	out := &output{more: make(chan struct{}, 1)}
@@ -91,8 +91,8 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 	for _, tt := range []struct {
 		name, service, text string
 		env                 string
-		want                int    // the status without a token; 0: it does not start
-		says                string // the error
+		want                int    // the status of a request without a token; 0: the program does not start
+		says                string // a part of the error of the start
 	}{
 		{"no option", "api", "", "", 0, "[keystone_authtoken]"},
 		{"no option, all in one process", "", "", "", 200, ""},
@@ -105,7 +105,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 		{"older names in keystone_authtoken, all in one process", "", "[keystone_authtoken]\nidentity_uri = " + url + "/\nadmin_user = nova\nadmin_password = x\n", "", 401, ""},
 		{"noauth2", "api", "[api]\nauth_strategy = noauth2\n", "", 200, ""},
 		{"noauth2 in its older place", "api", "[DEFAULT]\nauth_strategy = noauth2\n", "", 200, ""},
-		{"the newer place counts", "api", "[DEFAULT]\nauth_strategy = noauth2\n[api]\nauth_strategy = keystone\n" + keystone, "", 401, ""},
+		{"both places, the newer place counts", "api", "[DEFAULT]\nauth_strategy = noauth2\n[api]\nauth_strategy = keystone\n" + keystone, "", 401, ""},
 		{"noauth2 on every address", "api", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n[api]\nauth_strategy = noauth2\n", "", 0, "noauth2_remote"},
 		{"noauth2 on every address, IPv6", "api", "[DEFAULT]\nosapi_compute_listen = ::\n[api]\nauth_strategy = noauth2\n", "", 0, "noauth2_remote"},
 		{"the default on every address, all in one process", "", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n", "", 0, "noauth2_remote"},
@@ -160,7 +160,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 				t.Errorf("without a token: %d, want %d", got, tt.want)
 			}
 			if strings.Contains(printed, "X-Auth-Token") != (tt.want == 401) {
-				t.Errorf("the printed commands do not suit the authentication:\n%s", printed)
+				t.Errorf("the printed commands do not fit the authentication:\n%s", printed)
 			}
 		})
 	}

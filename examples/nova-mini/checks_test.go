@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// good is a correct file. A test adds a line to it, or replaces one.
+// good is a correct configuration file. Tests add lines to this text, or replace lines.
 const good = `[DEFAULT]
 transport_url = rabbit://u:hush@127.0.0.1:1/
 state_path = DIR/state
@@ -33,12 +33,12 @@ username = nova
 password = hush
 `
 
-// TestBadFiles: config validate refuses each of these files without the network. The error names the place of the fault
-// and what to do. A service that reads the file does not start.
+// TestBadFiles: config validate refuses each of these files without using the network. The error says where the mistake is
+// and what to do. A service with this file does not start, and has the same error.
 func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the default logger
 	for _, tt := range []struct {
 		name, service, text string
-		where, says         string // FILE stands for the path of the file; where has the form FILE:LINE: or is empty
+		where, says         string // parts of the error; FILE stands for the path of the file
 	}{
 		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
 		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
@@ -138,7 +138,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 					t.Errorf("%v: %v\nwant %s with %q", args, err, fill.Replace(tt.where), tt.says)
 				}
 				if n := strings.Count(text, "\n"); n != 0 {
-					t.Errorf("%v: %d faults, want exactly one:\n%v", args, n+1, err)
+					t.Errorf("%v: %d errors, want exactly one:\n%v", args, n+1, err)
 				}
 				if strings.Contains(text, "admin_hosts") && !strings.Contains(tt.says, "admin_hosts") {
 					t.Errorf("%v: admin_hosts would not help: %v", args, err)
@@ -154,8 +154,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 	}
 }
 
-// TestGoodFiles: a correct file is accepted, without the network, also with strict = false. Several faults are reported at
-// once. Only the options that a service uses are checked.
+// TestGoodFiles: config validate accepts a correct file without using the network, also with strict = false. It reports several errors at
+// once. It checks only the options that a service uses.
 func TestGoodFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -195,8 +195,8 @@ func TestGoodFiles(t *testing.T) {
 		t.Errorf("a host needs no database: %v", err)
 	}
 	_, err := validate("[DEFAULT]\nworkes = 1\ncpu_allocation_ratio = 0\ncompute_driver = none\nplugin_dir = DIR\ntransport_url = x\n[driver_fake]\n")
-	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // the file's faults and the missing options: database, state_path, three of Keystone's
-		t.Errorf("%d faults, want 10:\n%v", n, err)
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // the wrong options of the file, and the missing options: database, state_path, three of Keystone's
+		t.Errorf("%d errors, want 10:\n%v", n, err)
 	}
 	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
 		t.Errorf("%v", err)
@@ -207,7 +207,7 @@ func TestGoodFiles(t *testing.T) {
 	}
 }
 
-// TestCommandLine: a name that does not exist is an error with the nearest name and the exit code 2.
+// TestCommandLine: a wrong command line ends with exit code 2. The error of an unknown name has the nearest name, if there is a similar one.
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -232,8 +232,8 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// TestStatePath: an operator's command finds the database of the process with all services, and --limit limits the list
-// of operations.
+// TestStatePath: with the option state_path, a command of an operator finds the database of the process with all services.
+// The flag --limit limits the list of operations.
 func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	dir := t.TempDir()
 	printed, err := serve(t, "--state-path", dir, "--port", "0")

@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// oneProcess is nova-mini in one process, with consoles.
+// oneProcess is a client of a nova-mini whose services all run in the process of the test.
 type oneProcess struct {
 	*testing.T
 
@@ -66,7 +66,7 @@ func (o *oneProcess) console(id, protocol, kind string) string {
 	var got struct {
 		Console struct{ URL string } `json:"remote_console"`
 	}
-	waittest.Until(o, "consoles, which the process offers when it knows that all compute services have them", func() bool {
+	waittest.Until(o, "consoles: the API offers them when it knows that all compute services support them", func() bool {
 		return o.do("POST", "/servers/"+id+"/remote-consoles", `{"remote_console": {"protocol": "`+protocol+`", "type": "`+kind+`"}}`, &got) == 200
 	})
 	u, err := url.Parse(got.Console.URL)
@@ -80,17 +80,17 @@ func (o *oneProcess) console(id, protocol, kind string) string {
 	return u.String()
 }
 
-// open opens a console, or returns the status with which it is refused.
+// open opens a console and returns the connection and the status. If the console is refused, the connection is nil.
 func (o *oneProcess) open(at string) (*websocket.Conn, int) {
 	o.Helper()
-	ws, resp, err := websocket.Dial(o.Context(), at, &websocket.DialOptions{Subprotocols: []string{"binary"}}) //nolint:bodyclose // the library says that it need not be closed
+	ws, resp, err := websocket.Dial(o.Context(), at, &websocket.DialOptions{Subprotocols: []string{"binary"}}) //nolint:bodyclose // the library says that the body need not be closed
 	if resp == nil {
 		o.Fatal(err)
 	}
 	return ws, resp.StatusCode
 }
 
-// reads fails the test unless a console sends a text.
+// reads reads the data of a console until the text want has arrived. It fails the test if the data end before that.
 func (o *oneProcess) reads(c io.Reader, want string) {
 	o.Helper()
 	var got bytes.Buffer
@@ -104,8 +104,8 @@ func (o *oneProcess) reads(c io.Reader, want string) {
 	}
 }
 
-// TestConsoles: a client opens the URL of a console of the fake driver, reads from it and writes to it. When the server stops, the session ends, and
-// neither the old token nor, after the deletion, a new one exists.
+// TestConsoles: a client opens the URL of a console of the fake driver, and reads and writes. When the server stops, the session ends, and the token is
+// refused. A token of a deleted server is refused, too.
 func TestConsoles(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	conf := filepath.Join(t.TempDir(), "nova.conf")
 	if err := os.WriteFile(conf, []byte("[vnc]\nenabled = true\n[serial_console]\nenabled = true\n[consoleproxy]\nport = 0\n"), 0o600); err != nil {
@@ -157,6 +157,9 @@ func TestConsoles(t *testing.T) { //nolint:paralleltest // the program sets the 
 	if ws, status := o.open(serial); ws != nil || status != 401 {
 		t.Errorf("the console of a stopped server: %d", status)
 	}
+	if code := o.do("GET", "/os-console-auth-tokens/"+u.Query().Get("token"), "", nil); code != 404 {
+		t.Errorf("the token of a stopped server: %d", code)
+	}
 	if code := o.do("POST", "/servers/"+id+"/remote-consoles", `{"remote_console": {"protocol": "serial", "type": "serial"}}`, nil); code != 409 {
 		t.Errorf("a console of a stopped server: %d", code)
 	}
@@ -169,7 +172,8 @@ func TestConsoles(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestConsoleHosts: by default the console proxy takes the address of a console that the driver names. Consoles on loopback are those of the proxy's own machine.
+// TestConsoleHosts: by default the console proxy uses the address that the driver reports. Consoles with loopback addresses are allowed
+// only for the hosts in local_hosts. By default this is only the host of the proxy's own machine.
 func TestConsoleHosts(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

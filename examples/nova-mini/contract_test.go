@@ -17,8 +17,8 @@ var (
 	sampleRule    = regexp.MustCompile(`^#"([^"]+)": `)
 )
 
-// TestContract: files of options and of rules that work with a release work with the next one. An option or a rule that is renamed keeps its
-// old name as deprecated for one release. The golden files have the names.
+// TestContract: configuration files and policy files that work with a release also work with the next release. A renamed option or rule
+// keeps its old name as deprecated for one release. The golden files have the names.
 func TestContract(t *testing.T) { //nolint:paralleltest // goldentest reads environment variables
 	var options, rules []string
 	section := ""
@@ -62,7 +62,7 @@ func TestContract(t *testing.T) { //nolint:paralleltest // goldentest reads envi
 	})
 }
 
-// complaints returns the errors of a command with a configuration.
+// complaints runs a command with a configuration and returns the errors of the command.
 func complaints(t *testing.T, conf string, args ...string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nova.conf")

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestUpgrade runs the commands with which an operator upgrades: check, sync, check. Then it runs the audit of claims.
+// TestUpgrade runs the commands of an operator's upgrade: check, sync, check. Then it runs the audit of claims.
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))
@@ -55,7 +55,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // other tests of the pac
 		t.Fatal(err)
 	}
 	const line = "orphaned  gone: DISK_GB 1 VCPU 2 on node-1  "
-	run(0, "no differences\n", "placement", "audit", "--repair") // the claim has changed too recently
+	run(0, "no differences\n", "placement", "audit", "--repair") // the claim is younger than the default of --min-age
 	run(3, line+"found\n", "placement", "audit", "--min-age", "0s")
 	run(4, line+"repaired\n", "placement", "audit", "--min-age", "0s", "--repair")
 	run(0, "no differences\n", "placement", "audit")

@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 )
 
-// TestDeadLetters lists, shows, requeues and drops dead letters of a real broker with the commands.
+// TestDeadLetters: the commands list, show, requeue and drop dead letters of a real broker.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -78,7 +78,7 @@ func TestDeadLetters(t *testing.T) {
 	if err != nil || len(lines) != 4 || !strings.HasPrefix(lines[0], "ID ") {
 		t.Fatalf("list: %v\n%s", err, list)
 	}
-	ids := map[string]string{} // by the id of the server in the message
+	ids := map[string]string{} // the ids of the dead letters, by the id of the server in the message
 	for _, line := range lines[1:] {
 		id, rest, _ := strings.Cut(line, " ")
 		for _, want := range []string{"compute", "destroy", " 1 ", " h ", "Exhausted: no driver for server-"} {
@@ -91,7 +91,7 @@ func TestDeadLetters(t *testing.T) {
 	shown, err := run("show", ids["server-1"])
 	for _, want := range []string{"id                " + ids["server-1"], "topic             compute.h", "rpc: cast compute.destroy 1.0 at-least-once", `payload           {"server_id":"server-1"}`} {
 		if err != nil || !strings.Contains(shown, want) {
-			t.Errorf("show: %v, it lacks %q:\n%s", err, want, shown)
+			t.Errorf("show: %v, the output lacks %q:\n%s", err, want, shown)
 		}
 	}
 	if _, err := run("show", "none"); exitCode(err) != 1 || !strings.Contains(fmt.Sprint(err), "none") {
@@ -119,8 +119,8 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
-// TestDLQUsage: these command lines are errors: without an id, with an empty id (such as the value of an unset shell variable), and
-// with both ids and --all.
+// TestDLQUsage: a command line is an error if it has no id, an empty id (such as the value of an unset shell variable), or both ids
+// and --all.
 func TestDLQUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}, {"drop"}, {"requeue"}, {"requeue", "--all", "a"}} {

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestOperating: in docs/operating.md, the configuration file is accepted, the commands in blocks `console` work, and the errors in
-// blocks `errors` are those that the program prints. The commands in blocks `sh` are tested in package e2e.
+// TestOperating: in docs/operating.md, the configuration file is accepted, the commands in blocks `console` work, and the program
+// prints the errors in blocks `errors`. Package e2e tests the commands in blocks `sh`.
 func TestOperating(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../../docs/operating.md")
@@ -66,7 +66,7 @@ func TestOperating(t *testing.T) {
 			t.Errorf("%s: %s", line, out)
 		}
 	}
-	empty := filepath.Join(dir, "empty.conf") // has the effect of no file, also on a machine with a default file
+	empty := filepath.Join(dir, "empty.conf") // so that the command has no options even if this machine has a default file
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

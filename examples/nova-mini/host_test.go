@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestHostName: a host name that cannot be part of a queue's name is refused when the options are read.
+// TestHostName: a value of the option host is refused if the name of a queue cannot contain it.
 func TestHostName(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"a b", "node\t1", "node.*", "dlq", "node-1.calls", strings.Repeat("h", 300)} {

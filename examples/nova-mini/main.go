@@ -15,9 +15,12 @@
 //	nova-mini openapi --history                       print what each microversion changes
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   manage messages that no service could handle
 //
+// A process with all services that was started with --state-path DIR has its database in DIR. The commands for operators work with this
+// database if they have the same --state-path instead of --config-file.
+//
 // The services share a RabbitMQ or a NATS server (transport_url) and a MySQL or MariaDB server ([database] connection).
-// Any number of processes of each service may run, but only one compute service for each host. The commands are those of package
-// component; wire.go has what is nova-mini's own.
+// Any number of processes of each service may run, but only one compute service for each host. Package component implements the
+// commands; wire.go adds nova-mini's own parts to the services.
 package main
 
 import (
@@ -25,6 +28,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -33,6 +38,7 @@ import (
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
@@ -58,7 +64,7 @@ func nova() component.Component[options] {
 		Migrations: store.Migrations(), Rules: api.Rules(),
 		Interfaces: []*rpc.Interface{compute.Worker, compute.Conductor, compute.Scheduler}, Unreported: compute.Unreported,
 		Runner:    func(o *options) operation.RunnerConfig { return operation.RunnerConfig{Lease: o.RetryInterval} },
-		OwnNotify: true, // compute.Notify
+		OwnNotify: true, // compute.Notify notifies conductors
 		Address:   (*options).address,
 		OpenAPI:   func(version string) (any, error) { return api.OpenAPI(cmp.Or(version, "2.1")) },
 		Audit: func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
@@ -79,6 +85,34 @@ func upgradeCommands(t *component.Tool[options]) []*cobra.Command {
 	return []*cobra.Command{upgrade}
 }
 
+// exampleImage returns the name of an image for the commands that greet prints. If nova-mini cannot choose an image, the name
+// is IMAGE, and note tells the user what to write instead.
+func exampleImage(p *component.Process[options]) (name, note string) {
+	ctx := context.Background()
+	if p.Options.Glance.AuthURL != "" {
+		return "IMAGE", "IMAGE stands for the ID of an image: openstack image list\n\n"
+	}
+	source, err := images(ctx, p)
+	if err == nil && source == nil {
+		return "IMAGE", "IMAGE stands for the name of an image that the driver knows\n\n"
+	}
+	var list []image.Image
+	if err == nil {
+		list, err = source.List(ctx, "")
+	}
+	i := slices.IndexFunc(list, func(is image.Image) bool { // one that any host can boot
+		needs, err := image.Needs(is.Properties)
+		return err == nil && needs.IsZero() && plainName.MatchString(is.ID)
+	})
+	if err != nil || i < 0 { // each request reads the directory again, and reports the error
+		return "IMAGE", "IMAGE stands for the name of an image in " + p.Options.Image.Directory + "\n\n"
+	}
+	return list[i].ID, ""
+}
+
+// plainName matches a name that needs no quotes in a command.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
 // greet prints the URL of the API, if the process has one, and commands to try the API.
 func greet(p *component.Process[options]) error {
 	if p.Addr() == "" {
@@ -91,22 +125,23 @@ func greet(p *component.Process[options]) error {
 		hint = "With OpenStack's command line set up for your Keystone, paste these to get a token, to create a server, to list all servers, and to show the new one:\n\n" +
 			"  TOKEN=$(openstack token issue -f value -c id)"
 	}
+	from, note := exampleImage(p)
 	text := fmt.Sprintf(`nova-mini listens on %[1]s
 
-%[3]s
+%[5]s%[3]s
 
-  ID=$(%[2]s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
-  %[2]s %[1]s/v2.1/servers/detail
-  %[2]s "%[1]s/v2.1/servers/$ID"
+  ID=$(%[2]s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "%[4]s"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
+  %[2]s -w '\n' %[1]s/v2.1/servers/detail
+  %[2]s -w '\n' "%[1]s/v2.1/servers/$ID"
 
-`, url, curl, hint)
+`, url, curl, hint, from, note)
 	if !p.Options.Authenticated() {
 		text += fmt.Sprintf(`The same with OpenStack's own command, see docs/openstack-client.md:
 
   export OS_AUTH_TYPE=none OS_ENDPOINT=%s/v2.1 OS_COMPUTE_API_VERSION=2.79
-  openstack server create --image cirros --flavor m1.tiny --network none --wait demo
+  openstack server create --image %s --flavor m1.tiny --network none --wait demo-2
 
-`, url)
+`, url, from)
 	}
 	_, err := io.WriteString(p.Out, text)
 	return err

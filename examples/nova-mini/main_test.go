@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// output keeps what the program prints, and sends on the channel more after each write.
+// output keeps the output of the program. After each write, it sends a value on the channel named more.
 type output struct {
 	mu   sync.Mutex
 	buf  bytes.Buffer
@@ -41,7 +41,7 @@ func (o *output) Write(p []byte) (int, error) {
 	n, err := o.buf.Write(p)
 	select {
 	case o.more <- struct{}{}:
-	default: // the channel is full: the reader has not seen the last write yet
+	default: // the channel is full: the reader will read this write together with the last one
 	}
 	return n, err
 }
@@ -52,7 +52,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// TestGreeting runs all services in one process. It runs the commands that this process prints, exactly as printed.
+// TestGreeting runs all services in one process, and then the commands that this process prints for its users, exactly as printed.
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
@@ -84,10 +84,10 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	if len(commands) != 5 {
 		t.Fatalf("%d commands in %q, want 5", len(commands), out.String())
 	}
-	commands = commands[:3] // the others are for OpenStack's own command, see TestCommands of the root
+	commands = commands[:3] // the other two are for OpenStack's own command: TestCommands of the root package runs them
 	if _, err := exec.LookPath("curl"); err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("curl is not installed: the commands that are printed cannot be tried")
+			t.Fatal("curl is not installed: the printed commands need it")
 		}
 		t.Skip("curl is not installed")
 	}
@@ -125,7 +125,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestTools checks what the commands about options and rules print, and that they print no password.
+// TestTools checks the output of the commands about options and rules. The output has no password.
 func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -141,7 +141,7 @@ func TestTools(t *testing.T) {
 		"config validate": "nova.conf:5",
 		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
 		"policy list":     "policy.yaml:1",
-		"policy validate": "policy.yaml:1\n", // and no other rule
+		"policy validate": "policy.yaml:1\n", // the number of lines is checked below
 		"policy explain --rule os_compute_api:servers:start --token any":                        "allows\n", // every client is the administrator
 		"policy explain --rule os_compute_api:servers:start --role member --project p":          "denies\n  no   role:admin\n",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p":           "allows",
@@ -151,7 +151,7 @@ func TestTools(t *testing.T) {
 		if err := run(t.Context(), &out, append(strings.Fields(args), "--config-file", nova)...); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
 			t.Errorf("%s: %v\n%s\nwant %s", args, err, &out, want)
 		}
-		if args == "policy validate" && strings.Count(out.String(), "\n") != 2 { // the second is the head
+		if args == "policy validate" && strings.Count(out.String(), "\n") != 2 { // the head of the table, and one rule
 			t.Errorf("%s prints rules that no file has:\n%s", args, &out)
 		}
 	}

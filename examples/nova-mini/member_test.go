@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestMemberCommands: the list shows the process that owns a host. A host is free after its service has been removed.
+// TestMemberCommands: member list shows the process that owns a host. After member remove, another process can claim the host.
 func TestMemberCommands(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		conf := filepath.Join(t.TempDir(), "nova.conf")
@@ -57,7 +57,7 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // other tests of 
 			t.Errorf("remove: %v %s", err, out)
 		}
 		if err := s.ClaimHost(t.Context(), claim(second), time.Minute); err != nil {
-			t.Errorf("claim after it was removed: %v", err)
+			t.Errorf("claim after the removal: %v", err)
 		}
 		if _, err := run("member", "remove", "--force", "nova-compute", "node-9"); exitCode(err) != 1 || !strings.Contains(err.Error(), "node-9") {
 			t.Errorf("remove of a service that does not exist: %v", err)

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestOperationCommand: the commands list, show, cancel and retry operations.
+// TestOperationCommand tests the commands that list, show, cancel and retry operations.
 func TestOperationCommand(t *testing.T) { //nolint:paralleltest // other tests of the package set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))

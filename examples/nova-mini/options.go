@@ -13,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/component"
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -20,8 +21,8 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// options are the options of nova.conf that nova-mini has. If Nova has an option, its name, section and default are
-// Nova's.
+// options has a field for each option of nova.conf that nova-mini supports. An option that Nova also has keeps Nova's name and
+// section, and usually Nova's default.
 type options struct {
 	component.Options
 	component.AccessOptions
@@ -31,14 +32,18 @@ type options struct {
 	Listen          string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port            int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API; 0: any free port"`
 	BuildTimeout    time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build or an action may take on one host"`
-	ShelvedOffload  time.Duration                `ini:"shelved_offload_time" default:"0" min:"-1s" help:"seconds that a shelved server stays on its host; 0: not at all, -1: until a client removes it"`
+	ShelvedOffload  time.Duration                `ini:"shelved_offload_time" default:"0" min:"-1s" help:"seconds that a shelved server stays on its host; 0: it is removed at once, -1: it stays until a client removes it"`
 	RetryInterval   time.Duration                `ini:"task_retry_interval" default:"15" min:"1ms" help:"seconds without a report after which a request to a compute service is repeated, and seconds without a renewed lease after which another conductor continues an operation"`
 	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" min:"0.01" max:"10000" help:"virtual CPUs that servers can claim for each real CPU"`
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory that servers can claim, as a multiple of the real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk that servers can claim, as a multiple of the real disk"`
-	ReclaimInterval time.Duration                `ini:"reclaim_instance_interval" default:"0" min:"0s" help:"seconds for which a deleted server can be restored; 0: it cannot, and is deleted at once"`
+	ReclaimInterval time.Duration                `ini:"reclaim_instance_interval" default:"0" min:"0s" help:"seconds for which a deleted server can be restored; 0: a server is deleted at once, and cannot be restored"`
 	DeletedKept     time.Duration                `ini:"deleted_server_retention" default:"86400" min:"0s" help:"seconds for which administrators can list a deleted server"`
 	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
+	InstanceNames   string                       `ini:"instance_name_template" default:"instance-%(uuid)s" help:"name of a server on its host; with %(uuid)s, and if needed %(hostname)s, %(project_id)s, %(user_id)s, %(reservation_id)s and %(launch_index)d (Nova's default, instance-%08x, has a number that servers do not have here)"`
+	Zone            string                       `ini:"default_availability_zone" default:"nova" regex:"^[^:]{1,255}$" help:"availability zone of the host of a compute service; hosts with different values are in different zones"`
+	InternalZone    string                       `ini:"internal_service_availability_zone" default:"internal" regex:"^[^:]{1,255}$" help:"availability zone of the services that are not on compute hosts, which must not be that of a host"`
+	ScheduleZone    string                       `ini:"default_schedule_zone" regex:"^[^:]{0,255}$" help:"availability zone of servers whose clients name none (default: any)"`
 	SSLAPIs         []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that use HTTPS"`
 	SSLOnly         bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [consoleproxy], which make the proxy for consoles accept TLS only" help:"consoles accept TLS only"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
@@ -59,21 +64,21 @@ type options struct {
 }
 
 type schedulerOptions struct {
-	MaxAttempts int `ini:"max_attempts" default:"3" deprecated:"DEFAULT.scheduler_max_attempts" min:"1" help:"build attempts of a server, each on another host"`
+	MaxAttempts int `ini:"max_attempts" default:"3" deprecated:"DEFAULT.scheduler_max_attempts" min:"1" help:"maximum number of build attempts of a server, each on another host"`
 }
 
 type filterOptions struct {
-	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order of their use, by their own names or Nova's (default: tried, disabled, down, VCPU, MEMORY_MB, DISK_GB)"`
-	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" min:"1" help:"number of best hosts of which one is chosen at random"`
+	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order of their use, by their own names or Nova's (default: disabled, down, capabilities, VCPU, MEMORY_MB, DISK_GB; tried, extra_specs, forced, zone, platform, traits, affinity and anti_affinity are always used)"`
+	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" min:"1" help:"number of best hosts from which one is chosen at random"`
 	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free memory; negative: fill hosts up"`
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"weight of the number of servers"`
-	NearMultiplier    float64  `ini:"soft_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight of the number of servers of the same group, with the policy soft-affinity"`
-	FarMultiplier     float64  `ini:"soft_anti_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_anti_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight against the number of servers of the same group, with the policy soft-anti-affinity"`
+	NearMultiplier    float64  `ini:"soft_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight for preferring hosts with servers of the same group, with the policy soft-affinity"`
+	FarMultiplier     float64  `ini:"soft_anti_affinity_weight_multiplier" default:"1.0" deprecated:"DEFAULT.soft_anti_affinity_weight_multiplier" min:"0" max:"1000000" help:"weight for avoiding hosts with servers of the same group, with the policy soft-anti-affinity"`
 }
 
-// quotaOptions are limits. The names and defaults are Nova's.
+// quotaOptions are the limits of projects, users and servers. The names and defaults are Nova's.
 type quotaOptions struct {
 	Instances    int64 `ini:"instances" default:"10" min:"-1" deprecated:"DEFAULT.quota_instances" help:"servers of a project; -1: no limit"`
 	Cores        int64 `ini:"cores" default:"20" min:"-1" deprecated:"DEFAULT.quota_cores" help:"virtual CPUs of the servers of a project; -1: no limit"`
@@ -84,10 +89,10 @@ type quotaOptions struct {
 	Files        int64 `ini:"injected_files" default:"5" min:"-1" deprecated:"DEFAULT.quota_injected_files" help:"files for the guest of a server; -1: no limit"`
 	FileContent  int64 `ini:"injected_file_content_bytes" default:"10240" min:"-1" max:"1048576" deprecated:"DEFAULT.quota_injected_file_content_bytes" help:"bytes of a file for a guest; -1: no limit"`
 	FilePath     int64 `ini:"injected_file_path_length" default:"255" min:"-1" deprecated:"DEFAULT.quota_injected_file_path_length" help:"bytes of the path of a file for a guest; -1: no limit"`
-	GroupMembers int64 `ini:"server_group_members" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_group_members" help:"servers of a server group; -1: no limit"`
+	GroupMembers int64 `ini:"server_group_members" default:"10" min:"-1" deprecated:"DEFAULT.quota_server_group_members" help:"servers of a user in a server group; -1: no limit"`
 }
 
-// limits returns the limits of the store.
+// limits returns the limits in the form that the store needs.
 func (q *quotaOptions) limits() store.Limits {
 	return store.Limits{
 		store.Instances: q.Instances, store.Cores: q.Cores, store.RAM: q.RAM, store.Metadata: q.Metadata,
@@ -96,84 +101,85 @@ func (q *quotaOptions) limits() store.Limits {
 	}
 }
 
-// imageOptions say where the images are. Nova has no such section, because it always has an image service.
+// imageOptions name a directory of images, for a nova-mini without an image service. Nova has no such section, because it always has an image service.
 type imageOptions struct {
-	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; images.json there may say more of them (default: with the fake driver the image cirros, and with another driver any name that it knows)"`
+	Directory string `ini:"directory" help:"directory of the images from which servers boot, as NAME.qcow2, NAME.img or NAME.raw; the file images.json there may describe them (default: the fake driver has the image cirros; another driver accepts the names that it knows)"`
 }
 
-// glanceOptions say how the image service is used. Nova uses the tokens of users on every host, and nova-mini does not send tokens to hosts.
+// glanceOptions configure the use of the image service. nova-mini logs in with its own user. Unlike Nova, it sends no tokens of users to hosts.
 type glanceOptions struct {
 	sessionOptions
 
 	UploadRetry     time.Duration `ini:"upload_retry_time" default:"120" min:"0s" help:"seconds for which a compute service repeats the upload of a snapshot while the image service is away"`
-	TransferTimeout time.Duration `ini:"transfer_timeout" default:"60" min:"1s" help:"seconds without a byte after which the transfer of an image is given up"`
-	Signatures      bool          `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave it out" help:"verify the signatures of images"`
+	TransferTimeout time.Duration `ini:"transfer_timeout" default:"60" min:"1s" help:"seconds without a byte after which the transfer of an image is aborted"`
+	Signatures      bool          `ini:"verify_glance_signatures" default:"false" protects:"true" unsupported:"signatures of images are not verified, only checksums: leave this option out" help:"verify the signatures of images"`
 }
 
-// neutronOptions say how the network service is used.
+// neutronOptions configure the use of the network service.
 type neutronOptions struct {
 	sessionOptions
 }
 
-// vncOptions are about VNC consoles. Nova enables them by default; without a proxy their URLs lead nowhere.
+// vncOptions configure VNC consoles. Unlike in Nova, they are disabled by default, because their URLs do not work without a console proxy.
 type vncOptions struct {
 	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open VNC consoles"`
 	URL         string `ini:"novncproxy_base_url" regex:"^(https?://[^ ]+)?$" help:"URL of noVNC's page for clients, such as https://consoles.example.org/vnc_lite.html, whose WebSocket reaches the console proxy (default: the console proxy, if it is in the same process)"`
 	ProxyClient string `ini:"server_proxyclient_address" help:"address of this host at which the console proxy reaches VNC consoles (default: the address at which the driver says that they listen; Nova's default is 127.0.0.1)"`
 }
 
-// serialOptions are about serial consoles.
+// serialOptions configure serial consoles.
 type serialOptions struct {
 	Enabled     bool   `ini:"enabled" default:"false" help:"clients can open serial consoles"`
 	URL         string `ini:"base_url" regex:"^(wss?://[^ ]+)?$" help:"URL of the console proxy for clients, such as wss://consoles.example.org/ (default: the console proxy, if it is in the same process)"`
 	ProxyClient string `ini:"proxyclient_address" help:"address of this host at which the console proxy reaches serial consoles (default: the address at which the driver says that they listen; Nova's default is 127.0.0.1)"`
 }
 
-// consoleOptions are about clients of consoles.
+// consoleOptions configure which web pages may open consoles.
 type consoleOptions struct {
-	Origins []string `ini:"allowed_origins" deprecated:"DEFAULT.console_allowed_origins" help:"host names that the header Origin of a browser may have besides that of the console proxy"`
+	Origins []string `ini:"allowed_origins" deprecated:"DEFAULT.console_allowed_origins" help:"host names that the header Origin of a browser may have, besides the name of the console proxy"`
 }
 
-// consoleAuthOptions are about the tokens of consoles.
+// consoleAuthOptions configure the tokens with which clients open consoles.
 type consoleAuthOptions struct {
 	TTL     time.Duration `ini:"token_ttl" default:"600" min:"1s" deprecated:"DEFAULT.console_token_ttl" help:"seconds for which a client can open a console with a token"`
-	Enforce bool          `ini:"enforce_session_timeout" default:"false" protects:"true" help:"sessions end with their tokens"`
+	Enforce bool          `ini:"enforce_session_timeout" default:"false" protects:"true" help:"sessions end when their tokens expire"`
 }
 
-// consoleProxyOptions are about the console proxy, which Nova does not have: it has one for each type of console.
+// consoleProxyOptions configure the console proxy. Nova has no such section, because it has one proxy for each type of console.
 type consoleProxyOptions struct {
 	Listen      string        `ini:"listen" default:"127.0.0.1" help:"address of the console proxy"`
 	Port        int           `ini:"port" default:"6080" min:"0" max:"65535" help:"port of the console proxy; 0: any free port"`
 	CertFile    string        `ini:"ssl_cert_file" protects:"true" help:"certificate chain of the console proxy, which makes it accept TLS only"`
 	KeyFile     string        `ini:"ssl_key_file" protects:"true" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
-	LocalHosts  []string      `ini:"local_hosts" help:"names of the compute hosts that are the machine of the console proxy; only their consoles may have loopback addresses (default: the name in the option host)"`
-	MaxSessions int           `ini:"max_sessions" default:"1000" min:"1" help:"open consoles at a time"`
-	MaxServer   int           `ini:"max_sessions_per_server" default:"10" min:"1" help:"open consoles of one server at a time"`
+	LocalHosts  []string      `ini:"local_hosts" help:"names of the compute hosts on the machine of the console proxy; only consoles of these hosts may have loopback addresses (default: the name in the option host)"`
+	MaxSessions int           `ini:"max_sessions" default:"1000" min:"1" help:"maximum number of open consoles"`
+	MaxServer   int           `ini:"max_sessions_per_server" default:"10" min:"1" help:"maximum number of open consoles of one server"`
 	Idle        time.Duration `ini:"idle_timeout" default:"3600" min:"1s" help:"seconds without data after which a session ends"`
 }
 
 // consoles reports whether clients can open consoles.
 func (o *options) consoles() bool { return o.VNC.Enabled || o.SerialConsole.Enabled }
 
-// sessionOptions say how nova-mini logs in at Keystone to use another service. The names are those of Nova.
+// sessionOptions configure how nova-mini logs in at Keystone to use another service. The names are Nova's.
 type sessionOptions struct {
 	AuthURL       string        `ini:"auth_url" protects:"true" help:"Keystone's endpoint, https://host:5000/v3, at which nova-mini logs in to use the service (default: the service is not used)"`
-	Username      string        `ini:"username" help:"user with the role admin, because it acts for all projects"`
+	Username      string        `ini:"username" help:"user that nova-mini logs in as, with the role admin, because nova-mini acts for all projects"`
 	Password      string        `ini:"password" secret:"true" help:"password of the user"`
 	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
 	Project       string        `ini:"project_name" default:"service" help:"project of the user"`
 	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
 	Region        string        `ini:"region_name" help:"region of the service in Keystone's catalog (default: any)"`
-	Interfaces    []string      `ini:"valid_interfaces" default:"internal, public" help:"kinds of endpoints of the catalog, the best first"`
-	Endpoint      string        `ini:"endpoint_override" protects:"true" help:"URL of the service (default: the one of the catalog)"`
+	Interfaces    []string      `ini:"valid_interfaces" default:"internal, public" help:"kinds of endpoints in Keystone's catalog, in the order of preference"`
+	Endpoint      string        `ini:"endpoint_override" protects:"true" help:"URL of the service (default: the URL in Keystone's catalog)"`
 	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted for the certificates of Keystone and the service (default: the system's)"`
-	CertFile      string        `ini:"certfile" protects:"true" help:"client certificate for both"`
+	CertFile      string        `ini:"certfile" protects:"true" help:"client certificate for Keystone and the service"`
 	KeyFile       string        `ini:"keyfile" protects:"true" help:"private key of certfile, with mode 0600, or 0640 if the file belongs to root"`
 	Timeout       time.Duration `ini:"timeout" default:"30" min:"1ms" help:"seconds that a request may take, without the transfer of an image"`
 	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"certificates are always verified: name their authority in cafile" help:"verify no certificate"`
 }
 
-// config returns the configuration of a session. userTokens reports that the tokens of clients are Keystone's. It reads the files for TLS.
+// config returns the configuration of a session. It reads the TLS files that the options name. The parameter userTokens says whether
+// clients send Keystone's tokens.
 func (o *sessionOptions) config(userTokens bool) (session.Config, error) {
 	cfg := session.Config{
 		AuthURL: o.AuthURL, Username: o.Username, Password: o.Password, UserDomain: o.UserDomain, Project: o.Project, ProjectDomain: o.ProjectDomain,
@@ -188,7 +194,8 @@ func (o *sessionOptions) config(userTokens bool) (session.Config, error) {
 	return cfg, err
 }
 
-// validate returns an error if a section has a login without auth_url. Its other options have no effect then, and are in many files of Nova.
+// validate returns an error if the section sets username or password without auth_url. Other options without auth_url have no effect. They
+// are accepted, because many configuration files of Nova have them.
 func (o *sessionOptions) validate(section string) error {
 	if o.AuthURL == "" && o.Username+o.Password != "" {
 		return about(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
@@ -200,7 +207,7 @@ type linkOptions struct {
 	Prefix string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"start of the links in replies: the URL of the proxy in front of the API, such as https://nova.example.org (default: the address that the client has used)"`
 }
 
-// proxyOptions are the options of Nova about a proxy in front of the API.
+// proxyOptions are Nova's options for a proxy in front of the API.
 type proxyOptions struct {
 	Header string `ini:"secure_proxy_ssl_header" unsupported:"set compute_link_prefix in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
 }
@@ -212,13 +219,22 @@ type sslOptions struct {
 	KeyFile  string `ini:"key_file" protects:"true" unsupported:"set ssl_key_file in [wsgi]" help:"private key of the certificate"`
 }
 
-// Validate returns an error if options contradict each other, if the address of the API is malformed, and for a section of a driver that is not in
-// use. The name of such a section may be misspelled, and then the checksum of the driver in use would not be checked.
+// Validate returns an error if options contradict each other, if the address of the API is malformed, or if a section configures a driver that is
+// not in use. Such a section is refused because its name may be misspelled. Then the driver's checksum in the section would not be checked.
 func (o *options) Validate() error {
 	var errs []error
 	if o.BuildTimeout <= o.RetryInterval {
 		errs = append(errs, about("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
-			"otherwise no request to build is ever repeated", o.BuildTimeout, o.RetryInterval)))
+			"otherwise requests to build are never repeated", o.BuildTimeout, o.RetryInterval)))
+	}
+	if _, err := api.ParseNameTemplate(o.InstanceNames); err != nil {
+		errs = append(errs, about("instance_name_template", err))
+	}
+	if o.ScheduleZone == o.InternalZone {
+		errs = append(errs, about("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))
+	}
+	if o.Zone == o.InternalZone {
+		errs = append(errs, about("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
 	}
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
 		errs = append(errs, about("osapi_compute_listen",
@@ -242,12 +258,12 @@ func (o *options) Validate() error {
 	return errors.Join(errs...)
 }
 
-// about returns err with the options that it is about, for package config.
+// about returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
 func about(options string, err error) error {
 	return fault.WithReason(err, "", map[string]string{"option": options})
 }
 
-// driverError returns an error of the driver with its option.
+// driverError returns an error of the driver with the name of the option that caused it: the option that the driver names, or compute_driver.
 func driverError(o *options, err error) error {
 	d := o.driver()
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
@@ -256,11 +272,11 @@ func driverError(o *options, err error) error {
 	return about("compute_driver", err)
 }
 
-// hostName matches the name of a host in DNS or in /etc/hosts, and also texts whose last label has only digits.
+// hostName matches the name of a host in DNS or in /etc/hosts. It also matches texts whose last label has only digits, which isHostName excludes.
 var hostName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)\.?$`)
 
-// isHostName reports whether s is the name of a host. The last label of such a name does not have only digits (RFC 1123), so a
-// malformed IP address is not one.
+// isHostName reports whether s is the name of a host. The last label of such a name has a character that is not a digit (RFC 1123), so
+// a malformed IP address is not a name.
 func isHostName(s string) bool {
 	m := hostName.FindStringSubmatch(s)
 	return m != nil && strings.Trim(m[3], "0123456789") != ""
@@ -271,7 +287,7 @@ func (o *options) listenHost() string {
 	return strings.TrimSuffix(strings.TrimPrefix(o.Listen, "["), "]")
 }
 
-// address returns the address of the API and its options.
+// address returns the address that the API listens on, and the names of the options that set it.
 func (o *options) address() (addr string, options []string) {
 	return net.JoinHostPort(o.listenHost(), strconv.Itoa(o.Port)), []string{"osapi_compute_listen", "osapi_compute_listen_port"}
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestNovaConf: with strict = false, a file that was written for Nova sets the options that nova-mini knows, and the log names each
-// other option once. With strict = true the file is refused.
+// TestNovaConf: with strict = false, nova-mini accepts a file that was written for Nova. It uses the options that it knows, and the log
+// names each other option once. With strict = true the file is refused.
 func TestNovaConf(t *testing.T) {
 	t.Parallel()
 	const file = "testdata/nova.conf"
@@ -79,8 +79,8 @@ func TestNovaConf(t *testing.T) {
 	}
 }
 
-// TestTLSOptions: an option that asks for TLS results in TLS, or in an error that names the option, also in a file that was
-// written for Nova.
+// TestTLSOptions: an option that requires TLS is never ignored, not even with strict = false. It enables TLS, or it is an error that
+// names the option.
 func TestTLSOptions(t *testing.T) {
 	t.Parallel()
 	_, pem := certificate(t)
@@ -122,5 +122,31 @@ func TestTLSOptions(t *testing.T) {
 				t.Errorf("%v, want %q", err, tt.says)
 			}
 		})
+	}
+}
+
+// TestOptionsOfServers: a zone has no colon, because clients write ZONE:HOST. The zone of the hosts differs from the zone of the other
+// services. The template of the servers' names on hosts makes unique names.
+func TestOptionsOfServers(t *testing.T) {
+	t.Parallel()
+	for text, says := range map[string]string{
+		"":                                            "",
+		"default_availability_zone = a":               "",
+		"default_availability_zone = a:b":             "default_availability_zone",
+		"default_availability_zone = ":                "default_availability_zone",
+		"instance_name_template = %(uuid)s":           "",
+		"instance_name_template = vm-%08x":            "has %08x, which servers do not have",
+		"default_schedule_zone = a:b":                 "default_schedule_zone",
+		"default_availability_zone = internal":        "name different zones",
+		"internal_service_availability_zone = nova\n": "name different zones",
+	} {
+		file := filepath.Join(t.TempDir(), "nova.conf")
+		if err := os.WriteFile(file, []byte("[DEFAULT]\n"+text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := config.Open[options](config.Source{Files: []string{file}, Logger: slog.New(slog.DiscardHandler)})
+		if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says)) {
+			t.Errorf("%q: %v, want %q", text, err, says)
+		}
 	}
 }

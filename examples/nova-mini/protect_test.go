@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// acmeProgram creates a directory for plugin_dir with the driver program acme, which is this test's binary, and returns
-// the SHA-256 of the program.
+// acmeProgram creates a directory for plugin_dir with the driver program acme, which is this test's binary. It returns the directory
+// and the SHA-256 of the program.
 func acmeProgram(t *testing.T) (dir, sum string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -40,8 +40,8 @@ func acmeProgram(t *testing.T) (dir, sum string) {
 	return dir, hex.EncodeToString(digest[:])
 }
 
-// TestDriverPins: a driver's section in the environment has the same effect as in a file, and overrides the file. A wrong
-// value is an error of config validate and of the compute service, with its place.
+// TestDriverPins: a driver's section has the same effect in the environment as in a file, and the environment overrides the file. For a
+// wrong value, config validate and the compute service return an error that says where the value is set.
 func TestDriverPins(t *testing.T) {
 	dir, right := acmeProgram(t)
 	wrong := strings.Repeat("0", 64)
@@ -49,7 +49,7 @@ func TestDriverPins(t *testing.T) {
 	for _, tt := range []struct {
 		name, text string
 		env        []string
-		says       string // FILE stands for the file; "": no error
+		says       string // a part of the error, in which FILE stands for the path of the file; "": no error
 	}{
 		{"no section", "", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: the driver's program"},
 		{"empty section", "[driver_acme]\n", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
@@ -92,12 +92,12 @@ func TestDriverPins(t *testing.T) {
 	}
 }
 
-// TestProtectingNames: an unknown name that is similar to an option that protects is an error in files and in the environment, also
-// with strict = false. Variables of OpenStack's clients are not errors.
+// TestProtectingNames: an unknown name that looks like an option of identity, TLS or policy is an error in files and in the environment,
+// even with strict = false. Variables of OpenStack's clients are not errors.
 func TestProtectingNames(t *testing.T) {
 	for _, tt := range []struct {
 		text, env       string
-		strict, lenient string // part of the error; "": no error
+		strict, lenient string // a part of the error with strict = true and with strict = false; "": no error
 	}{
 		{"", "OS_KEYSTONE_AUTHTOKN__CAFILE=/x", "[keystone_authtokn]: no such section; the nearest is keystone_authtoken", "similar name"},
 		{"", "OS_AIP__AUTH_STRATEGY=keystone", "[aip]: no such section; the nearest is api", "similar name"},
@@ -140,7 +140,7 @@ func TestProtectingNames(t *testing.T) {
 	}
 }
 
-// TestStartErrors: the error of a part that does not start names the place of the option.
+// TestStartErrors: if a part of the service does not start, the error says where the part's option is set.
 func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	plugins, _ := acmeProgram(t)
 	dir := t.TempDir()
@@ -235,18 +235,18 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 		t.Errorf("a reload with a wrong option: %d %s", code, body)
 	}
 	if got := status(t, printed, path); got != http.StatusOK {
-		t.Errorf("after it: %d, want the old policy", got)
+		t.Errorf("after this reload: %d, want the status of the old policy", got)
 	}
 	write("nova.conf", text)
 	if code, body := reload(); code != http.StatusOK {
 		t.Errorf("a reload: %d %s", code, body)
 	}
 	if got := status(t, printed, path); got != http.StatusForbidden {
-		t.Errorf("after it: %d, want the new policy", got)
+		t.Errorf("after this reload: %d, want the status of the new policy", got)
 	}
 }
 
-// TestEmptyDatabase: the errors of commands that need tables name db sync, which creates the tables.
+// TestEmptyDatabase: a command that needs tables fails on an empty database, and its error says to run db sync.
 func TestEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// TestReloadDriver: a reload replaces the program of the driver when its checksum in the configuration has changed. A program
-// without this checksum is refused, and the old one continues. A reload without a change starts nothing.
+// TestReloadDriver: a reload replaces the driver program if the checksum in the configuration has changed. A new program with another
+// checksum is refused, and the old program continues. A reload without a change starts nothing.
 func TestReloadDriver(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	dir := t.TempDir()
 	program := filepath.Join(dir, "acme")

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/component"
 )
 
-// failure is the end of the program with an exit code other than 0.
+// failure is the error of a program that has ended with an exit code other than 0.
 type failure struct {
 	code int
 	text string // the last message on standard error, without the log before it
@@ -19,15 +19,15 @@ type failure struct {
 
 func (f *failure) Error() string { return f.text }
 
-// run runs the program with these arguments until it ends, and returns a *failure if the exit code is not 0. What it prints goes to out.
+// run runs the program with these arguments until it ends, and returns a *failure if the exit code is not 0. It writes the output to out.
 func run(ctx context.Context, out io.Writer, args ...string) error {
 	_, err := runLogged(ctx, out, args...)
 	return err
 }
 
-// runLogged is run, and returns also what the program writes to standard error.
+// runLogged is like run, and also returns the text that the program writes to standard error.
 func runLogged(ctx context.Context, out io.Writer, args ...string) (log string, err error) {
-	var errs bytes.Buffer // Run has ended when it is read
+	var errs bytes.Buffer // needs no lock: it is read after Run has returned
 	code := component.Run(ctx, nova(), args, os.Environ(), out, &errs)
 	if code == 0 {
 		return errs.String(), nil

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestSoftDelete: a deleted server is restored within reclaim_instance_interval, and removed after it.
+// TestSoftDelete: a deleted server can be restored within reclaim_instance_interval. After this time it is removed.
 func TestSoftDelete(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	conf := filepath.Join(t.TempDir(), "nova.conf")
 	if err := os.WriteFile(conf, []byte("[DEFAULT]\nreclaim_instance_interval = 6\n"), 0o600); err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestActionTable: an action has one row in the table of actions, and is named in at most one other Go file of package api, and in exactly
-// one of package worker if the compute service does it. So an action is added in one place for each of them.
+// TestActionTable: each action has one row in the table compute.Actions. Package api names an action in at most one Go file. If the compute
+// service does the action, package worker names it in exactly one Go file. So a new action is a change in one place of each package.
 func TestActionTable(t *testing.T) {
 	t.Parallel()
 	names := constants(t)
@@ -23,7 +23,7 @@ func TestActionTable(t *testing.T) {
 		if _, has := store.Kinds[info.Action]; has != (info.Task != "") {
 			t.Errorf("%s: has a kind of operation: %v, task %q", info.Action, has, info.Task)
 		}
-		if info.Rule == "" || info.Summary == "" || info.Request == "" && info.Task == "" || info.Task != "" && (len(info.From) == 0 || info.Since.Major == 0) {
+		if info.Rule == "" || info.Summary == "" || info.Request == "" && info.Task == "" && info.Event == "" || info.Task != "" && (len(info.From) == 0 || info.Since.Major == 0) {
 			t.Errorf("%s: the row is not complete: %+v", info.Action, info)
 		}
 		words := []string{"compute." + names[info.Action], `"` + string(info.Action) + `"`}
@@ -31,14 +31,14 @@ func TestActionTable(t *testing.T) {
 			words = append(words, `"`+info.Request+`"`)
 		}
 		if api := filesWith(t, "api", words); len(api) > 1 {
-			t.Errorf("%s is named in %q, want at most one file", info.Action, api)
+			t.Errorf("package api names %s in %q, want at most one file", info.Action, api)
 		}
 		want := 0
 		if info.Task != "" {
 			want = 1
 		}
 		if worker := filesWith(t, "worker", words[:1]); len(worker) != want {
-			t.Errorf("%s is named in %q, want %d files", info.Action, worker, want)
+			t.Errorf("package worker names %s in %q, want %d files", info.Action, worker, want)
 		}
 	}
 }
@@ -81,7 +81,7 @@ func filesWith(t *testing.T, dir string, words []string) (out []string) {
 	return out
 }
 
-// hasWord reports whether a text has a word that does not go on with a letter.
+// hasWord reports whether a text has a word, and not only as the beginning of a longer word.
 func hasWord(text, word string) bool {
 	for {
 		i := strings.Index(text, word)

@@ -25,7 +25,8 @@ import (
 	"github.com/armature-go/armature/internal/certtest"
 )
 
-// certificate writes a self-signed certificate for 127.0.0.1. It returns the file, and a pool with the certificate.
+// certificate writes a file with a self-signed certificate for 127.0.0.1 and its key. It returns a pool with the certificate, and the path of
+// the file.
 func certificate(t *testing.T) (pool *x509.CertPool, file string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -104,8 +105,8 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	}
 }
 
-// TestServerNames: Keystone and the collector of traces can have an address that is not in their certificates, but only if
-// an option names the host in the certificate.
+// TestServerNames: the addresses of Keystone and of the collector of traces need not be in their certificates if an option names the
+// host in the certificate. Without this option, nova-mini does not connect.
 func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	ca := certtest.New(t)
 	cert, key := ca.Issue(t, "there.example")

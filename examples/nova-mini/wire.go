@@ -37,7 +37,8 @@ import (
 
 type process = component.Process[options]
 
-// wireConsoleProxy adds the console proxy. In the process with all services the API adds it, which tells clients its address.
+// wireConsoleProxy adds the console proxy. In the process with all services it adds nothing: there wireAPI adds the proxy, because the API tells
+// clients the proxy's address.
 func wireConsoleProxy(_ context.Context, p *process) error {
 	if p.Name == component.AllInOne {
 		return nil
@@ -72,32 +73,21 @@ func addConsoleProxy(p *process) (*service.HTTPPart, error) {
 	}
 	part := service.NewHTTP(cfg)
 	p.Add("console proxy", part, names...)
-	p.Add("console sessions", service.Funcs{OnDrain: proxy.Close}) // it is drained first
+	p.Add("console sessions", service.Funcs{OnDrain: proxy.Close}) // drained before the console proxy
 	return part, nil
 }
 
-// findConsole returns the console of a token. The compute service must say that the console still has the address of the token: after a stop
-// of the server another one may have it.
+// findConsole returns the console of a token.
 func findConsole(ctx context.Context, p *process, s *store.Store, token string) (*console.Target, error) {
-	t, err := s.ConsoleToken(ctx, token)
+	t, err := api.FindConsole(ctx, s, p.Client, token)
 	if err != nil {
 		return nil, err
-	}
-	now, err := rpc.Call(ctx, p.Client, compute.OpenConsole, t.ComputeHost, &compute.OpenConsoleRequest{ServerID: t.ServerID, Type: t.Type})
-	switch {
-	case errors.Is(err, fault.ErrVersionCap):
-		return nil, fault.New(fault.Unavailable, "%w", err)
-	case errors.Is(err, fault.Precondition):
-		return nil, fault.New(fault.NotFound, "%w", err)
-	case err != nil:
-		return nil, err
-	case now.Host != t.Host || now.Port != t.Port:
-		return nil, fault.New(fault.NotFound, "the console of server %s has another address now", t.ServerID)
 	}
 	return &console.Target{Addr: console.Addr(t.Host, t.Port), URL: t.URLBase, ServerID: t.ServerID, Host: t.ComputeHost, Local: isLocal(p, t.ComputeHost), ExpiresAt: t.ExpiresAt}, nil
 }
 
-// isLocal reports whether a compute host is the machine of the console proxy. The process with all services simulates all its hosts.
+// isLocal reports whether a compute host is the machine that the console proxy runs on. In the process with all services all hosts are simulated on
+// this machine.
 func isLocal(p *process, host string) bool {
 	if p.Name == component.AllInOne {
 		return true
@@ -108,7 +98,7 @@ func isLocal(p *process, host string) bool {
 	return host == p.Host
 }
 
-// consoles returns the consoles of the API. The process with all services has the proxy.
+// consoles returns the API's configuration of consoles. In the process with all services it also adds the console proxy.
 func consoles(p *process) (out api.Consoles, err error) {
 	o := p.Options
 	out.TTL, out.URL = o.ConsoleAuth.TTL, map[compute.ConsoleType]func() string{}
@@ -138,9 +128,9 @@ func consoles(p *process) (out api.Consoles, err error) {
 		case c.url != "":
 			out.URL[c.t] = func() string { return c.url }
 		case proxy != nil && net.ParseIP(o.ConsoleProxy.Listen).IsUnspecified():
-			return out, about(c.option, errors.New("is not set, and the console proxy listens on all addresses: clients get this URL"))
+			return out, about(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy listens on all addresses"))
 		case proxy == nil:
-			return out, about(c.option, errors.New("is not set, and the console proxy is another process: clients get this URL"))
+			return out, about(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy is another process"))
 		default:
 			out.URL[c.t] = func() string { return c.scheme + tls + "://" + proxy.Addr() + c.path }
 		}
@@ -161,12 +151,46 @@ func wireAPI(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
+	names, err := api.ParseNameTemplate(p.Options.InstanceNames)
+	if err != nil {
+		return about("instance_name_template", err)
+	}
+	if err := p.Options.schedulerConfig().Validate(); err != nil {
+		return about("filter_scheduler.enabled_filters", err)
+	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
-		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, Consoles: consoles, Client: p.Client, Bus: p.Bus.Check, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
+		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, HasProject: hasProject(p.Options), Consoles: consoles, Client: p.Client, Bus: p.Bus.Check, InstanceNames: names, Filters: p.Options.FilterScheduler.EnabledFilters, InternalZone: p.Options.InternalZone, ScheduleZone: p.Options.ScheduleZone, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})
 }
 
-// images returns the images that the API knows.
+// hasProject returns the function that asks Keystone whether a project exists, or nil if clients do not use Keystone.
+func hasProject(o *options) func(ctx context.Context, token, id string) (bool, error) {
+	if o.API.AuthStrategy != "keystone" {
+		return nil
+	}
+	open := sync.OnceValues(func() (*session.Projects, error) {
+		cfg, err := o.Auth.Config()
+		if err != nil {
+			return nil, err
+		}
+		return session.NewProjects(session.Config{
+			AuthURL: cfg.URL, Username: cfg.Username, Password: cfg.Password, UserDomain: cfg.UserDomain, Project: cfg.ProjectName, ProjectDomain: cfg.ProjectDomain, TLS: cfg.TLS, Timeout: projectTimeout,
+		})
+	})
+	return func(ctx context.Context, token, id string) (bool, error) {
+		projects, err := open()
+		if err != nil {
+			return false, err
+		}
+		return projects.Exists(ctx, token, id)
+	}
+}
+
+// projectTimeout limits the time of a question whether a project exists.
+const projectTimeout = 10 * time.Second
+
+// images returns the source of images for the API: the image service, a directory, or the built-in image of the fake driver. It returns nil
+// if the API does not know the images. Then the API accepts every name.
 func images(ctx context.Context, p *process) (image.Source, error) {
 	o := p.Options
 	if g, err := glance(p); err != nil {
@@ -184,19 +208,19 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 	return nil, nil
 }
 
-// glance returns the image service, or nil without one.
+// glance returns the client of the image service, or nil if none is configured.
 func glance(p *process) (*image.Glance, error) {
 	return another(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
 		return image.NewGlance(image.GlanceConfig{Config: cfg, TransferTimeout: p.Options.Glance.TransferTimeout, Logger: p.Log})
 	})
 }
 
-// neutron returns the network service, or nil without one.
+// neutron returns the client of the network service, or nil if none is configured.
 func neutron(p *process) (*network.Neutron, error) {
 	return another(p, "neutron", &p.Options.Neutron.sessionOptions, network.New)
 }
 
-// another returns another service of OpenStack, or nil if its section is empty.
+// another returns the client of another OpenStack service, or nil if the section of this service has no auth_url.
 func another[S any](p *process, section string, o *sessionOptions, open func(session.Config) (*S, error)) (*S, error) {
 	if o.AuthURL == "" {
 		return nil, nil
@@ -243,7 +267,7 @@ func wireConductor(_ context.Context, p *process) error {
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
 		changed, err := s.RepairQuotas(ctx)
 		if changed > 0 {
-			p.Log.InfoContext(ctx, "quotas of servers repaired, which processes of an earlier release have created or removed", "servers", changed)
+			p.Log.InfoContext(ctx, "quota usage repaired, processes of an earlier release had created or removed servers", "servers", changed)
 		}
 		return err
 	}))
@@ -269,14 +293,15 @@ func wireScheduler(_ context.Context, p *process) error {
 	return nil
 }
 
-// serveMember serves an interface, as a member with a number in the API.
+// serveMember serves an RPC interface and makes the process a member of the given kind. At the start the member gets a number, which is the
+// id of the service in the API.
 func serveMember(p *process, s *store.Store, iface *rpc.Interface, kind string, register func(*rpc.Server)) {
 	p.AddFirst(kind+" number", service.Funcs{OnStart: func(ctx context.Context) error { return s.Number(ctx, kind, p.Host) }})
 	p.ServeWith(component.ServerConfig{Interface: iface, Register: register, Kind: kind, Version: 1})
 }
 
-// wireCompute adds the compute service of this host. In the process with all services it adds those of simulated hosts. The members are reported
-// by calls of the conductor.
+// wireCompute adds the compute service of this host. In the process with all services it adds a compute service for each simulated host. A compute
+// service has no database, so it sends its heartbeats to the conductor.
 func wireCompute(_ context.Context, p *process) error {
 	var errs []error
 	hosts := []string{p.Host}
@@ -329,9 +354,9 @@ func firstAudit(ctx context.Context, p *process, host string, w *worker.Service)
 	}
 }
 
-// addWorker adds the compute service of a host, without its reports. The order of its parts ensures that a second process for
-// the same host does not disturb the first one: the lock in the state path, the driver, the claim of the host at a conductor,
-// and last the RPC server, which receives messages.
+// addWorker adds the compute service of a host, without its reports. The parts start in this order: the lock in the state path,
+// the driver, the claim of the host at a conductor, and last the RPC server, which receives messages. In this order, a second
+// process for the same host fails before it disturbs the first one.
 func addWorker(p *process) (*worker.Service, error) {
 	lock := membership.NewFileLock(store.ComputeBinary, p.Host, filepath.Join(p.StatePath, "hosts", p.Host+".lock"))
 	p.AddFirst("lock of host "+p.Host, lock, "host", "state_path")
@@ -353,7 +378,7 @@ func addWorker(p *process) (*worker.Service, error) {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
+		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
 		ConsoleHost: map[compute.ConsoleType]string{compute.VNC: p.Options.VNC.ProxyClient, compute.Serial: p.Options.SerialConsole.ProxyClient},
 		Process:     func() compute.Process { return compute.Process(lock.Instance()) },
 	})
@@ -361,7 +386,8 @@ func addWorker(p *process) (*worker.Service, error) {
 	return w, nil
 }
 
-// imageFiles returns the images of the image service on a host, or nil without one. It adds the removal of what a killed process has left of them.
+// imageFiles returns an object that stores images of the image service as files on a host, or nil if no image service is configured. It
+// also adds a part that removes, at the start, incomplete files of a killed process.
 func imageFiles(p *process) (worker.Images, error) {
 	g, err := glance(p)
 	if g == nil || err != nil {
@@ -379,7 +405,7 @@ func builtInDrivers() *driver.Registry[compute.Driver] {
 	return r
 }
 
-// checkFake opens the driver without its directory, which changes nothing and checks its options.
+// checkFake checks the options of the fake driver. It opens the driver without the option dir, so that the driver writes no files.
 func checkFake(options json.RawMessage) error {
 	var given map[string]any
 	if err := json.Unmarshal(options, &given); err != nil {

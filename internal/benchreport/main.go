@@ -1,5 +1,5 @@
-// Benchreport measures a named set of the benchmarks and writes docs/benchmarks.md. The table "In short" of that file is also written into
-// README.md. It is run by `make bench-report`, which starts RabbitMQ, NATS and MariaDB.
+// Benchreport measures a named set of the benchmarks and writes docs/benchmarks.md. It also writes the table "In short" of that file into
+// README.md. `make bench-report` starts RabbitMQ, NATS and MariaDB, and runs this program.
 package main
 
 import (
@@ -26,10 +26,10 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// set is the benchmarks of one package. They print their results as package internal/compare does.
+// set has benchmarks of one package. They print their results with package internal/compare.
 type set struct {
 	title, pkg, bench string
-	what              []string // the beginning of the works that are reported; nil: all
+	what              []string // the beginnings of the names of the works that are reported; nil: all works
 	callers           []int    // nil: all
 }
 
@@ -44,11 +44,12 @@ var sets = []set{
 	{title: "The start of a process", pkg: "./component", bench: "Start"},
 }
 
-// short are the lines of the table "In short": a name, and the title of the set, the work, the number of callers, the library alone, and ours.
+// short are the lines of the table "In short". Each has a name, the title of the set, the work, the number of callers, the contender without the
+// package, and the contender with it.
 var short = []struct {
 	name, title, work string
 	callers           int
-	raw, by           string // raw is the first contender of the work, to which the ratio refers
+	raw, by           string // raw is the first contender of the work, to which the ratio refers; "": the line has no ratio
 }{
 	{"call in one process", "Calls in one process", "call with JSON", 16, "", "rpc on membus"},
 	{"call over RabbitMQ", "Calls and fanouts over RabbitMQ", "call with JSON", 16, "amqp091-go, mandatory, confirmed", "rpc on amqpbus"},
@@ -64,12 +65,12 @@ var short = []struct {
 
 // row is one line of a comparison.
 type row struct {
-	title   string // of the set
+	title   string // the title of the set
 	work    string
 	callers int
 	by      string
-	rate    float64 // a second
-	ratio   float64 // of the rate to that of the first line of the work
+	rate    float64 // operations per second
+	ratio   float64 // the rate divided by the rate of the first line of the work; the median of the rounds
 	p50     time.Duration
 }
 
@@ -206,8 +207,12 @@ writes it; do not edit it.
 
 %s
 Each figure is the median of %d rounds of %v, in which all contenders of a work run one after the other. Services and clients share the
-machine, so absolute figures say little about other machines. A **ratio** is the rate divided by that of the first line of the work, which is the library
-or a loop by hand, without the package, if there is one. Below 1 is slower. The **median** is that of the time of one piece of work. While other programs load
+machine, so absolute figures say little about other machines.
+
+A **ratio** compares the rate of a line with the rate of the first line of the same work and number of callers. The ratio is computed for each round, and the
+table has the median of the rounds. So it may differ from the quotient of the two rates in the table. The first line is the library, or a loop by
+hand, without the package. If a work has no such line, the first line is that of the package, and its ratio is 1. A ratio below 1 means that the line is slower
+than the first line. The **median** in a table is the median time of one piece of work. While other programs load
 the machine, a ratio may differ by a factor of two between two runs. Longer rounds give steadier figures: ` +
 	"`make bench-report BENCHTIME=2s`" + `.
 
@@ -215,7 +220,7 @@ the machine, a ratio may differ by a factor of two between two runs. Longer roun
 
 `
 
-// measure runs the benchmarks, prints what they print, and returns the rows that are reported.
+// measure runs the benchmarks, prints their output, and returns the rows that are reported.
 func (s *set) measure(ctx context.Context, rounds int, slice time.Duration) ([]row, error) {
 	args := []string{
 		"test", "-run", "^$", "-bench", s.bench, "-benchtime", "1x", "-timeout", "20m", s.pkg,
@@ -283,7 +288,7 @@ func environment(ctx context.Context) (string, error) {
 	return b.String(), nil
 }
 
-// find returns what an expression matches in a file of Linux, or "unknown".
+// find returns the match of an expression in a file of Linux, or "unknown".
 func find(file, expr string) string {
 	raw, _ := os.ReadFile(file) // other systems do not have it
 	if m := regexp.MustCompile(expr).FindSubmatch(raw); m != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// printed is what package internal/compare prints, between other lines of go test.
+// printed is an output of package internal/compare, between other lines of go test.
 const printed = `goos: linux
 
 work            callers  by                                per s  ratio  p50      ratio  

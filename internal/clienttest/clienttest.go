@@ -1,4 +1,4 @@
-// Package clienttest runs the commands of OpenStack's users that a document has.
+// Package clienttest runs the commands that a document shows to users of OpenStack.
 package clienttest
 
 import (
@@ -21,7 +21,8 @@ type Client struct {
 	Values map[string]string
 }
 
-// New returns a client. If the program is not installed, New skips the test, or fails it in CI.
+// New returns a client. If the program is not installed, New skips the test, or fails it in CI. The parameter debian is
+// the name of the Debian package that has the program.
 func New(t *testing.T, program, debian string, env ...string) *Client {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -34,7 +35,7 @@ func New(t *testing.T, program, debian string, env ...string) *Client {
 	return &Client{Program: path, Env: append(os.Environ(), append(env, "HOME="+t.TempDir())...), Before: func() {}}
 }
 
-// Run runs a command and returns what it prints. A command that fails is an error of the test.
+// Run runs a command and returns its output. If the command fails, the test fails.
 func (c *Client) Run(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), c.Program, args...)
@@ -49,8 +50,9 @@ func (c *Client) Run(t *testing.T, args ...string) string {
 // inner matches a command within a command.
 var inner = regexp.MustCompile(`\$\(\w+ (.*?)\)`)
 
-// Document runs the commands of the first block of a document with the language, one on each line. wants has what some commands print, by the command without
-// its program. A command of wants that the document lacks is an error.
+// Document runs the commands in a document's first code block with the language. Each line is one command. The keys of
+// wants are commands, without the name of the program. The output of such a command must contain the value. A key of
+// wants that is not in the document is an error.
 func (c *Client) Document(t *testing.T, document, language string, wants map[string]string) {
 	t.Helper()
 	raw, err := os.ReadFile(document)

@@ -69,8 +69,8 @@ func measure(c Contender, callers int, d time.Duration) result {
 }
 
 // Row runs the contenders one after another in several rounds, and prints a line for each
-// contender with the medians of its rounds. In each round a ratio is the contender's value divided by that of the first
-// contender. what names the work, and callers is the number of goroutines that do the work.
+// contender with the medians of its rounds. A ratio is computed for each round: the contender's value divided by the value of the first
+// contender in the same round. The parameter what names the work, and callers is the number of goroutines that do the work.
 func (t *Table) Row(what string, callers int, list ...Contender) {
 	for _, c := range list { // warm up
 		measure(c, callers, *slice/5)

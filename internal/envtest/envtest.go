@@ -21,7 +21,7 @@ func FreeAddr(t testing.TB) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-// URL returns the value of the environment variable name, which is the URL of a private
+// URL returns the value of the environment variable with the given name: the URL of a private
 // service. If the variable is not set, the test is skipped. If CI is set, the test fails instead, because
 // in CI no test may be skipped.
 func URL(t testing.TB, name string) string {

@@ -10,11 +10,11 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// RabbitMQ starts a broker for this test alone, which may kill and restart it. The start
-// takes some seconds: a test that only needs a broker uses [URL]. The broker is stopped
+// RabbitMQ starts a broker for this test alone. The test may kill and restart the broker. The
+// start takes some seconds: a test that only needs a broker uses [URL]. The broker is stopped
 // at the end of the test. With -short the test is skipped. If RabbitMQ is not installed,
-// the test is skipped, or fails if CI is set. settings are additional lines of
-// rabbitmq.conf.
+// the test is skipped, or fails if CI is set. The parameter settings has additional lines
+// of rabbitmq.conf.
 func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
 	skipShort(t)
@@ -23,8 +23,8 @@ func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	})
 }
 
-// NATS is like [RabbitMQ], for a NATS server with JetStream. The start takes a fraction of a
-// second. settings are additional lines of its configuration.
+// NATS works like [RabbitMQ], for a NATS server with JetStream. The start takes a fraction of a
+// second. The parameter settings has additional lines of the server's configuration.
 func NATS(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
@@ -32,7 +32,7 @@ func NATS(t testing.TB, settings ...string) *testenv.Service {
 	})
 }
 
-// MariaDB is like [RabbitMQ], for a database server. args are additional arguments of the server.
+// MariaDB works like [RabbitMQ], for a database server. The parameter args has additional arguments of the server.
 func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	t.Helper()
 	skipShort(t)
@@ -41,7 +41,7 @@ func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	})
 }
 
-// Keystone is like [RabbitMQ], for an identity service. The start takes about 10 s. Package
+// Keystone works like [RabbitMQ], for an identity service. The start takes about 10 s. Package
 // keystonetest creates users and tokens.
 func Keystone(t testing.TB) *testenv.Service {
 	t.Helper()
@@ -49,8 +49,8 @@ func Keystone(t testing.TB) *testenv.Service {
 	return start(t, testenv.Keystone)
 }
 
-// Glance is like [RabbitMQ], for an image service that authenticates its clients with a Keystone, see testenv.Glance. The start takes some
-// seconds. Package keystonetest starts one with its user and its place in the catalog.
+// Glance works like [RabbitMQ], for an image service that authenticates its clients with a Keystone, see testenv.Glance. The start takes some
+// seconds. Package keystonetest starts an image service with its user and its entry in the catalog.
 func Glance(t testing.TB, keystone string) *testenv.Service {
 	t.Helper()
 	skipShort(t)
@@ -59,7 +59,7 @@ func Glance(t testing.TB, keystone string) *testenv.Service {
 	})
 }
 
-// Neutron is like [Glance], for a network service in which a port can be bound on each of the hosts, see testenv.Neutron.
+// Neutron works like [Glance], for a network service in which a port can be bound on each of the hosts, see testenv.Neutron.
 func Neutron(t testing.TB, keystone string, hosts ...string) *testenv.Service {
 	t.Helper()
 	skipShort(t)
@@ -93,7 +93,7 @@ func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Se
 	return s
 }
 
-// Libvirt is like [RabbitMQ], for a libvirtd with the QEMU driver. Its guests end with the
+// Libvirt works like [RabbitMQ], for a libvirtd with the QEMU driver. The guests end with the
 // test.
 func Libvirt(t testing.TB) *testenv.Service {
 	t.Helper()
@@ -121,7 +121,7 @@ func GuestImage(t testing.TB, path string) {
 	}
 }
 
-// Promtool returns the path of promtool, see testenv.Promtool. If it cannot be had, the test is skipped, or fails if CI is set.
+// Promtool returns the path of promtool, see testenv.Promtool. If promtool is not available, the test is skipped, or fails if CI is set.
 func Promtool(t testing.TB) string {
 	t.Helper()
 	path, err := testenv.Promtool(t.Context(), t.TempDir())

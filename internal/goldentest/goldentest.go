@@ -14,16 +14,17 @@ import (
 // UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = "ARMATURE_UPDATE"
 
-// LastReleaseVar is the name of the environment variable with the directory of the last release's tree, if its value is not empty.
-// [Contract] then also fails if text no longer keeps a promise of that tree's file.
+// LastReleaseVar is the name of the environment variable that may have the directory of the last release's tree. If its value is not empty,
+// [Contract] also fails if the contract no longer keeps a promise of the file in that tree.
 const LastReleaseVar = "ARMATURE_LAST_RELEASE"
 
-// Contract fails the test if text, the contract of name, is not the content of file.
+// Contract fails the test if a contract is not the content of a file. The parameter text is the present contract, and name is the name of
+// the contract in failures.
 //
-// broken gets the content of the file and returns the promises in it that text no longer keeps, one line for each. If there
-// are any, the failure has these lines and remedy, and Contract never writes the file. remedy says what to do about a broken
-// contract; it may be empty. If no promise is broken, text has only new promises, and with ARMATURE_UPDATE=1 Contract
-// writes text to file.
+// The function broken gets the content of the file and returns the promises in it that text no longer keeps, one line for each. If a
+// promise is broken, the failure has these lines and the text remedy, and Contract never writes the file. The parameter remedy says
+// what to do about a broken contract; it may be empty. If no promise is broken, but text differs from the file, text only
+// adds promises. Then Contract writes text to the file with ARMATURE_UPDATE=1, and otherwise fails the test.
 func Contract(t testing.TB, name, file, text, remedy string, broken func(old string) ([]string, error)) {
 	t.Helper()
 	update := os.Getenv(UpdateVar) != ""
@@ -56,7 +57,7 @@ func Contract(t testing.TB, name, file, text, remedy string, broken func(old str
 	}
 }
 
-// lastRelease returns the content that a file of the test's package has in the last release. ok is false if LastReleaseVar is not set, or if the
+// lastRelease returns the content that a file of the test's package has in the last release. The result ok is false if LastReleaseVar is not set, or if the
 // release has no such file.
 func lastRelease(t testing.TB, file string) (text string, ok bool) {
 	t.Helper()

@@ -10,9 +10,9 @@ import (
 
 var codeBlock = regexp.MustCompile("(?s)```(?:go|sql)\n(.*?)```")
 
-// Check fails the test if a block of Go or SQL in the document guide is not, character by character, a part of one of the files. Such a
-// block would neither compile nor run in a test. Check also fails if the guide has fewer than least blocks. The paths are relative
-// to the test's package.
+// Check fails the test if a block of Go or SQL in a document is not, character by character, a part of one of the files. Such a
+// block would neither compile nor run in a test. The parameter guide is the path of the document. Check also fails if the document has
+// fewer blocks than the parameter least. The paths are relative to the test's package.
 func Check(t testing.TB, guide string, least int, files ...string) {
 	t.Helper()
 	read := func(name string) string {

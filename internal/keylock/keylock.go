@@ -52,8 +52,8 @@ func (l *Locks) TryLock(key string) bool {
 	return true
 }
 
-// Unlock releases the lock of key. It panics if the lock is not held. Another goroutine than the one that
-// locked may call it.
+// Unlock releases the lock of key. It panics if the lock is not held. A goroutine may call Unlock for a lock that
+// another goroutine has acquired.
 func (l *Locks) Unlock(key string) {
 	l.mu.Lock()
 	e := l.entries[key]

@@ -12,7 +12,8 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// TestGlance: a member of a project uploads an image to the service of the catalog, which keeps it over a restart, and shows it to no other project.
+// TestGlance: a member of a project uploads an image to the image service in the catalog. The service keeps the image
+// over a restart, and shows it to no other project.
 func TestGlance(t *testing.T) {
 	t.Parallel()
 	k := keystonetest.Start(t)

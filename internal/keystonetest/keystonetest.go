@@ -30,7 +30,7 @@ type Keystone struct {
 	admin *gophercloud.ServiceClient
 	roles map[string]string // ids of roles by name
 
-	services string // the id of the project service
+	services string // the id of the project "service"
 }
 
 // Password is the password of every user that [Keystone.User] makes.
@@ -111,7 +111,7 @@ func (k *Keystone) User(name string) string {
 }
 
 // Grant gives a user a role. The role applies to the project to.ProjectID, to the domain to.DomainID, or, if to is empty, to
-// the system. role is the name of a role that Keystone has at its start, such as admin, or of one that [Keystone.Role] has created.
+// the system. The parameter role is the name of a role that Keystone has at its start, such as admin, or of one that [Keystone.Role] has created.
 func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	k.t.Helper()
 	opts := roles.AssignOpts{UserID: userID, ProjectID: to.ProjectID, DomainID: to.DomainID, System: to == gophercloud.AuthScope{}}
@@ -136,7 +136,7 @@ func (k *Keystone) Revoke(token string) {
 }
 
 // Glance starts an image service, which takes some seconds, and adds it to the catalog. The service is stopped at the end of the test. The
-// first call of Glance or Neutron makes the project service, and each a user with the role admin in it.
+// first call of Glance or Neutron makes the project "service". Each of the two makes a user with the role admin in this project.
 func (k *Keystone) Glance() *testenv.Service {
 	k.t.Helper()
 	g := envtest.Glance(k.t, k.serviceUser("glance"))
@@ -144,7 +144,7 @@ func (k *Keystone) Glance() *testenv.Service {
 	return g
 }
 
-// Neutron is like [Keystone.Glance], for a network service in which a port can be bound on each of the hosts.
+// Neutron works like [Keystone.Glance], for a network service in which a port can be bound on each of the hosts.
 func (k *Keystone) Neutron(hosts ...string) *testenv.Service {
 	k.t.Helper()
 	n := envtest.Neutron(k.t, k.serviceUser("neutron"), hosts...)
@@ -152,7 +152,8 @@ func (k *Keystone) Neutron(hosts ...string) *testenv.Service {
 	return n
 }
 
-// serviceUser makes a user with the role admin in the project service. It returns the URL of Keystone with the user.
+// serviceUser makes a user with the role admin in the project "service". It returns the URL of Keystone with the user's
+// name and password.
 func (k *Keystone) serviceUser(name string) string {
 	k.t.Helper()
 	at, err := url.Parse(k.Endpoint)
@@ -164,7 +165,7 @@ func (k *Keystone) serviceUser(name string) string {
 	return at.String()
 }
 
-// Services returns the id of the project service, and makes the project at the first call.
+// Services returns the id of the project "service". The first call makes the project.
 func (k *Keystone) Services() string {
 	k.t.Helper()
 	if k.services == "" {

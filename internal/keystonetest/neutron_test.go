@@ -12,7 +12,8 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// TestNeutron: a member of a project makes a network and a subnet, and an administrator binds a port of it on a host.
+// TestNeutron: a member of a project makes a network and a subnet, and an administrator binds a port of the network on a
+// host.
 func TestNeutron(t *testing.T) {
 	t.Parallel()
 	k := keystonetest.Start(t)

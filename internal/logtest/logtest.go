@@ -25,7 +25,7 @@ func New() (*slog.Logger, *Lines) {
 	return slog.New(handler{l}), l
 }
 
-// Count returns how many lines of the level begin with the prefix. The attributes do not count.
+// Count returns how many lines of the level begin with the prefix. Count ignores the attributes of a line.
 func (l *Lines) Count(level slog.Level, prefix string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package outage limits the log lines about an action that fails again and again. The first failure is logged at the
+// Package outage limits the log lines about an action that fails repeatedly. The first failure is logged at the
 // level that the caller gives, and so is one failure in each minute after it. The other failures are logged at DEBUG.
 // Without this limit, each process would write a line a second while the database or the broker is down.
 package outage
@@ -48,8 +48,8 @@ type Group struct {
 	log     Log
 }
 
-// Note is [Log.Note] for the action on one member, which must be comparable. "<action> works again" is logged when the last
-// action on each member has succeeded.
+// Note works like [Log.Note], for the action on one member. The member must be comparable. "<action> works again" is logged
+// when the last action on each member has succeeded.
 func (g *Group) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, member any, err error, attrs ...any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

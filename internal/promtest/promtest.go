@@ -9,9 +9,9 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Gather returns the values of a collector's metrics, by NAME{LABEL=VALUE,...}, without prefix. The value of a histogram is the number of
-// its observations. Gather fails the test if the collector breaks a rule of Prometheus, for example if it has a metric that it does not
-// describe.
+// Gather returns the values of a collector's metrics, by NAME{LABEL=VALUE,...}, where NAME does not have the prefix. The value of a
+// histogram is the number of its observations. Gather fails the test if the collector breaks a rule of Prometheus, for example if it has
+// a metric that it does not describe.
 func Gather(t testing.TB, prefix string, c prometheus.Collector) map[string]float64 {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()

@@ -1,7 +1,7 @@
 // Releasecheck compares this tree with the last release, whose commit or tag is the first line of testdata/last-release. It fails if
 // this tree breaks a promise of the release:
 //
-//   - the exported API of the packages that are stable by the table of CHANGELOG.md, as apidiff reports it;
+//   - the exported API of the packages that the table of CHANGELOG.md calls stable, as apidiff reports it;
 //   - the contracts in golden files: RPC interfaces and .proto files (internal/goldentest);
 //   - the OpenAPI documents in golden files;
 //   - the migrations: an applied file must not change.
@@ -9,7 +9,7 @@
 // testdata/release-accepted.txt has the intended changes, each with a reason after " # ". A line that matches no change is also a failure, so the file is
 // emptied after a release.
 //
-// Other differences of the API are printed, because they belong into CHANGELOG.md.
+// Other differences of the API are printed, because they belong in CHANGELOG.md.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 		os.Exit(2)
 	}
 	if len(broken) > 0 {
-		fmt.Fprintf(os.Stderr, "release-check: the last release promised more:\n%s\n", strings.Join(broken, "\n"))
+		fmt.Fprintf(os.Stderr, "release-check: promises of the last release are broken:\n%s\n", strings.Join(broken, "\n"))
 		os.Exit(1)
 	}
 }
@@ -76,7 +76,8 @@ func check() (broken []string, err error) {
 	return broken, nil
 }
 
-// withoutAccepted returns the changes that testdata/release-accepted.txt does not have, and its lines that match no change.
+// withoutAccepted returns the changes that testdata/release-accepted.txt does not have, and the lines of this file that
+// match no change or have no reason.
 func withoutAccepted(broken []string) ([]string, error) {
 	raw, err := os.ReadFile("testdata/release-accepted.txt")
 	if err != nil {
@@ -160,14 +161,14 @@ func checkAPI(old string) (broken []string, err error) {
 		case slices.ContainsFunc(stable, func(pkg string) bool { return inPackage(change, pkg) }):
 			broken = append(broken, line)
 		default:
-			_, _ = fmt.Fprintln(os.Stdout, "not stable, belongs into CHANGELOG.md:", line)
+			_, _ = fmt.Fprintln(os.Stdout, "not stable, belongs in CHANGELOG.md:", line)
 		}
 	}
 	return broken, nil
 }
 
-// inPackage reports whether a change that apidiff prints is in a package. It has one of the forms "./PKG.NAME: ...", "package ./PKG: ..."
-// and "package MODULE/PKG: ...".
+// inPackage reports whether a change that apidiff prints is in a package. The text of the change has one of the forms
+// "./PKG.NAME: ...", "package ./PKG: ..." and "package MODULE/PKG: ...".
 func inPackage(change, pkg string) bool {
 	return startsWith(change, pkg+".") || startsWith(change, pkg+":")
 }
@@ -205,8 +206,8 @@ func checkContracts(old string) ([]string, error) {
 	return nil, err
 }
 
-// checkWire compares the messages in the golden files of each bus. It returns what the messages of the release have and the messages of this
-// tree do not have. A message may have more than before, because older processes ignore the rest.
+// checkWire compares the messages in the golden files of each bus. It returns the parts of the release's messages that the messages of this
+// tree lack. A message may have more than before, because older processes ignore the rest.
 func checkWire(old string) (broken []string, err error) {
 	files, err := filepath.Glob(filepath.Join(old, "rpc", "*", "testdata", "wire", "*.json"))
 	if err != nil {
@@ -234,7 +235,7 @@ func checkWire(old string) (broken []string, err error) {
 	return broken, nil
 }
 
-// missingIn returns what a message of the release has and the same message of this tree does not have: values of JSON, and words of a text.
+// missingIn returns the parts of a message of the release that the same message of this tree lacks: values of JSON, and words of a text.
 // (Package rpc/bus writes the options of a message as a text.)
 func missingIn(was, now any, path string) (missing []string) {
 	switch was := was.(type) {

@@ -27,8 +27,8 @@ type Dir struct {
 	lock *os.File
 }
 
-// Make makes a directory in parent, whose name begins with prefix. Only the user of this process can use it.
-// The caller removes it.
+// Make makes a directory in parent with a name that begins with prefix. Only the user of this process can use the
+// directory. The caller removes it.
 func Make(parent, prefix string) (*Dir, error) {
 	path, err := os.MkdirTemp(parent, prefix)
 	if err != nil {

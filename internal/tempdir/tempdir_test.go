@@ -79,7 +79,7 @@ func TestSweep(t *testing.T) {
 	}
 	for _, path := range kept {
 		if _, err := os.Lstat(path); err != nil || slices.Contains(removed, path) {
-			t.Errorf("swept %s, which is to be left alone: %v", path, err)
+			t.Errorf("Sweep removed %s, which it must keep: %v", path, err)
 		}
 	}
 	if err := mine.Remove(); err != nil {

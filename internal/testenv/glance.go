@@ -15,9 +15,11 @@ import (
 	"strconv"
 )
 
-// Glance starts an image service that authenticates its clients with a Keystone. keystone is the URL of that Keystone with the name and the password of a
-// user. The user may validate tokens, and logs in to the project "service". The image service keeps its database and the images in dir, which must exist and
-// which the caller removes. Service.URL has no user. The start needs some seconds of processor time. The errors are those of [NATS].
+// Glance starts an image service that authenticates its clients with a Keystone. The parameter keystone is the URL of
+// that Keystone, with the name and the password of a user. The image service logs in as this user to the project
+// "service", so the user needs a role in this project, and the role must permit the validation of tokens. The image
+// service keeps its database and the images in dir, which must exist and which the caller removes. Service.URL has no
+// name and no password. The start needs some seconds of processor time. The errors are those of [NATS].
 func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service, error) {
 	if _, err := findGlance(); err != nil {
 		return nil, err
@@ -47,8 +49,8 @@ func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service,
 	return nil, err
 }
 
-// The package glance-api would also install a service that starts with the machine. The package of the library is enough, because the programs of
-// glance-api only call the library.
+// glancePackage is Debian's package of Glance's Python library. It is enough, because the programs of the package
+// glance-api only call the library. The package glance-api would also install a service that starts with the machine.
 const (
 	glancePackage = "python3-glance"
 	systemPython  = "/usr/bin/python3"
@@ -99,7 +101,8 @@ paste.filter_factory = keystonemiddleware.auth_token:filter_factory
 delay_auth_decision = true
 `
 
-// glanceConf is the configuration, in which %[1]s is the directory. Glance runs as one process (workers = 0), so that Kill ends all of it.
+// glanceConf is the template of glance.conf. The parameters of the template are the directory, the port, the URL of
+// Keystone, and the user's name and password. Glance runs as one process (workers = 0), so that Kill ends all of it.
 const glanceConf = `[DEFAULT]
 bind_host = 127.0.0.1
 bind_port = %[2]d

@@ -25,7 +25,7 @@ var guestModules = []string{
 	"drivers/virtio/virtio_pci_modern_dev", "drivers/virtio/virtio_pci", "drivers/block/virtio_blk", "drivers/cdrom/cdrom", "fs/isofs/isofs",
 }
 
-// guestInit is the first program of the guest. It prints the files of a config drive, in base64, and the guest's size on the console,
+// guestInit is the first program of the guest. It prints the files of a config drive, in base64, the guest's disks and its size on the console,
 // and shuts down when the power button is pressed.
 const guestInit = `#!/bin/busybox sh
 B=/bin/busybox
@@ -38,6 +38,9 @@ for d in /dev/vd?; do # the config drive among them
 	cd /config
 	for f in $($B find . -type f); do echo "config drive: $f $($B base64 -w 0 $f)"; done
 done
+for d in /dev/vd?; do # with the label of an ext4 file system, and the signature of a swap area
+	echo "disk: ${d#/dev/} $($B cat /sys/block/${d#/dev/}/size) $($B dd if=$d bs=2 skip=572 count=8 2>/dev/null | $B tr -dc a-z0-9) $($B dd if=$d bs=2 skip=2043 count=5 2>/dev/null | $B tr -dc A-Z0-9)"
+done
 echo "guest ready: $($B grep -c ^processor /proc/cpuinfo) CPUs, $($B awk '/MemTotal/{print int($2/1024)}' /proc/meminfo) MiB"
 for e in /dev/input/event*; do # the power button among them
 	( $B dd if="$e" of=/dev/null bs=24 count=1 2>/dev/null; echo 'guest powers off'; $B poweroff -f ) &
@@ -49,7 +52,7 @@ while :; do $B sleep 1000; done
 // kernel for clouds and a busybox. The guest writes "guest ready" on the serial console, and shuts
 // down on request. It boots in some seconds, even without KVM. GuestImage needs Debian. It takes a few
 // seconds and downloads 27 MB: the package of the kernel, which it unpacks but does not install.
-// [ErrMissing]: a program is not installed.
+// It fails with [ErrMissing] if a program is not installed.
 func GuestImage(ctx context.Context, path string) error {
 	for _, p := range guestPrograms {
 		if _, err := findProgram(p.pkg, p.name); err != nil {
@@ -120,7 +123,7 @@ func fetchKernel(ctx context.Context, dir string) error {
 	return runCommand(ctx, dir, args...)
 }
 
-// downloadPackage downloads a Debian package into dir, and returns its file. name returns the name of the package.
+// downloadPackage downloads a Debian package into dir, and returns its file. The function name returns the name of the package.
 func downloadPackage(ctx context.Context, dir string, name func() (string, error)) (string, error) {
 	pkg, err := name()
 	if err == nil {

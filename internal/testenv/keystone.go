@@ -78,7 +78,7 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 	return enableWAL(ctx, database)
 }
 
-// runOnce runs a program to its end. Errors begin with what, which says what the program does.
+// runOnce runs a program to its end. The parameter what says what the program does. Errors begin with it.
 func (s *Service) runOnce(ctx context.Context, cmd *exec.Cmd, what string) error {
 	cmd.Stdout, cmd.Stderr = s.out, s.out
 	p, err := Start(cmd)

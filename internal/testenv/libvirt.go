@@ -20,12 +20,12 @@ import (
 // socket paths is limited. Service.URL is for libvirt's clients.
 //
 // libvirtd runs in its own mount and process namespaces, in which dir replaces libvirt's
-// directories. This needs Linux and root. When this process ends, for whatever reason,
+// directories. This needs Linux and root. When this process ends, for any reason,
 // the kernel ends all processes in the namespaces. Guests outlive Kill and Restart, and
 // end with Stop.
 //
-// Libvirt returns when libvirtd answers, or with an error after 120 s. [ErrMissing]:
-// libvirt is not installed, or this process does not run as root.
+// Libvirt returns when libvirtd answers, or with an error after 120 s. It fails with
+// [ErrMissing] if libvirt is not installed, or if this process does not run as root.
 func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	if err := findLibvirt(); err != nil {
 		return nil, err

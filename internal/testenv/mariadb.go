@@ -20,13 +20,13 @@ import (
 // MariaDB starts a server. The server keeps its files in dir, which must exist. The caller
 // removes dir. MariaDB returns when the server answers, or with an error after 120 s.
 // The user in the URL has all privileges. The server has only system databases. Its
-// output goes to log, and each error has the last lines of this output. [ErrMissing]: MariaDB
-// is not installed.
+// output goes to log, and each error has the last lines of this output. MariaDB fails with
+// [ErrMissing] if the server is not installed.
 func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return MariaDBWith(ctx, dir, log)
 }
 
-// MariaDBWith is [MariaDB] with more arguments of the server, such as "--ssl-cert=FILE".
+// MariaDBWith starts a server as [MariaDB] does, with more arguments, such as "--ssl-cert=FILE".
 func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string) (*Service, error) {
 	server, err := findMariaDB()
 	if err != nil {
@@ -133,8 +133,8 @@ func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) 
 	return s, nil
 }
 
-// CreateDatabase creates an empty database on a server that [MariaDB] has started. The name has only letters, digits and _. Its URL is
-// s.URL with the name at its end.
+// CreateDatabase creates an empty database on a server that [MariaDB] has started. The name has only letters, digits and _. The URL of the
+// database is s.URL with the name at its end.
 func CreateDatabase(ctx context.Context, s *Service, name string) (err error) {
 	u, err := url.Parse(s.URL)
 	if err != nil {

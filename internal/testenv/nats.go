@@ -21,12 +21,12 @@ import (
 // NATS starts a server with JetStream. The server keeps its files in dir, which must
 // exist. The caller removes dir. NATS returns when JetStream answers, or with an error
 // after 120 s. The server's output goes to log, and each error has the last lines of this output.
-// [ErrMissing]: nats-server is not installed.
+// It fails with [ErrMissing] if nats-server is not installed.
 func NATS(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return NATSWith(ctx, dir, log)
 }
 
-// NATSWith is [NATS] with more lines of configuration. If settings has lines, NATSWith returns when the server listens, and
+// NATSWith starts a server as [NATS] does, with more lines of configuration. If settings has lines, NATSWith returns when the server listens, and
 // does not wait for JetStream, because the settings may require TLS.
 func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string) (*Service, error) {
 	server, err := findNATS()

@@ -15,10 +15,10 @@ import (
 	"strconv"
 )
 
-// Neutron starts a network service that authenticates its clients with a Keystone. keystone is as for [Glance]. A port can be bound on each of the
+// Neutron starts a network service that authenticates its clients with a Keystone. The parameter keystone is as for [Glance]. A port can be bound on each of the
 // hosts, because Neutron's database says that an agent of Open vSwitch runs there. No agent runs, so no packet is sent, and ports stay DOWN. The
-// service keeps its database in dir, which must exist and which the caller removes. Service.URL has no user. The start needs about 10 s of
-// processor time. The errors are those of [NATS].
+// service keeps its database in dir, which must exist and which the caller removes. Service.URL has no name and no
+// password. The start needs about 10 s of processor time. The errors are those of [NATS].
 func Neutron(ctx context.Context, dir, keystone string, hosts []string, log io.Writer) (*Service, error) {
 	if _, err := findNeutron(); err != nil {
 		return nil, err
@@ -84,7 +84,8 @@ func agentID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// addAgents adds agents that seem to run until the year 2099.
+// addAgents adds an agent for each host. The last heartbeat of an agent is in the year 2099, so that Neutron takes the
+// agent for alive.
 func addAgents(ctx context.Context, path string, hosts []string) (err error) {
 	d, err := sql.Open("sqlite", path)
 	if err != nil {
@@ -126,7 +127,7 @@ paste.app_factory = neutron.pecan_wsgi.app:versions_factory
 paste.app_factory = neutron.api.v2.router:APIRouter.factory
 `
 
-// neutronConf is the configuration, in which %[1]s is the directory.
+// neutronConf is the template of neutron.conf. Its parameters are those of glanceConf.
 const neutronConf = `[DEFAULT]
 core_plugin = ml2
 service_plugins =

@@ -81,8 +81,8 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Signal sends sig only to the program. [Process.SignalGroup] sends it to the whole group.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop sends SIGTERM to the program, and waits for its end, for grace at most or until ctx ends. Then
-// it kills the processes of the program's group that are left.
+// Stop sends SIGTERM to the program, and waits for its end: at most for the duration grace, and not longer than until ctx
+// ends. Then it kills the processes of the program's group that are left.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) {
 	_ = p.Signal(sigTerm)
 	_ = p.Signal(sigResume)
@@ -103,8 +103,8 @@ func (p *Process) Kill() {
 }
 
 // FreePort returns a port of 127.0.0.1 that no program uses. The port is below the range of ports
-// for outgoing connections. While the daemon is down, a client's connection could take a port
-// of that range, and a client that dials such a port could even connect to
+// for outgoing connections. While a daemon is down, an outgoing connection could take the daemon's
+// port if it were in that range. A client that dials a port in that range could even connect to
 // itself.
 func FreePort() (int, error) {
 	const low = 15000

@@ -8,8 +8,8 @@ import (
 )
 
 // Promtool returns the path of Prometheus's promtool. If the machine does not have it, Promtool downloads Debian's package
-// prometheus (19 MB) into dir and unpacks the program, but does not install the package. [ErrMissing]: the machine is not a Debian, or
-// cannot download the package.
+// prometheus (19 MB) into dir and unpacks the program, but does not install the package. It fails with [ErrMissing] if the machine does
+// not run Debian, or cannot download the package.
 func Promtool(ctx context.Context, dir string) (string, error) {
 	if path, err := exec.LookPath("promtool"); err == nil {
 		return path, nil

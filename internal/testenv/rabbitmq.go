@@ -23,13 +23,13 @@ var nodes atomic.Int64 // numbers the nodes, so that their names are unique in t
 
 // RabbitMQ starts a broker. The broker keeps its files in dir, which must exist. The caller
 // removes dir. RabbitMQ returns when the broker answers, or with an error after 120 s.
-// The broker's output goes to log, and each error has the last lines of this output. [ErrMissing]:
-// RabbitMQ is not installed.
+// The broker's output goes to log, and each error has the last lines of this output. RabbitMQ fails
+// with [ErrMissing] if the broker is not installed.
 func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return RabbitMQWith(ctx, dir, log)
 }
 
-// RabbitMQWith is [RabbitMQ] with more lines of rabbitmq.conf, such as
+// RabbitMQWith starts a broker as [RabbitMQ] does, with more lines of rabbitmq.conf, such as
 // "max_message_size = 1048576".
 func RabbitMQWith(ctx context.Context, dir string, log io.Writer, settings ...string) (*Service, error) {
 	server, err := findRabbitMQ()
@@ -204,7 +204,7 @@ func probeAMQP(ctx context.Context, rawURL string) (string, error) {
 }
 
 // cleanEnv returns this process's environment without the variables that configure Erlang,
-// RabbitMQ and systemd, and with the variables of set.
+// RabbitMQ and systemd, and with the variables in the parameter set.
 func cleanEnv(set map[string]string) []string {
 	var env []string
 	for _, kv := range os.Environ() {

@@ -7,9 +7,9 @@
 //	defer s.Stop(context.WithoutCancel(ctx))
 //	d, err := db.Open(ctx, db.Config{URL: s.URL + "mysql"})
 //
-// The program in the directory run starts RabbitMQ, NATS and MariaDB, and runs a command
-// with their URLs in its environment. From package envtest a test gets these URLs, or
-// an instance of its own that it may kill and restart.
+// The program internal/testenv/run starts RabbitMQ, NATS and MariaDB, and executes a command
+// with their URLs in its environment. Package envtest gives a test these URLs, or an
+// instance of its own that the test may kill and restart.
 package testenv
 
 import (
@@ -41,7 +41,7 @@ const (
 )
 
 // ErrMissing means that a program is not installed. errors.Is matches it in the errors of
-// [RabbitMQ], [NATS], [MariaDB], [Keystone], [Glance], [Neutron], [Libvirt] and [GuestImage].
+// [RabbitMQ], [NATS], [MariaDB], [Keystone], [Glance], [Neutron], [Libvirt], [GuestImage] and [Promtool].
 var ErrMissing = errors.New("not installed")
 
 // errPort means that another program has taken the daemon's port.

@@ -55,7 +55,7 @@ func TestLife(t *testing.T) {
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			// Longer than the limit of a Unix socket's path.
+			// The path is longer than the path of a Unix socket may be.
 			dir := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)

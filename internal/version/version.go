@@ -7,7 +7,7 @@ import (
 )
 
 // Parse reads a version such as "2.53". Each number has decimal digits only, without a sign and without a leading zero, and at
-// most 31 bits. ok is false for any other text.
+// most 31 bits. For any other text the result ok is false.
 func Parse(s string) (major, minor int, ok bool) {
 	first, second, ok := strings.Cut(s, ".")
 	if !ok {

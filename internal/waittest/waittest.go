@@ -12,7 +12,8 @@ import (
 const Timeout = 30 * time.Second
 
 // Until blocks until ok returns true. It calls ok as [Poll] calls its function. If ok does not return true within Timeout,
-// the test ends with an error, in which what names the condition. Until must be called from the goroutine of the test.
+// the test ends with an error. The parameter what names the condition in this error. Until must be called from the goroutine
+// of the test.
 func Until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	Succeeds(t, what, func() error {
@@ -31,7 +32,7 @@ func Succeeds(t testing.TB, what string, f func() error) {
 	}
 }
 
-// Poll calls f until f returns nil, and returns nil. If f does not return nil within limit, Poll returns the last error of f.
+// Poll calls f until f returns nil, and returns nil. If f does not return nil within the limit, Poll returns the last error of f.
 // Poll may be called from any goroutine. The pause between two calls grows from 1 ms to 50 ms.
 func Poll(limit time.Duration, f func() error) error {
 	pause, end := time.Millisecond, time.Now().Add(limit)
@@ -45,13 +46,14 @@ func Poll(limit time.Duration, f func() error) error {
 }
 
 // Pass blocks for d. It is for tests in which real time must pass and no signal shows that it has passed. For example, the
-// clock of a database or a broker must advance, or a fault must last so long. why names the clock or the fault. Use a signal or
-// a bubble of testing/synctest wherever possible.
+// clock of a database or a broker must advance, or a fault must last so long. The parameter why names the clock or the fault. Use a
+// signal or a bubble of testing/synctest wherever possible.
 func Pass(t testing.TB, d time.Duration, why string) {
 	t.Helper()
 	t.Logf("%s pass: %s", d, why)
 	Spend(d)
 }
 
-// Spend blocks for d. It stands for the work of a handler, or for the delay of a proxy, and for code that has no testing.TB.
+// Spend blocks for d. It takes the place of a handler's work or of a proxy's delay. It is also for code that has no
+// testing.TB.
 func Spend(d time.Duration) { <-time.After(d) }

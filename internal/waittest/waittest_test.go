@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// failure is a test whose Fatalf is recorded. It ends the goroutine by a panic that run catches.
+// failure is a test whose Fatalf is recorded. Fatalf ends the test with a panic, which the method run catches.
 type failure struct {
 	testing.TB
 

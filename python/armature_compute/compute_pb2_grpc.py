@@ -114,6 +114,16 @@ class ComputeStub(object):
                 request_serializer=armature__compute_dot_compute__pb2.SetPasswordRequest.SerializeToString,
                 response_deserializer=armature__compute_dot_compute__pb2.SetPasswordResponse.FromString,
                 )
+        self.InjectNMI = channel.unary_unary(
+                '/armature.compute.v1.Compute/InjectNMI',
+                request_serializer=armature__compute_dot_compute__pb2.InjectNMIRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.InjectNMIResponse.FromString,
+                )
+        self.Platforms = channel.unary_unary(
+                '/armature.compute.v1.Compute/Platforms',
+                request_serializer=armature__compute_dot_compute__pb2.PlatformsRequest.SerializeToString,
+                response_deserializer=armature__compute_dot_compute__pb2.PlatformsResponse.FromString,
+                )
         self.ConsoleLog = channel.unary_stream(
                 '/armature.compute.v1.Compute/ConsoleLog',
                 request_serializer=armature__compute_dot_compute__pb2.ConsoleLogRequest.SerializeToString,
@@ -170,11 +180,13 @@ class ComputeServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Spawn(self, request, context):
-        """Spawn builds the server and starts it. If a server of this id exists already,
-        Spawn starts that one. Errors: RESOURCE_EXHAUSTED if the host has no room,
+        """Spawn builds the server and starts it. If a server with this id exists already,
+        Spawn only starts it. Errors: RESOURCE_EXHAUSTED if the host has no room,
         although the scheduler has chosen it; INVALID_ARGUMENT if no host could build
         the server. After an error the host may have parts of the server; the same
-        Spawn, or Destroy, must still succeed.
+        Spawn, or Destroy, must still succeed. With the capability guest-data, Spawn also
+        gives the guest the data that SpawnRequest has for the guest, and returns
+        INVALID_ARGUMENT if user_data is not base64.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +209,7 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Get returns one server. NOT_FOUND: it does not exist.
+        """Get returns one server. NOT_FOUND: the server does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,9 +224,9 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PowerOff(self, request, context):
-        """PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
-        cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
-        or less the power is cut at once.
+        """PowerOff asks the guest to shut down, and cuts the power if the guest has not done
+        so after grace_ms. It works in every state, and ends in SHUTDOWN. If grace_ms is 0
+        or less, the power is cut at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,8 +292,8 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmResize(self, request, context):
-        """ConfirmResize removes what RevertResize would need. It is not an error if the
-        server has no resize to confirm. Capability resize.
+        """ConfirmResize removes the data that RevertResize would need. It is not an error if
+        the server has no resize to confirm. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,17 +301,17 @@ class ComputeServicer(object):
 
     def RevertResize(self, request, context):
         """RevertResize gives a SHUTDOWN server the resources that it had before Resize.
-        If the disk had grown, data that was written since is lost. It is not an error
-        if the server has no resize to revert. Capability resize.
+        If Resize made the disk larger, the data written since then is lost. It is not an
+        error if the server has no resize to revert. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rescue(self, request, context):
-        """Rescue starts the server from another image, or from its own image if the given
-        one is empty, with the server's disk as the second disk. It works in every
-        state, and ends in RUNNING with Instance.rescued set. Capability rescue.
+        """Rescue starts the server from the image image_ref (empty: the server's own image),
+        with the server's disk as the second disk. It works in every state, and ends in
+        RUNNING with Instance.rescued set. Capability rescue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,10 +326,10 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Snapshot copies the present content of the server's disk into an image of the
-        given name, which SpawnRequest.image_ref may name afterwards. The server
-        continues. If the image exists already, an earlier call has taken the snapshot,
-        and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+        """Snapshot copies the present content of the server's disk into an image with the
+        name image_ref. SpawnRequest.image_ref may name this image afterwards. The server
+        keeps its state. If the image exists already, an earlier call has made it, and
+        Snapshot does not change it. INVALID_ARGUMENT: the name is not valid, such as
         ../x. Capability snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -326,18 +338,36 @@ class ComputeServicer(object):
 
     def RemoveImage(self, request, context):
         """RemoveImage removes an image that Snapshot has made on this host. Servers that
-        were built from it keep their disks. It is not an error if the image does not
-        exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
-        Capability remove-image, which only a driver with the capability snapshot has.
+        were built from the image keep their disks. It is not an error if the image does not
+        exist. INVALID_ARGUMENT: the name is not valid, or is a path. A driver with this
+        capability also has the capability snapshot. Capability remove-image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPassword(self, request, context):
-        """SetPassword sets the password of the administrator of the guest of a RUNNING
-        server. FAILED_PRECONDITION also if the guest does not answer. Capability
+        """SetPassword sets the administrator's password in the guest of a RUNNING server.
+        Errors: FAILED_PRECONDITION also if the guest does not answer. Capability
         set-password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InjectNMI(self, request, context):
+        """InjectNMI sends a non-maskable interrupt to the guest of a RUNNING server, whose
+        kernel may then write a crash dump. A repeated call may send another one.
+        Capability inject-nmi.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Platforms(self, request, context):
+        """Platforms returns the kinds of guests that the host can run, at least one. A host
+        whose driver lacks the method gets no servers whose image asks for a kind of guest.
+        Capability platforms.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,18 +382,19 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Console(self, request, context):
-        """Console returns where the console of a RUNNING server can be reached, until the
-        server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
-        vnc-console or serial-console.
+        """Console returns the address of a console of a RUNNING server. The address is valid
+        until the server stops. INVALID_ARGUMENT: the driver does not support the type.
+        Capability vnc-console or serial-console, by type.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LiveMigrate(self, request, context):
-        """LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
-        returns, the server is on the other host and no longer on this one. It is not
-        an error if the server is there already. Capability live-migrate.
+        """LiveMigrate moves a RUNNING server to another host without stopping the server.
+        After LiveMigrate has succeeded, the server is on the other host and no longer on
+        this one. It is not an error if the server is on the other host already. Capability
+        live-migrate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -404,7 +435,7 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Metrics(self, request, context):
-        """Metrics returns what a RUNNING server has used since it was started. Capability
+        """Metrics returns the resource usage of a RUNNING server since its start. Capability
         metrics.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -412,18 +443,19 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Diagnostics(self, request, context):
-        """Diagnostics returns facts for an operator who looks for a fault, under names
-        that the driver chooses. Capability diagnostics.
+        """Diagnostics returns facts that help an operator to find a fault, under names that
+        the driver chooses. Capability diagnostics.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Events(self, request, context):
-        """Events reports each change of a server, whatever caused it, until the call is
-        canceled. The first event is BEGAN, which is sent at once. Every change after it
-        is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
-        of its stream. Capability events.
+        """Events reports each change of a server, whatever caused the change, until the call
+        is canceled. The first event is BEGAN, which is sent at once. Events reports every
+        change after BEGAN; for the states before, call List after BEGAN. If the stream ends
+        for another reason, the client may have missed events, and calls Events and List
+        again. Capability events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -531,6 +563,16 @@ def add_ComputeServicer_to_server(servicer, server):
                     servicer.SetPassword,
                     request_deserializer=armature__compute_dot_compute__pb2.SetPasswordRequest.FromString,
                     response_serializer=armature__compute_dot_compute__pb2.SetPasswordResponse.SerializeToString,
+            ),
+            'InjectNMI': grpc.unary_unary_rpc_method_handler(
+                    servicer.InjectNMI,
+                    request_deserializer=armature__compute_dot_compute__pb2.InjectNMIRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.InjectNMIResponse.SerializeToString,
+            ),
+            'Platforms': grpc.unary_unary_rpc_method_handler(
+                    servicer.Platforms,
+                    request_deserializer=armature__compute_dot_compute__pb2.PlatformsRequest.FromString,
+                    response_serializer=armature__compute_dot_compute__pb2.PlatformsResponse.SerializeToString,
             ),
             'ConsoleLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ConsoleLog,
@@ -929,6 +971,40 @@ class Compute(object):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/SetPassword',
             armature__compute_dot_compute__pb2.SetPasswordRequest.SerializeToString,
             armature__compute_dot_compute__pb2.SetPasswordResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def InjectNMI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/InjectNMI',
+            armature__compute_dot_compute__pb2.InjectNMIRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.InjectNMIResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Platforms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Platforms',
+            armature__compute_dot_compute__pb2.PlatformsRequest.SerializeToString,
+            armature__compute_dot_compute__pb2.PlatformsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

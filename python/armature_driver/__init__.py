@@ -10,8 +10,8 @@ A driver is a class with the methods of two gRPC services, that of driver.proto 
     if __name__ == "__main__":
         serve(KIND, Driver())
 
-A method that the class does not override answers Unimplemented. A method returns an error by raising a Fault. Any other
-exception is the code Internal, and is logged with its stack.
+A method that the class does not override fails with Unimplemented. A method returns an error by raising a Fault. For any
+other exception the worker gets the code Internal, and the exception is logged with its stack.
 
 The package needs grpc, protobuf and the program openssl.
 """
@@ -64,9 +64,9 @@ _CODES = {
 class Fault(Exception):
     """An error with a code, which decides what the worker does.
 
-    code is one of Invalid, NotFound, Conflict, Precondition, Exhausted, Denied, Unimplemented, Unavailable (certainly not executed; the worker
-    may repeat the call), Timeout, Internal, Unknown (may have been executed): driver.proto explains them. text is for people, and must have no
-    password. reason is a stable CamelCase identifier, and meta a dict of strings; both are for programs.
+    The argument code is one of Invalid, NotFound, Conflict, Precondition, Exhausted, Denied, Unimplemented, Unavailable (certainly not
+    executed; the worker may repeat the call), Timeout, Internal, Unknown (may have been executed): driver.proto explains them. The argument text
+    is for people, and must have no password. The arguments reason, a stable CamelCase identifier, and meta, a dict of strings, are for programs.
     """
 
     def __init__(self, code, text, reason="", meta=None):
@@ -97,10 +97,10 @@ class Kind:
 def parse_options(raw, **defaults):
     """Returns the options of a driver as an object with one attribute for each default.
 
-    raw is a JSON object or empty, such as OpenRequest.options. The names of the defaults are the options that the driver has. A value has the type
-    of its default: str, bool, int or float. It may be a text, as all values of a configuration file are.
+    The argument raw is a JSON object or empty, such as OpenRequest.options. The names of the defaults are the options that the driver has. A value
+    has the type of its default: str, bool, int or float. It may be a text, as all values of a configuration file are.
 
-    Raises Fault with code Invalid if an option does not exist, so that a misspelled option is never ignored, or if a value has not the type. The
+    Raises Fault with code Invalid if an option does not exist, or if a value does not have the type. So a misspelled option is never ignored. The
     text names the option, and not its value, which may be a password.
     """
     for name, default in defaults.items():
@@ -226,7 +226,7 @@ class _JSONLog(logging.Formatter):
 def serve(kind, implementation):
     """The main function of a driver's program. It serves the driver as driver.proto describes, and does not return.
 
-    implementation has the methods of driver.proto and of the kind. Up to 64 of its methods run at the same time, each in a thread. Records of
+    The argument implementation has the methods of driver.proto and of the kind. Up to 64 calls run at the same time, each in a thread. Records of
     package logging, and lines that the program writes to its standard error, are written to the worker's log. The program ignores SIGINT and
     SIGTERM, and ends when its standard input ends, because then the worker has ended.
 
@@ -236,7 +236,7 @@ def serve(kind, implementation):
         program = os.path.basename(sys.argv[0])
         print(
             f"{program} is a {kind.name} driver, protocol {kind.protocol}. A worker starts it: put it into the worker's plugin_dir as "
-            f"armature-{kind.name}-NAME, and name NAME in its configuration.",
+            f"armature-{kind.name}-NAME, and write NAME as the driver in the worker's configuration.",
             file=sys.stderr,
         )
         sys.exit(2)

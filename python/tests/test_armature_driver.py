@@ -75,7 +75,7 @@ class TestFault(unittest.TestCase):
             Fault("Missing", "")
 
     def test_calls(self):
-        """What a client sees of a fault, of another exception, and of a method that is missing; the log has the ids of the request."""
+        """A client gets the right error for a fault, for another exception, and for a missing method. The log has the ids of the request."""
         with tempfile.TemporaryDirectory() as directory:
             server = grpc.server(futures.ThreadPoolExecutor(max_workers=1), interceptors=(armature_driver._Calls(),))
             driver_pb2_grpc.add_DriverServicer_to_server(Driver(), server)

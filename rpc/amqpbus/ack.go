@@ -10,17 +10,17 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// acknowledger acknowledges and requeues the deliveries of one channel. The broker does work for each acknowledgement that it
-// receives. So acknowledgements that come together are sent as one, if no earlier delivery is unacknowledged.
+// acknowledger acknowledges and requeues the deliveries of one channel. Each acknowledgement costs the broker time. So
+// acknowledgements that come together are sent as one, if no earlier delivery is unacknowledged.
 type acknowledger struct {
 	ch *amqp.Channel
 
 	mu       sync.Mutex
 	open     []unackedDelivery // delivered, and neither acknowledged nor requeued; ordered by tag
-	bytes    int               // the sum of their payloads, in bytes
-	pending  []uint64          // tags that are to be acknowledged
+	bytes    int               // the sum of the payloads in open, in bytes
+	pending  []uint64          // the tags of the deliveries to acknowledge
 	sending  bool              // a goroutine sends the acknowledgements in pending
-	draining bool              // nothing more is delivered
+	draining bool              // no further message is delivered
 	drained  chan struct{}     // closed when draining is set, open is empty, and nothing is pending
 }
 
@@ -34,7 +34,7 @@ func newAcknowledger(ch *amqp.Channel) *acknowledger {
 	return &acknowledger{ch: ch, drained: make(chan struct{})}
 }
 
-// add registers a delivery with a payload of size bytes. The result acknowledges or requeues it.
+// add registers a delivery with a payload of size bytes. The returned deliveryAck acknowledges or requeues the delivery.
 func (t *acknowledger) add(tag uint64, size int) *deliveryAck {
 	t.mu.Lock()
 	t.open = append(t.open, unackedDelivery{tag, size})
@@ -75,12 +75,14 @@ func (t *acknowledger) removeLocked(tag uint64) {
 	}
 }
 
-// indexLocked returns the index of a tag in open, or where the tag would be inserted.
+// indexLocked returns the index of a tag in open, and true. If the tag is not in open, it returns the index at which the tag
+// would be inserted, and false.
 func (t *acknowledger) indexLocked(tag uint64) (int, bool) {
 	return slices.BinarySearchFunc(t.open, tag, func(d unackedDelivery, tag uint64) int { return cmp.Compare(d.tag, tag) })
 }
 
-// unacked returns the number of unacknowledged deliveries, the number of those after the given tag, and the bytes of all.
+// unacked returns the number of all unacknowledged deliveries, the number of those whose tags are higher than the parameter
+// after, and the payload bytes of all.
 func (t *acknowledger) unacked(after uint64) (all, later, bytes int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -106,15 +108,15 @@ func (t *acknowledger) acknowledge(tag uint64) {
 
 // sendPending sends the pending acknowledgements, and reports whether more became pending meanwhile.
 func (t *acknowledger) sendPending() bool {
-	runtime.Gosched() // goroutines that are about to acknowledge can add theirs
+	runtime.Gosched() // lets goroutines that are about to acknowledge add their tags
 	t.mu.Lock()
-	tags, low := t.pending, uint64(math.MaxUint64) // no delivery before low is unacknowledged
+	tags, low := t.pending, uint64(math.MaxUint64) // each delivery before low is acknowledged or requeued
 	t.pending = nil
 	if len(t.open) > 0 {
 		low = t.open[0].tag
 	}
 	t.mu.Unlock()
-	var last uint64 // the last of tags before low
+	var last uint64 // the highest of the tags before low
 	for _, tag := range tags {
 		if tag < low {
 			last = max(last, tag)
@@ -132,7 +134,7 @@ func (t *acknowledger) sendPending() bool {
 	return t.sending
 }
 
-// drain declares that nothing more is delivered. Then drained is closed after the last acknowledgement.
+// drain records that no further message is delivered. The channel drained is closed after the last acknowledgement.
 func (t *acknowledger) drain() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -140,7 +142,8 @@ func (t *acknowledger) drain() {
 	t.closeDrainedLocked()
 }
 
-// closeDrainedLocked closes drained if everything is acknowledged or requeued.
+// closeDrainedLocked closes the channel drained if no further message is delivered and each
+// delivery is acknowledged or requeued.
 func (t *acknowledger) closeDrainedLocked() {
 	if t.draining && len(t.open) == 0 && !t.sending {
 		t.draining = false // drained is closed once

@@ -5,13 +5,12 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// The bus has one connection to publish and one to consume. The first message above 64 KiB opens a third one, for large
+// The bus has one connection to publish and one to consume. The first message above 64 KiB opens a third connection, for large
 // messages. The bus dials a lost connection again, and declares its queues and exchanges again before it uses them.
 //
-// The broker confirms every message. If no queue accepts a message, the topic has no consumer: the broker returns the message,
-// and Publish fails with bus.ErrNoConsumer. The broker does not return a fanout. There is one exception: in the first 5 s after a
-// connection was restored, the bus sends a returned message again, because other processes may still be restoring the connections
-// of their consumers.
+// The broker confirms every message. If no queue accepts a message, the broker returns it, and Publish fails with
+// bus.ErrNoConsumer. The broker does not return a fanout. In the first 5 s after a connection was restored, the bus sends a
+// returned message again instead, because other processes may still be restoring the connections of their consumers.
 //
 // The names and properties of the queues and exchanges are fixed:
 //
@@ -21,8 +20,8 @@
 //	fanout   <exchange>.<topic>   a durable fanout exchange
 //
 // When the subscription of a Shared topic ends, the bus publishes the prefetched messages again instead of requeuing them.
-// RabbitMQ marks a requeued message as redelivered, and the next server counts the mark as an attempt whose server was lost. With
-// Config.Quorum, a few messages are still marked: those that RabbitMQ sends while the subscription ends.
+// RabbitMQ would mark a requeued message as redelivered, and the next server would count the mark as an attempt whose server was
+// lost. With Config.Quorum, a few messages are still marked: those that RabbitMQ sends while the subscription ends.
 //
 // The id and the metadata of a message are AMQP headers in the format of watermill-amqp, or AMQP properties. docs/wire.md has
 // the details.
@@ -53,16 +52,15 @@ import (
 
 // Config configures a Bus.
 type Config struct {
-	// URLs are the URLs of the cluster's brokers: amqp:// or amqps:// with user,
-	// password, host, port and virtual host. They are tried in random order.
-	// At least one is required. Logs and errors have no passwords.
+	// URLs are the URLs of the cluster's brokers: amqp:// or amqps:// with user, password, host, port and virtual host. The bus
+	// tries them in random order. At least one is required. Logs and errors never contain the passwords.
 	URLs []string
 	// Exchange is the first part of the name of every queue and exchange, so
 	// that several components can share a virtual host. Processes that exchange
 	// messages need the same value. Default "armature".
 	Exchange string
-	// TLS is used for amqps URLs, see package tlsfile. Default: the authorities of the system. The
-	// broker's certificate must have the host name of the URL, or TLS.ServerName if it is set.
+	// TLS is used for amqps URLs, see package tlsfile. Default: the system's certificate authorities. The broker's certificate
+	// must have the host name of the URL, or TLS.ServerName if it is set.
 	TLS *tls.Config
 	// Channels is the number of channels that publish concurrently. Default 4.
 	Channels int
@@ -77,9 +75,9 @@ type Config struct {
 	// ProbeEvery is the average time between two checks of a consumed queue. A check
 	// declares the queue again. Default 10 s.
 	ProbeEvery time.Duration
-	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. A larger
-	// message fails with bus.ErrTooLarge. So does a message above max_message_size of the broker's configuration, which
-	// RabbitMQ does not announce. Default [bus.DefaultMaxMessage].
+	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. A larger message
+	// fails with bus.ErrTooLarge. A message above max_message_size of the broker's configuration also fails in this way; RabbitMQ
+	// does not announce that limit. Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// MaxInFlight limits the unacknowledged messages of one subscription, in bytes. A delivered message counts with its
 	// size. Each slot of the prefetch without a message counts as MaxMessage, because RabbitMQ may fill the slot at any time.
@@ -88,27 +86,27 @@ type Config struct {
 	// ConnectTimeout bounds Start, which tries each broker once. It also bounds how long Subscribe and
 	// CreateTopic wait for a broker that cannot be reached. Default 10 s.
 	ConnectTimeout time.Duration
-	// Heartbeat is the timeout of the AMQP heartbeats, in whole seconds; New refuses other values. The bus uses the lower of
-	// this value and RabbitMQ's value. Each side sends a heartbeat after half of that time without other traffic. The bus gives
-	// up a connection on which nothing arrives for one and a half times that time. A heartbeat parameter in a URL replaces
-	// Heartbeat. Values up to 0: 10 s.
+	// Heartbeat is the timeout of the AMQP heartbeats, in whole seconds; New refuses other values. The bus uses the lower of this
+	// value and RabbitMQ's value. Each side sends a heartbeat after half of the timeout without other traffic. The bus closes a
+	// connection on which nothing arrives for one and a half times the timeout. A heartbeat parameter in a URL replaces
+	// Heartbeat. Zero or negative: 10 s.
 	Heartbeat time.Duration
 	// Logger gets the events of the connections and queues. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus] over RabbitMQ. With Start and Stop it is a part of a service. It is safe for
-// concurrent use.
+// Bus is a [bus.Bus] over RabbitMQ. It can be a part of a service.App: it has Start, Stop and Check. It is safe for concurrent
+// use.
 type Bus struct {
 	cfg        Config
 	pub        *connector // to publish
 	sub        *connector // to consume
 	large      *connector // to publish large messages, see largeMessage; dialed for the first large message
 	publishers []*publisher
-	next       atomic.Uint64 // the publishers are used in turn
+	next       atomic.Uint64 // counts publications, so that the publishers are used in turn
 
 	largeFrom  atomic.Int64  // the size of a payload, in bytes, above which a message is large
-	largeOnce  sync.Once     // starts large
+	largeOnce  sync.Once     // starts the connector large
 	largeSlots chan struct{} // has a token for each large message that is being sent
 
 	life *life.Life
@@ -154,8 +152,8 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects to a broker. It tries each broker once, for at most ConnectTimeout in total. After an
-// error it may be called again. The error names the brokers, without passwords. Errors:
+// Start connects to a broker. It tries each broker once, for at most ConnectTimeout in total. After an error Start may be called
+// again. The error names the brokers, without passwords. Errors:
 //
 //   - Unavailable: no broker answers.
 //   - Unauthenticated: the broker refuses user and password.
@@ -180,7 +178,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	links, made := []*connector{b.pub, b.sub}, []connection{}
 	closeAll := func() {
 		for _, conn := range made {
-			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // an error has no effect: the connection is closed even then
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // an error has no effect: the connection is closed anyway
 		}
 	}
 	for _, l := range links {
@@ -205,7 +203,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	return nil
 }
 
-// Stop is Close, without regard to the context. It makes the bus a part of a service.
+// Stop calls Close, and ignores the context.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connections, and waits for the goroutines of the bus. RabbitMQ
@@ -224,7 +222,7 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	}
 }
 
-// stats returns the values for Capabilities.
+// stats returns the value for Capabilities.Stats.
 func (b *Bus) stats() (s bus.Stats) {
 	s.Blocked = b.pub.State().Blocked != ""
 	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects() + b.large.Reconnects()
@@ -260,7 +258,7 @@ func (b *Bus) Check(context.Context) error {
 	return nil
 }
 
-// checkTopic returns Invalid if RabbitMQ cannot have a queue of that name.
+// checkTopic returns Invalid if RabbitMQ cannot have a queue for the topic.
 func (b *Bus) checkTopic(topic string) error { return bus.CheckTopic(b.queueName(topic)) }
 
 // checkMessage returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ cannot carry
@@ -323,7 +321,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 	}
 }
 
-// retrySend sends a message again, in a goroutine, if mayRetry allows it. err is the error of the first attempt.
+// retrySend sends a message again, in a goroutine, if mayRetry allows it. The parameter err is the error of the first attempt.
 func (b *Bus) retrySend(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
 	if !b.mayRetry(o, err) || !b.life.Go(func() {
 		ctx, cancel := withMaxWait(ctx)
@@ -351,8 +349,8 @@ func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
 	return o
 }
 
-// writeMessage writes a message to an AMQP channel. It waits for an open channel; errors of this wait are those of awaitChannel.
-// After an error, o.done is not called.
+// writeMessage writes a message to an AMQP channel. It first waits for an open channel, and returns the error of awaitChannel if
+// that fails. After an error, o.done is not called.
 func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {
 		return bus.ErrClosed
@@ -370,7 +368,7 @@ func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	return c.send(o, b.marshal(o.m))
 }
 
-// mayRetry reports whether a message may be sent again after an attempt that ended with err. It may in three cases:
+// mayRetry reports whether a message may be sent again after an attempt that ended with err. This is so in three cases:
 //
 //   - The message was certainly not sent.
 //   - The outcome is unknown, and the message is delivered at least once.
@@ -383,8 +381,8 @@ func (b *Bus) mayRetry(o *outgoing, err error) bool {
 		errors.Is(err, bus.ErrNoConsumer) && b.pub.Restored(grace)
 }
 
-// publishRetrying sends o again and again, with back-off, until an attempt succeeds, mayRetry forbids another one, or
-// ctx ends. last is the error of an earlier attempt that may be retried, or nil.
+// publishRetrying sends o with back-off until an attempt succeeds, mayRetry forbids another attempt, or ctx ends. The parameter
+// last is the error of an earlier attempt, or nil if there was no attempt.
 func (b *Bus) publishRetrying(ctx context.Context, o *outgoing, last error) error {
 	if last == nil {
 		last = b.publishOnce(ctx, o)

@@ -56,8 +56,8 @@ func TestBus(t *testing.T) {
 	})
 }
 
-// TestBusQuorum: the rules of the contract also hold with quorum queues, here on one broker. An existing queue keeps
-// its type.
+// TestBusQuorum: the rules of the contract also hold with quorum queues, in this test on one broker. An existing
+// queue keeps its type.
 func TestBusQuorum(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -65,7 +65,7 @@ func TestBusQuorum(t *testing.T) {
 		t.Helper()
 		cfg := amqpbus.Config{URLs: []string{url}, Exchange: "test." + strings.ToLower(rand.Text()), Quorum: true}
 		return openWith(t, cfg), openWith(t, cfg)
-	}, "restarts") // RabbitMQ marks the messages that a quorum queue sends while the consumer is canceled
+	}, "restarts") // RabbitMQ marks the messages that a quorum queue sends while the consumer is being canceled
 	exchange := "test." + strings.ToLower(rand.Text())
 	quorum, classic := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, Quorum: true}), open(t, url, exchange)
 	if err := quorum.CreateTopic(t.Context(), "topic"); err != nil {

@@ -15,9 +15,9 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// BenchmarkCompare compares the bus with amqp091-go alone and with watermill-amqp,
-// in interleaved rounds of one run. During a row, only the compared programs
-// are connected. It ignores -benchtime: -args -rounds and -slice set the duration.
+// BenchmarkCompare compares the bus with amqp091-go alone and with watermill-amqp, in
+// interleaved rounds of one run. During a row, only the compared programs are
+// connected. The benchmark ignores -benchtime. Set the duration with -args -rounds and -slice.
 func BenchmarkCompare(b *testing.B) {
 	url := envtest.URL(b, testenv.AMQPVar)
 	w := compare.New()
@@ -94,10 +94,10 @@ func compareCasts(b *testing.B, w *compare.Table, url string, d rpc.Delivery) {
 
 type blob struct{ Data []byte }
 
-// payload is 1 KiB as base64 in JSON.
+// payload returns a message whose data are 1 KiB in JSON: 768 bytes in base64.
 func payload() *blob { return &blob{make([]byte, 768)} }
 
-// rawPayload is 1 KiB that is not decoded.
+// rawPayload returns a message of 1 KiB that neither side decodes.
 func rawPayload() *json.RawMessage {
 	raw := json.RawMessage(bytes.Repeat([]byte(" "), 1024))
 	return &raw
@@ -116,7 +116,7 @@ func benchServer(b *testing.B, url, exchange, host string, register func(*rpc.Se
 	if err := srv.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs any more
+	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs at this time
 }
 
 func benchClient(b *testing.B, url, exchange string) *rpc.Client {
@@ -140,7 +140,7 @@ func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func()
 	}
 }
 
-// note is a method without a result.
+// note returns a method without a result.
 func note[T any](d rpc.Delivery) rpc.Method[T, rpc.None] {
 	return rpc.Method[T, rpc.None]{Interface: iface, Name: "note", Since: rpc.Version{Major: 1}, Delivery: d}
 }

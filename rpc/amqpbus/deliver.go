@@ -50,7 +50,8 @@ func (c *consumer) deliverUntilEnd(ctx context.Context, in *consumeChannel) erro
 	}
 }
 
-// deliver delivers one message to the subscriber, and waits until the subscriber has received it.
+// deliver delivers one message to the subscriber, and waits until the subscriber has received it, or until the message is requeued
+// or republished.
 func (c *consumer) deliver(in *consumeChannel, d *amqp.Delivery) {
 	in.last = d.DeliveryTag
 	var ack bus.Acknowledger // stays nil for a Private queue, which needs no acknowledgements
@@ -123,7 +124,7 @@ func (c *consumer) deliverOrRequeue(in *consumeChannel, m *bus.Delivery) {
 	_ = m.Nack() // after an error the channel is lost, and RabbitMQ requeues the message
 }
 
-// endConsumer cancels the consumer at the end of the subscription, and republishes or requeues the messages that the subscriber has
+// endConsumer cancels the consumer at the end of the subscription. It republishes or requeues the messages that the subscriber has
 // not received. The AMQP channel stays open until the received messages are acknowledged.
 func (c *consumer) endConsumer(in *consumeChannel) {
 	var rest []*amqp.Delivery
@@ -161,18 +162,19 @@ func (c *consumer) endConsumer(in *consumeChannel) {
 // republishTimeout is the timeout of republish.
 const republishTimeout = 5 * time.Second
 
-// republish publishes a message once more if no handler of this process has received it. It reports whether the caller
-// should acknowledge the old delivery. RabbitMQ would mark a requeued message as redelivered, and the next server would
-// count that as the loss of this server. Callers requeue a message that already has the mark, so that the mark stays.
+// republish publishes a message once more if no handler of this process has received it. It reports whether the caller should
+// acknowledge the old delivery. The bus does not requeue such a message, because RabbitMQ would mark it as redelivered, and the
+// next server would count the mark as the loss of this server. A message that already has the mark is requeued by the callers, so
+// that the mark stays.
 func (c *consumer) republish(m *bus.Message) bool {
 	ctx, cancel := context.WithTimeout(c.bus.life, republishTimeout)
 	defer cancel()
 	err := c.bus.publishRetrying(ctx, &outgoing{m: m, key: c.name}, nil)
-	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // an at-most-once message may be lost, but is not handled twice
+	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // an at-most-once message may be lost, but must not be handled twice
 }
 
-// closeAfterAcks closes the channel, in a goroutine, when all its deliveries are acknowledged or requeued. If deleteLive is set, it
-// also deletes the queue of a Live topic, unless the queue has another consumer or messages.
+// closeAfterAcks starts a goroutine that closes the channel when all its deliveries are acknowledged or requeued. If deleteLive is
+// true, the goroutine also deletes the queue of a Live topic, unless the queue has another consumer or messages.
 func (c *consumer) closeAfterAcks(in *consumeChannel, deleteLive bool) {
 	in.acks.drain()
 	c.helpers.Go(func() {

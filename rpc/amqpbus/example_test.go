@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// New returns an error for a wrong URL. The error has no password.
+// For a wrong URL, New returns an error, which does not contain the password.
 func ExampleNew() {
 	_, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@rabbit-1:5672/", "ampq://nova:secret@rabbit-2:5672/"}})
 	fmt.Println(fault.CodeOf(err))
@@ -19,7 +19,7 @@ func ExampleNew() {
 	// amqpbus: URL 2 of 2: scheme "ampq" is not amqp or amqps in ampq://nova:xxxxx@rabbit-2:5672/
 }
 
-// A service that waits for a broker calls Start again after an error.
+// A service may wait for a broker: it calls Start again after an error.
 func ExampleBus_Start() {
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@127.0.0.1:1/"}, ConnectTimeout: time.Second})
 	if err != nil {
@@ -39,7 +39,8 @@ func ExampleBus_Start() {
 	// check: the bus was not started
 }
 
-// Capabilities returns what the bus can do: its limits in bytes, and how long a handler may take to acknowledge a message.
+// Capabilities returns what the bus can do: its limits in bytes, and the time in which
+// a handler must acknowledge a message.
 func ExampleBus_Capabilities() {
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@rabbit:5672/"}, Exchange: "nova", MaxMessage: 1 << 20})
 	if err != nil {

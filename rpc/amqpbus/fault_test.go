@@ -28,7 +28,7 @@ var (
 	keep  = rpc.Method[int, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-// ledger counts the sent and the handled casts.
+// ledger counts the sent casts and the handled casts.
 type ledger struct {
 	mu   sync.Mutex
 	sent map[int]bool
@@ -47,7 +47,7 @@ func (l *ledger) handle(_ context.Context, n *int) (*rpc.None, error) {
 	return &rpc.None{}, nil
 }
 
-// count returns the number of casts that were sent.
+// count returns the number of sent casts.
 func (l *ledger) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -78,8 +78,8 @@ func (l *ledger) wait(t *testing.T) {
 	}
 }
 
-// load sends casts and calls until stop is closed. It records each confirmed cast in the ledger. A call
-// may fail, but only as Unknown, Unavailable or Timeout. No call gets the reply of another call.
+// load sends casts and calls until stop is closed. It records each confirmed cast in the ledger. A call may fail, but only with
+// Unknown, Unavailable or Timeout. No call may get the reply to another call.
 func load(t *testing.T, url, exchange string, l *ledger, stop <-chan struct{}) (calls, failed int64) {
 	t.Helper()
 	srvBus, cliBus := open(t, url, exchange), open(t, url, exchange)
@@ -145,8 +145,7 @@ func newLedger() *ledger {
 	return &ledger{sent: make(map[int]bool), got: make(map[int]int), more: make(chan struct{}, 1)}
 }
 
-// TestCutSockets: the connections are reset again and again under load. No
-// confirmed cast of an AtLeastOnce method is lost.
+// TestCutSockets: the connections are reset repeatedly under load. No confirmed cast of an AtLeastOnce method is lost.
 func TestCutSockets(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -167,7 +166,7 @@ func TestCutSockets(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			waittest.Spend(300 * time.Millisecond) // some of the work
+			waittest.Spend(300 * time.Millisecond) // lets some of the work be done
 			if p.cut() > 0 {
 				cuts++
 			}
@@ -211,8 +210,7 @@ func TestBrokerKilled(t *testing.T) {
 	t.Logf("%d casts, %d calls, %d calls failed", len(l.sent), calls, failed)
 }
 
-// TestLateConsumer: a queue is deleted, and its consumer reconnects later than the publisher. The publisher
-// waits for the consumer.
+// TestLateConsumer: a queue is deleted, and its consumer reconnects later than the publisher. The publisher waits for the consumer.
 func TestLateConsumer(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -243,7 +241,7 @@ func TestLateConsumer(t *testing.T) {
 		if !strings.HasPrefix(q, "late.") || strings.HasPrefix(q, "late.reply.") {
 			continue
 		}
-		if _, err := broker.Ctl(t.Context(), "delete_queue", q); err != nil && !strings.Contains(err.Error(), "not found") { // the queue was deleted with its connection
+		if _, err := broker.Ctl(t.Context(), "delete_queue", q); err != nil && !strings.Contains(err.Error(), "not found") { // the queue may have been deleted with its connection
 			t.Fatal(err)
 		}
 	}
@@ -260,8 +258,8 @@ func TestLateConsumer(t *testing.T) {
 	}
 }
 
-// TestBadBroker: New and Start name the fault of a URL or a broker, at once or after ConnectTimeout. The error never has
-// the password.
+// TestBadBroker: New and Start say what is wrong with a URL or a broker, at once or after ConnectTimeout. The error never contains the
+// password.
 func TestBadBroker(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -333,8 +331,9 @@ func TestAway(t *testing.T) {
 	waittest.Succeeds(t, "the other connection to be restored", func() error { return b.Check(ctx) })
 }
 
-// TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while other goroutines publish on the same channel. If
-// the bus declared the exchange on that channel, amqp091 would write frames of the declaration between those of a message.
+// TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while other goroutines publish on the same channel. The
+// bus must not declare the exchange on that channel, because amqp091 would write frames of the declaration between the frames of a
+// message.
 func TestFanoutBesideOthers(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "beside." + strings.ToLower(rand.Text()), Channels: 1})
@@ -363,7 +362,7 @@ func TestFanoutBesideOthers(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCloseBeforeConfirm: a message that RabbitMQ may have accepted when the bus is closed is reported as Unknown. ErrClosed would say
+// TestCloseBeforeConfirm: if RabbitMQ may have accepted a message when the bus is closed, Publish returns Unknown. ErrClosed would say
 // that the message was not sent.
 func TestCloseBeforeConfirm(t *testing.T) {
 	t.Parallel()
@@ -375,7 +374,7 @@ func TestCloseBeforeConfirm(t *testing.T) {
 	sent := make(chan struct{})
 	once := sync.Once{}
 	p.mu.Lock()
-	p.look = func(data []byte) { // the message passes, RabbitMQ's answer does not
+	p.look = func(data []byte) { // the message passes, but RabbitMQ's answer does not
 		if bytes.Contains(data, []byte("marker")) {
 			once.Do(func() { p.stall(); close(sent) })
 		}

@@ -30,7 +30,7 @@ import (
 )
 
 // TestEndsWhileFull: a full server requeues the waiting calls, and its consumer stays open. The subscription ends during a
-// requeue, and then the connection is lost. The bus still ends in time.
+// requeue, and then the connection is lost. Even then Stop of the bus returns.
 func TestEndsWhileFull(t *testing.T) {
 	t.Parallel()
 	raw := envtest.URL(t, testenv.AMQPVar)
@@ -72,7 +72,7 @@ func TestEndsWhileFull(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	for range 3 { // one is handled, the others wait at the full server
+	for range 3 { // one call is handled, and the other calls wait at the full server
 		wg.Go(func() { _, _ = rpc.Call(ctx, client, add, "h", new(int)) })
 	}
 	<-entered
@@ -88,10 +88,10 @@ func TestEndsWhileFull(t *testing.T) {
 	go func() {
 		short, stop := context.WithTimeout(context.Background(), time.Second)
 		defer stop()
-		_ = srv.Stop(short) // the handler does not end
+		_ = srv.Stop(short) // the handler does not end, so Stop fails
 		ended <- bus.Stop(short)
 	}()
-	waittest.Pass(t, 200*time.Millisecond, "the subscriptions end at once, before the connection is cut")
+	waittest.Pass(t, 200*time.Millisecond, "the subscriptions must end before the connection is cut")
 	p.cut()
 	close(pass)
 	close(gate)
@@ -105,8 +105,7 @@ func TestEndsWhileFull(t *testing.T) {
 	}
 }
 
-// TestStalled: while the network forwards nothing, every call and every cast ends
-// at its deadline.
+// TestStalled: while the network forwards nothing, every call and every cast ends at its deadline.
 func TestStalled(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
@@ -153,7 +152,8 @@ func TestStalled(t *testing.T) {
 	})
 }
 
-// TestStalledDeclare: while the network forwards nothing, the declaration of a queue and a subscription end with their context.
+// TestStalledDeclare: while the network forwards nothing, a declaration of a queue and a subscription end with their
+// contexts.
 func TestStalledDeclare(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
@@ -181,7 +181,7 @@ func TestStalledDeclare(t *testing.T) {
 	within(t, "after the stall", func(ctx context.Context) error { return b.CreateTopic(ctx, "dead") })
 }
 
-// TestTLS: the host name and the authority of the broker's certificate are checked, with and without Config.TLS.
+// TestTLS: the bus checks the host name and the authority of the broker's certificate, with and without Config.TLS.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	raw := envtest.URL(t, testenv.AMQPVar)
@@ -255,9 +255,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// TestOrders starts and stops servers, cuts connections, casts and calls, in random orders.
-// In each order, no confirmed cast is lost, each call ends at its deadline with its own reply or
-// a typed error, and all servers stop.
+// TestOrders starts and stops servers, cuts connections, casts and calls, in random orders. In each order, no confirmed
+// cast is lost, each call ends at its deadline or before, with its own reply or a typed error, and all servers stop.
 func TestOrders(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -329,7 +328,7 @@ func runOrder(t *testing.T, raw string, seed uint64, i int) {
 	}
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
-	srv := start() // a first time, so that the queues exist
+	srv := start() // a first server creates the queues
 	running := true
 	sent := 0
 	var calls sync.WaitGroup

@@ -19,7 +19,7 @@ import (
 
 type snapshot struct{ Volume string }
 
-// interop is an interface whose other side is a program that uses only watermill-amqp.
+// interop is an interface whose other side is a program with only watermill-amqp.
 var (
 	interop     = &rpc.Interface{Name: "interop", Version: rpc.Version{Major: 2, Minor: 1}}
 	interopTake = rpc.Method[snapshot, rpc.None]{
@@ -28,7 +28,7 @@ var (
 	interopNote = rpc.Method[snapshot, rpc.None]{Interface: interop, Name: "note", Since: rpc.Version{Major: 2}}
 )
 
-// stockPublish publishes one message with only watermill-amqp.
+// stockPublish publishes one message with watermill-amqp alone.
 func stockPublish(t *testing.T, cfg stock.Config, topic string, m *message.Message) {
 	t.Helper()
 	cfg.Publish.ConfirmDelivery = true
@@ -44,7 +44,7 @@ func stockPublish(t *testing.T, cfg stock.Config, topic string, m *message.Messa
 	}
 }
 
-// stockSubscribe subscribes with only watermill-amqp.
+// stockSubscribe subscribes with watermill-amqp alone.
 func stockSubscribe(t *testing.T, cfg stock.Config, topic string) <-chan *message.Message {
 	t.Helper()
 	s, err := stock.NewSubscriber(cfg, watermill.NopLogger{})
@@ -74,8 +74,8 @@ func interopWait[T any](t *testing.T, ch <-chan T, what string) T {
 	}
 }
 
-// TestInteropToServer: a program with only watermill-amqp casts to any server, to
-// one server, and to all.
+// TestInteropToServer: a program with only watermill-amqp sends casts to any server, to
+// one server, and to all servers.
 func TestInteropToServer(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, "ARMATURE_TEST_AMQP_URL"), "test."+strings.ToLower(rand.Text())
@@ -119,7 +119,7 @@ func TestInteropToServer(t *testing.T) {
 	}
 }
 
-// TestInteropFromClient: a program with only watermill-amqp reads the casts of a
+// TestInteropFromClient: a program with only watermill-amqp receives the casts of a
 // client.
 func TestInteropFromClient(t *testing.T) {
 	t.Parallel()

@@ -20,8 +20,8 @@ import (
 // other message fails with the large message or waits behind it. The large message is written from the memory of the caller,
 // without a copy.
 const (
-	// largeMessage is the size of a payload, in bytes, above which a message is large. It becomes lower when a refusal shows
-	// that RabbitMQ's limit is lower, see learnLimit.
+	// largeMessage is the size of a payload, in bytes, above which a message is large. The bus lowers this size when a
+	// refusal shows that RabbitMQ's limit is lower, see learnLimit.
 	largeMessage = 64 << 10
 	// maxLargeInFlight is the maximum number of large messages that are sent concurrently.
 	maxLargeInFlight = 4
@@ -114,8 +114,8 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 // sizeText is the text with which RabbitMQ refuses a message that is too large.
 var sizeText = regexp.MustCompile(`message size (\d+)( is)? larger than (configured )?max size (\d+)`)
 
-// sizeRefusal reports whether RabbitMQ closed a channel because a message was too large. size is its payload, and limit is
-// RabbitMQ's limit, both in bytes.
+// sizeRefusal reports whether RabbitMQ closed a channel because a message was too large. The result size is the size of the
+// payload, and limit is RabbitMQ's limit, both in bytes.
 func sizeRefusal(e *amqp.Error) (size, limit int, ok bool) {
 	if e == nil || e.Code != amqp.PreconditionFailed {
 		return 0, 0, false
@@ -129,9 +129,9 @@ func sizeRefusal(e *amqp.Error) (size, limit int, ok bool) {
 	return size, limit, err1 == nil && err2 == nil
 }
 
-// findTooLarge finds the message that was too large among the unconfirmed messages of a lost channel. RabbitMQ has
-// accepted none of the messages after it. The result has the errors of this message and of the messages after it. The
-// result is nil if the channel was lost for another reason.
+// findTooLarge finds the message that was too large among the unconfirmed messages of a lost channel. RabbitMQ has accepted
+// none of the messages after it. The returned map has the errors of this message and of the messages after it. The map is nil
+// if the channel was lost for another reason.
 func (c *publishChannel) findTooLarge(unconfirmed []*outgoing) map[*outgoing]error {
 	size, limit, ok := sizeRefusal(<-c.closed)
 	if !ok {
@@ -154,7 +154,7 @@ func (c *publishChannel) findTooLarge(unconfirmed []*outgoing) map[*outgoing]err
 	return failed
 }
 
-// learnLimit stores RabbitMQ's limit, so that messages above it count as large.
+// learnLimit stores RabbitMQ's limit, so that messages above the limit count as large.
 func (b *Bus) learnLimit(limit int) {
 	for {
 		old := b.largeFrom.Load()

@@ -28,8 +28,8 @@ var (
 	bulk  = rpc.Method[int, string]{Interface: iface, Name: "bulk", Since: rpc.Version{Major: 1}}
 )
 
-// TestBrokerLimit: RabbitMQ refuses a message that is too large, and closes the channel. That message fails with ErrTooLarge,
-// at once, and the error has both sizes. None of 2,000 concurrent calls fails.
+// TestBrokerLimit: RabbitMQ refuses a message that is too large, and closes the channel. The message fails at once with
+// ErrTooLarge, and the error has both sizes. None of 2,000 concurrent calls fails.
 func TestBrokerLimit(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -79,7 +79,7 @@ func TestBrokerLimit(t *testing.T) {
 					}
 				})
 			}
-			waittest.Until(t, "100 calls", func() bool { return next.Load() >= 100 }) // so that the refusals come between them
+			waittest.Until(t, "100 calls", func() bool { return next.Load() >= 100 }) // so that the refusals come while other calls run
 			for range 3 {
 				begin := time.Now()
 				_, err := rpc.Call(t.Context(), client, blob1, "h", &large)
@@ -105,8 +105,8 @@ func TestBrokerLimit(t *testing.T) {
 	}
 }
 
-// TestLargeReceived: messages above the limit of a server become dead letters with their whole payload. The server has at most
-// one copy of a message in memory.
+// TestLargeReceived: messages above the limit of a server become dead letters with their complete payload. The server has at
+// most one copy of a message in memory.
 func TestLargeReceived(t *testing.T) { //nolint:paralleltest // the test measures the memory of the process
 	url := envtest.URL(t, testenv.AMQPVar)
 	const letters, size = 4, 12 << 20
@@ -146,7 +146,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // the test measure
 	runtime.ReadMemStats(&now)
 	t.Logf("%d MiB received, %d MiB allocated meanwhile, %d MiB in use at the end", letters*size>>20, allocated>>20, (int64(now.HeapAlloc)-int64(before.HeapAlloc))>>20)
 	if stays := int64(now.HeapAlloc) - int64(before.HeapAlloc); stays > 2*size {
-		t.Errorf("%d bytes more in use at the end", stays)
+		t.Errorf("%d bytes more than before are in use at the end", stays)
 	}
 	client := rpc.NewClient(big, rpc.ClientConfig{})
 	defer client.Close()
@@ -167,12 +167,12 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // the test measure
 		}
 	}
 	if whole != letters {
-		t.Errorf("%d whole dead letters, want %d", whole, letters)
+		t.Errorf("%d complete dead letters, want %d", whole, letters)
 	}
 }
 
-// TestInFlight: the rule of rpctest about Config.MaxInFlight. After 6 large messages, the rest of the budget is smaller than
-// Config.MaxMessage, so RabbitMQ may send no further message.
+// TestInFlight: the bus does not exceed Config.MaxInFlight, see rpctest.InFlight. After 6 large messages, the rest of the
+// budget is smaller than Config.MaxMessage, so RabbitMQ may send no further message.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	const budget = 16 << 20
@@ -180,8 +180,8 @@ func TestInFlight(t *testing.T) {
 	rpctest.InFlight(t, b, budget, 2<<20, 6)
 }
 
-// TestLargeAway: while the broker cannot be reached, a large message waits until its deadline, the broker is back, or the bus is
-// closed.
+// TestLargeAway: while the broker cannot be reached, a large message waits until its deadline, until the broker is back, or
+// until the bus is closed.
 func TestLargeAway(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))

@@ -19,10 +19,12 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
+// lateVar is an environment variable. It sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of
+// 14 s.
 const lateVar = "ARMATURE_TEST_LATE"
 
-// publishes returns a function that returns how many messages were published to a queue. It counts with the trace of the broker.
+// publishes returns a function that returns how many messages were published to a queue. The function counts with the
+// trace of the broker.
 func publishes(t *testing.T, url string) func(queue string) int {
 	t.Helper()
 	conn, err := amqp.Dial(url)
@@ -65,9 +67,8 @@ func publishes(t *testing.T, url string) func(queue string) int {
 }
 
 // TestLateConfirm: the network of a server stalls for 12.5 s of every 14 s, so confirmations are very late, but the
-// connection stays open. Casts do not multiply: each message has at most one copy for each delivery attempt, and
-// one for each lost connection. Attempts are counted, so the retries end. Each message is handled once or becomes one dead
-// letter.
+// connection stays open. Casts do not multiply: each message has at most one copy for each delivery attempt, and one for
+// each lost connection. Attempts are counted, so the retries end. Each message is handled once or becomes one dead letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -17,15 +17,15 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestLimitWithoutDeadline: while the broker cannot be reached, a publication waits until its context ends. Without a deadline it ends
-// after the bus's own limit, and the error says so.
+// TestLimitWithoutDeadline: while the broker cannot be reached, a publication waits until its context ends. If the context has no
+// deadline, the publication ends after the bus's own limit, and the error names this limit.
 func TestLimitWithoutDeadline(t *testing.T) {
 	t.Parallel()
 	p, url := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
 	synctest.Test(t, func(t *testing.T) {
 		b := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: "limit", Channels: 1, Logger: slog.New(slog.DiscardHandler)})
 		_ = p.l.Close()
-		p.cut() // the bubble has no connection now, so its clock can advance
+		p.cut() // after this the bubble has no connection, so its clock can advance
 		publish := func(ctx context.Context, kind string, payload string) error {
 			return b.Publish(ctx, "topic", rpctest.Message("m", kind+" a.b 1.0 at-most-once", payload))
 		}
@@ -68,15 +68,15 @@ func TestLimitWithoutDeadline(t *testing.T) {
 	})
 }
 
-// TestNoFreeChannel: a fanout whose exchange cannot be declared, because RabbitMQ allows no further channel on the connection, fails at
-// once with the reason. A new connection would not help.
-func TestNoFreeChannel(t *testing.T) { //nolint:paralleltest // it opens 2,047 channels, which would delay tests that measure time
+// TestNoFreeChannel: the exchange of a fanout cannot be declared, because RabbitMQ allows no further channel on the connection. The
+// fanout fails at once with the reason. A new connection would not help.
+func TestNoFreeChannel(t *testing.T) { //nolint:paralleltest // the 2,047 channels would delay tests that measure time
 	const allowed = 2047 // RabbitMQ's default
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "channels." + strings.ToLower(rand.Text()), Channels: allowed})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var err error
-	for n := 0; err == nil; n++ { // the bus opens its channels meanwhile
+	for n := 0; err == nil; n++ { // meanwhile the bus opens its own channels
 		err = b.Publish(ctx, fmt.Sprint("topic", n), rpctest.Message("m", "fanout a.b 1.0 at-most-once", "1"))
 	}
 	if fault.CodeOf(err) != fault.Exhausted || !strings.Contains(err.Error(), "channel") || ctx.Err() != nil {

@@ -26,12 +26,12 @@ import (
 const (
 	// dialTimeout is the timeout of one attempt on one broker, the handshakes included.
 	dialTimeout = 5 * time.Second
-	// minRetry and maxRetry bound the back-off before a message is sent again, and before another attempt to consume a queue.
-	// The delay is minRetry after the first failure and doubles after each further one, up to maxRetry, with jitter.
+	// minRetry and maxRetry bound the back-off before a message is sent again, and before a queue is consumed again. The delay is
+	// minRetry after the first failure and doubles after each further failure, up to maxRetry, with jitter.
 	minRetry = 20 * time.Millisecond
 	maxRetry = time.Second
-	// grace is the time after a connection was restored in which a missing queue counts as
-	// late: its consumer may still be restoring its own connection.
+	// grace is the time after a connection was restored in which a missing queue counts as late: its consumer may still be
+	// restoring the connection of its own process.
 	grace = 5 * time.Second
 )
 
@@ -43,17 +43,18 @@ type connection struct {
 	recent *recent
 }
 
-// recent says how the last messages were published over a connection.
+// recent records how the last messages were published over a connection.
 type recent struct {
 	last    atomic.Pointer[amqp.DeferredConfirmation] // the confirmation of the last message
-	inOrder atomic.Int32                              // how many messages in a row were published after the previous one was confirmed, at most aloneAfter
+	inOrder atomic.Int32                              // how many messages in a row were published after the previous message was confirmed, at most aloneAfter
 }
 
-// aloneAfter is the value of inOrder at which the sender counts as alone. A smaller value would be wrong: of 16 concurrent callers,
-// one often finds that all earlier messages are confirmed, although its message should be written together with those of the others.
+// aloneAfter is the value of inOrder at which the sender counts as alone. A smaller value would be wrong: one of 16 concurrent
+// callers often finds all earlier messages confirmed, although its message should be written together with the messages of the
+// other callers.
 const aloneAfter = 16
 
-// senderIsAlone reports whether the last messages were published only one after another. send calls it once for each
+// senderIsAlone reports whether the last messages were published one after another. The function send calls it once for each
 // message.
 func (r *recent) senderIsAlone() bool {
 	if last := r.last.Load(); last != nil {
@@ -67,8 +68,8 @@ func (r *recent) senderIsAlone() bool {
 	return r.inOrder.Load() >= aloneAfter || r.inOrder.Add(1) >= aloneAfter
 }
 
-// connector keeps one connection open, and dials it again when it is lost. amqp091's own recovery stays off: after
-// a recovery, a late acknowledgement of an old delivery would acknowledge another message.
+// connector keeps one connection open, and dials it again when it is lost. The recovery of amqp091 stays off: after such a
+// recovery, a late acknowledgement of an old delivery would acknowledge another message.
 type connector struct {
 	*link.Link[connection]
 
@@ -83,8 +84,8 @@ func newConnector(use string, cfg Config) *connector {
 	return c
 }
 
-// watchConnection returns when the connection is lost. When life ends, it closes the connection and returns. It logs what
-// RabbitMQ reports of the connection.
+// watchConnection returns when the connection is lost. When life ends, it closes the connection and returns. It logs RabbitMQ's
+// reports about the connection.
 func (l *connector) watchConnection(life context.Context, conn connection) error {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
@@ -113,14 +114,14 @@ func (l *connector) watchConnection(life context.Context, conn connection) error
 			}
 			return err
 		case <-life.Done():
-			_ = conn.CloseDeadline(time.Now().Add(dialTimeout)) // an error has no effect: the connection is closed even then
+			_ = conn.CloseDeadline(time.Now().Add(dialTimeout)) // an error has no effect: the connection is closed anyway
 			return errors.New("the bus was closed")
 		}
 	}
 }
 
-// dial tries each broker once, in random order, until ctx ends. If all attempts fail, it returns the first error that another
-// attempt cannot fix, such as a refused password. If all errors are Unavailable, it returns the last one.
+// dial tries each broker once, in random order, until ctx ends. If all attempts fail, dial returns the first error that another
+// attempt cannot fix, such as a refused password. If there is no such error, dial returns the last error.
 func (l *connector) dial(ctx context.Context) (connection, error) {
 	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
@@ -139,7 +140,7 @@ func (l *connector) dial(ctx context.Context) (connection, error) {
 func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	stopClose := func() bool { return true } // false: ctx has ended and closed the connection
+	stopClose := func() bool { return true } // returns false if ctx has ended and closed the connection
 	var first *firstByte
 	cfg := amqp.Config{
 		Heartbeat:  l.cfg.Heartbeat,
@@ -184,8 +185,8 @@ func (l *connector) tlsConfig(raw string) *tls.Config {
 	return cfg
 }
 
-// tlsError returns err, or a clearer error if TLS is the reason. alert reports that the bus used no TLS and the broker answered
-// with a TLS alert.
+// tlsError returns err, or a clearer error if TLS is the reason. The parameter alert reports that the bus used no TLS and the
+// broker answered with a TLS alert.
 func tlsError(err error, alert bool) error {
 	if failure := tlsfile.Failure(err); failure != nil {
 		return failure
@@ -194,7 +195,7 @@ func tlsError(err error, alert bool) error {
 		return fault.New(fault.Denied, "the broker refuses the TLS connection; perhaps it requires a client certificate that it trusts: %w", err)
 	}
 	if alert {
-		return fault.New(fault.Precondition, "the broker expects TLS on this port, and the URL is without TLS: use amqps://")
+		return fault.New(fault.Precondition, "the broker expects TLS on this port, but the URL has no TLS: use amqps://")
 	}
 	return err
 }
@@ -202,7 +203,7 @@ func tlsError(err error, alert bool) error {
 // tlsAlert is the first byte of a TLS alert, with which a TLS server answers a client that does not use TLS.
 const tlsAlert = 21
 
-// firstByte is a connection that remembers the first byte that it receives.
+// firstByte is a network connection that remembers the first byte that it has received.
 type firstByte struct {
 	net.Conn
 
@@ -217,7 +218,7 @@ func (c *firstByte) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// SyscallConn gives package gather the socket, so that it can write without blocking.
+// SyscallConn gives package gather the socket, so that gather can write without blocking.
 func (c *firstByte) SyscallConn() (syscall.RawConn, error) {
 	s, ok := c.Conn.(syscall.Conn)
 	if !ok {
@@ -228,7 +229,7 @@ func (c *firstByte) SyscallConn() (syscall.RawConn, error) {
 
 func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
-// get returns the connection. It waits for the connection until ctx ends.
+// get waits for a connection until ctx ends, and returns it.
 func (l *connector) get(ctx context.Context) (connection, error) {
 	for {
 		conn, epoch, err := l.Get(ctx)

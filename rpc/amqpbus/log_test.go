@@ -68,12 +68,12 @@ func TestConsumeFailureLogged(t *testing.T) {
 	}
 }
 
-// TestSubscribeEndsEarly: the context of Subscribe may end at any moment of the start, even when consuming begins. The
-// error is Unavailable, has the context's error and is well formed.
+// TestSubscribeEndsEarly: the context of Subscribe may end at any moment of the start, even when consuming begins. The error is
+// Unavailable, contains the context's error, and is well-formed.
 func TestSubscribeEndsEarly(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "early", Logger: slog.New(slog.DiscardHandler)})
-	timeout := time.Millisecond // it becomes about the time that an attempt takes
+	timeout := time.Millisecond // adapted below to the time that an attempt takes
 	failed := 0
 	for i := range 200 {
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)

@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// within fails unless f succeeds within 5 s.
+// within runs f until it succeeds, and fails the test if that takes more than 5 s.
 func within(t *testing.T, what string, f func(context.Context) error) {
 	t.Helper()
 	const limit = 5 * time.Second
@@ -34,7 +34,7 @@ func within(t *testing.T, what string, f func(context.Context) error) {
 	t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
 }
 
-// TestHeals: an operator deletes queues, closes connections, stops the broker, and takes its memory away. Calls,
+// TestHeals: an operator deletes queues, closes connections, stops the broker, and takes away its memory. Calls,
 // casts and fanouts work again within 5 s, without a restart of the processes.
 func TestHeals(t *testing.T) {
 	t.Parallel()
@@ -58,7 +58,7 @@ func TestHeals(t *testing.T) {
 	h.denyUser()
 }
 
-// healing is a server and a client on a broker of their own.
+// healing is a server and a client on a separate broker.
 type healing struct {
 	*testing.T
 
@@ -66,11 +66,11 @@ type healing struct {
 	srvBus, cliBus *amqpbus.Bus
 	client         *rpc.Client
 	got            chan int             // the values of handled casts and fanouts
-	hold           rpc.Method[int, int] // its handler returns when gate is closed
+	hold           rpc.Method[int, int] // a method whose handler returns when gate is closed
 	gate           chan struct{}
 }
 
-// ctl runs rabbitmqctl.
+// ctl runs rabbitmqctl on the broker.
 func (h *healing) ctl(args ...string) string {
 	out, err := h.broker.Ctl(h.Context(), args...)
 	if err != nil {
@@ -105,7 +105,7 @@ func (h *healing) works(ctx context.Context) error {
 	return errors.Join(h.srvBus.Check(ctx), h.cliBus.Check(ctx))
 }
 
-// deleteQueues deletes one queue after another. The bus declares each one again.
+// deleteQueues deletes one queue after another. The bus must declare each of them again.
 func (h *healing) deleteQueues() {
 	h.Helper()
 	queues := strings.Fields(h.ctl("list_queues", "name"))
@@ -122,11 +122,12 @@ func (h *healing) deleteQueues() {
 		}
 	}
 	if deleted != 6 {
-		h.Errorf("%d queues existed, want 5 of the server and 1 for replies: %v", deleted, queues)
+		h.Errorf("%d queues existed, want 5 queues of the server and 1 for replies: %v", deleted, queues)
 	}
 }
 
-// stopBroker closes all connections, then stops and starts the broker. Calls that are handled meanwhile get their replies.
+// stopBroker closes all connections, then stops and starts the broker. Calls whose handlers run meanwhile get
+// their replies.
 func (h *healing) stopBroker() {
 	h.Helper()
 	var calls []*rpc.Pending[int]
@@ -145,7 +146,7 @@ func (h *healing) stopBroker() {
 	}
 	h.ctl("start_app")
 	within(h.T, "after the broker was stopped and started", h.works)
-	waittest.Pass(h, 2*time.Second, "longer than it takes until the calls of a killed server fail")
+	waittest.Pass(h, 2*time.Second, "by this time the calls of a killed server have failed")
 	close(h.gate)
 	for _, p := range calls {
 		if _, err := p.Wait(h.Context()); err != nil {
@@ -154,7 +155,8 @@ func (h *healing) stopBroker() {
 	}
 }
 
-// blockBroker: a broker without memory accepts no messages. A cast ends at its deadline, and Check gives the reason.
+// blockBroker takes away the broker's memory, so that it accepts no messages. A cast ends at its deadline, and
+// Check gives the reason.
 func (h *healing) blockBroker() {
 	h.Helper()
 	h.ctl("set_vm_memory_high_watermark", "0.00001")
@@ -176,14 +178,14 @@ func (h *healing) blockBroker() {
 	})
 	h.ctl("set_vm_memory_high_watermark", "0.7")
 	within(h.T, "after the broker had memory again", func(ctx context.Context) error {
-		for len(h.got) > 0 { // messages that were sent before the broker was blocked
+		for len(h.got) > 0 { // these messages were sent before the broker was blocked
 			<-h.got
 		}
 		return h.works(ctx)
 	})
 }
 
-// denyUser: a server whose user has no permission for the queues gets Denied.
+// denyUser starts a server whose user has no permission for the queues. Start returns Denied.
 func (h *healing) denyUser() {
 	h.Helper()
 	h.ctl("add_user", "outsider", "s3cr3t-pw")

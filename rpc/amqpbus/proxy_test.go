@@ -22,7 +22,7 @@ type proxy struct {
 	open map[net.Conn]bool
 	gate chan struct{} // closed while data may pass
 	slow time.Duration // the delay of each piece of data
-	look func([]byte)  // is called with the data from clients before it passes; may be nil
+	look func([]byte)  // is called with the data from clients before the data passes; may be nil
 }
 
 func newProxy(t testing.TB, to string) *proxy {
@@ -48,8 +48,7 @@ func proxyOn(t testing.TB, l net.Listener, to string) *proxy {
 	return p
 }
 
-// proxyTo returns a proxy for the broker of an AMQP URL, and the URL of the
-// proxy.
+// proxyTo returns a proxy for the broker of an AMQP URL, and the URL of the proxy.
 func proxyTo(t testing.TB, raw string) (*proxy, string) {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -85,8 +84,8 @@ func (p *proxy) accept() {
 	}
 }
 
-// copy forwards one direction of a connection. It returns when either side is closed. client reports whether the data comes from
-// the client.
+// copy forwards one direction of a connection. It returns when either side is closed. The parameter client reports whether the
+// data comes from the client.
 func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -107,7 +106,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	}
 }
 
-// cut resets all connections, as a firewall that has lost their state does. It returns their number.
+// cut resets all connections, as a firewall does after it has lost their state. It returns the number of connections.
 func (p *proxy) cut() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -34,7 +34,7 @@ type outgoing struct {
 	confirm       *amqp.DeferredConfirmation
 }
 
-// publisher keeps one AMQP channel in confirm mode open. The goroutines that publish write to the channel themselves.
+// publisher keeps one AMQP channel in confirm mode open. The goroutines that publish write to the channel directly.
 type publisher struct {
 	link  *connector
 	learn func(limit int)                // is called with the broker's size limit, in bytes
@@ -60,10 +60,10 @@ func (p *publisher) keepChannelOpen(life context.Context) {
 	}
 }
 
-// maxWait is how long the bus itself waits for RabbitMQ: in Publish if the caller has set no deadline, in Send always.
+// maxWait is how long the bus itself waits for RabbitMQ: always in Send, and in Publish if the caller has set no deadline.
 const maxWait = time.Minute
 
-// errMaxWait is why a context of withMaxWait has ended.
+// errMaxWait is the cause with which a context from withMaxWait ends after maxWait.
 var errMaxWait = fault.New(fault.Timeout, "the bus's own limit of %v has passed", maxWait)
 
 // withMaxWait returns a context that also ends after maxWait.
@@ -71,7 +71,7 @@ func withMaxWait(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, maxWait, errMaxWait)
 }
 
-// endOf returns why a context has ended: its error, or errMaxWait if maxWait has passed.
+// endOf returns why a context has ended: errMaxWait if maxWait has passed, otherwise the error of the context.
 func endOf(ctx context.Context) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errMaxWait) {
 		return cause
@@ -104,9 +104,9 @@ func (b *Bus) awaitChannel(ctx context.Context) (*publishChannel, error) {
 	return c, nil
 }
 
-// openChannel returns the AMQP channel if messages can be written to it. Otherwise c is nil. Then wait for changed (the
-// state of the connection has changed) or notFull (the write buffer has room again; nil if it has room already), and call
-// openChannel again.
+// openChannel returns the AMQP channel if messages can be written to it. Otherwise c is nil; the caller then waits for one of the
+// other two channels and calls openChannel again. The channel changed is closed when the state of the connection changes. The
+// channel notFull is closed when the write buffer has room again; it is nil if the buffer has room already.
 func (p *publisher) openChannel() (c *publishChannel, changed, notFull <-chan struct{}) {
 	s := p.link.State()
 	if s.Epoch != nil && s.Conn.out != nil {
@@ -118,12 +118,12 @@ func (p *publisher) openChannel() (c *publishChannel, changed, notFull <-chan st
 	return p.cur.Load(), s.Changed, nil
 }
 
-// confirmInterval is how often the messages of Send are checked for confirmations. No goroutine waits for these messages.
+// confirmInterval is how often the bus checks whether messages of Send are confirmed. No goroutine waits for these messages.
 const confirmInterval = 20 * time.Millisecond
 
 // publishChannel is one AMQP channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned
-// messages. For a message of Publish, the goroutine waits for the confirmation. For messages of Send, the goroutine checks for
-// confirmations every confirmInterval.
+// messages. It waits for the confirmation of each message of Publish. It checks the messages of Send for confirmations every
+// confirmInterval.
 //
 // The AMQP channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames
 // of a message, and RabbitMQ closes a connection on which these frames mix.
@@ -133,14 +133,14 @@ type publishChannel struct {
 	learn  func(limit int)
 	closed <-chan *amqp.Error // has the reason when the AMQP channel is closed
 	lost   chan struct{}      // closed when the AMQP channel is closed and each message has its outcome
-	notify chan struct{}      // has a token when awaited has its first message
-	tick   *time.Timer        // runs while others has messages
+	notify chan struct{}      // gets a token when a message is added to the empty list awaited
+	tick   *time.Timer        // runs while the list others is not empty
 
 	mu        sync.Mutex
-	awaited   []*outgoing     // messages of Publish without an outcome yet, about in the order of sending
-	others    []*outgoing     // the same for messages of Send
-	returned  map[string]bool // ids of messages that came back before send added them to a list
-	lostError error           // the outcome of messages that are sent after the AMQP channel was closed; nil while it is open
+	awaited   []*outgoing     // messages of Publish without an outcome yet, roughly in the order of sending
+	others    []*outgoing     // messages of Send without an outcome yet, in the same order
+	returned  map[string]bool // ids of messages that RabbitMQ returned before send added them to a list
+	lostError error           // the error for messages that are sent after the AMQP channel was closed; nil while it is open
 
 	declared  sync.Map // the names of the fanout exchanges that declare has declared
 	declaring singleflight.Group
@@ -167,7 +167,7 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 	return c, nil
 }
 
-// declare creates a fanout exchange unless it exists. It does so once for each publishChannel, on a separate AMQP channel.
+// declare creates a fanout exchange unless it exists. Each publishChannel declares an exchange once, on a separate AMQP channel.
 // Concurrent calls for the same exchange wait for one declaration, until ctx ends.
 func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
@@ -238,7 +238,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	return nil
 }
 
-// collectOutcomes calls done of each message that is confirmed or returned, until the AMQP channel is closed.
+// collectOutcomes calls done for each message that is confirmed or returned, until the AMQP channel is closed.
 func (c *publishChannel) collectOutcomes(returns <-chan amqp.Return) {
 	defer close(c.lost)
 	defer c.tick.Stop()
@@ -265,7 +265,7 @@ func (c *publishChannel) collectOutcomes(returns <-chan amqp.Return) {
 	}
 }
 
-// failReturned calls done of a returned message with ErrNoConsumer.
+// failReturned calls done for a returned message with ErrNoConsumer.
 func (c *publishChannel) failReturned(r *amqp.Return) {
 	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
@@ -282,8 +282,7 @@ func (c *publishChannel) failReturned(r *amqp.Return) {
 	c.mu.Unlock()
 }
 
-// endConfirmed calls done with the outcome of each message at the start of a list, up to the first message that is not
-// confirmed.
+// endConfirmed calls done with the outcome of each message at the start of a list, up to the first unconfirmed message.
 func (c *publishChannel) endConfirmed(list *[]*outgoing) {
 	c.mu.Lock()
 	n := 0
@@ -317,8 +316,8 @@ func (c *publishChannel) failUnconfirmed() {
 	}
 }
 
-// outcome returns nil if the broker accepted the message, errLost if not and the AMQP channel is closed, and errRefused otherwise.
-// After the channel is closed, a refused message cannot be distinguished from an unanswered one.
+// outcome returns nil if the broker accepted the message. Otherwise it returns errLost if the AMQP channel is closed, or else
+// errRefused. On a closed channel, a refused message cannot be distinguished from an unanswered one.
 func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():
@@ -339,12 +338,12 @@ func (o *outgoing) confirmed() bool {
 	}
 }
 
-// notSent returns the error of a message that was not sent before its context ended. err is the result of endOf.
+// notSent returns the error for a message that was not sent before its context ended. The parameter err is the result of endOf.
 func notSent(err error) error {
 	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ could not be reached or accepted no messages: %w", err)
 }
 
-// channelError returns the error of a message whose AMQP channel could not be opened: Exhausted if the connection has as many
+// channelError returns the error for a message whose AMQP channel could not be opened: Exhausted if the connection has as many
 // channels as RabbitMQ allows, or errNotSent if the connection was lost.
 func channelError(err error) error {
 	if errors.Is(err, amqp.ErrChannelMax) {
@@ -354,7 +353,7 @@ func channelError(err error) error {
 }
 
 // refusalError returns the error for a queue or an exchange that the broker refuses: Denied or Precondition, or errNotSent if the
-// connection was lost.
+// connection was lost. The parameter what names the queue or exchange.
 func refusalError(err error, what string) error {
 	e, ok := errors.AsType[*amqp.Error](err)
 	switch {
@@ -362,7 +361,7 @@ func refusalError(err error, what string) error {
 		return fault.New(fault.Denied, "RabbitMQ denies %s: %w", what, err)
 	case ok && e.Code == amqp.PreconditionFailed:
 		return fault.New(fault.Precondition, "RabbitMQ has %s with other properties: %w", what, err)
-	case ok && e.Server && e.Recover: // without Recover, the error has ended the connection
+	case ok && e.Server && e.Recover: // without Recover, the error has also ended the connection
 		return fault.New(fault.Precondition, "RabbitMQ refuses %s: %w", what, err)
 	}
 	return errNotSent

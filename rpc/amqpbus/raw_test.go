@@ -10,8 +10,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The references of the benchmark: the same work with only amqp091-go. They do the
-// minimum: no JSON unless coded is set, no deadlines, and no recovery of a lost connection.
+// The functions below do the work of the benchmark with amqp091-go alone, for comparison. They do the minimum: no JSON
+// unless coded is true, no deadlines, and no recovery of a lost connection.
 
 func rawChannel(b *testing.B, url string) *amqp.Channel {
 	b.Helper()
@@ -49,9 +49,9 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 }
 
 // rawCall returns a function that makes one call. All calls share one reply queue. The server has a prefetch of 100 and
-// acknowledges each request. With safe, requests are mandatory and confirmed, but the caller does not wait for the
-// confirmation. With both, the replies are also mandatory and confirmed, as the replies of rpc are. With coded, both
-// sides encode and decode the same value as in the benchmark of rpc.
+// acknowledges each request. If safe is true, requests are mandatory and confirmed, but the caller does not wait for
+// the confirmation. If both is true, the replies are also mandatory and confirmed, as the replies of rpc are. If coded
+// is true, both sides encode and decode the same value as in the benchmark of rpc.
 func rawCall(b *testing.B, url string, safe, both, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
@@ -124,8 +124,9 @@ func decode(b *testing.B, raw []byte) *blob {
 	return v
 }
 
-// rawCast returns two functions. cast publishes one transient message. If safe is true, the message is persistent, and
-// cast waits for its confirmation. drain waits until all messages are consumed.
+// rawCast returns two functions, cast and drain. The function cast publishes one transient message. If safe is true,
+// the message is persistent, and cast waits for its confirmation. The function drain waits until all messages are
+// consumed.
 func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	b.Helper()
 	server, client := rawChannel(b, url), rawChannel(b, url)
@@ -158,7 +159,8 @@ func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	}, c.drain
 }
 
-// rawFanout is rawCast for an exchange with ten queues. With coded, cast encodes a value, and each consumer decodes it.
+// rawFanout does what rawCast does, for an exchange with ten queues. If coded is true, cast encodes a value, and each
+// consumer decodes it.
 func rawFanout(b *testing.B, url string, coded bool) (cast, drain func()) {
 	b.Helper()
 	client := rawChannel(b, url)
@@ -205,7 +207,7 @@ func rawFanout(b *testing.B, url string, coded bool) (cast, drain func()) {
 
 const fanoutServers = 10
 
-// counter counts messages that are sent and not received yet.
+// counter counts the messages that were sent and not yet received.
 type counter struct {
 	mu    sync.Mutex
 	open  int

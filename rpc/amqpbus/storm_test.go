@@ -26,17 +26,17 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// Environment variables of the server process of TestStorm: the URL of the broker,
-// and the file that lists the handled casts.
+// Environment variables of the server process of TestStorm: the URL of the broker, and the file
+// to which the process appends the handled casts.
 const (
 	stormVar = "ARMATURE_STORM_URL"
 	listVar  = "ARMATURE_STORM_LIST"
 )
 
-// stormServer is the server process. Until SIGTERM, it appends each cast to the file, and answers
-// calls.
+// stormServer runs the server in its own process. Until SIGTERM, the server appends each cast to
+// the file, and answers calls.
 func stormServer(url string) {
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // the parent process reads only the line that is printed below
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // the parent process reads only the line that is printed at the end
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	list, err := os.OpenFile(os.Getenv(listVar), os.O_APPEND|os.O_WRONLY, 0)
@@ -66,7 +66,7 @@ func stormServer(url string) {
 	fmt.Fprintf(os.Stderr, "the last server process: %d redelivered, %d duplicates suppressed, %d dead letters\n", st.Redelivered, st.Duplicate, st.DeadLettered)
 }
 
-// handled returns how often each cast is in the file.
+// handled returns how often the file has each cast.
 func handled(t *testing.T, path string) map[int]int {
 	t.Helper()
 	raw, err := os.ReadFile(path)
@@ -84,9 +84,9 @@ func handled(t *testing.T, path string) map[int]int {
 	return got
 }
 
-// TestStorm: thousands of casts and calls, while connections are cut ten times
-// in different ways, the broker is killed once, and the server process five times. No
-// cast is lost. Each call ends at its deadline or before, with a result or a typed error.
+// TestStorm sends thousands of casts and calls. Meanwhile connections are cut ten times in
+// different ways, the broker is killed once, and the server process is killed five times. No cast
+// is lost. Each call ends at its deadline or before, with a result or a typed error.
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -112,7 +112,7 @@ func TestStorm(t *testing.T) {
 	s.disturb()
 	wg.Wait()
 	var got map[int]int
-	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
+	_ = waittest.Poll(time.Minute, func() error { // the result is checked below
 		if got = handled(t, s.list); len(got) != s.casts+1 {
 			return errors.New("not all casts are handled")
 		}
@@ -125,10 +125,11 @@ func TestStorm(t *testing.T) {
 
 const stormCallTime = 5 * time.Second
 
-// castsVar sets how many casts TestStorm sends, such as 20000. There are half as many calls.
+// castsVar is an environment variable. It sets how many casts TestStorm sends, such as 20000.
+// TestStorm sends half as many calls.
 const castsVar = "ARMATURE_TEST_STORM"
 
-// stormSize returns how many casts and calls TestStorm sends.
+// stormSize returns how many casts and how many calls TestStorm sends.
 func stormSize(t *testing.T) (casts, calls int) {
 	t.Helper()
 	casts = 8000
@@ -141,7 +142,7 @@ func stormSize(t *testing.T) (casts, calls int) {
 	return casts, casts / 2
 }
 
-// storm is a server process and a client, each behind a proxy to a broker of their own.
+// storm is a server process and a client, each behind a proxy to a separate broker.
 type storm struct {
 	*testing.T
 
@@ -159,7 +160,7 @@ type storm struct {
 	failed []failedCall
 }
 
-// failedCall is a call without a reply.
+// failedCall is a call that got no reply.
 type failedCall struct {
 	code fault.Code
 	late time.Duration // how long after its deadline the call ended
@@ -168,7 +169,7 @@ type failedCall struct {
 // launch starts the server process.
 func (s *storm) launch() *testenv.Process {
 	s.Helper()
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // the process runs until it is killed
 	cmd.Env = append(os.Environ(), stormVar+"="+s.serverURL, listVar+"="+s.list)
 	cmd.Stderr = &s.childLog
 	p, err := testenv.Start(cmd)
@@ -215,7 +216,7 @@ func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 					s.mu.Lock()
 					s.failed = append(s.failed, failedCall{fault.CodeOf(err), time.Since(start) - stormCallTime})
 					s.mu.Unlock()
-					if fault.CodeOf(err) == fault.Unavailable { // it failed at once; without a delay, all calls would fail in one outage
+					if fault.CodeOf(err) == fault.Unavailable { // without a delay after this immediate failure, all calls would fail in one outage
 						waittest.Spend(20 * time.Millisecond)
 					}
 				}
@@ -224,7 +225,7 @@ func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 	}
 }
 
-// disturb cuts connections and kills the server and the broker, spread over the casts.
+// disturb cuts connections and kills the server and the broker, evenly spread over the casts.
 func (s *storm) disturb() {
 	s.Helper()
 	ctl := func(args ...string) {
@@ -269,7 +270,8 @@ func (s *storm) disturb() {
 	}
 }
 
-// judge logs how many casts were lost or handled again and how many calls failed, and reports errors.
+// judge logs how many casts were lost or handled again, and how many calls failed. It fails the
+// test if the numbers are wrong.
 func (s *storm) judge(got map[int]int) {
 	s.Helper()
 	twice := 0
@@ -298,7 +300,7 @@ func (s *storm) judge(got map[int]int) {
 		s.Errorf("%d calls ended more than a second after their deadlines", hung)
 	}
 	if len(s.failed) > s.calls/2 {
-		s.Errorf("%d of %d calls failed: too many for a meaningful test", len(s.failed), s.calls)
+		s.Errorf("%d of %d calls failed: this is too many for a meaningful test", len(s.failed), s.calls)
 	}
 }
 

@@ -17,20 +17,19 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// liveExpiry is how long the queue of a Live topic stays after its last consumer has
-// ended. In this time a server can restore its connection, or restart, and no message is
-// lost. After this time, a call to the server fails at once. The value never changes, because it is
-// an argument of existing queues.
+// liveExpiry is how long the queue of a Live topic stays after its last consumer has ended. A server that restores its connection or
+// restarts within this time loses no message. After this time, a call to the server fails at once. The value never changes, because
+// it is an argument of existing queues.
 const liveExpiry = 10 * time.Second
 
-// firstSlotWait is how long a message of a Live topic waits for a free slot. Then the message is requeued, so that another server
-// may get it. After the first message has waited that long, the other prefetched messages wait firstSlotWait in total, not each.
-// If all servers are full, the requeued messages come back. From then on a round of c.slots requeues takes 2*firstSlotWait, or
-// 2 ms for each message if that is more, until a message gets a slot. ADR 28 has the figures.
+// firstSlotWait is how long the first message of a Live topic waits for a free slot. A message that gets no slot is requeued, so that
+// another server may get it. The next messages wait less, see slotWait: the other prefetched messages together wait about
+// firstSlotWait. If all servers are full, the requeued messages come back, and each message waits twice as long. The wait is
+// firstSlotWait again as soon as a message gets a slot. ADR 28 has the figures.
 const firstSlotWait = 100 * time.Millisecond
 
-// slotWait returns how long a message waits for a free slot. requeued is the number of requeued messages since the last one
-// that got a slot.
+// slotWait returns how long a message waits for a free slot. The parameter requeued is the number of messages that were requeued
+// since a message last got a slot.
 func (c *consumer) slotWait(requeued int) time.Duration {
 	each := max(firstSlotWait/time.Duration(c.slots), time.Millisecond)
 	switch {
@@ -43,9 +42,9 @@ func (c *consumer) slotWait(requeued int) time.Duration {
 	}
 }
 
-// Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It blocks until the queue is consumed, at most
+// Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It blocks until the queue is consumed, at most for
 // Config.ConnectTimeout. A lost consumer is opened again, with back-off. Errors: Invalid if the topic is not valid; Unavailable if
-// the queue is not consumed within the time, or if ctx ends earlier; Denied or Precondition if RabbitMQ refuses the queue;
+// the queue is not consumed before ConnectTimeout has passed or ctx has ended; Denied or Precondition if RabbitMQ refuses the queue;
 // [bus.ErrClosed] after Stop.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	err := cmp.Or(b.life.Usable(), b.checkTopic(s.Topic))
@@ -147,7 +146,7 @@ type consumer struct {
 	slots   int
 	out     chan *bus.Delivery
 	receive func(*bus.Delivery) // is called instead of a send to out, if it is not nil
-	ready   chan error          // gets nil at the first success, or an earlier final error
+	ready   chan error          // gets one value: nil at the first success, or the error that ends consumeUntil before
 	helpers sync.WaitGroup      // the goroutines of the channels
 
 	mu    sync.Mutex
@@ -170,8 +169,8 @@ func (c *consumer) checkUp() error {
 	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
-// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. There is one exception: as long as no attempt has
-// succeeded, an error for which isFinal is true ends consumeUntil, which reports the error to Subscribe.
+// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. Exception: if no attempt has succeeded yet, an
+// error for which isFinal is true ends consumeUntil, and Subscribe returns the error.
 func (c *consumer) consumeUntil(ctx context.Context) {
 	defer c.bus.removeConsumer(c)
 	defer c.helpers.Wait()
@@ -211,8 +210,8 @@ func (c *consumer) logAttempt(ctx context.Context, err error) {
 	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
 }
 
-// isFinal reports whether the broker would also refuse the queue at the next attempt. Other refusals are temporary: the exclusive queue
-// of a lost connection exists until the broker has detected the loss, and is then deleted.
+// isFinal reports whether the broker would also refuse the queue at the next attempt. Other refusals are temporary. For example, the
+// exclusive queue of a lost connection exists until the broker has detected the loss.
 func isFinal(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed)
@@ -240,23 +239,22 @@ func (c *consumer) startConsuming(conn connection) (*consumeChannel, error) {
 	return in, nil
 }
 
-// openConsumer starts to consume on a channel, with the given prefetch.
+// openConsumer starts to consume on a channel with a prefetch of the given size.
 func (c *consumer) openConsumer(in *consumeChannel, prefetch int) (err error) {
 	if err = in.ch.Qos(min(prefetch, 65_535), 0, false); err != nil {
 		return err
 	}
 	d, err := in.ch.Consume(c.name, consumerTag, c.mode == bus.Private, false, false, false, nil)
-	if err == nil { // after an error in.deliveries is still the old Go channel, which is closed, so deliverUntilEnd returns
+	if err == nil { // after an error the field deliveries keeps the previous Go channel, which is closed, so deliverUntilEnd returns
 		in.deliveries = d
 		in.prefetch, in.base = prefetch, in.last
 	}
 	return err
 }
 
-// prefetchWindow returns the prefetch for a new consumer. unacked and bytes are the number and the total size of the
-// unacknowledged messages. All messages together stay within Config.MaxInFlight, even if each prefetched message has the
-// maximum size. If unacked is 0, the result is at least 1. Otherwise the result may be 0 or negative: another message has no
-// room.
+// prefetchWindow returns the prefetch for a new consumer. The parameters are the number and the total size of the unacknowledged
+// messages. All messages together stay within Config.MaxInFlight, even if each prefetched message has the maximum size. If unacked
+// is 0, the result is at least 1. Otherwise the result may be 0 or negative, which means that no other message may be prefetched.
 func (c *consumer) prefetchWindow(unacked, bytes int) int {
 	cfg := &c.bus.cfg
 	n := min(c.slots-unacked, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
@@ -266,22 +264,24 @@ func (c *consumer) prefetchWindow(unacked, bytes int) int {
 	return n
 }
 
-// The prefetch of a consumer is computed for messages of the maximum size. If the messages are smaller, slots stay free
-// although the prefetch is used up. Then the consumer is canceled and a new one opened, whose prefetch is computed from the free
-// bytes of Config.MaxInFlight. This is checked widenSoon after a message has used up the prefetch, then every widenLater.
+// The prefetch of a consumer is computed for messages of the maximum size. If the messages are smaller, slots stay free although the
+// prefetch is used up. In that case the consumer is canceled and a new consumer is opened, whose prefetch is computed from the free
+// bytes of Config.MaxInFlight. The bus checks for this case when a message has used up the prefetch: first after the time
+// widenSoon, then at intervals of widenLater.
 const (
 	widenSoon  = 5 * time.Millisecond
 	widenLater = 50 * time.Millisecond
 )
 
-// windowFull reports whether the prefetch is used up: RabbitMQ sends nothing before the next acknowledgement.
+// windowFull reports whether the prefetch is used up. If it is, RabbitMQ sends nothing before the next acknowledgement.
 func (in *consumeChannel) windowFull() bool {
 	_, later, _ := in.acks.unacked(in.base)
 	return later >= in.prefetch
 }
 
 // cancelToWiden cancels the consumer if its prefetch is used up and a new consumer could receive more messages. Messages that
-// RabbitMQ has already sent are delivered before reopenWider opens the new consumer. So none of them is requeued and marked as redelivered.
+// RabbitMQ has already sent are delivered before reopenWider opens the new consumer. So no message is requeued and marked as
+// redelivered.
 func (c *consumer) cancelToWiden(in *consumeChannel) {
 	all, _, bytes := in.acks.unacked(in.base)
 	if !in.windowFull() || in.widening {
@@ -297,8 +297,8 @@ func (c *consumer) cancelToWiden(in *consumeChannel) {
 	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost, and deliveries is also closed
 }
 
-// reopenWider opens a new consumer after cancelToWiden, and reports whether it did. If the deliveries have ended for another
-// reason, it opens none.
+// reopenWider opens a new consumer after cancelToWiden. It reports whether it has opened one. It opens none if the deliveries have
+// ended for another reason.
 func (c *consumer) reopenWider(in *consumeChannel) bool {
 	in.callMu.Lock()
 	defer in.callMu.Unlock()
@@ -311,8 +311,8 @@ func (c *consumer) reopenWider(in *consumeChannel) bool {
 	return err == nil
 }
 
-// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's
-// consumers. The arguments never change: RabbitMQ refuses to declare an existing queue with other arguments.
+// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's consumers.
+// The arguments of a queue never change, because RabbitMQ refuses to declare an existing queue with other arguments.
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	var q amqp.Queue
 	switch c.mode {
@@ -349,8 +349,8 @@ type consumeChannel struct {
 	ended      chan struct{} // closed when awaitEnd has returned
 	endReason  error         // the result of awaitEnd; set before ended is closed
 	acks       *acknowledger
-	callMu     sync.Mutex  // held during each call to the broker: amqp091 would mix up the answers to concurrent calls
-	requeued   int         // requeued messages since the last one that got a slot; for a Live topic
+	callMu     sync.Mutex  // held during each call to the broker, because amqp091 would mix up the answers to concurrent calls
+	requeued   int         // messages requeued since a message last got a slot; for a Live topic
 	timer      *time.Timer // ends the wait of a message for a slot
 
 	prefetch int         // the prefetch of the open consumer
@@ -367,8 +367,8 @@ var (
 	errEnded    = errors.New("the subscription has ended")
 )
 
-// probeQueue runs until the channel is closed. It declares the queue again, on average every Config.ProbeEvery, and sends to probeErr
-// if that fails or the queue has no consumer. A queue can be lost while its connection works.
+// probeQueue runs until the channel is closed. It declares the queue again, on average every Config.ProbeEvery, because a queue can
+// be lost while its connection works. If the declaration fails or the queue has no consumer, probeQueue sends an error to probeErr.
 func (c *consumer) probeQueue(in *consumeChannel, probeErr chan<- error) {
 	every := c.bus.cfg.ProbeEvery
 	t := time.NewTimer(every/2 + mrand.N(every/2))

@@ -13,14 +13,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// The same work with watermill-amqp, for comparison. The configurations are those of
-// watermill-amqp, except where a comment names a difference.
+// The same work with watermill-amqp, for comparison. The configurations are those of watermill-amqp,
+// unless a comment names a difference.
 
 // asItComes returns the first configuration for queues in watermill's documentation.
 func asItComes(url string) wamqp.Config { return wamqp.NewDurableQueueConfig(url) }
 
-// tuned returns a configuration for speed: channels that stay open, the same prefetch as the
-// other programs here, and transient messages if durable is not set.
+// tuned returns a configuration for speed: channels that stay open, and the same prefetch as the other
+// programs here. If durable is false, messages are transient.
 func tuned(url string, durable bool) wamqp.Config {
 	c := wamqp.NewNonDurableQueueConfig(url)
 	if durable {
@@ -33,8 +33,8 @@ func tuned(url string, durable bool) wamqp.Config {
 	return c
 }
 
-// tunedLanes is the number of subscriptions of a tuned consumer. Each one waits for the
-// acknowledgement of a message before it receives the next one.
+// tunedLanes is the number of subscriptions of a tuned consumer. Each subscription waits for the
+// acknowledgement of a message before it receives the next message.
 const tunedLanes = 16
 
 func watermillEnds(b *testing.B, cfg wamqp.Config) (*wamqp.Publisher, *wamqp.Subscriber) {
@@ -51,8 +51,7 @@ func watermillEnds(b *testing.B, cfg wamqp.Config) (*wamqp.Publisher, *wamqp.Sub
 	return pub, sub
 }
 
-// consumeAll calls f with each message of a topic. The queue is deleted at the end of the
-// benchmark.
+// consumeAll calls f with each message of a topic. The queue is deleted at the end of the benchmark.
 func consumeAll(b *testing.B, url string, sub *wamqp.Subscriber, topic string, lanes int, f func(*message.Message)) {
 	b.Helper()
 	for range lanes {
@@ -70,8 +69,8 @@ func consumeAll(b *testing.B, url string, sub *wamqp.Subscriber, topic string, l
 	b.Cleanup(func() { _, _ = rawChannel(b, url).QueueDelete(topic, false, false, false) })
 }
 
-// watermillCall returns a function that makes one call, as rawCall does. The benchmark itself
-// keeps the reply queue and the correlation ids.
+// watermillCall returns a function that makes one call, as rawCall does. The benchmark itself manages the
+// reply queue and the correlation ids.
 func watermillCall(b *testing.B, url string, cfg wamqp.Config, lanes int) func() {
 	b.Helper()
 	serverPub, serverSub := watermillEnds(b, cfg)
@@ -109,9 +108,9 @@ func watermillCall(b *testing.B, url string, cfg wamqp.Config, lanes int) func()
 	}
 }
 
-// requestReply returns a function that makes one call with watermill's component
-// requestreply, in the configuration of asItComes. Each call has its own reply queue, which expires. With
-// one queue for all, concurrent calls would consume each other's replies.
+// requestReply returns a function that makes one call with watermill's component requestreply, in the
+// configuration of asItComes. Each call has its own reply queue, which expires. If all calls shared one
+// queue, concurrent calls would consume each other's replies.
 func requestReply(b *testing.B, url string) func() {
 	b.Helper()
 	cfg := asItComes(url)
@@ -168,7 +167,7 @@ func requestReply(b *testing.B, url string) func() {
 	}
 }
 
-// watermillCast is rawCast with watermill-amqp.
+// watermillCast does what rawCast does, with watermill-amqp.
 func watermillCast(b *testing.B, url string, cfg wamqp.Config, lanes int) (cast, drain func()) {
 	b.Helper()
 	pub, sub := watermillEnds(b, cfg)

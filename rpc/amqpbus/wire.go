@@ -12,18 +12,18 @@ import (
 // uuidHeader is the header with the UUID of a message in the format of watermill-amqp.
 const uuidHeader = "_watermill_message_uuid"
 
-// maxShort is the maximum length of a property, in bytes.
+// maxShort is the maximum length of an AMQP property, in bytes.
 const maxShort = 255
 
-// marshal encodes a message. Casts and dead letters have the format of watermill-amqp: the UUID and all metadata are
-// headers. So a program that uses only watermill-amqp can read them. In other messages, metadata are AMQP properties if
-// AMQP has such a property, because the broker needs time for each header.
+// marshal encodes a message. Casts and dead letters have the format of watermill-amqp: the UUID and all metadata are headers.
+// So a program that uses only watermill-amqp can read them. In other messages, metadata are AMQP properties if AMQP has a
+// suitable property, because each header costs the broker time.
 //
-// Messages have no expiration, because the broker also needs time for an expiration. An expiration is not needed: a server does
-// not handle an expired request, and the queue of a Live topic without a server is deleted with all its messages.
+// Messages have no expiration, because an expiration also costs the broker time. It is not needed: a server does not handle an
+// expired request, and the queue of a Live topic without a server is deleted with all its messages.
 func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.ID, CorrelationId: m.Correlation}
-	stock := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // in the format of watermill-amqp
+	stock := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // the message is written in the format of watermill-amqp
 	header := func(k, v string) {
 		if p.Headers == nil {
 			p.Headers = make(amqp.Table, 4)
@@ -56,8 +56,8 @@ func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	return p
 }
 
-// unmarshal decodes a delivery. It ignores headers that are not text, such as x-death and
-// x-delivery-count: the broker has added them.
+// unmarshal decodes a delivery. It ignores headers that are not text, such as x-death and x-delivery-count: these headers come
+// from the broker.
 func (b *Bus) unmarshal(d *amqp.Delivery) *bus.Message {
 	id := cmp.Or(d.MessageId, d.CorrelationId)
 	if s, ok := d.Headers[uuidHeader].(string); ok {

@@ -32,7 +32,7 @@ type frame struct {
 	Payload    string            `json:"payload"`
 }
 
-// Ids and times, which differ in each run.
+// Patterns of ids and times, which differ in each run.
 var (
 	idForm   = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
 	timeForm = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
@@ -44,8 +44,8 @@ func plain(exchange, s string) string {
 	return timeForm.ReplaceAllString(idForm.ReplaceAllString(s, "ID"), "TIME")
 }
 
-// golden compares a delivery with its golden file. With ARMATURE_UPDATE=1 it writes the
-// file.
+// golden compares a delivery with its golden file. If ARMATURE_UPDATE is set, golden first writes
+// the file.
 func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 	t.Helper()
 	f := frame{
@@ -82,7 +82,7 @@ func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 }
 
 // TestWire: the messages on the wire are those of the golden files, byte by byte, except for
-// ids and times. Other releases and other languages rely on them.
+// ids and times. Other releases and programs in other languages rely on this form of the messages.
 func TestWire(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -156,7 +156,7 @@ func TestWire(t *testing.T) {
 	}
 	golden(t, "cancel", exchange, <-calls)
 
-	// The replies of a server.
+	// From here on a server answers, and its replies are compared.
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxDeliveries: 1})
 	long := make(chan struct{})
 	rpc.Handle(srv, list, func(_ context.Context, s *string) (*string, error) {
@@ -199,7 +199,7 @@ func TestWire(t *testing.T) {
 	}
 }
 
-// rawDelete deletes a queue, over its own connection.
+// rawDelete deletes a queue over a separate connection.
 func rawDelete(url, queue string) (int, error) {
 	conn, err := amqp.Dial(url)
 	if err != nil {

@@ -1,13 +1,13 @@
-// Package bus is the contract between package rpc and a bus, which carries its messages between processes. Authors of
-// a bus need this package alone, and rpctest.TestBus, which checks each rule of the contract:
+// Package bus is the contract between package rpc and a bus. A bus carries the messages of package rpc between processes.
+// Authors of a bus need only this package, and rpctest.TestBus, which checks each rule of the contract:
 //
 //	type Bus struct{ ... }                                                        // implements [bus.Bus]
 //	func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error // the error says the [Outcome]
 //	func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error)
 //	func (b *Bus) Capabilities() bus.Capabilities                                 // what this bus can do
 //
-// A [Message] is a typed envelope: a bus reads its fields and does not parse texts. On the wire the envelope is a list
-// of names and texts, [Message.Metadata], and [Decode] reads it back: each message is encoded once and decoded once.
+// A [Message] is a typed envelope: a bus reads its fields and does not parse texts. On the wire the envelope is a list of names
+// and texts, see [Message.Metadata], and [Decode] reads the list back. So each message is encoded once and decoded once.
 // docs/wire.md describes the wire format.
 //
 // Users of package rpc need nothing from here: a bus is a value that they pass to rpc.NewServer and rpc.NewClient.
@@ -25,21 +25,22 @@ import (
 
 // Bus carries messages between processes. All methods are safe for concurrent use.
 //
-// A published message and its payload are read-only from then on, for the publisher, the bus and each subscriber.
+// After a message is published, the publisher, the bus and the subscribers must not change the message or its payload.
 type Bus interface {
 	// Publish sends one message to one subscriber of the topic; a message of kind [Fanout] goes to each topic whose
 	// Subscription.Fanout is this topic. Publish returns when the bus is responsible for the message: the broker has
 	// confirmed it. Publish blocks while the broker cannot be reached, until the end of ctx, or for a minute if ctx has no
-	// deadline. The error says the outcome, see [OutcomeOf]. A message that the bus cannot carry is refused with
-	// Invalid, such as [ErrTooLarge]; other messages neither fail nor wait because of it.
+	// deadline. The error says the outcome, see [OutcomeOf]. A message that the bus cannot carry is refused with Invalid, such
+	// as [ErrTooLarge]; no other message fails or waits because of it.
 	//
 	// A persistent message, see [Message.Persistent], survives a restart of the broker, and Publish may send it
-	// more than once to make sure that it arrives. A bus need not deliver a message whose Deadline has passed.
+	// more than once to make sure that it arrives. A bus may drop a message whose Deadline has passed.
 	Publish(ctx context.Context, topic string, m *Message) error
 
-	// Send is Publish without waiting: it calls done once with the error that Publish would have returned, perhaps
-	// before Send returns. done must not block. Send itself blocks while too many messages are unconfirmed. It may block
-	// while the broker cannot be reached or accepts no messages, until the end of ctx, but at most for a minute.
+	// Send is Publish without waiting for the outcome. It calls done once with the error that Publish would have returned,
+	// perhaps before Send returns. The function done must not block. Send itself blocks while too many messages are
+	// unconfirmed. It may block while the broker cannot be reached or accepts no messages, until the end of ctx, but at most
+	// for a minute.
 	Send(ctx context.Context, topic string, m *Message, done func(error))
 
 	// Subscribe delivers the topic's messages on the returned channel until ctx ends. Then the channel is closed,
@@ -53,15 +54,15 @@ type Bus interface {
 	// message is delivered again after Nack, and when the subscriber's process dies before Ack.
 	Subscribe(ctx context.Context, s Subscription) (<-chan *Delivery, error)
 
-	// CreateTopic makes a Shared topic, so that messages for it are kept before it has a subscriber. It is not an error
-	// if the topic exists. Errors: those of Subscribe.
+	// CreateTopic makes a Shared topic, so that messages for it are kept before it has a subscriber. It returns nil if the
+	// topic exists. Errors: those of Subscribe.
 	CreateTopic(ctx context.Context, topic string) error
 
 	// Capabilities returns what the bus can do. It does not block.
 	Capabilities() Capabilities
 
-	// Close ends all subscriptions and waits for the goroutines of the bus. Calls after Close fail with [ErrClosed].
-	// Close is idempotent. Its error is for the log: the bus is closed even then.
+	// Close ends all subscriptions and waits for the goroutines of the bus. Calls after Close fail with [ErrClosed]. Close is
+	// idempotent. The error of Close is only for the log: the bus is closed even after an error.
 	Close() error
 }
 
@@ -72,8 +73,8 @@ const (
 	// Shared means that each message goes to one subscriber of the topic. The topic outlives its subscribers, and keeps
 	// its messages while it has none.
 	Shared Mode = iota
-	// Live means that each message goes to one subscriber of the topic. The topic ends soon after its last subscriber has
-	// left; each bus documents how soon. Then Publish fails with ErrNoConsumer, and the message does not wait for a server.
+	// Live means that each message goes to one subscriber of the topic. The topic ends soon after its last subscriber has left;
+	// each bus documents how soon. After its end, Publish fails with ErrNoConsumer, and no message waits for a server.
 	Live
 	// Private means that the topic has one subscriber and ends with it. Messages need no Ack. Publish fails with
 	// ErrNoConsumer while the subscriber's bus has lost its connection and not yet restored the topic.
@@ -82,18 +83,19 @@ const (
 
 // Subscription says which messages a subscriber gets, and how.
 type Subscription struct {
-	// Topic is the name that is published to. Required.
+	// Topic is the name of the topic that messages are published to. Required.
 	Topic string
 	// Mode says which subscribers share the topic. Default Shared.
 	Mode Mode
-	// Fanout is the topic of [Fanout] messages of which this topic gets a copy. Only for a topic with one
-	// subscriber, Live or Private. Empty: no copies.
+	// Fanout is the name of a topic. The subscriber also gets a copy of each [Fanout] message that is published to that topic.
+	// Only for a topic with one subscriber, Live or Private. Empty: no copies.
 	Fanout string
-	// Slots is how many messages the subscriber handles at once. It is the prefetch: the subscriber has at most that
-	// many unacknowledged messages. Default 1.
+	// Slots is how many messages the subscriber handles at once. It is the prefetch, which is the maximum number of
+	// unacknowledged messages of the subscriber. Default 1.
 	Slots int
-	// Receive, if it is not nil, gets each delivery instead of the channel, and may be called from several goroutines at
-	// once. It must not block. Only for a Private topic. The channel is still closed at the end of the subscription.
+	// Receive, if it is not nil, is called with each delivery, and the channel gets none. It may be called from several
+	// goroutines at once. It must not block. Only for a Private topic. The channel is still closed at the end of the
+	// subscription.
 	Receive func(*Delivery)
 }
 
@@ -106,11 +108,11 @@ type Capabilities struct {
 	MaxTopic int
 	// ConsumerTimeout is how long a subscriber may keep a delivery before the broker delivers it again. Zero: no limit.
 	ConsumerTimeout time.Duration
-	// NoConsumer: Publish to a topic without a subscriber fails with ErrNoConsumer at once, unless the topic is
-	// Shared and exists. Without it, clients cannot detect that a server's process has ended.
+	// NoConsumer: Publish to a topic without a subscriber fails with ErrNoConsumer at once, unless the topic is Shared and
+	// exists. If the bus cannot do this, clients cannot detect that a server's process has ended.
 	NoConsumer bool
-	// LiveTopics: a Live topic ends soon after its last subscriber. Without it, a call to a server that has left
-	// waits until its deadline.
+	// LiveTopics: a Live topic ends soon after its last subscriber has left. If the bus cannot do this, a call to a server that
+	// has left waits until its deadline.
 	LiveTopics bool
 	// Persistent: persistent messages survive a restart of the broker.
 	Persistent bool
@@ -129,14 +131,15 @@ type Stats struct {
 // DefaultMaxMessage is the usual value of Capabilities.MaxMessage, in bytes.
 const DefaultMaxMessage = 4 << 20
 
-// Outcome is how sending a message ended. The error of Publish carries it.
+// Outcome is how the sending of a message ended. The error of Publish carries the outcome.
 type Outcome uint8
 
 const (
 	// Confirmed means that the broker has the message. The error is nil.
 	Confirmed Outcome = iota
-	// Refused means that the message was certainly not sent. The error has the code Unavailable (a later attempt may
-	// succeed), Timeout or Canceled (ctx ended), or Invalid (each attempt would fail), or is ErrClosed or ErrNotStarted.
+	// Refused means that the message was certainly not sent. The error has the code Unavailable (a later attempt may succeed),
+	// Timeout or Canceled (ctx ended), Invalid (each attempt would fail), or the code of a refusal by the broker, such as
+	// Denied. ErrClosed and ErrNotStarted are such errors.
 	Refused
 	// Unroutable means that the topic has no subscriber, or does not exist. The error is ErrNoConsumer.
 	Unroutable
@@ -165,8 +168,8 @@ var (
 	ErrNoConsumer = fault.Sentinel(fault.Unavailable, "NoConsumer", "no server listens")
 	// ErrTooLarge: the message is larger than the bus or the broker carries. It was not sent.
 	ErrTooLarge = fault.Sentinel(fault.Invalid, "TooLarge", "the message is too large")
-	// ErrClosed: the bus was closed. The message was not sent.
-	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "closed")
+	// ErrClosed: the bus was closed. The message was not sent. Package rpc also uses this error for a closed client.
+	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "the bus or the client was closed")
 	// ErrNotStarted: the bus was not started, or its Start failed. The message was not sent.
 	ErrNotStarted = fault.Sentinel(fault.Unavailable, "NotStarted", "the bus was not started")
 )
@@ -174,21 +177,21 @@ var (
 // Delivery is a message that a subscriber has received, until Ack or Nack. Ack and Nack are safe for concurrent use.
 type Delivery struct {
 	*Message
-	// Redelivered: an earlier delivery of this message was not acknowledged, perhaps because its subscriber died. An
-	// in-memory bus need not set it.
+	// Redelivered: an earlier delivery of this message was not acknowledged, perhaps because its subscriber died. An in-memory
+	// bus need not set this field.
 	Redelivered bool
 
 	acks  Acknowledger
 	ended atomic.Bool // Ack or Nack was called
 }
 
-// Acknowledger is the part of a bus that ends a delivery. If ack is true, it acknowledges the message, otherwise it requeues the
-// message: the topic delivers it again. After an error the message is delivered again, whether ack is true or false. EndDelivery is
-// called at most once for each delivery.
+// Acknowledger is the part of a bus that ends a delivery. EndDelivery acknowledges the message if ack is true. Otherwise it
+// requeues the message: the topic delivers the message again. After an error the message is delivered again, whether ack is
+// true or false. EndDelivery is called at most once for each delivery.
 type Acknowledger interface{ EndDelivery(ack bool) error }
 
-// NewDelivery returns a delivery of m. Ack and Nack call acks, which may be nil if the bus needs neither, as for a Private
-// topic.
+// NewDelivery returns a delivery of m. Ack and Nack of the delivery call acks. The parameter acks may be nil if the bus needs
+// no acknowledgements, as for a Private topic.
 func NewDelivery(m *Message, redelivered bool, acks Acknowledger) *Delivery {
 	return &Delivery{Message: m, Redelivered: redelivered, acks: acks}
 }
@@ -197,8 +200,8 @@ func NewDelivery(m *Message, redelivered bool, acks Acknowledger) *Delivery {
 // and the message is delivered again. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
 func (d *Delivery) Ack() error { return d.endOnce(true) }
 
-// Nack returns the message to its topic, which delivers it again. After an error the broker
-// does so later, by itself. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
+// Nack returns the message to its topic, which delivers it again. After an error the broker redelivers the message later, by
+// itself. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
 func (d *Delivery) Nack() error { return d.endOnce(false) }
 
 func (d *Delivery) endOnce(ack bool) error {
@@ -208,8 +211,8 @@ func (d *Delivery) endOnce(ack bool) error {
 	return d.acks.EndDelivery(ack)
 }
 
-// Attempt returns the number of this delivery attempt, from 1. Earlier attempts that failed, and attempts whose server
-// was lost, count; attempts that failed with Unavailable do not.
+// Attempt returns the number of this delivery attempt, from 1. It counts earlier attempts that failed, and attempts whose
+// server was lost. It does not count attempts that failed with Unavailable.
 func (d *Delivery) Attempt() int {
 	n := 1 + d.Failures + d.Redeliveries
 	if d.Redelivered {
@@ -218,12 +221,12 @@ func (d *Delivery) Attempt() int {
 	return n
 }
 
-// maxMetadata is how many bytes of metadata every broker carries. AMQP needs them in one frame, of 128 KiB by default,
-// and the broker closes a connection that sends a longer frame.
+// maxMetadata is how many bytes of metadata every broker carries. In AMQP all metadata of a message must fit into one frame, of
+// 128 KiB by default, and the broker closes a connection that sends a longer frame.
 const maxMetadata = 64 << 10
 
 // CheckMessage returns Invalid if a bus with the given limit, in bytes, cannot carry the message. The error is [ErrTooLarge] if
-// the message's size is above the limit, or its metadata above 64 KiB. The limit does not hold for a dead letter, because a broker
+// the message's size is above the limit, or its metadata above 64 KiB. A dead letter may be above the limit, because the broker
 // has carried its message before.
 func CheckMessage(m *Message, limit int) error {
 	size := m.metadataSize()
@@ -249,9 +252,9 @@ func TooLarge(size, limit int) error {
 	return fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, limit)
 }
 
-// CheckTopic returns Invalid unless name, which includes all prefixes and suffixes, can be the name of a topic on every
-// broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, * and >, and without an empty part between
-// two dots.
+// CheckTopic returns Invalid if name cannot be the name of a topic on every broker. The parameter name includes all prefixes
+// and suffixes. It must be UTF-8 of at most 255 bytes, without control characters, spaces, * and >, and without an empty part
+// before, between or after dots.
 func CheckTopic(name string) error {
 	if detail := names.Fault(name); detail != "" {
 		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), detail)

@@ -62,7 +62,7 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// TestVersions: a message without a version needs 1.0. A text that is not MAJOR.MINOR is no version.
+// TestVersions: a message without a version needs 1.0. A text that does not have the form MAJOR.MINOR is not a version.
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	old := bus.Decode("id", maps.All(map[string]string{"rpc": "cast backup.start"}), nil)
@@ -82,8 +82,8 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// FuzzDecode: Decode of any metadata neither fails nor loses metadata: the decoded message, encoded and decoded again, is
-// the same.
+// FuzzDecode: for any metadata, Decode neither fails nor loses metadata. If the decoded message is encoded and decoded
+// again, it does not change.
 func FuzzDecode(f *testing.F) {
 	for _, s := range [][3]string{
 		{"call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s first=100ms x", "reply_to", "reply.x"},
@@ -124,12 +124,12 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// acknowledgements records the acks that EndDelivery got.
+// acknowledgements records the arguments of EndDelivery.
 type acknowledgements []bool
 
 func (s *acknowledgements) EndDelivery(ack bool) error { *s = append(*s, ack); return nil }
 
-// TestDelivery: only the first Ack or Nack of a delivery counts.
+// TestDelivery: only the first Ack or Nack of a delivery has an effect.
 func TestDelivery(t *testing.T) {
 	t.Parallel()
 	var got acknowledgements
@@ -150,7 +150,7 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// TestCheck: a message that a broker cannot carry is Invalid.
+// TestCheck: CheckMessage returns Invalid for a message that a broker cannot carry.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 300)

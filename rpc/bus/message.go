@@ -15,7 +15,7 @@ type Kind string
 
 // The kinds of messages.
 const (
-	Call      Kind = "call"   // a request whose reply is waited for
+	Call      Kind = "call"   // a request whose caller waits for a reply
 	Cast      Kind = "cast"   // a request without a reply, to one server
 	Fanout    Kind = "fanout" // a request without a reply, to all servers
 	Cancel    Kind = "cancel" // the caller of a call has given up
@@ -38,10 +38,10 @@ type Message struct {
 	Version   struct{ Major, Minor int }
 	// Durable: the message must survive a restart of the broker, see [Message.Persistent].
 	Durable bool
-	// Deadline is when the request becomes useless. Zero: never.
+	// Deadline is when the request becomes useless. Zero: no deadline.
 	Deadline time.Time
-	// Heartbeat is the interval of the heartbeats that the caller wants while the handler runs. FirstHeartbeat is how
-	// soon after the start of the handler the caller wants the first one. Zero: none.
+	// Heartbeat is the interval of the heartbeats that the caller wants while the handler runs. FirstHeartbeat is how soon after the
+	// start of the handler the caller wants the first heartbeat. Zero: no heartbeats.
 	Heartbeat, FirstHeartbeat time.Duration
 	// Options are the words of the envelope that this release does not know. They are sent on unchanged.
 	Options string
@@ -50,45 +50,45 @@ type Message struct {
 	ReplyTo string
 	// Correlation is the ID of the call or probe that a reply, heartbeat or cancel is about.
 	Correlation string
-	// Instance identifies the server that sends a reply or a heartbeat: a new id for each start of a server.
+	// Instance identifies the server that sends a reply or a heartbeat. A server has a new instance id after each start.
 	Instance string
 
 	// Failures counts the delivery attempts that failed with a code other than Unavailable. Waited is the sum of the
 	// delays after attempts that failed with Unavailable.
 	Failures int
 	Waited   time.Duration
-	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often the
-	// message's dead letter was sent again; each time, the other counts start from zero.
+	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often the message's dead letter
+	// was requeued; each time, the other counters start from zero.
 	Redeliveries, Requeues int
-	// Dead says why the message is a dead letter. Nil: it is not one.
+	// Dead says why the message is a dead letter. Nil: the message is not a dead letter.
 	Dead *Dead
 
 	// Header is metadata beside the fields above, by name. Nil is empty.
 	Header map[string]string
-	// Payload is the request or the response. A bus does not look into it.
+	// Payload is the request or the response. A bus does not read it.
 	Payload []byte
 
-	// A bus calls Resent before it sends the message again, if all earlier attempts certainly had no effect; for example, a subscriber
-	// rejected the message. Resent must not block. Nil: no call. It is not on the wire.
+	// Resent is called by the bus before it sends the message again, if all earlier attempts certainly had no effect, for example
+	// because a subscriber rejected the message. Resent must not block. It may be nil. It is not on the wire.
 	Resent func()
 
-	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again
-	// unchanged, but not handled.
+	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again unchanged, but
+	// it cannot be handled.
 	Malformed error
 
 	unread string // the text of KeyEnvelope of a malformed message
 }
 
-// Dead is why a message is a dead letter.
+// Dead says why and when a message became a dead letter.
 type Dead struct {
 	Reason    string    // a text for people: a fault code and the last error, or "malformed: ..."
 	Topic     string    // the topic that the message was published to
 	Server    string    // the host that dead-lettered the message; empty if that server has no host name
 	At        time.Time // when the message was dead-lettered
-	Truncated int       // size of the whole payload in bytes, if the bus could not carry it; otherwise 0
+	Truncated int       // size of the complete payload in bytes, if the bus could not carry it; otherwise 0
 }
 
-// at returns when the message became a dead letter, as text; empty if that is not known.
+// at returns the time when the message became a dead letter, as text. It returns "" if the time is not known.
 func (d *Dead) at() string {
 	if d.At.IsZero() {
 		return ""
@@ -109,7 +109,7 @@ const (
 // Names of the other metadata of the envelope.
 const (
 	keyFailures     = "failures"
-	keyWaited       = "waited" // in milliseconds
+	keyWaited       = "waited" // the value is in milliseconds
 	keyRedeliveries = "redeliveries"
 	keyRequeues     = "requeues"
 	keyReason       = "reason"
@@ -117,7 +117,7 @@ const (
 	keyDiedAt       = "died_at" // RFC 3339 in UTC
 	keyServer       = "server"
 	keyTruncated    = "truncated"
-	// keyRedelivered was set by buses of older releases on messages that they delivered. It is ignored, and not sent.
+	// keyRedelivered was set by buses of older releases on messages that they delivered. It is ignored, and never sent.
 	keyRedelivered = "redelivered"
 )
 
@@ -132,7 +132,7 @@ const (
 // Persistent reports whether the message must survive a restart of the broker: it is durable or a dead letter.
 func (m *Message) Persistent() bool { return m.Durable || m.Dead != nil }
 
-// Size returns how many bytes of a message count against the limit of a bus: its id, its metadata and its payload.
+// Size returns the size of a message in bytes, for the limit of a bus: its id, its metadata and its payload.
 func (m *Message) Size() int { return m.metadataSize() + len(m.Payload) }
 
 // envelopeSize approximates the size, in bytes, of the fields of the envelope whose length is bounded.
@@ -149,7 +149,7 @@ func (m *Message) metadataSize() int {
 	return n
 }
 
-// Metadata returns the envelope as names and texts. Header comes last. The ID and the payload are not included.
+// Metadata returns the envelope as names and texts, the entries of Header last. It does not include the ID and the payload.
 func (m *Message) Metadata() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		put := func(key, value string) bool { return value == "" || yield(key, value) }
@@ -212,8 +212,8 @@ func (m *Message) Envelope() string {
 	return string(b)
 }
 
-// Decode is the inverse of [Message.Metadata]. It never fails: a message whose envelope cannot be read has Malformed set,
-// and keeps its metadata. The message owns payload.
+// Decode is the inverse of [Message.Metadata]. It never fails: if the envelope cannot be read, Decode sets Malformed and keeps the
+// metadata. The message owns payload.
 func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Message {
 	m := &Message{ID: id, Payload: payload}
 	var dead Dead
@@ -274,8 +274,7 @@ func decodeCount(s string) int {
 	return n
 }
 
-// decodeEnvelope reads the text of KeyEnvelope. Unknown options are kept in Options, because newer clients may send
-// more.
+// decodeEnvelope reads the text of KeyEnvelope. It keeps unknown options in Options, because newer clients may send more options.
 func (m *Message) decodeEnvelope(s string) error {
 	kind, rest, _ := strings.Cut(s, " ")
 	switch k := Kind(kind); k {
@@ -318,7 +317,7 @@ func (m *Message) decodeEnvelope(s string) error {
 	return nil
 }
 
-// decodeOption reads one option. known is false if this release does not know the option.
+// decodeOption reads one option. The result known is false if this release does not know the option.
 func (m *Message) decodeOption(word string) (known bool, err error) {
 	name, value, ok := strings.Cut(word, "=")
 	switch {

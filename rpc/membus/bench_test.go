@@ -46,8 +46,8 @@ func BenchmarkCall(b *testing.B) {
 	})
 }
 
-// BenchmarkCompare measures calls from several goroutines, with 1 KiB each way, as the benchmarks of other buses do. It ignores -benchtime:
-// -args -rounds and -slice set the duration.
+// BenchmarkCompare measures calls from several goroutines, with 1 KiB each way, as the benchmarks of other buses do. The benchmark
+// ignores -benchtime. Set the duration with -args -rounds and -slice.
 func BenchmarkCompare(b *testing.B) {
 	echo := rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 	client := rpctest.Serve(b, iface, func(s *rpc.Server) {

@@ -5,10 +5,9 @@
 //	defer bus.Close()
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface})
 //
-// It keeps the contract of package bus as a broker does. A Shared topic keeps its
-// messages while it has no subscriber. A message goes to a subscriber only when the
-// subscriber receives it, and is delivered again after Nack. A Live topic ends at once
-// with its last subscriber. Messages do not outlive the process. The bus works inside
+// The bus follows the contract of package bus, as a bus over a broker does. A Shared topic keeps its messages while it
+// has no subscriber. A message goes to a subscriber only when the subscriber receives it, and is delivered again after
+// Nack. A Live topic ends at once with its last subscriber. Messages do not outlive the process. The bus works inside
 // testing/synctest.
 package membus
 
@@ -23,7 +22,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Bus is an in-memory [bus.Bus]. It has the Start and Stop of a service part. It is safe for concurrent use.
+// Bus is an in-memory [bus.Bus]. It can be a part of a service.App: it has Start and Stop. It is safe for concurrent
+// use.
 type Bus struct {
 	mu     sync.RWMutex
 	queues map[string]*queue
@@ -33,7 +33,7 @@ type Bus struct {
 	wg     sync.WaitGroup
 }
 
-// New returns a bus without topics, ready for use. The caller closes it.
+// New returns a bus without topics, ready for use. The caller must close it.
 func New() *Bus {
 	life, end := context.WithCancel(context.Background())
 	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
@@ -44,7 +44,8 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true}
 }
 
-// Publish adds the message to the topic, see [bus.Bus]. It blocks only in Subscription.Receive of a Private topic.
+// Publish adds the message to the topic, see [bus.Bus]. It blocks only while the Subscription.Receive of a Private topic
+// runs.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	if err := b.publish(ctx, topic, m); err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
@@ -52,7 +53,7 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return nil
 }
 
-// Send is Publish, see [bus.Bus]. It calls done before it returns.
+// Send calls Publish, and calls done before it returns, see [bus.Bus].
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	done(b.Publish(ctx, topic, m))
 }
@@ -98,7 +99,7 @@ func (b *Bus) CreateTopic(_ context.Context, topic string) error {
 	return nil
 }
 
-// checkTopics returns Invalid if a topic of the subscription has a name that not every broker accepts.
+// checkTopics returns Invalid if a topic name of the subscription is not valid on every broker.
 func checkTopics(s bus.Subscription) error {
 	if s.Fanout == "" {
 		return bus.CheckTopic(s.Topic)
@@ -106,9 +107,9 @@ func checkTopics(s bus.Subscription) error {
 	return cmp.Or(bus.CheckTopic(s.Topic), bus.CheckTopic(s.Fanout))
 }
 
-// Subscribe delivers the topic's messages until ctx ends, see [bus.Bus]. It never blocks. s.Slots has no effect, because
-// a message is delivered only when the subscriber receives it. s.Receive runs in the publisher's goroutine, or in one of
-// the bus.
+// Subscribe delivers the topic's messages until ctx ends, see [bus.Bus]. It never blocks. The field s.Slots has no
+// effect, because a message is delivered only when the subscriber receives it. The function s.Receive runs in the
+// publisher's goroutine, or in a goroutine of the bus.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -130,7 +131,7 @@ func (b *Bus) openLocked(s bus.Subscription) *queue {
 		b.wg.Go(func() { q.offerLoop(b.life, s.Mode != bus.Shared, func() bool { return b.removeQueue(s, q) }) })
 	}
 	if s.Fanout != "" && !slices.Contains(b.fanout[s.Fanout], q) {
-		// The list is replaced, not changed: Publish may be reading the old one.
+		// The list is replaced and not changed, because Publish may be reading the old list.
 		b.fanout[s.Fanout] = append(slices.Clip(b.fanout[s.Fanout]), q)
 	}
 	return q
@@ -161,8 +162,8 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Start does nothing and returns nil: with Stop it makes the bus a part of a service.
+// Start does nothing and returns nil. It exists so that the bus can be a part of a service.App.
 func (b *Bus) Start(context.Context) error { return nil }
 
-// Stop is Close, without regard to the context.
+// Stop calls Close, and ignores the context.
 func (b *Bus) Stop(context.Context) error { return b.Close() }

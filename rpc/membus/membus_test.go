@@ -33,8 +33,8 @@ var (
 	wait  = rpc.Method[time.Duration, rpc.None]{Interface: iface, Name: "wait", Since: rpc.Version{Major: 1}}
 )
 
-// TestFakeClock: a service runs on the bus inside a synctest bubble, where an
-// hour passes at once.
+// TestFakeClock: a service runs on the bus inside a synctest bubble, in which an hour
+// passes at once.
 func TestFakeClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -56,7 +56,7 @@ func TestFakeClock(t *testing.T) {
 		}
 		start := time.Now()
 		if _, err := rpc.Call(ctx, client, wait, rpc.Any, &d); !errors.Is(err, fault.Timeout) || time.Since(start) != time.Minute {
-			t.Errorf("error %v after %v, want Timeout after the minute that was left", err, time.Since(start))
+			t.Errorf("error %v after %v, want Timeout after the remaining minute", err, time.Since(start))
 		}
 	})
 }

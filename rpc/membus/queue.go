@@ -10,12 +10,11 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// queue has the messages of a topic and its subscribers. A message goes at once to a
-// subscriber that is receiving. Otherwise the goroutine offerLoop offers the first message
-// of the list to all subscribers, and the first that receives gets it. So no message waits
-// at a busy subscriber while another one is idle.
+// queue has the messages and the subscribers of a topic. If a subscriber is receiving, a message goes to it at once.
+// Otherwise the goroutine offerLoop offers the first message of the list to all subscribers, and the first subscriber
+// that receives gets the message. So no message waits at a busy subscriber while another one is idle.
 type queue struct {
-	changed chan struct{} // holds a token when the list or the subscribers changed
+	changed chan struct{} // has a token when the list or the subscribers have changed
 
 	mu   sync.Mutex
 	list []*bus.Delivery
@@ -45,7 +44,7 @@ func (q *queue) subscribed() bool {
 	return len(q.subs) > 0
 }
 
-// add puts a new message at the end.
+// add delivers a new message, or puts it at the end of the list.
 func (q *queue) add(m *bus.Message) { q.put(q.deliver(m), false) }
 
 // requeuer is the bus.Acknowledger of a message: Nack requeues the message.
@@ -62,12 +61,13 @@ func (r *requeuer) EndDelivery(ack bool) error {
 	return nil
 }
 
-// deliver returns a delivery of the message. It is never marked as redelivered: a subscriber that dies takes the bus with it.
+// deliver returns a delivery of the message. The delivery is never marked as redelivered, because a subscriber cannot die
+// without the bus.
 func (q *queue) deliver(m *bus.Message) *bus.Delivery {
 	return bus.NewDelivery(m, false, &requeuer{q, m})
 }
 
-// put adds a delivery: at the front if its message was requeued, otherwise at the end.
+// put delivers d, or adds it to the list: at the front if its message was requeued, otherwise at the end.
 func (q *queue) put(d *bus.Delivery, front bool) {
 	q.mu.Lock()
 	if len(q.list) == 0 {
@@ -91,7 +91,8 @@ func (q *queue) put(d *bus.Delivery, front bool) {
 	q.notify()
 }
 
-// deliverLocked passes d to a subscriber that is receiving, in turn. It returns false if all are busy.
+// deliverLocked passes d to a subscriber that is receiving; the subscribers are tried in turn. It returns false if all of
+// them are busy.
 func (q *queue) deliverLocked(d *bus.Delivery) bool {
 	for range q.subs {
 		q.next = (q.next + 1) % len(q.subs)
@@ -110,7 +111,7 @@ func (q *queue) deliverLocked(d *bus.Delivery) bool {
 	return false
 }
 
-// notify tells offerLoop that the list or the subscribers changed.
+// notify tells offerLoop that the list or the subscribers have changed.
 func (q *queue) notify() {
 	select {
 	case q.changed <- struct{}{}:
@@ -118,8 +119,8 @@ func (q *queue) notify() {
 	}
 }
 
-// offerLoop delivers until life ends. If ends is true, the loop also ends when the queue has lost its last subscriber and
-// remove has removed it.
+// offerLoop delivers until life ends. If the parameter ends is true, the loop also ends when the queue has lost its last
+// subscriber and the function remove has removed the queue.
 func (q *queue) offerLoop(life context.Context, ends bool, remove func() bool) {
 	defer q.endSubscriptions()
 	for {
@@ -140,8 +141,8 @@ func (q *queue) offerLoop(life context.Context, ends bool, remove func() bool) {
 	}
 }
 
-// offer offers d to all subscribers until one takes it, or the list or the subscribers change. ok is false when life
-// ends first.
+// offer offers d to all subscribers until one of them takes it, or the list or the subscribers change. The result took
+// reports whether a subscriber has taken d. The result ok is false if life has ended first.
 func (q *queue) offer(life context.Context, d *bus.Delivery, subs []subscriber) (took, ok bool) {
 	if len(subs) > 0 && subs[0].receive != nil {
 		subs[0].receive(d)
@@ -164,7 +165,7 @@ func (q *queue) offer(life context.Context, d *bus.Delivery, subs []subscriber) 
 	}
 }
 
-// offerEach is offer to several subscribers, by reflection.
+// offerEach does what offer does, for several subscribers, by reflection.
 func (q *queue) offerEach(life context.Context, d *bus.Delivery, subs []subscriber) (took, ok bool) {
 	cases := make([]reflect.SelectCase, 0, len(subs)+2)
 	cases = append(cases,
@@ -208,7 +209,7 @@ func (q *queue) remove(d *bus.Delivery) {
 	if i := slices.Index(q.list, d); i == 0 {
 		q.list[0] = nil
 		q.list = q.list[1:]
-	} else { // a requeued message was put in front meanwhile
+	} else { // meanwhile a requeued message was put in front of d
 		q.list = slices.Delete(q.list, i, i+1)
 	}
 }

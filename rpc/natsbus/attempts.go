@@ -16,21 +16,21 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Answers to the sender of a message of a Live topic. The bus of the subscriber sends answerAcked when the subscriber has
-// acknowledged the message. It sends answerRejected when the message got no slot; then another subscriber may handle the message.
+// Answers to the sender of a message of a Live topic. The bus of the subscriber sends answerAcked when the subscriber has acknowledged the
+// message. It sends answerRejected when the message got no slot; another subscriber may then handle the message.
 const (
 	answerAcked    = "+ok"
 	answerRejected = "-busy"
 )
 
-// confirmation is the event that confirms a message. In addition, NATS reports at once if the subject has no subscriber.
+// confirmation is the event that confirms a message. In addition, NATS always reports at once if the subject has no subscriber.
 type confirmation uint8
 
 const (
 	// byAnswer: JetStream or the subscriber's bus answers.
 	byAnswer confirmation = iota
-	// byReply: a reply or a heartbeat of the call comes. The server's bus sends no answerAcked, which saves a message; it still
-	// sends answerRejected.
+	// byReply: a reply or a heartbeat of the call comes. The server's bus sends no answerAcked, which saves a message; it may still send
+	// answerRejected.
 	byReply
 	// byBarrier: NATS has processed the message. After the message, the bus sends a second message to itself, the barrier. When
 	// the barrier comes back, NATS has processed all earlier messages of the connection. One barrier confirms many messages.
@@ -40,26 +40,26 @@ const (
 )
 
 const (
-	// barrierDelay is how long a message waits for others that share its barrier.
+	// barrierDelay is how long a message waits for other messages that share its barrier.
 	barrierDelay = 5 * time.Millisecond
-	// expireInterval is how often the bus looks for attempts whose context has ended, such as those of Send, or after
-	// attemptTimeout. If the context of Publish ends, its attempt ends at once, see boundedContext.
+	// expireInterval is how often the bus ends the attempts that took attemptTimeout, and the attempts of Send whose context has
+	// ended. When the context of Publish ends, the attempt of that Publish ends at once, see boundedContext.
 	expireInterval = time.Second
 	// barrierToken is the last token of the subject of a barrier.
 	barrierToken = "barrier"
 )
 
-// attempts are the messages of one connection that have no outcome yet. Each has its own subject for the answer.
+// attempts are the attempts of one connection that have no outcome yet. Each attempt has its own subject for the answer.
 type attempts struct {
 	conn  *nats.Conn
-	inbox string // with a dot at the end
+	inbox string // the prefix of the subjects for replies, with a dot at the end
 
 	mu       sync.Mutex
 	last     uint64
-	pending  map[uint64]*attempt // by token; nil when the connection is lost
+	pending  map[uint64]*attempt // the key is the token; nil after the connection was lost
 	calls    map[string]*attempt // the attempts with byReply, by the id of the message
 	written  []*attempt          // the attempts that wait for the next barrier
-	barriers [][]*attempt        // for each barrier that is not back yet, the attempts that it confirms; oldest first
+	barriers [][]*attempt        // the barriers that are not back yet, the oldest first: for each, the attempts that it confirms
 	timer    *time.Timer         // sends the next barrier; nil if no attempt waits for it
 }
 
@@ -77,8 +77,8 @@ func newAttempts(c *nats.Conn) (*attempts, error) {
 	return s, err
 }
 
-// start publishes a message. done is called once with the outcome: nil, errRetry, ErrNoConsumer, ErrTooLarge, Invalid, or
-// Unknown. If ctx ends before, the outcome is Unknown.
+// start publishes a message. It calls done once with the outcome: nil, errRetry, ErrNoConsumer, ErrTooLarge, Invalid, or Unknown. If ctx
+// ends first, the outcome is Unknown.
 func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	a := &attempt{ctx: ctx, done: done}
 	s.mu.Lock()
@@ -95,7 +95,7 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 		s.calls[a.call] = a
 	}
 	msg := o.msg
-	if o.sent > 1 { // a copy, because nats.go may still read the message of the attempt before
+	if o.sent > 1 { // nats.go may still read the message of the previous attempt
 		msg = &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data}
 	}
 	if o.m.Kind != bus.Fanout { // a fanout needs no subscriber
@@ -119,8 +119,8 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	}
 }
 
-// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender does not wait for answerAcked, it is
-// "<inbox>.<token>-<sent>". sent is the number of attempts so far. The subscriber's bus then sends only answerRejected.
+// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender does not wait for answerAcked, the subject is
+// "<inbox>.<token>-<sent>", where sent is the number of attempts so far; the subscriber's bus then sends only answerRejected.
 func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	b := strconv.AppendUint(append(make([]byte, 0, 64), s.inbox...), token, 36)
 	if o.by != byAnswer {
@@ -129,8 +129,8 @@ func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	return string(b)
 }
 
-// parseAnswerSubject returns the number of attempts that answerSubject wrote into the subject. 0 means that the subject has no number: the
-// sender waits for answerAcked.
+// parseAnswerSubject returns the number of attempts that answerSubject wrote into the subject. It returns 0 if the subject has no number,
+// which means that the sender waits for answerAcked.
 func parseAnswerSubject(subject string) (sent int) {
 	_, count, _ := strings.Cut(subject[strings.LastIndexByte(subject, '.')+1:], "-")
 	sent, _ = strconv.Atoi(count) // 0 for a subject of another program
@@ -153,7 +153,7 @@ func (s *attempts) endAttempt(a *attempt, err error) {
 	}
 }
 
-// confirmCall ends the attempt of a call: its reply or a heartbeat has come.
+// confirmCall ends the attempt of a call whose reply or heartbeat has come.
 func (s *attempts) confirmCall(id string) {
 	s.mu.Lock()
 	a := s.calls[id]
@@ -161,7 +161,7 @@ func (s *attempts) confirmCall(id string) {
 	s.endAttempt(a, nil)
 }
 
-// endExpired ends the attempts whose contexts have ended, as Unknown.
+// endExpired ends the attempts whose contexts have ended. Their outcome is Unknown.
 func (s *attempts) endExpired() {
 	var expired []*attempt
 	s.mu.Lock()
@@ -176,7 +176,7 @@ func (s *attempts) endExpired() {
 	}
 }
 
-// failAll ends all attempts as Unknown when the connection is lost.
+// failAll ends all attempts when the connection is lost. Their outcome is Unknown.
 func (s *attempts) failAll() {
 	s.mu.Lock()
 	remaining := s.pending
@@ -203,8 +203,8 @@ func (s *attempts) sendBarrierLocked() {
 	_ = s.conn.Publish(s.inbox+barrierToken, nil) // after an error the connection is lost, and failAll ends all attempts
 }
 
-// receiveAnswer receives an answer or a barrier, and ends the attempts that it confirms. nats.go calls receiveAnswer for one message after
-// another, in the order in which NATS has sent them.
+// receiveAnswer receives an answer or a barrier, and ends the attempts that the answer or barrier confirms. nats.go never calls it
+// concurrently, and calls it in the order in which NATS has sent the messages.
 func (s *attempts) receiveAnswer(msg *nats.Msg) {
 	token, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject, s.inbox), "-")
 	if token != barrierToken {
@@ -224,13 +224,13 @@ func (s *attempts) receiveAnswer(msg *nats.Msg) {
 	}
 }
 
-// errRetry is part of the error of an attempt that certainly had no effect. Another attempt may succeed.
+// errRetry is the error of an attempt that certainly had no effect. Another attempt may succeed.
 var (
 	errRetry        = errors.New("not accepted")
 	errNoConnection = fmt.Errorf("%w: there is no connection to NATS", errRetry)
 )
 
-// publishError returns the outcome of a message for an error of nats.go. limit is the NATS server's size limit, in bytes.
+// publishError returns the outcome of a message after an error of nats.go. The parameter limit is the NATS server's size limit, in bytes.
 func publishError(msg *nats.Msg, limit int64, err error) error {
 	switch {
 	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrReconnectBufExceeded):
@@ -244,7 +244,7 @@ func publishError(msg *nats.Msg, limit int64, err error) error {
 	}
 }
 
-// readAnswer returns the outcome in an answer of NATS, JetStream, or the subscriber's bus.
+// readAnswer returns the outcome that an answer of NATS, JetStream, or the subscriber's bus reports.
 func readAnswer(msg *nats.Msg) error {
 	if msg.Header.Get("Status") == "503" {
 		return bus.ErrNoConsumer
@@ -261,7 +261,7 @@ func readAnswer(msg *nats.Msg) error {
 	if err := json.Unmarshal(msg.Data, &ack); err != nil {
 		return fault.New(fault.Unknown, "another program received the message and answered %.40q", msg.Data)
 	}
-	if ack.Error != nil { // such as a full stream, or one that has no leader at the moment
+	if ack.Error != nil { // for example, a stream is full or has no leader at the moment
 		return fmt.Errorf("%w: JetStream refuses the message: %s", errRetry, ack.Error.Description)
 	}
 	return nil

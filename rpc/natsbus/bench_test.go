@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// BenchmarkCompare compares the bus with nats.go alone, in interleaved rounds of one run. It ignores -benchtime: -args
-// -rounds and -slice set the duration.
+// BenchmarkCompare compares the bus with nats.go alone, in interleaved rounds of one run. The benchmark ignores -benchtime. Set the
+// duration with -args -rounds and -slice.
 func BenchmarkCompare(b *testing.B) {
 	url := envtest.URL(b, testenv.NATSVar)
 	w := compare.New()
@@ -49,10 +49,10 @@ func BenchmarkCompare(b *testing.B) {
 
 type blob struct{ Data []byte }
 
-// payload is 1 KiB as base64 in JSON.
+// payload returns a message whose data are 1 KiB in JSON: 768 bytes in base64.
 func payload() *blob { return &blob{make([]byte, 768)} }
 
-// rawPayload is 1 KiB that is not decoded.
+// rawPayload returns a message of 1 KiB that neither side decodes.
 func rawPayload() *json.RawMessage {
 	raw := json.RawMessage(bytes.Repeat([]byte(" "), 1024))
 	return &raw
@@ -74,7 +74,8 @@ func connect(b *testing.B, url string) *nats.Conn {
 	return c
 }
 
-// rawCall is a request of nats.go, with JSON on both sides if coded.
+// rawCall starts a responder with nats.go, and returns a function that sends the responder one request. If coded is true, both sides
+// decode and encode JSON.
 func rawCall(b *testing.B, url string, coded bool) func() {
 	b.Helper()
 	subject := newExchange()
@@ -121,7 +122,7 @@ func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func()
 	if err := srv.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs any more
+	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs at this time
 	c := client(b, open(b, url, exchange))
 	return func() {
 		if _, err := rpc.Call(b.Context(), c, m, rpc.Any, req); err != nil {

@@ -23,14 +23,15 @@ import (
 const (
 	// dialTimeout is the timeout of one attempt to connect to one server, including the handshakes.
 	dialTimeout = 5 * time.Second
-	// pingInterval is the time between two pings of NATS over a quiet connection. The connection is lost when two answers are missing.
+	// pingInterval is the time between two pings over a quiet connection. The connection counts as lost when two answers are
+	// missing.
 	pingInterval = 5 * time.Second
 	// flushTimeout is how long the bus waits for NATS at the end of a subscription or a connection.
 	flushTimeout = time.Second
 )
 
-// conn is one connection. The bus opens a new one after a loss. nats.go's own reconnection is off, because it does not tell which
-// messages and requests were lost.
+// conn is one connection. The bus opens a new conn after a loss. The reconnection of nats.go is off, because it does not report
+// which messages and requests were lost.
 type conn struct {
 	*nats.Conn
 
@@ -73,8 +74,8 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-// logAsyncError logs an error that no call of nats.go returns. There is at most one WARN a minute for dropped messages, and one for
-// all other errors. Further lines are DEBUG, because a slow subscriber drops messages again and again.
+// logAsyncError logs an error that no call of nats.go returns. It logs at most one WARN a minute for dropped messages, and one for
+// all other errors. Further lines are DEBUG, because a slow subscriber may drop many messages.
 func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
 	subject, text, lines := "", "NATS client reported an error", &b.errorLines
 	if s != nil {
@@ -86,14 +87,14 @@ func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
 	b.cfg.Logger.Log(context.Background(), lines.Level(slog.LevelWarn), text, "subject", subject, "error", err)
 }
 
-// close closes the connection after NATS has received all written messages, and waits until nats.go has ended.
+// close waits until NATS has received all written messages, closes the connection, and waits until nats.go has ended.
 func (c *conn) close() {
 	_ = c.FlushTimeout(flushTimeout) // after an error the connection is lost
 	c.Close()
 	<-c.closed
 }
 
-// watchConnection returns when the connection is lost. When ctx ends, it closes the connection and returns. Meanwhile it ends
+// watchConnection returns when the connection is lost. When ctx ends, it closes the connection and returns. Until then it ends
 // expired attempts.
 func (b *Bus) watchConnection(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
@@ -127,8 +128,8 @@ func (b *Bus) publishRaw(subject, text string) error {
 	return s.Conn.Publish(subject, []byte(text))
 }
 
-// dialer is the nats.CustomDialer of one connection. It gives ctx to nats.go, whose interface has no context: the dialing and the
-// handshakes end with ctx.
+// dialer is the nats.CustomDialer of one connection. The interface of nats.go has no context, so the dialer has ctx as a field: the
+// dialing and the handshakes end with ctx.
 type dialer struct {
 	ctx       context.Context //nolint:containedctx // as above
 	connected atomic.Bool     // the handshakes have ended

@@ -86,8 +86,7 @@ func client(t testing.TB, b bus.Bus) *rpc.Client {
 	return c
 }
 
-// TestKilled: NATS is killed and restarted under load. No confirmed cast is lost, and
-// calls end at their deadlines or before.
+// TestKilled: NATS is killed and restarted under load. No confirmed cast is lost, and calls end at their deadlines or before.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -174,7 +173,7 @@ func TestKilled(t *testing.T) {
 	})
 	distinct := 0
 	handled.Range(func(any, any) bool { distinct++; return true })
-	t.Logf("%d kills: %d casts confirmed, %d not, %d handled, %d of them twice; %d calls answered, %d failed",
+	t.Logf("%d kills: %d casts confirmed, %d not confirmed, %d handled, %d of them twice; %d calls answered, %d failed",
 		kills, confirmed.Load(), unconfirmed.Load(), distinct, runs.Load()-int64(distinct), answered.Load(), failed.Load())
 	if confirmed.Load() == 0 || answered.Load() == 0 {
 		t.Error("no cast was confirmed, or no call answered")
@@ -184,8 +183,7 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestHung: while NATS hangs, publishing fails at its deadline. After NATS resumes, messages are
-// delivered.
+// TestHung: while NATS hangs, publishing fails at its deadline. After NATS resumes, messages are delivered.
 func TestHung(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -221,7 +219,7 @@ func TestHung(t *testing.T) {
 	}
 }
 
-// TestStreamDeleted: the test deletes a stream while a server consumes it. The bus creates the stream again.
+// TestStreamDeleted: a stream is deleted while a server consumes it. The bus creates the stream again.
 func TestStreamDeleted(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -260,8 +258,8 @@ func TestStreamDeleted(t *testing.T) {
 	}
 }
 
-// TestCut: a connection is cut, and the next one stalls. No message is lost, and a message that was received
-// over a lost connection can be acknowledged over the next one.
+// TestCut: a connection is cut, and the next connection stalls. No message is lost. A message that was received over a lost
+// connection can be acknowledged over the next one.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -293,9 +291,9 @@ func TestCut(t *testing.T) {
 			t.Errorf("acknowledge %s after the cut: %v", m.ID, err)
 		}
 	}
-	// The connection stalls while its subscriber has message 4, so NATS delivers message 4 to another subscriber. Message 4 is
-	// published over the same connection as the acknowledgements before it. So NATS has those acknowledgements when message 4
-	// comes. Otherwise the stall could hold back an acknowledgement, and NATS would redeliver an older message.
+	// The connection stalls while its subscriber has message 4, so NATS delivers message 4 to another subscriber. Message 4
+	// was published over the same connection as the earlier acknowledgements. So NATS has these acknowledgements when message
+	// 4 comes. Otherwise the stall could hold back an acknowledgement, and NATS would redeliver an older message.
 	send(cut, "4")
 	if m := receive(t, in, "message 4"); m.ID != "4" {
 		t.Errorf("got %s, want 4: an acknowledged message was redelivered", m.ID)
@@ -315,8 +313,8 @@ func TestCut(t *testing.T) {
 	p.cut()
 }
 
-// TestLongHandler: a message is not redelivered while its handler runs, even if the handler takes longer than AckWait
-// and the subscription has ended, because the bus sends in-progress acknowledgements of JetStream.
+// TestLongHandler: a message is not redelivered while its handler runs, because the bus sends JetStream's in-progress
+// acknowledgements. This holds even if the handler takes longer than AckWait and the subscription has ended.
 func TestLongHandler(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -353,8 +351,8 @@ func TestLongHandler(t *testing.T) {
 	}
 }
 
-// TestRequeuedDelivered: messages that wait for a busy subscriber of a Live topic are delivered to an idle subscriber.
-// When the busy subscriber ends, the idle one also gets the messages that the busy one requeued or did not yet receive.
+// TestRequeuedDelivered: messages that wait for a busy subscriber of a Live topic are delivered to an idle subscriber. When
+// the busy subscriber ends, the idle one also gets the messages that the busy one has requeued or not yet received.
 func TestRequeuedDelivered(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

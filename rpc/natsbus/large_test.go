@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestLargeReceived: a server has a lower limit than the sender, and handles no message above it. A cast becomes a
-// dead letter with its whole payload, and a call fails at once.
+// TestLargeReceived: a server with a lower limit than the sender handles no message above its own limit. A cast
+// becomes a dead letter with its complete payload, and a call fails at once.
 func TestLargeReceived(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.NATSVar)
@@ -61,11 +61,12 @@ func TestLargeReceived(t *testing.T) {
 		}
 		return rpc.Drop
 	}); err != nil || whole != 2 {
-		t.Errorf("%d whole dead letters, error %v; want those of the call and the cast", whole, err)
+		t.Errorf("%d complete dead letters, error %v; want those of the call and the cast", whole, err)
 	}
 }
 
-// TestInFlight: the rule of rpctest about Config.MaxInFlight. The bus counts each requested message as 1 MiB, the limit of NATS.
+// TestInFlight: the bus does not exceed Config.MaxInFlight, see rpctest.InFlight. The bus counts each requested
+// message as 1 MiB, which is the limit of NATS.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	const budget = 4 << 20

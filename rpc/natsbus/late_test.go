@@ -23,7 +23,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
+// lateVar is an environment variable. It sets how long TestLateConfirm stalls the link, such as 2m. Default:
+// one period of 14 s.
 const lateVar = "ARMATURE_TEST_LATE"
 
 // TestLateConfirm: the network of a server stalls for 12.5 s of every 14 s, so JetStream's answers are late.
@@ -50,7 +51,7 @@ func TestLateConfirm(t *testing.T) {
 	}
 	t.Cleanup(conn.Close)
 	var mu sync.Mutex
-	ids := map[string]bool{} // one for each message of JetStream; a message that is sent again has the same id
+	ids := map[string]bool{} // one for each message in JetStream; a message that is sent again has the same id
 	if _, err := conn.Subscribe("late.backup.h", func(m *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()

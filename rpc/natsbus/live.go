@@ -18,17 +18,18 @@ const (
 	liveGroup = "live"
 	// minWaiting is the minimum number of messages of a Live topic that may wait for a slot, so that a short burst is not rejected.
 	minWaiting = 64
-	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. nats.go drops further ones, and reports
+	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. nats.go drops further messages, and reports
 	// the loss to logAsyncError.
 	maxQueued = 1 << 14
-	// minSlotWait is how long a message waits for a slot at the first attempt. Then the message is rejected, and its sender sends it
-	// again, to another subscriber or to this one. At each further attempt the message waits twice as long, up to maxSlotWait.
+	// minSlotWait is how long a message waits for a slot at the first attempt. A message that gets no slot is rejected. Its sender
+	// sends the message again, to another subscriber or to this one. At each further attempt the message waits twice as long, up to
+	// maxSlotWait.
 	minSlotWait = 50 * time.Millisecond
 	maxSlotWait = 400 * time.Millisecond
 )
 
-// live is a subscription of a Live or Private topic. NATS stores no message: a message waits in this process for a slot for
-// a short time, and otherwise in the process of its sender.
+// live is a subscription of a Live or Private topic. NATS stores no message: a message waits for a slot in this process for a short
+// time, and after that in the process of its sender.
 type live struct {
 	bus   *Bus
 	s     bus.Subscription
@@ -39,12 +40,12 @@ type live struct {
 	ended chan struct{} // closed when the subscription ends
 
 	mu         sync.Mutex
-	stopped    bool           // nothing more is delivered
+	stopped    bool           // no further message is delivered to out
 	writers    sync.WaitGroup // the goroutines that may write to out
-	waiting    []*rejectable  // wait for a slot, in the order of their arrival
-	bytes      int            // the sum of their payloads
+	waiting    []*rejectable  // the messages that wait for a slot, in the order of their arrival
+	bytes      int            // the sum of the payloads of the waiting messages, in bytes
 	delivering bool           // deliverWaiting runs
-	due        time.Time      // the first expiry of a waiting message, or earlier
+	due        time.Time      // when the first waiting message expires, or earlier
 	timer      *time.Timer    // fires at due
 }
 
@@ -62,7 +63,7 @@ func (l *live) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// subscribe makes the subscriptions of nats.go: for the topic, and for its fanouts.
+// subscribe makes the subscriptions of nats.go: one for the topic, and one for its fanouts.
 func (l *live) subscribe() error {
 	group, receive := liveGroup, l.receiveRejectable
 	if l.s.Mode == bus.Private {
@@ -111,7 +112,7 @@ func (l *live) consume(ctx context.Context) {
 	}
 }
 
-// addWriterLocked adds a writer to out. It returns false, and adds none, if the subscription has ended.
+// addWriterLocked adds a writer to out and returns true. If the subscription has ended, it adds none and returns false.
 func (l *live) addWriterLocked() bool {
 	if !l.stopped {
 		l.writers.Add(1)
@@ -119,16 +120,15 @@ func (l *live) addWriterLocked() bool {
 	return !l.stopped
 }
 
-// receiveRejectable delivers a message of a Live topic, or rejects it if no slot becomes free. nats.go calls it for one message after
-// another.
+// receiveRejectable delivers a message of a Live topic, or rejects it if no slot becomes free. nats.go never calls it concurrently.
 func (l *live) receiveRejectable(msg *nats.Msg) {
 	d := &rejectable{live: l, msg: msg, m: decodeMessage(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
 	d.deliverWithin(backoff.Exponential(sent, minSlotWait, maxSlotWait))
 }
 
-// receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go calls it for one message
-// after another, so later messages wait in nats.go.
+// receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go never calls it
+// concurrently, so later messages wait in nats.go.
 func (l *live) receiveUnrejectable(msg *nats.Msg) {
 	m := decodeMessage(msg)
 	if s := l.bus.link.State(); s.Epoch != nil {
@@ -137,7 +137,7 @@ func (l *live) receiveUnrejectable(msg *nats.Msg) {
 		}
 	}
 	if m.Kind != bus.Fanout && msg.Reply != "" && parseAnswerSubject(msg.Reply) == 0 {
-		_ = l.bus.publishRaw(msg.Reply, answerAcked) // a sender of the previous release waits for this answer; after an error it sends again
+		_ = l.bus.publishRaw(msg.Reply, answerAcked) // a sender of the previous release waits for this answer; if the answer is not sent, the sender sends the message again
 	}
 	d := bus.NewDelivery(m, false, nil)
 	if l.s.Receive != nil {
@@ -166,8 +166,9 @@ type rejectable struct {
 	expiry      time.Time     // when the message is rejected; set while it waits for a slot
 }
 
-// deliverWithin delivers a message. It rejects the message if no slot becomes free within wait, or if too many messages wait
-// already. It blocks only if it rejects the message at once and the connection is full: the answer waits for the connection.
+// deliverWithin delivers a message. It rejects the message if no slot becomes free within the duration wait, or if too many messages
+// wait already. It blocks only if it rejects the message at once while the connection is full, because the answer must wait for the
+// connection.
 func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
@@ -196,8 +197,8 @@ func (r *rejectable) deliverWithin(wait time.Duration) {
 	l.bytes += size
 }
 
-// deliverWaiting delivers the waiting messages, the oldest first. It rejects each message that expires. At the end of the
-// subscription it rejects all that wait. It returns when no message waits.
+// deliverWaiting delivers the waiting messages, the oldest first. It rejects each message that expires, and all waiting messages when
+// the subscription ends. It returns when no message waits.
 func (l *live) deliverWaiting() {
 	for {
 		l.mu.Lock()
@@ -222,11 +223,11 @@ func (l *live) deliverWaiting() {
 	}
 }
 
-// rejectExpired rejects the waiting messages whose expiry is at or before until.
+// rejectExpired rejects the waiting messages that have expired at the time in the parameter until.
 func (l *live) rejectExpired(until time.Time) {
 	var rejected []*rejectable
 	l.mu.Lock()
-	l.due = until.Add(maxSlotWait) // the latest expiry of those that remain
+	l.due = until.Add(maxSlotWait) // the latest expiry of the messages that remain
 	l.waiting = slices.DeleteFunc(l.waiting, func(r *rejectable) bool {
 		expired := !r.expiry.After(until)
 		if expired {
@@ -259,6 +260,6 @@ func (r *rejectable) EndDelivery(ack bool) error {
 // answerSender sends an answer to the sender of the message.
 func (r *rejectable) answerSender(text string) {
 	if r.msg.Reply != "" {
-		_ = r.live.bus.publishRaw(r.msg.Reply, text) // without a connection the sender detects the loss itself, or its deadline ends the wait
+		_ = r.live.bus.publishRaw(r.msg.Reply, text) // without a connection the sender detects the loss itself, or stops waiting at its deadline
 	}
 }

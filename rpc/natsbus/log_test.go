@@ -18,7 +18,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// openLogged is open with a log whose lines are counted, and with inFlight as the limit of unacknowledged bytes.
+// openLogged does what open does. It also counts the lines of the bus's log, and sets the limit of unacknowledged bytes to
+// inFlight.
 func openLogged(t *testing.T, url, exchange string, inFlight int) (*natsbus.Bus, *logtest.Lines) {
 	t.Helper()
 	log, lines := logtest.New()
@@ -33,8 +34,7 @@ func openLogged(t *testing.T, url, exchange string, inFlight int) (*natsbus.Bus,
 	return b, lines
 }
 
-// TestDropsLogged: a subscriber that does not receive its fanouts loses some of them, again and again. The log has one
-// WARN.
+// TestDropsLogged: a subscriber that does not receive its fanouts loses many of them. The log has only one WARN.
 func TestDropsLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -63,8 +63,8 @@ func TestDropsLogged(t *testing.T) {
 	}
 }
 
-// TestStreamOutageLogged: the stream is deleted, and another program creates one with the same name and another subject. Each
-// attempt to consume the stream fails. The log has one WARN, and one INFO when the stream is consumed again.
+// TestStreamOutageLogged: the stream is deleted, and another program creates a stream with the same name and another subject.
+// Each attempt to consume the stream fails. The log has one WARN, and one INFO when the stream is consumed again.
 func TestStreamOutageLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

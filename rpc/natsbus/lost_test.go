@@ -33,7 +33,7 @@ func TestLost(t *testing.T) {
 	})
 }
 
-// TestLostBroker: a call that is handled while NATS is killed and restarted gets its reply.
+// TestLostBroker: if NATS is killed and restarted while a call is handled, the call gets its reply.
 func TestLostBroker(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -57,7 +57,7 @@ func TestLostBroker(t *testing.T) {
 	if err := broker.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	waittest.Pass(t, 2*time.Second, "longer than it takes until the calls of a killed server fail")
+	waittest.Pass(t, 2*time.Second, "by this time the calls of a killed server have failed")
 	close(gate)
 	for _, p := range calls {
 		if _, err := p.Wait(limited(t)); err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// TestStreamNames: the streams of ordinary topics keep their names, and two topics have two streams. A stream that an older
-// release has created under another name stays in use, with its messages.
+// TestStreamNames: the streams of ordinary topics keep their names, and two topics never share a stream. If an older
+// release has created a stream under another name, the bus uses that stream, with its messages.
 func TestStreamNames(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

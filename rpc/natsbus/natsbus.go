@@ -5,8 +5,8 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It needs NATS 2.10 or newer with JetStream. JetStream stores the casts. Calls and replies are only in memory. The names and
-// properties of the subjects and streams are fixed:
+// The bus needs NATS 2.10 or newer with JetStream. JetStream stores the casts. Calls and replies are only in memory. The
+// names and properties of the subjects and streams are fixed:
 //
 //	Shared   <exchange>.<topic>   a stream of that name with "~" for ".", and "~~t", "~~s" and
 //	                              "~~b" for "~", "/" and "\": a work queue on file, with one
@@ -16,14 +16,14 @@
 //	fanout   <exchange>.<topic>   a subscription for each subscriber
 //
 // The bus uses an existing stream as it is, so an operator can set its limits and replicas. A stored message survives the
-// death of the NATS process. It survives the death of the machine if NATS has written it to the disk, or the stream has
-// several replicas.
+// death of the NATS process. The message survives the death of the machine only if NATS has written it to the disk, or the
+// stream has several replicas.
 //
-// A call is a request with a reply. A server without a free slot rejects a call after 50 ms, and the client sends it again, to
-// another server or the same one. NATS reports at once that a topic has no subscriber. Differences to amqpbus:
+// A call is a request with a reply. A server without a free slot rejects a call after 50 ms, and the client sends the call
+// again, to another server or to the same one. NATS reports at once that a topic has no subscriber. Differences from amqpbus:
 //
 //   - A Live topic ends with its last subscriber, even if that subscriber has only lost its connection.
-//   - A call that waits for a slot of a server is lost when that server's process dies.
+//   - A call that waits at a server for a slot is lost when that server's process dies.
 //   - Waiting calls are not handled in the order of their arrival.
 //   - A message of a Shared topic that a dead process had received is redelivered after 10 s.
 //
@@ -56,28 +56,25 @@ import (
 
 // Config configures a Bus.
 type Config struct {
-	// URLs are the URLs of the cluster's servers: nats:// or tls:// with user,
-	// password, host and port. They are tried in random order. At least one is
-	// required. Logs and errors have no passwords.
+	// URLs are the URLs of the cluster's servers: nats:// or tls:// with user, password, host and port. The bus tries them in
+	// random order. At least one is required. Logs and errors never contain the passwords.
 	URLs []string
-	// Exchange is the first part of every subject, so that several components
-	// can share an account. Processes that exchange messages need the same value.
-	// Default "armature".
+	// Exchange is the first part of every subject, so that several components can share an account. Processes that exchange
+	// messages need the same value. Default "armature".
 	Exchange string
-	// TLS is used for tls URLs, and for servers that require TLS, see package tlsfile. Default: the
-	// authorities of the system. The server's certificate must have the host name of the URL, or
-	// TLS.ServerName if it is set.
+	// TLS is used for tls URLs, and for servers that require TLS, see package tlsfile. Default: the system's certificate
+	// authorities. The server's certificate must have the host name of the URL, or TLS.ServerName if it is set.
 	TLS *tls.Config
 	// Replicas is the number of servers in a cluster that store a new Shared topic. It does not
 	// change existing topics. Default 1.
 	Replicas int
 	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. If the server
-	// announces a lower max_payload, that is the limit. The default of NATS is 1 MiB, including the headers.
-	// Default [bus.DefaultMaxMessage].
+	// announces a lower max_payload, the lower value is the limit. The max_payload of NATS is 1 MiB by default and includes
+	// the headers. Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// MaxInFlight limits the messages of one subscription that are unacknowledged or wait for a handler, in bytes. A message
-	// that JetStream may still send counts as one of the maximum size. One message is always allowed. At the limit,
-	// publishers wait, and fanouts are dropped. A server has four subscriptions. Default 128 MiB.
+	// that JetStream may still send counts with the maximum size. One message is always allowed. At the limit, publishers
+	// wait, and fanouts are dropped. A server has four subscriptions. Default 128 MiB.
 	MaxInFlight int
 	// ConnectTimeout bounds Start, which tries each server once. It also bounds how long Subscribe and
 	// CreateTopic wait for a server that is down. Default 10 s.
@@ -86,14 +83,14 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus] over NATS. With Start and Stop it is a part of a service. It is safe for
-// concurrent use.
+// Bus is a [bus.Bus] over NATS. It can be a part of a service.App: it has Start, Stop and Check. It is safe for concurrent
+// use.
 type Bus struct {
 	cfg  Config
 	life *life.Life
 	link *link.Link[*conn]
 
-	olderStreams sync.Map // names of streams that an older release has created, by subject
+	olderStreams sync.Map // the names of streams that an older release has created, by subject
 
 	maxPayload atomic.Int64 // the max_payload that the server announced, in bytes
 
@@ -124,8 +121,8 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects to a server. It tries each server once, for at most ConnectTimeout in total. After an
-// error it may be called again. The error names the servers, without passwords. Errors:
+// Start connects to a server. It tries each server once, for at most ConnectTimeout in total. After an error Start may be
+// called again. The error names the servers, without passwords. Errors:
 //
 //   - Unavailable: no server answers.
 //   - Unauthenticated: the server refuses user and password.
@@ -151,8 +148,8 @@ func (b *Bus) Start(ctx context.Context) error {
 	})
 }
 
-// runLink keeps the connection open until endLink is called. Close calls endLink after the subscriptions have ended, so that they can
-// still requeue their unacknowledged messages.
+// runLink keeps the connection open until endLink is called. Close calls endLink after the subscriptions have ended, because
+// the subscriptions still have to requeue their unacknowledged messages.
 func (b *Bus) runLink(c *conn) {
 	ctx, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -195,7 +192,7 @@ func startErrorCode(err error) fault.Code {
 	return fault.Unavailable
 }
 
-// Stop is Close, without regard to the context. It makes the bus a part of a service.
+// Stop calls Close, and ignores the context.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connection, and waits for the goroutines of the bus. Unacknowledged
@@ -246,11 +243,11 @@ func (b *Bus) maxMessage() int {
 // subject returns the NATS subject of a topic.
 func (b *Bus) subject(topic string) string { return b.cfg.Exchange + "." + topic }
 
-// subscription is a live or a stream.
+// subscription is a *live, for a Live or Private topic, or a *stream, for a Shared topic.
 type subscription interface {
 	// open makes the subscription. Messages that are published after its return are not lost.
 	open(ctx context.Context) error
-	// consume delivers messages until ctx ends. Then it closes the channel.
+	// consume delivers messages until ctx ends, and then closes the channel.
 	consume(ctx context.Context)
 }
 

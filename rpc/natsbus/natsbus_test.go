@@ -60,7 +60,7 @@ func ExampleNew() { //nolint:testableexamples // it needs a server
 	}
 	ctx := context.Background()
 	if err := bus.Start(ctx); err != nil {
-		fmt.Println(err) // names the servers and the time; has no password
+		fmt.Println(err) // the error names the servers and the time, and has no password
 		return
 	}
 	defer bus.Stop(ctx)

@@ -90,7 +90,7 @@ func (p *proxy) cut() {
 	}
 }
 
-// outage closes all connections, and stops the data of new ones for d.
+// outage closes all connections, and stops the data of new connections for d.
 func (p *proxy) outage(d time.Duration) {
 	p.mu.Lock()
 	p.gate = make(chan struct{})
@@ -103,7 +103,7 @@ func (p *proxy) outage(d time.Duration) {
 	p.resume()
 }
 
-// stall stops the data of all connections, even of new ones, until cut or resume.
+// stall stops the data of all connections, also of new ones, until cut or resume is called.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -18,17 +18,17 @@ import (
 )
 
 const (
-	// minResend is the delay before a message that was not accepted is sent again. It doubles after each further attempt, up
+	// minResend is the delay before a message that was not accepted is sent again. The delay doubles after each further attempt, up
 	// to maxResend, with jitter.
 	minResend = 5 * time.Millisecond
 	maxResend = 200 * time.Millisecond
-	// publishTimeout bounds the sending of a message whose context has no deadline.
+	// publishTimeout bounds the sending of a message if the caller's context has no deadline.
 	publishTimeout = time.Minute
 	// attemptTimeout is how long a stored message waits for JetStream's answer before it is sent again. JetStream
 	// recognizes the second message as a duplicate.
 	attemptTimeout = 5 * time.Second
-	// grace is the time after a connection was restored in which a missing subscriber counts as late: it may still be restoring
-	// its own connection.
+	// grace is the time after a connection was restored in which a missing subscriber counts as late: the subscriber may still be
+	// restoring its connection.
 	grace = 3 * time.Second
 )
 
@@ -41,12 +41,12 @@ type outgoing struct {
 	stored bool // JetStream stores the message, and recognizes duplicates of it
 
 	sent    int       // number of attempts
-	unknown bool      // an attempt has ended as Unknown: NATS may have the message
-	began   time.Time // the start of the first attempt that ended as Unknown; while unknown is false, the start of the last attempt
+	unknown bool      // an attempt has ended with Unknown: NATS may have the message
+	began   time.Time // the start of the first attempt that ended with Unknown; while unknown is false, the start of the last attempt
 }
 
-// Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, it waits at most 60 s. A
-// message above Config.MaxMessage or the server's max_payload fails with bus.ErrTooLarge, which is Invalid.
+// Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, Publish waits at most 60 s. A
+// message above Config.MaxMessage or the server's max_payload fails with bus.ErrTooLarge, which has the code Invalid.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
@@ -90,7 +90,7 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 	})
 }
 
-// confirmedBy returns the confirmation of a message. waits reports whether its sender waits for the outcome.
+// confirmedBy returns the confirmation of a message. The parameter waits reports whether the sender waits for the outcome.
 func confirmedBy(o *outgoing, waits bool) confirmation {
 	switch k := o.m.Kind; {
 	case o.stored:
@@ -107,8 +107,8 @@ func confirmedBy(o *outgoing, waits bool) confirmation {
 	}
 }
 
-// boundedContext returns a context that ends with ctx, when the bus is closed, and after publishTimeout if ctx has no deadline. When
-// the context ends, the attempts that use it end.
+// boundedContext returns a context that ends when ctx ends, when the bus is closed, or, if ctx has no deadline, after
+// publishTimeout. At the end of the context, the attempts that use it end.
 func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := publishTimeout
 	if end, ok := ctx.Deadline(); ok {
@@ -124,7 +124,7 @@ func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.Canc
 	return ctx, func() { expire(); stop(); cancel() }
 }
 
-// publishOnce makes one attempt to send a message. done is called with the outcome.
+// publishOnce makes one attempt to send a message. It calls done with the outcome.
 func (b *Bus) publishOnce(ctx context.Context, o *outgoing, done func(error)) {
 	o.sent++
 	if !o.unknown {
@@ -143,7 +143,7 @@ func (b *Bus) publishOnce(ctx context.Context, o *outgoing, done func(error)) {
 	s.Conn.attempts.start(ctx, o, func(err error) { cancel(); done(err) })
 }
 
-// resend sends a message again and again, with back-off, until an attempt succeeds, mayResend forbids another one, or ctx ends. err
+// resend sends a message with back-off until an attempt succeeds, mayResend forbids another attempt, or ctx ends. The parameter err
 // is the outcome of the first attempt.
 func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 	ctx, cancel := b.boundedContext(ctx)
@@ -153,7 +153,7 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 		Message: o.m, Backoff: backoff.Backoff{Min: minResend, Max: maxResend},
 		MayRepeat: func(err error) bool { return b.mayResend(ctx, o, err) },
 		Send: func(last error) error {
-			_, _, _ = b.link.Get(ctx) // its error is that ctx has ended, which is checked below
+			_, _, _ = b.link.Get(ctx) // the error says only that ctx has ended, which is checked below
 			switch {
 			case b.life.Err() != nil:
 				return bus.ErrClosed
@@ -166,17 +166,17 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 	}.Resend(ctx, err)
 }
 
-// mayResend reports whether a message may be sent again after an attempt that ended with err. It may in four cases:
+// mayResend reports whether a message may be sent again after an attempt that ended with err. This is so in four cases:
 //
 //   - The message was certainly not accepted.
 //   - The outcome is unknown, and JetStream still recognizes a duplicate of the message.
 //   - The topic had no subscriber, and the connection was restored within grace.
-//   - The stream of the topic exists and does not answer: a cluster elects its leader.
+//   - The stream of the topic exists and does not answer, because a cluster elects its leader.
 func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	switch bus.OutcomeOf(err) {
 	case bus.Unknown:
 		o.unknown = true
-		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later, JetStream would store it as a second message
+		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later, JetStream would store the message a second time
 	case bus.Unroutable:
 		if o.stored && !b.link.Restored(grace) {
 			return b.electsLeader(ctx, o.topic)
@@ -187,7 +187,7 @@ func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	}
 }
 
-// electsLeader reports whether the stream of a topic exists, or may exist. It is asked when the stream does not answer.
+// electsLeader reports whether the stream of a topic exists, or may exist. It is called when the stream does not answer.
 func (b *Bus) electsLeader(ctx context.Context, topic string) bool {
 	c, _, err := b.link.Get(ctx)
 	if err == nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// older returns a connection on which a test sends the messages of a process of the previous release.
+// older returns a connection on which a test sends the messages that a process of the previous release sends.
 func older(t *testing.T, url string) *nats.Conn {
 	t.Helper()
 	c, err := nats.Connect(url)
@@ -23,8 +23,8 @@ func older(t *testing.T, url string) *nats.Conn {
 	return c
 }
 
-// TestOlderClient: a client of the previous release waits until the server's bus confirms the call, and itself confirms
-// the reply.
+// TestOlderClient: a client of the previous release waits until the server's bus confirms the call. The client itself
+// confirms the reply.
 func TestOlderClient(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -60,8 +60,8 @@ func TestOlderClient(t *testing.T) {
 	}
 }
 
-// TestOlderServer: a server of the previous release rejects a call when it is busy, confirms a call that it has received, and
-// waits for the confirmation of its reply.
+// TestOlderServer: a server of the previous release rejects a call while it is busy, confirms a call that it has received,
+// and waits for the confirmation of its reply.
 func TestOlderServer(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -103,8 +103,7 @@ func TestOlderServer(t *testing.T) {
 	}
 }
 
-// TestBusyRejects: a busy server rejects a call again and again, in time, and handles it once when a slot is
-// free.
+// TestBusyRejects: a busy server rejects a waiting call repeatedly, and handles the call once when a slot is free.
 func TestBusyRejects(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/rpc/natsbus"
 )
 
-// TestStartFails: the error of Start names the fault and the server in one line, without the password.
+// TestStartFails: the error of Start says in one line what is wrong and names the server, without the password.
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
@@ -45,7 +45,7 @@ func TestStartFails(t *testing.T) {
 				t.Errorf("Start: %v, want one line with %v, %s, that it gave up, and no password", err, tt.want, tt.text)
 			}
 			if err := b.Publish(t.Context(), "t", durable("1")); !errors.Is(err, bus.ErrNotStarted) {
-				t.Errorf("Publish afterwards: %v, want ErrNotStarted", err)
+				t.Errorf("Publish after the failed Start: %v, want ErrNotStarted", err)
 			}
 		})
 	}
@@ -69,7 +69,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// TestInvalid: messages that are too large and invalid topics are refused at once.
+// TestInvalid: the bus refuses messages that are too large and invalid topics at once.
 func TestInvalid(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())

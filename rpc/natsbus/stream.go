@@ -23,16 +23,16 @@ import (
 const (
 	// consumerName is the name of the only consumer of a stream.
 	consumerName = "work"
-	// ackWait is how long JetStream waits for an answer of the subscriber that has a message. Then JetStream delivers the
-	// message again, to any subscriber. The subscriber sends an in-progress acknowledgement every progressInterval.
+	// ackWait is how long JetStream waits for an acknowledgement by the subscriber that has a message. After that, JetStream
+	// delivers the message again, to any subscriber. The subscriber sends an in-progress acknowledgement every progressInterval.
 	ackWait          = 10 * time.Second
 	progressInterval = ackWait / 4
-	// requestTimeout is how long JetStream keeps a request for messages.
+	// requestTimeout is how long JetStream keeps a request for messages open.
 	requestTimeout = 10 * time.Second
-	// dedupWindow is how long JetStream recognizes duplicates of a message. If the outcome of a message is still unknown after
-	// this time, the message is not sent again. Existing streams keep their own value.
+	// dedupWindow is how long JetStream recognizes duplicates of a message. If the outcome of a message is still unknown after this
+	// time, the message is not sent again. Existing streams keep their own dedup window.
 	dedupWindow = 2 * time.Minute
-	// restoreDelay is the maximum delay between a refused request and the next one; the minimum is half of it.
+	// restoreDelay is the maximum delay between a refused request and the next request; the minimum is half of it.
 	restoreDelay = 250 * time.Millisecond
 	// apiTimeout bounds one attempt to create a stream.
 	apiTimeout = 5 * time.Second
@@ -48,8 +48,8 @@ const (
 	verbProgress = "+WPI"
 )
 
-// A stream's name cannot have the characters . / and \ of a subject. One tilde replaces a dot. Two tildes and a letter replace
-// each other forbidden character, and a tilde. Dots never become two tildes, because a subject has no two dots in a row.
+// A stream's name cannot have the characters . / and \ of a subject. One tilde replaces a dot. Two tildes and a letter replace each
+// other forbidden character, and also a tilde. Dots never become two tildes, because a subject has no two dots in a row.
 var (
 	escapeStream      = strings.NewReplacer(".", "~", "~", "~~t", "/", "~~s", `\`, "~~b")
 	escapeOlderStream = strings.NewReplacer(".", "~", "/", "~", `\`, "~")
@@ -64,7 +64,7 @@ func (b *Bus) streamName(subject string) string {
 }
 
 // findOlder looks for a stream that an older release has created for the subject. Older releases named the stream differently if the
-// subject has one of the characters ~ / \. If such a stream exists and has only this subject, the bus continues to use it.
+// subject has one of the characters ~ / \. If a stream with that name exists and has only this subject, the bus uses it.
 func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject string) error {
 	older := escapeOlderStream.Replace(subject)
 	if older == escapeStream.Replace(subject) {
@@ -97,7 +97,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 }
 
 // createStream creates a stream and its consumer, unless they exist. It retries until ctx ends. Errors: Precondition if JetStream
-// refuses, Unavailable if ctx has ended, bus.ErrClosed.
+// refuses; Unavailable if ctx has ended; bus.ErrClosed.
 func (b *Bus) createStream(ctx context.Context, subject string) error {
 	delay := backoff.Backoff{Min: minResend, Max: time.Second}
 	for {
@@ -154,8 +154,8 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject strin
 	return err
 }
 
-// stream is a subscription of a Shared topic. It requests one message from JetStream for each free slot, so that no
-// message waits here for a handler while another server has a free slot. At most one request is open at a time.
+// stream is a subscription of a Shared topic. It requests one message from JetStream for each free slot, so that no message waits in
+// this process for a handler while another server has a free slot. At most one request is open at a time.
 type stream struct {
 	bus     *Bus
 	subject string
@@ -167,20 +167,20 @@ type stream struct {
 	conn      *conn          // nil while nothing is requested
 	inbox     string         // prefix of the subjects for requested messages, with a dot at the end
 	requests  int            // the number of the last request
-	requested int            // messages of the last request that have not come yet
-	until     time.Time      // the last request has ended by then, even if NATS has lost it
+	requested int            // how many messages of the last request have not come yet
+	until     time.Time      // at this time the last request counts as ended, because NATS may have lost it
 	unacked   map[string]int // the bytes of each unacknowledged message, by its subject for the acknowledgement
 	bytes     int            // the sum of unacked
-	stopped   bool           // nothing more is delivered
+	stopped   bool           // no further message is delivered to out
 	err       error          // the reason why the stream is not consumed; nil if it is consumed
-	refused   bool           // JetStream has refused a request and not accepted one since
+	refused   bool           // JetStream has refused a request, and has accepted none since
 }
 
 // open creates the stream, see subscription.
 func (q *stream) open(ctx context.Context) error { return q.bus.createStream(ctx, q.subject) }
 
 // consume consumes until ctx ends, see subscription. Then it republishes the messages that the subscriber has not received, and
-// waits until the others are acknowledged.
+// waits until the received messages are acknowledged.
 func (q *stream) consume(ctx context.Context) {
 	q.bus.streams.Store(q, true) // for Check
 	defer q.bus.streams.Delete(q)
@@ -206,7 +206,7 @@ func (q *stream) consume(ctx context.Context) {
 	q.awaitAcks()
 }
 
-// consumeOver requests messages over a connection until ctx or the connection ends.
+// consumeOver requests messages over one connection until ctx or the connection ends.
 func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	inbox := c.NewInbox() + "."
 	sub, err := c.Subscribe(inbox+"*", q.receive)
@@ -238,15 +238,15 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	q.mu.Unlock()
 	q.awaitRequest(epoch, c)
 	_ = sub.Drain()                  // after an error the connection is lost
-	_ = c.FlushTimeout(flushTimeout) // then all messages that JetStream had sent have come
+	_ = c.FlushTimeout(flushTimeout) // after the flush, this process has all messages that JetStream has sent
 	for pending, _, err := sub.Pending(); err == nil && pending > 0; pending, _, err = sub.Pending() {
 		backoff.Sleep(epoch, time.Millisecond)
 	}
 }
 
-// awaitRequest waits until all messages of the last request have come, or the stream has no more messages. It waits for at most
-// flushTimeout. Without this wait, a message that JetStream sends while the subscription ends would be lost. JetStream would deliver it
-// later, marked as redelivered.
+// awaitRequest waits until all messages of the last request have come, or the stream has no more messages, for at most flushTimeout.
+// Without this wait, the bus would lose a message that JetStream sends while the subscription ends. JetStream would deliver the
+// message later, marked as redelivered.
 func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 	ctx, cancel := context.WithTimeout(epoch, flushTimeout)
 	defer cancel()
@@ -284,7 +284,7 @@ func (q *stream) requestLocked() {
 	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+q.bus.streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // after an error the connection is lost
 }
 
-// receive receives a message, or the end of a request. nats.go calls it for one message after another.
+// receive receives a message, or the end of a request. nats.go never calls it concurrently.
 func (q *stream) receive(msg *nats.Msg) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -312,12 +312,12 @@ func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	q.requestLocked()
 	d := bus.NewDelivery(decodeMessage(msg), redelivered, &stored{q, msg.Reply})
 	if q.stopped {
-		go q.republish(d) // awaitAcks waits until it acknowledges or requeues the message
+		go q.republish(d) // awaitAcks waits until republish has acknowledged or requeued the message
 		return
 	}
 	select {
 	case q.out <- d:
-	default: // more messages than slots, because NATS answered an earlier request that counted as lost
+	default: // more messages than slots have come, because NATS answered an earlier request that counted as lost
 		go func() { _ = d.Nack() }() // after an error JetStream redelivers the message after ackWait
 	}
 }
@@ -340,7 +340,8 @@ func (q *stream) notifyConsume() {
 }
 
 // restoreStream creates the stream and its consumer again if JetStream has refused a request, and sends another request. It logs the
-// result. The end of an outage is logged when JetStream has accepted a request: at the first message, or after requestTimeout.
+// result. The end of an outage is logged later, when JetStream has accepted a request: at the first message, or after
+// requestTimeout.
 func (q *stream) restoreStream(ctx context.Context) {
 	q.mu.Lock()
 	cause, refused := q.err, q.refused
@@ -372,14 +373,14 @@ func (q *stream) logAttempt(ctx context.Context, err error) {
 }
 
 // republish publishes a message once more if no subscriber had received it when the subscription ended. JetStream would mark a
-// requeued message as redelivered, and the next server would count that as the loss of this server. republish requeues a message
-// that already has the mark, so that the mark stays. It also requeues a message that it cannot publish.
+// requeued message as redelivered, and the next server would conclude from the mark that this server was lost. If the message already has
+// the mark, republish requeues it, so that the mark stays. It also requeues a message that it cannot publish.
 func (q *stream) republish(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
 		ctx, cancel := context.WithTimeout(q.bus.life, republishTimeout)
 		defer cancel()
 		err := q.bus.Publish(ctx, strings.TrimPrefix(q.subject, q.bus.subject("")), d.Message)
-		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // an at-most-once message may be lost, but is not handled twice
+		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // an at-most-once message may be lost, but must not be handled twice
 			_ = d.Ack() // after an error JetStream redelivers the message after ackWait
 			return
 		}
@@ -387,7 +388,7 @@ func (q *stream) republish(d *bus.Delivery) {
 	_ = d.Nack() // as above
 }
 
-// stored is the [bus.Acknowledger] of a delivered message of a stream. reply is its subject for the acknowledgement.
+// stored is the [bus.Acknowledger] of a delivered message of a stream. The field reply is the subject for the acknowledgement.
 type stored struct {
 	queue *stream
 	reply string
@@ -410,7 +411,7 @@ func (s *stored) EndDelivery(ack bool) error {
 	return nil
 }
 
-// removeUnacked removes a message from unacked, and requests another one. It reports whether the message was in unacked.
+// removeUnacked removes a message from unacked, and requests another message. It reports whether the message was in unacked.
 func (q *stream) removeUnacked(reply string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -434,7 +435,7 @@ func (q *stream) publishForUnacked(verb string) int {
 	return len(q.unacked)
 }
 
-// awaitAcks waits until all received messages are acknowledged, and sends in-progress acknowledgements for them. When the bus is
+// awaitAcks waits until all received messages are acknowledged, and sends in-progress acknowledgements meanwhile. When the bus is
 // closed, it requeues the messages and returns.
 func (q *stream) awaitAcks() {
 	progress := time.NewTicker(progressInterval)

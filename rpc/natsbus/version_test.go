@@ -42,7 +42,7 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
-// serveInfo is a NATS server of the given version, as far as Start needs one.
+// serveInfo acts as a NATS server of the given version, but only as far as Start needs.
 func serveInfo(l net.Listener, version string) {
 	c, err := l.Accept()
 	if err != nil {
@@ -60,7 +60,7 @@ func serveInfo(l net.Listener, version string) {
 		case len(words) == 0:
 		case words[0] == "PING":
 			send("PONG\r\n")
-		case (words[0] == "PUB" || words[0] == "HPUB") && words[1] == "$JS.API.INFO": // one of the subscriptions is for the answer; its id is not known here
+		case (words[0] == "PUB" || words[0] == "HPUB") && words[1] == "$JS.API.INFO": // one of the subscriptions is for the answer, but it is not known which one
 			const info = `{"type":"io.nats.jetstream.api.v1.account_info_response"}`
 			for sid := range 9 {
 				send("MSG " + words[2] + " " + string(rune('1'+sid)) + " " + "57\r\n" + info + "\r\n")

@@ -15,8 +15,8 @@ import (
 const (
 	// uuidHeader is the header with the UUID of a message in the format of watermill-nats.
 	uuidHeader = "_watermill_message_uuid"
-	// encodedHeader is the header for metadata that NATS would change in a header of their own. It has one value for each,
-	// the percent-encoded "key=value".
+	// encodedHeader is one header for all metadata that NATS would change if each entry had its own header. It has one
+	// value for each of these entries: the percent-encoded "key=value".
 	encodedHeader = "Armature-Metadata"
 )
 
@@ -59,7 +59,7 @@ func decodeMessage(msg *nats.Msg) *bus.Message {
 	return m
 }
 
-// decodedMetadata returns the metadata in the headers of a message, decoded.
+// decodedMetadata returns the decoded metadata in the headers of a message.
 func decodedMetadata(h nats.Header) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for k, vs := range h {
@@ -75,7 +75,8 @@ func decodedMetadata(h nats.Header) iter.Seq2[string, string] {
 	}
 }
 
-// decodeMetadata decodes one value of encodedHeader. ok is false for an invalid value, which only another program sends.
+// decodeMetadata decodes one value of encodedHeader. The result ok is false for an invalid value, which only another
+// program sends.
 func decodeMetadata(s string) (key, value string, ok bool) {
 	key, value, _ = strings.Cut(s, "=")
 	key, err1 := url.QueryUnescape(key)
@@ -83,7 +84,7 @@ func decodeMetadata(s string) (key, value string, ok bool) {
 	return key, value, err1 == nil && err2 == nil
 }
 
-// isCarriedUnchanged reports whether NATS carries a header unchanged and does not treat it as a header of its own.
+// isCarriedUnchanged reports whether NATS carries a header unchanged and does not treat it as one of the headers of NATS.
 func isCarriedUnchanged(k, v string) bool {
 	if k == "" || k == encodedHeader || reservedKey(k) {
 		return false
@@ -101,7 +102,7 @@ func isCarriedUnchanged(k, v string) bool {
 	return v == strings.TrimSpace(v)
 }
 
-// keyChar has the characters that a key may have, so that NATS does not change it.
+// keyChar says which characters a key may have. NATS does not change a key that has only these characters.
 var keyChar = func() (is [256]bool) {
 	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") {
 		is[c] = true

@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// FuzzWire: decodeMessage returns the metadata that encodeMessage was given, except the header of the UUID. No key is one
-// that NATS treats as its own.
+// FuzzWire: decodeMessage returns the metadata that encodeMessage was given, except the header of the UUID. No header
+// that encodeMessage writes is changed by NATS, or treated as a header of NATS.
 func FuzzWire(f *testing.F) {
 	for _, s := range [][3]string{
 		{"id", "rpc", "cast backup.start 2.1 at-least-once"},
@@ -35,7 +35,7 @@ func FuzzWire(f *testing.F) {
 		}
 		m := &bus.Message{ID: id, Header: map[string]string{key: value}}
 		want := map[string]string{key: value}
-		delete(want, uuidHeader) // it is not sent as metadata
+		delete(want, uuidHeader) // the UUID is not sent as metadata
 		msg := encodeMessage("s", m)
 		for k, vs := range msg.Header {
 			for _, v := range vs {
@@ -53,6 +53,6 @@ func FuzzWire(f *testing.F) {
 		if diff := cmp.Diff(want, got.Header, cmpopts.EquateEmpty()); diff != "" || got.ID != id {
 			t.Errorf("id %q, metadata (-want +got):\n%s", got.ID, diff)
 		}
-		_ = decodeMessage(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // a message of another program does not panic
+		_ = decodeMessage(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // a message of another program must not cause a panic
 	})
 }

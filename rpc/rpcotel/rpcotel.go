@@ -1,12 +1,12 @@
 // Package rpcotel makes OpenTelemetry spans of rpc requests in client and server, and
-// joins them over the bus.
+// connects the spans over the bus.
 //
 //	traces := rpcotel.New(provider)
 //	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{traces.Client()}})
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{traces.Server()}})
 //
-// Calls, casts and fanouts carry the W3C traceparent, as reqctx.Request.Traceparent,
-// which also appears on log lines. They do not carry a tracestate.
+// Calls, casts and fanouts carry the W3C traceparent as reqctx.Request.Traceparent. Log
+// lines also have it. The messages do not carry a tracestate.
 //
 // A call has a client span and a server span; a cast and a fanout have a producer span
 // and a consumer span. The name of a span is "interface.method". The span of a failed
@@ -34,7 +34,7 @@ const (
 // Traces makes spans. It is safe for concurrent use.
 type Traces struct{ tracer trace.Tracer }
 
-// New returns Traces whose spans go to a provider, which stays the caller's.
+// New returns Traces whose spans go to the provider p. The caller keeps ownership of p.
 func New(p trace.TracerProvider) *Traces { return &Traces{p.Tracer(scope)} }
 
 // Client returns the interceptor for clients.
@@ -77,7 +77,8 @@ func destination(info rpc.Info) string {
 	return info.Interface + "." + info.Host
 }
 
-// withParentSpan returns ctx with the span of the request's traceparent, unless ctx has a span.
+// withParentSpan adds the span of the request's traceparent to ctx, unless ctx has a
+// span.
 func withParentSpan(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx
@@ -89,7 +90,8 @@ func withParentSpan(ctx context.Context) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{traceparent: from})
 }
 
-// withTraceparent sets the traceparent of the reqctx.Request to the current span, for rpc and for log lines.
+// withTraceparent sets the traceparent of the reqctx.Request to that of the current
+// span, for rpc and for log lines.
 func withTraceparent(ctx context.Context) context.Context {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)

@@ -22,8 +22,9 @@ var (
 	event = rpc.Method[string, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
 )
 
-// TestSpans: for every kind of request, the server's span is the child of the client's span. Requests
-// that the handler sends belong to the same trace. If the caller's context has a trace, that trace is continued.
+// TestSpans: for every kind of request, the server's span is a child of the client's span. Requests
+// that the handler sends belong to the same trace. If the caller's context has a trace, the spans
+// continue that trace.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()
@@ -52,7 +53,7 @@ func TestSpans(t *testing.T) {
 		t.Error(err)
 	}
 	last := <-got
-	if err := srv.Stop(t.Context()); err != nil { // so that all spans have ended
+	if err := srv.Stop(t.Context()); err != nil { // after Stop all spans have ended
 		t.Error(err)
 	}
 

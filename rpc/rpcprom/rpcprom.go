@@ -34,8 +34,8 @@
 //	server_request_seconds           histogram  interface, method, kind        deprecated: server_request_duration_seconds
 //	client_silent_total              counter                                   deprecated: client_heartbeat_lost_total
 //
-// kind is call, cast or fanout; code is OK or a fault code such as Timeout,
-// Unavailable (not executed) and Unknown (may have been executed).
+// The label kind is call, cast or fanout. The label code is OK or a fault code, such as
+// Timeout, Unavailable (not executed) and Unknown (may have been executed).
 package rpcprom
 
 import (
@@ -70,7 +70,7 @@ type side struct {
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	seconds  *prometheus.HistogramVec // the deprecated name of duration
-	flight   *prometheus.GaugeVec     // of clients; nil for servers, whose value is in rpc.ServerStats
+	flight   *prometheus.GaugeVec     // the calls in progress of clients; nil for servers, whose value is in rpc.ServerStats
 }
 
 // New returns metrics. Give clients and servers their interceptors, and add clients, servers and buses.
@@ -107,8 +107,8 @@ func New() *Metrics {
 	return m
 }
 
-// Client returns the interceptor for clients. It should be the first, so that it
-// also counts requests that other interceptors refuse.
+// Client returns the interceptor for clients. It should be the first interceptor, so
+// that it also counts requests that other interceptors refuse.
 func (m *Metrics) Client() rpc.Interceptor {
 	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		flight := m.client.flight.WithLabelValues(info.Interface)
@@ -122,12 +122,13 @@ func (m *Metrics) Client() rpc.Interceptor {
 	}
 }
 
-// Server returns the interceptor for servers. It should be the first, for the same reason.
+// Server returns the interceptor for servers. It should be the first interceptor, for
+// the same reason.
 func (m *Metrics) Server() rpc.Interceptor { return m.server.observe }
 
 func (s side) observe(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (resp any, err error) {
 	start := time.Now()
-	code := fault.Internal.String() // if next panics; the panic goes on
+	code := fault.Internal.String() // used if next panics; the panic continues
 	defer func() {
 		took := time.Since(start).Seconds()
 		s.duration.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(took)
@@ -167,7 +168,7 @@ func (m *Metrics) AddBus(b bus.Bus) {
 	m.buses = append(m.buses, stats)
 }
 
-// stat is a metric whose value a client, a server or a bus keeps.
+// stat is a metric whose value is stored in a client, a server or a bus.
 type stat[T any] struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
@@ -255,7 +256,8 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	collectStats(ch, busStats, buses)
 }
 
-// collectStats sends the sum of each stat over all. It sends nothing if all is empty.
+// collectStats sends the sum of each stat over the elements of all. It sends nothing if
+// all is empty.
 func collectStats[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
 	if len(all) == 0 {
 		return

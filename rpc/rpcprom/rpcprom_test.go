@@ -27,15 +27,14 @@ var (
 	keep  = rpc.Method[string, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-// wire is a bus with capabilities only.
+// wire is a bus that has only capabilities.
 type wire struct{ bus.Bus }
 
 func (wire) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Stats: func() bus.Stats { return bus.Stats{Reconnects: 3, Blocked: true} }}
 }
 
-// gather returns the metrics by name and labels: the count of a histogram, the value of
-// any other.
+// gather returns the metrics by name and labels. The value of a histogram is its count.
 func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := reg.Gather()
@@ -59,8 +58,8 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	return out
 }
 
-// TestMetrics: requests are counted in client and server, under the documented
-// names and no others.
+// TestMetrics: requests are counted in client and server. The names of the metrics are
+// exactly the documented names.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := rpcprom.New()
@@ -93,7 +92,7 @@ func TestMetrics(t *testing.T) {
 	m.AddBus(wire{})
 
 	for _, req := range []string{"yes", "yes", "no", "panic"} {
-		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics show the outcome
+		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics show the result
 	}
 	_, err := rpc.Call(t.Context(), c, start, "missing", new(string))
 	if !errors.Is(err, rpc.ErrNoConsumer) {
@@ -103,7 +102,7 @@ func TestMetrics(t *testing.T) {
 		t.Error(err)
 	}
 	<-begun
-	if err := srv.Stop(t.Context()); err != nil { // so that the cast has ended
+	if err := srv.Stop(t.Context()); err != nil { // after Stop the cast has ended
 		t.Error(err)
 	}
 

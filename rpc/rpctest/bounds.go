@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// refusalTime is how long a refusal that needs no broker may take.
+// refusalTime is the maximum duration of a refusal that needs no broker.
 const refusalTime = 5 * time.Second
 
 // maxMessage returns the limit that the bus declares, in bytes.
@@ -26,7 +26,8 @@ func maxMessage(b *bench) int {
 	return limit
 }
 
-// checkRefusal checks that err is want, contains all texts, and came within refusalTime of since.
+// checkRefusal checks that err matches the error want, contains all texts, and came at most refusalTime
+// after the time since.
 func checkRefusal(b *bench, what string, err, want error, since time.Time, texts ...string) {
 	b.Helper()
 	if !errors.Is(err, want) {
@@ -184,7 +185,7 @@ func testNames(b *bench) {
 	}
 }
 
-// startNamed starts a server with the host name, and returns its error or its panic as an error.
+// startNamed starts a server with the host name. It returns the error of Start, or a panic as an error.
 func startNamed(b *bench, host string) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

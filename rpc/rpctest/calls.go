@@ -72,25 +72,25 @@ func testErrors(b *bench) {
 	c := b.newClient()
 	_, err := rpc.Call(b.ctx(), c, echo, rpc.Any, &note{N: 3})
 	if !errors.Is(err, errNoWay) || !errors.Is(err, fault.Precondition) || !fault.IsRemote(err) || !strings.Contains(err.Error(), "note 3: no way") {
-		b.Errorf("error %v (remote %v), want the peer's errNoWay with its text", err, fault.IsRemote(err))
+		b.Errorf("error %v (remote %v), want the server's errNoWay with its text", err, fault.IsRemote(err))
 	}
 	if _, err = rpc.Call(b.ctx(), c, echo, rpc.Any, &note{}); fault.CodeOf(err) != fault.Internal || !fault.IsRemote(err) {
-		b.Errorf("after a panic: %v, want the peer's Internal", err)
+		b.Errorf("after a panic: %v, want the server's Internal", err)
 	}
 	unknown := rpc.Method[note, note]{Interface: iface, Name: "unknown", Since: rpc.Version{Major: 1}}
 	if _, err = rpc.Call(b.ctx(), c, unknown, rpc.Any, &note{}); !errors.Is(err, rpc.ErrNoSuchMethod) || !fault.IsRemote(err) {
-		b.Errorf("unknown method: %v, want ErrNoSuchMethod from the peer", err)
+		b.Errorf("unknown method: %v, want ErrNoSuchMethod from the server", err)
 	}
 	newer := echo
 	newer.Since.Minor = iface.Version.Minor + 1
 	if _, err = rpc.Call(b.ctx(), c, newer, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
-		b.Errorf("newer method: %v, want ErrUnsupportedVersion from the peer", err)
+		b.Errorf("newer method: %v, want ErrUnsupportedVersion from the server", err)
 	}
 	for _, v := range []rpc.Version{newer.Since, {Major: iface.Version.Major + 1}} {
 		later := &rpc.Interface{Name: iface.Name, Version: v} // the interface of a later release, which has one more method
 		unknown = rpc.Method[note, note]{Interface: later, Name: "unknown", Since: v}
 		if _, err = rpc.Call(b.ctx(), c, unknown, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
-			b.Errorf("unknown method of the later version %s: %v, want ErrUnsupportedVersion from the peer", v, err)
+			b.Errorf("unknown method of the later version %s: %v, want ErrUnsupportedVersion from the server", v, err)
 		}
 	}
 }
@@ -98,7 +98,7 @@ func testErrors(b *bench) {
 var (
 	first  = &rpc.Interface{Name: "majors", Version: rpc.Version{Major: 1, Minor: 4}}
 	second = &rpc.Interface{Name: "majors", Version: rpc.Version{Major: 2}, Older: first}
-	// The same name in both major versions, with other types.
+	// Both major versions have a method with the same name, with different types.
 	echo1 = rpc.Method[note, note]{Interface: first, Name: "echo", Since: rpc.Version{Major: 1, Minor: 2}}
 	echo2 = rpc.Method[string, string]{Interface: second, Name: "echo", Since: rpc.Version{Major: 2}}
 	keep1 = rpc.Method[note, rpc.None]{Interface: first, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
@@ -113,7 +113,7 @@ func testMajors(b *bench) {
 		rpc.Handle(s, keep1, func(_ context.Context, n *note) (*rpc.None, error) { kept <- n.Text; return &rpc.None{}, nil })
 		rpc.Handle(s, keep2, func(_ context.Context, s *string) (*rpc.None, error) { kept <- *s; return &rpc.None{}, nil })
 	})
-	both := map[int]*rpc.Client{1: nil, 2: nil} // by the major version that the client is pinned to
+	both := map[int]*rpc.Client{1: nil, 2: nil} // the key is the major version that the client is pinned to
 	for major := range both {
 		both[major] = newClient(b, b.client, rpc.ClientConfig{Caps: rpc.Versions{"majors": {{Major: major, Minor: 9}}}})
 	}
@@ -159,7 +159,7 @@ func testContext(b *bench) {
 		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
 			d, _ := ctx.Deadline()
 			got <- seen{d, reqctx.From(ctx)}
-			<-ctx.Done() // the deadline passes
+			<-ctx.Done() // until the deadline passes
 			waittest.Spend(50 * time.Millisecond)
 			return n, nil
 		})
@@ -169,7 +169,7 @@ func testContext(b *bench) {
 		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}
 	c := b.newClient()
-	if _, err := rpc.Describe(b.ctx(), c, iface, rpc.Any); err != nil { // a client that has not connected may need longer than the deadline
+	if _, err := rpc.Describe(b.ctx(), c, iface, rpc.Any); err != nil { // this first call connects the client, which may take longer than the deadline of the next call
 		b.Fatal(err)
 	}
 	deadline := time.Now().Add(3 * time.Second)
@@ -198,7 +198,7 @@ func testNoConsumer(b *bench) {
 		}
 	}
 	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
-		b.Errorf("the next call, to a server that runs: %v", err)
+		b.Errorf("the next call, to a running server: %v", err)
 	}
 }
 
@@ -223,14 +223,14 @@ func testExpired(b *bench) {
 	short, cancel := context.WithTimeout(b.ctx(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := rpc.Call(short, c, echo, "a", &note{}); fault.CodeOf(err) != fault.Timeout {
-		b.Errorf("the call that waits: %v, want Timeout", err)
+		b.Errorf("the waiting call: %v, want Timeout", err)
 	}
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{}); err != nil {
 		b.Fatal(err)
 	}
 	close(gate)
 	if _, err := busy.Wait(b.ctx()); err != nil {
-		b.Errorf("the call that was running: %v", err)
+		b.Errorf("the running call: %v", err)
 	}
 	receiveValue(b, entered, "the cast behind the expired call")
 	if n := ran.Load(); n != 1 {
@@ -292,15 +292,15 @@ func testHeartbeat(b *bench) {
 		b.Fatal(err)
 	}
 	receiveValue(b, entered, "the first call")
-	// The second call waits for the slot of the first one, without heartbeats.
+	// The second call waits for the slot of the first call, and gets no heartbeats.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
 	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
-		b.Errorf("a call that waits for a slot: %v, want ErrHeartbeatLost", err)
+		b.Errorf("the call that waits for a slot: %v, want ErrHeartbeatLost", err)
 	}
 	select {
 	case <-busy.Done():
 		_, err := busy.Wait(b.ctx())
-		b.Errorf("a call whose handler runs has ended: %v", err)
+		b.Errorf("the call ended although its handler runs: %v", err)
 	case <-time.After(time.Until(start.Add(4500 * time.Millisecond))):
 	}
 	close(gate)

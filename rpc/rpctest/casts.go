@@ -41,7 +41,7 @@ func testCast(b *bench) {
 	if n := receiveValue(b, got, "the cast to the server that was down"); n != 2 {
 		b.Errorf("got %d, want 2", n)
 	}
-	// A further message shows that no copy of the others is queued before it.
+	// One more cast shows that no copy of the earlier casts is queued before it.
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
 		b.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func testSlots(b *bench) {
 	b.serve("idle", slots, handler("idle"))
 	for range total - slots {
 		if host := receiveValue(b, entered, "the rest at the idle server"); host != "idle" {
-			b.Errorf("a server without a free slot took a message")
+			b.Errorf("a server without a free slot got a message")
 		}
 	}
 	close(gate)
@@ -155,7 +155,7 @@ func testBusy(b *bench) {
 	b.serve("idle", slots, handler("idle"))
 	for range total - slots {
 		if host := receiveValue(b, entered, "the rest at the idle server"); host != "idle" {
-			b.Errorf("a server without a free slot took a call")
+			b.Errorf("a server without a free slot got a call")
 		}
 	}
 	close(gate)
@@ -220,7 +220,7 @@ func testRequeue(b *bench) {
 	}
 	held := receiveValue(b, first, "a message to requeue")
 	cancel()
-	for m := range first { // closed, because the subscription has ended
+	for m := range first { // closed when the subscription has ended
 		endDelivery(b, m, false)
 	}
 	endDelivery(b, held, false)
@@ -277,7 +277,7 @@ func testRestarts(b *bench) {
 			}
 			wg.Wait()
 		}
-		waittest.Spend(10 * time.Millisecond) // the life of the server
+		waittest.Spend(10 * time.Millisecond) // the server runs for this time
 		if err := s.Stop(b.ctx()); err != nil {
 			b.Errorf("stop: %v", err)
 		}
@@ -292,7 +292,7 @@ func testRestarts(b *bench) {
 	receiveValue(b, all, "the last cast")
 	st := last.Stats()
 	if n := stats.Redelivered + st.Redelivered; n > 0 {
-		b.Errorf("%d casts count as lost with a server, although each server was stopped in order", n)
+		b.Errorf("%d casts were counted as lost with a server, although each server was stopped in order", n)
 	}
 	if n := stats.DeadLettered + st.DeadLettered; n > 0 {
 		b.Errorf("%d dead letters", n)
@@ -353,10 +353,10 @@ func testDead(b *bench) {
 		b.Fatal(err)
 	}
 	waittest.Until(b, "three dead letters", func() bool { return srv.Stats().DeadLettered >= 3 })
-	// A broker may refuse the dead letter, such as RabbitMQ while a new queue has no leader
-	// yet: then the message is delivered once more.
+	// A broker may refuse the dead letter, as RabbitMQ does while a new queue has no
+	// leader. The message is then delivered once more.
 	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed < 1 || st.Redelivered < 1 {
-		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered, or more of those", st)
+		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered, or more of each", st)
 	}
 	seen := map[string]rpc.DeadLetter{}
 	show := func(l *rpc.DeadLetter) rpc.Verdict { seen[l.Info.Method+string(l.Payload)] = *l; return rpc.Keep }
@@ -386,7 +386,7 @@ func testDead(b *bench) {
 	if err != nil || n != 3 {
 		b.Fatalf("%d dead letters, error %v; want the 3 that were kept", n, err)
 	}
-	if a := receiveValue(b, got, "a dead letter sent again") + receiveValue(b, got, "the other one"); a != 1 {
+	if a := receiveValue(b, got, "a requeued dead letter") + receiveValue(b, got, "the other one"); a != 1 {
 		b.Errorf("the sum of the numbers in the requeued messages is %d, want 1", a)
 	}
 	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {

@@ -16,23 +16,23 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// UpdateVar is the name of the environment variable, ARMATURE_UPDATE, that makes [Contract] write its file if its value is
-// not empty.
+// UpdateVar is the name of an environment variable, ARMATURE_UPDATE. If it is set and not empty, [Contract] writes its
+// file.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract compares the methods that rpc.Define has added to the interface with the file, and fails the test if they
+// Contract compares the methods that rpc.Define has added to the interface with those in the file. The test fails if they
 // differ or if the file does not exist. Commit the file when you publish the interface. With ARMATURE_UPDATE=1 in the
 // environment, Contract writes the file, but only if each difference follows these rules:
 //
 //   - Within a major version, no method is removed, and neither its Since nor its
 //     Delivery changes. No field of a request or a response is removed, and no field
 //     changes its type.
-//   - An addition needs a higher minor version of the interface. A new method has that version as its Since, except
-//     version_caps of package rpccaps: it has MAJOR.0, because a client calls it before it knows what the servers
-//     accept, and an older server answers it with ErrNoSuchMethod.
+//   - An addition needs a higher minor version of the interface. The Since of a new method is that version. The method
+//     version_caps of package rpccaps is an exception: its Since is MAJOR.0, because a client calls it before it knows the
+//     versions that the servers accept. An older server answers this call with ErrNoSuchMethod.
 //
-// A new major version begins anew, without these rules. Fields are compared by their names and types in JSON. A type with
-// MarshalText counts as text; a type with MarshalJSON counts as any JSON, except time.Time, which counts as a time.
+// After a change of the major version, these rules begin anew. Fields are compared by their names and types in JSON. A type
+// with MarshalText counts as text. A type with MarshalJSON counts as any JSON, except time.Time, which counts as a time.
 //
 // The path of the file is relative to the directory of the test's package. Contract calls t.Fatal, so call it from the
 // test's goroutine.
@@ -68,22 +68,22 @@ type method struct {
 	Response any          `json:"response"`
 }
 
-// askCaps is the name of the method of rpccaps.Define.
+// askCaps is the name of the method that rpccaps.Define adds.
 const askCaps = "version_caps"
 
-// needsMajor is the remedy for a difference that no version with the same major number may have.
+// needsMajor is the remedy for a difference that is not allowed within a major version.
 const needsMajor = ": this needs a new major version"
 
 // violations lists the differences from old to now that break a rule of [Contract], each with its remedy.
 func (old contract) violations(now contract) (list []string) {
 	if old.Interface != now.Interface {
-		return []string{fmt.Sprintf("the name of the interface was %s and is now %s: give each interface a file of its own", old.Interface, now.Interface)}
+		return []string{fmt.Sprintf("the name of the interface was %s and is now %s: give each interface its own file", old.Interface, now.Interface)}
 	}
 	if now.Version.Major > old.Version.Major {
 		return nil
 	}
 	if !now.Version.Accepts(old.Version) {
-		return []string{fmt.Sprintf("the version went back from %s to %s: a published version never gets lower", old.Version, now.Version)}
+		return []string{fmt.Sprintf("the version went back from %s to %s: a published version must not become lower", old.Version, now.Version)}
 	}
 	hasAdditions := false
 	for _, name := range slices.Sorted(maps.Keys(old.Methods)) {
@@ -127,8 +127,8 @@ func (old contract) violations(now contract) (list []string) {
 	return list
 }
 
-// compareShapes lists the changes from one shape to another, except added fields. hasAdditions reports whether fields were
-// added.
+// compareShapes lists the changes from one shape to another, except added fields. The result hasAdditions reports whether
+// fields were added.
 func compareShapes(path string, was, is any) (changes []string, hasAdditions bool) {
 	if x, ok := was.([]any); ok && len(x) == 1 {
 		if y, ok := is.([]any); ok && len(y) == 1 {
@@ -160,12 +160,12 @@ func compareShapes(path string, was, is any) (changes []string, hasAdditions boo
 
 // shapeText returns a shape as JSON.
 func shapeText(v any) string {
-	text, _ := json.Marshal(v) // v was decoded from JSON, or shapeOf has made it
+	text, _ := json.Marshal(v) // v was decoded from JSON, or comes from shapeOf
 	return string(text)
 }
 
-// shapeOf describes the JSON of a type: the name of a scalar, a list of one
-// shape, or an object of shapes by field ("*" for a map).
+// shapeOf describes the JSON of a type: the name of a scalar, a list of one shape, or an object with the shape of each
+// field ("*" for a map).
 func shapeOf(t reflect.Type, above []reflect.Type) any {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -179,7 +179,7 @@ func shapeOf(t reflect.Type, above []reflect.Type) any {
 		return "any"
 	case p.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
 		return "text"
-	case slices.Contains(above, t): // a type that contains itself: the number is its depth from the top; committed files have this text
+	case slices.Contains(above, t): // a type that contains itself: the number is the depth of the outer occurrence; committed files have this text
 		return "again " + strconv.Itoa(slices.Index(above, t))
 	}
 	above = append(slices.Clone(above), t)
@@ -211,7 +211,7 @@ func shapeOf(t reflect.Type, above []reflect.Type) any {
 }
 
 // addFields adds the shapes of the fields of struct t to out. As in encoding/json, the fields of an embedded struct without
-// a name count as fields of t, and unexported fields and those with `json:"-"` are left out.
+// a name count as fields of t. Unexported fields, and fields with `json:"-"`, are left out.
 func addFields(out map[string]any, t reflect.Type, above []reflect.Type) {
 	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")

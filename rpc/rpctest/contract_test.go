@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// judge is a testing.TB that keeps its failures as text.
+// judge is a testing.TB that stores its failures as text.
 type judge struct {
 	testing.TB
 	said string
@@ -70,7 +70,7 @@ func add[Req, Resp any](name string, since rpc.Version, d rpc.Delivery) func(*rp
 	}
 }
 
-// check returns the failures of Contract for an interface with the methods.
+// check returns the failures of Contract for an interface with the given methods.
 func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interface)) string {
 	t.Helper()
 	j := &judge{TB: t}

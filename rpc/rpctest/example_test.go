@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// example is used in place of the *testing.T of a test.
+// example stands for the *testing.T of a test.
 type example struct {
 	testing.TB
 
@@ -24,9 +24,9 @@ func (*example) Helper()                          {}
 func (*example) Context() context.Context         { return context.Background() }
 func (e *example) Cleanup(f func())               { e.cleanups = append(e.cleanups, f) }
 func (e *example) Fatalf(format string, a ...any) { fmt.Printf(format+"\n", a...) }
-func (e *example) Errorf(string, ...any)          {} // ignored: a real test has ended at Fatalf before these calls
+func (e *example) Errorf(string, ...any)          {} // ignored, because a real test ends at Fatalf before these calls
 
-// runCleanups runs the cleanups, as the end of a test does.
+// runCleanups runs the cleanups, as testing.T does at the end of a test.
 func (e *example) runCleanups() {
 	for _, f := range e.cleanups {
 		defer f()
@@ -39,9 +39,10 @@ var (
 	remove  = rpc.Define(rpc.Method[string, rpc.None]{Interface: volumes, Name: "remove", Since: volumes.Version, Delivery: rpc.AtLeastOnce})
 )
 
-// A test of a client serves only the methods that the client needs. Calls of other methods fail with ErrNoSuchMethod.
+// A test of a client needs to serve only the methods that the client calls. Calls of
+// other methods fail with ErrNoSuchMethod.
 func ExampleServe() {
-	t := new(example) // in a test, its own t
+	t := new(example) // in a test, use the test's t
 	defer t.runCleanups()
 	client := rpctest.Serve(t, volumes, func(s *rpc.Server) {
 		rpc.Handle(s, create, func(_ context.Context, name *string) (*int, error) {
@@ -69,16 +70,17 @@ func ExampleServe() {
 	// true
 }
 
-// A test protects an interface against incompatible changes: a committed file has its methods and their types.
+// A test protects an interface from incompatible changes: a committed file has the
+// methods of the interface and their types.
 func ExampleContract() {
-	t := new(example) // in a test, its own t
+	t := new(example) // in a test, use the test's t
 	defer t.runCleanups()
 	dir, err := os.MkdirTemp("", "contract")
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // a temporary directory
+	defer func() { _ = os.RemoveAll(dir) }() // the directory is temporary
 	file := filepath.Join(dir, "volumes.json")
 	older := `{"interface": "volumes", "version": "1.0", "methods": {"create": {"since": "1.0", "delivery": "at-most-once", "request": "string", "response": "int"}}}`
 	if err := os.WriteFile(file, []byte(older), 0o600); err != nil {
@@ -92,7 +94,7 @@ func ExampleContract() {
 	// remove is new, but its Since is 1.0, and the published version is 1.0 already: use a newer one
 }
 
-// The test of a bus publishes messages in their form on the wire.
+// A test of a bus publishes messages in their form on the wire.
 func ExampleMessage() {
 	m := rpctest.Message("id-1", "cast volumes.create 1.0 at-least-once", `"photos"`)
 	fmt.Println(m.Kind, m.Interface, m.Method, m.Persistent())

@@ -13,9 +13,10 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// InFlight checks a bus that bounds the unacknowledged bytes of one subscription. The messages of a server's running handlers have
-// at most budget bytes in total. At least atOnce handlers of messages with size bytes run at once. Handlers of small messages run in
-// all slots of the server. When the large messages are acknowledged, the next ones are delivered.
+// InFlight checks a bus that limits the unacknowledged bytes of one subscription. The parameter budget is this limit in bytes: the
+// messages of all running handlers of a server must not exceed it in total. The parameter size is the size of a large message in
+// bytes, and atOnce is how many handlers of large messages must at least run at once. Handlers of small messages must run in all
+// slots of the server. After the large messages are acknowledged, the next ones must be delivered.
 func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 	t.Helper()
 	const slots = 64
@@ -32,7 +33,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 				break
 			}
 		}
-		shut := *gate.Load() // before the send to entered, after which the test may begin the next round
+		shut := *gate.Load() // read before the send to entered, because after that the test may begin the next round
 		entered <- struct{}{}
 		select {
 		case <-shut:
@@ -67,7 +68,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 			}
 		}
 		if tt.size > 1 {
-			waittest.Pass(t, 300*time.Millisecond, "a message beyond the budget would be delivered in this time")
+			waittest.Pass(t, 300*time.Millisecond, "in this time the bus would deliver a message beyond the budget")
 		}
 		if n := most.Load(); n > int64(budget) {
 			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)

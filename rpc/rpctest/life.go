@@ -45,7 +45,7 @@ func testStop(b *bench) {
 	}
 	close(gate)
 	if got, err := p.Wait(b.ctx()); err != nil || got.N != 5 {
-		b.Errorf("a call in flight at Stop: %v, %v; want its answer", got, err)
+		b.Errorf("a call in flight at Stop: %v, %v; want its result", got, err)
 	}
 	if err := receiveValue(b, stopped, "the end of Stop"); err != nil {
 		b.Errorf("Stop: %v", err)
@@ -189,7 +189,7 @@ func testDescribe(b *bench) {
 	}
 }
 
-// testStopFull stops one of two full servers while calls wait.
+// testStopFull stops one of two full servers while calls wait at it.
 func testStopFull(b *bench) {
 	const calls, slots = 40, 2
 	work := func(_ context.Context, n *note) (*note, error) {
@@ -216,8 +216,8 @@ func testStopFull(b *bench) {
 	wg.Wait()
 }
 
-// testHosts sends casts to hosts whose names a bus may have to write in another form, all served at once. Each host gets its own
-// casts: two names must not become one.
+// testHosts sends casts to hosts with unusual names, all served at once. A bus may have to write such names in another form.
+// Each host must get only its own casts, so no two names may be written in the same form.
 func testHosts(b *bench) {
 	c := b.newClient()
 	hosts := []string{"50%", "a%20b", "%s%s", "a_b-c:d", "a.b", "a~b", "a/b", `a\b`, "a.~b"}
@@ -238,14 +238,14 @@ func testHosts(b *bench) {
 	for i, host := range hosts {
 		for n := range 2 {
 			if g := receiveValue(b, got[i], "the cast to "+host); g != 10*i+n {
-				b.Errorf("host %s has got %d, want %d", host, g, 10*i+n)
+				b.Errorf("host %s got %d, want %d", host, g, 10*i+n)
 			}
 		}
 		if err := servers[i].Stop(b.ctx()); err != nil {
 			b.Error(err)
 		}
 		if len(got[i]) > 0 {
-			b.Errorf("host %s has got a cast twice, or a cast of another host", host)
+			b.Errorf("host %s got a cast twice, or a cast of another host", host)
 		}
 	}
 }

@@ -22,15 +22,15 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// lostVar is the environment variable that makes a test binary a server process of [TestLost]. It has the
-// URL of the broker, the exchange and the host, separated by spaces.
+// lostVar is the environment variable that makes a test binary a server process of [TestLost]. Its value is the URL of the broker,
+// the exchange and the host, separated by spaces.
 const lostVar = "ARMATURE_TEST_LOST"
 
-// Dialer opens and starts a bus over the broker at url. Buses with the same exchange exchange messages.
+// Dialer opens and starts a bus over the broker at url. Buses with the same exchange can exchange messages.
 type Dialer func(ctx context.Context, url, exchange string) (bus.Bus, error)
 
-// ServeLost runs the server if this process is a server process of [TestLost], and then does not return. Otherwise it
-// returns at once. TestMain calls it first.
+// ServeLost must be the first call in TestMain. If this process is a server process of [TestLost], ServeLost runs the server and
+// does not return. Otherwise it returns at once.
 func ServeLost(open Dialer) {
 	what := strings.Fields(os.Getenv(lostVar))
 	if len(what) != 3 {
@@ -44,7 +44,7 @@ func ServeLost(open Dialer) {
 	}
 	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: what[2]})
 	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
-		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // in one write, so that the lines of handlers do not mix
+		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // in one write, so that the lines of concurrent handlers do not mix
 		waittest.Spend(j.Takes)
 		return j, err
 	})
@@ -70,24 +70,24 @@ var work = rpc.Method[job, job]{Interface: iface, Name: "work", Since: rpc.Versi
 
 // Broker is the broker of [TestLost].
 type Broker struct {
-	// URL is for the client, ServerURL for the servers. ServerURL leads through a proxy.
+	// URL is for the client, and ServerURL is for the servers. ServerURL leads through a proxy.
 	URL, ServerURL string
-	// Outage closes the connections through ServerURL. No new connection works for the duration. Outage returns at its
-	// end.
+	// Outage closes the connections through ServerURL, and prevents new ones for the duration. It returns at the end of the
+	// outage.
 	Outage func(time.Duration)
-	// Keeps: a call waits for a server that is down for less than 10 s. Otherwise the call fails at once with
-	// ErrNoConsumer.
+	// Keeps means that a call waits for a server that is down for less than 10 s. If Keeps is false, such a call fails at once
+	// with ErrNoConsumer.
 	Keeps bool
 }
 
 const (
-	lostWithin = 2 * time.Second // from the kill of a server to ErrServerLost at its callers
+	lostWithin = 2 * time.Second // the maximum time from the kill of a server to ErrServerLost at its callers
 	cutFor     = time.Second     // how long a connection is cut
 )
 
-// TestLost starts servers in processes of their own. While handlers run, it kills the processes with SIGKILL, cuts their
-// connections and pauses them, and checks what the callers get. The test binary must call [ServeLost] in TestMain.
-func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //nolint:tparallel // its caller decides
+// TestLost starts servers in separate processes. While handlers run, it kills the processes with SIGKILL, cuts their connections
+// and pauses them, and checks the errors and results that the callers get. The test binary must call [ServeLost] in TestMain.
+func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //nolint:tparallel // the caller of TestLost decides
 	t.Helper()
 	if testing.Short() {
 		t.Skip("kills and pauses processes: left out with -short")
@@ -145,10 +145,10 @@ type lost struct {
 	next     int
 	mu       sync.Mutex
 	starts   map[int][]time.Time // when handlers started, by the number of the job
-	began    chan int            // gets the number of a job when its handler starts
+	began    chan int            // gets the number of a job when the job's handler starts
 }
 
-// newClient makes a client on an exchange of its own.
+// newClient makes a client on a new exchange.
 func (l *lost) newClient(cfg rpc.ClientConfig) {
 	l.Helper()
 	l.exchange = fmt.Sprintf("lost.%x", rand.Uint64())
@@ -165,10 +165,10 @@ func (l *lost) newClient(cfg rpc.ClientConfig) {
 	l.starts, l.began = make(map[int][]time.Time), make(chan int, 1<<16)
 }
 
-// launch starts a server process, and returns it when its server has started.
+// launch starts a server process, waits until its server has started, and returns the process.
 func (l *lost) launch() *os.Process {
 	l.Helper()
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // the process runs until it is killed
 	cmd.Env = append(os.Environ(), lostVar+"="+l.broker.ServerURL+" "+l.exchange+" h")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -237,7 +237,7 @@ func (l *lost) call(takes time.Duration) <-chan result {
 	return done
 }
 
-// callAndWait starts a call, and returns when its handler has run for after.
+// callAndWait starts a call, and returns when the call's handler has run for the duration after.
 func (l *lost) callAndWait(takes, after time.Duration) <-chan result {
 	l.Helper()
 	done := l.call(takes)
@@ -248,7 +248,7 @@ func (l *lost) callAndWait(takes, after time.Duration) <-chan result {
 	case <-time.After(caseTimeout):
 		l.Fatal("the call did not start")
 	}
-	waittest.Pass(l, after, "the handler runs")
+	waittest.Pass(l, after, "the handler must run for this time")
 	return done
 }
 
@@ -272,8 +272,8 @@ func killProcess(t testing.TB, p *os.Process) time.Time {
 	return time.Now()
 }
 
-// testKill kills the server when a handler has run for after, and starts it again if back is true. A warm client has
-// called the server before.
+// testKill kills the server when a handler has run for the duration after. If back is true, it starts the server again. If warm is
+// true, the client has called the server before.
 func (l *lost) testKill(after time.Duration, back, warm bool) {
 	l.Helper()
 	l.newClient(rpc.ClientConfig{})
@@ -282,7 +282,7 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 		if r := l.wait(l.call(0)); r.err != nil {
 			l.Fatal(r.err)
 		}
-		<-l.began // the server process writes it before the reply, but it may be read after the reply
+		<-l.began // the server process writes the line before the reply, but the test may read it after the reply
 		waittest.Pass(l, 50*time.Millisecond, "the server ends the delivery of the first call")
 	}
 	done := l.callAndWait(time.Minute, after)
@@ -299,8 +299,8 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 	l.checkOnce(killed)
 }
 
-// checkOnce checks that no call was handled twice. A call whose handler had just begun at the kill may be handled twice,
-// because the broker may not have read its acknowledgement.
+// checkOnce checks that no call was handled twice. There is one exception: if a handler had just begun at the kill, its call may
+// be handled twice, because the broker may not have read the acknowledgement.
 func (l *lost) checkOnce(killed time.Time) {
 	l.Helper()
 	const just = 20 * time.Millisecond
@@ -313,7 +313,7 @@ func (l *lost) checkOnce(killed time.Time) {
 		}
 		twice++
 		if first := killed.Sub(at[0]); first > just {
-			l.Errorf("job %d ran %d times, the first time %v before the kill", n, len(at), first)
+			l.Errorf("job %d ran %d times, the first time beginning %v before the kill", n, len(at), first)
 		}
 	}
 	if twice > 0 {
@@ -321,7 +321,7 @@ func (l *lost) checkOnce(killed time.Time) {
 	}
 }
 
-// testStorm kills the server at a random moment while it handles many short calls, and prints its seed.
+// testStorm kills the server at a random moment while the server handles many short calls. It prints its seed.
 func (l *lost) testStorm(back bool) {
 	l.Helper()
 	seed := rand.Uint64()
@@ -373,7 +373,7 @@ func (l *lost) testStorm(back bool) {
 	l.checkOnce(killed)
 }
 
-// testCut cuts the server's connection for cutFor: the reply still comes.
+// testCut cuts the server's connection for cutFor, and checks that the reply still comes.
 func (l *lost) testCut(after time.Duration) {
 	l.Helper()
 	l.newClient(rpc.ClientConfig{})
@@ -389,7 +389,7 @@ func (l *lost) testCut(after time.Duration) {
 	l.checkOnce(begin)
 }
 
-// testAway calls a server that was killed 1 s ago, and is started again 2 s later.
+// testAway calls a server that was killed 1 s before. The server is started again 2 s after the call.
 func (l *lost) testAway() {
 	l.Helper()
 	l.newClient(rpc.ClientConfig{})
@@ -417,8 +417,9 @@ func (l *lost) testAway() {
 	l.checkOnce(killed)
 }
 
-// testGone calls a server that was killed a moment ago, and is not started again. A warm client finds out before the call that the
-// instance has ended. A broker that keeps calls for a server that is down drops them after 10 s.
+// testGone calls a server that was killed just before and is not started again. If warm is true, the client has called the server
+// before, and so can find out before the call that the instance has ended. A broker that keeps calls for a server that is down
+// drops them after 10 s.
 func (l *lost) testGone(warm bool) {
 	l.Helper()
 	const keeps, within = 10 * time.Second, 6 * time.Second
@@ -428,7 +429,7 @@ func (l *lost) testGone(warm bool) {
 		if r := l.wait(l.call(0)); r.err != nil {
 			l.Fatal(r.err)
 		}
-		<-l.began // the server process writes it before the reply, but it may be read after the reply
+		<-l.began // the server process writes the line before the reply, but the test may read it after the reply
 	}
 	killed, gap := killProcess(l, p), 300*time.Millisecond
 	if warm {
@@ -443,7 +444,7 @@ func (l *lost) testGone(warm bool) {
 	}
 }
 
-// testPaused stops the server's process with SIGSTOP: its callers get ErrHeartbeatLost.
+// testPaused stops the server's process with SIGSTOP, and checks that the caller gets ErrHeartbeatLost.
 func (l *lost) testPaused() {
 	l.Helper()
 	const timeout = 4 * time.Second

@@ -8,7 +8,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// plain is a bus without optional capabilities. It declares no limits.
+// plain is a bus that has only the methods of bus.Bus, and that declares no limit of the message
+// size.
 type plain struct{ bus bus.Bus }
 
 func (p plain) Publish(ctx context.Context, topic string, m *bus.Message) error {
@@ -33,7 +34,8 @@ func (p plain) Capabilities() bus.Capabilities {
 
 func (p plain) Close() error { return p.bus.Close() }
 
-// TestPlainBus: clients and servers work without any optional capability of a bus.
+// TestPlainBus: clients and servers work over a bus that has only the methods of bus.Bus and no
+// MaxMessage.
 func TestPlainBus(t *testing.T) {
 	t.Parallel()
 	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {

@@ -1,5 +1,5 @@
-// Package rpctest has helpers for tests of RPC servers and clients, and
-// [TestBus], the suite that checks an implementation of bus.Bus.
+// Package rpctest has helpers for tests of RPC servers and clients, and [TestBus], the
+// conformance suite for implementations of bus.Bus.
 //
 //	client := rpctest.Serve(t, backup.Interface, func(s *rpc.Server) {
 //		rpc.Handle(s, backup.Start, worker.Start)
@@ -61,9 +61,9 @@ func newClient(t testing.TB, on bus.Bus, cfg rpc.ClientConfig) *rpc.Client {
 	return c
 }
 
-// Message returns a message with the id, the envelope and the payload. The envelope is
-// the text on the wire, such as "cast backup.start 2.1 at-least-once". It is for tests
-// of a bus.
+// Message returns a message with the id, the envelope and the payload. The parameter
+// envelope is its text on the wire, such as "cast backup.start 2.1 at-least-once".
+// Message is for tests of a bus.
 func Message(id, envelope string, payload string) *bus.Message {
 	return bus.Decode(id, maps.All(map[string]string{bus.KeyEnvelope: envelope}), []byte(payload))
 }

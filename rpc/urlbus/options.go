@@ -7,8 +7,8 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// Options are the bus's options of an operator, in the form of package service/config: embed them in the struct of options. Names are
-// those of oslo.messaging. A component sets the default of control_exchange.
+// Options are an operator's options for the bus, in the form of package service/config: embed Options in the struct of options. The
+// names are those of oslo.messaging. A component sets the default of control_exchange.
 type Options struct {
 	TransportURL    string        `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, nats://user:password@host:port[,...], or watermill-amqp://user:password@host:port/vhost; with TLS amqps:// or tls://, or ?ssl=1"`
 	ControlExchange string        `ini:"control_exchange" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
@@ -16,7 +16,7 @@ type Options struct {
 	Rabbit          RabbitOptions `section:"oslo_messaging_rabbit"`
 }
 
-// RabbitOptions are the options of a broker's connections.
+// RabbitOptions are the options of the broker's connections.
 type RabbitOptions struct {
 	QuorumQueue bool   `ini:"rabbit_quorum_queue" default:"false" help:"store casts in quorum queues; existing queues keep their type"`
 	SSL         bool   `ini:"ssl" default:"false" protects:"true" deprecated:"rabbit_use_ssl" help:"connect to the bus with TLS, as with amqps://, tls:// and ?ssl=1; it also applies to NATS; the default port of RabbitMQ is then 5671"`
@@ -36,8 +36,8 @@ func (o *Options) Config() Config {
 	}
 }
 
-// Validate returns an error, with the option's name in its Meta, if transport_url is malformed. It reads no file, because a command or a
-// service that does not use the bus may run on a machine without the files for TLS. [Open] reads the files.
+// Validate returns an error, with the option's name in its Meta, if transport_url is malformed. It reads no file: a command or a service
+// that does not use the bus may run on a machine without the files for TLS. [Open] reads the files.
 func (o *Options) Validate() error {
 	url, cfg := o.TransportURL, o.Config()
 	if name, _, _ := strings.Cut(url, "://"); strings.Contains(name, "-") { // a scheme of Config.Schemes

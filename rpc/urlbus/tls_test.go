@@ -20,12 +20,12 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// files are the certificate and key files of the TLS tests.
+// files are the paths of the certificate and key files of the TLS tests.
 type files struct {
-	ca, cert, key  string // of the client
+	ca, cert, key  string // files for the client
 	server, secret string // certificate of the server, for localhost and queue.example, and its key
 	otherCA        string
-	open           string // the key, in a file that others can read
+	open           string // the client's key, in a file that other users can read
 }
 
 func newFiles(t *testing.T) *files {
@@ -45,7 +45,7 @@ func newFiles(t *testing.T) *files {
 	return f
 }
 
-// secureBroker is a broker that speaks TLS only, on a port of localhost, and demands a client certificate.
+// secureBroker is a broker that accepts only TLS, on a port of localhost, and requires a client certificate.
 type secureBroker struct {
 	user   *url.Userinfo
 	scheme string
@@ -82,8 +82,8 @@ func password(u *url.Userinfo) string {
 	return pw
 }
 
-// TestTLS: if the URL or the configuration asks for TLS, the bus uses TLS and verifies the server. Otherwise Start
-// fails at once, with the reason.
+// TestTLS: if the URL or the configuration requires TLS, the bus uses TLS and verifies the server. If TLS cannot be
+// used, Start fails at once, with the reason.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -95,7 +95,7 @@ func TestTLS(t *testing.T) {
 			for _, tt := range []struct {
 				name, host, query string
 				cfg               urlbus.Config
-				want              fault.Code // 0: it works
+				want              fault.Code // 0: Start succeeds
 				says              string
 			}{
 				{name: "right authority", query: "?ssl=1&ssl_ca_file=" + f.ca + mine},
@@ -113,7 +113,7 @@ func TestTLS(t *testing.T) {
 					host := cmp.Or(tt.host, "localhost")
 					err := startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
 					// In TLS 1.3 a server checks the client's certificate after the handshake, and its refusal may be
-					// lost with the connection. Then Start returns Unavailable, and the test repeats it.
+					// lost with the connection. In this case Start returns Unavailable, and the test repeats it.
 					for i := 0; i < 20 && tt.name == "no certificate" && errors.Is(err, fault.Unavailable); i++ {
 						err = startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
 					}
@@ -125,7 +125,8 @@ func TestTLS(t *testing.T) {
 			t.Run("plain text", func(t *testing.T) {
 				t.Parallel()
 				err := startURL(t, fmt.Sprintf("%s://%s@localhost:%s/", b.scheme, b.user, b.port), urlbus.Config{})
-				// NATS announces that it requires TLS. The bus then uses TLS, and does not trust the server's authority.
+				// NATS announces that it requires TLS. So the bus uses TLS, but does not trust the server's
+				// authority.
 				want, says := fault.Precondition, "amqps://"
 				if b.scheme == "nats" {
 					want, says = fault.Denied, "x509"
@@ -138,7 +139,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// startURL starts a bus, uses it, and stops it.
+// startURL starts a bus, uses the bus, and stops it.
 func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 	t.Helper()
 	cfg.Exchange = "urlbus-tls"
@@ -162,7 +163,7 @@ func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 	return errors.Join(err, bus.Stop(t.Context()))
 }
 
-// TestPlainServer: Start fails with Precondition if TLS is asked for and the broker does not offer it.
+// TestPlainServer: Start fails with Precondition if TLS is required and the broker does not offer it.
 func TestPlainServer(t *testing.T) {
 	t.Parallel()
 	for name, variable := range brokers {
@@ -176,7 +177,7 @@ func TestPlainServer(t *testing.T) {
 	}
 }
 
-// TestParameters: Open refuses a parameter that is unknown or has no effect. The error names it.
+// TestParameters: Open refuses a parameter that is unknown or has no effect. The error names the parameter.
 func TestParameters(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -188,8 +189,8 @@ func TestParameters(t *testing.T) {
 		{"amqps://u:hunter2@h/?ssl=0", "ssl"},
 		{"nats://u:hunter2@h?tls=1", "tls"},
 		{"tls://u:hunter2@h?ssl=false", "ssl"},
-		{"rabbit://u:hunter2@h/?ssl_ca_file=" + f.ca, "but TLS is not: set ssl"},
-		{"nats://u:hunter2@h/?ssl_server_name=x", "but TLS is not: set ssl"},
+		{"rabbit://u:hunter2@h/?ssl_ca_file=" + f.ca, "but TLS is off: set ssl"},
+		{"nats://u:hunter2@h/?ssl_server_name=x", "but TLS is off: set ssl"},
 		{"rabbit://u:hunter2@h/?ssl=1&ssl_ca_file=/nonexistent", "/nonexistent"},
 		{"rabbit://u:hunter2@h/?ssl=1&ssl_cert_file=" + f.cert, f.cert},
 		{"rabbit://u:hunter2@h/?ssl=1&ssl_cert_file=" + f.cert + "&ssl_key_file=" + f.open, f.open},
@@ -217,7 +218,7 @@ func TestOneUser(t *testing.T) {
 				t.Fatal("the URL of the broker cannot be read")
 			}
 			there := u.Host
-			// No broker listens on the first host, so the bus logs in on the second.
+			// No broker listens on the first host, so the bus must log in at the second host.
 			u.Host = envtest.DeadAddr(t) + "," + there
 			if err := call(t.Context(), u.Scheme+"://"+u.User.String()+"@"+u.Host+u.Path); err != nil {
 				t.Error(err)

@@ -1,6 +1,5 @@
-// Package urlbus opens the bus that a URL names. The URL has the form of oslo.messaging's
-// transport_url. So one line of configuration decides between RabbitMQ, NATS and the in-memory
-// bus of one process:
+// Package urlbus opens the bus that a URL names. The URL has the form of oslo.messaging's transport_url. So one line of
+// configuration decides between RabbitMQ, NATS and the in-memory bus of one process:
 //
 //	bus, err := urlbus.Open("rabbit://user:password@h1:5672,user:password@h2:5672/vhost", urlbus.Config{Exchange: "volume"})
 //	app.Add("bus", bus)
@@ -36,27 +35,27 @@ type Config struct {
 	Exchange string
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
-	// MaxMessage is the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
-	// bus.DefaultMaxMessage. memory:// always has the default.
+	// MaxMessage is the size of the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
+	// bus.DefaultMaxMessage. A memory:// bus always has the default.
 	MaxMessage int
 	// TLS makes the bus use TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
-	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
-	// memory:// does not use them.
+	// TLSFiles are the files for TLS. Setting them without TLS is an error. Parameters of the URL override them. A
+	// memory:// bus does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes has the openers of further schemes, by the name of the scheme. The name is a prefix, a hyphen and a scheme of
-	// [Open]. The URLs have the form and the parameters of the scheme after the hyphen. For example, a watermill-amqp:// URL,
-	// for package rpc/watermillbus/amqp, has those of an amqp:// URL.
+	// Schemes has the openers of further schemes, by the name of the scheme. The name consists of a prefix, a hyphen and a
+	// scheme of [Open]. The URLs have the form and the parameters of the scheme after the hyphen. For example, a
+	// watermill-amqp:// URL, for package rpc/watermillbus/amqp, has the form and the parameters of an amqp:// URL.
 	Schemes map[string]Opener
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Broker is what Open has read from a URL for an [Opener], besides the Config.
+// Broker is what Open has read from a URL. An [Opener] gets it together with the Config.
 type Broker struct {
-	// URLs are the URLs of the brokers. Each has the user, and neither the prefix of the scheme nor parameters.
+	// URLs are the URLs of the brokers. Each URL has its user, but neither the prefix of the scheme nor parameters.
 	URLs []string
-	// TLS is the configuration for TLS. If TLS is on, the scheme of the URLs is the one with TLS, such as amqps.
+	// TLS is the configuration for TLS; nil without TLS. With TLS, the URLs have the scheme with TLS, such as amqps.
 	TLS *tls.Config
 }
 
@@ -67,32 +66,30 @@ type Opener func(at Broker, cfg Config) (Bus, error)
 type Bus interface {
 	bus.Bus
 
-	// Start connects. It tries each broker once. After an error it may be called again. Errors:
-	// Unavailable if no broker answers, Unauthenticated if the broker refuses user and password; the
-	// packages of the buses list the others. Until Start succeeds, the methods of the bus fail with
-	// bus.ErrNotStarted. memory:// needs no Start.
+	// Start connects to a broker. It tries each broker once. After an error it may be called again. Errors: Unavailable if
+	// no broker answers, Unauthenticated if the broker refuses user and password; the packages of the buses list further
+	// errors. Until Start succeeds, the methods of the bus fail with bus.ErrNotStarted. A memory:// bus needs no Start.
 	Start(ctx context.Context) error
-	// Stop is Close, without regard to ctx.
+	// Stop calls Close, and ignores ctx.
 	Stop(ctx context.Context) error
 	// Check fails with Unavailable while the broker cannot be reached. It does not block.
 	Check(ctx context.Context) error
 }
 
-// Open returns a bus that is not started. It logs one WARN if the URL names another machine and TLS is off.
+// Open returns a bus that is not started. If the URL names another machine and TLS is off, Open logs one WARN.
 //
 //	rabbit:// amqp:// amqps://   RabbitMQ: user:password@host:port, several with commas, and /vhost
 //	nats:// tls://               NATS: the same without a virtual host
-//	memory://                    the in-memory bus of this process, as for an empty URL
+//	memory://                    a new in-memory bus, only for this process; an empty URL means the same
 //
 // [Config].Schemes adds schemes.
 //
-// A host without a user has the user of the first host. The parameters come after a "?". Those of oslo.messaging are
-// ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file; their older names also work. A further parameter is
-// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
+// A host without a user has the user of the first host. The parameters come after a "?". The parameters of oslo.messaging
+// are ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file; their older names also work. In addition there is
+// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, or 5671 with TLS.
 //
-// Errors: Invalid if the URL has another form or another parameter, or a file is wrong; Denied if
-// other users of the machine can read the key file. No error contains the URL, because a URL has a
-// password.
+// Errors: Invalid if the URL has another form or another parameter, or a file is wrong; Denied if other users of the
+// machine can read the key file. No error contains the URL, because a URL contains a password.
 func Open(url string, cfg Config) (Bus, error) {
 	name, _, _ := strings.Cut(url, "://")
 	open := cfg.Schemes[name]
@@ -125,9 +122,9 @@ func Open(url string, cfg Config) (Bus, error) {
 	return busOrNil(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 }
 
-var errFilesWithoutTLS = fault.New(fault.Invalid, "files for TLS are set for the bus, but TLS is not: set ssl, or use the scheme amqps:// or tls://")
+var errFilesWithoutTLS = fault.New(fault.Invalid, "files for TLS are set for the bus, but TLS is off: set ssl, or use the scheme amqps:// or tls://")
 
-// warnPlain logs one WARN if a URL names another machine, which the bus reaches without TLS.
+// warnPlain logs one WARN if a URL names another machine. The caller has checked that TLS is off.
 func warnPlain(log *slog.Logger, urls []string) {
 	for _, raw := range urls {
 		u, err := neturl.Parse(raw)
@@ -135,13 +132,13 @@ func warnPlain(log *slog.Logger, urls []string) {
 			continue // the bus refuses it
 		}
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "" && u.Hostname() != "localhost" && !ip.IsLoopback() {
-			cmp.Or(log, slog.Default()).Warn("the connections to the broker are not encrypted: add ?ssl=1, and ssl_ca_file with the file of its authority, to the URL", "host", u.Hostname())
+			cmp.Or(log, slog.Default()).Warn("the connections to the broker are not encrypted: add the parameters ssl=1 and ssl_ca_file (the file of the broker's authority) to the URL", "host", u.Hostname())
 			return
 		}
 	}
 }
 
-// busOrNil returns b. With an error it returns a nil interface, not a Bus that holds a nil pointer.
+// busOrNil returns b, or a nil interface if err is not nil. A Bus that holds a nil pointer would not be nil.
 func busOrNil[B Bus](b B, err error) (Bus, error) {
 	if err != nil {
 		return nil, err
@@ -154,13 +151,13 @@ type inMemory struct{ *membus.Bus }
 
 func (inMemory) Check(context.Context) error { return nil }
 
-// schemes maps the scheme of a URL to the broker library's schemes: the one without TLS, and the one with TLS.
+// schemes maps the scheme of a URL to the broker library's two schemes: without TLS, and with TLS.
 var schemes = map[string][2]string{
 	"rabbit": {"amqp", "amqps"}, "amqp": {"amqp", "amqps"}, "amqps": {"amqps", "amqps"},
 	"nats": {"nats", "tls"}, "tls": {"tls", "tls"}, "memory": {"memory", "memory"},
 }
 
-// splitURL returns the library's scheme for a URL, and the URLs of the brokers in it. It writes the parameters to cfg.
+// splitURL returns the library's scheme for a URL, and the URLs of its brokers. It writes the URL's parameters to cfg.
 func splitURL(url string, cfg *Config) (scheme string, urls []string, err error) {
 	if url == "" {
 		return "memory", nil, nil
@@ -210,12 +207,13 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 	return scheme, urls, nil
 }
 
-// older maps the older parameter names of oslo.messaging to the present ones.
+// older maps the older parameter names of oslo.messaging to the current names.
 var older = map[string]string{
 	"rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file", "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file",
 }
 
-// readParameters writes the parameters of a URL to cfg. secure reports whether the scheme of the URL requires TLS.
+// readParameters writes the parameters of a URL to cfg. The parameter secure reports whether the scheme of the URL requires
+// TLS.
 func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
 	if err != nil || strings.Contains(query, "@") { // perhaps a part of a password, which no error shows

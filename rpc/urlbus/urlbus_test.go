@@ -79,7 +79,7 @@ func TestOpen(t *testing.T) {
 			scheme, rest, _ := strings.Cut(url, "://")
 			hosts, vhost, _ := strings.Cut(rest, "/")
 			if scheme == "amqp" {
-				scheme = "rabbit" // as oslo.messaging has it
+				scheme = "rabbit" // the scheme in oslo.messaging
 				vhost = "/" + vhost
 			}
 			if err := call(t.Context(), scheme+"://"+hosts+","+hosts+vhost); err != nil {
@@ -89,7 +89,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestRefused: a wrong URL is Invalid, and the error has no part of a password.
+// TestRefused: for a wrong URL, Open returns Invalid, and the error has no part of a password.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"hunter2", "hunter2://a", "kafka://u:hunter2@a", "nats://u:hunter2@a/hunter2", "memory://hunter2", "rabbit://u:hunter2@a b/", "rabbit://"} {
@@ -132,8 +132,8 @@ func TestSchemes(t *testing.T) {
 	}
 }
 
-// TestStartAgain: while the broker cannot be reached, Start fails soon with Unavailable, and the methods of the bus
-// return ErrNotStarted. When the broker is back, Start succeeds. A refused login is Unauthenticated.
+// TestStartAgain: while the broker cannot be reached, Start soon fails with Unavailable, and the methods of the bus return
+// ErrNotStarted. When the broker is back, Start succeeds. If the broker refuses the login, Start returns Unauthenticated.
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
 	for name, brokerVar := range brokers {
@@ -169,13 +169,13 @@ func TestStartAgain(t *testing.T) {
 				begin := time.Now()
 				err := bus.Start(t.Context())
 				if !errors.Is(err, fault.Unavailable) || !strings.Contains(fmt.Sprint(err), u.Host) || time.Since(begin) > time.Second {
-					t.Errorf("Start while the broker cannot be reached: %v after %v, want Unavailable with the address, soon", err, time.Since(begin))
+					t.Errorf("Start while the broker cannot be reached: %v after %v, want Unavailable with the address, within a short time", err, time.Since(begin))
 				}
 				unstarted("after a failed Start")
 			}
 			envtest.Forward(t, u.Host, broker)
 			if err := bus.Start(t.Context()); err != nil {
-				t.Fatalf("Start when the broker is there: %v", err)
+				t.Fatalf("Start when the broker is back: %v", err)
 			}
 			if err := bus.Check(t.Context()); err != nil {
 				t.Error(err)
@@ -232,8 +232,8 @@ func TestPlainWarning(t *testing.T) {
 	}
 }
 
-// TestQuestionMark: a password with a ? that is not encoded is refused, and no part of it is in the error. A parameter that is
-// given by both of its names is also refused.
+// TestQuestionMark: a password with an unencoded ? is refused, and no part of the password is in the error. A parameter that
+// is given by both of its names is also refused.
 func TestQuestionMark(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"rabbit://u:a?hunter2@h/", "nats://u:a?hunter2=x@h", "amqp://u:a?ssl=hunter2@h/"} {

@@ -66,8 +66,8 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 			return amqp.NewSubscriber(c, log)
 		},
 		Redelivered: amqp.MetadataRedeliveredKey,
-		// Each lane opens a channel and sends some requests to the broker. With more
-		// lanes in all parallel tests, the broker's heartbeats come too late.
+		// Each lane opens a channel and sends some requests to the broker. With more lanes in all
+		// parallel tests, the broker's heartbeats would come too late.
 		Lanes: 16,
 	})
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// BenchmarkMessage measures the cost of a bus.Message, of a watermill message, and of the conversion from one to the other
-// and back. A bus of stock watermill parts needs this conversion for each message (ADR 23).
+// BenchmarkMessage measures the cost of a bus.Message, of a watermill message, and of the conversion to the other type and
+// back. A bus of stock watermill parts needs this conversion for each message (ADR 23).
 func BenchmarkMessage(b *testing.B) {
 	envelope := &bus.Message{
 		ID: "0123456789abcdef", Kind: bus.Call, Interface: "backup", Method: "list", Version: struct{ Major, Minor int }{2, 1},

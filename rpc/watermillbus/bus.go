@@ -17,7 +17,7 @@
 //   - renewal of subscriptions
 //   - typed errors, and a Close that ends in bounded time
 //
-// It does not keep these rules of rpctest.TestBus:
+// The bus breaks these rules of rpctest.TestBus:
 //
 //   - noconsumer: a call to a server that never existed waits until its deadline, and
 //     a cast waits in the topic; neither fails with ErrNoConsumer. A watermill
@@ -26,21 +26,20 @@
 //     deadline.
 //   - busy: a call that was sent to a busy server waits there, although another server
 //     is idle. A server cannot tell a subscriber that all slots are in use.
-//   - restarts: if a server stops after it has received a message and before the handler
-//     has begun, the message counts as if the server had crashed with it. Such messages
-//     are dead-lettered after 20 servers. A subscriber requeues its prefetched messages
-//     by itself.
+//   - restarts: a subscriber requeues its prefetched messages by itself. So if a server stops after it has received a
+//     message and before the handler has begun, this counts as the loss of a server that had the message. After 20 such
+//     losses the message is dead-lettered.
 //
 // Four more limits have no rule in rpctest:
 //
 //   - A call to a server whose process was killed ends with the heartbeat timeout, not
 //     with rpc.ErrServerLost.
-//   - A publisher's error does not say whether the message was sent. The error of
-//     Publish is Unknown, unless Config.NotSent reports that the message was not sent.
+//   - A publisher's error does not say whether the message was sent. So the error of Publish is Unknown, unless
+//     Config.NotSent reports that the message was not sent.
 //   - A subscriber does not report whether an acknowledgement was sent: Ack never fails.
-//   - When a connection is cut, the bus does not repair a publisher or subscriber that
-//     then loses or duplicates messages, or hangs. For example, watermill-amqp v3.0.2 with a
-//     channel pool publishes nothing after a lost connection.
+//   - When a connection is cut, a publisher or subscriber of watermill may lose or duplicate messages, or hang. The bus
+//     does not repair that. For example, watermill-amqp v3.0.2 with a channel pool publishes nothing after a lost
+//     connection.
 //
 // Over RabbitMQ use amqpbus instead: it is faster, survives lost connections, and has
 // none of these gaps. Over NATS use natsbus.
@@ -63,43 +62,40 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Config configures a Bus. The Bus owns the publishers, and the subscribers that it opens, and closes them.
+// Config configures a Bus. The Bus owns the publishers, and the subscribers that it opens. Close closes
+// both.
 type Config struct {
 	// Publisher publishes to one subscriber of a topic. Its Publish returns when the
 	// broker has confirmed the message. Required.
 	Publisher message.Publisher
-	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: Publisher publishes to all subscribers as
-	// well.
+	// Fanout publishes the messages of kind bus.Fanout, to all subscribers that FanoutSubscriber has opened. Nil:
+	// Publisher publishes these messages, too.
 	Fanout message.Publisher
-	// Subscriber opens a subscriber for the topic s.Topic, with a queue that lasts as
-	// long as s.Mode requires, see [bus.Mode]. The bus calls the subscriber's Subscribe
-	// once for each of s.Slots, but at most Lanes times. Each message must reach exactly
-	// one of these subscriptions. If s.Mode is Shared or Live, it must reach exactly one
-	// among the subscriptions of all processes. Required.
+	// Subscriber opens a subscriber for the topic s.Topic, with a queue that lasts as long as s.Mode requires, see
+	// [bus.Mode]. The bus calls the subscriber's Subscribe once for each of s.Slots, but at most Lanes times. Each
+	// message must reach exactly one of these subscriptions. If s.Mode is Shared or Live, each message must reach exactly
+	// one of the subscriptions of all processes. Required.
 	Subscriber func(s bus.Subscription) (message.Subscriber, error)
-	// FanoutSubscriber opens a subscriber for the topic s.Fanout. The subscriptions of
-	// one subscriber share one copy of each message; every other subscriber gets a
-	// copy of its own. Required.
+	// FanoutSubscriber opens a subscriber for the topic s.Fanout. The subscriptions of one subscriber share one copy of
+	// each message; every other subscriber gets its own copy. Required.
 	FanoutSubscriber func(s bus.Subscription) (message.Subscriber, error)
 	// NotSent reports whether an error of a publisher means that the message was
 	// certainly not sent, for example because the connection is lost. Then the bus
 	// sends the message again until the context of Publish ends, even if the message is
 	// not persistent. Nil: only persistent messages are sent again.
 	NotSent func(error) bool
-	// Redelivered is the key of the metadata that the subscribers set, to any value that
-	// is not empty, on a message that was delivered before. Empty: redeliveries cannot
-	// be detected, so a message that crashes each of its servers is never dead-lettered.
+	// Redelivered is a key of the metadata. The subscribers set it, to any value that is not empty, on a message that was
+	// delivered before. Empty: redeliveries cannot be detected, so a message that crashes each of its servers is never
+	// dead-lettered.
 	Redelivered string
-	// Lanes is the highest number of watermill subscriptions that one subscriber has.
-	// A watermill subscription delivers one message at a time, so Lanes limits how many
-	// messages of one subscription are handled at once. Default 64.
+	// Lanes is the maximum number of watermill subscriptions that one subscriber has. A watermill subscription delivers
+	// one message at a time, so Lanes limits how many messages of one subscription are handled at once. Default 64.
 	Lanes int
-	// Sends is how many calls of the publishers may run at once. Further calls wait until
-	// one returns or their context ends. A call that never returns counts for ever.
-	// Default 256.
+	// Sends is how many calls of the publishers may run at once. Further calls wait until one returns or their context
+	// ends. A call that never returns is counted forever. Default 256.
 	Sends int
-	// MaxMessage is the largest message that Publish accepts, in bytes, see [bus.Message.Size]. It must not be greater
-	// than the broker's limit. Default [bus.DefaultMaxMessage].
+	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. It must not
+	// be greater than the broker's limit. Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// CloseTimeout bounds how long Close waits for the publishers and subscribers. Default 10 s.
 	CloseTimeout time.Duration
@@ -131,7 +127,7 @@ type Bus struct {
 	closeOnce func() error
 }
 
-// New returns a bus, ready for use. The error, with code Invalid, says which required part is missing.
+// New returns a bus, ready for use. The error has code Invalid and names the required field that is missing.
 func New(cfg Config) (*Bus, error) {
 	switch {
 	case cfg.Publisher == nil:
@@ -167,8 +163,8 @@ func (b *Bus) Capabilities() bus.Capabilities {
 }
 
 // Publish sends the message, see [bus.Bus]. Watermill publishers have no context, so each call of a publisher has its own
-// goroutine. If ctx ends while the publisher runs, Publish returns Unknown, and the goroutine goes on until the publisher
-// returns. A persistent message whose sending failed is sent again until ctx ends.
+// goroutine. If ctx ends while the publisher runs, Publish returns Unknown, and the goroutine runs on until the publisher
+// returns. If the sending of a persistent message fails, the message is sent again until ctx ends.
 //
 // Errors: Unknown if the message may have been sent; Timeout or Canceled if it was certainly not sent before the end of
 // ctx; Invalid if the topic or the message is not valid; bus.ErrClosed after Close; bus.ErrNoConsumer if the publisher
@@ -180,8 +176,8 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return nil
 }
 
-// Send is Publish in a goroutine of its own, see [bus.Bus]. It never blocks. If the bus is closed, Send calls done before it
-// returns.
+// Send calls Publish in a separate goroutine, see [bus.Bus]. It never blocks. If the bus is closed, Send calls done
+// before it returns.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	if !b.spawn(func() { done(b.Publish(ctx, topic, m)) }) {
 		done(fmt.Errorf("publish to %s: %w", topic, bus.ErrClosed))
@@ -204,7 +200,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	if b.cfg.Fanout != nil && m.Kind == bus.Fanout {
 		to = b.cfg.Fanout
 	}
-	var unknown error // of the last attempt whose message may have been sent
+	var unknown error // the error of the last attempt whose message may have been sent
 	delay := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
 		err := b.send(ctx, to, topic, m)
@@ -266,7 +262,7 @@ func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *b
 	}
 }
 
-// spawn runs f in a goroutine that Close waits for. If the bus is closed, it returns false and does not run f.
+// spawn runs f in a goroutine that Close waits for. It returns false, and does not run f, if the bus is closed.
 func (b *Bus) spawn(f func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -291,7 +287,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "create topic %s: %w", topic, err)
 	}
-	defer func() { _ = s.Close() }() // its error does not matter: the subscriber has received no messages
+	defer func() { _ = s.Close() }() // the error has no effect: the subscriber has received no messages
 	i, ok := s.(message.SubscribeInitializer)
 	if !ok {
 		return b.createBySubscribing(ctx, topic)
@@ -302,7 +298,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	return nil
 }
 
-// createBySubscribing makes a Shared topic with a subscription that ends at once.
+// createBySubscribing makes a Shared topic by a subscription that it ends at once.
 func (b *Bus) createBySubscribing(ctx context.Context, topic string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	in, err := b.Subscribe(ctx, bus.Subscription{Topic: topic, Slots: 1})
@@ -316,11 +312,9 @@ func (b *Bus) createBySubscribing(ctx context.Context, topic string) error {
 	return nil
 }
 
-// Close ends the subscriptions, closes the subscribers, waits for the running calls of
-// the publishers, and closes the publishers. Messages that were not acknowledged are
-// delivered again to other subscribers. Close is idempotent. The error is that of a
-// publisher, or Timeout if a publisher or subscriber still hangs after
-// Config.CloseTimeout.
+// Close ends the subscriptions, closes the subscribers, waits for the running calls of the publishers, and closes the
+// publishers. Messages that were not acknowledged are delivered again to other subscribers. Close is idempotent. It
+// returns the error of a publisher, or Timeout if a publisher or subscriber still hangs after Config.CloseTimeout.
 func (b *Bus) Close() error { return b.closeOnce() }
 
 func (b *Bus) closeParts() error {

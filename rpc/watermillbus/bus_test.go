@@ -77,7 +77,7 @@ func newMessage(ctx context.Context, mark string) *message.Message {
 	return m
 }
 
-// request returns a message as package rpc publishes it.
+// request returns a message in the form in which package rpc publishes it.
 func request(envelope string) *rpcbus.Message {
 	return rpctest.Message(watermill.NewUUID(), envelope, "{}")
 }
@@ -143,15 +143,15 @@ func TestPublish(t *testing.T) {
 	}
 }
 
-// TestPublishHangs: if a publisher never returns, Publish still ends with its context, and Config.Sends
-// bounds the calls that hang.
+// TestPublishHangs: if a publisher never returns, Publish still ends with its context, and Config.Sends limits
+// the number of hanging calls.
 func TestPublishHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
 		b := newBus(t, part{publish: func(string, *message.Message) error { <-gate; return nil }},
 			func(c *watermillbus.Config) { c.Sends = 1 })
-		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the second call of the publisher does not begin
+		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the publisher's second call does not begin
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			begin := time.Now()
 			err := b.Publish(ctx, "backup", request(durable))
@@ -167,7 +167,7 @@ func TestPublishHangs(t *testing.T) {
 	})
 }
 
-// TestLanes: a subscriber that delivers one message at a time serves all slots. A message whose
+// TestLanes: all slots get messages, although a subscriber delivers one message at a time. A message whose
 // handler runs when the subscription ends can still be acknowledged.
 func TestLanes(t *testing.T) {
 	t.Parallel()
@@ -194,7 +194,7 @@ func TestLanes(t *testing.T) {
 						acked.Add(1)
 					case <-m.Nacked():
 						queue <- id
-					case <-ctx.Done(): // as some subscribers do, although the message may be handled
+					case <-ctx.Done(): // as in some subscribers: the message is requeued although its handler may run
 						queue <- id
 						return
 					}
@@ -229,12 +229,12 @@ func TestLanes(t *testing.T) {
 	}
 }
 
-// TestRenewed: a subscription whose channel is closed is renewed. Of several failed renewals only the first is a
-// warning. The empty message that comes from a deleted queue is not delivered.
+// TestRenewed: a subscription whose channel is closed is renewed. Of several failed renewals, only the first is
+// logged as WARN. The empty message that comes from a deleted queue is not delivered.
 func TestRenewed(t *testing.T) {
 	t.Parallel()
 	var opened atomic.Int64
-	var log strings.Builder // read when the message has come, after the last line
+	var log strings.Builder // read after the message has come, when no further line is written
 	b := newBus(t, part{subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
 		switch opened.Add(1) {
 		case 1:
@@ -273,7 +273,7 @@ func TestRenewed(t *testing.T) {
 	}
 }
 
-// TestClose: subscribers and publishers are closed once, the publishers last, and messages that were not
+// TestClose: Close closes subscribers and publishers once, the publishers last. Messages that were not
 // acknowledged are rejected.
 func TestClose(t *testing.T) {
 	t.Parallel()
@@ -311,7 +311,7 @@ func TestClose(t *testing.T) {
 	select {
 	case <-inHand.Nacked():
 	default:
-		t.Error("the message that was not acknowledged was not rejected")
+		t.Error("the unacknowledged message was not rejected")
 	}
 	if _, ok := <-in; ok {
 		t.Error("a message from a closed bus")
@@ -330,8 +330,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestOpenFails: if a subscriber cannot be opened, Subscribe fails, and the subscriber that was
-// opened before is closed.
+// TestOpenFails: if one subscriber cannot be opened, Subscribe fails, and the subscriber that was already opened
+// is closed.
 func TestOpenFails(t *testing.T) {
 	t.Parallel()
 	closed := make(chan struct{})
@@ -356,8 +356,7 @@ type shared struct{ *gochannel.GoChannel }
 
 func (shared) Close() error { return nil }
 
-// A gochannel gives every subscriber its own copy of a message, so each topic may have only
-// one subscription.
+// A gochannel gives every subscriber its own copy of a message, so each topic may have only one subscription.
 func ExampleNew() {
 	ch := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
 	open := func(rpcbus.Subscription) (message.Subscriber, error) { return shared{ch}, nil }

@@ -17,10 +17,9 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Subscribe opens one subscriber, or two if s.Fanout is set, see [bus.Bus]. A watermill
-// subscription delivers one message at a time, so Subscribe makes s.Slots
-// subscriptions, but at most Config.Lanes. It blocks as long as the subscribers do, but
-// not beyond the end of ctx.
+// Subscribe opens one subscriber, or two if s.Fanout is set, see [bus.Bus]. A watermill subscription delivers one message at a
+// time, so Subscribe makes s.Slots subscriptions, but at most Config.Lanes. It blocks as long as the subscribers block, but not
+// beyond the end of ctx.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	err := bus.CheckTopic(s.Topic)
 	if err == nil && s.Fanout != "" {
@@ -62,11 +61,11 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	}
 }
 
-// subscription is one subscription of the bus. Its consumer is the caller of Subscribe. It has one or two watermill subscribers, and
-// each of them has several lanes. A lane is one watermill subscription, which delivers one message at a time.
+// subscription is one subscription of the bus. Its consumer is the caller of Subscribe. The subscription has one or two watermill
+// subscribers, and each of them has several lanes. A lane is one watermill subscription, which delivers one message at a time.
 type subscription struct {
 	bus         *Bus
-	private     bool            // the consumer need not acknowledge messages
+	private     bool            // the consumer does not have to acknowledge messages
 	ctx         context.Context //nolint:containedctx // the subscription's own life
 	cancel      context.CancelFunc
 	receive     func(*bus.Delivery) // used instead of out if it is not nil
@@ -74,10 +73,10 @@ type subscription struct {
 	subscribers []message.Subscriber
 	delivering  sync.WaitGroup // lanes that may still send to out
 	lanes       sync.WaitGroup
-	failing     atomic.Bool // the last renewal of a lane failed
+	failing     atomic.Bool // the last attempt to renew a lane failed
 }
 
-// open opens the subscribers and their lanes. After an error the lanes that were opened end.
+// open opens the subscribers and their lanes. After an error, the lanes that were already opened end.
 func (g *subscription) open(s bus.Subscription) error {
 	err := g.addSubscriber(g.bus.cfg.Subscriber, s, s.Topic)
 	if err == nil && s.Fanout != "" {
@@ -98,8 +97,8 @@ func (g *subscription) addSubscriber(open func(bus.Subscription) (message.Subscr
 	}
 	g.subscribers = append(g.subscribers, sub)
 	for range min(s.Slots, g.bus.cfg.Lanes) {
-		// The lane's context must not end with the subscription: some subscribers
-		// requeue a message whose handler still runs when their context ends.
+		// The lane's context must not end with the subscription: when the context ends, some subscribers requeue a message
+		// although its handler still runs.
 		ctx, cancel := context.WithCancel(context.WithoutCancel(g.ctx))
 		in, err := sub.Subscribe(ctx, topic)
 		if err != nil {
@@ -112,9 +111,8 @@ func (g *subscription) addSubscriber(open func(bus.Subscription) (message.Subscr
 	return nil
 }
 
-// laneLoop delivers one message after the other until the subscription ends, and then
-// waits until the last one is acknowledged or rejected. If the subscriber closes its
-// channel while the subscription lasts, laneLoop subscribes again.
+// laneLoop delivers one message after the other until the subscription ends, and then waits until the last message is acknowledged
+// or rejected. If the subscriber closes its channel while the subscription lasts, laneLoop subscribes again.
 func (g *subscription) laneLoop(ctx context.Context, cancel context.CancelFunc, sub message.Subscriber, topic string, in <-chan *message.Message) {
 	defer func() {
 		cancel()
@@ -146,8 +144,8 @@ func (g *subscription) laneLoop(ctx context.Context, cancel context.CancelFunc, 
 	}
 }
 
-// logRenewal logs a failed renewal. The first failure after a renewal that succeeded, in any lane, is a warning. The others are at
-// DEBUG, because each lane repeats its attempts every second.
+// logRenewal logs a failed renewal. The first failure of any lane after a successful renewal is logged as WARN. Further failures
+// are logged as DEBUG, because each lane repeats its attempts every second.
 func (g *subscription) logRenewal(topic string, err error) {
 	if err == nil {
 		g.failing.Store(false)
@@ -160,8 +158,8 @@ func (g *subscription) logRenewal(topic string, err error) {
 	g.bus.cfg.Logger.Log(g.ctx, level, "subscription ended, renewal failed", "topic", topic, "error", err)
 }
 
-// awaitEnd waits until a message is acknowledged or rejected, and returns true. If the subscription ends first, it calls
-// stopDelivering, waits on, and returns false.
+// awaitEnd waits until a message is acknowledged or rejected, and returns true. If the subscription ends first, awaitEnd calls
+// stopDelivering, continues to wait, and returns false.
 func (g *subscription) awaitEnd(m *message.Message, stopDelivering func()) bool {
 	select {
 	case <-m.Acked():
@@ -193,9 +191,9 @@ func (g *subscription) next(in <-chan *message.Message) *message.Message {
 	}
 }
 
-// awaitAck waits until a message that was delivered before the end of the subscription
-// is acknowledged or rejected, and then ackNoticeDelay longer. If the lane's context ended before watermill's
-// subscriber has seen the acknowledgement, the subscriber might requeue the message.
+// awaitAck waits until a message that was delivered before the end of the subscription is acknowledged or rejected, and then for
+// ackNoticeDelay. If the lane's context ended before watermill's subscriber has seen the acknowledgement, the subscriber might
+// requeue the message.
 func (g *subscription) awaitAck(m *message.Message) {
 	select {
 	case <-m.Acked():
@@ -208,12 +206,11 @@ func (g *subscription) awaitAck(m *message.Message) {
 	<-t.C
 }
 
-// deliver passes m to the consumer. At the end of the subscription it rejects m and
-// returns false.
+// deliver passes m to the consumer. If the subscription ends first, deliver rejects m and returns false.
 func (g *subscription) deliver(m *message.Message) bool {
 	key := g.bus.cfg.Redelivered
 	redelivered := key != "" && m.Metadata[key] != ""
-	delete(m.Metadata, key) // it must not be sent when the message is published again
+	delete(m.Metadata, key) // the key must not be sent when the message is published again
 	d := bus.NewDelivery(bus.Decode(m.UUID, maps.All(m.Metadata), m.Payload), redelivered, messageAck{m})
 	select {
 	case <-g.ctx.Done():
@@ -228,7 +225,7 @@ func (g *subscription) deliver(m *message.Message) bool {
 	}
 	select {
 	case g.out <- d:
-		if g.private { // the consumer may never acknowledge it
+		if g.private { // the consumer may never acknowledge the message
 			m.Ack()
 		}
 		return true
@@ -238,7 +235,8 @@ func (g *subscription) deliver(m *message.Message) bool {
 	}
 }
 
-// messageAck acknowledges a message to its watermill subscriber, which does not report whether the acknowledgement was sent.
+// messageAck acknowledges or rejects a message at its watermill subscriber. The subscriber does not report whether the
+// acknowledgement was sent.
 type messageAck struct{ m *message.Message }
 
 // EndDelivery implements [bus.Acknowledger]. It never fails.

@@ -170,8 +170,8 @@ func TestByHand(t *testing.T) {
 
 // BenchmarkCompare compares decisions with a hand-written loop over the same
 // hosts, and claims with the two statements that every claim needs, in interleaved
-// rounds of one run. It ignores -benchtime: -args -rounds and -slice set its
-// duration.
+// rounds of one run. It ignores -benchtime. The flags -rounds and -slice, after
+// -args, set the duration.
 func BenchmarkCompare(b *testing.B) {
 	table := compare.New()
 	b.Run("rank", func(b *testing.B) {

@@ -12,13 +12,14 @@ import (
 	"github.com/armature-go/armature/internal/backoff"
 )
 
-// Errors of a [Store]. Their texts name the provider, and the amounts or the generations.
+// Errors of a [Store]. Their texts name the provider, the group or the consumer, and the amounts or the generations.
 var (
-	// ErrNoRoom means that the provider has not enough free resources. Another provider may have enough.
+	// ErrNoRoom means that the provider has not enough free resources, or that the amount is not within the limits Min,
+	// Max and Step of the inventory. Another provider may accept the claim.
 	ErrNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "not enough room left")
 	// ErrGroup means that the group's policy forbids the host.
 	ErrGroup = fault.Sentinel(fault.Exhausted, "GroupPolicy", "the group's policy forbids the host")
-	// ErrChanged means that another process has changed the claim or the provider since the caller has read it.
+	// ErrChanged means that another process has changed the claim or the provider after the caller had read it.
 	ErrChanged = fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "changed by another process")
 )
 
@@ -71,21 +72,21 @@ func (c *Claim) group() string {
 // also holds if many processes claim at the same time, and if processes are killed. [SQL] and [Memory] implement it;
 // placementtest.TestStore checks an implementation. All methods are safe for concurrent use, and block until the store has
 // answered or ctx ends. Besides the errors below they may fail with Unavailable, or with Unknown if the change may have
-// been made. Then each call may be repeated.
+// been made. After both errors the call may be repeated.
 type Store interface {
 	// Put adds or replaces a provider and returns it with its new generation. The generation grows by 1 if a field
 	// changes other than the heartbeat, the tasks and the failures. Put ignores Used, Consumers, Members and At of p. It
-	// uses only the names of the aggregates of p. Errors: Precondition if an inventory that is used is removed (its
-	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist;
+	// uses only the names of the aggregates of p. Errors: Precondition if p lacks an inventory that is in use (a capacity
+	// below the used amount is not an error); Invalid if p is not valid; NotFound if an aggregate does not exist;
 	// ErrChanged if the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every
 	// generation.
 	Put(ctx context.Context, p *Provider) (*Provider, error)
-	// Remove removes a provider. It is not an error if the provider does not exist. Precondition: the provider is used.
+	// Remove removes a provider. It is not an error if the provider does not exist. Error: Precondition if the provider is in use.
 	Remove(ctx context.Context, id string) error
 	// Providers returns the providers with the given IDs, without those that do not exist, or all providers if no ID is
 	// given. They are sorted by ID. The caller owns them.
 	Providers(ctx context.Context, ids ...string) ([]*Provider, error)
-	// PutAggregate adds or replaces an aggregate. Invalid: its name is not valid, or its metadata are too large.
+	// PutAggregate adds or replaces an aggregate. Error: Invalid if its name is not valid, or its metadata are too large.
 	PutAggregate(ctx context.Context, a Aggregate) error
 	// RemoveAggregate removes an aggregate, and removes all providers from it. It is not an error if the aggregate does not exist.
 	RemoveAggregate(ctx context.Context, name string) error
@@ -98,10 +99,10 @@ type Store interface {
 	// Claims returns the claims of the given consumers, sorted by consumer. A consumer without a claim has a Claim of
 	// generation 0. If no consumer is given, Claims returns all claims. The caller owns them.
 	Claims(ctx context.Context, consumers ...string) ([]Claim, error)
-	// Now returns the time of the store's clock, to compare Claim.At with: the clocks of processes may differ.
+	// Now returns the time of the store's clock. Compare Claim.At with this time, because the clocks of processes may differ.
 	Now(ctx context.Context) (time.Time, error)
 	// Recount sets the used amounts of each provider to the sums of its claims. It returns the providers whose amounts
-	// were different, in their old state. Amounts become different only if the tables are changed by hand. With dry,
+	// were different, in their old state. Amounts become different only if the tables are changed by hand. If dry is true,
 	// Recount changes nothing.
 	Recount(ctx context.Context, dry bool) ([]*Provider, error)
 }
@@ -111,9 +112,9 @@ func Release(ctx context.Context, s Store, consumer string) error {
 	return s.Claim(ctx, Claim{Consumer: consumer, Generation: Any})
 }
 
-// Move replaces the claim of next.Consumer by next, usually on another host, and gives the present claim to the consumer
+// Move replaces the claim of next.Consumer by next, usually on another host, and gives the replaced claim to another consumer,
 // holder, in one transaction. next.Generation is ignored. Both hosts stay claimed until the caller confirms the move with a
-// [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the
+// [Release] of holder, or undoes it with [Revert]. The parameter holder is an ID without a claim, such as the ID of the
 // move. If the move is already made, for example by a call with an unknown outcome, Move returns nil. Errors: those of
 // Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made; Invalid if holder is
 // the consumer.
@@ -145,8 +146,8 @@ func Move(ctx context.Context, s Store, holder string, next Claim) error {
 }
 
 // Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If
-// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil. Its policy is not
-// checked, because the consumer was on that host before. Errors: those of Store.Claim; Invalid if holder is the consumer.
+// the holder has no claim, Revert changes nothing and returns nil. The parameter group is the consumer's group or nil. The group's policy is
+// not checked, because the consumer was on that host before. Errors: those of Store.Claim; Invalid if holder is the consumer.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
 	if holder == consumer {
 		return fault.New(fault.Invalid, "revert of %s: the holder must not be the consumer itself", consumer)
@@ -175,8 +176,8 @@ func Revert(ctx context.Context, s Store, consumer, holder string, group *Group)
 // maxAttempts is how often retryOn calls its function at most.
 const maxAttempts = 20
 
-// retryOn calls f until f does not fail with target, at most maxAttempts times, with a random back-off of up to 100 ms. It
-// returns the last error of f, or the context's.
+// retryOn calls f again while f fails with the error target, at most maxAttempts times, with a random back-off of up to 100 ms.
+// It returns the last error of f, or the context's.
 func retryOn(ctx context.Context, target error, f func() error) (err error) {
 	for attempt := range maxAttempts {
 		if err = f(); !errors.Is(err, target) {
@@ -278,8 +279,8 @@ func sameClaim(have, want *Claim) bool {
 // hasHardPolicy reports whether the store must check the policy.
 func (g *Group) hasHardPolicy() bool { return g.Policy == Affinity || g.Policy == AntiAffinity }
 
-// checkHost returns ErrGroup if the group's policy forbids a host. others has the number of the other members on each
-// host.
+// checkHost returns ErrGroup if the group's policy forbids a host. The parameter others has the number of the other
+// members on each host.
 func (g *Group) checkHost(host string, others map[string]int64) error {
 	switch most := max(g.MaxPerHost, 1); {
 	case g.Policy == Affinity && len(others) > 0 && others[host] == 0:

@@ -22,7 +22,11 @@ func TestDocs(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, line := range regexp.MustCompile("(?m)^\\| (`[^|]*`) \\|").FindAllStringSubmatch(string(text), -1) {
+	_, filters, _ := strings.Cut(string(text), "\n## Filters\n")
+	filters, _, _ = strings.Cut(filters, "\n#")
+	_, weighers, _ := strings.Cut(string(text), "\n## Weighers\n")
+	weighers, _, _ = strings.Cut(weighers, "\n#")
+	for _, line := range regexp.MustCompile("(?m)^\\| (`[^|]*`) \\|").FindAllStringSubmatch(filters+weighers, -1) {
 		for name := range strings.SplitSeq(line[1], ",") {
 			got = append(got, strings.Trim(name, " `"))
 		}

@@ -68,7 +68,7 @@ func ExamplePlacer() {
 	// node-2 VCPU: needs 4, 0 free
 }
 
-// A claim may need several providers. It gets all its resources or none.
+// A claim may need several providers. The claim gets all its resources or none.
 func ExampleStore() {
 	ctx := context.Background()
 	var store placement.Store = &placement.Memory{}

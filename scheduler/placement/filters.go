@@ -13,10 +13,10 @@ import (
 
 // Options configure [Filters] and [Weighers]. The zero value has the defaults.
 type Options struct {
-	// DownAfter is the heartbeat timeout of a provider. Default 1 minute, as Nova's service_down_time.
+	// DownAfter is the heartbeat timeout of a provider. Default 1 minute, as for Nova's service_down_time.
 	DownAfter time.Duration
 	// MaxTasks and MaxConsumers are limits of a host: a host with so many tasks or consumers gets no new consumer. Defaults
-	// 8 and 50, as Nova's max_io_ops_per_host and max_instances_per_host. Metadata with Nova's names in an aggregate of the
+	// 8 and 50, as for Nova's max_io_ops_per_host and max_instances_per_host. Metadata with Nova's names in an aggregate of the
 	// host replace the limits. If several aggregates have such metadata, the lowest number counts.
 	MaxTasks, MaxConsumers int64
 	// HalfLife is the time in which the weight of a failure halves. Default 1 hour.
@@ -44,8 +44,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// judge returns a filter's verdict on a provider. prepare returns the judge for a request, or nil if the filter does not
-// apply to the request.
+// A judge returns a filter's verdict on a provider. A function of type prepare returns the judge for a request, or nil if the filter does
+// not apply to the request.
 type (
 	judge   = func(*Provider) scheduler.Verdict
 	prepare = func(*Request) judge
@@ -71,8 +71,8 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 }
 
 // Filters returns all filters of this package. Their order suits most components: filters that are cheap or reject
-// many hosts come first. scheduler.ByName selects filters. docs/scheduling.md has their names, and Nova's names for
-// them.
+// many hosts come first. scheduler.ByName selects filters. docs/scheduling.md lists the names of the filters, and Nova's
+// names for them.
 //
 // A filter rejects no host if it does not apply to the request.
 func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
@@ -204,7 +204,7 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// roomForOthers is the filter of all resource classes without a filter of their own.
+// roomForOthers returns the filter of all resource classes without a filter of their own.
 func roomForOthers(q *Request) judge {
 	type need struct {
 		class, text string
@@ -259,7 +259,8 @@ func requiredTraits(q *Request) judge {
 	}
 }
 
-// newRejections returns a rejection for each text. They are made once for a decision, instead of once for each host.
+// newRejections returns a rejection for each name in the parameter of. The rejections are made once for a decision,
+// instead of once for each host.
 func newRejections(format string, of []string) []scheduler.Verdict {
 	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
@@ -274,15 +275,18 @@ func samePlatform(q *Request) judge {
 		return nil
 	}
 	reason := scheduler.Reject("cannot run " + strings.Join(slices.DeleteFunc([]string{want.Arch, want.Type, want.Mode}, func(s string) bool { return s == "" }), " "))
-	is := func(want, have string) bool { return want == "" || want == have }
 	return func(p *Provider) scheduler.Verdict {
-		for _, have := range p.Platforms {
-			if is(want.Arch, have.Arch) && is(want.Type, have.Type) && is(want.Mode, have.Mode) {
-				return scheduler.Pass
-			}
+		if slices.ContainsFunc(p.Platforms, func(have Platform) bool { return have.runs(want) }) {
+			return scheduler.Pass
 		}
 		return reason
 	}
+}
+
+// runs reports whether a provider with this platform runs the guest. An empty field of guest means any.
+func (p Platform) runs(guest Platform) bool {
+	is := func(want, have string) bool { return want == "" || want == have }
+	return is(guest.Arch, p.Arch) && is(guest.Type, p.Type) && is(guest.Mode, p.Mode)
 }
 
 // Scopes of specs. A filter applies the specs with its scope, and the specs without a scope.
@@ -346,8 +350,8 @@ func aggregateSpecs(q *Request) judge {
 	}
 }
 
-// metadata reports whether an aggregate of the provider has a key, and whether right accepts one of the key's values. The
-// metadata may be a list of values, separated by commas.
+// metadata reports whether an aggregate of the provider has a key, and whether the function right accepts one of the key's
+// values. The metadata may be a list of values, separated by commas.
 func (p *Provider) metadata(key string, right func(string) bool) (found, ok bool) {
 	for _, a := range p.Aggregates {
 		list, has := a.Metadata[key]
@@ -495,8 +499,8 @@ func (o Options) consumers(*Request) judge {
 	}
 }
 
-// limit returns the lowest number that the provider's aggregates have for the key. Without such a number it returns
-// otherwise.
+// limit returns the lowest number that the provider's aggregates have for the key. Without such a number it returns the
+// parameter otherwise.
 func (p *Provider) limit(key string, otherwise int64) int64 {
 	if len(p.Aggregates) == 0 {
 		return otherwise

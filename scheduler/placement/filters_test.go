@@ -186,7 +186,7 @@ func TestGroups(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		group   *group
-		members []map[string]int64 // of the hosts h1, h2, ...
+		members []map[string]int64 // one map for each of the hosts h1, h2, ...
 		want    string
 	}{
 		{"no group", nil, []map[string]int64{{"g": 1}, nil}, "h1 h2"},

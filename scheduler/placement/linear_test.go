@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// op is a claim of amounts of two providers, or its release.
+// op is a claim of amounts of two providers, or the release of a claim.
 type op struct {
 	release bool
 	n       [2]int64

@@ -200,7 +200,8 @@ func (m *Memory) setLocked(c consumerChange) {
 	m.claims[c.want.Consumer] = c.want.kept(c.have.Generation + 1)
 }
 
-// kept returns a copy of the claim in the form in which a store keeps it.
+// kept returns a copy of the claim as a store keeps it: with the given generation, the current time, and only the ID of
+// the group.
 func (c *Claim) kept(generation int64) *Claim {
 	out := &Claim{Consumer: c.Consumer, Generation: generation, Host: c.host(), At: time.Now()}
 	for _, a := range c.Allocations {

@@ -1,4 +1,4 @@
-// Package placement has what most schedulers need besides package scheduler:
+// Package placement has the parts that most schedulers need besides package scheduler:
 //
 //   - providers of resources, with inventories, traits and aggregates
 //   - the usual filters and weighers for them
@@ -67,7 +67,7 @@ func (i Inventory) Capacity() int64 { return freeOf(&i) + i.Used }
 // Free returns the capacity minus the used amount. It is negative if the capacity has shrunk below the used amount.
 func (i Inventory) Free() int64 { return freeOf(&i) }
 
-// freeOf is Free without a copy of the Inventory, because filters call it for every host.
+// freeOf returns the same as Free, without a copy of the Inventory, because filters call it for every host.
 func freeOf(i *Inventory) int64 {
 	n := i.Total - i.Reserved
 	if r := i.Ratio; r != 0 && r != 1 {
@@ -116,7 +116,8 @@ func (i Inventory) unit(n int64) (format string, bound int64) {
 	return "", 0
 }
 
-// Aggregate is a set of providers with common metadata. Several Providers share one value, so it must not be changed.
+// Aggregate is a set of providers with common metadata. Several Providers share one Aggregate, so an Aggregate must not be
+// changed.
 type Aggregate struct {
 	Name     string            `json:"name"`
 	Metadata map[string]string `json:"metadata,omitempty"`
@@ -135,11 +136,11 @@ type Platform struct {
 type Provider struct {
 	ID          string               `json:"id"`
 	Zone        string               `json:"zone,omitempty"`
-	Inventories map[string]Inventory `json:"inventories,omitempty"` // by class
+	Inventories map[string]Inventory `json:"inventories,omitempty"` // the key is the resource class
 	Traits      []string             `json:"traits,omitempty"`      // sorted
 	Aggregates  []*Aggregate         `json:"aggregates,omitempty"`
-	// Generation grows by 1 when [Store].Put writes a change, see there. Claims do not change it. 0: the provider was
-	// not written yet.
+	// Generation grows by 1 when [Store].Put changes the provider, see there for the exceptions, and when an aggregate of
+	// the provider is removed. Claims do not change it. 0: the provider was not written yet.
 	Generation int64 `json:"generation,omitempty"`
 	// At is the time of this state. A Store sets it to the time at which it reads the provider.
 	At time.Time `json:"at,omitzero"`
@@ -152,10 +153,10 @@ type Provider struct {
 	// with Specs.
 	Platforms    []Platform        `json:"platforms,omitempty"`
 	Capabilities map[string]string `json:"capabilities,omitempty"`
-	Version      int64             `json:"version,omitempty"` // of the software on the provider, as a number
+	Version      int64             `json:"version,omitempty"` // the version of the software on the provider, as a number
 	// Tasks is the number of operations with much I/O that run on the provider. Consumers is the number of consumers
-	// whose host it is. Members is the number of these consumers in each group, by the group's ID. A Store counts
-	// Consumers and Members.
+	// whose host is this provider. Members is the number of these consumers in each group, by the group's ID. A Store
+	// counts Consumers and Members.
 	Tasks     int64            `json:"tasks,omitempty"`
 	Consumers int64            `json:"consumers,omitempty"`
 	Members   map[string]int64 `json:"members,omitempty"`
@@ -231,10 +232,10 @@ const (
 type Group struct {
 	ID     string `json:"id"`
 	Policy Policy `json:"policy"`
-	// MaxPerHost is the most members on one host with AntiAffinity. Default 1.
+	// MaxPerHost is the maximum number of members on one host with AntiAffinity. Default 1.
 	MaxPerHost int64 `json:"max_per_host,omitempty"`
-	// Members has the number of members on each host, for filters and weighers, which also use the Members of the providers. A
-	// claim ignores it, and uses the members that the Store knows. Default: only those of the providers count.
+	// Members has the number of members on each host. Filters and weighers use it in addition to the Members of the providers. A
+	// claim ignores it, and uses the members that the Store knows. Default: only the Members of the providers count.
 	Members map[string]int64 `json:"members,omitempty"`
 }
 
@@ -252,15 +253,15 @@ type Request struct {
 	// Specs are conditions on the capabilities and on the aggregates of a host. A key is "capabilities:NAME",
 	// "aggregate_instance_extra_specs:NAME", or NAME for both. A condition has the grammar of Nova's extra specs:
 	//
-	//	>= 4, == 4, != 4, <= 4       the value is a number and compares so; "= 4" means ">= 4"
-	//	s== a, s!= a, s< a, s>= a    the value compares so as a text; also s<= and s>
+	//	>= 4, == 4, != 4, <= 4       the value is a number that compares so with 4; "= 4" means ">= 4"
+	//	s== a, s!= a, s< a, s>= a    the value, as a text, compares so with a; also s<= and s>
 	//	<in> a                       the value contains a
 	//	<all-in> a b                 the value contains each of them
 	//	<or> a <or> b                the value is one of them
 	//	a                            the value is a
 	//
-	// A condition on numbers is not met by a value that is not a number. A condition without a word after its operator
-	// is not met by any value.
+	// A value that is not a number meets no condition on numbers. No value meets a condition without a word after its
+	// operator.
 	Specs map[string]string `json:"specs,omitempty"`
 	// Properties are the properties of the guest.
 	Properties map[string]string `json:"properties,omitempty"`

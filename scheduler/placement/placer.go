@@ -16,15 +16,15 @@ import (
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
 	Store     Store
-	// Hosts returns the candidate hosts. If fresh is true, it must read their current state. Otherwise it may return
-	// known states, such as those of a scheduler.Fleet.
+	// Hosts returns the candidate hosts. If fresh is true, Hosts must read the current state of the hosts. Otherwise it may
+	// return known states, such as those of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
 	// Claim returns the claim of a request on a host. Generation 0 makes a new claim: if the consumer already has a claim, Place
 	// returns the host of that claim. Default: a new claim of the request's Consumer, with its Resources, all from the host, and its
 	// Group.
 	Claim func(req R, host H) Claim
-	// Observe is called after each claim that Place has made or has tried to make, in Place's goroutine, which it blocks. It is for
-	// metrics, see package placementprom. Default: claims are not observed.
+	// Observe is called after each claim that Place has made or has tried to make, in the goroutine of Place. It must not block. It is
+	// for metrics, see package placementprom. Default: claims are not observed.
 	Observe func(ctx context.Context, o Observation)
 }
 
@@ -47,8 +47,8 @@ type Placed[H Hosted] struct {
 	// AlreadyClaimed reports that the consumer had a claim before the call, for example from a call whose reply was
 	// lost. Then Host is the host of that claim, and not the choice of the Decision.
 	AlreadyClaimed bool
-	// Refused has the errors of the claims on the hosts that were ranked before Host in this decision, best first. Place
-	// makes a new decision after 5 of them.
+	// Refused has the errors of the claims on the hosts that were ranked before Host in this decision, in the order of
+	// the hosts. Place makes a new decision after 5 refused claims.
 	Refused []error
 }
 
@@ -134,7 +134,7 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 }
 
 // findClaim sets placed to the host of the claim that the consumer already has, if c is a new claim. If c has an old generation of
-// the consumer's claim, every host would refuse it, and findClaim returns refused, the error of c.
+// the consumer's claim, every host would refuse c, so findClaim returns the parameter refused, which is the error of c.
 func (p *Placer[R, H]) findClaim(ctx context.Context, c Claim, refused error, placed *Placed[H]) error {
 	have, err := p.Store.Claims(ctx, c.Consumer)
 	switch {
@@ -195,15 +195,15 @@ type Finding struct {
 // AuditConfig configures an [Audit]. Want is required.
 type AuditConfig struct {
 	// Want returns the claims that the given consumers should have by the component's own records, or all such claims
-	// if no consumer is given. It is called once after the claims were read, and again for each consumer before its
-	// claim is repaired. Audit compares Allocations, Host and Group.ID.
+	// if no consumer is given. Want is called once after the claims were read, and again for each consumer before the
+	// consumer's claim is repaired. Audit compares Allocations, Host and Group.ID.
 	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
 	// Repair makes Audit change the claims to those of Want. Default: Audit changes nothing.
 	Repair bool
-	// MinAge is the least time since the last change of a claim that may count as orphaned or different. A component may
-	// claim before it writes its own record, so MinAge should be longer than the time from the claim to the record. Default 5 minutes.
-	// Negative: every claim may count. A missing claim counts at once, unless it
-	// was made while Audit read Want.
+	// MinAge is the age from which a claim may count as orphaned or different. The age is the time since the claim's last change.
+	// A component may claim before it writes its own record, so MinAge should be longer than the time from the claim to the
+	// record. Default 5 minutes. Negative: every claim may count. A missing claim counts at once, unless it was made while
+	// Audit called Want.
 	MinAge time.Duration
 }
 
@@ -294,8 +294,8 @@ func dropMadeMeanwhile(ctx context.Context, s Store, found []Finding) ([]Finding
 	return slices.DeleteFunc(found, func(f Finding) bool { return f.Kind == "missing" && made[f.Claim.Consumer] }), nil
 }
 
-// repair makes the claim that should exist, or releases an orphaned claim, if Want still returns the same. Otherwise it returns
-// ErrChanged.
+// repair makes the claim that should exist, or releases an orphaned claim, if Want still returns the same claim. Otherwise it
+// returns ErrChanged.
 func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	wanted, err := cfg.Want(ctx, f.Claim.Consumer)
 	if err != nil {

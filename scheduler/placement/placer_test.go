@@ -75,7 +75,7 @@ func TestPlace(t *testing.T) {
 	if err != nil || again.Host.ID != "n1" || !again.AlreadyClaimed || again.Decision.Ranked[0].Host.ID != "n2" {
 		t.Errorf("again by another: %+v, %v", again, err)
 	}
-	// Other claims fill n1 and n2, and the placer does not know it.
+	// Other claims fill n1 and n2, and the placer does not know these claims.
 	for host, n := range map[string]int64{"n1": 2, "n2": 3} {
 		if err := s.Claim(t.Context(), placement.Claim{Consumer: host, Allocations: []placement.Allocation{{Provider: host, Resources: placement.Resources{"VCPU": n}}}}); err != nil {
 			t.Fatal(err)
@@ -137,7 +137,8 @@ func TestPlaceElsewhere(t *testing.T) {
 	}
 }
 
-// TestPlaceStale: a request with an old generation of the consumer's claim fails after one claim, because no host can accept it.
+// TestPlaceStale: a request with an old generation of the consumer's claim fails after one call of Claim, because no host can accept
+// the claim.
 func TestPlaceStale(t *testing.T) {
 	t.Parallel()
 	s := &countingStore{Memory: &placement.Memory{}}
@@ -221,8 +222,8 @@ func TestPlaceGroup(t *testing.T) {
 	})
 }
 
-// TestAudit: differences are found. They are repaired only with Repair, and only if they
-// still exist.
+// TestAudit: Audit finds the differences between the claims and the component's records. It repairs them only with
+// Repair, and only if they still exist.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -317,7 +318,7 @@ func TestAudit(t *testing.T) {
 	})
 }
 
-// TestAuditConcurrentClaim: a claim that is made, together with its record, after Audit has read the claims is not missing.
+// TestAuditConcurrentClaim: a claim that is made, together with its record, after Audit has read the claims is not reported as missing.
 func TestAuditConcurrentClaim(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

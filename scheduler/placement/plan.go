@@ -46,8 +46,8 @@ type groupChange struct {
 	joining []*Claim
 }
 
-// check returns ErrGroup if the policy forbids the host of a joining consumer. hosts has the number of members on each
-// host, without the consumers that the plan changes. check adds the joining consumers to hosts.
+// check returns ErrGroup if the policy forbids the host of a joining consumer. The parameter hosts has the number of members
+// on each host, without the consumers that the plan changes. The method check adds the joining consumers to hosts.
 func (g *groupChange) check(hosts map[string]int64) error {
 	for _, c := range g.joining {
 		if err := c.Group.checkHost(c.host(), hosts); err != nil {
@@ -72,7 +72,7 @@ type classChange struct {
 	amounts []int64 // new amounts of single consumers, which must be within the limits of the inventory
 }
 
-// newPlan returns the plan of changes, and sorts changes. ErrChanged: two claims name different generations of one
+// newPlan sorts changes and returns their plan. It fails with ErrChanged if two claims name different generations of one
 // provider.
 func newPlan(changes []consumerChange) (*claimPlan, error) {
 	slices.SortFunc(changes, func(a, b consumerChange) int { return cmp.Compare(a.want.Consumer, b.want.Consumer) })
@@ -205,8 +205,9 @@ func (p *providerChange) appliedTo(have *Provider) *Provider {
 // errLost means that another claim was first, and that this claim may succeed if it is repeated.
 var errLost = errors.New("another claim was first")
 
-// rejection returns the error if the database has applied the change to only some of the classes. applied is their number,
-// and have is the provider afterwards. The error is errLost if the provider now has enough for all classes.
+// rejection returns the error if the database has applied the change to only some of the classes. The parameter applied is the number
+// of these classes, and have is the provider afterwards. The error is errLost if the provider now has room for a class
+// that the database has refused.
 func (p *providerChange) rejection(have *Provider, applied int) error {
 	if p.generation != 0 && p.generation != have.Generation {
 		return p.check(have)
@@ -223,8 +224,8 @@ func (p *providerChange) rejection(have *Provider, applied int) error {
 	case len(short) == missed:
 		return short[0]
 	}
-	// A class that was applied may look short now, because it had just enough. Then it is not known which class was
-	// short.
+	// A class whose change was applied may have no room now, because it had just enough before. Then the class that was
+	// refused is not known.
 	names := make([]string, len(p.classes))
 	for i, cc := range p.classes {
 		names[i] = fmt.Sprintf("%d %s", cc.delta, cc.class)

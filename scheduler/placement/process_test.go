@@ -24,9 +24,9 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// placerVar is the environment variable that makes the test binary a scheduler process. It has the form
-// "URL first n": the URL of the database, the number of the first request that the process places, and how many
-// requests it places.
+// placerVar is the environment variable that makes the test binary a scheduler process. Its value has the form "URL first
+// n": the URL of the database, the number of the first request that the process places, and how many requests the process
+// places.
 const placerVar = "ARMATURE_TEST_PLACER"
 
 func TestMain(m *testing.M) {
@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// tally counts requests of a scheduler process: those that it placed, those that had a claim before, the refused claims,
-// and the calls of Place that were repeated.
+// tally counts, for a scheduler process, the placed requests, those of them that had a claim before, the refused claims,
+// and the repeated calls of Place.
 type tally struct{ Placed, Again, Refused, Late int }
 
 func (t *tally) add(o tally) {
@@ -109,13 +109,13 @@ func place(job string) error {
 // large enough for all of them.
 const (
 	processes = 8
-	requests  = 2000 // of each
+	requests  = 2000 // the number of requests of each process
 	hostCount = 200
 	hostSize  = processes * requests / hostCount
 )
 
 // TestProcesses: many scheduler processes use one database. Every request is placed,
-// although the hosts have room for no more than all requests, and no host is ever above
+// although the hosts have room for exactly all requests, and no host is ever above
 // its capacity. This also holds while the processes are killed at random, and while
 // COMMIT fails as on a Galera cluster if a transaction of another node was first.
 func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: each needs the machine
@@ -215,8 +215,8 @@ func (c *crowd) all(kill bool) {
 	wg.Wait()
 }
 
-// process runs a scheduler process until it has placed all its requests. If the test kills
-// processes, it is killed a few times before.
+// process runs a scheduler process until the process has placed all its requests. If the parameter kill is true, the
+// first three processes are killed, unless they end earlier, and the next process places the requests again.
 func (c *crowd) process(first int, kill bool, r *rand.Rand) {
 	for life := 0; ; life++ {
 		cmd := exec.CommandContext(c.t.Context(), os.Args[0])

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// toStored returns p in the form in which a store keeps it, as the replacement of have. have is nil for a new provider. Its
-// errors are those of [Store].Put.
+// toStored returns p in the form in which a store keeps it. The parameter have is the stored provider that p replaces, or nil if
+// p is new. The errors are those of [Store].Put.
 func (p *Provider) toStored(have *Provider) (*Provider, error) {
 	next := *p
 	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil
@@ -36,8 +36,8 @@ func (p *Provider) toStored(have *Provider) (*Provider, error) {
 	return &next, nil
 }
 
-// keepUsed copies the used amount of each inventory from have, and ignores the amounts that the caller has set.
-// Precondition: p lacks an inventory that is used.
+// keepUsed sets the used amount of each inventory of p to the used amount in the stored provider. The parameter have is the stored
+// provider. The amounts that the caller has set have no effect. Errors: Precondition if p lacks an inventory that is in use.
 func (p *Provider) keepUsed(have *Provider) error {
 	for class, old := range have.Inventories {
 		if _, ok := p.Inventories[class]; !ok && old.Used > 0 {
@@ -64,7 +64,8 @@ func (p *Provider) differs(q *Provider) bool {
 		!slices.Equal(p.Platforms, q.Platforms) || !maps.Equal(p.Capabilities, q.Capabilities)
 }
 
-// addConsumers adds n to the consumers, and to the members of group unless group is empty.
+// addConsumers adds n to the number of consumers. If the consumers belong to a group, addConsumers also adds n to the number of
+// the group's members. An empty group means none.
 func (p *Provider) addConsumers(group string, n int64) {
 	p.Consumers += n
 	if group == "" {
@@ -76,7 +77,8 @@ func (p *Provider) addConsumers(group string, n int64) {
 	p.Members[group] += n
 }
 
-// without returns a copy of the provider without an aggregate, in the next generation.
+// without returns a copy of the provider in the next generation, from which one aggregate is removed. The parameter aggregate is
+// the name of the aggregate.
 func (p *Provider) without(aggregate string) *Provider {
 	out := *p
 	out.Aggregates = slices.DeleteFunc(slices.Clone(p.Aggregates), func(a *Aggregate) bool { return a.Name == aggregate })

@@ -25,7 +25,7 @@ var migrations embed.FS
 // SQL is a [Store] in a component's database, with the tables of [Migrations].
 type SQL struct{ db *sqlx.DB }
 
-// NewSQL returns a Store in d. Package db must have opened d, which stays the caller's.
+// NewSQL returns a Store in the database d. Package db must have opened d. The caller still owns d.
 func NewSQL(d *sqlx.DB) *SQL { return &SQL{d} }
 
 // forUpdate ends a SELECT whose rows are locked until the transaction ends.
@@ -42,7 +42,7 @@ var (
 	allocationRows = selection{"SELECT " + db.Columns[allocationRow]() + " FROM placement_allocations", "consumer", " ORDER BY consumer, provider, class"}
 )
 
-// read reads rows into a slice: all rows if keys is empty. lock is forUpdate or empty.
+// read reads rows into a slice: all rows if keys is empty. The parameter lock is forUpdate or empty.
 func (s selection) read(ctx context.Context, q sqlx.QueryerContext, rows any, lock string, keys []string) error {
 	query, args := s.query, []any(nil)
 	if len(keys) > 0 {
@@ -132,7 +132,7 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 	return list[0], nil
 }
 
-// putProvider is Put in a transaction.
+// putProvider does the work of Put in a transaction.
 func putProvider(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, error) {
 	known, err := readProviders(ctx, tx, forUpdate, p.ID)
 	if err != nil {
@@ -155,7 +155,7 @@ func putProvider(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, erro
 	return next, writeProvider(ctx, tx, next, have)
 }
 
-// writeProvider writes a provider in place of have, or a new one if have is nil.
+// writeProvider writes the provider p. The parameter have is the stored provider that p replaces, or nil if p is new.
 func writeProvider(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	data := *p
 	data.ID, data.Generation, data.Inventories = "", 0, nil // these fields have columns of their own
@@ -172,7 +172,8 @@ func writeProvider(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	return writeInventories(ctx, tx, p, have)
 }
 
-// writeInventories writes the inventories of a provider in place of those of have. The rows keep their used amounts.
+// writeInventories writes the inventories of p. The parameter have is the stored provider, whose inventories are replaced. The rows keep
+// their used amounts.
 func writeInventories(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	for _, class := range slices.Sorted(maps.Keys(have.Inventories)) {
 		if _, ok := p.Inventories[class]; ok {
@@ -253,7 +254,8 @@ func (s *SQL) Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 }
 
 // Generation returns the generation of a provider, or 0 if the provider does not exist. It reads only one row, so it is a
-// cheap way to detect that a provider has changed since an earlier Put or Providers. Unavailable: the database cannot be reached.
+// cheap way to detect that a provider has changed since an earlier Put or Providers. It fails with Unavailable if the database
+// cannot be reached.
 func (s *SQL) Generation(ctx context.Context, id string) (generation int64, err error) {
 	err = db.Error(s.db.GetContext(ctx, &generation, `SELECT generation FROM placement_providers WHERE id = ?`, id))
 	if errors.Is(err, fault.NotFound) {

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Claim implements [Store]. It is one transaction, which is repeated if another claim was first. Unavailable: another claim
-// was first in each of 20 attempts.
+// Claim implements [Store]. It is one transaction, which is repeated if another claim was first. It fails with Unavailable if
+// another claim was first in each of 20 attempts.
 func (s *SQL) Claim(ctx context.Context, claims ...Claim) error {
 	err := retryOn(ctx, errLost, func() error {
 		return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.ClaimTx(ctx, tx, claims...) })
@@ -27,8 +27,8 @@ func (s *SQL) Claim(ctx context.Context, claims ...Claim) error {
 	return err
 }
 
-// ClaimTx is Claim in the caller's transaction, so that the component's own rows belong to the same transaction. If it
-// fails, the caller must roll back. It does not repeat: if another claim was first, it fails with ErrChanged.
+// ClaimTx does what Claim does in the caller's transaction, so that the component's own rows belong to the same transaction.
+// After an error the caller must roll back. ClaimTx makes one attempt: if another claim was first, it fails with ErrChanged.
 func (s *SQL) ClaimTx(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error {
 	if err := checkClaims(claims); err != nil {
 		return err
@@ -155,7 +155,7 @@ func changeProvider(ctx context.Context, tx *sqlx.Tx, p *providerChange) error {
 	return p.rejection(known[p.id], int(n))
 }
 
-// statement returns the UPDATE of the inventories. It updates only the classes whose conditions hold.
+// statement returns the UPDATE of the inventories. The statement updates only the classes whose conditions hold.
 func (p *providerChange) statement() (query string, args []any) {
 	var deltas, conditions []string
 	var deltaArgs, conditionArgs []any

@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// weigher is a [scheduler.Weigher] for providers. prepare returns nil if the weigher does not apply to the request.
+// weigher is a [scheduler.Weigher] for providers. The function prepare returns nil if the weigher does not apply to the request.
 type weigher[R Requester, H Hosted] struct {
 	name    string
 	prepare func(*Request) func(*Provider) float64
@@ -27,7 +27,7 @@ func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64
 }
 
 // Weighers returns all ready-made weighers with their usual multipliers. Options.Multipliers replaces multipliers, and
-// scheduler.ByName selects weighers. docs/scheduling.md has their names, and Nova's names for them.
+// scheduler.ByName selects weighers. docs/scheduling.md lists the names of the weighers, and Nova's names for them.
 func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 	o = o.withDefaults()
 	var out []scheduler.Weighted[R, H]

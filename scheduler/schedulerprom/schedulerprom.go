@@ -11,7 +11,8 @@
 //	rejected_hosts_total       counter    filter   hosts that a filter or a weigher has rejected, added up over all decisions
 //	hosts                      gauge               hosts that the last decision has judged
 //
-// The values of all schedulers of a process add up. The names of filters and weighers are those of the configuration, so they are few.
+// Several schedulers can share a [Metrics]: its counters and its histogram then count the decisions of all of them. The
+// label filter has the names of configured filters and weighers, so it has few values.
 package schedulerprom
 
 import (
@@ -44,7 +45,7 @@ func New() *Metrics {
 	}
 }
 
-// Observe is for [scheduler.Config].
+// Observe is the function for the field Observe of [scheduler.Config].
 func (m *Metrics) Observe(_ context.Context, o scheduler.Observation) {
 	result := "ok"
 	switch {

@@ -46,7 +46,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	if _, err := s.Rank(t.Context(), "fail", hosts); err == nil {
-		t.Error("a filter that fails is no error")
+		t.Error("a filter that fails: no error")
 	}
 	if _, err := s.RankMany(t.Context(), "b", hosts[2:], 2, func(h scheduler.Name) scheduler.Name { return h }); err != nil {
 		t.Error(err)

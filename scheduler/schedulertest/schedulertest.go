@@ -34,8 +34,8 @@ type Sim[R any, H scheduler.Host] struct {
 	// Remove is nil, requests are only added.
 	Place  func(req R, h H) H
 	Remove func(req R, h H) H
-	// Check, if it is not nil, is called after each step with all hosts and all placed requests, and checks the
-	// component's own rules. Its error ends the simulation.
+	// Check, unless nil, is called after each step with all hosts and all placed requests. It checks the
+	// component's own rules. An error of Check ends the simulation.
 	Check func(hosts []H, placed []Placed[R]) error
 	// Steps is the number of requests in one run. Default 500. Each step may also remove an earlier request.
 	Steps int
@@ -57,16 +57,16 @@ type Stats struct {
 	Placed, Removed int
 	// NoValidHost is the number of requests that no host could take.
 	NoValidHost int
-	// NoRoom is the number of choices from an old state whose host did not fit.
+	// NoRoom is the number of hosts that were chosen from an old state, and on which the request did not fit.
 	NoRoom int
 }
 
 // Runs is the number of runs of [Run].
 const Runs = 20
 
-// Run runs the simulation with [Runs] seeds. At the first rule that does not hold, it fails the test with the seed and
-// the decision. It logs the statistics: a simulation in which no request failed, or no request was placed, proves
-// little.
+// Run runs the simulation with [Runs] seeds. At the first broken rule it fails the test. The message has the seed, and
+// for a wrong choice also the decision. It logs the statistics: a simulation in which no request failed, or no request
+// was placed, proves little.
 func Run[R any, H scheduler.Host](t *testing.T, s Sim[R, H]) {
 	t.Helper()
 	first := rand.Uint64()
@@ -112,7 +112,7 @@ func (s Sim[R, H]) Run(ctx context.Context, seed uint64) (Stats, error) {
 type world[R any, H scheduler.Host] struct {
 	Sim[R, H]
 
-	hosts  []H // their current state
+	hosts  []H // the hosts in their current state
 	known  []H // the state that the scheduler knows
 	placed []Placed[R]
 	stats  Stats

@@ -160,8 +160,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestFound: Run finds a missing filter, a filter that is too strict, and a broken rule of
-// Check. The error has the host and the decision.
+// TestFound: Run finds a missing filter, a filter that is too strict, and a broken rule of Check. The error about a wrong
+// choice has the host and the decision.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	without := func(name string) []scheduler.Filter[*request, *provider] {

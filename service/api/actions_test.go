@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// actionMux has handlers of several actions for one pattern.
+// actionMux returns a Mux with handlers of several actions for one pattern.
 func actionMux(cfg api.Config) *api.Mux {
 	cfg.Microversions = volumeVersions
 	if cfg.Enforce == nil {
@@ -43,7 +43,7 @@ func actionMux(cfg api.Config) *api.Mux {
 	return m
 }
 
-// TestActions: the only name in a body selects the handler.
+// TestActions: a body must have exactly one name, which selects the handler.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	var asked []string
@@ -94,8 +94,8 @@ func TestActions(t *testing.T) {
 	wantFault(t, send(t, m, "POST", "/v3/disks/7/action", `hello`, "X-Auth-Token", "t", "Content-Type", "text/plain"), 415, "badMediaType", "The media type of the body must be application/json.")
 }
 
-// TestActionsOpenAPI: all actions of a pattern are one operation of the document, with the bodies and replies of the
-// actions that exist in the version.
+// TestActionsOpenAPI: all actions of a pattern are one operation of the document. The operation has the bodies and
+// replies of the actions that exist in the version.
 func TestActionsOpenAPI(t *testing.T) {
 	t.Parallel()
 	m := actionMux(api.Config{})
@@ -139,7 +139,8 @@ func TestActionsOpenAPI(t *testing.T) {
 	}
 }
 
-// TestOptionalBody: if only some actions of a status have a body, the document says that the body is optional.
+// TestOptionalBody: if only some of the actions with the same status reply with a body, the document says that the body of
+// the reply is optional.
 func TestOptionalBody(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
@@ -170,7 +171,7 @@ func TestOptionalBody(t *testing.T) {
 	}
 }
 
-// TestOperationIDs: each operation has an id of its own.
+// TestOperationIDs: each operation has its own id.
 func TestOperationIDs(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})

@@ -12,13 +12,12 @@ import (
 // baseKey is the key of the [Mux] in a request's context, for [Base].
 type baseKey struct{}
 
-// Base returns the scheme and host for the links of a reply, such as
-// "https://api.example.org:8776", without a slash at the end. It is [Config.PublicURL] if that is set.
+// Base returns the scheme and host for the links of a reply, such as "https://api.example.org:8776", without a slash at the end.
+// If [Config.PublicURL] is set, Base returns it.
 //
-// Otherwise Base uses the host of the Host header, if the header names the local end of the connection: by the end's address, as
-// localhost, or by the server name of the TLS handshake. Base does not use a Host header with another name, because the client
-// can write any name. In this case the host is the address of the local end. The first such request is logged
-// as WARN, because PublicURL may be missing.
+// Otherwise Base uses the Host header, but only if the header names the local end of the connection: by the address of that end,
+// as localhost, or by the server name of the TLS handshake. A client can write any other name into the header, so for another
+// name Base uses the address of the local end. The first such request is logged as WARN, because PublicURL may be missing.
 func Base(r *http.Request) string {
 	m, _ := r.Context().Value(baseKey{}).(*Mux)
 	if m != nil && m.cfg.PublicURL != "" {
@@ -70,7 +69,7 @@ func (m *Mux) withBase(ctx context.Context) context.Context {
 	return context.WithValue(ctx, baseKey{}, m)
 }
 
-// mustPublicURL returns a URL without a slash at its end. It panics if s is not empty and is not a URL of the form
+// mustPublicURL returns a URL without a slash at its end. It panics if s is neither empty nor a URL of the form
 // https://host:port/path.
 func mustPublicURL(s string) string {
 	u, err := url.Parse(s)

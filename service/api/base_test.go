@@ -13,24 +13,25 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestBase: a link has the name of the Host header only if the connection or TLS confirms the name.
+// TestBase: a link begins with the name from the Host header only if the address of the connection or the TLS certificate confirms
+// the name.
 func TestBase(t *testing.T) {
 	t.Parallel()
 	const evil = "evil.example.org"
 	for _, tt := range []struct {
 		name, host, public string
 		tls                bool
-		want               string // "ADDR" is the address of the server
+		want               string // "ADDR" stands for the address of the server
 	}{
-		{"its address", "ADDR", "", false, "http://ADDR"},
-		{"its address without a port", "127.0.0.1", "", false, "http://127.0.0.1"},
+		{"the server's address", "ADDR", "", false, "http://ADDR"},
+		{"the server's address without a port", "127.0.0.1", "", false, "http://127.0.0.1"},
 		{"localhost", "localhost:80", "", false, "http://localhost:80"},
 		{"another name", evil, "", false, "http://ADDR"},
 		{"another name with a port", evil + ":8774", "", false, "http://ADDR"},
 		{"a name that begins like the address", "127.0.0.1.example.org", "", false, "http://ADDR"},
 		{"another address", "192.0.2.1", "", false, "http://ADDR"},
 		{"a public URL", evil, "https://api.example.org/volume/", false, "https://api.example.org/volume"},
-		{"a name verified by TLS", "example.com", "", true, "https://example.com"}, // of httptest's certificate
+		{"a name verified by TLS", "example.com", "", true, "https://example.com"}, // the name in httptest's certificate
 		{"another name by TLS", evil, "", true, "https://ADDR"},
 	} {
 		m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), PublicURL: tt.public})

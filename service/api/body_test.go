@@ -23,6 +23,7 @@ func TestBadBodies(t *testing.T) {
 		{"empty", "", "Malformed request body"},
 		{"not JSON", "{not json", "Malformed request body"},
 		{"cut short", `{"disk":`, "Malformed request body"},
+		{"a byte order mark", "\ufeff" + `{"disk":{"name":"e10000","size":1}}`, "Malformed request body"},
 		{"trailing value", `{"disk":{"name":"a","size":1}} {}`, "Malformed request body"},
 		{"trailing garbage", `{"disk":{"name":"a","size":1}}]`, "Malformed request body"},
 		{"unknown field", `{"disk":{"name":"a","size":1,"surprise":1}}`, "Invalid input for field/attribute disk. Value: {'name': 'a', 'size': 1, 'surprise': 1}. Additional properties are not allowed ('surprise' was unexpected)"},
@@ -92,7 +93,7 @@ func TestBodyLimit(t *testing.T) {
 			t.Parallel()
 			body := io.Reader(strings.NewReader(tt.body))
 			if tt.chunked {
-				body = io.MultiReader(body) // hides the length
+				body = io.MultiReader(body) // hides the length of the body
 			}
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/disks", body)
 			if err != nil {

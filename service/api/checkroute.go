@@ -12,8 +12,7 @@ import (
 	"strings"
 )
 
-// checkRoute panics if a part of a route has no effect. This is a programmer's error that
-// no request would show.
+// checkRoute panics if a part of a route has no effect. No request would show such a programmer's error.
 func (m *Mux) checkRoute(r *route) {
 	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedIdempotency(), r.unusedSecret(), m.unusedFields(r.inShape), m.unusedFields(r.outShape), r.unusedBody(m.versions), wrongSchema("body", r.inShape), wrongSchema("reply", r.outShape)} {
 		if problem != "" {
@@ -68,7 +67,7 @@ func (r *route) unusedSecret() string {
 	return "SecretPath is for a path with a parameter: this path has no secret"
 }
 
-// unusedIdempotency returns an error text if the route has an Idempotency for a method that needs none, or "".
+// unusedIdempotency returns an error text if the route has an Idempotency, but its method does not need one, or "".
 func (r *route) unusedIdempotency() string {
 	if r.Idempotency == nil || r.method == http.MethodPost || r.method == http.MethodPatch {
 		return ""
@@ -96,13 +95,21 @@ func (m *Mux) unusedFields(s *shape) string {
 	return ""
 }
 
-// wrongSchema returns an error text if the schema of the type of a body cannot be used in a version, or "". It compiles the schemas of so
-// many versions that each field is in one of them.
+// wrongSchema returns an error text if the schema of a body's type cannot be used in a version, or "".
 func wrongSchema(what string, s *shape) string {
 	if s == nil {
 		return ""
 	}
-	var last Version // in the range of each field that has no last version
+	s.compiles.Do(func() { s.compileErr = s.compileEach() })
+	if s.compileErr != nil {
+		return "the schema of the " + what + ": " + s.compileErr.Error()
+	}
+	return ""
+}
+
+// compileEach compiles the schemas of a few versions that together have each field, and returns the first error.
+func (s *shape) compileEach() error {
+	var last Version // this version is in the range of each field without a last version
 	if n := len(s.edges); n > 0 {
 		last = s.edges[n-1]
 	}
@@ -113,7 +120,7 @@ func wrongSchema(what string, s *shape) string {
 		}
 	}
 	left := maps.Clone(s.reach)
-	for _, v := range slices.SortedFunc(maps.Keys(ends), compareVersions) { // the first end that a range reaches
+	for _, v := range slices.SortedFunc(maps.Keys(ends), compareVersions) { // the end of a range is compiled only if no earlier compiled version is in the range
 		needed := v == last
 		for in := range left {
 			needed = needed || in.max == v
@@ -122,11 +129,11 @@ func wrongSchema(what string, s *shape) string {
 			continue
 		}
 		if _, err := s.compile(v); err != nil {
-			return "the schema of the " + what + ": " + err.Error()
+			return err
 		}
 		maps.DeleteFunc(left, func(in span, _ bool) bool { return in.has(v) })
 	}
-	return ""
+	return nil
 }
 
 // unusedVersions returns an error text if no request can have the versions of the route, or of one of its schemas, or "".
@@ -144,7 +151,7 @@ func (m *Mux) unusedVersions(r *route) string {
 	}
 	for _, of := range []struct {
 		what string
-		list []*schema
+		list []rangeSchema
 	}{{"body", r.body}, {"query", r.query}, {"reply", r.reply}} {
 		for i, s := range of.list {
 			if s.span != (span{}) && !s.overlaps(r.span) {
@@ -155,7 +162,7 @@ func (m *Mux) unusedVersions(r *route) string {
 	return ""
 }
 
-// unusedBody returns an error text if a schema of the body allows a property that the handler cannot see, or if NoEffect names
+// unusedBody returns an error text if a schema of the body allows a property for which the handler's type has no field, or if NoEffect names
 // anything else than such properties. Otherwise it returns "".
 func (r *route) unusedBody(all *versioned) string {
 	if len(r.body) > 0 && r.in == reflect.TypeFor[None]() && r.Action == "" {
@@ -165,7 +172,8 @@ func (r *route) unusedBody(all *versioned) string {
 	for i, s := range r.body {
 		for _, v := range r.fieldVersions(s.intersect(r.span), all) {
 			lost := map[string]bool{}
-			(&effect{doc: s.doc, at: v, lost: lost}).walk(s.doc, r.in, "", 0)
+			doc := s.schema().doc
+			(&effect{doc: doc, at: v, lost: lost}).walk(doc, r.in, "", 0)
 			for _, path := range slices.Sorted(maps.Keys(lost)) {
 				if !slices.Contains(r.NoEffect, path) {
 					return fmt.Sprintf("body, schema %d: property %s is allowed%s, but %s has no field for it: add a field, or name the property in Route.NoEffect", i+1, path, inVersion(v), r.in)
@@ -180,8 +188,8 @@ func (r *route) unusedBody(all *versioned) string {
 	return ""
 }
 
-// fieldVersions returns the versions in a range at which the fields of the body's type differ from those of the version before, and
-// the first version of the range.
+// fieldVersions returns the first version of a range, and the other versions of the range in which the fields of the body's type differ
+// from those of the previous version.
 func (r *route) fieldVersions(in span, all *versioned) []Version {
 	if all != nil {
 		in = in.intersect(span{all.min, all.max})
@@ -198,7 +206,7 @@ func (r *route) fieldVersions(in span, all *versioned) []Version {
 	return out
 }
 
-// inVersion returns a part of an error text.
+// inVersion returns the part of an error text that names the version.
 func inVersion(v Version) string {
 	if v == (Version{}) {
 		return ""
@@ -210,20 +218,20 @@ func inVersion(v Version) string {
 type effect struct {
 	doc  map[string]any
 	at   Version
-	lost map[string]bool // by path, such as "volume.size"
+	lost map[string]bool // the properties without a field, by path, such as "volume.size"
 }
 
 // maxRefs is the maximum depth to which a schema is followed, because a schema may refer to itself.
 const maxRefs = 32
 
-// walk compares a part of the schema, at path, with the type to which it is decoded.
+// walk compares the part of the schema at path with the Go type into which it is decoded.
 func (e *effect) walk(schema any, t reflect.Type, path string, depth int) {
 	s, ok := schema.(map[string]any)
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	if !ok || depth > maxRefs || reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
-		return // a type with UnmarshalJSON sees the whole value
+		return // a type with UnmarshalJSON gets the complete value
 	}
 	if ref, ok := s["$ref"].(string); ok {
 		e.walk(e.resolveRef(ref), t, path, depth+1)
@@ -281,8 +289,7 @@ func (e *effect) resolveRef(ref string) any {
 	return at
 }
 
-// allowsOneValue reports whether a schema allows at most one value. Such a property needs no field, because its value is
-// known.
+// allowsOneValue reports whether a schema allows at most one value. Such a property needs no field, because its value is known.
 func allowsOneValue(schema any) bool {
 	switch s := schema.(type) {
 	case bool:
@@ -308,7 +315,7 @@ func jsonFields(t reflect.Type, v Version) map[string]reflect.Type {
 	return out
 }
 
-// callerLine returns the file and line of the call into this package.
+// callerLine returns the file and line of the code that has called this package.
 func callerLine() string {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
@@ -320,10 +327,10 @@ func callerLine() string {
 	}
 }
 
-// registeredAt matches the lines of code in a panic of ServeMux. They are all in this package, so they do not help the caller.
+// registeredAt matches the lines of code in a panic of ServeMux. All of them are in this package, so they do not help the caller.
 var registeredAt = regexp.MustCompile(` \(registered at [^)]*\)`)
 
-// describeConflict returns the text of a panic of ServeMux with the lines of the callers instead of those in this package.
+// describeConflict returns the text of a panic of ServeMux, with the lines of the callers instead of lines in this package.
 func (m *Mux) describeConflict(r *route, p any) string {
 	text := registeredAt.ReplaceAllString(fmt.Sprint(p), "")
 	for _, o := range m.all {

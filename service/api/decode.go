@@ -17,11 +17,11 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// maxShown is the maximum length of a value of the request in an error, in bytes.
+// maxShown is the maximum length of a value of the request in an error text, in bytes.
 const maxShown = 400
 
-// decode reads the body of a route into p, a pointer. It validates the body by the route's schema of the version, or by the
-// type of the body.
+// decode reads the body of a route into p, which is a pointer. It validates the body by the route's schema for the version,
+// or by the type of the body.
 func (m *Mux) decode(rec *recorder, hr *http.Request, r *route, p any) error {
 	raw, err := m.checkedBody(rec, hr)
 	if err != nil {
@@ -57,7 +57,8 @@ func (m *Mux) decode(rec *recorder, hr *http.Request, r *route, p any) error {
 	return nil
 }
 
-// checkedBody returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.
+// checkedBody returns the body after it has checked the body's size, content type and form. It reads the body once and
+// stores it in rec.
 func (m *Mux) checkedBody(rec *recorder, r *http.Request) ([]byte, error) {
 	if rec.body != nil {
 		return rec.body, nil
@@ -79,7 +80,7 @@ func (m *Mux) checkedBody(rec *recorder, r *http.Request) ([]byte, error) {
 	return raw, nil
 }
 
-// readBody reads the body, of at most MaxBody bytes. Its deadline was set by serve.
+// readBody reads the body, of at most MaxBody bytes. The method serve has set the deadline of the body.
 func (m *Mux) readBody(rec *recorder, r *http.Request) ([]byte, error) {
 	tooLarge := func() error {
 		return WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
@@ -104,7 +105,7 @@ func (m *Mux) readBody(rec *recorder, r *http.Request) ([]byte, error) {
 	return nil, fault.New(fault.Invalid, "Malformed request body: %w", err)
 }
 
-// bodyError returns the error for the client from an error of encoding/json.
+// bodyError turns an error of encoding/json into the error for the client.
 func bodyError(raw []byte, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
@@ -124,12 +125,12 @@ func bodyError(raw []byte, err error) error {
 	return fault.New(fault.Invalid, "Malformed request body")
 }
 
-// unexpectedName is the error about a name that does not exist, in the words of Python's jsonschema.
+// unexpectedName returns the text about a name that does not exist, in the words of Python's jsonschema.
 func unexpectedName(name string) string {
 	return "Additional properties are not allowed (" + quotePython(shortenText(name)) + " was unexpected)"
 }
 
-// valueAt returns the JSON value at the offset of an UnmarshalTypeError: offset is the end of a literal, or
+// valueAt returns the JSON value at the offset of an UnmarshalTypeError. The parameter offset is the end of a literal, or
 // the start of an object or array.
 func valueAt(raw []byte, offset int64) []byte {
 	dec := json.NewDecoder(bytes.NewReader(raw))

@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// timePattern matches the times that time.Time accepts among those of RFC 3339: T and Z in upper case, and no leap second.
+// timePattern matches the RFC 3339 times that time.Time accepts: with T and Z in upper case, and without a leap second.
 const timePattern = `^[0-9-]{10}T[0-9:]{5}:[0-5][0-9](\.[0-9]+)?(Z|[+-][0-9:]{5})$`
 
-// known has the schemas of types whose JSON cannot be read from their Go type.
+// known has the schemas of types whose JSON cannot be derived from the Go type.
 var known = map[reflect.Type]map[string]any{
 	reflect.TypeFor[time.Time]():       {"type": "string", "format": "date-time", "pattern": timePattern},
 	reflect.TypeFor[net.IP]():          {"type": "string"},
@@ -27,8 +27,8 @@ var known = map[reflect.Type]map[string]any{
 	reflect.TypeFor[[]byte]():          {"type": "string", "contentEncoding": "base64"},
 }
 
-// schemaAt returns the schema of a version. Fields with a rule are not required. The schema is compiled when it is first used, and kept, because few of
-// many versions are used.
+// schemaAt returns the schema for a version. A field with the tag rule is not required. A schema is compiled when it is first used, and kept,
+// because usually only a few of the versions are used.
 func (s *shape) schemaAt(v Version) (*schema, error) {
 	at := s.interval(v)
 	if have, ok := s.schemas.Load(at); ok {
@@ -41,7 +41,7 @@ func (s *shape) schemaAt(v Version) (*schema, error) {
 	return out, err
 }
 
-// compile is schemaAt, but does not keep the schema.
+// compile does what schemaAt does, but does not keep the schema.
 func (s *shape) compile(v Version) (*schema, error) {
 	text, err := json.Marshal(s.describe(s.of, v))
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *shape) compile(v Version) (*schema, error) {
 	return out, nil
 }
 
-// describe returns the schema of a type in a version.
+// describe returns the schema of a type for a version.
 func (s *shape) describe(t reflect.Type, v Version) map[string]any {
 	if t.Kind() == reflect.Pointer {
 		return orNull(s.describe(t.Elem(), v))
@@ -82,8 +82,8 @@ func (s *shape) describe(t reflect.Type, v Version) map[string]any {
 	}
 }
 
-// boundsOf returns the bounds of an integer type of at most 32 bits. A larger number that does not fit is found when the
-// value is decoded.
+// boundsOf returns the bounds of an integer type of at most 32 bits, or of an unsigned type. For another type, such as int64, ok is false: a
+// number that does not fit is detected when the value is decoded.
 func boundsOf(t reflect.Type) (low int64, high uint64, ok bool) {
 	switch t.Kind() { //nolint:exhaustive // the others are not integers
 	case reflect.Int8, reflect.Int16, reflect.Int32:
@@ -96,7 +96,7 @@ func boundsOf(t reflect.Type) (low int64, high uint64, ok bool) {
 	return 0, 0, false
 }
 
-// describeStruct returns the schema of a struct in a version.
+// describeStruct returns the schema of a struct for a version.
 func (s *shape) describeStruct(t reflect.Type, v Version) map[string]any {
 	properties, required := map[string]any{}, []string{}
 	for _, p := range s.fields[t] {
@@ -111,10 +111,10 @@ func (s *shape) describeStruct(t reflect.Type, v Version) map[string]any {
 	return map[string]any{"type": "object", "additionalProperties": false, "properties": properties, "required": required}
 }
 
-// describeField returns the schema of a field's value, with the restrictions of its tags.
+// describeField returns the schema of a field's value, with the constraints of its tags.
 func (s *shape) describeField(p *property, v Version) map[string]any {
 	t := p.Type
-	if s.isReply && p.optional { // nil: the field is missing, and never null
+	if s.isReply && p.optional { // a nil field is missing from the reply, and never null
 		t = structAt(t)
 	}
 	out := s.describe(t, v)
@@ -128,7 +128,7 @@ func (s *shape) describeField(p *property, v Version) map[string]any {
 	}
 	for name, add := range constraints {
 		if text, ok := p.Tag.Lookup(name); ok {
-			_ = add(p, text, out) // learn has reported its errors
+			_ = add(p, text, out) // the error is nil: learn refuses a type if a tag is wrong
 		}
 	}
 	return out
@@ -138,7 +138,7 @@ func (s *shape) describeField(p *property, v Version) map[string]any {
 func orNull(s map[string]any) map[string]any {
 	text, ok := s["type"].(string)
 	switch {
-	case len(s) == 0: // anything, null too
+	case len(s) == 0: // any value, including null
 	case ok && s["enum"] == nil && s["const"] == nil:
 		s["type"] = []string{text, "null"}
 	default:
@@ -147,7 +147,8 @@ func orNull(s map[string]any) map[string]any {
 	return s
 }
 
-// constraints are the tags that restrict the value of a field. Each adds its keyword to the field's schema.
+// constraints are the tags that restrict the value of a field, and the tag doc, which describes the value. The function of a tag adds the
+// tag's keyword to the field's schema.
 var constraints = map[string]func(p *property, text string, s map[string]any) error{
 	"min": func(p *property, text string, s map[string]any) error { return addBound(p, s, text, 0) },
 	"max": func(p *property, text string, s map[string]any) error { return addBound(p, s, text, 1) },
@@ -181,7 +182,7 @@ var constraints = map[string]func(p *property, text string, s map[string]any) er
 				v = n
 			}
 			if slices.Contains(values, v) {
-				return fmt.Errorf("the value %q is there twice", one)
+				return fmt.Errorf("the value %q is given twice", one)
 			}
 			values = append(values, v)
 		}
@@ -196,16 +197,16 @@ var constraints = map[string]func(p *property, text string, s map[string]any) er
 	},
 }
 
-// formats are the formats of the tag format.
+// formats are the values of the tag format.
 var formats = []string{"date", "date-time", "email", "hostname", "ipv4", "ipv6", "regex", "time", "uri", "uuid"}
 
-// boundNames are the keywords of the tags min and max, by the type of the value in JSON.
+// boundNames are the keywords of JSON Schema for the tags min and max, by the type of the value in JSON.
 var boundNames = map[string][2]string{
 	"string": {"minLength", "maxLength"}, "integer": {"minimum", "maximum"}, "number": {"minimum", "maximum"},
 	"array": {"minItems", "maxItems"}, "object": {"minProperties", "maxProperties"},
 }
 
-// addBound adds the bound of a tag: 0 is min, and 1 is max.
+// addBound adds the bound of a tag. The parameter called which selects the tag: 0 is min, and 1 is max.
 func addBound(p *property, s map[string]any, text string, which int) error {
 	kind := schemaType(structAt(p.Type))
 	names, ok := boundNames[kind]
@@ -218,13 +219,13 @@ func addBound(p *property, s map[string]any, text string, which int) error {
 	case !json.Valid([]byte(text)):
 		return errors.New("the bound must be a number in the form of JSON")
 	case kind != "number" && (n != math.Trunc(n) || kind != "integer" && n < 0):
-		return errors.New("the bound must be an integer, and a length not below 0")
+		return errors.New("the bound must be an integer, and the bound of a length must be not below 0")
 	}
 	s[names[which]] = json.Number(text)
 	return nil
 }
 
-// addKeyword adds a keyword to the schema of a field whose value has one of the types.
+// addKeyword adds a keyword to the schema of a field. It returns an error if the value of the field has none of the types.
 func addKeyword(p *property, s map[string]any, keyword string, value any, types ...string) error {
 	if kind := schemaType(structAt(p.Type)); !slices.Contains(types, kind) {
 		return fmt.Errorf("the field must be of type %s, and not %s", strings.Join(types, " or "), p.Type)
@@ -246,7 +247,7 @@ func (p *property) checkConstraints(s *shape) error {
 			err = fmt.Errorf("%s describes its own JSON: write the restriction there", p.Type)
 		}
 		if p.flat || p.quoted {
-			err = errors.New("an embedded struct, and a value with the option string, cannot have it")
+			err = errors.New("an embedded struct cannot have this tag, and neither can a field with the option string of the tag json")
 		}
 		if err != nil {
 			return fmt.Errorf("field %s: the tag %s:%q: %w", p.Name, name, text, err)
@@ -255,7 +256,7 @@ func (p *property) checkConstraints(s *shape) error {
 	return checkBounds(p.Name, out)
 }
 
-// checkBounds returns an error if a lower bound of a schema is above the upper one.
+// checkBounds returns an error if a lower bound of a schema is above the upper bound.
 func checkBounds(field string, s map[string]any) error {
 	for _, names := range boundNames {
 		low, okLow := s[names[0]].(json.Number)

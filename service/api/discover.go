@@ -8,16 +8,15 @@ import (
 	"slices"
 )
 
-// Discovery is the description of a version of an API that clients can read before they use it. ID is required.
+// Discovery is the description of a version of an API. Clients can read it before they use the API. ID is required.
 type Discovery struct {
 	// ID is the id of the major version, such as "v3".
 	ID string
 	// Status is CURRENT, SUPPORTED, DEPRECATED or EXPERIMENTAL. Default CURRENT.
 	Status string
-	// Path is the path under which the version is, such as "/v3". Default: the Prefix of Microversions.
+	// Path is the path of the version, such as "/v3". Default: the Prefix of Microversions.
 	Path string
-	// Updated is the time of the last change of the API, such as "2026-11-23T00:00:00Z". Default: the
-	// documents do not have it.
+	// Updated is the time of the last change of the API, such as "2026-11-23T00:00:00Z". Default: the documents have no such time.
 	Updated string
 	// Links and MediaTypes are added to the document at Path.
 	Links      []Link
@@ -49,15 +48,15 @@ const versionSchema = `{"type": "object", "additionalProperties": false, "requir
 	"media-types": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["base", "type"],
 		"properties": {"base": {"type": "string"}, "type": {"type": "string"}}}}}}`
 
-// keyedSchema returns the schema of an object with one name.
+// keyedSchema returns the schema of an object with one property, whose name is the parameter key.
 func keyedSchema(key, schema string) []Schema {
 	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
 }
 
 // Discover registers the documents of the API-SIG's version discovery, which are Public. GET of the Path, with or without a slash
-// at the end, shows the version. If the Path is under the Prefix of Microversions, the document has the first and the last
-// microversion. GET / lists the versions for which Discover was called, in the order of the calls. Discover panics if neither Path
-// nor the Prefix of Microversions is set, or if Status has another value.
+// at the end, returns the version. If the Path is under the Prefix of Microversions, this document has the first and the last
+// microversion. GET / lists all versions for which Discover was called, in the order of the calls. Discover panics if neither Path
+// nor the Prefix of Microversions is set, or if Status has another value than those of [Discovery].
 func (m *Mux) Discover(d Discovery) {
 	if d.Path == "" && m.versions != nil {
 		d.Path = m.versions.Prefix

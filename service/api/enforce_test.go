@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestEnforceInHandler: within a handler, Enforce decides as for a route. Without a policy it denies.
+// TestEnforceInHandler: within a handler, Enforce decides as it does for a route. Without a policy, Enforce denies.
 func TestEnforceInHandler(t *testing.T) {
 	t.Parallel()
 	no := errors.New("no")

@@ -20,7 +20,7 @@ func TestNoRoute(t *testing.T) {
 	}})
 	wantFault(t, send(t, m, "GET", "/nothing", ""), 404, "itemNotFound", "The resource could not be found.")
 	open, _ := newMux(api.Config{})
-	wantFault(t, send(t, open, "GET", "/disks/1%20", ""), 404, "itemNotFound", "The resource could not be found.") // it is not /disks/1
+	wantFault(t, send(t, open, "GET", "/disks/1%20", ""), 404, "itemNotFound", "The resource could not be found.") // the path is not /disks/1
 	w := send(t, m, "PATCH", "/disks/1", "")
 	wantFault(t, w, 405, "badMethod", "The method PATCH is not allowed for this resource.")
 	if got := w.Header().Get("Allow"); got != "DELETE, GET, HEAD" {
@@ -28,7 +28,7 @@ func TestNoRoute(t *testing.T) {
 	}
 }
 
-// private is an error of the form that package db returns.
+// private returns an error of the form that package db returns.
 func private(c fault.Code) error {
 	return &fault.Error{Code: c, Private: true, Msg: "Error 1045 (28000): Access denied for user 'volume'@'10.0.0.7'"}
 }
@@ -69,16 +69,16 @@ func TestErrors(t *testing.T) {
 		{"own status", api.WithStatus(410, errors.New("gone for good")), 410, "diskFault", "gone for good"},
 		{"own status of a fault", fmt.Errorf("x: %w", api.WithStatus(429, fault.New(fault.Exhausted, "slower"))), 429, "tooManyRequests", "slower"},
 		{"remote", fault.Remote(fault.Error{Code: fault.NotFound, Msg: "no such disk"}), 404, "itemNotFound", "no such disk"},
-		{"remote, with where it passed", fault.Remote(*fault.From(fmt.Errorf("select: %w", noHost))), 403, "forbidden", "no valid host"},
-		{"a private login", private(fault.Unauthenticated), 503, "diskFault", unavailable},
-		{"a private right", private(fault.Denied), 503, "diskFault", unavailable},
-		{"a private disk", private(fault.Exhausted), 503, "diskFault", unavailable},
-		{"a private outage", private(fault.Unavailable), 503, "diskFault", unavailable},
-		{"a private loss", private(fault.Unknown), 504, "diskFault", late},
-		{"a private key", private(fault.Conflict), 500, "diskFault", broken},
-		{"a private row", private(fault.NotFound), 500, "diskFault", broken},
-		{"a private value", private(fault.Invalid), 500, "diskFault", broken},
-		{"a private foreign key", private(fault.Precondition), 500, "diskFault", broken},
+		{"remote, with a text around the fault", fault.Remote(*fault.From(fmt.Errorf("select: %w", noHost))), 403, "forbidden", "no valid host"},
+		{"private Unauthenticated", private(fault.Unauthenticated), 503, "diskFault", unavailable},
+		{"private Denied", private(fault.Denied), 503, "diskFault", unavailable},
+		{"private Exhausted", private(fault.Exhausted), 503, "diskFault", unavailable},
+		{"private Unavailable", private(fault.Unavailable), 503, "diskFault", unavailable},
+		{"private Unknown", private(fault.Unknown), 504, "diskFault", late},
+		{"private Conflict", private(fault.Conflict), 500, "diskFault", broken},
+		{"private NotFound", private(fault.NotFound), 500, "diskFault", broken},
+		{"private Invalid", private(fault.Invalid), 500, "diskFault", broken},
+		{"private Precondition", private(fault.Precondition), 500, "diskFault", broken},
 		{"private, of a peer", fault.Remote(*fault.From(fmt.Errorf("select: %w", private(fault.Denied)))), 503, "diskFault", unavailable},
 		{"private, translated", fault.New(fault.Conflict, "disk a exists: %w", private(fault.Conflict)), 409, "conflictingRequest", "disk a exists: internal error"},
 		{"private, with a text for users", fault.WithUser(private(fault.Conflict), "Disk a exists."), 409, "conflictingRequest", "Disk a exists."},
@@ -87,7 +87,7 @@ func TestErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			m, out := failing(api.Config{FaultName: "diskFault"}, tt.err)
-			w := send(t, m, "GET", "/x", "")
+			w := send(t, m, "POST", "/x", "")
 			wantFault(t, w, tt.wantStatus, tt.wantName, strings.ReplaceAll(tt.wantMsg, "ID", w.Header().Get("X-Openstack-Request-Id")))
 			if strings.Contains(w.Body.String(), "10.0.0.7") {
 				t.Errorf("the reply has a detail of the service: %s", w.Body)
@@ -95,7 +95,7 @@ func TestErrors(t *testing.T) {
 			if got := w.Header().Get("Retry-After"); (got != "") != (tt.wantStatus == 503) {
 				t.Errorf("Retry-After = %q", got)
 			}
-			// A client can cause 501, so it is logged at DEBUG.
+			// A client can cause 501, so it is logged as DEBUG.
 			if logged := strings.Contains(out.String(), `level=ERROR msg="request failed"`); logged != (tt.wantStatus >= 500 && tt.wantStatus != 501) {
 				t.Errorf("logged as failed: %v\n%s", logged, out)
 			}
@@ -103,7 +103,20 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestInternalErrorsStayInside: the reply has the request's id, and only the log has the cause.
+// TestUnknownRead: a request that only reads may be repeated, so it is answered with 503 if it is not known whether it was executed.
+func TestUnknownRead(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{fault.New(fault.Unknown, "lost"), private(fault.Unknown)} {
+		m, _ := failing(api.Config{}, err)
+		for method, want := range map[string]int{"GET": 503, "HEAD": 503, "POST": 504} {
+			if w := send(t, m, method, "/x", ""); w.Code != want || (w.Header().Get("Retry-After") != "") != (want == 503) {
+				t.Errorf("%s: %d, Retry-After %q, want %d", method, w.Code, w.Header().Get("Retry-After"), want)
+			}
+		}
+	}
+}
+
+// TestInternalErrorsStayInside: the reply has the request's id, and the cause is only in the log.
 func TestInternalErrorsStayInside(t *testing.T) {
 	t.Parallel()
 	for name, err := range map[string]error{

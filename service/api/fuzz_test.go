@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// FuzzRequest: a request with any path, query and version header is answered, and
-// never with status 500.
+// FuzzRequest: a request with any path, query and version header is answered, and never
+// with status 500.
 func FuzzRequest(f *testing.F) {
 	for _, s := range [][3]string{
 		{"/v3/disks", "dry=true&n=3&tag=a&tag=b", "volume 3.10"},
@@ -53,7 +53,7 @@ func FuzzRequest(f *testing.F) {
 }
 
 // FuzzHeaders: a request with any value of the headers that the package reads is answered,
-// and never with status 500. The request id of the reply is the service's own.
+// and never with status 500. The request id in the reply is always the service's own.
 func FuzzHeaders(f *testing.F) {
 	for _, s := range [][2]string{
 		{"application/json", `"abc"`},

@@ -9,7 +9,8 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestGroup: the routes of a group have the fields of the group. A route's own field takes precedence.
+// TestGroup: the routes of a group have the fields of the group. The route's own Min, Max, Rule, Status and Summary take precedence. The
+// route's Errors are added to those of the group.
 func TestGroup(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{Microversions: versionsOfDisks, Authenticate: rolesOf, Enforce: enforceRoles})
@@ -51,8 +52,10 @@ func TestGroup(t *testing.T) {
 func TestWrongGroup(t *testing.T) {
 	t.Parallel()
 	for want, def := range map[string]api.Route{
-		"Action, Body, Idempotency, List, NoEffect, Query and Reply are for one route": {Pattern: "/x", Action: "extend"},
-		"without a method": {Pattern: "GET /x"},
+		"Action, Body, Idempotency, List, NoEffect, Query, Reply, SecretPath and Statuses are for one route": {Pattern: "/x", Action: "extend"},
+		"/{secret}: Action, Body": {Pattern: "/{secret}", SecretPath: true},
+		"/y: Action, Body":        {Pattern: "/y", Statuses: []int{207}},
+		"without a method":        {Pattern: "GET /x"},
 	} {
 		func() {
 			defer func() {
@@ -65,7 +68,8 @@ func TestWrongGroup(t *testing.T) {
 	}
 }
 
-// TestWrongRouteOfGroup: the rest of a path is not appended to the last word of the group's path.
+// TestWrongRouteOfGroup: the path of a route in a group must begin with /. Without the /, the path would continue the last word of the
+// group's path.
 func TestWrongRouteOfGroup(t *testing.T) {
 	t.Parallel()
 	for _, pattern := range []string{"GET detail", "GET example.org/x", "GET  /x"} {

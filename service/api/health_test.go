@@ -46,7 +46,7 @@ func TestHealth(t *testing.T) {
 		}
 	}
 
-	// A load balancer asks each second: the log has one line for an outage and one for its end.
+	// A load balancer asks every second, so the log has only one line for an outage and one for its end.
 	out.reset()
 	for range 3 {
 		send(t, m, "GET", "/readyz", "")
@@ -63,7 +63,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestHealthWithoutReady: a mistake in the program fails at the start, not in a request.
+// TestHealthWithoutReady: a missing function makes the program fail at its start, and not in a request.
 func TestHealthWithoutReady(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})

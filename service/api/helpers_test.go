@@ -43,7 +43,7 @@ type create struct {
 	Disk disk `json:"disk"`
 }
 
-// logBuffer keeps the log. It is safe for concurrent use.
+// logBuffer stores the log. It is safe for concurrent use.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -86,28 +86,30 @@ func newMux(cfg api.Config) (*api.Mux, *logBuffer) {
 	return m, out
 }
 
-// failing returns a Mux whose GET /x answers err.
+// failing returns a Mux on which GET /x fails with err.
 func failing(cfg api.Config, err error) (*api.Mux, *logBuffer) {
 	m, out := newMux(cfg)
-	api.Handle(m, "GET /x", func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, err })
+	for _, method := range []string{"GET", "POST"} {
+		api.Handle(m, method+" /x", func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, err })
+	}
 	return m, out
 }
 
 func send(t *testing.T, h http.Handler, method, path, body string, header ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
-	if body != "" {
-		r.Header.Set("Content-Type", "application/json")
-	}
 	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
+		r.Header.Add(header[i], header[i+1])
+	}
+	if _, ok := r.Header["Content-Type"]; !ok && body != "" {
+		r.Header.Set("Content-Type", "application/json")
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w
 }
 
-// wantFault checks status and the whole error body.
+// wantFault checks the status and the complete error body.
 func wantFault(t *testing.T, w *httptest.ResponseRecorder, status int, name, message string) {
 	t.Helper()
 	want := map[string]any{name: map[string]any{"code": float64(status), "message": message}}

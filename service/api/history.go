@@ -6,18 +6,18 @@ import (
 	"strings"
 )
 
-// Change is what a microversion changes for one route, see [Mux.History].
+// Change is a change by a microversion in one route, see [Mux.History].
 type Change struct {
 	// Version is the first version with the change.
 	Version Version
-	// Where names the route by its pattern, with its action in parentheses if it has one.
+	// Where names the route: its pattern, followed by its action in parentheses if it has one.
 	Where string
 	// What describes the change, such as "reply: volumes[].cost is added".
 	What string
 }
 
-// History returns the changes of each microversion after the first: added, removed or changed routes, fields of bodies, filters, and
-// sort keys. It is derived from the routes and their types. It is complete, except that it does not compare the JSON texts of [Schema]s. It is
+// History returns the changes of each microversion after the first: added, removed or changed routes, fields of bodies, filters, and sort
+// keys. It derives them from the routes and their types. The list is complete, except that the JSON texts of [Schema]s are not compared. It is
 // sorted by version, then by route in the order of registration. Without microversions it is empty.
 func (m *Mux) History() []Change {
 	if m.versions == nil {
@@ -44,7 +44,7 @@ const added, removed, changed = " is added", " is removed", " is changed"
 
 // joinChanges replaces a removal and an addition of the same name in the same version by one change, "is changed".
 func joinChanges(list []Change) []Change {
-	both := map[Change]int{} // how many removals and additions there are, by the change that replaces them
+	both := map[Change]int{} // the number of removals and additions, by the change that replaces them
 	join := func(c Change) Change {
 		c.What = strings.TrimSuffix(strings.TrimSuffix(c.What, added), removed) + changed
 		return c
@@ -62,13 +62,13 @@ func joinChanges(list []Change) []Change {
 
 // history collects the changes of one route.
 type history struct {
-	all     span // of the API
+	all     span // the versions of the API
 	where   string
 	changes []Change
 }
 
-// note records in which versions a route, field or parameter is added and removed. part are its versions. around are the versions of what
-// contains it, such as the route of a field.
+// note records in which versions a route, field or query parameter is added and removed. The argument part has the versions of the route,
+// field or query parameter. The argument around has the versions of its container, such as the route of a field.
 func (h *history) note(what string, part, around span) {
 	part = part.intersect(around)
 	if around.min.before(part.min) {
@@ -79,7 +79,7 @@ func (h *history) note(what string, part, around span) {
 	}
 }
 
-// add adds a change, if the API has its version.
+// add adds a change, if the API has the version and it is not the first one.
 func (h *history) add(v Version, what string) {
 	if h.all.has(v) && v != h.all.min {
 		h.changes = append(h.changes, Change{v, h.where, what})
@@ -93,7 +93,7 @@ func (h *history) noteFields(body string, s *shape, in span) {
 	}
 }
 
-// noteType adds the changes of the fields of t, a type within the body. path is where t is in the body.
+// noteType adds the changes of the fields of t, a type within the body. The parameter path is the place of t in the body.
 func (h *history) noteType(s *shape, t reflect.Type, body, path string, in span) {
 	if t = structAt(t); t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
 		h.noteType(s, t.Elem(), body, path+"[]", in)

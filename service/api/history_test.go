@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestHistory: the history has each route, field, filter and sort key that a version adds or removes, and nothing else.
+// TestHistory: the history has each route, field, filter and sort key that a version adds, removes or changes. It also has the version from
+// which unknown parameters are refused. It has nothing else.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	type part struct {
@@ -56,6 +57,7 @@ func TestHistory(t *testing.T) {
 3.3 GET /v3/disks: reply: disks[].parts[].rack is added
 3.3 GET /v3/disks: reply: disks[].price.rack is added
 3.4 GET /v3/disks: sort key label is removed
+3.4 GET /v3/disks: sort key former is removed
 3.4 POST /v3/disks: the route is added
 3.5 GET /v3/disks: reply: disks[].price is removed
 3.5 GET /v3/disks: unknown parameters are refused

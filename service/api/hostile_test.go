@@ -23,7 +23,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// serving runs a Mux behind a real listener.
+// serving runs a Mux behind a real listener, and returns its address.
 func serving(t *testing.T, m http.Handler) string {
 	t.Helper()
 	p := service.NewHTTP(service.HTTPConfig{Addr: "127.0.0.1:0", Handler: m})
@@ -33,13 +33,12 @@ func serving(t *testing.T, m http.Handler) string {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
-		_ = p.Stop(ctx) // an error does not matter: some clients keep their connections open
+		_ = p.Stop(ctx) // an error has no effect: some clients keep their connections open
 	})
 	return p.Addr()
 }
 
-// raw sends bytes on a connection of its own, and returns the status lines of all
-// replies.
+// raw sends bytes on a new connection, and returns the status lines of all replies.
 func raw(t *testing.T, addr string, text io.Reader) []string {
 	t.Helper()
 	var d net.Dialer
@@ -51,7 +50,7 @@ func raw(t *testing.T, addr string, text io.Reader) []string {
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _, _ = io.Copy(c, text) }() // an error does not matter: the server may close the connection
+	go func() { _, _ = io.Copy(c, text) }() // an error has no effect: the server may close the connection
 	var out []string
 	for lines := bufio.NewScanner(c); lines.Scan(); {
 		if status, ok := strings.CutPrefix(lines.Text(), "HTTP/1.1 "); ok {
@@ -61,8 +60,8 @@ func raw(t *testing.T, addr string, text io.Reader) []string {
 	return out
 }
 
-// TestHostile: a malformed or oversized request is answered, or the connection is closed, and
-// nothing of the request stays in memory.
+// TestHostile: a malformed or oversized request is answered, or its connection is closed, and no part of
+// the request stays in memory.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), BodyTimeout: time.Second})
@@ -82,7 +81,7 @@ func TestHostile(t *testing.T) {
 	good := `{"disk": {"name": "a", "size": 1}}`
 	for _, tt := range []struct {
 		name, text string
-		want       string // the beginning of the one status line; "": it is closed
+		want       string // the beginning of the only status line; "": the connection is closed, perhaps after a status 4xx
 	}{
 		{"a valid request", post(fmt.Sprintf("Content-Length: %d\r\n", len(good)), good), "204"},
 		{"a header of 1 MiB", post("X-Long: "+strings.Repeat("x", 1<<20)+"\r\n", ""), "431"},
@@ -112,8 +111,8 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s: answered %q, want one %s", tt.name, got, tt.want)
 		}
 	}
-	// 100 MB in chunks, so that the length is not known in advance: no more than MaxBody is read
-	// and kept in memory.
+	// The body has 100 MB in chunks, so its length is not known in advance. No more than MaxBody may be
+	// read and kept in memory.
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -141,8 +140,8 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// idleVar, as N ADDRESS, makes the test binary a process of N clients that connect and send
-// half a header, until its input ends.
+// idleVar is an environment variable. With the value N ADDRESS it makes the test binary a process of N
+// clients, which connect and send half a header. The process ends when its input ends.
 const idleVar = "API_TEST_IDLE"
 
 func idleClients(ctx context.Context, how string) error {
@@ -168,8 +167,8 @@ func idleClients(ctx context.Context, how string) error {
 }
 
 // TestIdleClients: 10,000 clients that connect and send half a header do not stop others from being
-// served, and cost less than 40 KiB each. They are in another process, because one process alone may not
-// have so many files.
+// served, and cost less than 40 KiB each. They are in another process, because one process may not have
+// enough file descriptors for both ends.
 func TestIdleClients(t *testing.T) {
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
 	api.Handle(m, "GET /disks", func(context.Context, *api.Request[api.None]) (map[string]int, error) {

@@ -23,23 +23,23 @@ const idempotencyHeader = "Idempotency-Key"
 // maxIdempotencyKey is the maximum length of a key in bytes.
 const maxIdempotencyKey = 255
 
-// Replies keeps replies by idempotency keys, see [Route].Idempotency. Package idempotency implements it.
+// Replies stores replies by idempotency keys, see [Route].Idempotency. Package idempotency implements it.
 type Replies interface {
 	// Find returns the reply that was kept for a key, or nil.
 	Find(ctx context.Context, key ReplyKey) (*KeptReply, error)
-	// Keep keeps a reply in the transaction that ctx carries. Conflict: the key has a reply.
+	// Keep stores a reply in the transaction that ctx carries. Conflict: the key already has a reply.
 	Keep(ctx context.Context, key ReplyKey, reply KeptReply) error
 }
 
-// ReplyKey is a key of a client.
+// ReplyKey is an idempotency key of a client.
 type ReplyKey struct {
-	// Scope is the client's project, or, without a project, its user. Keys of different scopes are different.
+	// Scope is the client's project, or the client's user if the client has no project. The same key in two scopes means two different keys.
 	Scope string
 	// Key is the value of the header.
 	Key string
 }
 
-// KeptReply is the reply of a request.
+// KeptReply is a stored reply.
 type KeptReply struct {
 	// Fingerprint identifies the request: its method, path, query, version and body, and the fields of the reply that the client may see.
 	Fingerprint string `json:"fingerprint"`
@@ -57,11 +57,11 @@ type keeper struct {
 	route       *route
 	key         ReplyKey
 	fingerprint string
-	before      []string   // the names of the reply's header before the handler
-	kept        *KeptReply // what the handler has kept
+	before      []string   // the names of the reply's header before the handler was called
+	kept        *KeptReply // the reply that the handler has kept
 }
 
-// newKeeper returns the keeper of a request, or nil if the request has no key. A key without effect is Invalid.
+// newKeeper returns the keeper of a request, or nil if the request has no key. Invalid: the key is malformed, or would have no effect.
 func (m *Mux) newKeeper(rec *recorder, hr *http.Request, r *route) (*keeper, error) {
 	values := hr.Header.Values(idempotencyHeader)
 	if len(values) == 0 || r.Idempotency == nil && hr.Method != http.MethodPost && hr.Method != http.MethodPatch {
@@ -87,8 +87,7 @@ func (m *Mux) newKeeper(rec *recorder, hr *http.Request, r *route) (*keeper, err
 	return k, err
 }
 
-// parseIdempotencyKey returns the key of a header. In the draft the key is in quotes; many clients send the key without
-// quotes.
+// parseIdempotencyKey returns the key of a header. In the draft the key is in quotes, but many clients send the key without quotes.
 func parseIdempotencyKey(values []string) (string, bool) {
 	key := strings.TrimSpace(values[0])
 	if n := len(key); n >= 2 && key[0] == '"' && key[n-1] == '"' {
@@ -98,8 +97,8 @@ func parseIdempotencyKey(values []string) (string, bool) {
 	return key, len(values) == 1 && !bad && key != "" && len(key) <= maxIdempotencyKey
 }
 
-// identify returns the fingerprint of the request. Two clients of a project that may see different fields of the reply have different
-// requests, so that no client gets the fields of another.
+// identify returns the fingerprint of the request. If two clients of a project may see different fields of the reply, their requests have
+// different fingerprints, so that no client gets the fields of another client.
 func (k *keeper) identify() (string, error) {
 	var body any
 	if len(k.rec.body) > 0 {
@@ -117,7 +116,7 @@ func (k *keeper) identify() (string, error) {
 		}
 		parts = append(parts, s.rulesOf(allowed))
 	}
-	raw, err := json.Marshal(parts) // objects have their names in order
+	raw, err := json.Marshal(parts) // the names in objects are sorted
 	if err != nil {
 		return "", err
 	}
@@ -125,7 +124,7 @@ func (k *keeper) identify() (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// replay sends the reply that was kept for the key, and reports whether it has answered.
+// replay sends the reply that was kept for the key, if any. It reports whether it has answered the request.
 func (k *keeper) replay() (bool, error) {
 	have, err := k.route.Idempotency.Find(k.hr.Context(), k.key)
 	switch {
@@ -141,8 +140,8 @@ func (k *keeper) replay() (bool, error) {
 	return true, nil
 }
 
-// beginKept returns the keeper of a request, or nil if the request has no key. It reports whether the request is answered: by the reply that was
-// kept, or with an error.
+// beginKept returns the keeper of a request, or nil if the request has no key. The result answered reports whether the request was answered:
+// with a kept reply, or with an error.
 func (m *Mux) beginKept(rec *recorder, hr *http.Request, r *route) (k *keeper, answered bool) {
 	k, err := m.newKeeper(rec, hr, r)
 	if err == nil && k != nil {
@@ -155,7 +154,7 @@ func (m *Mux) beginKept(rec *recorder, hr *http.Request, r *route) (k *keeper, a
 	return k, answered
 }
 
-// finish answers when the handler has returned.
+// finish answers the request after the handler has returned.
 func (k *keeper) finish(err error) {
 	switch {
 	case err != nil && k.answerFailed():
@@ -168,8 +167,8 @@ func (k *keeper) finish(err error) {
 	}
 }
 
-// answerFailed answers a request whose handler has failed, if another request with the key has been executed meanwhile. It reports whether
-// it has answered.
+// answerFailed is called if the handler has failed. If another request with the key has been executed meanwhile, answerFailed answers with the
+// reply of that request, or with status 422 if that request was different. It reports whether it has answered.
 func (k *keeper) answerFailed() bool {
 	ok, err := k.replay()
 	if err != nil && statusOf(err) == http.StatusUnprocessableEntity {
@@ -179,7 +178,7 @@ func (k *keeper) answerFailed() bool {
 	return ok
 }
 
-// keep keeps a reply in the transaction of ctx.
+// keep stores a reply in the transaction of ctx.
 func (k *keeper) keep(ctx context.Context, status int, reply any) error {
 	out := KeptReply{Fingerprint: k.fingerprint, Status: status, Header: http.Header{}}
 	for name, values := range k.rec.Header() {
@@ -188,7 +187,7 @@ func (k *keeper) keep(ctx context.Context, status int, reply any) error {
 		}
 	}
 	if t := reflect.TypeOf(reply); k.route.out.Kind() != reflect.Interface && t != k.route.out {
-		return fault.New(fault.Internal, "Keep of a reply of %s has a %v, and the handler returns a %v: give it the reply", k.route.Pattern, t, k.route.out)
+		return fault.New(fault.Internal, "Keep of a reply of %s has a %v, and the handler returns a %v: pass Keep the reply that the handler returns", k.route.Pattern, t, k.route.out)
 	}
 	if _, none := reply.(None); !none {
 		seen, err := k.mux.visible(k.rec, k.hr, nil, &reply)
@@ -208,7 +207,7 @@ func (k *keeper) keep(ctx context.Context, status int, reply any) error {
 
 // send answers with a kept reply.
 func (k *keeper) send(reply *KeptReply) {
-	for name := range k.rec.Header() { // what the handler has set after Keep, or before it failed
+	for name := range k.rec.Header() { // the fields that the handler has set after Keep, or before it failed
 		if !slices.Contains(k.before, name) {
 			k.rec.Header().Del(name)
 		}
@@ -221,12 +220,12 @@ func (k *keeper) send(reply *KeptReply) {
 	k.mux.write(k.rec, reply.Status, reply.Body)
 }
 
-// Keep keeps the reply for a request with the header Idempotency-Key, see [Route].Idempotency. Without the header it does nothing. ctx is the
-// context of the transaction that writes what the request does. Call Keep last in it, when Status and ReplyHeader are set: this reply is sent,
-// now and for each repetition of the request.
+// Keep stores the reply for a request with the header Idempotency-Key, see [Route].Idempotency. Without the header it does nothing. The
+// parameter ctx is the context of the transaction in which the handler writes. Call Keep last in the transaction, after Status and ReplyHeader
+// are set. The client gets this reply, now and for each repetition of the request.
 //
-// Errors: Conflict, if another request with the key was executed; return it, so that the transaction is rolled back. The client then
-// gets the reply of the other request. Internal, if the route has no Idempotency, or the transaction is missing.
+// Errors: Conflict if another request with the key was executed; return this error, so that the transaction is rolled back, and the client gets
+// the reply of the other request. Internal if the route has no Idempotency, or if ctx carries no transaction.
 func (r *Request[B]) Keep(ctx context.Context, reply any) error {
 	switch {
 	case r.keeper != nil:

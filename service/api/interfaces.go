@@ -8,13 +8,13 @@ import (
 	"sync"
 )
 
-// encoding/json encodes the value of an interface by the value's own type, and does not know the tags for versions and callers. A
-// reply with such a value is refused, so that no field is shown that a rule forbids.
+// encoding/json encodes the value of an interface by the value's own type, and does not know the tags for versions and callers. So a reply
+// is refused if such a value has these tags; otherwise the reply could show a field that a rule forbids.
 
-// maxReplyDepth is the maximum depth of a reply with values of interface types. encoding/json also ends at 1,000 pointers.
+// maxReplyDepth is the maximum depth of a reply with values of interface types. encoding/json also stops at 1,000 pointers.
 const maxReplyDepth = 1000
 
-// hasInterface reports whether a value of the type may have a value of an interface type, at any depth.
+// hasInterface reports whether a type contains an interface type, at any depth.
 func hasInterface(t reflect.Type, seen map[reflect.Type]bool) bool {
 	if seen[t] {
 		return false
@@ -35,13 +35,13 @@ func hasInterface(t reflect.Type, seen map[reflect.Type]bool) bool {
 	return false
 }
 
-// dynamic says what checkInterfaces must know about the type of a value.
+// dynamic has what checkInterfaces must know about the type of a value.
 type dynamic struct {
-	open       bool   // it has interfaces
+	open       bool   // the type contains interface types
 	field, tag string // see versionedField
 }
 
-// dynamics has what is known about types, by reflect.Type.
+// dynamics has the results of dynamicOf, by reflect.Type, so that each type is examined once.
 var dynamics sync.Map
 
 func dynamicOf(t reflect.Type) dynamic {
@@ -54,8 +54,8 @@ func dynamicOf(t reflect.Type) dynamic {
 	return d
 }
 
-// checkInterfaces returns an error if a value of an interface type in v has a field with a tag for versions or callers. path is where v is
-// in the reply.
+// checkInterfaces returns an error if a value of an interface type in v has a field with a tag for versions or callers. The parameter path
+// is the place of v in the reply.
 func checkInterfaces(v reflect.Value, path string, depth int) error {
 	if depth > maxReplyDepth {
 		return errors.New(shortenText(path) + ": the reply is nested too deep, or contains itself")
@@ -66,7 +66,7 @@ func checkInterfaces(v reflect.Value, path string, depth int) error {
 	if v.Kind() == reflect.Interface && !v.IsNil() {
 		t := v.Elem().Type()
 		if d := dynamicOf(t); d.field != "" {
-			return fmt.Errorf("%s is an interface with a %s: the tag %s of %s has no effect there: declare the field with this type, or as a slice or pointer of it", path, t, d.tag, d.field)
+			return fmt.Errorf("%[1]s has an interface type and holds a %[2]s, so the tag %[3]s of %[4]s has no effect: declare %[1]s as %[2]s, or as a slice of it or a pointer to it", path, t, d.tag, d.field)
 		}
 	}
 	for name, inner := range partsOf(v) {
@@ -77,7 +77,7 @@ func checkInterfaces(v reflect.Value, path string, depth int) error {
 	return nil
 }
 
-// partsOf returns the values in a value, each with its place.
+// partsOf returns the values that a value consists of, each with its place.
 func partsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
 	switch v.Kind() {
 	case reflect.Slice, reflect.Array:
@@ -86,7 +86,7 @@ func partsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
 		return elementsOf(v, func(key reflect.Value) string { return "." + fmt.Sprint(key) })
 	case reflect.Struct:
 		return fieldsOf(v)
-	default: // an interface or a pointer; if it is nil, the result is not valid
+	default: // an interface or a pointer; of a nil one, the value is not valid
 		return func(yield func(string, reflect.Value) bool) { yield("", v.Elem()) }
 	}
 }
@@ -102,7 +102,7 @@ func elementsOf(v reflect.Value, place func(key reflect.Value) string) iter.Seq2
 	}
 }
 
-// fieldsOf returns the fields of a struct that JSON has.
+// fieldsOf returns the fields of a struct that are in its JSON.
 func fieldsOf(v reflect.Value) iter.Seq2[string, reflect.Value] {
 	return func(yield func(string, reflect.Value) bool) {
 		for f, value := range v.Fields() {

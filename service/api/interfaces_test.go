@@ -19,7 +19,7 @@ type late struct {
 	Cost int `json:"cost" since:"3.5"`
 }
 
-// inside has no field of an interface type, and contains hostOf, whose field Host has the tag rule.
+// inside has no field of an interface type. It contains hostOf, whose field Host has the tag rule.
 type inside struct {
 	List []hostOf `json:"list"`
 }
@@ -30,7 +30,7 @@ type branchOf struct {
 	Sub  []branchOf `json:"sub,omitempty"`
 }
 
-// TestInterfaces: if a value of an interface type in a reply is a struct with the tag rule or since, the reply fails with 500 and shows nothing
+// TestInterfaces: if a value of an interface type in a reply is a struct with the tag rule or since, the reply fails with 500 and has no part
 // of the value. The log names the type and the field.
 func TestInterfaces(t *testing.T) {
 	t.Parallel()
@@ -55,12 +55,12 @@ func TestInterfaces(t *testing.T) {
 		reply any
 		says  string // in the log; "": the reply is shown
 	}{
-		"any":                {reply{One: secret}, "reply.One is an interface with a api_test.hostOf: the tag rule of api_test.hostOf.Host has no effect there"},
+		"any":                {reply{One: secret}, "reply.One has an interface type and holds a api_test.hostOf, so the tag rule of api_test.hostOf.Host has no effect"},
 		"pointer":            {reply{One: &secret}, "api_test.hostOf.Host"},
 		"slice":              {reply{One: []hostOf{secret}}, "api_test.hostOf.Host"},
-		"list":               {reply{List: []any{1, secret}}, "reply.List[] is an interface"},
-		"map":                {reply{Map: map[string]any{"m": secret}}, "reply.Map.m is an interface"},
-		"pointer to any":     {reply{Ptr: &boxed}, "reply.Ptr is an interface"},
+		"list":               {reply{List: []any{1, secret}}, "reply.List[] has an interface type"},
+		"map":                {reply{Map: map[string]any{"m": secret}}, "reply.Map.m has an interface type"},
+		"pointer to any":     {reply{Ptr: &boxed}, "reply.Ptr has an interface type"},
 		"deep":               {deep, "api_test.hostOf.Host"},
 		"in another struct":  {reply{One: inside{[]hostOf{secret}}}, "api_test.hostOf.Host"},
 		"a map of any":       {map[string]any{"m": []any{map[string]any{"n": secret}}}, "api_test.hostOf.Host"},
@@ -92,7 +92,7 @@ func TestInterfaces(t *testing.T) {
 	}
 }
 
-// TestBodyOfLaterField: a schema must not allow a property in a version in which the type does not have its field.
+// TestBodyOfLaterField: HandleRoute panics if a schema allows a property in a version in which the type does not have the property's field.
 func TestBodyOfLaterField(t *testing.T) {
 	t.Parallel()
 	type body struct {
@@ -128,7 +128,7 @@ func TestBodyOfLaterField(t *testing.T) {
 	}
 }
 
-// TestTimes: a time that Go does not accept is refused with the name of its field.
+// TestTimes: a time that Go does not accept is refused, and the error has the name of the field.
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	type body struct {
@@ -151,7 +151,7 @@ func TestTimes(t *testing.T) {
 	}
 }
 
-// TestGroupWithoutRouter: a group without a router, or with a pattern that is not a path, panics with the place and the reason.
+// TestGroupWithoutRouter: NewGroup panics if it gets no router, or a pattern that is not a path. The text of the panic has the place and the reason.
 func TestGroupWithoutRouter(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// useFieldNames renames the values of a decoded body to the names of the fields that encoding/json sets with them, which may differ
-// by case. It returns the name of a value that the schema has not checked, because the name differs only by case from a property.
-// Otherwise it returns "".
+// useFieldNames renames the values of a decoded body to the names of the fields that encoding/json sets with these values. The
+// names may differ by case. If a name differs only by case from a property of the schema, the schema has not checked the value, and
+// useFieldNames returns the name. Otherwise it returns "".
 func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
 	t = structAt(t)
 	if at := reflect.PointerTo(t); at.Implements(jsonUnmarshaler) || at.Implements(textUnmarshaler) {
@@ -34,7 +34,7 @@ func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
 	return ""
 }
 
-// useNamesOf is useFieldNames for a struct.
+// useNamesOf does what useFieldNames does, for a struct.
 func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) string {
 	fields := map[string]reflect.Type{}
 	list, _ := propertiesOf(t) // learn has reported its errors
@@ -60,7 +60,7 @@ func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) st
 	return ""
 }
 
-// sameName returns the key that is equal to a name, or else one that differs only by case, or "".
+// sameName returns the key that is equal to name. If no key is equal, it returns a key that differs only by case, or "".
 func sameName[T any](keys map[string]T, name string) string {
 	if _, ok := keys[name]; ok {
 		return name

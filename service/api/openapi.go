@@ -14,10 +14,10 @@ type About struct {
 	Title, Description, Version string
 }
 
-// OpenAPI returns the OpenAPI 3.1 document of the API in the microversion v. For an API without microversions, v is the zero
-// Version, and the document has all routes. A route is described by its schemas. A body or a reply without a schema is described
-// by its type in the handler. The actions of one pattern are one operation. Health routes are not in the document. OpenAPI panics
-// if a type cannot be described, which is a programmer's error.
+// OpenAPI returns the OpenAPI 3.1 document of the API in the microversion v. For an API without microversions, v must be the zero
+// Version, and the document has all routes. The schemas of a route describe the route. If a body or a reply has no schema, its Go
+// type in the handler describes it. All actions of one pattern are one operation. The routes of Health are not in the document.
+// OpenAPI panics on a programmer's error: a type cannot be described.
 func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	paths := map[string]any{}
 	for _, r := range m.all {
@@ -45,7 +45,7 @@ func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	return doc
 }
 
-// routesAt returns the routes of a version: one route, or one for each action.
+// routesAt returns the routes that exist in a version: one route, or one for each action.
 func (e entry) routesAt(v Version) entry {
 	var out entry
 	for _, r := range e {
@@ -56,7 +56,7 @@ func (e entry) routesAt(v Version) entry {
 	return out
 }
 
-// openPath returns a pattern's path in OpenAPI's form.
+// openPath returns the path of a pattern in OpenAPI's form.
 func openPath(path string) string {
 	path = strings.ReplaceAll(strings.TrimSuffix(path, "{$}"), "...}", "}")
 	return path[strings.IndexByte(path, '/'):]
@@ -134,7 +134,7 @@ func (r *route) describeReply(v Version) any {
 	return r.outShape.document(v)
 }
 
-// operationID returns a unique name for the operation. Routes of one pattern share it.
+// operationID returns a name for the operation that is unique in the document. Routes with the same pattern have the same name.
 func (m *Mux) operationID(r *route) string {
 	words := []string{strings.ToLower(r.method)}
 	for part := range strings.FieldsFuncSeq(r.path, func(c rune) bool { return strings.ContainsRune("/{}.$-_", c) }) {
@@ -156,20 +156,12 @@ func describeReplies(e entry, v Version) map[string]any {
 	out := map[string]any{"default": failed}
 	replies, empty := map[int][]any{}, map[int]bool{}
 	for _, r := range e {
-		errors := r.Errors
-		if r.Idempotency != nil {
-			errors = append(slices.Clip(errors), http.StatusUnprocessableEntity)
-		}
-		for _, status := range errors {
-			one := map[string]any{} // without a body
-			if status >= http.StatusBadRequest {
-				one = maps.Clone(failed)
-			}
-			one["description"] = http.StatusText(status)
-			out[strconv.Itoa(status)] = one
-		}
+		describeErrors(out, r, failed)
 		s := r.describeReply(v)
 		for _, status := range append([]int{r.Status}, r.Statuses...) {
+			if status >= http.StatusBadRequest { // the route always refuses, see Route.Errors
+				continue
+			}
 			if list := replies[status]; s != nil {
 				replies[status] = append(list, s)
 			} else {
@@ -183,7 +175,24 @@ func describeReplies(e entry, v Version) map[string]any {
 	return out
 }
 
-// describeStatus describes the replies with a status. list has their schemas, and empty reports whether some have no body.
+// describeErrors adds the replies of Route.Errors to the replies out of an operation. The parameter failed describes an error.
+func describeErrors(out map[string]any, r *route, failed map[string]any) {
+	list := r.Errors
+	if r.Idempotency != nil {
+		list = append(slices.Clip(list), http.StatusUnprocessableEntity)
+	}
+	for _, status := range list {
+		one := map[string]any{} // a reply without a body
+		if status >= http.StatusBadRequest {
+			one = maps.Clone(failed)
+		}
+		one["description"] = http.StatusText(status)
+		out[strconv.Itoa(status)] = one
+	}
+}
+
+// describeStatus describes the replies with a status. The parameter list has their schemas, and empty reports whether some of the
+// replies have no body.
 func describeStatus(status int, list []any, empty bool) map[string]any {
 	one := map[string]any{}
 	switch len(list) {
@@ -193,14 +202,14 @@ func describeStatus(status int, list []any, empty bool) map[string]any {
 	default:
 		one = describeBodyOf(false, map[string]any{"anyOf": list})
 	}
-	if empty && len(list) > 0 { // some actions have a body, others have none
+	if empty && len(list) > 0 { // some actions have a body, and others have none
 		one["x-body-optional"] = true
 	}
 	one["description"] = http.StatusText(status)
 	return one
 }
 
-// describeBodyOf describes a body of the type application/json.
+// describeBodyOf describes a body with the content type application/json.
 func describeBodyOf(required bool, schema any) map[string]any {
 	out := map[string]any{"content": map[string]any{"application/json": map[string]any{"schema": schema}}}
 	if required {
@@ -227,7 +236,7 @@ func (s *schema) parameters() []any {
 	return out
 }
 
-// document returns the schema of a version for the OpenAPI document, or nil if s is nil.
+// document returns the schema for a version, for the OpenAPI document. It returns nil if s is nil.
 func (s *shape) document(v Version) any {
 	if s == nil {
 		return nil
@@ -249,7 +258,7 @@ func (m *Mux) errorSchema() map[string]any {
 		}}
 	}
 	item, _ := mustShape("errors", reflect.TypeFor[errorItem](), true).document(Version{}).(map[string]any)
-	item = maps.Clone(item) // requests and other documents share the schema
+	item = maps.Clone(item) // requests and other documents use the same map
 	if props, ok := item["properties"].(map[string]any); ok {
 		props = maps.Clone(props)
 		props["status"], item["properties"] = status, props

@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/listing"
 )
 
-// wrongQuery returns the error for a parameter of the query.
+// wrongQuery returns the error for a query parameter with a wrong value. The parameter detail says what is wrong.
 func wrongQuery(name, value, detail string) error {
 	return fieldError(name, fmt.Sprintf("Invalid input for query parameters %s. Value: %s. %s", shortenText(name), shortenText(value), detail))
 }
@@ -19,8 +19,8 @@ type Link struct {
 	Type string `json:"type,omitempty"`
 }
 
-// NextPage returns the link to the next page of a route with a List. got is the number of items of this page, and last is the id of its
-// last item. The result is nil if this page is empty, or has fewer items than the limit.
+// NextPage returns the link to the next page of a route with a List. The parameter got is the number of items on this page, and last is
+// the id of the last item. The result is nil if this page is empty or has fewer items than the limit.
 func (r *Request[B]) NextPage(got int, last string) []Link {
 	return nextPage(r.Request, &r.List, got, last)
 }

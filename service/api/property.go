@@ -15,13 +15,13 @@ type property struct {
 	reflect.StructField
 	span
 
-	index    int    // of the field in the struct
-	name     string // in JSON
-	options  string // of the tag json
+	index    int    // the index of the field in the struct
+	name     string // the name in JSON
+	options  string // the options of the tag json
 	optional bool   // the field may be missing
-	zero     bool   // the option omitzero
-	flat     bool   // an embedded struct: JSON has its fields instead
-	quoted   bool   // a number or a bool as a text
+	zero     bool   // the field has the option omitzero
+	flat     bool   // an embedded struct, whose fields are in the JSON in its place
+	quoted   bool   // a number or a bool that is encoded as a text
 	rule     string // the policy rule of the callers who may use the field; "": all callers
 }
 
@@ -31,7 +31,7 @@ func (p *property) depends() bool { return p.span != (span{}) || p.rule != "" }
 // versionTags are the tags that select the versions and the callers of a field.
 var versionTags = []string{"since", "until", "rule", "name"}
 
-// propertiesOf returns the fields of a struct that are also in its JSON, in their order.
+// propertiesOf returns the fields of a struct that are in its JSON, in their order.
 func propertiesOf(t reflect.Type) ([]property, error) {
 	var out []property
 	for i := range t.NumField() {
@@ -96,7 +96,7 @@ func (p *property) readOptions() error {
 	return nil
 }
 
-// isNoNameRune reports whether encoding/json ignores a name with this character in a tag.
+// isNoNameRune reports whether encoding/json ignores a tag's name if it has this character.
 func isNoNameRune(r rune) bool {
 	return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r)
 }
@@ -111,13 +111,13 @@ func isQuotable(t reflect.Type) bool {
 		!at.Implements(textMarshaler) && !at.Implements(textUnmarshaler)
 }
 
-// hasIsZero reports whether the option omitzero uses a method of the type.
+// hasIsZero reports whether the option omitzero uses a method IsZero of the type.
 func hasIsZero(t reflect.Type) bool {
 	return t.Implements(isZeroer) || reflect.PointerTo(t).Implements(isZeroer)
 }
 
-// flatten replaces each embedded struct by its fields. Their names in Go have the path of the struct. Fields of an
-// embedded pointer are optional, because the pointer may be nil.
+// flatten replaces each embedded struct with its fields. The Go name of such a field is then the name of the struct, a dot, and
+// the name of the field. The fields of an embedded pointer are optional, because the pointer may be nil.
 func flatten(fields []property) []property {
 	var out []property
 	for _, f := range fields {
@@ -135,7 +135,7 @@ func flatten(fields []property) []property {
 	return out
 }
 
-// firstTag returns the first of the names that is a tag of the field, or "".
+// firstTag returns the first of the names that the field has as a tag, or "".
 func firstTag(tags reflect.StructTag, names []string) string {
 	for _, name := range names {
 		if _, ok := tags.Lookup(name); ok {

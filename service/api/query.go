@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// parseQuery parses a query. Invalid: it is malformed, or is not UTF-8.
+// parseQuery parses a query. Invalid: the query is malformed, or is not UTF-8.
 func parseQuery(raw string) (url.Values, error) {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
@@ -55,8 +55,8 @@ func (s *schema) checkQuery(raw string) error {
 	return s.validate(inQuery, rawInstance, instance)
 }
 
-// parseParameter returns the value of a parameter for a type of JSON Schema. If the text cannot be parsed, it returns the
-// text, and the validation by the schema fails later.
+// parseParameter returns the value of a parameter for a type of JSON Schema. If the text cannot be parsed, parseParameter
+// returns the text, and the validation by the schema fails later.
 func parseParameter(typ, text string) any {
 	switch typ {
 	case "integer", "number":

@@ -14,16 +14,15 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// retryAfter is how long a client should wait after a reply with 503, in its header Retry-After. An outage of the
-// broker or the database mostly ends within seconds.
+// retryAfter is how long a client should wait after a reply with 503; the reply has this time in its header Retry-After.
+// An outage of the broker or the database usually ends within seconds.
 const retryAfter = time.Second
 
-// statusClientGone is nginx's status for a client that did not wait for the reply. The status is for the log: no
-// client reads it.
+// statusClientGone is nginx's status for a client that did not wait for the reply. No client reads this status; it is for
+// the log.
 const statusClientGone = 499
 
-// names are the keys of OpenStack's error bodies, by status. Every other status has the key
-// [Config].FaultName.
+// names are the keys of OpenStack's error bodies, by status. For any other status the key is [Config].FaultName.
 var names = map[int]string{
 	http.StatusBadRequest:            "badRequest",
 	http.StatusUnauthorized:          "unauthorized",
@@ -37,9 +36,9 @@ var names = map[int]string{
 	http.StatusNotImplemented:        "notImplemented",
 }
 
-// WithStatus returns err with an HTTP status. Use it where the status of err's code is too general, for
-// example for 410. The reply has err's text for users, with two exceptions. With status 503 or 504 it has such a text only
-// if fault.WithUser has set it, and a general text otherwise. With status 500 it always has a general text.
+// WithStatus returns err with an HTTP status. Use it where the status of err's code is too general, for example for 410.
+// The reply has err's text for users, with two exceptions: With status 503 or 504 the reply has a general text, unless
+// fault.WithUser has set a text. With status 500 the reply always has a general text.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
 // statusError is an error with an HTTP status, see WithStatus.
@@ -51,12 +50,12 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
-// fieldError returns the error for a wrong field of a request. Its fault details have the field's name.
+// fieldError returns the error for a wrong field of a request. The Meta of the error has the field's name.
 func fieldError(field, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "%s", text), "", map[string]string{"field": field})
 }
 
-// statusOf returns the HTTP status of the reply for err, see the package's comment.
+// statusOf returns the HTTP status of the reply for err, see the package comment.
 func statusOf(err error) int {
 	if e, ok := errors.AsType[*statusError](err); ok {
 		return e.status
@@ -64,7 +63,7 @@ func statusOf(err error) int {
 	code := fault.CodeOf(err)
 	if fault.IsPrivate(err) {
 		switch code {
-		case fault.Unauthenticated, fault.Denied, fault.Exhausted: // the service's own login or disk is wrong, not the client
+		case fault.Unauthenticated, fault.Denied, fault.Exhausted: // the fault is in the service's own login or disk, and not in the client
 			code = fault.Unavailable
 		case fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
 		default:
@@ -95,7 +94,7 @@ func statusOf(err error) int {
 	}
 }
 
-// general are the texts for failures of the service itself, by status. Their causes are only in the log.
+// general has the texts for failures of the service itself, by status. The causes are only in the log.
 var general = map[int]string{
 	http.StatusInternalServerError: "Unexpected API Error.",
 	http.StatusServiceUnavailable:  "The service is not available for the moment.",
@@ -118,9 +117,12 @@ func clientMessage(err error, status int, id string) string {
 	return fault.CodeOf(err).String()
 }
 
-// fail answers with the status of err and an error body. If the reply has begun, fail closes the connection.
+// fail answers with the status of err and an error body. If the reply has already begun, fail closes the connection.
 func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	status := statusOf(err)
+	if isRead := r.Method == http.MethodGet || r.Method == http.MethodHead; isRead && status == http.StatusGatewayTimeout && fault.CodeOf(err) == fault.Unknown {
+		status = http.StatusServiceUnavailable // nothing was changed, so the client may repeat the request
+	}
 	if status >= http.StatusInternalServerError {
 		level := slog.LevelError
 		if status == http.StatusNotImplemented { // the client has requested an unsupported feature
@@ -128,9 +130,9 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 		}
 		m.cfg.Logger.Log(r.Context(), level, "request failed", "status", status, "error", err)
 	}
-	rec.routed = true // the reply is the Mux's own
+	rec.routed = true // the reply is from the Mux
 	if rec.status != 0 {
-		panic(http.ErrAbortHandler) // too late for a status: close the connection, so that half a reply does not look complete
+		panic(http.ErrAbortHandler) // too late for a status: the connection is closed, so that half a reply does not look complete
 	}
 	if status == http.StatusUnauthorized && m.cfg.Challenge != "" {
 		rec.Header().Set("WWW-Authenticate", m.cfg.Challenge)
@@ -142,7 +144,7 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	m.write(rec, status, body)
 }
 
-// faultBody is an error in Nova's form.
+// faultBody is an error in Nova's form of error bodies.
 type faultBody struct {
 	Code    int    `json:"code"`
 	Message string `json:"message"`
@@ -176,8 +178,8 @@ func (m *Mux) errorBody(rec *recorder, status int, err error) any {
 	return map[string][]errorItem{"errors": {item}}
 }
 
-// errorCode returns the last part of an error's code in the API-SIG's form: the fault's reason, or else its code, in
-// snake case.
+// errorCode returns the last part of an error's code in the API-SIG's form, in snake case: the fault's reason, or the
+// fault's code if it has no reason.
 func errorCode(err error, status int) string {
 	word := fault.CodeOf(err).String()
 	if e, ok := errors.AsType[*fault.Error](err); ok && e.Reason != "" && status != http.StatusInternalServerError {
@@ -196,8 +198,8 @@ func errorCode(err error, status int) string {
 	return out.String()
 }
 
-// reply answers with v as JSON, or with 304 if the client has the same entity tag. A value that JSON cannot express is
-// an error in the handler and is answered with status 500.
+// reply answers with v as JSON, or with 304 if the client has the same entity tag. If JSON cannot express v, which is an
+// error of the handler, the status is 500.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	body, err := encodeJSON(v)
 	if err != nil {
@@ -211,7 +213,7 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	m.write(rec, status, body)
 }
 
-// encodeOwn encodes a value of this package, which JSON can always express.
+// encodeOwn encodes a value of this package. JSON can always express such a value.
 func encodeOwn(v any) []byte {
 	body, err := encodeJSON(v)
 	if err != nil {

@@ -130,8 +130,8 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
-// TestSecretPath: neither the log, nor an observation, nor the list of running requests has the path of a request with a secret in it, also if the request is refused or
-// no route has its path.
+// TestSecretPath: if the path of a request has a secret, neither the log, nor an observation, nor the list of running requests has this path.
+// This also holds if the request is refused or no route matches its path.
 func TestSecretPath(t *testing.T) {
 	t.Parallel()
 	inflight := new(service.Inflight)

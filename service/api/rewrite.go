@@ -38,7 +38,7 @@ func (m *Mux) rewrite(rec *recorder, r *http.Request) *http.Request {
 	return out
 }
 
-// checkProject returns an error if the path names another project than that of the client.
+// checkProject returns an error if the path names a project other than the client's.
 func (rec *recorder) checkProject() error {
 	if rec.project == "" || rec.project == rec.req.ProjectID {
 		return nil

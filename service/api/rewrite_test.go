@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// TestRewrite: a client may use other forms of the paths. A path with another project than the client's is refused, and an older form of
-// the paths has the first version.
+// TestRewrite: a client may use other forms of the paths. A path with a project other than the client's is refused. In an older form of
+// the paths, the version is the first one.
 func TestRewrite(t *testing.T) {
 	t.Parallel()
 	form := regexp.MustCompile(`^/v(3|old)/(p[0-9%]+)?/?(.+)$`)
@@ -68,7 +68,8 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
-// TestDiscoverSeveral: the list of versions has each version in the order of the calls. A version without microversions has none.
+// TestDiscoverSeveral: the list has each version of the API, in the order of the calls. A version of the API without microversions has
+// no range of microversions.
 func TestDiscoverSeveral(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{PublicURL: "http://example.com", Microversions: &api.Microversions{Service: "disk", Min: "3.1", Max: "3.9", Prefix: "/v3.1"}})
@@ -95,7 +96,7 @@ func TestDiscoverSeveral(t *testing.T) {
 	m.Discover(api.Discovery{ID: "v4", Path: "/v4", Status: "OLD"})
 }
 
-// TestOtherStatus: the document has a status below 400 in Errors as a reply without a body.
+// TestOtherStatus: a status below 400 in Errors is a reply without a body in the document.
 func TestOtherStatus(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{})

@@ -19,62 +19,61 @@ import (
 type Route struct {
 	// Pattern is a pattern of [http.ServeMux] with a method, such as "GET /v1/volumes/{id}".
 	Pattern string
-	// Action restricts the handler to requests whose body is an object with this name alone, such as
-	// "extend" for {"extend": {"new_size": 2}}. Several handlers may have one pattern, each with its own
-	// action. The client is authenticated first, then the action is read, and then the action's Rule is
-	// enforced. The client is not authenticated only if all actions of the pattern are Public. A body that
-	// is not an object with one name, or names an action that the version does not have, is answered with
-	// 400. If the handler's body is [None], the value under the name may be anything. Empty: the handler
-	// gets every body.
+	// Action restricts the handler to requests whose body is an object with only this name, such as "extend" for {"extend": {"new_size": 2}}.
+	// Several handlers may have one pattern, each with its own action. A request is handled in this order: the client is authenticated, the
+	// action is read, and the action's Rule is enforced. Only if all actions of the pattern are Public, the client is not authenticated. The
+	// reply is 400 if the body is not an object with one name, or names an action that the version does not have. If the handler's body is
+	// [None], the value under the name may be anything. Empty: the handler gets every body.
 	Action string
 	// Min and Max are the first and the last microversion of the handler, such
 	// as "3.4". Empty: the first and the last version of the API. Several handlers may have one
 	// pattern, each for its own range of versions.
 	Min, Max string
-	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot describe. In a
-	// version without a schema, the handler's type is the schema, see the package's comment. A name in a body that differs
-	// from a property of a schema only by case is refused, unless the name is also a property.
+	// Body are schemas of the body, each for a range of versions. They are for bodies that a Go type cannot describe. In a version without a
+	// schema, the handler's type is the schema, see the package comment. If a name in a body differs only by case from a property of a schema,
+	// the body is refused, unless another property has exactly this name.
 	Body []Schema
-	// NoEffect names the properties of the body that a schema allows although the handler's type
-	// has no field for them. Clients may send such properties, which change nothing. The form is
-	// "volume.size", and "volumes[].size" in an array. For any other property without a field, HandleRoute panics,
-	// unless the property's schema allows one value only.
+	// NoEffect names properties of the body that a schema allows although the handler's type has no field for them. Clients may send such
+	// properties, which change nothing. The form is "volume.size", and "volumes[].size" in an array. HandleRoute panics for any other property
+	// without a field, unless the property's schema allows only one value.
 	NoEffect []string
-	// Query are the schemas of the query, each for a range of versions: an object whose properties are
-	// the parameters. A property of type array has all values of a parameter that is given several times.
-	// A property of type integer, number or boolean has the parsed value. In a version without a schema,
-	// every query is accepted.
+	// Query are the schemas of the query, each for a range of versions: an object whose properties are the parameters. If a property has the
+	// type array, it has all values of a parameter that is given several times. If it has the type integer, number or boolean, it has the
+	// parsed value. In a version without a schema, every query is accepted.
 	Query []Schema
-	// List declares the parameters of a list: its filters, sort keys and pages. They make the schema of the query, so Query must be
-	// nil. The handler gets what the request selects in [Request].List.
+	// List declares the parameters of a list: its filters, sort keys and pages. They define the schema of the query, so Query must be nil. The
+	// handler gets the client's selection in [Request].List.
 	List *listing.Spec
-	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST or PATCH. The handler
-	// calls [Request.Keep] in its transaction. A repeated request with the key, from the same project, gets the same reply, and the handler is not called. The
-	// repeated request is authenticated, and the Rule is enforced, as for each request. If a request with the key is running, the repetition waits for its end.
-	// A failed request keeps nothing, so a repetition is executed. A request with the key and another method, path, query, version or body, or of a client who
-	// may see other fields of the reply, is answered with 422, and a malformed key with 400. If the handler does not call Keep, the reply is 500. Nil: a POST
-	// or PATCH with the header is answered with 400.
+	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST or
+	// PATCH. The handler must call [Request.Keep] in its transaction; otherwise the reply is 500. A repeated request with the same key, from
+	// the same project, gets the same reply, and the handler is not called. The repeated request is authenticated, and the Rule is enforced, as
+	// for each request. If a request with the key is running, the repeated request waits for its end. A failed request keeps nothing, so a
+	// repeated request is executed.
+	//
+	// The reply is 422 if a later request with the same key has another method, path, query, version or body than the first request, or is from
+	// a client who may see other fields of the reply. The reply is 400 if the key is malformed. Nil: a POST or PATCH with the header is answered with 400.
 	Idempotency Replies
-	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version
-	// without a schema, the handler's type is the schema. The OpenAPI document has these schemas,
-	// and package apitest compares replies with that document in tests. Replies are not checked in production.
+	// Reply are schemas of the reply, each for a range of versions, for replies that a Go type cannot describe. In a version without a schema,
+	// the handler's type is the schema. The OpenAPI document has these schemas, and package apitest compares replies with that document in
+	// tests. In production, replies are not checked.
 	Reply []Schema
-	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None].
+	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None]. An error status, such as 410, means that the handler
+	// always returns an error: the OpenAPI document then has no other reply than Errors.
 	Status int
-	// Statuses are other statuses that the handler may set for a reply with the same body, such as 207. They are for the OpenAPI document alone.
+	// Statuses are other statuses that the handler may set for a reply with the same body, such as 207. They are only for the OpenAPI document.
 	Statuses []int
-	// Errors are the statuses of errors that a client should expect, and of replies without a body if the handler sets another Status, such
-	// as 204. They are for the OpenAPI document alone.
+	// Errors are the statuses of errors that a client should expect. They also include the statuses of replies without a body, such as 204, if
+	// the handler sets such a Status. They are only for the OpenAPI document.
 	Errors []int
-	// Public reports that clients need no authentication.
+	// Public means that clients need no authentication.
 	Public bool
-	// SecretPath means that the path of a request has a secret, such as a token. The log, Observe and Inflight then have the path of the Pattern instead. So they do for a
-	// request that no route matches and whose path begins like that of the Pattern, up to its first parameter. HandleRoute panics if the Pattern has no parameter.
+	// SecretPath means that the path of a request has a secret, such as a token. The log, Observe and Inflight then have the path of the
+	// Pattern instead. The same holds for a request that no route matches, if its path begins like the path of the Pattern up to the first
+	// parameter. HandleRoute panics if the Pattern has no parameter.
 	SecretPath bool
-	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has
-	// the path's parameters, and is nil if the path has none. If a rule depends on
-	// the object itself, such as on its owner, register the handler with [HandleTarget]. Empty: no rule is
-	// enforced. HandleRoute panics for a Rule without a Config.Enforce.
+	// Rule is the policy rule that [Config.Enforce] checks before the body is validated. The target has the parameters of the path; it is nil
+	// if the path has none. If a rule depends on the object, for example on its owner, register the handler with [HandleTarget]. Empty: no rule
+	// is enforced. HandleRoute panics for a Rule without a Config.Enforce.
 	Rule string
 	// Summary is one line about the route, for the OpenAPI document.
 	Summary string
@@ -87,8 +86,8 @@ type route struct {
 	id                 string // operationId in the OpenAPI document
 	at                 string // file:line of the call that registered the route
 	method, path       string
-	params             []string // of the path
-	body, query, reply []*schema
+	params             []string // the names of the path's parameters
+	body, query, reply []rangeSchema
 	list               *list // nil: the route has no List
 	ruled              bool  // the handler enforces the Rule
 	in, out            reflect.Type
@@ -129,20 +128,19 @@ func (e entry) allPublic() bool {
 	return true
 }
 
-// Request is the request that a handler gets. The embedded request has the parameters of the path
-// (PathValue), the query (URL.Query) and the headers.
+// Request is the request that a handler gets. The embedded http.Request has the parameters of the path (PathValue), the query (URL.Query) and
+// the headers.
 type Request[B any] struct {
 	*http.Request
-	// Body is the decoded and validated body. It hides the raw body of the embedded request, which has
-	// been read.
+	// Body is the decoded and validated body. It hides the Body of the embedded request, which has already been read.
 	Body B
-	// Version is the microversion that the client has requested. It is zero without
-	// [Config.Microversions], and on a path outside of their Prefix.
+	// Version is the microversion that the client has requested. It is zero without [Config.Microversions], and on a path outside of
+	// [Microversions].Prefix.
 	Version Version
-	// List is what the request selects, if the route has a List.
+	// List is the client's selection, if the route has a List.
 	List listing.Query
-	// Status is the status of the reply. The handler may change it; it begins as the route's Status. It
-	// is not used if the handler returns an error.
+	// Status is the status of the reply. It begins as the route's Status, and the handler may change it. It has no effect if the handler
+	// returns an error.
 	Status int
 	// ReplyHeader is the header of the reply. The handler may add to it, for example Location. It is also sent with an
 	// error.
@@ -152,26 +150,25 @@ type Request[B any] struct {
 	keeper *keeper // nil: the request has no idempotency key
 }
 
-// Accepted sets the status of the reply to 202 and its header Location to a URL at which the client can read the
-// progress of the work.
+// Accepted sets the status of the reply to 202, and the header Location to a URL at which the client can read the progress of the work.
 func (r *Request[B]) Accepted(location string) {
 	r.Status = http.StatusAccepted
 	r.ReplyHeader.Set("Location", location)
 }
 
-// Handle registers a handler of all versions for a pattern, see [HandleRoute].
+// Handle registers a handler for all versions of a pattern, see [HandleRoute].
 func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	HandleRoute(to, Route{Pattern: pattern}, h)
 }
 
-// HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics
-// if the route is malformed, or conflicts with another one, such as one for the same pattern and version. It also panics
-// if a part of the route has no effect: a Rule without a Config.Enforce, versions that the API does not have, or a property
-// of the body for which the type has no field (see [Route.NoEffect]). The panic has the caller's line.
+// HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics if the route is malformed, or conflicts
+// with another route, such as a route with the same pattern and version. It also panics if a part of the route has no effect: a Rule without a
+// Config.Enforce, versions that the API does not have, or a property of the body for which the type has no field (see [Route.NoEffect]). The
+// text of the panic has the caller's line.
 //
-// If the body type B is [None], the request may have any body, which is not read. Otherwise the body must be one JSON
-// value with the content type application/json, and have at most MaxBody bytes. The replies to other bodies are 415 and
-// 413. The reply is 400, with the name of a wrong field, if the body
+// If the body type B is [None], the request may have any body, which is not read. Otherwise the body must be one JSON value with the content
+// type application/json, and have at most MaxBody bytes. The reply to another content type is 415, and to a larger body 413. The reply is 400,
+// with the name of a wrong field, if the body
 //
 //   - does not fit the route's schema, or, without a schema, the type B, see the package's comment;
 //   - is nested more than MaxDepth deep;
@@ -179,13 +176,13 @@ func Handle[B, R any](to Router, pattern string, h func(ctx context.Context, r *
 //   - has an object with a name twice;
 //   - is not valid UTF-8, or has half of a surrogate pair.
 //
-// A request whose pattern has handlers for other versions only is answered with 404, as in Nova (VersionNotFoundForAPIMethod).
+// If a pattern has no handler for the request's version, the reply is 404, as in Nova (VersionNotFoundForAPIMethod).
 func HandleRoute[B, R any](to Router, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	m, def := to.expand(def)
 	handleRoute(m, def, false, func(*http.Request) (None, error) { return None{}, nil }, func(ctx context.Context, r *Request[B], _ None) (R, error) { return h(ctx, r) })
 }
 
-// handleRoute registers a handler of the object that find returns. If ruled is set, find enforces the Rule.
+// handleRoute registers a handler for the object that find returns. If ruled is true, find enforces the Rule.
 func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Request) (T, error), h func(ctx context.Context, r *Request[B], obj T) (R, error)) {
 	var b B
 	var rep R
@@ -199,7 +196,7 @@ func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Req
 	r := &route{
 		Route: def, ruled: ruled, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
 		inShape: mustShape(def.Pattern+": body", reflect.TypeFor[B](), false), outShape: mustShape(def.Pattern+": reply", reflect.TypeFor[R](), true),
-		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
+		body: checkSchemas(def.Pattern+": body", def.Body), query: checkSchemas(def.Pattern+": query", def.Query), reply: checkSchemas(def.Pattern+": reply", def.Reply),
 	}
 	r.addList()
 	r.serve = func(rec *recorder, hr *http.Request) {
@@ -231,7 +228,7 @@ func handleRoute[B, R, T any](m *Mux, def Route, ruled bool, find func(*http.Req
 	m.addRoute(r)
 }
 
-// answer sends what a handler has returned. p points to the reply.
+// answer sends the result of a handler. The parameter p points to the reply.
 func (m *Mux) answer(rec *recorder, hr *http.Request, r *route, status int, none bool, p any, err error) {
 	switch {
 	case err != nil:
@@ -248,7 +245,7 @@ func (m *Mux) answer(rec *recorder, hr *http.Request, r *route, status int, none
 	}
 }
 
-// addList adds the parameters of the route's List to its query. It panics if the List is wrong.
+// addList adds the parameters of the route's List to the route's query. It panics if the List is wrong.
 func (r *route) addList() {
 	l, err := newList(r.List, r.span)
 	if err == nil && l != nil && r.Query != nil {
@@ -258,12 +255,12 @@ func (r *route) addList() {
 		panic("api: " + r.Pattern + ": List: " + err.Error() + " (registered at " + r.at + ")")
 	}
 	if r.list = l; l != nil {
-		r.query = compileSchemas(r.Pattern+": List", l.schemas(r.span))
+		r.query = checkSchemas(r.Pattern+": List", l.schemas(r.span))
 	}
 }
 
-// mustShape returns the shape of the type of a body, or nil for None and for a reply that is an interface. It panics if the type's tags are
-// wrong, because this is a programmer's error.
+// mustShape returns the shape of the type of a body. It returns nil for None, and for a reply of an interface type. It panics on a programmer's
+// error: the tags of the type are wrong.
 func mustShape(what string, t reflect.Type, isReply bool) *shape {
 	if t == reflect.TypeFor[None]() || isReply && t.Kind() == reflect.Interface {
 		return nil
@@ -275,8 +272,8 @@ func mustShape(what string, t reflect.Type, isReply bool) *shape {
 	return s
 }
 
-// visible returns the reply that p points to, with the fields that the version has and the caller may see. If s is nil, p
-// points to a value of an interface type. A reply with wrong tags is an error.
+// visible returns the reply that p points to, with only the fields that the version has and the caller may see. If s is nil, p points to a
+// value of an interface type. It returns an error if the tags of the reply are wrong.
 func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, error) {
 	v := reflect.ValueOf(p).Elem()
 	if s == nil {
@@ -308,7 +305,7 @@ func (m *Mux) visible(rec *recorder, hr *http.Request, s *shape, p any) (any, er
 	return s.see(p, rec.version, allowed), nil
 }
 
-// enforceField returns an error if the caller may not use the fields with a rule.
+// enforceField returns an error if the caller may not use the fields that have the rule.
 func (m *Mux) enforceField(hr *http.Request, rule string) error {
 	if m.cfg.Enforce == nil {
 		return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
@@ -316,7 +313,7 @@ func (m *Mux) enforceField(hr *http.Request, rule string) error {
 	return m.cfg.Enforce(hr.Context(), rule, nil)
 }
 
-// addRoute registers a route. It panics as HandleRoute says.
+// addRoute registers a route. It panics as the comment of HandleRoute says.
 func (m *Mux) addRoute(r *route) {
 	method, path, ok := strings.Cut(r.Pattern, " ")
 	if !ok || strings.ToUpper(method) != method || !strings.Contains(path, "/") {
@@ -353,7 +350,7 @@ func (m *Mux) addRoute(r *route) {
 	}
 }
 
-// hasVersions reports whether the route, or a field of its bodies, is only in some versions.
+// hasVersions reports whether the route, a field of its bodies or a parameter of its list is only in some versions.
 func (r *route) hasVersions() bool {
 	return r.span != (span{}) || r.list != nil && len(r.list.edges) > 0 || r.inShape != nil && len(r.inShape.edges) > 0 || r.outShape != nil && len(r.outShape.edges) > 0
 }
@@ -371,11 +368,11 @@ func pathParams(path string) []string {
 	return out
 }
 
-// dispatch serves a request whose pattern has the routes e.
+// dispatch serves a request whose pattern has the routes in e.
 func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry) {
 	rec.routed, rec.pattern = true, hr.Pattern
 	rec.secret = slices.ContainsFunc(e, func(r *route) bool { return r.SecretPath })
-	if rec.refusedVersion != nil { // before authentication: a client with a wrong version learns nothing else
+	if rec.refusedVersion != nil { // checked before authentication, so that a client with a wrong version learns nothing else
 		m.fail(rec, hr, rec.refusedVersion)
 		return
 	}
@@ -442,7 +439,7 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
 }
 
-// checkPolicyAndQuery returns an error if the policy denies the request, or if the query does not fit its schema.
+// checkPolicyAndQuery returns an error if the policy denies the request, or if the query does not fit the route's schema.
 func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) error {
 	if r.Rule != "" && !r.ruled && m.cfg.Enforce != nil {
 		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.policyTarget(hr)); err != nil {
@@ -462,9 +459,6 @@ func (m *Mux) checkPolicyAndQuery(rec *recorder, hr *http.Request, r *route) err
 func (m *Mux) readList(rec *recorder, hr *http.Request, l *list, s *schema) error {
 	q, err := parseQuery(hr.URL.RawQuery)
 	if err == nil {
-		err = l.checkRefused(q, rec.version)
-	}
-	if err == nil {
 		err = s.checkQuery(hr.URL.RawQuery)
 	}
 	if err == nil {
@@ -473,8 +467,8 @@ func (m *Mux) readList(rec *recorder, hr *http.Request, l *list, s *schema) erro
 	return err
 }
 
-// hasPaddedParam reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it
-// compares texts, so such a name would find an object with another name.
+// hasPaddedParam reports whether a parameter of the path ends with a space. MySQL ignores spaces at the end when it compares texts, so such a
+// name would find an object with another name.
 func (r *route) hasPaddedParam(hr *http.Request) bool {
 	return slices.ContainsFunc(r.params, func(name string) bool { return strings.HasSuffix(hr.PathValue(name), " ") })
 }

@@ -70,7 +70,7 @@ func TestErrorList(t *testing.T) {
 	}
 }
 
-// TestConditional: a reply that the client already has is 304, without a body.
+// TestConditional: a reply that the client already has is answered with 304, without a body.
 func TestConditional(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})
@@ -98,7 +98,7 @@ func TestConditional(t *testing.T) {
 	}
 }
 
-// TestWrapHandler: CORS, compression, observations and the list of running work have their effects, and headers with an
+// TestWrapHandler: CORS, compression, observations and the list of running work have their effects. Headers with an
 // identity are removed.
 func TestWrapHandler(t *testing.T) {
 	t.Parallel()
@@ -153,8 +153,7 @@ func TestWrapHandler(t *testing.T) {
 	}
 }
 
-// TestDiscover: a client without a token can find the path and the versions of the API, in the API-SIG's
-// form.
+// TestDiscover: a client without a token can find the path and the versions of the API, in the API-SIG's form.
 func TestDiscover(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{Authenticate: auth.Static(nil), PublicURL: "http://example.com/"})
@@ -182,8 +181,7 @@ func TestDiscover(t *testing.T) {
 	api.New(api.Config{}).Discover(api.Discovery{ID: "v1"})
 }
 
-// TestOpenAPI: the document of each version has the routes of that version alone, and its schemas are
-// valid.
+// TestOpenAPI: the document of a version has only the routes of that version, and its schemas are valid.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})

@@ -11,12 +11,12 @@ import (
 
 // scanBody returns an error for a body that encoding/json accepts although it is dangerous:
 //
-//   - an object with a name twice, because one program uses the first value and another program the last;
+//   - an object with the same name twice, because one program uses the first value and another program the last;
 //   - bytes that are not UTF-8, or half of a surrogate pair;
 //   - values nested deeper than maxDepth;
-//   - numbers with an exponent of more than three digits, because the validation by a schema needs up to 0.1 s for each.
+//   - numbers with an exponent of more than three digits, because the validation of each such number may take up to 0.1 s.
 //
-// raw need not be JSON, because the decoder finds all other errors.
+// The parameter raw need not be JSON, because the decoder finds all other errors.
 func scanBody(raw []byte, maxDepth int) error {
 	if !utf8.Valid(raw) {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
@@ -29,7 +29,7 @@ func scanBody(raw []byte, maxDepth int) error {
 	return err
 }
 
-// scanner reads a body once, from its beginning to its end.
+// scanner reads a body once, from the beginning to the end.
 type scanner struct {
 	raw []byte
 	at  int // index of the next byte
@@ -54,7 +54,7 @@ func (s *scanner) peekByte() byte {
 	return s.raw[s.at]
 }
 
-// scanValue reads one value. In a body that is not JSON it may skip the rest.
+// scanValue reads one value. If the body is not JSON, it may skip the rest.
 func (s *scanner) scanValue(depth int) error {
 	if depth > s.max {
 		return fault.New(fault.Invalid, "Malformed request body: it is nested deeper than %d", s.max)
@@ -75,7 +75,7 @@ func (s *scanner) scanValue(depth int) error {
 		if s.at == start {
 			s.at = len(s.raw) // not JSON
 		}
-		if hasLargeExponent(s.raw[start:s.at]) {
+		if isNumber := bytes.IndexByte([]byte("-0123456789"), s.raw[start]) >= 0; isNumber && hasLargeExponent(s.raw[start:s.at]) {
 			return fault.New(fault.Invalid, "Malformed request body: the number %s is out of range", shortenText(string(s.raw[start:s.at])))
 		}
 	}
@@ -88,7 +88,7 @@ func hasLargeExponent(number []byte) bool {
 	return i >= 0 && len(bytes.TrimLeft(number[i+1:], "+-0")) > 3
 }
 
-// scanObject reads an object, from its brace.
+// scanObject reads an object. The next byte is its brace.
 func (s *scanner) scanObject(depth int) error {
 	s.at++
 	var names nameSet
@@ -120,11 +120,11 @@ func (s *scanner) scanObject(depth int) error {
 // nameSet is a set of the names of an object. It allocates no memory for up to 16 names.
 type nameSet struct {
 	few  [16][]byte
-	n    int             // of few
+	n    int             // the number of names in few
 	many map[string]bool // all names, if there are more than 16; otherwise nil
 }
 
-// add adds a name. It returns false if the set had the name before.
+// add adds a name. It returns false if the set already has the name.
 func (s *nameSet) add(name []byte) bool {
 	if s.many == nil {
 		for _, known := range s.few[:s.n] {
@@ -149,7 +149,7 @@ func (s *nameSet) add(name []byte) bool {
 	return true
 }
 
-// scanArray reads an array, from its bracket.
+// scanArray reads an array. The next byte is its bracket.
 func (s *scanner) scanArray(depth int) error {
 	s.at++
 	for {
@@ -169,7 +169,7 @@ func (s *scanner) scanArray(depth int) error {
 	}
 }
 
-// scanString reads a string, from its quote, and returns its value.
+// scanString reads a string and returns its value. The next byte is its quote.
 func (s *scanner) scanString() []byte {
 	s.at++
 	start, plain := s.at, true
@@ -192,9 +192,9 @@ func (s *scanner) scanString() []byte {
 	return s.raw[min(start, len(s.raw)):]
 }
 
-// skipEscape moves at from a backslash to the byte after it, from which scanString continues. The digits of \uXXXX then count as
-// ordinary bytes. For a surrogate pair, skipEscape moves to the byte after the second backslash. It sets lone for a half without
-// the other half, because encoding/json would replace such a half by another character.
+// skipEscape moves the position s.at from a backslash to the byte after the backslash, where scanString continues. The digits of \uXXXX
+// then count as ordinary bytes. For a surrogate pair, skipEscape moves s.at to the byte after the second backslash. It sets lone for a half
+// without the other half, because encoding/json would replace such a half with another character.
 func (s *scanner) skipEscape() {
 	s.at++
 	switch r := s.codeUnit(s.at); {
@@ -206,7 +206,7 @@ func (s *scanner) skipEscape() {
 	}
 }
 
-// codeUnit returns the UTF-16 code unit of the text uXXXX at an index, or 0 if the text has another form.
+// codeUnit returns the UTF-16 code unit of a text uXXXX at an index, or 0 if the text at the index has another form.
 func (s *scanner) codeUnit(at int) uint64 {
 	if at+5 > len(s.raw) || s.raw[at] != 'u' {
 		return 0
@@ -218,7 +218,7 @@ func (s *scanner) codeUnit(at int) uint64 {
 	return n
 }
 
-// unescapeString returns the text of a JSON string with escapes.
+// unescapeString returns the value of a JSON string with escapes.
 func unescapeString(inner []byte) []byte {
 	var out string
 	quoted := append(append([]byte{'"'}, inner...), '"')

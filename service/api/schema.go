@@ -24,20 +24,27 @@ import (
 
 // Schema is a JSON Schema (draft 2020-12) for a range of versions, such as "2.1" to "2.36".
 type Schema struct {
-	// Min and Max are the first and the last version to which the schema applies. Empty: the first and the
-	// last version of the route.
+	// Min and Max are the first and the last version to which the schema applies. Empty: the first and the last version of
+	// the route.
 	Min, Max string
-	// JSON is the text of the schema, an object. HandleRoute panics if it is not a valid schema, or if the ranges of two
-	// schemas of a list overlap.
+	// JSON is the text of the schema, which must be an object. Beside the key pattern, the key x-pattern-error may give the text of the error
+	// for a value that does not match; by default the error has the pattern. HandleRoute panics if JSON is not a valid schema, or if the
+	// ranges of two schemas of a list overlap.
 	JSON string
+}
+
+// rangeSchema is a valid Schema. The function schema compiles it at its first use, because most schemas are for versions that no client of the process
+// uses, and a compiled schema takes many times the memory of its text.
+type rangeSchema struct {
+	span
+	schema func() *schema
 }
 
 // schema is a compiled Schema.
 type schema struct {
-	span
 	compiled *jsonschema.Schema
 	doc      map[string]any
-	names    map[string]bool // of all properties, at any depth
+	names    map[string]bool // the names of all properties, at any depth
 }
 
 // addNames adds the names of all properties in a part of a schema.
@@ -58,17 +65,21 @@ func addNames(names map[string]bool, part any) {
 	}
 }
 
-// compileSchemas compiles the schemas of HandleRoute. It panics if a text is not a valid schema, or if two schemas are for
-// the same version, because these are programmers' errors.
-func compileSchemas(what string, list []Schema) []*schema {
-	var out []*schema
+// checkSchemas returns the schemas of a route. It panics on a programmer's error: a text is not a valid schema, or two
+// schemas are for the same version.
+func checkSchemas(what string, list []Schema) []rangeSchema {
+	var out []rangeSchema
 	for i, s := range list {
 		name := fmt.Sprintf("%s, schema %d", what, i+1)
-		next, err := compileSchema(s.JSON)
-		if err != nil {
-			panic("api: " + name + ": " + err.Error())
+		compile := func() *schema {
+			one, err := compileSchema(s.JSON)
+			if err != nil {
+				panic("api: " + name + ": " + err.Error())
+			}
+			return one
 		}
-		next.span = newSpan(s.Min, s.Max)
+		compile()
+		next := rangeSchema{newSpan(s.Min, s.Max), sync.OnceValue(compile)}
 		for _, o := range out {
 			if o.overlaps(next.span) {
 				panic(fmt.Sprintf("api: %s: the versions %s overlap with %s", name, next.span, o.span))
@@ -112,11 +123,11 @@ func compileSchema(text string) (*schema, error) {
 	return &schema{compiled: compiled, doc: object, names: names}, nil
 }
 
-// patterns has the compiled pattern of each text of a pattern, because the schemas of many versions have the same ones. The texts come from the program,
-// not from clients.
+// patterns has the compiled patterns, by their texts, because the schemas of many versions have the same patterns. The
+// texts come from the program, not from clients.
 var patterns sync.Map // string -> *regexp.Regexp
 
-// compilePattern compiles a pattern, or returns it if it was compiled before.
+// compilePattern returns the compiled pattern. It compiles each text only once.
 func compilePattern(text string) (jsonschema.Regexp, error) {
 	if have, ok := patterns.Load(text); ok {
 		return have.(*regexp.Regexp), nil //nolint:forcetypeassert // see patterns
@@ -129,24 +140,24 @@ func compilePattern(text string) (jsonschema.Regexp, error) {
 	return out, nil
 }
 
-// schemaAt returns the schema for a version, or nil if no schema is for it.
-func schemaAt(list []*schema, v Version) *schema {
+// schemaAt returns the schema for a version, or nil if no schema is for the version.
+func schemaAt(list []rangeSchema, v Version) *schema {
 	for _, s := range list {
 		if s.has(v) {
-			return s
+			return s.schema()
 		}
 	}
 	return nil
 }
 
-// The errors of validate say with one of these texts where the value is.
+// The errors of validate say with one of these texts where the wrong value is.
 const (
 	inBody  = "field/attribute"
 	inQuery = "query parameters"
 )
 
-// validate checks a value that was decoded with numbers as json.Number. raw is the value's text. what is inBody or
-// inQuery. Invalid: the value does not fit the schema; the error has the name of the field in its Meta.
+// validate checks a value v, which was decoded with numbers as json.Number. The parameter raw is the value's text, and
+// what is inBody or inQuery. Invalid: the value does not fit the schema; the Meta of the error has the name of the field.
 func (s *schema) validate(what string, raw []byte, v any) error {
 	err := s.compiled.Validate(v)
 	if err == nil {
@@ -162,17 +173,22 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	field := ""
 	if n := len(leaf.InstanceLocation); n > 0 {
 		field = leaf.InstanceLocation[n-1]
-		if what == inQuery { // a parameter that is given several times is a list: the error has its name, not an index
+		if what == inQuery { // a parameter that is given several times is a list: the error must have its name, and not an index
 			field = leaf.InstanceLocation[0]
 		}
 		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shortenText(field), shortenText(pythonStr(value)), msg)
+	}
+	if _, ok := leaf.ErrorKind.(*kind.Pattern); ok {
+		if own, ok := s.part(leaf.SchemaURL)["x-pattern-error"].(string); ok {
+			msg = own
+		}
 	}
 	return fieldError(field, msg)
 }
 
 // firstError chooses the error that the client gets, so that the same value always gets the same error. Errors are ordered
-// by the path of their value. An error of a property comes before an error of the object around it, as in Nova, which
-// validates one property after another. Errors of one value are ordered by errorRank.
+// by the path of their value. An error of a property comes before an error of the object around the property, as in Nova,
+// which validates one property after another. Errors of the same value are ordered by errorRank.
 func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	var leaves []*jsonschema.ValidationError
 	var walk func(*jsonschema.ValidationError)
@@ -201,7 +217,7 @@ func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	})
 }
 
-// errorRank orders the errors of one value: firstError chooses the lowest.
+// errorRank orders the errors of the same value: firstError chooses the lowest rank.
 func errorRank(k jsonschema.ErrorKind) int {
 	switch k.(type) {
 	case *kind.Type:
@@ -214,8 +230,8 @@ func errorRank(k jsonschema.ErrorKind) int {
 	return 1
 }
 
-// explain returns the text of an error in the words of Python's jsonschema, which OpenStack's
-// clients and their tests expect. raw is the text of the value.
+// explain returns the text of an error in the words of Python's jsonschema, which OpenStack's clients and their tests
+// expect. The parameter raw is the text of the value.
 func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 	got := shortenText(pythonRepr(raw))
 	switch k := e.ErrorKind.(type) {
@@ -280,8 +296,14 @@ func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 	return got + " is not valid: " + strings.Join(e.ErrorKind.KeywordPath(), "/")
 }
 
-// patterns returns the patternProperties of the part of the schema at a location, which is a URL with a JSON Pointer.
+// patterns returns the patternProperties of the part of the schema at a location.
 func (s *schema) patterns(location string) []string {
+	patterns, _ := s.part(location)["patternProperties"].(map[string]any)
+	return slices.Sorted(maps.Keys(patterns))
+}
+
+// part returns the part of the schema at a location, which is a URL with a JSON Pointer.
+func (s *schema) part(location string) map[string]any {
 	_, pointer, _ := strings.Cut(location, "#")
 	var part any = s.doc
 	for step := range strings.SplitSeq(strings.TrimPrefix(pointer, "/"), "/") {
@@ -300,8 +322,7 @@ func (s *schema) patterns(location string) []string {
 		}
 	}
 	object, _ := part.(map[string]any)
-	patterns, _ := object["patternProperties"].(map[string]any)
-	return slices.Sorted(maps.Keys(patterns))
+	return object
 }
 
 // valueAtPath returns the text of the value at a path, or nil if the path does not exist.
@@ -322,7 +343,7 @@ func valueAtPath(raw []byte, path []string) []byte {
 	return raw
 }
 
-// pythonStr formats a value as Python's str does: a string without its quotes.
+// pythonStr formats a JSON value as Python's str does: a string has no quotes.
 func pythonStr(raw []byte) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil && bytes.HasPrefix(bytes.TrimSpace(raw), []byte{'"'}) {
@@ -341,7 +362,7 @@ func pythonReprOf(v any) string {
 }
 
 // pythonRepr formats a JSON value as Python's repr does. The names of an object keep the order of the text. The end of a
-// long value may be missing, because an error shows only its beginning. It returns "?" if raw is not JSON.
+// long value may be missing, because an error shows only the beginning. It returns "?" if raw is not JSON.
 func pythonRepr(raw []byte) string {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -377,7 +398,7 @@ func writeRepr(out *strings.Builder, dec *json.Decoder) error {
 	return nil
 }
 
-// writeReprItems writes the rest of the object or array that open begins. It may stop early if out is longer than what
+// writeReprItems writes the rest of an object or array after the delimiter open. It may stop early if out is longer than
 // an error shows.
 func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) error {
 	closing := map[json.Delim]string{'{': "}", '[': "]"}[open]
@@ -394,7 +415,7 @@ func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) er
 			return err
 		}
 		if out.Len() > 4*maxShown {
-			return nil // the error shows less than that
+			return nil // the error shows less than this
 		}
 	}
 	_, err := dec.Token()
@@ -402,9 +423,9 @@ func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) er
 	return err
 }
 
-// quotePython formats a string as Python's repr does: in single quotes, or in double quotes if it has single quotes but
-// no double quotes. Characters that cannot be printed, such as control characters, are escaped, so that an error has
-// none of them.
+// quotePython formats a string as Python's repr does: in single quotes, or in double quotes if the string has single
+// quotes but no double quotes. Characters that cannot be printed, such as control characters, are escaped, so that no
+// error contains them.
 func quotePython(s string) string {
 	quote := "'"
 	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
@@ -437,7 +458,7 @@ func quotePython(s string) string {
 	return out.String()
 }
 
-// formatBound formats a bound of a number as Python does: an integer without a decimal point.
+// formatBound formats a bound of a number as Python does: an integer has no decimal point.
 func formatBound(r *big.Rat) string {
 	if r.IsInt() {
 		return r.Num().String()

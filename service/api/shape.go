@@ -14,43 +14,46 @@ import (
 	"unsafe"
 )
 
-// JSONSchemer is implemented by a type that describes its own JSON, such as a number that a client may also send as a
-// text. JSONSchema returns a JSON Schema (draft 2020-12), an object, that is the same for each call. The zero value must
-// have the method. Fields of such a type cannot have the tags since, until and rule, and a field with such a type cannot
-// have the tags min, max, pattern, format and enum.
+// JSONSchemer is implemented by a type that describes its own JSON, such as a number that a client may also send as a text. JSONSchema
+// returns a JSON Schema (draft 2020-12), which is an object. It must return the same schema at each call, also for the zero value.
+// Fields within such a type cannot have the tags since, until and rule. A field of such a type cannot have the tags min, max, pattern,
+// format and enum.
 type JSONSchemer interface {
 	JSONSchema() string
 }
 
-// maxRules is the maximum number of rules in the tags of one body. The number is limited because a view, which is a Go type, is
-// made for each set of rules that allow a caller.
+// maxRules is the maximum number of rules in the tags of one body. The number is limited because each set of rules that allow a caller
+// needs a view, which is a Go type.
 const maxRules = 8
 
-// shape is what a Go type says about a body: which fields it has in which version, who may see them, and their schemas.
+// shape has what a Go type says about a body: which fields the body has in which version, who may see them, and their schemas.
 type shape struct {
 	of        reflect.Type
 	isReply   bool
-	spans     map[span]string // the versions of fields, each with the name of a field that has them
-	edges     []Version       // sorted; from each of them on, the fields differ from those of the version before
-	reach     map[span]bool   // the versions of each field, with those of the fields around it
-	rules     []string        // of the tags, sorted
+	spans     map[span]string // the versions of fields, each with the name of one field that has them
+	edges     []Version       // sorted; in each of these versions, the fields differ from those of the previous version
+	reach     map[span]bool   // the versions of each field, limited by those of the fields around it
+	rules     []string        // the rules in the tags, sorted
 	ownSchema map[reflect.Type]map[string]any
-	fields    map[reflect.Type][]property // of the struct types, with those of embedded structs
+	fields    map[reflect.Type][]property // the fields of the struct types, with those of embedded structs
 	depends   map[reflect.Type]bool       // the struct types with the tags since, until or rule, at any depth
-	loose     bool                        // a struct describes itself, so that its schema may allow other names
-	viewed    bool                        // encoding/json needs a view for another reason, see learnStruct
-	open      bool                        // a value of an interface type is in it, see checkInterfaces
+	loose     bool                        // a struct describes its own JSON, so its schema may allow other names
+	viewed    bool                        // encoding/json needs a view in every version, see needsView
+	open      bool                        // the type contains an interface type, see checkInterfaces
 	views     sync.Map                    // viewKey -> reflect.Type
-	schemas   sync.Map                    // int, see interval -> *schema
+	schemas   sync.Map                    // the result of interval -> *schema
+
+	compiles   sync.Once // see wrongSchema
+	compileErr error
 }
 
 // viewKey selects the fields of a view.
 type viewKey struct {
-	interval int    // between two edges
-	allowed  uint64 // bits: the rules that allow the caller
+	interval int    // the number of edges up to the version
+	allowed  uint64 // one bit for each rule that allows the caller
 }
 
-// shapeKey is the type of a body, and whether the body is that of a reply.
+// shapeKey is the type of a body, and whether the body is a reply.
 type shapeKey struct {
 	of      reflect.Type
 	isReply bool
@@ -59,7 +62,7 @@ type shapeKey struct {
 // shapes has all shapes, by shapeKey.
 var shapes sync.Map
 
-// shapeOf returns the shape of a type, as the type of a request or of a reply. Invalid tags are an error.
+// shapeOf returns the shape of a type for a request or for a reply. It returns an error if tags are wrong.
 func shapeOf(t reflect.Type, isReply bool) (*shape, error) {
 	key := shapeKey{t, isReply}
 	if s, ok := shapes.Load(key); ok {
@@ -120,7 +123,7 @@ func (s *shape) learn(t reflect.Type, inside map[reflect.Type]bool) (bool, error
 	return false, nil
 }
 
-// learnMap is learn for a map.
+// learnMap does what learn does, for a map.
 func (s *shape) learnMap(t reflect.Type, inside map[reflect.Type]bool) error {
 	if t.Key().Kind() != reflect.String && !s.isText(t.Key()) {
 		return fmt.Errorf("%s: the names of an object must be strings", t)
@@ -132,7 +135,7 @@ func (s *shape) learnMap(t reflect.Type, inside map[reflect.Type]bool) error {
 	return err
 }
 
-// learnStruct is learn for a struct.
+// learnStruct does what learn does, for a struct.
 func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool, error) {
 	fields, err := propertiesOf(t)
 	if err != nil {
@@ -164,8 +167,8 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 	return depends, checkNames(t, s.fields[t])
 }
 
-// needsView reports whether encoding/json can use the field only in a view, in each version: it does not know the tag name, and cannot
-// set an embedded pointer to an unexported struct.
+// needsView reports whether encoding/json can use the field only in a view, in every version. encoding/json does not know the tag that
+// is called name, and cannot set an embedded pointer to an unexported struct.
 func (s *shape) needsView(f *property) bool {
 	_, renamed := f.Tag.Lookup("name")
 	return renamed || f.flat && !f.IsExported() && f.Type.Kind() == reflect.Pointer && !s.isReply
@@ -185,15 +188,16 @@ func (s *shape) addSpan(field string, in span) {
 	}
 }
 
-// checkReach notes the versions of each field. It returns an error if a field is in no version, because the versions of the fields around it exclude its own.
+// checkReach records the versions of each field. It returns an error if a field is in no version, because its own versions and those
+// of the fields around it exclude each other.
 func (s *shape) checkReach(t reflect.Type, in span) error {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Array {
 		t = t.Elem()
 	}
-	for _, f := range s.fields[t] { // none for a type that is not a struct, or describes itself
+	for _, f := range s.fields[t] { // no fields for a type that is not a struct, or that describes its own JSON
 		at := in.intersect(f.span)
 		if at.max != (Version{}) && at.max.before(at.min) {
-			return fmt.Errorf("%s.%s: the field is in the versions %s, and the fields around it in %s: it is in none", t, f.Name, f.span, in)
+			return fmt.Errorf("%s.%s: the field is in the versions %s, and the fields around it in %s: no version has the field", t, f.Name, f.span, in)
 		}
 		s.reach[at] = true
 		if err := s.checkReach(f.Type, at); err != nil {
@@ -203,8 +207,8 @@ func (s *shape) checkReach(t reflect.Type, in span) error {
 	return nil
 }
 
-// checkNames returns an error if two fields have one name in a version, because encoding/json then uses none of them, or only
-// the outer one.
+// checkNames returns an error if two fields have the same name in a version, because encoding/json would then use none of them, or
+// only the outer one.
 func checkNames(t reflect.Type, fields []property) error {
 	have := map[string][]property{}
 	for _, f := range fields {
@@ -236,7 +240,7 @@ func (s *shape) isText(t reflect.Type) bool {
 	return reflect.PointerTo(t).Implements(textUnmarshaler)
 }
 
-// schemaOf returns the schema of a type that encodes, decodes or describes itself, and whether it is such a type.
+// schemaOf returns the schema of a type that encodes, decodes or describes itself. The second result reports whether t is such a type.
 func (s *shape) schemaOf(t reflect.Type) (map[string]any, bool, error) {
 	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
 		return nil, false, nil
@@ -258,7 +262,7 @@ func (s *shape) schemaOf(t reflect.Type) (map[string]any, bool, error) {
 	return nil, false, nil
 }
 
-// schemaOfMethod returns the schema of the method JSONSchema.
+// schemaOfMethod returns the schema that the method JSONSchema of a type returns.
 func schemaOfMethod(t reflect.Type) (map[string]any, error) {
 	text := textOfMethod(t)
 	var out map[string]any
@@ -283,7 +287,7 @@ func textOfMethod(t reflect.Type) string {
 	return reflect.New(t).Interface().(JSONSchemer).JSONSchema() //nolint:forcetypeassert // the callers have checked it
 }
 
-// isBase64 reports whether encoding/json uses base64 for a type: a slice of bytes that do not encode themselves.
+// isBase64 reports whether encoding/json uses base64 for a type. It does so for a slice of bytes, unless the bytes encode themselves.
 func isBase64(t reflect.Type) bool {
 	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Uint8 {
 		return false
@@ -292,8 +296,8 @@ func isBase64(t reflect.Type) bool {
 	return !at.Implements(jsonMarshaler) && !at.Implements(textMarshaler)
 }
 
-// refuseVersionedFields returns an error if the type own, which encodes itself, has fields, at any depth, whose tags would have
-// no effect.
+// refuseVersionedFields returns an error if the type own, which encodes itself, has fields at any depth with tags that would have no
+// effect.
 func refuseVersionedFields(own reflect.Type) error {
 	if field, tag := versionedField(own, map[reflect.Type]bool{}); field != "" {
 		return fmt.Errorf("%s: the tag %s has no effect, because %s has its own method MarshalJSON, UnmarshalJSON or JSONSchema, perhaps from an embedded type", field, tag, own)
@@ -327,12 +331,12 @@ func versionedField(t reflect.Type, seen map[reflect.Type]bool) (field, tag stri
 	return "", ""
 }
 
-// isHidden reports whether JSON does not have a field of a struct.
+// isHidden reports whether a field of a struct is not in the struct's JSON.
 func isHidden(f reflect.StructField) bool {
 	return f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous
 }
 
-// interval returns the number of edges up to a version: between two edges, all versions have the same fields.
+// interval returns the number of edges up to a version. All versions between two edges have the same fields.
 func (s *shape) interval(v Version) int {
 	n, _ := slices.BinarySearchFunc(s.edges, v, func(edge, v Version) int {
 		if v.before(edge) {
@@ -349,8 +353,8 @@ const allRules = ^uint64(0)
 // varies reports whether the fields differ between versions or callers.
 func (s *shape) varies() bool { return s.viewed || len(s.edges) > 0 || len(s.rules) > 0 }
 
-// allowedRules returns the mask of the rules of fields for which enforce returns no error. An error that does not deny, such as
-// Unavailable, is returned with status 500, because the request has been executed.
+// allowedRules returns the mask of the rules for which enforce returns no error. If an error does not deny, such as Unavailable,
+// allowedRules returns it with status 500, because the request has been executed.
 func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 	var out uint64
 	for i, rule := range s.rules {
@@ -364,8 +368,8 @@ func (s *shape) allowedRules(enforce func(rule string) error) (uint64, error) {
 	return out, nil
 }
 
-// see returns p as a pointer to a view, which has only the fields that version v has and the caller may use. p is a pointer to a
-// value of the shape's type. The result points to the same memory as p.
+// see returns a pointer to a view, which has only the fields that version v has and the caller may use. The parameter p is a pointer
+// to a value of the shape's type. The result points to the same memory as p.
 func (s *shape) see(p any, v Version, allowed uint64) any {
 	if !s.varies() || s.showsAll(v, allowed) {
 		return p
@@ -374,7 +378,7 @@ func (s *shape) see(p any, v Version, allowed uint64) any {
 	return reflect.NewAt(view, unsafe.Pointer(reflect.ValueOf(p).Pointer())).Interface() //nolint:gosec // a view has the same layout
 }
 
-// showsAll reports whether version v has all fields and the caller may use them, so that no view is needed.
+// showsAll reports whether version v has all fields and the caller may use all of them, so that no view is needed.
 func (s *shape) showsAll(v Version, allowed uint64) bool {
 	if all := uint64(1)<<len(s.rules) - 1; s.viewed || allowed&all != all {
 		return false
@@ -387,7 +391,7 @@ func (s *shape) showsAll(v Version, allowed uint64) bool {
 	return true
 }
 
-// structAt returns t without its pointers.
+// structAt returns t without pointers.
 func structAt(t reflect.Type) reflect.Type {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -395,7 +399,7 @@ func structAt(t reflect.Type) reflect.Type {
 	return t
 }
 
-// view returns the Go type with the fields that version v has and the caller may use. It has the same layout in memory as the
+// view returns the Go type that has only the fields that version v has and the caller may use. Its layout in memory is that of the
 // shape's type.
 func (s *shape) view(v Version, allowed uint64) reflect.Type {
 	allowed &= 1<<len(s.rules) - 1
@@ -408,7 +412,7 @@ func (s *shape) view(v Version, allowed uint64) reflect.Type {
 	return t
 }
 
-// build returns the view of a type in the shape.
+// build returns the view of a type that is a part of the shape.
 func (s *shape) build(t reflect.Type, v Version, allowed uint64) reflect.Type {
 	switch t.Kind() { //nolint:exhaustive // learn refuses a map whose fields differ; the others contain no type
 	case reflect.Pointer:
@@ -429,10 +433,11 @@ func (s *shape) build(t reflect.Type, v Version, allowed uint64) reflect.Type {
 	return t
 }
 
-// buildStruct is build for a struct. Fields of other versions and callers stay in the memory, but JSON does not have them.
+// buildStruct does what build does, for a struct. The fields of other versions and callers stay in the memory, but are not in the
+// JSON.
 func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.Type {
 	fields := make([]reflect.StructField, t.NumField())
-	for i := range fields { // hidden, until a property says something else
+	for i := range fields { // each field is hidden, unless a property below replaces it
 		fields[i] = reflect.StructField{Name: viewName(i), Type: t.Field(i).Type, Tag: `json:"-"`}
 	}
 	list, _ := propertiesOf(t) // learn has reported its errors
@@ -441,7 +446,7 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 			continue
 		}
 		f := reflect.StructField{Name: viewName(p.index), Tag: p.Tag}
-		if p.flat { // reflect.StructOf refuses embedded types with methods, and unexported ones
+		if p.flat { // reflect.StructOf refuses embedded types that have methods or are unexported
 			f.Anonymous, f.Type = true, s.buildStruct(structAt(p.Type), v, allowed)
 			if p.Type.Kind() == reflect.Pointer {
 				f.Type = reflect.PointerTo(f.Type)
@@ -454,7 +459,7 @@ func (s *shape) buildStruct(t reflect.Type, v Version, allowed uint64) reflect.T
 	return reflect.StructOf(fields)
 }
 
-// viewName returns the name of a field of a view. A name of the field itself could be that of another field here.
+// viewName returns the name of a field of a view. The field's own name could be the name of another field of the view.
 func viewName(index int) string { return "F" + strconv.Itoa(index) }
 
 // bit returns the bit of a rule in a mask, or 0 for no rule.
@@ -465,7 +470,7 @@ func (s *shape) bit(rule string) uint64 {
 	return 1 << slices.Index(s.rules, rule)
 }
 
-// usedRules returns the rules of the fields that a decoded body has, as a mask.
+// usedRules returns the mask of the rules of the fields that a decoded body has.
 func (s *shape) usedRules(body any, v Version) uint64 {
 	if len(s.rules) == 0 {
 		return 0
@@ -473,7 +478,7 @@ func (s *shape) usedRules(body any, v Version) uint64 {
 	return s.usedIn(s.of, body, v)
 }
 
-// usedIn is usedRules for a part of the body.
+// usedIn does what usedRules does, for a part of the body.
 func (s *shape) usedIn(t reflect.Type, value any, v Version) (used uint64) {
 	t = structAt(t)
 	switch t.Kind() { //nolint:exhaustive // the others have no rules
@@ -493,7 +498,7 @@ func (s *shape) usedIn(t reflect.Type, value any, v Version) (used uint64) {
 	return used
 }
 
-// rulesOf returns the rules of a mask.
+// rulesOf returns the rules in a mask.
 func (s *shape) rulesOf(mask uint64) []string {
 	var out []string
 	for ; mask != 0; mask &= mask - 1 {

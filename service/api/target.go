@@ -8,28 +8,29 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Target says how a route finds the object of a request, such as the volume that its path names, and what the policy sees of it. Load is
-// required.
+// Target says how a route finds the object of a request, such as the volume that the path names, and which values of the object the
+// policy gets. Load is required.
 type Target[T any] struct {
-	// Load returns the object. Its error is that of the reply, such as NotFound with the component's text. It is called when the body
-	// is valid.
+	// Load returns the object. If Load fails, the reply has its error, such as NotFound with the component's text. Load is called after
+	// the body was validated.
 	Load func(ctx context.Context, r *http.Request) (T, error)
-	// Policy returns the target of the route's Rule, such as the object's project_id and user_id. Nil: the Rule does not depend on
-	// the object, and is enforced before Load, as [Route].Rule says.
+	// Policy returns the target for the route's Rule, such as the object's project_id and user_id. Nil: the Rule does not depend on the
+	// object, and is enforced before Load, see [Route].Rule.
 	Policy func(obj T) map[string]any
-	// Missing is the error for an object that does not exist for the client. It must have the text with which Load fails, so that a
-	// client cannot tell the two apart. It is required with Policy.
+	// Missing returns the error for an object that the client must not know of. It must have the same text as the error of Load for an
+	// object that does not exist, so that a client cannot distinguish the two. It is required with Policy.
 	Missing func(r *http.Request) error
 }
 
 // HandleTarget registers a typed handler that gets an object, see [HandleRoute]. If the Target has a Policy, the route's Rule is enforced
-// with it when the object is loaded. If the rule denies the request, the reply depends on the object's project_id in the Policy:
+// after the object was loaded, with the target that Policy returns. If the rule denies the request, the reply depends on the project_id
+// in this target:
 //
-//   - The object belongs to another project than the client: the error is Missing, with status 404, so that the client does not learn that the
+//   - It is another project than the client's: the error is that of Missing, with status 404, so that the client does not learn that the
 //     object exists.
-//   - The object belongs to the client's project, or the Policy has no project_id: the error is that of the policy, with status 403.
+//   - It is the client's project, or the target has no project_id: the error is that of the policy, with status 403.
 //
-// HandleTarget panics as HandleRoute does, and if a part of the Target is missing or has no effect.
+// HandleTarget panics as HandleRoute does. It also panics if a part of the Target is missing or has no effect.
 func HandleTarget[B, R, T any](to Router, def Route, target Target[T], h func(ctx context.Context, r *Request[B], obj T) (R, error)) {
 	m, def := to.expand(def)
 	if problem := target.problem(def); problem != "" {
@@ -38,7 +39,7 @@ func HandleTarget[B, R, T any](to Router, def Route, target Target[T], h func(ct
 	handleRoute(m, def, target.Policy != nil, func(r *http.Request) (T, error) { return target.find(r.Context(), m, def.Rule, r) }, h)
 }
 
-// problem returns an error text if a part is missing or has no effect, or "".
+// problem returns an error text if a part of the Target is missing or has no effect, or "".
 func (t *Target[T]) problem(def Route) string {
 	switch {
 	case t.Load == nil:
@@ -53,13 +54,13 @@ func (t *Target[T]) problem(def Route) string {
 	return ""
 }
 
-// find returns the object of a request if the policy allows the request.
+// find returns the object of a request. It returns an error if the policy denies the request.
 func (t *Target[T]) find(ctx context.Context, m *Mux, rule string, r *http.Request) (obj T, err error) {
 	if obj, err = t.Load(ctx, r); err != nil || t.Policy == nil {
 		return obj, err
 	}
 	target := t.Policy(obj)
-	if target == nil { // for the policy, nil is an object of the client's own
+	if target == nil { // for the policy, a nil target means an object of the client's own
 		target = map[string]any{}
 	}
 	err = m.cfg.Enforce(ctx, rule, target)

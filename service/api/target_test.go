@@ -11,7 +11,8 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// enforceOwner allows administrators all rules, and members those of objects of their project. A rule "broken" fails.
+// enforceOwner allows administrators every rule. It allows members the rule "member", but only for objects of their project.
+// The rule "broken" fails.
 func enforceOwner(ctx context.Context, rule string, target map[string]any) error {
 	who := reqctx.From(ctx)
 	switch {
@@ -44,8 +45,9 @@ var diskTarget = api.Target[*ownedDisk]{
 	Missing: func(r *http.Request) error { return noDisk(r.PathValue("id")) },
 }
 
-// TestTarget: the reply depends on the client's role and on the owner. An object of another project that the client may not use
-// does not exist for the client. An object of the client's own project is refused. The handler gets the object.
+// TestTarget: the reply depends on the client's role and on the owner of the object. If the client may not use an object of
+// another project, the reply is as for an object that does not exist. If the client may not use an object of its own project,
+// the request is denied. The handler gets the object.
 func TestTarget(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{Authenticate: asRole, Enforce: enforceOwner})
@@ -89,7 +91,7 @@ func TestTarget(t *testing.T) {
 		{"member", "p1", "GET", "/v1/b/wrong", "404 The resource could not be found."},
 		{"member", "p1", "GET", "/v1/c/early", "403"}, // the rule does not depend on the object
 		{"admin", "p1", "GET", "/v1/c/early", "404 Disk c could not be found."},
-		{"member", "p1", "PUT", "/v1/b", "400"}, // without a body, nothing is looked up
+		{"member", "p1", "PUT", "/v1/b", "400"}, // without a body, Load is not called
 	} {
 		before := calls
 		w := send(t, m, tt.method, tt.path, "", "X-Test-Role", tt.role, "X-Test-Project", tt.project)
@@ -103,7 +105,7 @@ func TestTarget(t *testing.T) {
 	}
 }
 
-// TestWrongTarget: a Target without effect panics.
+// TestWrongTarget: HandleTarget panics if a part of the Target is missing or has no effect.
 func TestWrongTarget(t *testing.T) {
 	t.Parallel()
 	noMissing := diskTarget

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,7 +17,7 @@ import (
 // Version is a microversion, such as 2.53. The zero value means no version.
 type Version struct{ Major, Minor int }
 
-// ParseVersion parses a version such as "2.53". Invalid, with OpenStack's text: s has another form.
+// ParseVersion parses a version such as "2.53". If s has another form, the error is Invalid, with OpenStack's text.
 func ParseVersion(s string) (Version, error) {
 	a, b, ok := version.Parse(s)
 	if !ok || a == 0 || max(a, b) > math.MaxUint16 {
@@ -27,7 +28,7 @@ func ParseVersion(s string) (Version, error) {
 
 func (v Version) String() string { return strconv.Itoa(v.Major) + "." + strconv.Itoa(v.Minor) }
 
-// AtLeast reports whether v is major.minor or later.
+// AtLeast reports whether v is the version major.minor or a later version.
 func (v Version) AtLeast(major, minor int) bool { return !v.before(Version{major, minor}) }
 
 // before reports whether v is earlier than w.
@@ -35,16 +36,16 @@ func (v Version) before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
 }
 
-// compareVersions orders versions.
+// compareVersions orders versions: its result is negative, 0 or positive, as for cmp.Compare.
 func compareVersions(a, b Version) int {
 	return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
 }
 
-// Microversions is the range of versions of an API. Service, Min and Max are required. A client selects a version
-// with the header OpenStack-API-Version: SERVICE X.Y, by the rules of the API-SIG. Without the header,
-// or if it names only other services, the version is Min; "latest" is Max. A malformed version is answered with
-// 400. A version outside of the range is answered with 406, and the error has Min and Max. Every reply on a path under
-// Prefix has the version, and a Vary header for it.
+// Microversions is the range of versions of an API. Service, Min and Max are required. A client selects a version with the
+// header OpenStack-API-Version: SERVICE X.Y, by the rules of the API-SIG. Without the header, or if the header names only
+// other services, the version is Min; "latest" means Max. A malformed version is answered with 400. A version outside of the
+// range is answered with 406, and the error has Min and Max. Every reply on a path under Prefix has the version in this
+// header, and the header Vary.
 type Microversions struct {
 	// Service is the type of the service, such as "volume".
 	Service string
@@ -52,8 +53,8 @@ type Microversions struct {
 	Min, Max string
 	// Prefix is the beginning of the paths that have versions, such as "/v3". Empty: all paths.
 	Prefix string
-	// Headers are older names of the header, such as X-OpenStack-Nova-API-Version. Their value is the
-	// version without SERVICE. OpenStack-API-Version takes precedence.
+	// Headers are older names of the header OpenStack-API-Version, such as X-OpenStack-Nova-API-Version. The value of a
+	// header with such a name is the version without SERVICE. OpenStack-API-Version takes precedence.
 	Headers []string
 }
 
@@ -63,7 +64,7 @@ type versioned struct {
 	min, max Version
 }
 
-// newVersioned parses and checks m. It panics if m is wrong, and returns nil if m is nil.
+// newVersioned parses and checks m. It panics if m is wrong. It returns nil if m is nil.
 func newVersioned(m *Microversions) *versioned {
 	if m == nil {
 		return nil
@@ -87,14 +88,14 @@ func mustVersion(s string) Version {
 
 const versionHeader = "OpenStack-API-Version"
 
-// coversPath reports whether a path has versions.
+// coversPath reports whether requests with a path have versions.
 func (v *versioned) coversPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, v.Prefix)
 	return ok && (rest == "" || rest[0] == '/' || v.Prefix == "")
 }
 
-// negotiate returns the version that a request with the header h has selected, and adds the version to the reply's header. Its
-// errors are those that [Microversions] describes.
+// negotiate returns the version that a request with the header h has selected, and adds the version to the header of the
+// reply. The errors are those that [Microversions] describes.
 func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	reply.Add("Vary", versionHeader)
 	for _, name := range v.Headers {
@@ -117,25 +118,30 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	return got, err
 }
 
-// requestedVersion returns the version that the client requests, or "".
+// requestedVersion returns the version that the client requests, or "". If a header has several versions of the service, the last one counts, as in OpenStack's
+// microversion_parse.
 func (v *versioned) requestedVersion(h http.Header) string {
-	for _, line := range h.Values(versionHeader) {
-		for item := range strings.SplitSeq(line, ",") {
-			fields := strings.Fields(item)
-			if len(fields) > 0 && strings.EqualFold(fields[0], v.Service) {
-				return strings.Join(fields[1:], " ")
-			}
+	for _, item := range slices.Backward(itemsOf(h, versionHeader)) {
+		fields := strings.Fields(item)
+		if len(fields) > 0 && strings.EqualFold(fields[0], v.Service) {
+			return strings.Join(fields[1:], " ")
 		}
 	}
 	for _, name := range v.Headers {
-		if want := strings.TrimSpace(h.Get(name)); want != "" {
+		items := itemsOf(h, name)
+		if want := strings.TrimSpace(items[len(items)-1]); want != "" {
 			return want
 		}
 	}
 	return ""
 }
 
-// chooseVersion parses a requested version and checks that the API has it.
+// itemsOf returns the items of a header, which are separated by commas. It returns at least one item, which may be empty.
+func itemsOf(h http.Header, name string) []string {
+	return strings.Split(strings.Join(h.Values(name), ","), ",")
+}
+
+// chooseVersion parses a requested version. It returns an error if the API does not have the version.
 func (v *versioned) chooseVersion(want string) (Version, error) {
 	switch {
 	case want == "":
@@ -155,7 +161,7 @@ func (v *versioned) chooseVersion(want string) (Version, error) {
 	return got, nil
 }
 
-// span is a range of versions, including both ends. A zero end means no limit.
+// span is a range of versions that includes both ends. A zero end means no limit.
 type span struct{ min, max Version }
 
 // newSpan returns a range. It panics if the range is malformed or empty.
@@ -167,7 +173,7 @@ func newSpan(low, high string) span {
 	return s
 }
 
-// parseSpan returns a range. An empty text means no limit.
+// parseSpan returns a range of versions. An empty text means no limit.
 func parseSpan(low, high string) (s span, err error) {
 	if low != "" {
 		s.min, err = ParseVersion(low)

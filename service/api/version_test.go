@@ -26,12 +26,12 @@ const nameAndSize = `{"type": "object", "required": ["disk"], "additionalPropert
 	"meta": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 1}, "ratio": {"type": "number", "exclusiveMinimum": 0, "multipleOf": 0.5},
 	"labels": {"type": "object", "patternProperties": {"^[a-z]{1,3}$": {"type": "string"}}, "additionalProperties": false}, "host": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 3}]}, "id": {"type": "string", "format": "uuid"}}}}}`
 
-// loose is a body without constraints, so that the schema alone decides.
+// loose is a body without constraints, so only the schema decides.
 type loose struct {
 	Disk disk `json:"disk"`
 }
 
-// versionedMux has routes of several versions.
+// versionedMux returns a Mux with routes of several versions.
 func versionedMux(cfg api.Config) *api.Mux {
 	cfg.Microversions = volumeVersions
 	m, _ := newMux(cfg)
@@ -62,7 +62,7 @@ func TestMicroversions(t *testing.T) {
 		name, method, path string
 		header             []string
 		status             int
-		version            string // of the reply's header
+		version            string // the version in the reply's header
 		says               string
 	}{
 		{"without a header", "GET", "/v3/disks", nil, 200, "3.0", `"route":"old"`},
@@ -71,6 +71,10 @@ func TestMicroversions(t *testing.T) {
 		{"latest", "GET", "/v3/disks", []string{h, "volume latest"}, 200, "3.70", `"version":"3.70"`},
 		{"the older header", "GET", "/v3/disks", []string{old, "3.12"}, 200, "3.12", `"version":"3.12"`},
 		{"the newer header counts", "GET", "/v3/disks", []string{h, "volume 3.11", old, "3.12"}, 200, "3.11", `"version":"3.11"`},
+		{"the last version of a header counts", "GET", "/v3/disks", []string{h, "volume 3.11, volume 3.12, compute 2.1"}, 200, "3.12", `"version":"3.12"`},
+		{"the last of several headers counts", "GET", "/v3/disks", []string{h, "volume 3.11", h, "volume 3.12"}, 200, "3.12", `"version":"3.12"`},
+		{"the last version of the older header counts", "GET", "/v3/disks", []string{old, "3.11,3.12"}, 200, "3.12", `"version":"3.12"`},
+		{"the last of several older headers counts", "GET", "/v3/disks", []string{old, "3.11", old, "3.12"}, 200, "3.12", `"version":"3.12"`},
 		{"case does not matter", "GET", "/v3/disks", []string{h, "Volume Latest"}, 200, "3.70", `"route":"new"`},
 		{"malformed", "GET", "/v3/disks", []string{h, "volume three"}, 400, "3.0", "API Version String three is of invalid format. Must be of format MajorNum.MinorNum."},
 		{"a leading zero", "GET", "/v3/disks", []string{h, "volume 3.01"}, 400, "3.0", "API Version String 3.01 is of invalid"},
@@ -103,7 +107,8 @@ func TestMicroversions(t *testing.T) {
 	}
 }
 
-// TestSchemas: a wrong body or query gets an error in OpenStack's words, depending on the version.
+// TestSchemas: for a wrong body or query, the reply has an error in OpenStack's words, which depends on the
+// version.
 func TestSchemas(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})
@@ -133,7 +138,7 @@ func TestSchemas(t *testing.T) {
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "ratio": 0}}`, 400, "0 is less than or equal to the minimum of 0"},
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "ratio": 0.7}}`, 400, "0.7 is not a multiple of 0.5"},
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": "x"}}`, 400, "'x' is not valid under any of the given schemas"},
-		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": null}}`, 202, ""}, // the type has no such field
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": null}}`, 202, ""}, // the type has no field host
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "id": "x"}}`, 400, "'x' is not a 'uuid'"},
 		{"3.10", "", `{"disk": {"name": "a", "size": 1}, "disk": {"name": "b", "size": 1}}`, 400, "an object has the name 'disk' twice"},
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "n\u0061me": "b"}}`, 400, "an object has the name 'name' twice"},
@@ -208,8 +213,8 @@ func TestBadRoutes(t *testing.T) {
 	}
 }
 
-// TestNoEffect: a property of a body for which the handler's type has no field panics, unless the schema allows one
-// value only, or NoEffect has the property.
+// TestNoEffect: HandleRoute panics if a schema of the body has a property for which the handler's type has no field, unless the
+// schema allows only one value for the property, or NoEffect names the property.
 func TestNoEffect(t *testing.T) {
 	t.Parallel()
 	type part struct {
@@ -229,7 +234,7 @@ func TestNoEffect(t *testing.T) {
 	for _, tt := range []struct {
 		properties string
 		noEffect   []string
-		says       string // "": it is registered
+		says       string // "": no panic
 	}{
 		{`"name": {}, "size": {}, "parts": {"items": {"properties": {"name": {}}}}, "labels": {"additionalProperties": {"properties": {"name": {}}}}`, nil, ""},
 		{`"any": {"properties": {"x": {}}}, "raw": {"properties": {"x": {}}}, "when": {"properties": {"x": {}}}`, nil, ""},

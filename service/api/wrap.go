@@ -17,7 +17,7 @@ type CORS struct {
 	MaxAge time.Duration
 }
 
-// wrapHandler adds compression and CORS to a handler, as cfg says.
+// wrapHandler adds compression and CORS to a handler, if cfg has them.
 func wrapHandler(cfg Config, h http.Handler) http.Handler {
 	if cfg.Gzip {
 		wrap, err := gzhttp.NewWrapper(gzhttp.MinSize(1024))

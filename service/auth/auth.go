@@ -1,5 +1,5 @@
 // Package auth finds the identity of the client that sends a request. It has three functions for the
-// Authenticate option of package api: [None] gives all clients one identity, [Static] knows a table of
+// Authenticate option of package api: [None] gives all clients one identity, [Static] has a table of
 // tokens, and [Keystone] asks OpenStack's identity service.
 //
 //	k, err := auth.NewKeystone(auth.KeystoneConfig{URL: "https://keystone:5000/v3", Username: "volume", ...})
@@ -7,7 +7,7 @@
 //	app.Add("identity", k) // the service is ready when Keystone answers
 //
 // A token never leaves this package: no error, no log line and no [reqctx.Request] contains one.
-// What an identity may do is decided elsewhere, see package policy.
+// Package policy decides what an identity may do.
 package auth
 
 import (
@@ -21,9 +21,9 @@ import (
 // Header is the name of the HTTP header with the client's token.
 const Header = "X-Auth-Token"
 
-// None returns a function that accepts each request, with or without a token, and returns identity. It
-// never fails. Use it only for a service that no other user can reach, such as one on a developer's
-// machine. The function is safe for concurrent use.
+// None returns a function that accepts each request, with or without a token, and returns identity. The
+// function never fails, and is safe for concurrent use. Use it only for a service that no other user can
+// reach, such as one on a developer's machine.
 func None(identity reqctx.Request) func(*http.Request) (reqctx.Request, error) {
 	return func(*http.Request) (reqctx.Request, error) { return identity, nil }
 }

@@ -150,7 +150,7 @@ func member(d time.Duration) string {
 		time.Now().Add(d).UTC().Format("2006-01-02T15:04:05.000000Z"))
 }
 
-// open returns a client of f, with the configuration that change makes.
+// open returns a client of f. The function change may change the client's configuration.
 func open(t testing.TB, f *fakeKeystone, change func(*auth.KeystoneConfig)) *auth.Keystone {
 	t.Helper()
 	cfg := auth.KeystoneConfig{Username: "volume", Password: "pw", ProjectName: "service", Logger: slog.New(slog.DiscardHandler)}

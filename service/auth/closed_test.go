@@ -33,7 +33,7 @@ func TestFailsClosed(t *testing.T) {
 	long, _ := json.Marshal(strings.Repeat("x", 2<<20))
 	for _, tt := range []struct {
 		name            string
-		login, validate http.HandlerFunc // nil: Keystone's
+		login, validate http.HandlerFunc // nil: Keystone's usual reply
 		want            error            // nil: the client gets its identity
 	}{
 		{"a redirected login", redirect, nil, fault.Unavailable},

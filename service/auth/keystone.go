@@ -48,7 +48,7 @@ type KeystoneConfig struct {
 	// RefusedTTL is how long a token is cached as unknown: Keystone does not know the token, or the token has expired.
 	// Default 10 s. Negative: Keystone is asked each time.
 	RefusedTTL time.Duration
-	// MaxCached is how many tokens the cache holds. If the cache is full, unknown tokens leave it
+	// MaxCached is how many tokens the cache holds. From a full cache, unknown tokens are removed
 	// before valid ones. Default 10,000.
 	MaxCached int
 	// Timeout is the timeout of the validation of one token, with a new login if necessary. Default 5 s.
@@ -69,7 +69,7 @@ type KeystoneConfig struct {
 	Observe func(ctx context.Context, o Observation)
 }
 
-// Observation is what KeystoneConfig.Observe learns about the validation of a token.
+// Observation describes the validation of a token for KeystoneConfig.Observe.
 type Observation struct {
 	// Cached reports that Keystone was not asked.
 	Cached bool
@@ -77,7 +77,7 @@ type Observation struct {
 	Valid bool
 	// Duration is the duration of Keystone's answer, with a new login if that was necessary; 0 if Cached.
 	Duration time.Duration
-	// Err is not nil if Keystone has given no answer.
+	// Err is not nil if Keystone has given no answer about the token, for example because Keystone rejects the service's login.
 	Err error
 }
 
@@ -92,8 +92,8 @@ type Keystone struct {
 	mu       sync.Mutex
 	ownToken string // the service's token; empty before the first login
 	cache    map[[32]byte]validation
-	lastErr  error      // of the last call to Keystone; nil if Keystone answered
-	outage   outage.Log // of validations that fail because of Keystone
+	lastErr  error      // the error of the last call to Keystone; nil if the call succeeded
+	outage   outage.Log // logs validations that fail because of Keystone
 }
 
 // validation is Keystone's answer for a token.
@@ -103,7 +103,8 @@ type validation struct {
 	until    time.Time // after this time the cached answer is not used
 }
 
-// parseURL returns Keystone's URL, with /v3 at its end. It returns the errors of NewKeystone.
+// parseURL returns Keystone's URL, with /v3 at its end. It fails with Invalid if the URL is malformed or has parameters, or if TLS is set
+// together with an http URL or with Client.
 func (cfg *KeystoneConfig) parseURL() (*url.URL, error) {
 	u, err := url.Parse(cfg.URL)
 	switch {
@@ -122,8 +123,8 @@ func (cfg *KeystoneConfig) parseURL() (*url.URL, error) {
 	return u, nil
 }
 
-// NewKeystone returns a Keystone. It sends no request. Invalid: a required field is empty, the URL is
-// malformed, or a field has no effect, such as TLS with an http URL.
+// NewKeystone returns a Keystone. It sends no request. It fails with Invalid if a required field is empty,
+// the URL is malformed, or a field has no effect, such as TLS with an http URL.
 func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	u, err := cfg.parseURL()
 	if err != nil {
@@ -167,8 +168,8 @@ func (k *Keystone) Challenge() string { return fmt.Sprintf("Keystone uri=%q", k.
 const serviceHeader = "X-Service-Token"
 
 // Authenticate returns the identity that the request's token, in [Header], belongs to. It is for
-// api.Config. If the token is not cached, it blocks until Keystone answers, at most Timeout, or three times Timeout for
-// a request with an X-Service-Token. The end of the request's context does not end the wait, because requests with the
+// api.Config. If the token is not cached, Authenticate blocks until Keystone answers, at most Timeout, or three times Timeout
+// for a request with an X-Service-Token. The end of the request's context does not end the wait, because requests with the
 // same token share one call to Keystone. Errors:
 //
 //   - Unauthenticated: the request has no token, Keystone does not know the token, or the token has expired and is
@@ -197,8 +198,8 @@ func (k *Keystone) Authenticate(r *http.Request) (reqctx.Request, error) {
 	return v.identity, nil
 }
 
-// findToken returns the validation of a token from the cache or from Keystone. With allowExpired an
-// expired token is valid; that validation has a cache entry of its own.
+// findToken returns the validation of a token from the cache or from Keystone. If allowExpired is set, an
+// expired token is valid, and the validation has a cache entry of its own.
 func (k *Keystone) findToken(ctx context.Context, token string, allowExpired bool) (validation, error) {
 	sum := sha256.Sum256([]byte(token))
 	if allowExpired {
@@ -246,7 +247,7 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	return v, nil
 }
 
-// evictLocked removes tokens until the cache is nine tenths full: first those out of date, then unknown
+// evictLocked removes tokens until the cache is nine tenths full: first expired answers, then unknown
 // tokens, then any. It removes unknown tokens before valid ones because a client can send any number of unknown tokens.
 func (k *Keystone) evictLocked() {
 	now := time.Now()

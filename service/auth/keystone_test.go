@@ -180,7 +180,7 @@ func TestKeystoneTLS(t *testing.T) {
 	for _, tt := range []struct {
 		name, url string
 		files     *tlsfile.Client
-		want      string // what the error contains; empty: no error
+		want      string // a part of the error; empty: no error
 	}{
 		{"right", "https://localhost" + port, &mine, ""},
 		{"no files", "https://localhost" + port, nil, "x509"},

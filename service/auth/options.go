@@ -8,8 +8,8 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// Options are the options of [Keystone] of an operator, the section [keystone_authtoken], in the form of package service/config. Names are
-// those of keystonemiddleware.
+// Options are the operator's options for [Keystone]: the section [keystone_authtoken], in the form of package service/config. Their names
+// are those of keystonemiddleware.
 type Options struct {
 	AuthURL       string        `ini:"auth_url" protects:"true" deprecated:"identity_uri" help:"Keystone's endpoint, https://host:5000/v3"`
 	Username      string        `ini:"username" deprecated:"user_name, admin_user" help:"user of this service, which must be allowed to validate tokens"`

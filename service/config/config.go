@@ -25,42 +25,45 @@
 //	help         a sentence for operators
 //	min, max     bounds of a number or a duration, of the length of a text in bytes, or of the
 //	             number of items of a list or map
-//	choices      the allowed values, separated by commas; for a list, of each item
+//	choices      the allowed values, separated by commas; for a list, the allowed items
 //	regex        an expression that a text must match, as by regexp.MatchString; for a list, each
 //	             item must match
 //	multi        "true": a []string with one item for each time that the option is set, in all
 //	             files together; values are not split at commas
 //	required     "true": a source must set the option, and not to an empty text
-//	secret       "true": no error and no output has the value; NAME_file may name a file with it
+//	secret       "true": no error and no output has the value; the option NAME_file may name a file
+//	             with the value
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, each NAME or SECTION.NAME, separated by commas
-//	removed      a reason: the option has no effect any more, setting it is a warning
+//	removed      a reason: the option has no effect any more; a source that sets it causes a warning
 //	unsupported  a reason: any value but the default is an error, even in lenient mode
 //	protects     "true": the option protects the service, by identity, TLS or a checksum. An
 //	             unknown option or section whose name is similar to the option's, to one of its
 //	             older names, or to its section, is an error, even in lenient mode
-//	strict       "true": a bool; false selects the lenient mode, see [Source].Lenient
+//	strict       "true": the value false of this bool selects the lenient mode, see [Source].Lenient
 //
-// In lenient mode, an unknown option in a declared section is also an error if a word of its name is about TLS
-// or identity, such as ssl, cert or cafile, unless its value is empty, false, no, off, 0 or none. This rule needs
-// no tag.
+// In lenient mode, an unknown option in a declared section is also an error if it may request protection: a word
+// of its name is about TLS or identity, such as ssl, cert or cafile, and its value is not empty, false, no, off, 0
+// or none. This rule needs no tag.
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
-// value. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. A map of structs is a typed family: each of
+// value. The key in the map is the rest of the name: [driver_acme] is Drivers["acme"]. A map of structs is a typed family: each of
 // its sections has the options of the struct, with all tags but strict, and without sections of its own. Two sections of a typed family
-// whose names differ only in upper and lower case, or in - and _, are an error, because they have the same variables. The value of
-// the tag must not begin with that of another family. A map of maps takes raw values, and such sections are one section. With
-// the tag reloadable, a reload adds, removes and changes the sections of a family. If the field has
+// whose names differ only in upper and lower case, or in - and _, are an error, because they have the same environment variables. The value
+// of the tag must not begin with that of another family. A map of maps takes raw values. Its sections whose names differ only in upper and
+// lower case are one section. With the tag reloadable, a reload adds, removes and changes the sections of a family. If the field has
 // the tag protects, a section with a similar name, such as [drivr_acme], is an error, even in lenient mode.
-// Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
+// Fields of an embedded struct belong to the outer struct. Fields without one of the tags ini, section and sections stay as they are.
 //
-// A struct of options may have a method Validate() error, for what tags cannot say: the whole struct, and each struct for a section, a section of a family, or
-// an embedded struct. The methods are called at each load and reload. They must not change the struct. Before the call, a wrong value is replaced by its
-// default. An error of Validate about such an option is left out. The error gets the name of the section, and if Meta of its
-// [github.com/armature-go/armature/fault.Error] has a value "option", the place of this option, NAME or SECTION.NAME. An error about several options has their
-// names separated by spaces: it gets the place of the first one that is set. Errors joined by errors.Join are one error each. Validate must not use the
-// network.
+// The struct of options may have a method Validate() error, for rules that tags cannot express. So may the struct of a section, the struct of a
+// section of a family, and an embedded struct. The methods are called at each load and reload. They must not change the struct, and must not use the
+// network. Before the calls, each wrong value is replaced by its default, and an error of Validate about such an option is left out.
+//
+// An error of Validate may name its option: NAME or SECTION.NAME, as the value "option" in the Meta of its
+// [github.com/armature-go/armature/fault.Error]. Then the text of the error begins with the place of this option. Several names are separated by spaces; the
+// place is that of the first option that a source sets. The text of any other error gets the name of the section, unless that is DEFAULT. If other values are wrong, an
+// error without the name of an option is left out. Errors joined by errors.Join are one error each.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
 // environment by itself. It expands variables only in lenient mode. In strict mode a password may contain a $.
@@ -76,11 +79,11 @@ import (
 // option's default, Defaults, Files, Env, Flags, Overrides. Within one source the last value counts, and a value
 // under the option's name overrides values under its older names.
 type Source struct {
-	// Defaults override the defaults of options, for a component that wants other ones. Keys are
+	// Defaults override the defaults of options, for a component that needs other defaults. Keys are
 	// NAME for [DEFAULT] and SECTION.NAME otherwise: "workers", "database.connection".
 	Defaults map[string]string
 	// Files are paths. A later file overrides an earlier one. A directory stands for its files
-	// *.conf in the order of their names. Each path must exist; [Find] returns existing ones.
+	// *.conf in the order of their names. Each path must exist; [Find] returns paths that exist.
 	Files []string
 	// Env are variables in the form of os.Environ. OS_DATABASE__CONNECTION sets the option
 	// connection of [database], and OS_DRIVER_ACME__DIR the option dir of [driver_acme], a section of

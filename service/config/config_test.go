@@ -104,13 +104,13 @@ pool_size=6
 			want: func(o *options) { o.Driver = "one\ntwo\n# three" },
 		},
 		{
-			name: "free sections", files: []string{"[driver_acme]\nurl = a=b\n Any Thing = 1\n[driver_empty]\n", "[driver_acme]\nurl = c\nx = y\n"},
+			name: "sections of a family", files: []string{"[driver_acme]\nurl = a=b\n Any Thing = 1\n[driver_empty]\n", "[driver_acme]\nurl = c\nx = y\n"},
 			want: func(o *options) {
 				o.Drivers = map[string]map[string]string{"acme": {"url": "c", "x": "y"}, "empty": {}}
 			},
 		},
 		{
-			name: "later file wins", files: []string{"workers = 1\nslots = 1\n", "workers = 2\n"},
+			name: "a later file overrides an earlier file", files: []string{"workers = 1\nslots = 1\n", "workers = 2\n"},
 			want: func(o *options) { o.Workers, o.Slots = 2, 1 },
 		},
 		{
@@ -311,7 +311,7 @@ func Example() {
 }
 
 // TestInspect: the error has a line for each error in the files, and the Config has the values that are right.
-// A file that cannot be read gives no Config.
+// If a file cannot be read, Inspect returns no Config.
 func TestInspect(t *testing.T) {
 	t.Parallel()
 	type options struct {

@@ -24,7 +24,7 @@ func (l *loader) expandVariables() {
 			l.addError("%s: [%s] %s: %s", o.where, o.section, o.name, text)
 		}
 		for i := range o.values {
-			o.values[i], _ = l.expandText(o.section, o.values[i], path) // value has the same errors
+			o.values[i], _ = l.expandText(o.section, o.values[i], path) // the items have the same errors as o.value, which are reported above
 		}
 		o.expanded = value
 	}

@@ -14,7 +14,7 @@ import (
 // family is a declared family of sections, see the tag sections. A family with raw values has elem nil.
 type family struct {
 	prefix   string
-	values   map[string]map[string]string // of a family with raw values
+	values   map[string]map[string]string // the values of a family with raw values
 	elem     reflect.Type                 // type of the options of a typed family
 	members  map[string]*member           // sections of a typed family, by the rest of their names in lower case
 	field    reflect.Value
@@ -24,8 +24,8 @@ type family struct {
 
 // member is a section of a typed family.
 type member struct {
-	rest  string        // its name without the prefix of the family
-	where string        // its first place
+	rest  string        // the section's name without the prefix of the family
+	where string        // the section's first place
 	opts  reflect.Value // the struct of its options
 }
 
@@ -94,16 +94,16 @@ func (l *loader) typedFamily(section string) (f *family, rest string) {
 		}
 		rest := section[len(f.prefix):]
 		if _, declared := l.byCase[strings.ToLower(section)]; declared && f.members[strings.ToLower(rest)] == nil {
-			continue // a section of its own, whose name begins as those of the family
+			continue // a section of its own, whose name begins like the names of the family
 		}
 		return f, rest
 	}
 	return nil, ""
 }
 
-// memberSection returns the name of a section in the spelling that counts. The first value of a section of a typed family declares the
-// section. ok is false if the name differs from that of another section only in upper and lower case, or in characters that variables of the
-// environment do not have.
+// memberSection returns the name of a section as it was declared. The first value of a section of a typed family declares the
+// section. The result ok is false if the name differs from that of another section only in upper and lower case, or in characters that environment
+// variables do not have.
 func (l *loader) memberSection(r rank, where, section, key string) (name string, ok bool) {
 	f, rest := l.typedFamily(section)
 	if f == nil {
@@ -186,7 +186,8 @@ func (l *loader) optionOf(section, variable string) string {
 }
 
 // setMemberVariable sets the option that a variable names in a section of a typed family. The section need not be in a file; then its name
-// is in lower case. A section that only variables with unknown options name is not declared.
+// is in lower case. A section is not declared if only variables with unknown options name it. The function returns false if the variable
+// names no section of the family.
 func (l *loader) setMemberVariable(f *family, variable, where, value string) bool {
 	tail, found := strings.CutPrefix(variable, strings.TrimSuffix(envName(f.prefix, ""), "__"))
 	rest, key, ok := strings.Cut(tail, "__")
@@ -207,8 +208,8 @@ func (l *loader) setMemberVariable(f *family, variable, where, value string) boo
 	return true
 }
 
-// keepMembers compares the sections of a typed family with those before a reload. If the family cannot be reloaded, it keeps the old
-// ones. The function returns the changes, and calls keep for each section that stays as it was.
+// keepMembers compares the sections of a typed family with those before a reload. If the family cannot be reloaded, keepMembers keeps
+// the old sections. It returns the changes, and calls the function keep for each section that stays as it was.
 func (f *family) keepMembers(before *family, keep func(section string)) (changes [][]any) {
 	for _, key := range slices.Sorted(maps.Keys(f.members)) {
 		if m, old := f.members[key], before.members[key]; old == nil || old.rest != m.rest {
@@ -233,7 +234,7 @@ func (f *family) keepMembers(before *family, keep func(section string)) (changes
 	return changes
 }
 
-// validateStruct calls Validate of each struct of options within v, and then of v itself. v is addressable.
+// validateStruct calls Validate of each struct of options within v, and then of v itself. The value v is addressable.
 func (l *loader) validateStruct(v reflect.Value, section string) (errs []error) {
 	for i := range v.NumField() {
 		f, field := v.Field(i), v.Type().Field(i)
@@ -277,8 +278,8 @@ func (l *loader) validateOne(v reflect.Value, section string) (errs []error) {
 	return errs
 }
 
-// followsFrom reports whether an error of Validate may be about a default that stands for a wrong value, because the value has an error of its
-// own. If other options have errors, an error without the name of an option is also left out.
+// followsFrom reports whether an error of Validate is left out because it may follow from another error: it names an option whose wrong value
+// was replaced by the default, or it names no option and other errors exist.
 func (l *loader) followsFrom(section string, err error) bool {
 	names := strings.Fields(optionIn(err))
 	for _, name := range names {

@@ -36,7 +36,7 @@ func (b *backend) Validate() error {
 	return nil
 }
 
-// withBackends has a typed family, and a section whose name begins as those of the family.
+// withBackends has a typed family, and a section whose name begins like the names of the family's sections.
 type withBackends struct {
 	Backends map[string]backend `sections:"backend_"`
 	Defaults struct {
@@ -285,8 +285,8 @@ func (s *Span) Validate() error {
 	return errors.Join(errs...)
 }
 
-// TestValidateNamesOptions: an error about several options has the place of the first one that is set. Errors of Validate are reported together
-// with those of values, but not an error that is about a default in place of a wrong value.
+// TestValidateNamesOptions: an error about several options has the place of the first one that is set. An error of Validate is reported
+// together with the errors of values, unless it is about an option that has its default because its value is wrong.
 func TestValidateNamesOptions(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][]string{

@@ -8,9 +8,9 @@ import (
 // Find returns the default configuration files of a program that is started without --config-file, for
 // [Source].Files. As oslo.config does, it searches ~/.PROJECT, ~, /etc/PROJECT and /etc, in this order, for each of the
 // files PROJECT.conf and PROGRAM.conf and of the directories PROJECT.conf.d and PROGRAM.conf.d. For each of them, the
-// result has the first path that exists, in the order of this list. A file in a directory that the process cannot read counts
-// as missing, as in oslo.config. The ~ is home, such as the result of os.UserHomeDir. Any argument may be empty. Find
-// reads no file.
+// result has the first path that exists, in the order of this list. As in oslo.config, a file counts as missing if the process
+// cannot read its directory. The parameter home stands for ~, such as the result of os.UserHomeDir. Any argument may be
+// empty. Find reads no file.
 func Find(home, project, program string) []string {
 	var dirs []string
 	for _, root := range []string{home, "/etc"} {

@@ -114,9 +114,9 @@ func (l *loader) isNearProtected(section, name string) bool {
 	return false
 }
 
-// isMeant reports whether an unknown name, or an unknown section if name is empty, may be a misspelling of the option
-// known in knownSection. In another section the name must be long to count as similar, because short names of different
-// options are often similar.
+// isMeant reports whether an unknown name, or an unknown section if name is empty, may be a misspelling of an option. The
+// option has the name known in the section knownSection. In another section the unknown name must be long to count as
+// similar, because short names of different options are often similar.
 func isMeant(section, name, knownSection, known string) bool {
 	if name == "" {
 		return similarNames(section, knownSection)

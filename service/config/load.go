@@ -36,8 +36,8 @@ func (r rank) isFile() bool { return r >= rankFile && r < rankEnv }
 
 // loader collects the options of a struct, their values from all sources, and the errors and warnings.
 type loader struct {
-	options  map[string]map[string]*option // by section and name
-	aliases  map[string]map[string]*option // by older section and older name
+	options  map[string]map[string]*option // the keys are the section and the name
+	aliases  map[string]map[string]*option // the keys are the older section and the older name
 	byCase   map[string]string             // declared sections by their names in lower case
 	families []family
 	strict   *option                      // the option with the tag strict, or nil
@@ -60,7 +60,7 @@ type warning struct {
 // unknown is an option or a section in a file or in the environment that is not declared.
 type unknown struct {
 	text string
-	why  string // why the option may be meant for protection, so that it is always an error; "": it is not
+	why  string // why the name may be meant for protection, so that it is an error even in lenient mode; "": it is not meant so
 }
 
 func newLoader() *loader {
@@ -70,7 +70,7 @@ func newLoader() *loader {
 	}
 }
 
-// loadStruct sets the fields of the struct work from all sources. The loader is never nil.
+// loadStruct sets the fields of a struct, work, from all sources. The loader is never nil.
 func loadStruct(work reflect.Value, src Source) (*loader, error) {
 	l := newLoader()
 	l.declareFields(work, defaultSection)

@@ -20,16 +20,16 @@ type option struct {
 	choices       []string
 	regex         *regexp.Regexp
 
-	rank     rank     // of the source of value
-	byAlias  bool     // value was set by an older name
-	byFile   string   // the NAME_file that value was read from, or ""
-	value    string   // as in a file
+	rank     rank     // the rank of the source from which the value comes
+	byAlias  bool     // the value was set by an older name
+	byFile   string   // the option NAME_file from whose file the value was read, or ""
+	value    string   // the text of the value, as in a file
 	values   []string // all values of an option with the tag multi
-	expanded string   // value with its variables replaced
-	where    string   // the origin of value, see Value.Where
-	bad      bool     // value has an error
-	reload   bool     // a reload may change it
-	member   bool     // belongs to a section of a family
+	expanded string   // the text of the value after its variables were replaced
+	where    string   // the origin of the value, see Value.Where
+	bad      bool     // the value has an error
+	reload   bool     // a reload may change the option
+	member   bool     // the option belongs to a section of a family
 }
 
 // hasTag reports whether a tag is "true".
@@ -88,7 +88,7 @@ func (o *option) checkCombinations() error {
 }
 
 // assignDefault sets the field to its default. Without a default the field has its zero value, which need not be
-// within the bounds. It panics if the tags min and max are wrong.
+// within the bounds. assignDefault panics if the tags min and max are wrong.
 func (o *option) assignDefault() error {
 	if !o.isUnset() {
 		if err := o.assignValue(o.value); err != nil {
@@ -140,8 +140,8 @@ func (o *option) textUnmarshaler() encoding.TextUnmarshaler {
 	return u
 }
 
-// assignValue sets the field and checks choices, regex and bounds. The error text has no subject, such as
-// "is not an integer", because the value may be secret. describeError adds the subject.
+// assignValue sets the field and checks choices, regex and bounds. The error text begins with a verb, such as
+// "is not an integer", and does not have the value, which may be secret. describeError adds the subject.
 func (o *option) assignValue(text string) error {
 	if u := o.textUnmarshaler(); u != nil {
 		if text == "" {
@@ -200,7 +200,7 @@ func (o *option) checkBounds() error {
 }
 
 // compareBound compares the field with a bound, as cmp.Compare does, and returns the verb for the error. For a text, list or
-// map it compares the length, and the verb is "has"; otherwise the verb is "is". It panics if the bound cannot be parsed.
+// map it compares the length, and the verb is "has"; otherwise the verb is "is". compareBound panics if the bound cannot be parsed.
 func (o *option) compareBound(tag, text string) (c int, verb string) {
 	f := o.field
 	counts := f.Kind() == reflect.Slice || f.Kind() == reflect.Map || f.Kind() == reflect.String

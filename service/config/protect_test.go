@@ -96,9 +96,9 @@ func TestUnknownSections(t *testing.T) {
 	}
 }
 
-// TestLenientProtects: in lenient mode a name that may be meant for protection is an error. Such a name is a section similar
-// to those of a family, a name similar to an older one, or a name about TLS or identity in a declared section with a value
-// that requests protection.
+// TestLenientProtects: in lenient mode a name that may be meant for protection is an error: a section whose name is similar to
+// that of a family, an option whose name is similar to an older name, and an option of a declared section whose name is about
+// TLS or identity and whose value requests protection.
 func TestLenientProtects(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

@@ -49,9 +49,9 @@ func Open[T any](src Source) (*Config[T], error) {
 	return c, nil
 }
 
-// Inspect is [Open] for a tool that lists all errors of a configuration. With an error it still returns a
-// Config, in which options with a wrong value have their defaults, see [Value.Wrong]. It returns nil if a
-// file cannot be read. Do not run a service with a Config that came with an error, and do not reload it.
+// Inspect works like [Open], for a tool that lists all errors of a configuration. With an error it still returns a
+// Config, in which options with a wrong value have their defaults, see [Value.Wrong]. It returns no Config if a
+// file cannot be read. If Inspect has returned an error, do not run a service with the Config, and do not reload it.
 func Inspect[T any](src Source) (*Config[T], error) {
 	c := &Config[T]{src: src, logged: map[string]bool{}}
 	next := new(loaded[T])
@@ -69,7 +69,7 @@ func Inspect[T any](src Source) (*Config[T], error) {
 // change the result.
 func (c *Config[T]) Files() []string { return c.current.Load().files }
 
-// Where returns the origin of an option's value, as Value.Where. The option may belong to a section of a family,
+// Where returns the origin of an option's value, as in Value.Where. The option may belong to a section of a family,
 // whose name is case-insensitive. For such a section and an empty name, the result is the origin of the section's
 // head, or of its first option if it has no head. If the option or the section does not exist, the result is "".
 func (c *Config[T]) Where(section, name string) string {
@@ -90,7 +90,7 @@ func (c *Config[T]) Current() *T { return &c.current.Load().opts }
 // must not change the result.
 func (c *Config[T]) Values() []Value { return c.current.Load().values }
 
-// OnChange adds two functions for a reload that changes an option. Each may be nil. All check functions are called
+// OnChange adds two functions for a reload that changes an option. Each function may be nil. All check functions are called
 // first, in the order of the calls of OnChange. If one of them returns an error, nothing changes. Otherwise the new
 // options become those of Current, and all apply functions are called. The functions must not call OnChange or Reload,
 // which would block for ever.
@@ -100,7 +100,7 @@ func (c *Config[T]) OnChange(check func(old, next *T) error, apply func(old, nex
 	c.hooks = append(c.hooks, hook[T]{check, apply})
 }
 
-// Reload loads the configuration again. Options with the tag reloadable change all together. After an error none has changed. A
+// Reload loads the configuration again. Options with the tag reloadable change all together. After an error no option has changed. A
 // change of any other option, or of a family of sections without that tag, is logged and takes effect after a restart. The
 // error is that of [Load] or of a check function, with code Invalid. One reload runs at a time; a second reload waits.
 func (c *Config[T]) Reload(context.Context) error {
@@ -141,7 +141,7 @@ func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (change
 	for o := range l.allOptions() {
 		prev := oldLoader.options[o.section][o.name]
 		switch {
-		case prev == nil: // in a new section of a family
+		case prev == nil: // the option is in a new section of a family
 		case reflect.DeepEqual(o.field.Interface(), prev.field.Interface()):
 		case o.reload:
 			changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", o.maskedValue()})
@@ -186,7 +186,7 @@ func keepValues[T any](old, next *loaded[T], section string) {
 	slices.SortStableFunc(next.values, func(a, b Value) int { return strings.Compare(a.Section, b.Section) })
 }
 
-// keepPlaces returns the origins of the options in families after a reload: the old ones of families that cannot be reloaded.
+// keepPlaces returns the origins of the options in families after a reload. Families that cannot be reloaded keep their old origins.
 func keepPlaces(l *loader, old map[string]string) map[string]string {
 	places := map[string]string{}
 	for _, source := range []struct {
@@ -204,7 +204,7 @@ func keepPlaces(l *loader, old map[string]string) map[string]string {
 	return places
 }
 
-// checkReload returns the objections of the Validate methods and of the check functions to a change, as Invalid.
+// checkReload returns Invalid, with the errors of the Validate methods or of the check functions, if one of them refuses a change.
 func (c *Config[T]) checkReload(l *loader, old, next *T) error {
 	errs := l.validateStruct(reflect.ValueOf(next).Elem(), defaultSection) // loadStruct has validated the new values, but not together with the options that stay
 	for _, h := range c.hooks {

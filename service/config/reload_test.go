@@ -47,7 +47,7 @@ func TestReload(t *testing.T) {
 		text    string
 		workers int
 		pool    uint8
-		want    string // what the error contains; empty: no error
+		want    string // a part of the error; empty: no error
 		log     string // the calls of the functions of OnChange
 	}{
 		{"workers = 2", 2, 5, "", ""},

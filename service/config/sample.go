@@ -15,8 +15,8 @@ import (
 
 // Sample writes a configuration file in which each option of the struct is a comment with its default,
 // its help text, its type and its bounds. The file has no effect until an operator removes the # before
-// an option. The struct's values are not read. defaults are those of [Source], or nil. Sample returns the first error of w, Invalid if
-// defaults has an option that does not exist, and panics as [Load] does.
+// an option. Sample does not read the struct's values. The parameter defaults is like [Source.Defaults], or nil. Errors:
+// Invalid, if defaults has an option that does not exist; the first error of w. Sample panics as [Load] does.
 func Sample(w io.Writer, opts any, defaults map[string]string) error {
 	work := reflect.New(structOf(opts).Type()).Elem()
 	l := newLoader()

@@ -90,7 +90,7 @@ func (l *loader) sectionOf(k string) (longest string) {
 	return longest
 }
 
-// setSectionVariable sets the option of a declared section that a variable names. If the section has no such option, it is unknown.
+// setSectionVariable sets the option of a declared section that a variable names. If the section has no such option, the option is unknown.
 func (l *loader) setSectionVariable(section, k, where, value string) {
 	if name := l.optionOf(section, k); name != "" { // a section that an earlier variable has declared
 		l.setKey(rankEnv, where, section, name, value)
@@ -196,8 +196,8 @@ func (l *loader) declaredSection(section string) string {
 	return known
 }
 
-// setKnown sets a declared option by its name, by the name of the file that has its value, or by an older name. It reports
-// whether such an option exists.
+// setKnown sets a declared option by its name, by an older name, or by the option NAME_file, which names a file with the value. It
+// reports whether such an option exists.
 func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 	if o := l.options[section][key]; o != nil {
 		if o.byFile != "" && o.rank == r {
@@ -295,7 +295,7 @@ func (l *loader) readSecret(o *option, r rank, where, key, path string) {
 		fail("%s is not a regular file", path)
 		return
 	case info.Mode().Perm()&0o006 != 0:
-		fail("all users can read or write %s, its mode is %04o: run chmod 0600", path, info.Mode().Perm())
+		fail("all users can read or write %s, its mode is %04o: run chmod 0600, or chmod 0640 with the group of the service", path, info.Mode().Perm())
 		return
 	case info.Size() > maxSecret:
 		fail("%s has more than %d bytes", path, maxSecret)

@@ -98,7 +98,7 @@ func TestSecretFiles(t *testing.T) {
 	for text, want := range map[string]string{
 		"url_file = " + good:                                                                   "hush",
 		"url_file = " + filepath.Join(dir, "none"):                                             "1.conf:2: [database] url_file: stat ",
-		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "all users can read or write " + dir + "/open, its mode is 0644: run chmod 0600",
+		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "all users can read or write " + dir + "/open, its mode is 0644: run chmod 0600, or chmod 0640 with the group of the service",
 		"url_file = " + put(t, filepath.Join(dir, "long"), strings.Repeat("x", 70_000), 0o600): "has more than 65536 bytes",
 		"url = a\nurl_file = " + good:                                                          "[database] url_file: url is also set: remove one of them",
 		"url_file = " + good + "\nurl = a":                                                     "[database] url is set, and url_file names a file with its value: remove one of them",

@@ -146,7 +146,7 @@ func TestUnset(t *testing.T) {
 }
 
 // TestWrongSections: Load panics with the field's name if a section is not a struct, or a family of sections
-// is not a map of maps of texts.
+// is neither a map of maps of texts nor a map of structs of options.
 func TestWrongSections(t *testing.T) {
 	t.Parallel()
 	type entry struct{ A string }

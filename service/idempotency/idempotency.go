@@ -14,8 +14,8 @@
 //		return out, err
 //	})
 //
-// What the header means is in the documentation of api.Route. The database has no key of a client, and no reply that can be read
-// without the client's key: a reply may have a secret, such as a generated password.
+// The documentation of api.Route describes the header. The database has no key of a client, and no reply that can be read
+// without the client's key, because a reply may have a secret, such as a generated password.
 //
 // The table is that of [Migrations].
 package idempotency
@@ -52,8 +52,8 @@ const DefaultLifetime = 24 * time.Hour
 type Config struct {
 	// DB is the database with the table. The caller closes it.
 	DB *sqlx.DB
-	// Lifetime is how long a reply is kept, by the database's clock. After that time its key is free, and a request with it is executed
-	// again. Default 24 h.
+	// Lifetime is how long a reply is kept, by the database's clock. After that time the key of the reply is free, and a request with this
+	// key is executed again. Default 24 h.
 	Lifetime time.Duration
 }
 
@@ -104,12 +104,12 @@ func (s *Store) Find(ctx context.Context, key api.ReplyKey) (*api.KeptReply, err
 // key, Keep waits for its end.
 //
 // Errors: Conflict, if the key has a reply, in which case the transaction must be rolled back; Internal, if ctx carries no transaction on
-// the Store's handle; those of the database.
+// Config.DB; those of the database.
 func (s *Store) Keep(ctx context.Context, key api.ReplyKey, reply api.KeptReply) error {
 	outside := false
 	db.AfterCommit(ctx, s.cfg.DB, func() { outside = true })
 	if outside { // AfterCommit has called the function now
-		return fault.New(fault.Internal, "Keep of a reply is outside of a transaction of db.Tx: call it in the transaction that writes what the request does, with its context")
+		return fault.New(fault.Internal, "Keep of a reply was called outside of a transaction of db.Tx: call it in the transaction in which the handler writes its rows, with the context of this transaction")
 	}
 	sealed, err := encryptReply(key, reply)
 	if err != nil {
@@ -173,7 +173,7 @@ func encryptReply(key api.ReplyKey, reply api.KeptReply) ([]byte, error) {
 	return c.Seal(nil, nil, plain, nil), nil //nolint:gosec // the cipher makes a random nonce
 }
 
-// decryptReply returns the reply of encryptReply.
+// decryptReply returns the reply in a text of encryptReply.
 func decryptReply(key api.ReplyKey, sealed []byte) (*api.KeptReply, error) {
 	c, err := sealer(key)
 	if err != nil {

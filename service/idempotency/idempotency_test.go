@@ -29,13 +29,14 @@ import (
 	"github.com/armature-go/armature/service/idempotency"
 )
 
-// killVar has the URL of the database for a process that serves one request and kills itself between the commit and the reply.
+// killVar is an environment variable. It makes the test binary a process that serves one request and kills itself between the commit and the
+// reply. Its value is the URL of the database.
 const killVar = "ARMATURE_TEST_IDEMPOTENCY_KILL"
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(killVar); url != "" {
 		fmt.Println(killed(context.Background(), url))
-		os.Exit(1) // it must not come here
+		os.Exit(1) // not reached: the process has killed itself
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -140,7 +141,8 @@ func each(t *testing.T, run func(t *testing.T, d *sqlx.DB)) {
 	dbtest.Each(t, []db.Migrations{idempotency.Migrations, component}, run)
 }
 
-// TestRepeated: the same key and body from the same project give the same answer, and anything else does not.
+// TestRepeated: a request with the key, path and body of an earlier request of the project gets the answer of the earlier one. A request
+// with the same key that differs in path, query or body gets 422. A failed request does not use up its key.
 func TestRepeated(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, d *sqlx.DB) {
@@ -250,8 +252,8 @@ func TestAtOnce(t *testing.T) {
 	})
 }
 
-// TestOtherWins: if another request with the key commits while the handler runs, and the handler then fails, the client gets the other's answer, or 422
-// for another body.
+// TestOtherWins: another request with the key commits while the handler runs, and the handler then fails. The client gets the answer of the
+// other request, or 422 if the other request had another body.
 func TestOtherWins(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, d *sqlx.DB) {

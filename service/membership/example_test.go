@@ -33,7 +33,8 @@ func must(err error) {
 	}
 }
 
-// A service joins and sends heartbeats. Other services see whether it is up, and if it is not, the reason.
+// A service joins and sends heartbeats. Other services see whether it is up. If it is
+// not up, they see the reason.
 func Example() {
 	ctx := context.Background()
 	d := openMembers(ctx)
@@ -55,7 +56,8 @@ func Example() {
 	// node-2: up false "it was stopped"
 }
 
-// In a process the member is a part of the App: it joins when all parts before it have started, and leaves first.
+// In a process the member is a part of the App. It joins after all earlier parts have
+// started, and leaves before these parts stop.
 func ExampleRegistry_Member() {
 	ctx, stop := context.WithCancel(context.Background())
 	d := openMembers(ctx)
@@ -79,7 +81,8 @@ func ExampleRegistry_Member() {
 	// stopped: up is false <nil>
 }
 
-// An operator disables a member before work on its host. The member continues its work and gets no new work.
+// An operator disables a member before a repair of its host. The member continues its
+// work but gets no new work.
 func ExampleRegistry_Disable() {
 	ctx := context.Background()
 	d := openMembers(ctx)
@@ -91,7 +94,7 @@ func ExampleRegistry_Disable() {
 	m, err := r.Get(ctx, "volume-worker", "node-1")
 	must(err)
 	fmt.Println(m.Up, m.Unfit())
-	must(r.ForceDown(ctx, "volume-worker", "node-1", true)) // its host was switched off
+	must(r.ForceDown(ctx, "volume-worker", "node-1", true)) // the member's host was switched off
 	m, err = r.Get(ctx, "volume-worker", "node-1")
 	must(err)
 	fmt.Println(m.Up, m.Unfit())
@@ -117,8 +120,9 @@ func ExampleRegistry_MinVersion() {
 	// 4 <nil>
 }
 
-// A host has one worker. A second process is refused while the first one is up, and a process that replaces a killed
-// one on the same machine is accepted at once, because it has the lock of the file.
+// A host has one worker. While a first process is up, a second process is refused. A
+// process that replaces a killed process on the same machine is accepted at once,
+// because it holds the lock of the file.
 func ExampleFileLock() {
 	ctx := context.Background()
 	d := openMembers(ctx)
@@ -136,13 +140,13 @@ func ExampleFileLock() {
 	err = r.Join(ctx, membership.Self{Kind: "volume-worker", Host: "node-1", Instance: elsewhere})
 	fmt.Println("another process:", err != nil)
 
-	must(first.Stop(ctx)) // as the kernel does when the process is killed
+	must(first.Stop(ctx)) // stands for the kernel, which releases the lock when the process is killed
 	second := membership.NewFileLock("volume-worker", "node-1", filepath.Join(dir, "node-1.lock"))
 	must(second.Start(ctx))
 	fmt.Println("the next process:", r.Join(ctx, membership.Self{Kind: "volume-worker", Host: "node-1", Instance: second.Instance()}))
-	fmt.Println("the first one's heartbeat:", r.Heartbeat(ctx, "volume-worker", "node-1", first.Instance().ID) != nil)
+	fmt.Println("the first process's heartbeat:", r.Heartbeat(ctx, "volume-worker", "node-1", first.Instance().ID) != nil)
 	// Output:
 	// another process: true
 	// the next process: <nil>
-	// the first one's heartbeat: true
+	// the first process's heartbeat: true
 }

@@ -12,36 +12,36 @@ import (
 	"github.com/armature-go/armature/db"
 )
 
-// gatherTime is how long a heartbeat waits for other heartbeats. All of them are written in one transaction, because many
-// members may send their heartbeats through one process.
+// gatherTime is how long a heartbeat waits for other heartbeats. All of them are written together, because many members may send their
+// heartbeats through one process.
 const gatherTime = 50 * time.Millisecond
 
-// writeTimeout bounds the writing of a batch.
+// writeTimeout bounds the writing of one batch.
 const writeTimeout = 10 * time.Second
 
-// maxWritten is how many heartbeats one transaction writes.
+// maxWritten is the maximum number of heartbeats that one transaction writes.
 const maxWritten = 500
 
-// heartbeats are the heartbeats that wait to be written.
+// heartbeats has the heartbeats that wait to be written.
 type heartbeats struct {
 	mu   sync.Mutex
-	next *batch // gets new heartbeats, until its first caller writes it; nil: no heartbeat waits
+	next *batch // collects new heartbeats until the batch is written; nil: no heartbeat waits
 }
 
 // batch has the heartbeats that are written together.
 type batch struct {
-	beats   map[string][]heartbeat // by kind
+	beats   map[string][]heartbeat // the key is the kind of the member
 	done    chan struct{}          // closed when the batch is written
 	err     error
 	refused map[heartbeat]error
 }
 
-// heartbeat is a heartbeat of an instance of a member.
+// heartbeat is a heartbeat of one instance of a member.
 type heartbeat struct{ kind, host, instance string }
 
-// Heartbeat records that a member is alive. instance is the instance that is alive, or "" for a member that may be
-// several processes. Heartbeat blocks until the heartbeat is written, together with all other heartbeats of the next 50
-// ms. NotFound: the member does not exist, or was removed. [ErrHeld]: the member belongs to another process.
+// Heartbeat records that a member is alive. The parameter instance is the instance that is alive, or "" if several processes may be
+// the member. Heartbeat blocks until the heartbeat is written, together with all other heartbeats of the next 50 ms. Errors: NotFound
+// if the member does not exist, or was removed; [ErrHeld] if the member belongs to another process.
 func (r *Registry) Heartbeat(ctx context.Context, kind, host, instance string) error {
 	own := heartbeat{kind, host, instance}
 	b, first := r.heartbeats.add(own)
@@ -59,8 +59,8 @@ func (r *Registry) Heartbeat(ctx context.Context, kind, host, instance string) e
 	return b.refused[own]
 }
 
-// add adds a heartbeat to the next batch. first reports whether the heartbeat is the first one of the batch. If it is, the caller must
-// write the batch.
+// add adds a heartbeat to the next batch. The result first reports whether the heartbeat is the first of the batch. If it is, the
+// caller must write the batch.
 func (h *heartbeats) add(own heartbeat) (b *batch, first bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -71,14 +71,14 @@ func (h *heartbeats) add(own heartbeat) (b *batch, first bool) {
 	return h.next, first
 }
 
-// close makes the next heartbeat the first of another batch.
+// close ends the collection of a batch: the next heartbeat begins another batch.
 func (h *heartbeats) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.next = nil
 }
 
-// writeBatch waits for further heartbeats and writes all of them.
+// writeBatch waits for further heartbeats, and writes the batch.
 func (r *Registry) writeBatch(b *batch) {
 	defer close(b.done)
 	timer := time.NewTimer(gatherTime)
@@ -88,7 +88,7 @@ func (r *Registry) writeBatch(b *batch) {
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
 	for kind, beats := range b.beats {
-		// Two processes that write the same rows lock them in the same order.
+		// Processes that write the same rows must lock them in the same order.
 		slices.SortFunc(beats, func(x, y heartbeat) int { return strings.Compare(x.host, y.host) })
 		for part := range slices.Chunk(beats, maxWritten) {
 			if b.err = r.writeHeartbeats(ctx, b, kind, part); b.err != nil {
@@ -98,7 +98,7 @@ func (r *Registry) writeBatch(b *batch) {
 	}
 }
 
-// writeHeartbeats writes heartbeats of one kind, and records the refused ones in b.
+// writeHeartbeats writes heartbeats of one kind, and records the refused heartbeats in b.
 func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, beats []heartbeat) error {
 	hosts := make([]string, len(beats))
 	for i := range beats {
@@ -121,7 +121,7 @@ func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, b
 			case h.ID != beat.instance:
 				b.refused[beat] = heldError(kind, beat.host, h, "")
 			default:
-				delete(b.refused, beat) // an earlier attempt of this transaction may have refused it
+				delete(b.refused, beat) // an earlier attempt of this transaction may have refused the heartbeat
 				seen = append(seen, beat.host)
 			}
 		}

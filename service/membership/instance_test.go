@@ -23,8 +23,8 @@ func of(host string, i membership.Instance) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: 1, Instance: i}
 }
 
-// TestInstances: a member belongs to one process. While that process is up, any other process is refused, with an error that names
-// the owner. Another process may join when the owner is down, has left, was removed, or has lost its lock.
+// TestInstances: a member belongs to one process. While that process is up, any other process is refused, with an error that names the
+// owner. Another process may join when the owner is down, has left, was removed, or has lost its lock.
 func TestInstances(t *testing.T) {
 	t.Parallel()
 	first := membership.Instance{ID: "i-1", Lock: "boot-1/1/1", Start: 5, Process: "process 1 on machine m1"}
@@ -64,7 +64,7 @@ func TestInstances(t *testing.T) {
 			}
 			err := r.Join(ctx, of(host, tt.next))
 			if tt.in && err != nil || !tt.in && (!errors.Is(err, membership.ErrHeld) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), first.Process)) {
-				t.Errorf("%s: join: %v, let in is %v", tt.name, err, tt.in)
+				t.Errorf("%s: join: %v, want it accepted: %v", tt.name, err, tt.in)
 				continue
 			}
 			holder, loser := first, tt.next
@@ -72,7 +72,7 @@ func TestInstances(t *testing.T) {
 				holder, loser = tt.next, first
 			}
 			if m, err := r.Get(ctx, "worker", host); err != nil || m.Instance != holder {
-				t.Errorf("%s: it belongs to %+v, %v; want %+v", tt.name, m, err, holder)
+				t.Errorf("%s: the member belongs to %+v, %v; want %+v", tt.name, m, err, holder)
 			}
 			if err := errors.Join(r.Heartbeat(ctx, "worker", host, holder.ID), r.Holds(ctx, "worker", host, holder.ID)); err != nil {
 				t.Errorf("%s: the holder: %v", tt.name, err)
@@ -82,12 +82,12 @@ func TestInstances(t *testing.T) {
 			}
 			for what, err := range map[string]error{"heartbeat": r.Heartbeat(ctx, "worker", host, loser.ID), "holds": r.Holds(ctx, "worker", host, loser.ID)} {
 				if !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), holder.Process) {
-					t.Errorf("%s: %s of the other: %v, want ErrHeld with %q", tt.name, what, err, holder.Process)
+					t.Errorf("%s: %s of the other process: %v, want ErrHeld with %q", tt.name, what, err, holder.Process)
 				}
 			}
 		}
 		if err := r.Holds(ctx, "worker", "unknown", "i-1"); err != nil {
-			t.Errorf("a member that is not known is held: %v", err)
+			t.Errorf("Holds for an unknown member: %v", err)
 		}
 		if err := r.Join(ctx, of("h", membership.Instance{ID: "i", Process: strings.Repeat("x", 2000)})); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("an instance that is too long: %v", err)
@@ -95,8 +95,8 @@ func TestInstances(t *testing.T) {
 	})
 }
 
-// TestJoinRace: several processes join at once, and exactly one becomes the member. This holds for a new member, and for a member
-// whose process has died.
+// TestJoinRace: several processes join at the same time, and exactly one of them becomes the member. This holds for a new member, and for
+// a member whose process has died.
 func TestJoinRace(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -127,7 +127,7 @@ func TestJoinRace(t *testing.T) {
 }
 
 // TestMemberHeld: the part of a member does not start while the member belongs to another process. A started part fails when another
-// process takes over the member.
+// process becomes the member.
 func TestMemberHeld(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -141,7 +141,7 @@ func TestMemberHeld(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := second.Start(ctx); !errors.Is(err, membership.ErrHeld) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "process of i-1") {
-			t.Errorf("the second one starts: %v", err)
+			t.Errorf("start of the second process: %v, want ErrHeld", err)
 		}
 		if err := r.ForceDown(ctx, "worker", "h1", true); err != nil {
 			t.Fatal(err)
@@ -152,16 +152,16 @@ func TestMemberHeld(t *testing.T) {
 		select {
 		case err := <-first.Failed():
 			if !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), "process of i-2") || first.Check(ctx) == nil {
-				t.Errorf("the first one fails with %v, and is ready: %v", err, first.Check(ctx))
+				t.Errorf("the first process fails with %v, and its Check is %v", err, first.Check(ctx))
 			}
 		case <-time.After(20 * time.Second):
-			t.Error("the first one does not fail")
+			t.Error("the first process does not fail")
 		}
 		if err := first.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 		if m, err := r.Get(ctx, "worker", "h1"); err != nil || m.Departed {
-			t.Errorf("the first one has made the second one leave: %+v, %v", m, err)
+			t.Errorf("the stop of the first process has removed the second one: %+v, %v", m, err)
 		}
 		if err := second.Stop(ctx); err != nil {
 			t.Error(err)
@@ -169,8 +169,8 @@ func TestMemberHeld(t *testing.T) {
 	})
 }
 
-// TestHeartbeatAfterLeave: a member leaves while one of its heartbeats is under way. This heartbeat does not make the member up again, and
-// another process may join on the host at once. A member whose last heartbeat is in the future is down.
+// TestHeartbeatAfterLeave: a member leaves while one of its heartbeats is being written. This heartbeat does not make the member up again,
+// and another process may join on the host at once. A member whose last heartbeat is in the future is down.
 func TestHeartbeatAfterLeave(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -181,7 +181,7 @@ func TestHeartbeatAfterLeave(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := make(chan error, 1)
-		go func() { sent <- r.Heartbeat(t.Context(), "worker", "h1", "first") }() // a heartbeat waits 50 ms for others to share its transaction
+		go func() { sent <- r.Heartbeat(t.Context(), "worker", "h1", "first") }() // a heartbeat waits 50 ms for other heartbeats of its transaction
 		if err := r.Leave(t.Context(), "worker", "h1", "first"); err != nil {
 			t.Fatal(err)
 		}
@@ -192,7 +192,7 @@ func TestHeartbeatAfterLeave(t *testing.T) {
 			t.Error(err)
 		}
 		if m, err := r.Get(t.Context(), "worker", "h1"); err != nil || m.Up {
-			t.Errorf("%+v, %v: it is up after it has left", m, err)
+			t.Errorf("%+v, %v: the member is up after it has left", m, err)
 		}
 		self.Instance.ID = "second"
 		if err := r.Join(t.Context(), self); err != nil {
@@ -202,13 +202,13 @@ func TestHeartbeatAfterLeave(t *testing.T) {
 			t.Fatal(err)
 		}
 		if m, err := r.Get(t.Context(), "worker", "h1"); err != nil || m.Up || !strings.Contains(m.Why, "in the future") {
-			t.Errorf("%+v, %v: it is up with a heartbeat of 2100", m, err)
+			t.Errorf("%+v, %v: the member is up with a heartbeat of 2100", m, err)
 		}
 	})
 }
 
-// TestFileLock: one process at a time holds the lock. Each start has a new ID and a greater number. A copy of the
-// directory is another lock.
+// TestFileLock: only one process at a time holds the lock. Each start has a new ID and a greater Start. A copy of the directory has
+// another lock.
 func TestFileLock(t *testing.T) {
 	t.Parallel()
 	ctx, dir := t.Context(), t.TempDir()
@@ -217,7 +217,7 @@ func TestFileLock(t *testing.T) {
 		t.Helper()
 		l := membership.NewFileLock("worker", "h1", path)
 		if id := l.Instance().ID; id != "" {
-			t.Errorf("before its start it has the ID %s", id)
+			t.Errorf("before Start the ID is %s, want none", id)
 		}
 		if err := l.Start(ctx); err != nil {
 			t.Fatal(err)
@@ -227,7 +227,7 @@ func TestFileLock(t *testing.T) {
 	l1, first := take(path)
 	err := membership.NewFileLock("worker", "h1", path).Start(ctx)
 	if want := fmt.Sprintf("process %d on machine", os.Getpid()); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
-		t.Errorf("the lock that is held: %v, want ErrHeld with %q and the file", err, want)
+		t.Errorf("start of a held lock: %v, want ErrHeld with %q and the file", err, want)
 	}
 	if err := l1.Stop(ctx); err != nil {
 		t.Error(err)
@@ -243,7 +243,7 @@ func TestFileLock(t *testing.T) {
 	if clone.Lock == second.Lock {
 		t.Errorf("a copy has the lock %s, as the original", clone.Lock)
 	}
-	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil { // half of it was written
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil { // only a part of the file was written
 		t.Fatal(err)
 	}
 	if err := errors.Join(l2.Stop(ctx), l3.Stop(ctx), l3.Stop(ctx)); err != nil {

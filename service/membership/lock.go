@@ -17,27 +17,27 @@ import (
 	"github.com/armature-go/armature/internal/filelock"
 )
 
-// FileLock is the lock of a file, which a process holds until it ends. It makes the [Instance] of this start of the
-// process. It is a service.Part, and safe for concurrent use. Make one with [NewFileLock].
+// FileLock is a lock on a file. The process holds the lock until Stop, or until the process ends. FileLock also makes the
+// [Instance] of this start of the process. It is a service.Part, and safe for concurrent use. Make one with [NewFileLock].
 type FileLock struct {
 	kind, host, path string
 
 	mu       sync.Mutex
-	file     *os.File // nil while it is not held
+	file     *os.File // nil while the lock is not held
 	instance Instance
 }
 
-// NewFileLock returns the lock of a member's file. Each member needs a file of its own, which should be on a file system
-// of the machine, such as below the state path of the service. NewFileLock opens nothing.
+// NewFileLock returns the lock of a member's file. Each member needs its own file. The file should be on a local file
+// system, such as below the state path of the service. NewFileLock opens nothing.
 func NewFileLock(kind, host, path string) *FileLock {
 	return &FileLock{kind: kind, host: host, path: path}
 }
 
-// Start acquires the lock. It makes the file and its directory if they do not exist. [ErrHeld]: another process holds the
-// lock; the error names it. Other errors are those of the file system.
+// Start acquires the lock. It creates the file and its directory if they do not exist. [ErrHeld]: another process holds
+// the lock; the error names the process. Other errors are those of the file system.
 //
-// The kernel releases the lock when the process ends, however it ends. A copy of the file is another lock, and so is
-// the same file after a restart of the machine.
+// The kernel releases the lock when the process ends, for whatever reason. A copy of the file is another lock. After a
+// restart of the machine, the same file is also another lock.
 func (l *FileLock) Start(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -61,14 +61,14 @@ func (l *FileLock) lockFile() (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = f.Close() // it was not written, or the disk fails
+			_ = f.Close() // the file was not written, or the disk fails
 		}
 	}()
 	free, err := filelock.Try(f)
 	if err != nil {
 		return err
 	}
-	last, _ := readInstance(f) // an instance that cannot be read counts as none
+	last, _ := readInstance(f) // an instance that cannot be read is ignored
 	if !free {
 		return heldError(l.kind, l.host, last, "")
 	}
@@ -88,7 +88,7 @@ func (l *FileLock) lockFile() (err error) {
 	if err != nil {
 		return err
 	}
-	// In one piece, because a start that ends here must leave a number that can be read.
+	// The JSON is written with one call, because a process that ends here must leave a Start that can be read.
 	_, err = f.WriteAt(raw, 0)
 	if err = cmp.Or(err, f.Truncate(int64(len(raw))), f.Sync()); err != nil {
 		return err
@@ -97,7 +97,7 @@ func (l *FileLock) lockFile() (err error) {
 	return nil
 }
 
-// readInstance reads the instance that the last holder has written.
+// readInstance reads the instance that the last holder has written to the file.
 func readInstance(f *os.File) (i Instance, err error) {
 	raw, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<16))
 	if err == nil {

@@ -4,5 +4,5 @@ package membership
 
 import "os"
 
-// lockName returns "": files have no locks on this system.
+// lockName returns "", because files have no locks on this system.
 func lockName(*os.File) string { return "" }

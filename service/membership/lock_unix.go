@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// lockName names the lock of a file on this machine until its next restart. It is empty on a system
-// that does not tell one start of the machine from another.
+// lockName names the lock of a file on this machine until the next restart of the machine. It
+// returns "" on a system that does not distinguish the starts of the machine.
 func lockName(f *os.File) string {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	info, err2 := f.Stat()

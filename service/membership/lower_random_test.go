@@ -14,9 +14,9 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestServeDelayOfHistories: in random histories of three members, a process that starts waits until no RPC client can still have caps
-// that are above its version. A client has the caps of any time within the last window: the lowest version of the members that counted
-// then.
+// TestServeDelayOfHistories: in random histories of three members, a starting process waits until no RPC client can still have caps
+// above the process's version. A client may have the caps of any time within the last window. These caps are the lowest version of the
+// members that counted at that time.
 func TestServeDelayOfHistories(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -31,7 +31,7 @@ func TestServeDelayOfHistories(t *testing.T) {
 	})
 }
 
-// history is a history of members. Its clock is now: pass makes all times of the table older.
+// history is a history of members. Its clock is the field now. The method pass lets time pass: it makes all times of the table older.
 type history struct {
 	*testing.T
 
@@ -41,7 +41,7 @@ type history struct {
 	now    time.Duration
 	hosts  [3]struct{ exists, counts, forced, beats bool }
 	minors [3]int
-	caps   []capsSince // of the clients that read them at once
+	caps   []capsSince // the caps of clients that read them at these times
 	events []string
 }
 
@@ -82,7 +82,7 @@ func (h *history) run() {
 	}
 }
 
-// note records the caps that a client reads now.
+// note records the caps that a client would read now.
 func (h *history) note() {
 	lowest := -1
 	for i, m := range h.hosts {
@@ -140,7 +140,7 @@ func (h *history) pass(by time.Duration) {
 	ageMembers(h.T, h.d, by, silent)
 }
 
-// ageMembers makes all times in the table older. Members that are not in silent have sent a heartbeat now.
+// ageMembers makes all times in the table older. Members that are not in silent have just sent a heartbeat.
 func ageMembers(t *testing.T, d *sqlx.DB, by time.Duration, silent map[string]bool) {
 	t.Helper()
 	var rows []struct {

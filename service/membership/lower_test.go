@@ -17,17 +17,17 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// lowerWait is so long that no test waits for its end.
+// lowerWait is so long that it does not end during a test.
 const lowerWait = 50 * time.Second
 
-// TestServeDelay: a process waits before it serves if RPC clients may send what it does not know. It does not wait if it starts, restarts or is
-// upgraded as usual.
+// TestServeDelay: a process waits before it serves if RPC clients may send messages that it does not know. It does not wait if it starts,
+// restarts or is upgraded as usual.
 func TestServeDelay(t *testing.T) {
 	t.Parallel()
 	type event struct{ what, host, version string }
 	tests := []struct {
 		name   string
-		events []event // the last one starts the process that may have to wait
+		events []event // the last event starts the process that may have to wait
 		waits  bool
 	}{
 		{"the first process", []event{{"announce", "h1", "1.4"}}, false},
@@ -94,7 +94,7 @@ func TestServeDelay(t *testing.T) {
 			}
 			got, err := r.ServeDelay(ctx, "worker", host, lowerWait)
 			if err != nil || got > 0 != tt.waits || got > lowerWait {
-				t.Errorf("%s: delay %v, %v; want one: %v", tt.name, got, err, tt.waits)
+				t.Errorf("%s: delay %v, %v; want a delay: %v", tt.name, got, err, tt.waits)
 			}
 		}
 	})
@@ -107,8 +107,8 @@ func splitVersions(text string) []string {
 	return []string{text}
 }
 
-// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and logs one warning. When the announcement is
-// canceled, it ends at once, and the member no longer counts for the version caps.
+// TestAnnouncementWaits: the announcement of an older process blocks for LowerWait, and logs one warning. If the announcement is canceled, it
+// ends at once, and the member no longer counts for the version caps.
 func TestAnnouncementWaits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -130,7 +130,7 @@ func TestAnnouncementWaits(t *testing.T) {
 		waittest.Succeeds(t, "the announcement", func() error {
 			m, err := r.Get(t.Context(), "worker", "h2")
 			if err == nil && !m.Counts() {
-				err = errors.New("it does not count")
+				err = errors.New("the member does not count")
 			}
 			return err
 		})
@@ -144,7 +144,7 @@ func TestAnnouncementWaits(t *testing.T) {
 			t.Errorf("canceled: %v", err)
 		}
 		if m, err := r.Get(t.Context(), "worker", "h2"); err != nil || m.Counts() {
-			t.Errorf("after it was canceled: %+v, %v", m, err)
+			t.Errorf("after the cancellation: %+v, %v", m, err)
 		}
 		const wait = 300 * time.Millisecond
 		began := time.Now()
@@ -157,8 +157,8 @@ func TestAnnouncementWaits(t *testing.T) {
 	})
 }
 
-// BenchmarkServeDelay measures the question that each host asks when it starts, in a fleet of equal hosts. The ratio is the time with 1,000
-// hosts to the time with 10.
+// BenchmarkServeDelay measures ServeDelay, which each host calls when it starts, for hosts with equal versions. The ratio is the time with
+// 1,000 hosts divided by the time with 10 hosts.
 func BenchmarkServeDelay(b *testing.B) {
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.SQLite(b)})
 	if err != nil {

@@ -19,24 +19,23 @@ type MemberConfig struct {
 
 	// Every is the time between heartbeats. Default a sixth of DownAfter: 10 s, as Nova's report_interval.
 	Every time.Duration
-	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
-	// start while an older member exists. Default 0: any version.
+	// MinVersion is the lowest version of other members of the same kind with which the service can run. The service does not start while a
+	// member with a lower version exists. Default 0: any version.
 	MinVersion int
-	// LowerWait is the longest time that the Announcement waits if this process serves lower versions than a process that ran before. In this
-	// time every RPC client reads its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase it
-	// together with CapsEvery.
+	// LowerWait is the maximum time that the Announcement waits if this process serves lower versions than a process that ran before. In this
+	// time every RPC client reads its version caps again. Default 12 s: 10 s for rpc.ClientConfig.CapsEvery, and 2 s for a read. Increase
+	// LowerWait together with CapsEvery.
 	LowerWait time.Duration
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
 }
 
-// MemberPart is a service's membership, as a service.Part. Make one with
-// [Registry.Member].
+// MemberPart is a service's membership, as a service.Part. Make one with [Registry.Member].
 type MemberPart struct {
 	r   *Registry
 	cfg MemberConfig
 
-	process   string // unique to this start
+	process   string // a text that is unique to this start
 	announced bool   // set by the Announcement, which starts before this part
 
 	cancel context.CancelFunc
@@ -45,14 +44,14 @@ type MemberPart struct {
 	outage outage.Log // for the goroutine that sends heartbeats
 
 	mu   sync.Mutex
-	seen time.Time // of the last heartbeat that was written, by this process's clock
-	err  error     // of the last heartbeat
+	seen time.Time // when the last heartbeat was written, by this process's clock
+	err  error     // the error of the last heartbeat
 }
 
-// Member returns a part that joins when it is started, sends heartbeats, and leaves when it is stopped. Add it after the
-// parts that do the work: the member is then up only while it can work. A service with Self.Interfaces also adds its
-// [MemberPart.Announcement], before these parts. After a failed heartbeat, the next heartbeat follows within a second.
-// Of several failures in a row, the first failure and one failure a minute are logged at WARN, the others at DEBUG.
+// Member returns a part that joins when it is started, sends heartbeats, and leaves when it is stopped. Add it after the parts that do the
+// work, so that the member is up only while it can work. A service with Self.Interfaces also adds its [MemberPart.Announcement], before these
+// parts. After a failed heartbeat, the next heartbeat follows within a second. The first of several failures in a row and one failure a
+// minute are logged as WARN, the others as DEBUG.
 func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Every <= 0 {
 		cfg.Every = r.cfg.DownAfter / 6
@@ -67,8 +66,8 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 // member while this process could not send heartbeats.
 func (p *MemberPart) Failed() <-chan error { return p.failed }
 
-// Start joins, and begins to send heartbeats. Precondition: a member of its kind is older than MinVersion. [ErrHeld]: the member belongs to another
-// process.
+// Start joins, and begins to send heartbeats. Errors: Precondition if a member of the same kind has a version below MinVersion; [ErrHeld] if
+// the member belongs to another process.
 func (p *MemberPart) Start(ctx context.Context) error {
 	if p.cfg.MinVersion > 0 {
 		least, err := p.r.MinVersion(ctx, p.cfg.Kind)
@@ -102,7 +101,7 @@ func (p *MemberPart) note(err error) {
 	}
 }
 
-// sendHeartbeats sends heartbeats until ctx ends or another process has the member.
+// sendHeartbeats sends heartbeats until ctx ends or another process has become the member.
 func (p *MemberPart) sendHeartbeats(ctx context.Context) {
 	timer := time.NewTimer(p.cfg.Every)
 	defer timer.Stop()
@@ -130,19 +129,19 @@ func (p *MemberPart) sendHeartbeats(ctx context.Context) {
 	}
 }
 
-// sendHeartbeat sends one heartbeat, and joins again if the member was removed.
+// sendHeartbeat sends one heartbeat. If the member was removed, it joins again.
 func (p *MemberPart) sendHeartbeat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(p.cfg.Every, time.Second))
 	defer cancel()
 	err := p.r.Heartbeat(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
-	if fault.CodeOf(err) == fault.NotFound && err != nil { // an operator has removed it
+	if fault.CodeOf(err) == fault.NotFound && err != nil { // an operator has removed the member
 		err = p.r.join(ctx, p.cfg.Self, p.process, p.announced)
 	}
 	return err
 }
 
 // Check returns [ErrHeld] if another process has become the member, and Unavailable if no heartbeat was written for
-// DownAfter, so that others see the member as down. It does not block.
+// DownAfter, so that other processes see the member as down. It does not block.
 func (p *MemberPart) Check(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -158,9 +157,9 @@ func (p *MemberPart) Check(context.Context) error {
 	return nil
 }
 
-// Stop ends the heartbeats and makes the member leave, as [Registry.Leave] does. It blocks until a heartbeat that is being
-// written has ended, and until the database answers. Errors: those of Registry.Leave. If ctx ends first, Stop returns the error
-// of ctx, and the member may not have left: others then see it as down after Config.DownAfter.
+// Stop ends the heartbeats and makes the member leave, as [Registry.Leave] does. It blocks until a heartbeat that is being written has ended,
+// and until the database answers. Errors: those of Registry.Leave. If ctx ends first, Stop returns the error of ctx, and the member may not
+// have left: other processes see it as down after Config.DownAfter.
 func (p *MemberPart) Stop(ctx context.Context) error {
 	p.cancel()
 	select {

@@ -1,6 +1,5 @@
-// Package membership knows the services of a component and whether they are alive. Each service has a row in the
-// component's database and sends heartbeats. The times of heartbeats are those of the database's clock, so the clocks
-// of the hosts may differ.
+// Package membership records the services of a component and whether they are alive. Each service has a row in the component's
+// database and sends heartbeats. The times of heartbeats come from the database's clock, so the clocks of the hosts may differ.
 //
 //	r := membership.New(membership.Config{DB: d})
 //	app.Add("member", r.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume-worker", Host: host}}))
@@ -11,10 +10,10 @@
 // down. A member is enabled unless an operator has disabled it: a disabled member continues its work and gets no new
 // work. The rules are those of Nova's services.
 //
-// If only one process may be a member, such as the worker of a host, its [Self] has an [Instance]: a second process
-// with the same kind and host is refused. With a [FileLock] a process that replaces a killed one is accepted at once.
+// If only one process may be a member, such as the worker of a host, its [Self] has an [Instance]: a second process with the same
+// kind and host is refused. With a [FileLock], a process that replaces a killed process is accepted at once.
 //
-// The table is that of [Migrations].
+// The table is created by [Migrations].
 package membership
 
 import (
@@ -50,30 +49,31 @@ type Config struct {
 // database cannot be reached.
 type Registry struct {
 	cfg        Config
+	reads      *db.Readers // gives the transaction of a context, or the database
 	heartbeats heartbeats
 }
 
 // New returns a registry. It does not connect.
 func New(cfg Config) *Registry {
 	cfg.DownAfter = cmp.Or(cfg.DownAfter, time.Minute)
-	return &Registry{cfg: cfg}
+	return &Registry{cfg: cfg, reads: db.NewReaders(cfg.DB)}
 }
 
 // Self describes a service that becomes a member.
 type Self struct {
-	// Kind is the kind of service, such as "volume-worker", and Host its host. Together they identify the member: a
+	// Kind is the kind of service, such as "volume-worker". Host is the name of its host. Together they identify the member: a
 	// host may have members of several kinds. Both are required.
 	Kind, Host string
-	// Version is higher if the service can do more. Other services can wait until all members have a version, see
+	// Version is a number that grows when the service can do more. Other services can wait until all members have a version, see
 	// [Registry.MinVersion].
 	Version int
-	// Interfaces are the versions of the RPC interfaces that the service serves, by the interface's name, such as {"volume": {"1.4", "2.0"}}. Take
-	// them from the RPC servers themselves, by rpccaps.Of. At most 1,200 bytes as JSON. Nil: the service reports no versions, so
-	// others must assume the lowest. All processes of one member must serve the same.
+	// Interfaces are the versions of the RPC interfaces that the service serves, by the interface's name, such as {"volume":
+	// {"1.4", "2.0"}}. Take them from the RPC servers, by rpccaps.Of. At most 1,200 bytes as JSON. Nil: the service reports no
+	// versions, so others must assume the lowest versions. All processes of one member must serve the same versions.
 	Interfaces map[string][]string
 	// Data is any other text, such as JSON, of at most 64 KiB.
 	Data string
-	// Instance is the process, if only one may be the member. Default: several processes may.
+	// Instance identifies the process, if only one process may be the member. Default: several processes may be the member.
 	Instance Instance
 }
 
@@ -87,13 +87,13 @@ type Member struct {
 	Disabled       bool      `db:"disabled"`
 	DisabledReason string    `db:"disabled_reason"`
 	ForcedDown     bool      `db:"forced_down"`
-	Departed       bool      `db:"departed"`   // it has left
-	JoinedAt       time.Time `db:"joined_at"`  // its last start
-	SeenAt         time.Time `db:"seen_at"`    // its last heartbeat
-	CreatedAt      time.Time `db:"created_at"` // its first start
+	Departed       bool      `db:"departed"`   // the member has left
+	JoinedAt       time.Time `db:"joined_at"`  // the member's last start
+	SeenAt         time.Time `db:"seen_at"`    // the member's last heartbeat
+	CreatedAt      time.Time `db:"created_at"` // the member's first start
 
-	// Interfaces is what the member serves, see [Self]. Nil: this is not known, because the process is of a release that does not
-	// report it, or of a later release that reports it in another form.
+	// Interfaces are the versions that the member serves, see [Self]. Nil: the versions are not known, because the release of the
+	// process does not report them, or is a later release that reports them in another form.
 	Interfaces map[string][]string `db:"-"`
 	// Instance is the process that the member belongs to. Its ID is empty if several processes may be the member.
 	Instance Instance `db:"-"`
@@ -101,15 +101,15 @@ type Member struct {
 	Up  bool   `db:"-"`
 	Why string `db:"-"`
 
-	age    time.Duration // of the last heartbeat
+	age    time.Duration // the age of the last heartbeat
 	serves serves
 }
 
 // Name returns the host's name, so that a Member is a host of package scheduler.
 func (m Member) Name() string { return m.Host }
 
-// Unfit returns why a member must get no new work: it is down, or an operator has disabled it. It returns "" for a
-// member that may get new work.
+// Unfit returns why a member must get no new work: it is down, or an operator has disabled it. It returns "" if the member may
+// get new work.
 func (m Member) Unfit() string {
 	if m.Up && m.Disabled {
 		return "disabled: " + m.DisabledReason
@@ -117,14 +117,14 @@ func (m Member) Unfit() string {
 	return m.Why
 }
 
-// Join makes a service a member. The service may have been a member before. The settings of an operator stay: disabled and
-// forced down. Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another
+// Join makes a service a member. The service may have been a member before. An operator's settings stay: disabled and forced
+// down. Errors: Invalid if Kind or Host is empty, or Instance is too long; [ErrHeld] if the member is up and belongs to another
 // process, which the error names. If several instances join at once, one of them becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {
 	return r.join(ctx, s, "", false)
 }
 
-// join is Join, by a MemberPart if process is not empty.
+// join does what Join does. A MemberPart calls it with its process; otherwise process is empty.
 func (r *Registry) join(ctx context.Context, s Self, process string, announced bool) error {
 	return r.enter(ctx, s, func(ctx context.Context, tx *sqlx.Tx, e entry) error {
 		now := serves{Interfaces: s.Interfaces, JoinedAt: e.now, Joined: true, Announced: announced, Process: process}.after(e.is, r.cfg.DownAfter, e.now)
@@ -141,14 +141,14 @@ func (r *Registry) join(ctx context.Context, s Self, process string, announced b
 	})
 }
 
-// entry is what a service that becomes a member finds.
+// entry is the state that a service finds when it becomes a member.
 type entry struct {
 	is       *Member // nil: the member does not exist
 	instance string  // the text of Self.Instance
 	now      time.Time
 }
 
-// enter calls write in a transaction in which the member is locked, if the service may become the member.
+// enter calls write in a transaction that has locked the member. It returns ErrHeld if the service must not become the member.
 func (r *Registry) enter(ctx context.Context, s Self, write func(context.Context, *sqlx.Tx, entry) error) error {
 	if s.Kind == "" || s.Host == "" {
 		return fault.New(fault.Invalid, "member %q on host %q: kind and host must not be empty", s.Kind, s.Host)
@@ -175,7 +175,7 @@ func (r *Registry) enter(ctx context.Context, s Self, write func(context.Context
 		return write(ctx, tx, e)
 	}
 	err = db.Tx(ctx, r.cfg.DB, attempt)
-	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has entered first: now the member exists
+	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has entered first, so the member exists now
 		err = db.Tx(ctx, r.cfg.DB, attempt)
 	}
 	return err
@@ -193,20 +193,21 @@ func (r *Registry) insert(ctx context.Context, tx *sqlx.Tx, s Self, e entry, rep
 	return err
 }
 
-// Leave makes a member down at once, because its process stops. If the instance has only announced itself, see [Registry.Announce], Leave
-// ends the announcement. It changes nothing, and returns nil, if the member does not exist or belongs to another instance.
+// Leave makes a member down at once. Call it when the process of the member stops. If the instance has only announced itself, see
+// [Registry.Announce], Leave ends the announcement. It changes nothing, and returns nil, if the member does not exist or belongs
+// to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
 	return r.leave(ctx, kind, host, instance, "")
 }
 
-// leave is Leave. It changes nothing if process is not empty and another process has joined since.
+// leave does what Leave does. It changes nothing if process is not empty and another process has joined since.
 func (r *Registry) leave(ctx context.Context, kind, host, instance, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
 		switch {
 		case err != nil || len(list) == 0:
 			return err
-		case list[0].Instance.ID != instance && instance != "" && list[0].serves.Process == instance: // it has only announced itself
+		case list[0].Instance.ID != instance && instance != "" && list[0].serves.Process == instance: // the instance has only announced itself
 			return r.writeServes(ctx, tx, kind, host, list[0].withdrawn())
 		case list[0].Instance.ID != instance:
 			return nil
@@ -228,8 +229,8 @@ func (r *Registry) leave(ctx context.Context, kind, host, instance, process stri
 	})
 }
 
-// Remove removes a member. NotFound: the member does not exist. Precondition: the member is up, and its next heartbeat
-// would bring it back.
+// Remove removes a member. Errors: NotFound if the member does not exist; Precondition if the member is up, because its next
+// heartbeat would bring it back.
 func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -237,7 +238,7 @@ func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 			return err
 		}
 		if len(list) > 0 && list[0].Up {
-			return fault.New(fault.Precondition, "%s on host %s is up", kind, host)
+			return fault.New(fault.Precondition, "%s on host %s is up, and a member that is up cannot be removed", kind, host)
 		}
 		if err := db.ExecOne(ctx, tx, notFound(kind, host), `DELETE FROM members WHERE kind = ? AND host = ?`, kind, host); err != nil {
 			return err
@@ -246,8 +247,7 @@ func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 	})
 }
 
-// Disable makes a member get no new work, for a reason; [Registry.Enable] undoes it. NotFound: the member does not
-// exist.
+// Disable excludes a member from new work, for a reason; [Registry.Enable] undoes this. NotFound: the member does not exist.
 func (r *Registry) Disable(ctx context.Context, kind, host, reason string) error {
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = TRUE, disabled_reason = ? WHERE kind = ? AND host = ?`, reason, kind, host)
 }
@@ -257,8 +257,8 @@ func (r *Registry) Enable(ctx context.Context, kind, host string) error {
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = FALSE, disabled_reason = '' WHERE kind = ? AND host = ?`, kind, host)
 }
 
-// ForceDown makes a member down in spite of its heartbeats, such as after its host was fenced off. With down false it
-// undoes this. NotFound: the member does not exist.
+// ForceDown makes a member down in spite of its heartbeats, for example after its host was fenced off. If the parameter down is
+// false, ForceDown undoes this. NotFound: the member does not exist.
 func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -277,8 +277,8 @@ func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) 
 	})
 }
 
-// List returns the members of a kind, or all members if kind is empty, sorted by kind and host. It reads the database; a
-// kind without members is an empty list. Errors: those of [db.Error].
+// List returns the members of a kind, or all members if kind is empty, sorted by kind and host. It reads the database. For a kind
+// without members it returns an empty list. Errors: those of [db.Error].
 func (r *Registry) List(ctx context.Context, kind string) ([]Member, error) {
 	if kind == "" {
 		return r.list(ctx, r.cfg.DB, `ORDER BY kind, host`)
@@ -306,7 +306,7 @@ type memberRow struct {
 	Report string `db:"serves"`
 }
 
-// list returns the members of a part of the table.
+// list returns the members that the SQL clause where selects.
 func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string, args ...any) ([]Member, error) {
 	list := []Member{}
 	rows := []struct {
@@ -329,7 +329,7 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	return list, nil
 }
 
-// judge returns whether a member is up, and otherwise the reason.
+// judge reports whether a member is up. If it is not, why is the reason.
 func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	switch {
 	case m.ForcedDown:
@@ -340,20 +340,19 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 		return false, "it was stopped"
 	case m.age > downAfter:
 		return false, fmt.Sprintf("it was last seen %v ago", m.age.Round(time.Second))
-	case m.age < -downAfter: // as in Nova: otherwise it would be up for as long as the clock was wrong
+	case m.age < -downAfter: // as in Nova: otherwise the member would be up for as long as the clock was wrong
 		return false, fmt.Sprintf("its last heartbeat is %v in the future: the database's clock was set back", -m.age.Round(time.Second))
 	}
 	return true, ""
 }
 
-// Counts reports whether other services must use only what this member supports: the member has not left, or is
-// announced (see [MemberPart.Announcement]), and is not forced down. A member without heartbeats counts, because it may
-// come back. (In Nova every service that is not deleted counts, so a host that is lost for good holds all other hosts
-// back.)
+// Counts reports whether other services must use only what this member supports: the member has not left, or is announced (see
+// [MemberPart.Announcement]), and is not forced down. A member without heartbeats counts, because it may come back. (In Nova
+// every service that is not deleted counts, so a host that is lost for good limits all other hosts.)
 func (m Member) Counts() bool { return !m.ForcedDown && (!m.Departed || m.serves.Announced) }
 
-// MinVersion returns the lowest version of a kind's members that count, see [Member.Counts], or 0 without such members.
-// Use only what this version can do. Errors: those of [db.Error].
+// MinVersion returns the lowest version of a kind's members that count, see [Member.Counts]. Use only the functions of this
+// version. It returns 0 if no member of the kind counts. Errors: those of [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {

@@ -26,14 +26,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// migrations end with a column of a later release, so that all tests show that it does no harm.
+// migrations end with the addition of a column, as a later release may make it. So all tests also show that this release works with
+// such a column.
 var migrations = []db.Migrations{membership.Migrations, {Files: fstest.MapFS{"1_next.sql": {Data: []byte("ALTER TABLE members ADD COLUMN next_release VARCHAR(10);")}}}}
 
 func self(host string, version int) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
 }
 
-// age sets a member's last heartbeat to the time by before now.
+// age sets the time of a member's last heartbeat. The parameter by is the age of the heartbeat.
 func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	t.Helper()
 	now, err := db.Now(t.Context(), d)
@@ -45,8 +46,8 @@ func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	}
 }
 
-// TestMembers: Get reports whether a member is up, and the reason if it is not. Both depend on the database's clock and
-// on operators' commands.
+// TestMembers: Get reports whether a member is up, and the reason if it is not. The result depends on the database's
+// clock and on the commands of operators.
 func TestMembers(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -110,7 +111,7 @@ func TestMembers(t *testing.T) {
 			t.Errorf("enabled: %+v", m)
 		}
 		if err := r.Remove(ctx, "worker", "h1"); fault.CodeOf(err) != fault.Precondition {
-			t.Errorf("remove one that is up: %v", err)
+			t.Errorf("removal of a member that is up: %v", err)
 		}
 		must(r.Leave(ctx, "worker", "h1", ""))
 		must(r.Remove(ctx, "worker", "h1"))
@@ -140,7 +141,7 @@ func TestMembers(t *testing.T) {
 }
 
 // TestMinVersion: MinVersion returns the lowest version of the members that are up or may come back. A new member does
-// not start while another member is older than its MemberConfig.MinVersion.
+// not start while another member has a version below MemberConfig.MinVersion.
 func TestMinVersion(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -198,8 +199,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// TestMember: a part joins, sends heartbeats, joins again after an operator has removed the member, is not ready
-// while its heartbeats cannot be written, and leaves.
+// TestMember: a part joins, sends heartbeats, joins again after an operator has removed the member, and leaves. It is
+// not ready while its heartbeats cannot be written.
 func TestMember(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -226,26 +227,26 @@ func TestMember(t *testing.T) {
 		if _, err := d.ExecContext(ctx, `DELETE FROM members`); err != nil {
 			t.Fatal(err)
 		}
-		until("it to join again", func() bool { _, err := r.Get(ctx, "worker", "h1"); return err == nil })
+		until("the member to join again", func() bool { _, err := r.Get(ctx, "worker", "h1"); return err == nil })
 		if err := p.Check(ctx); err != nil {
 			t.Error(err)
 		}
 		if _, err := d.ExecContext(ctx, `ALTER TABLE members RENAME TO away`); err != nil {
 			t.Fatal(err)
 		}
-		until("it to be not ready", func() bool { return fault.CodeOf(p.Check(ctx)) == fault.Unavailable })
+		until("Check to fail", func() bool { return fault.CodeOf(p.Check(ctx)) == fault.Unavailable })
 		if !strings.Contains(out.String(), "heartbeat failed") {
 			t.Errorf("the log:\n%s", out)
 		}
 		if _, err := d.ExecContext(ctx, `ALTER TABLE away RENAME TO members`); err != nil {
 			t.Fatal(err)
 		}
-		until("it to be ready again", func() bool { return p.Check(ctx) == nil })
+		until("Check to succeed again", func() bool { return p.Check(ctx) == nil })
 		if err := p.Stop(ctx); err != nil {
 			t.Error(err)
 		}
 		if m, err := r.Get(ctx, "worker", "h1"); err != nil || m.Up || !m.Departed {
-			t.Errorf("after it stopped: %+v, %v", m, err)
+			t.Errorf("after Stop: %+v, %v", m, err)
 		}
 	})
 }
@@ -255,8 +256,8 @@ var _ interface {
 	service.Checker
 } = (*membership.MemberPart)(nil)
 
-// BenchmarkHeartbeats writes the heartbeats of 10,000 members, one every 10 s each, to one database. It reports the CPU
-// time of this process in percent of a core.
+// BenchmarkHeartbeats writes the heartbeats of 10,000 members to one database, one every 10 s for each member. It
+// reports the CPU time of this process in percent of a core.
 func BenchmarkHeartbeats(b *testing.B) {
 	const members, rate = 10_000, 1000
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 16})
@@ -298,7 +299,7 @@ func BenchmarkHeartbeats(b *testing.B) {
 	}
 	b.ResetTimer()
 	began, used := time.Now(), cpu()
-	tick := time.NewTicker(20 * time.Millisecond) // so that reading the clock is cheap
+	tick := time.NewTicker(20 * time.Millisecond) // so that the clock is read seldom
 	defer tick.Stop()
 	n := 0
 	for n < max(b.N, 3*rate) { // at least 3 s

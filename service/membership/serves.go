@@ -14,32 +14,33 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// serves is what the process of a member serves. Its JSON is the column of that name. Readers ignore unknown fields.
+// serves has what the process of a member serves. Its JSON is stored in the column serves. Readers ignore unknown fields.
 type serves struct {
 	// Interfaces is Self.Interfaces.
 	Interfaces map[string][]string `json:"interfaces"`
-	// JoinedAt is the member's JoinedAt when this value was written. If the member now has another JoinedAt, a process of a release
-	// without this column has joined since.
+	// JoinedAt is the member's JoinedAt when this value was written. If the row of the member has another JoinedAt, a process of a
+	// release without this column has joined since.
 	JoinedAt time.Time `json:"joined_at"`
-	// Announced: the process serves, or will serve soon. Joined: it has joined, and not only announced itself.
+	// Announced means that the process serves, or will serve soon. Joined means that the process has joined, and has not only announced
+	// itself.
 	Announced bool `json:"announced,omitempty"`
 	Joined    bool `json:"joined,omitempty"`
-	// Process is unique to the start of a MemberPart.
+	// Process is a text that is unique to the start of a MemberPart.
 	Process string `json:"process,omitempty"`
-	// Since is the time since which the member has counted with at most these versions, and Ended when it has ceased to count.
+	// Since is the time since which the member has counted with at most these versions. Ended is when the member has ceased to count.
 	Since time.Time `json:"since,omitzero"`
 	Ended time.Time `json:"ended,omitzero"`
-	// Before are versions that were replaced by lower versions, and the versions of removed members, the newest first.
+	// Before has the versions that were replaced by lower versions, and the versions of removed members, the newest first.
 	Before []replaced `json:"before,omitempty"`
 }
 
 // maxServes is the maximum size of serves as JSON, in bytes.
 const maxServes = 4000
 
-// maxInterfaces is the maximum size of Self.Interfaces as JSON, in bytes. A row also has those of earlier processes.
+// maxInterfaces is the maximum size of Self.Interfaces as JSON, in bytes. A row also has the versions of earlier processes.
 const maxInterfaces = 1200
 
-// text returns the form in the database. A service that reports no versions has the empty text, unless it is announced.
+// text returns the form in the database. The text is empty if a service reports no versions and is not announced.
 func (s serves) text() (string, error) {
 	if s.Interfaces == nil && s.Process == "" {
 		return "", nil
@@ -57,7 +58,7 @@ func (s serves) text() (string, error) {
 	return string(raw), err
 }
 
-// parseServes reads a text of serves.text. A text that cannot be read, or that is about an earlier start, says nothing.
+// parseServes reads the result of text. It returns the zero value for a text that cannot be read, or that is about an earlier start.
 func parseServes(text string, joinedAt time.Time) (s serves) {
 	if text == "" || json.Unmarshal([]byte(text), &s) != nil || !s.JoinedAt.Equal(joinedAt) {
 		return serves{}
@@ -65,9 +66,9 @@ func parseServes(text string, joinedAt time.Time) (s serves) {
 	return s
 }
 
-// Announce records the versions of a service before it serves, so that others send nothing that it does not know. From then on the member
-// counts for them, see [Member.Counts], although it is not up before [Registry.Join]. Errors: those of Registry.Join.
-// [MemberPart.Announcement] calls it. If Self has an Instance, [Registry.Leave] with its ID ends the announcement.
+// Announce records the versions of a service before the service serves, so that other services send it no message that it does not know.
+// From then on the member counts, see [Member.Counts], although it is not up before [Registry.Join]. [MemberPart.Announcement] calls
+// Announce. If Self has an Instance, [Registry.Leave] with the ID of the Instance ends the announcement. Errors: those of Registry.Join.
 func (r *Registry) Announce(ctx context.Context, s Self) error {
 	return r.announce(ctx, s, cmp.Or(s.Instance.ID, uuid.NewString()))
 }
@@ -88,7 +89,7 @@ func (r *Registry) announce(ctx context.Context, s Self, process string) error {
 	})
 }
 
-// withdraw ends the announcement of this process, unless another process has announced itself since.
+// withdraw ends the announcement of this process. It changes nothing if another process has announced itself since.
 func (r *Registry) withdraw(ctx context.Context, kind, host, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -99,7 +100,7 @@ func (r *Registry) withdraw(ctx context.Context, kind, host, process string) err
 	})
 }
 
-// withdrawn returns what the member serves after the end of its announcement.
+// withdrawn returns the serves value of the member after the end of its announcement.
 func (m Member) withdrawn() serves {
 	s := m.serves
 	s.Announced = false
@@ -117,17 +118,17 @@ func (r *Registry) writeServes(ctx context.Context, tx *sqlx.Tx, kind, host stri
 	return err
 }
 
-// Announcement returns a part that records the versions of the service before it serves, and withdraws them after it has served. Add it
-// before the parts that serve, and the MemberPart itself after them:
+// Announcement returns a part that records the versions of the service before the service serves, and withdraws them after it has served.
+// Add it before the parts that serve. Add the MemberPart itself after these parts:
 //
 //	app.Add("versions", member.Announcement())
 //	app.Add("rpc", server)
 //	app.Add("member", member)
 //
-// Between the start of the announcement and that of the member, and between their stops, the member is down, and its versions count.
-// If the process is older than another process that has run, Start logs one WARN and blocks for up to MemberConfig.LowerWait, until
-// the RPC clients know the versions of the process, see [Registry.ServeDelay]. If ctx ends first, Start withdraws the announcement and
-// returns the error of ctx. Other errors: those of [Registry.Join].
+// Between the start of the announcement and the start of the member, and between their stops, the member is down, but its versions count.
+// If the versions of the process are lower than those of another process that has run, Start logs one WARN and blocks for up to
+// MemberConfig.LowerWait, until the RPC clients know the versions of the process, see [Registry.ServeDelay]. If ctx ends first, Start
+// withdraws the announcement and returns the error of ctx. Other errors: those of [Registry.Join].
 func (p *MemberPart) Announcement() service.Part { return announcement{p} }
 
 type announcement struct{ p *MemberPart }

@@ -19,7 +19,7 @@ func serving(host string, versions ...string) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: 1, Interfaces: map[string][]string{"volume": versions}}
 }
 
-// The statements by which the release without versions of interfaces joins and leaves.
+// These are the statements by which a member of the release without interface versions joins and leaves.
 const (
 	insertBefore = `INSERT INTO members (kind, host, id, version, data, instance, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
 		VALUES ('worker', ?, ?, 1, '', '', FALSE, '', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`
@@ -27,9 +27,9 @@ const (
 		WHERE kind = 'worker' AND host = ?`
 )
 
-// TestServes: a member has the versions of the process that has joined last. A process of the previous release, which knows nothing of
-// versions, has none, even if its row still has those of a newer process. A report in a form of a later release also counts as no
-// report.
+// TestServes: a member has the versions of the process that has joined last. The previous release does not know versions. A process of
+// that release has none, even if its row still has the versions of a newer process. A report in the form of a later release also
+// counts as no report.
 func TestServes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -81,8 +81,8 @@ func TestServes(t *testing.T) {
 	})
 }
 
-// TestAnnouncement: a process counts with its versions from before it serves until after it has served, and is up only in between. The
-// announcement of an older process replaces the versions of the newer process before the older one serves.
+// TestAnnouncement: the versions of a process count from before the process serves until after it has served. The process is up only
+// in between. The announcement of an older process replaces the versions of the newer process before the older process serves.
 func TestAnnouncement(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -130,7 +130,7 @@ func TestAnnouncement(t *testing.T) {
 		must(r.ForceDown(ctx, "worker", "h1", true))
 		is("forced down", false, false, "1.5")
 		must(r.ForceDown(ctx, "worker", "h1", false))
-		is("not forced down any more", true, true, "1.5")
+		is("no longer forced down", true, true, "1.5")
 		age(t, d, "h1", time.Hour)
 		is("without heartbeats for an hour", true, false, "1.5")
 		age(t, d, "h1", -time.Hour)

@@ -18,8 +18,9 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// BenchmarkOperation compares an operation of three empty steps with the SQL statements that it needs at least, in one
-// transaction each: begin the operation, acquire its lease, write each step with an event, and the last step with the end.
+// BenchmarkOperation compares an operation of three empty steps with the minimum of SQL statements for it, each in one
+// transaction: begin the operation, acquire its lease, write each step with an event, and write the last step with the
+// end.
 func BenchmarkOperation(b *testing.B) {
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 40})
 	if err != nil {
@@ -38,7 +39,7 @@ func BenchmarkOperation(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer r.Stop(context.WithoutCancel(b.Context()))
-	wait := func(open int64) { // until at most open operations have not ended
+	wait := func(open int64) { // waits until at most open operations have not ended
 		for begun.Load()-ended.Load() > open {
 			waittest.Spend(100 * time.Microsecond)
 		}
@@ -53,7 +54,7 @@ func BenchmarkOperation(b *testing.B) {
 		table.Row("operation of three steps", callers,
 			compare.Contender{Name: "bare SQL", Op: func() {
 				err := bare(b.Context(), d)
-				for fault.CodeOf(db.Error(err)) == fault.Unavailable { // a deadlock
+				for fault.CodeOf(db.Error(err)) == fault.Unavailable { // after a deadlock
 					err = bare(b.Context(), d)
 				}
 				must(err)
@@ -68,7 +69,7 @@ func BenchmarkOperation(b *testing.B) {
 	}
 }
 
-// endCounter is a handler of log lines that counts the operations that have ended.
+// endCounter is a log handler that counts the operations that have ended.
 type endCounter struct{ n *atomic.Int64 }
 
 func (endCounter) Enabled(context.Context, slog.Level) bool { return true }
@@ -81,7 +82,7 @@ func (c endCounter) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// bare runs only the statements.
+// bare runs only the SQL statements.
 func bare(ctx context.Context, d *sqlx.DB) error {
 	id, now := uuid.NewString(), time.Now().UTC()
 	_, err := d.ExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,

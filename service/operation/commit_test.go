@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// commitProxy stands between a process and MariaDB. When it is armed, it delivers the next COMMIT, and cuts the connection
+// commitProxy stands between a process and MariaDB. When it is armed, it delivers the next COMMIT, and then cuts the connection
 // instead of delivering the answer.
 type commitProxy struct {
 	net.Listener
@@ -67,7 +67,7 @@ func (p *commitProxy) serve(client net.Conn) {
 	})
 }
 
-// copyWhile copies until an error, or until deliver returns false for what was read.
+// copyWhile copies until an error, or until deliver returns false for the data that was read.
 func copyWhile(to, from net.Conn, deliver func([]byte) bool) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -82,7 +82,7 @@ func copyWhile(to, from net.Conn, deliver func([]byte) bool) {
 }
 
 // TestLostCommit: the answer to the COMMIT of a step is lost. The runner finds out that the step was committed: the effects of the
-// step exist once, and the next step sees the data of the step.
+// step exist once, and the next step gets the data of the step.
 func TestLostCommit(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

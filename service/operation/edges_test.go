@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestWaitForPast: a step whose WaitFor has a delay of zero or less, or that returns WaitFor after its Limit has passed, ends as TimedOut.
-// It is not called more often than every 10 ms.
+// TestWaitForPast: an operation ends as TimedOut even if its step returns WaitFor with a delay of zero or less, or returns WaitFor after the
+// step's Limit has passed. The step is called at most every 10 ms.
 func TestWaitForPast(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -37,7 +37,7 @@ func TestWaitForPast(t *testing.T) {
 			var calls atomic.Int64
 			operation.Handle(b.runner, kind, operation.Step[input]{Name: "a", Limit: limit, Do: func(context.Context, *operation.Op, *input) error {
 				calls.Add(1)
-				<-time.After(tt.works) // it does not look at its context
+				<-time.After(tt.works) // the function ignores its context
 				return operation.WaitFor("x", tt.delay)
 			}})
 			b.start()
@@ -51,13 +51,13 @@ func TestWaitForPast(t *testing.T) {
 	})
 }
 
-// brokenError is an error type of a step: a nil *brokenError is not a nil error, and its Error panics.
+// brokenError is an error type. A nil *brokenError in an error is not a nil error, and its Error panics.
 type brokenError struct{ text string }
 
 func (e *brokenError) Error() string { return e.text }
 
-// TestBrokenError: if a function of an operation returns an error whose Error method panics, the operation fails with Internal, as after
-// a panic of the function itself.
+// TestBrokenError: if a function of an operation returns an error whose method Error panics, the operation fails with Internal, as after a
+// panic of the function itself.
 func TestBrokenError(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -119,7 +119,7 @@ func TestBrokenError(t *testing.T) {
 			}
 			o := b.ends(id, operation.Failed)
 			got := []string{o.ErrorCode, o.Error}
-			if undoes { // the operation keeps the error of the step that failed; the events have those of the compensation
+			if undoes { // the operation keeps the error of the failed step; the events have the errors of undoing
 				got = []string{"", ""}
 				for _, e := range o.Events {
 					if e.Result == "retry" {
@@ -134,8 +134,8 @@ func TestBrokenError(t *testing.T) {
 	})
 }
 
-// TestReportedBackOff: an operation that a report sends back to an earlier step continues after the back-off of the
-// reported step's Retry.
+// TestReportedBackOff: if a report sends an operation back to an earlier step, the operation continues after the back-off of the reported
+// step's Retry.
 func TestReportedBackOff(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -171,8 +171,8 @@ func TestReportedBackOff(t *testing.T) {
 	})
 }
 
-// TestReportedTx: DoTx and UndoTx run in the transaction of the report that ends the step, exactly once and with the data of
-// Reported. If they fail, nothing has changed.
+// TestReportedTx: DoTx and UndoTx run in the transaction of the report that ends the step, exactly once and with the data that Reported
+// has left. If they fail, nothing is changed.
 func TestReportedTx(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -210,7 +210,7 @@ func TestReportedTx(t *testing.T) {
 				}
 			}
 			refuses = false
-			for range 2 { // the second one repeats the first one
+			for range 2 { // the second report repeats the first
 				if err := b.runner.EndStep(t.Context(), token, "host", report); err != nil {
 					t.Errorf("report of %s: %v", step, err)
 				}
@@ -253,7 +253,7 @@ func TestRepeatedReport(t *testing.T) {
 		if err := b.runner.EndStep(t.Context(), first, "host", nil); err != nil {
 			t.Fatal(err)
 		}
-		b.waitsForStep(id, "b") // a runner has done the step between
+		b.waitsForStep(id, "b") // a runner has done the step in between
 		if err := b.runner.EndStep(t.Context(), first, "host", errors.New("repeated")); err != nil {
 			t.Errorf("the report of the step that was reported last: %v", err)
 		}
@@ -267,7 +267,7 @@ func TestRepeatedReport(t *testing.T) {
 	})
 }
 
-// TestRetryMinDelay: a MinDelay above the default MaxDelay (3 s) is used unchanged as the delay. A negative time is a programmer's error.
+// TestRetryMinDelay: if MinDelay is above the default MaxDelay (3 s), MinDelay is the delay. A negative time is a programmer's error.
 func TestRetryMinDelay(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

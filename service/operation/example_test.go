@@ -15,28 +15,28 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Volume is the data of the examples' operations.
+// Volume is the data of the operations in the examples.
 type Volume struct {
 	SizeGiB int    `json:"size_gib"`
 	Host    string `json:"host,omitempty"`
 }
 
-// openExample returns an in-memory database, the store of its operations, and a runner that is not started. The caller closes
-// the database.
+// openExample returns an in-memory database, the store of its operations, and a runner that is not started. The caller must
+// close the database.
 func openExample() (*sqlx.DB, *operation.Store, *operation.Runner) {
 	ctx := context.Background()
 	database, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
 	if err != nil {
 		panic(err)
 	}
-	if err = db.Migrate(ctx, database, operation.Migrations); err != nil { // a component adds its own
+	if err = db.Migrate(ctx, database, operation.Migrations); err != nil { // a component adds its own migrations
 		panic(err)
 	}
 	ops := operation.NewStore(database)
 	return database, ops, operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "node-1", Poll: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// awaitEnd begins an operation, runs it, and returns it when it has ended. A service adds the runner to its App instead.
+// awaitEnd begins an operation, runs it, and returns it when it has ended. In a service, the App starts the runner instead.
 func awaitEnd(ops *operation.Store, runner *operation.Runner, kind operation.Kind[Volume], v *Volume) *operation.Operation {
 	ctx := context.Background()
 	id, err := operation.Begin(ctx, ops, kind, "volume-1", v)
@@ -60,7 +60,7 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, kind operation.Kin
 	panic("unreachable")
 }
 
-// Steps share data: each step finds the changes of the steps before.
+// Steps share data: each step gets the changes of the previous steps.
 func Example() {
 	database, ops, runner := openExample()
 	defer database.Close()
@@ -82,7 +82,7 @@ func Example() {
 	// succeeded
 }
 
-// After a step has failed, the runner compensates the completed steps: it calls their Undo, that of the last step first.
+// After a step has failed, the runner undoes the completed steps: it calls the Undo of each, beginning with the last step.
 func ExampleStep_undo() {
 	database, ops, runner := openExample()
 	defer database.Close()
@@ -115,17 +115,17 @@ func ExampleRunner_EndStep() {
 	kind := operation.Kind[Volume]{Name: "volume.create"}
 	messages := make(chan string, 10) // in a service, rpc.Cast sends the message to the host
 	operation.Handle(runner, kind, operation.Step[Volume]{
-		Name: "build", Limit: time.Minute, // for the whole step, with all attempts and waits
+		Name: "build", Limit: time.Minute, // the limit for the whole step, with all attempts and waits
 		Do: func(_ context.Context, op *operation.Op, _ *Volume) error {
 			messages <- op.Token
 			return operation.WaitFor("node-7", 15*time.Second) // without a report, Do is called again after 15 s
 		},
 		Reported: func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume, err error) error {
 			fmt.Printf("%s was reported, error %v\n", op.StepName, err)
-			return nil // the step ends as reported
+			return nil // the step ends as the report says
 		},
 	})
-	go func() { // the host
+	go func() { // this goroutine stands for the host
 		token := <-messages
 		if errors.Is(ops.Wanted(context.Background(), token, "node-7"), operation.ErrStale) {
 			return
@@ -152,7 +152,7 @@ func ExampleOnEnd() {
 		return errors.New("disk on fire")
 	}})
 	operation.OnEnd(runner, kind, func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume) error {
-		fmt.Printf("UPDATE volumes SET status = 'error' -- %s: %v\n", op.State, op.Err) // by tx, in a component
+		fmt.Printf("UPDATE volumes SET status = 'error' -- %s: %v\n", op.State, op.Err) // a component uses tx for this
 		return nil
 	})
 
@@ -161,7 +161,7 @@ func ExampleOnEnd() {
 	// UPDATE volumes SET status = 'error' -- failed: disk on fire
 }
 
-// A step defines which errors are retried, and how often.
+// A step defines after which errors it is retried, and how often.
 func ExampleRetry() {
 	database, ops, runner := openExample()
 	defer database.Close()

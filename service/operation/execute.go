@@ -28,10 +28,10 @@ type execution struct {
 
 	kind *kind
 	slot *slot
-	row  *row // as in the database, except for due_at
+	row  *row // the row as it is in the database, but with an older due_at: the renewal of the lease writes due_at only to the database
 	log  *slog.Logger
 
-	deadline  atomic.Int64 // of row, in Unix microseconds, for the renewal of the lease
+	deadline  atomic.Int64 // row.deadline() in Unix microseconds, for the renewal of the lease
 	skipOnEnd bool         // the operation ends without its OnEnd
 }
 
@@ -65,8 +65,9 @@ func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
 	}
 }
 
-// lease acquires the lease of an operation, which k has adopted, and returns its row, or nil if another process was faster. If no runner has looked at the
-// operation for longer than a lease, its deadlines move by that time.
+// lease acquires the lease of an operation and returns the operation's row. It returns nil if another process was faster. The parameter k is
+// the result of adopt for the operation. If no runner has looked at the operation for longer than a lease, lease postpones the deadlines of
+// the operation by that time.
 func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	now := r.now()
 	if o.Owner != "" && o.DueAt.After(now) {
@@ -82,7 +83,7 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	if o.Step >= 0 {
 		s := &k.steps[o.Step]
 		next.StepName = s.name
-		if o.State == Running && o.StepDeadlineAt == nil && s.limit > 0 { // the first step
+		if o.State == Running && o.StepDeadlineAt == nil && s.limit > 0 { // only the first step: enter has set the deadline of each later step
 			end := now.Add(s.limit)
 			next.StepDeadlineAt = &end
 		}
@@ -100,8 +101,8 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	return &next, nil
 }
 
-// moveDeadlines moves the deadlines by a time in which no runner was alive, and to least if that is later, so that reports that
-// found no runner can be made again.
+// moveDeadlines postpones the deadlines. The parameter by is the time in which no runner was alive. The new deadlines are not before the
+// parameter least, so that a report that found no runner can be repeated.
 func (r *row) moveDeadlines(by time.Duration, least time.Time) {
 	move := func(deadline time.Time) time.Time {
 		if end := deadline.Add(by); end.After(least) {
@@ -116,7 +117,7 @@ func (r *row) moveDeadlines(by time.Duration, least time.Time) {
 	}
 }
 
-// deadline returns the earlier of the operation's and its step's deadline.
+// deadline returns the earlier one of the operation's deadline and its step's deadline.
 func (r *row) deadline() time.Time {
 	if r.State == Running && r.StepDeadlineAt != nil && r.StepDeadlineAt.Before(r.DeadlineAt) {
 		return *r.StepDeadlineAt
@@ -124,8 +125,8 @@ func (r *row) deadline() time.Time {
 	return r.DeadlineAt
 }
 
-// leaseEnd returns when a lease that is acquired or renewed now ends. It ends soon after the deadline, if that is earlier, so that
-// the operation is undone in time even if the process is killed.
+// leaseEnd returns the end of a lease that is acquired or renewed now. If the deadline comes before the end of a full lease, the lease ends
+// soon after the deadline. So another process undoes the operation in time even if this process is killed.
 func (r *Runner) leaseEnd(deadline, now time.Time) time.Time {
 	end := now.Add(r.cfg.Lease)
 	soon := deadline.Add(min(r.cfg.Lease/5, 2*time.Second))
@@ -141,7 +142,7 @@ func (x *execution) renewLease(ctx context.Context, id string, fencingToken int6
 	return n > 0, err
 }
 
-// next does the next step, or undoes it. It reports whether this process has to continue.
+// next does or undoes the next step. It reports whether this process must continue with the operation.
 func (x *execution) next(ctx context.Context) bool {
 	if lostLease(ctx) {
 		return false
@@ -171,7 +172,8 @@ func (x *execution) next(ctx context.Context) bool {
 	}
 }
 
-// do runs a step.
+// do runs a step: first Do, then DoTx in the transaction that marks the step as done. It reports whether this process must continue with the
+// operation.
 func (x *execution) do(ctx context.Context, s *step) bool {
 	op, began := x.row.op(), x.now()
 	data, err := op.data, error(nil)
@@ -189,7 +191,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 	switch {
 	case lostLease(ctx):
 		return false
-	case ctx.Err() != nil: // the process ends, and does not wait for the step
+	case ctx.Err() != nil: // the process ends, and the step's error does not count
 		x.release(ctx)
 		return false
 	case waits:
@@ -225,7 +227,7 @@ func (x *execution) noteStep(ctx context.Context, s *step, result string, inTx s
 	}, x.event(s, result, nil, began), also)
 }
 
-// goTo sends the operation back to an earlier step, or fails it after it was sent back often enough.
+// goTo sends the operation back to an earlier step. If the step has already gone back as often as its limit allows, goTo fails the operation.
 func (x *execution) goTo(ctx context.Context, s *step, g *goToError, data json.RawMessage, began time.Time) bool {
 	to, n, err := x.cfg.Store.checkGoTo(ctx, x.cfg.Store.db, x.kind, x.row, g)
 	switch {
@@ -244,8 +246,8 @@ func (x *execution) goTo(ctx context.Context, s *step, g *goToError, data json.R
 	return false
 }
 
-// checkGoTo returns the step to go back to, and how often the current step has sent the operation back before, or -1 if that
-// cannot be read. The error is the one with which the step fails.
+// checkGoTo returns the step to go back to, and n, which is how often the current step has already sent the operation back. If n cannot be
+// read, it is -1, and the caller may try again later. After any other error the step must fail with this error.
 func (s *Store) checkGoTo(ctx context.Context, q sqlx.QueryerContext, k *kind, r *row, g *goToError) (to, n int, err error) {
 	name := k.steps[r.Step].name
 	to = slices.IndexFunc(k.steps[:r.Step], func(s step) bool { return s.name == g.step })
@@ -269,13 +271,13 @@ func (k *kind) goBack(r *row, to int, now time.Time, delay time.Duration) {
 	r.Owner, r.DueAt = "", &due
 }
 
-// lastUndo is how long the last attempt to undo a step may take after the time for undoing is over.
+// lastUndo is how long the last attempt to undo a step may take, after the time for undoing is over.
 const lastUndo = 5 * time.Second
 
-// call calls a function of a step with the step's timeout.
+// call calls a function of a step. The context of the function ends after the step's timeout, or earlier, at the deadline of the row.
 func (x *execution) call(ctx context.Context, tx *sqlx.Tx, s *step, f stepFunc, op *Op, data json.RawMessage) (json.RawMessage, error) {
 	left := max(x.row.deadline().Sub(x.now()), time.Millisecond)
-	if x.row.State == Undoing { // the last attempt always has its time
+	if x.row.State == Undoing { // the last attempt to undo always has this time
 		left = max(left, lastUndo)
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(s.timeout, left))
@@ -289,19 +291,19 @@ func (x *execution) event(s *step, result string, err error, began time.Time) *E
 	return newEvent(s.name, result, x.cfg.Host, err, began)
 }
 
-// fail begins to undo the operation, from the current step on.
+// fail begins to undo the operation, with the current step first.
 func (x *execution) fail(ctx context.Context, outcome State, err error, e *Event) bool {
 	x.log.WarnContext(ctx, "operation failed, undoing", "step", x.row.StepName, "outcome", string(outcome), "error", err)
 	return x.writeOrPostpone(ctx, e, func(r *row) {
 		now := x.now()
 		if x.kind.compensate(r, outcome, err, now); !r.State.Ended() {
-			due := x.leaseEnd(r.DeadlineAt, now) // the end of the lease so far was near the deadline
+			due := x.leaseEnd(r.DeadlineAt, now) // the lease so far ends soon after the earlier deadline
 			r.DueAt = &due
 		}
 	})
 }
 
-// undo undoes a step. late means that the time for undoing is over.
+// undo undoes a step. The parameter late means that the time for undoing is over.
 func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	op, began := x.row.op(), x.now()
 	data, err := op.data, error(nil)
@@ -351,7 +353,7 @@ func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*
 	return more
 }
 
-// postponeEnd writes a change that would end the operation, without the end. The end is retried later, because OnEnd has failed.
+// postponeEnd writes a change that would end the operation, but leaves the operation open, because OnEnd has failed. The end is retried later.
 func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change func(*row)) {
 	x.log.WarnContext(ctx, "OnEnd failed", "error", err)
 	delay := Retry{}.delay(0)
@@ -364,7 +366,7 @@ func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change
 	x.lookAfter(delay, x.row)
 }
 
-// endUndone ends an operation whose steps are undone and whose OnEnd has failed before.
+// endUndone ends an operation whose steps are undone and whose OnEnd has failed at least once.
 func (x *execution) endUndone(ctx context.Context, late bool) bool {
 	end := func(r *row) { r.markEnded(cmp.Or(r.Outcome, Failed), x.now()) }
 	more, err := x.write(ctx, end, nil, nil)
@@ -385,12 +387,12 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 	return more
 }
 
-// retryStep releases the operation until the next attempt.
+// retryStep releases the operation until the next attempt at the step.
 func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
 	delay := s.retry.delay(x.row.Attempts)
 	x.count(x.row.Kind, func(k *KindStats) { k.Retries++ })
 	_, _ = x.write(ctx, func(r *row) {
-		if r.retryLater(x.now(), delay); r.State == Running { // the error because of which it is undone stays
+		if r.retryLater(x.now(), delay); r.State == Running { // while it is undone, the row keeps the error because of which it is undone
 			r.setError(err)
 		}
 	}, x.event(s, "retry", err, began), nil) // the operation does not end, so there is no error
@@ -400,15 +402,15 @@ func (x *execution) retryStep(ctx context.Context, s *step, err error, began tim
 // minWait is the shortest delay of [WaitFor].
 const minWait = 10 * time.Millisecond
 
-// wait releases the operation until the peer signals, the delay has passed, or a deadline comes. If the operation was notified while
-// it ran, it is due at once.
+// wait releases the operation until the peer signals, the delay has passed, or a deadline comes. If the operation was notified while the step
+// ran, it is due at once.
 func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage) {
 	x.writeRelease(ctx, func(r *row, now time.Time) {
 		due := now.Add(max(w.delay, minWait))
 		if end := r.deadline(); end.Before(due) {
 			due = end
 		}
-		if due.Before(now) { // the time since due_at is one without a runner, see lease
+		if due.Before(now) { // the method lease would count the time since due_at as time without a runner
 			due = now
 		}
 		r.DueAt, r.Waits = &due, r.Waits+1

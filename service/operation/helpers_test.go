@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// migrations end with columns of a later release, so that all tests show that these do no harm.
+// migrations are those of the library, then columns of a later release, and the table effects. So all tests also show that the library
+// works with such columns.
 var migrations = []db.Migrations{operation.Migrations, {Files: fstest.MapFS{
 	"00002_next.sql": {Data: []byte(`
 ALTER TABLE operations ADD COLUMN next_release VARCHAR(10);
@@ -55,7 +56,7 @@ var (
 	remove = operation.Kind[input]{Name: "disk.delete", Timeout: time.Minute, Priority: 10, Preempts: true}
 )
 
-// journal records the calls of steps, in order.
+// journal records the calls of the steps, in order.
 type journal struct {
 	mu   sync.Mutex
 	list []string
@@ -93,7 +94,7 @@ func newBench(t *testing.T, d *sqlx.DB, cfg operation.RunnerConfig) *bench {
 	return b
 }
 
-// start starts the runner until the test ends.
+// start starts the runner, and stops it at the end of the test.
 func (b *bench) start() {
 	b.Helper()
 	if err := b.runner.Start(b.Context()); err != nil {
@@ -114,7 +115,7 @@ func (b *bench) step(name string, do, undo func(op *operation.Op) error) operati
 	return b.stepIn(name, func(op *operation.Op, _ *input) error { return do(op) }, undo)
 }
 
-// stepIn is like step, with a Do that gets the input.
+// stepIn does what step does, with a Do that gets the input.
 func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, undo func(op *operation.Op) error) operation.Step[input] {
 	s := operation.Step[input]{Name: name, Do: func(ctx context.Context, op *operation.Op, in *input) error {
 		b.j.add("%s(%d)", name, in.Size)
@@ -139,7 +140,7 @@ func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, 
 	return s
 }
 
-// asker is the request that has begun the operations.
+// asker is the request that begins the operations.
 var asker = reqctx.Request{ID: "req-1", GlobalID: "req-0", Traceparent: "00-1-2-01", UserID: "u", ProjectID: "p"}
 
 func (b *bench) begin(k operation.Kind[input], resource string) string {
@@ -182,7 +183,8 @@ func events(o *operation.Operation) string {
 	return strings.Join(out, " ")
 }
 
-// once replaces a run of equal attempts by one attempt, if many is set: their number depends on time.
+// once returns a list of calls or events. If many is true, it replaces equal entries in a row by one entry, and removes the retries, because
+// their number depends on the time.
 func once(list string, many bool) string {
 	if !many {
 		return list

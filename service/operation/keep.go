@@ -8,16 +8,17 @@ import (
 	"strings"
 )
 
-// place is a place in the JSON of an operation's data: where a step of this release has changed the data. This release may not know all
-// fields of the data.
+// place is a place in the JSON of an operation's data where a step of this release has changed the data. This release may not know all fields
+// of the data.
 type place struct {
-	fresh       func() any // a pointer to a new value of the type of all data
-	open, close string     // the JSON around the place
+	fresh       func() any // returns a pointer to a new value of the type of the operation's data
+	open, close string     // the JSON before and after the place
 }
 
-// merge returns the JSON of the data after a function has changed them. raw is the stored JSON. before is the JSON that encoding/json makes
-// of the decoded data, and after is the JSON that it makes of the changed data. So before and after differ in what the function has changed.
-// raw and before differ in what the type does not know; merge keeps that. encoding/json has written the data.
+// merge returns the JSON of the data after a function has changed them. The parameter raw is the stored JSON, before is the JSON that
+// encoding/json makes of the decoded data, and after is the JSON that it makes of the changed data. So before and after differ by the changes
+// of the function. The difference between raw and before is the part that the type does not know, and merge keeps that part. All three come
+// from encoding/json.
 func (p place) merge(raw, before, after json.RawMessage) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
 	switch {
@@ -36,8 +37,8 @@ func opensWith(c byte, values ...json.RawMessage) bool {
 	return !slices.ContainsFunc(values, func(v json.RawMessage) bool { return len(v) == 0 || v[0] != c })
 }
 
-// mergeObjects is merge for objects. A field of raw stays if neither before nor after have it. Such a field is one that the type does not
-// know, or one that is empty and that the type therefore does not encode.
+// mergeObjects does what merge does, for objects. A field of raw stays if neither before nor after has it. The type does not know such a field,
+// or does not encode it because it is empty.
 func (p place) mergeObjects(raw, before, after json.RawMessage) json.RawMessage {
 	was, known, now := readObject(raw), readObject(before), readObject(after)
 	out := make(object, len(now))
@@ -68,17 +69,17 @@ func (p place) field(key string) place {
 	return place{p.fresh, p.open + "{" + string(name) + ":", "}" + p.close}
 }
 
-// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that the
-// struct does not have. It is false for a map, for any JSON, and inside a type that decodes itself.
+// isStruct reports whether encoding/json decodes the object at a place into the fields of a struct, and so ignores fields that the struct does
+// not have. The result is false for a map, for raw JSON, and inside a type that decodes itself.
 func (p place) isStruct() bool {
 	d := json.NewDecoder(strings.NewReader(p.open + `{"\u0000":null}` + p.close))
 	d.DisallowUnknownFields()
 	err := d.Decode(p.fresh())
-	return err != nil && strings.HasPrefix(err.Error(), "json: unknown field") // the error has no type
+	return err != nil && strings.HasPrefix(err.Error(), "json: unknown field") // encoding/json has no error type for this case
 }
 
-// mergeArrays is merge for arrays. An element that is equal to an element of before gets the stored form of that element. If the number of elements is
-// the same, a changed element is merged with the element that was at its position.
+// mergeArrays does what merge does, for arrays. An element of after that is equal to an element of before gets that element's form
+// in raw. If the number of elements has not changed, a changed element is merged with the earlier element at the same position.
 func (p place) mergeArrays(raw, before, after json.RawMessage) json.RawMessage {
 	var was, known, now []json.RawMessage
 	if errors.Join(json.Unmarshal(raw, &was), json.Unmarshal(before, &known), json.Unmarshal(after, &now)) != nil || len(was) != len(known) {
@@ -102,8 +103,8 @@ func (p place) mergeArrays(raw, before, after json.RawMessage) json.RawMessage {
 	return slices.Concat([]byte{'['}, bytes.TrimPrefix(list, []byte{','}), []byte{']'})
 }
 
-// equalElements returns for each element of now the position of an equal element of before, or -1. No position is returned twice. Elements
-// at the same position come first.
+// equalElements returns, for each element of now, the position of an equal element of before, or -1. It returns no position twice, and prefers
+// equal elements at the same position.
 func equalElements(before, now []json.RawMessage) []int {
 	from := make([]int, len(now))
 	free := map[string][]int{} // the other positions in before, by element
@@ -143,7 +144,7 @@ func readObject(raw json.RawMessage) (out object) {
 			return out
 		}
 		m.key, _ = key.(string)
-		if at := out.find(m.key); at >= 0 { // the last one counts
+		if at := out.find(m.key); at >= 0 { // of two fields with the same name, the last one counts
 			out[at] = m
 			continue
 		}
@@ -167,7 +168,8 @@ func (o object) find(key string) int {
 	return slices.IndexFunc(o, func(m member) bool { return m.key == key })
 }
 
-// field returns the position of the field that encoding/json has decoded as key, or -1. It ignores the case of the names of fields.
+// field returns the position of the field that encoding/json has decoded as key, or -1. It ignores the case of field names, as encoding/json
+// does. But a field in another case does not count if known or now has a field with exactly its name.
 func (o object) field(key string, known, now object) int {
 	if at := o.find(key); at >= 0 {
 		return at
@@ -177,7 +179,7 @@ func (o object) field(key string, known, now object) int {
 	})
 }
 
-// has reports whether an object has a field with a name that encoding/json takes for key.
+// has reports whether an object has a field with a name that encoding/json accepts for key.
 func (o object) has(key string) bool {
 	return slices.ContainsFunc(o, func(m member) bool { return strings.EqualFold(m.key, key) })
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// The data of this release.
+// The types of the data of this release.
 type (
 	thisBase struct {
 		B string `json:"b"`
@@ -40,7 +40,7 @@ type (
 	}
 )
 
-// The data of the next release: in each struct, x is new.
+// The types of the data of the next release: in each struct, the field x is new.
 type (
 	nextBase struct {
 		B string `json:"b"`
@@ -63,7 +63,7 @@ type (
 	}
 )
 
-// fillPart makes a part of the next release.
+// fillPart fills a part of the next release with random values.
 func fillPart(r *rand.Rand, depth int) nextPart {
 	p := nextPart{X: 1 + r.IntN(1e6), A: 1 + r.IntN(1e9)}
 	if r.IntN(3) == 0 {
@@ -90,7 +90,7 @@ func fillData(r *rand.Rand) *nextData {
 	}
 	for i := range r.IntN(4) {
 		p := fillPart(r, 1)
-		p.A = 1 + r.IntN(1e9) // so that the elements differ
+		p.A = 1 + r.IntN(1e9) // so that no two elements are equal
 		d.L = append(d.L, p)
 		if d.Map == nil {
 			d.Map = map[string]nextPart{}
@@ -100,7 +100,8 @@ func fillData(r *rand.Rand) *nextData {
 	return d
 }
 
-// edit changes a field that both releases know. With equal numbers, it changes the data of both releases in the same way.
+// edit changes a field that both releases know. If it gets the same random numbers, it changes the data of both releases in the same
+// way.
 func edit(v reflect.Value, r *rand.Rand) {
 	switch f := v.FieldByName([]string{"B", "In", "P", "L", "Map"}[r.IntN(5)]); f.Kind() {
 	case reflect.String:
@@ -116,7 +117,7 @@ func edit(v reflect.Value, r *rand.Rand) {
 	}
 }
 
-// editPart changes a part. If clears is set, editPart may set a to 0; then a is not in the JSON.
+// editPart changes a part. If clears is true, editPart may set a to 0; then the JSON does not have a.
 func editPart(v reflect.Value, r *rand.Rand, clears bool) {
 	switch r.IntN(4) {
 	case 0:
@@ -234,7 +235,7 @@ func TestUnknownFields(t *testing.T) {
 			}
 			o := b.ends(id, operation.Succeeded)
 			got, has := new(nextData), o.Data
-			if string(has) == "null" { // nothing has changed
+			if string(has) == "null" { // no step has changed the data
 				has = o.Input
 			}
 			if err := json.Unmarshal(has, got); err != nil {
@@ -247,7 +248,7 @@ func TestUnknownFields(t *testing.T) {
 	})
 }
 
-// aliased decodes itself, even from an older name.
+// aliased has its own JSON methods. It can also read JSON in which its field has an older name.
 type aliased struct{ Name string }
 
 func (a aliased) MarshalJSON() ([]byte, error) {
@@ -263,7 +264,8 @@ func (a *aliased) UnmarshalJSON(raw []byte) error {
 	return err
 }
 
-// TestUnknownFieldsOf: a step stores the right JSON if the JSON of a field is special.
+// TestUnknownFieldsOf: after a step has changed the data, the stored JSON is right in special cases too, such as names in another case, empty
+// values, types with their own JSON methods, and arrays.
 func TestUnknownFieldsOf(t *testing.T) {
 	t.Parallel()
 	type element struct {
@@ -300,7 +302,7 @@ func TestUnknownFieldsOf(t *testing.T) {
 		"an empty struct with a new field":                   {`{"in":{"x":1}}`, `{"in":{"a":1,"x":1}}`, func(d *data) { d.In.A = 1 }},
 		"an object that becomes an array":                    {`{"any":{"a":1},"x":1}`, `{"any":[1],"x":1}`, func(d *data) { d.Any = []int{1} }},
 		"a field of the next release twice":                  {`{"x":1,"x":2,"n":1}`, `{"n":2,"x":2}`, func(d *data) { d.N = 2 }},
-		// The limits of ADR 30.
+		// These are the limits that ADR 30 names.
 		"a value that is moved":                   {`{"in":{"a":1,"x":1}}`, `{"other":{"a":1}}`, func(d *data) { d.Other, d.In = d.In, element{} }},
 		"an array of the size of the type":        {`{"two":[{"a":1,"x":1},{"a":2,"x":2}]}`, `{"two":[{"a":9,"x":1},{"a":2,"x":2}]}`, func(d *data) { d.Two[0].A = 9 }},
 		"an array with more elements":             {`{"two":[{"a":1,"x":1},{"a":2},{"a":3}]}`, `{"two":[{"a":9},{"a":2}]}`, func(d *data) { d.Two[0].A = 9 }},
@@ -333,7 +335,7 @@ func TestUnknownFieldsOf(t *testing.T) {
 	}
 }
 
-// sameFields compares two objects without the order of their fields.
+// sameFields compares two objects, and ignores the order of their fields.
 func sameFields(a json.RawMessage, b string) bool {
 	x, y := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 	return json.Unmarshal(a, &x) == nil && json.Unmarshal([]byte(b), &y) == nil && maps.EqualFunc(x, y, func(v, w json.RawMessage) bool { return string(v) == string(w) })

@@ -28,12 +28,12 @@ import (
 // killedRequest is the request of the operation whose process is killed.
 const killedRequest = "req-killed"
 
-// killLease is the lease of the processes that are killed. It is much longer than the test, so that it never expires because the
-// machine is busy: the test ends the lease of a dead process itself.
+// killLease is the lease of the processes that are killed. It is much longer than the test, so that it never expires on a busy
+// machine. The test itself ends the lease of a dead process.
 const killLease = 10 * time.Minute
 
-// killed returns a runner whose operations write their effects to the database. Operations of kinds whose name ends in
-// "fails" fail in their last step.
+// killed returns a runner whose operations write their effects to the database. If the name of a kind ends in "fails", its
+// operations fail in their last step. The function at is called before and after each Do and Undo, with the name of this place.
 func killed(d *sqlx.DB, kind string, at func(place string)) (*operation.Runner, operation.Kind[input]) {
 	k := operation.Kind[input]{Name: kind, Timeout: time.Hour}
 	count := func(ctx context.Context, id, step string) error {
@@ -112,10 +112,10 @@ func child() int {
 	ops := operation.NewStore(d)
 	var id string
 	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
-		if id, err = operation.Begin(ctx, ops, k, k.Name, &input{}); err == nil { // the statements of Begin are not places
+		if id, err = operation.Begin(ctx, ops, k, k.Name, &input{}); err == nil { // the statements of Begin are not such places
 			_, err = tx.ExecContext(ctx, `UPDATE operations SET request_id = ? WHERE id = ?`, killedRequest, id)
 		}
-		fmt.Println("id", id) // before COMMIT, because after it the runner may find the operation, and the process may be killed
+		fmt.Println("id", id) // printed before COMMIT, because after COMMIT the runner may find the operation, and the process may be killed
 		return err
 	})
 	if err != nil {
@@ -149,7 +149,7 @@ func waiting(d *sqlx.DB) (*operation.Runner, operation.Kind[input]) {
 	return r, k
 }
 
-// blocked is the main function of a process that runs an operation of waiting until the process is killed.
+// blocked is the main function of a process that runs an operation that waits for a peer, until the process is killed.
 func blocked() int {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
@@ -168,41 +168,14 @@ func blocked() int {
 	return 1
 }
 
-// TestDeadlineOfKilled: a step waits for a peer, and its process is killed. The operation ends soon after its deadline, although
-// the lease of that process, an hour, is longer.
+// TestDeadlineOfKilled: the process of a step that waits for a peer is killed. The operation ends soon after its deadline,
+// although the lease of that process is an hour.
 func TestDeadlineOfKilled(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("kills processes: left out with -short")
 	}
-	url := dbtest.MySQL(t)
-	d, err := db.Open(t.Context(), db.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "OPERATION_TEST_CHILD=deadline", "OPERATION_TEST_URL="+url)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	id := ""
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if s, ok := strings.CutPrefix(lines.Text(), "id "); ok {
-			id = s
-		}
-		if lines.Text() == "asks" {
-			_ = cmd.Process.Kill()
-		}
-	}
-	_ = cmd.Wait() // it was killed
+	d, id := killAsking(t, dbtest.MySQL(t), "deadline")
 	r, _ := waiting(d)
 	if err := r.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -215,7 +188,7 @@ func TestDeadlineOfKilled(t *testing.T) {
 		}
 		late := time.Since(o.Created.Add(3 * time.Second))
 		if late > time.Minute {
-			t.Fatalf("%v after its deadline it is %s, owner %s", late, o.State, o.Owner)
+			t.Fatalf("%v after its deadline the operation is %s, owner %s", late, o.State, o.Owner)
 		}
 		if o.State.Ended() {
 			if o.State != operation.TimedOut {
@@ -227,9 +200,9 @@ func TestDeadlineOfKilled(t *testing.T) {
 	}
 }
 
-// TestKilled kills the process that runs an operation with SIGKILL, at every place before and after each step and each
-// statement. Each time the lease ends at most its length after the death, and then another process continues. The operation ends
-// once and with the right result. What must be done once is done once.
+// TestKilled kills the process that runs an operation with SIGKILL, at every place before and after each step and each SQL
+// statement. The lease of the dead process ends after at most its length, and then another process continues. The operation ends
+// once and with the right result. The steps that must be done once are done once.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -246,7 +219,7 @@ func TestKilled(t *testing.T) {
 	}
 	slots := make(chan struct{}, 4)
 	for _, fails := range []string{"works", "fails"} {
-		var last atomic.Int64 // the first place that does not exist
+		var last atomic.Int64 // the number of the first place that does not exist
 		last.Store(100)
 		var wg sync.WaitGroup
 		defer wg.Wait()
@@ -266,7 +239,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// killedAt reports whether the process was killed before its operation was over.
+// killedAt starts a child that kills itself at the place with the number at, lets a runner of this process end the operation, and
+// checks the result. It reports whether the child was killed before its operation had ended.
 func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -293,14 +267,14 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 		}
 		over = over || lines.Text() == "over"
 	}
-	_ = cmd.Wait() // it was killed
+	_ = cmd.Wait() // the process was killed
 	what := fmt.Sprintf("%s, killed at %d %q", kind, at, place)
 	if id == "" {
-		t.Errorf("%s: it did not begin", what)
+		t.Errorf("%s: the operation did not begin", what)
 		return false
 	}
 	ops := operation.NewStore(d)
-	// A process that is killed while it begins the operation may have no lease.
+	// A process that is killed in the beginning of the operation may have no lease.
 	var left *int64
 	if err := d.GetContext(t.Context(), &left, `SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), due_at) FROM operations WHERE id = ?`, id); err != nil || left != nil && *left > int64(killLease.Seconds()) {
 		t.Errorf("%s: the lease ends in %v s, %v; want at most %v", what, left, err, killLease)
@@ -322,7 +296,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	defer r.Stop(context.WithoutCancel(t.Context()))
 	for end := time.Now().Add(2 * time.Minute); !o.State.Ended(); {
 		if time.Now().After(end) {
-			t.Errorf("%s: it does not end: %+v", what, o)
+			t.Errorf("%s: the operation does not end: %+v", what, o)
 			return true
 		}
 		waittest.Spend(10 * time.Millisecond)
@@ -336,7 +310,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 		want, wantError = operation.Failed, "no"
 	}
 	if o.State != want || o.Error != wantError {
-		t.Errorf("%s: it ended as %s: %q; want %s: %q", what, o.State, o.Error, want, wantError)
+		t.Errorf("%s: the operation ended as %s: %q; want %s: %q", what, o.State, o.Error, want, wantError)
 	}
 	var effects []struct {
 		Step string
@@ -364,13 +338,13 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	}
 	for k, n := range seen {
 		if n != 1 {
-			t.Errorf("%s: event %s stands %d times", what, k, n)
+			t.Errorf("%s: event %s is there %d times", what, k, n)
 		}
 	}
 	return !over
 }
 
-// TestDatabaseAway: if the database is down during a step, the operation is delayed, and has no other effect.
+// TestDatabaseAway: if the database is down during a step, the operation is delayed, but nothing else changes.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -394,4 +368,37 @@ func TestDatabaseAway(t *testing.T) {
 		waittest.Succeeds(t, "the table's return", func() error { return rename("away", "operation_events") })
 		b.ends(id, operation.Succeeded)
 	})
+}
+
+// killAsking migrates a database, and runs this test's program as a child process with OPERATION_TEST_CHILD=child. It kills the
+// child process when that prints "asks", which means that a step runs. It returns the database and the id of the operation.
+func killAsking(t *testing.T, url, child string) (d *sqlx.DB, id string) {
+	t.Helper()
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "OPERATION_TEST_CHILD="+child, "OPERATION_TEST_URL="+url)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if s, ok := strings.CutPrefix(lines.Text(), "id "); ok {
+			id = s
+		}
+		if lines.Text() == "asks" {
+			_ = cmd.Process.Kill()
+		}
+	}
+	_ = cmd.Wait() // the error says only that the process was killed
+	return d, id
 }

@@ -16,16 +16,17 @@ import (
 // LeaderConfig configures a [Leader]. Store, Name and Host are required.
 type LeaderConfig struct {
 	Store *Store
-	// Name is the work that one process at a time does, such as "volume-audit".
+	// Name is the name of the work that only one process at a time may do, such as "volume-audit".
 	Name string
-	// Host is this process's name, for people.
+	// Host is the name of this process, for operators.
 	Host string
-	// Lease is how long a leader may fail to renew its lease before another process can lead. Default 15 s.
+	// Lease is the length of the lease. If the leader does not renew its lease for this time, another process can lead.
+	// Default 15 s.
 	Lease time.Duration
 }
 
-// Leader is a process's candidacy for work that one process at a time does, by the same kind of lease as that of operations. It is
-// safe for concurrent use.
+// Leader is a process's candidacy for work that only one process at a time may do. The leader holds a lease like that of an
+// operation. Leader is safe for concurrent use.
 type Leader struct {
 	cfg   LeaderConfig
 	owner string
@@ -37,10 +38,10 @@ func NewLeader(cfg LeaderConfig) *Leader {
 	return &Leader{cfg, cfg.Host + "/" + rand.Text()[:8]}
 }
 
-// Only returns a function for service.Loop that calls f if this process is the leader or can become it, and otherwise does
-// nothing. The context of f ends when the lease is lost. token is the fencing token: each later leader has a higher one. So a
-// resource that remembers the highest token can reject an earlier leader that still runs. Between two calls of the function the
-// lease is kept if the time between them is shorter than LeaderConfig.Lease.
+// Only returns a function for service.Loop. The function calls f if this process is the leader or can become the leader; otherwise
+// it does nothing. The context of f ends when the lease is lost. The parameter token of f is the fencing token: each later leader
+// has a higher one. So a resource that stores the highest token can reject an earlier leader that still runs. The process keeps
+// the lease between two calls of the function if the time between them is shorter than LeaderConfig.Lease.
 func (l *Leader) Only(f func(ctx context.Context, token int64) error) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		token, err := l.acquireLease(ctx)
@@ -94,7 +95,7 @@ func (l *Leader) acquireLease(ctx context.Context) (token int64, err error) {
 		_, err = db.Exec(ctx, tx, `UPDATE operation_leases SET owner = ?, fence = ?, until = ? WHERE name = ?`, l.owner, token, until, l.cfg.Name)
 		return err
 	})
-	if errors.Is(err, fault.Conflict) { // another process was the first at the same time
+	if errors.Is(err, fault.Conflict) { // another process has inserted the row first
 		return 0, nil
 	}
 	return token, err

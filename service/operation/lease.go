@@ -10,12 +10,12 @@ import (
 // the step by a report.
 var errLost = errors.New("lease lost")
 
-// lostLease reports whether the lease of a context of keepLease was lost.
+// lostLease reports whether ctx has ended because keepLease found that the lease was lost.
 func lostLease(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errLost) }
 
 // keepLease renews a lease every third of its duration until ctx ends. It calls lose with errLost when the lease
-// was lost, and when it could not be renewed for two thirds of its duration, because then another process may
-// acquire it soon. renew reports whether the lease is still held.
+// was lost. It also calls lose when the lease could not be renewed for two thirds of its duration, because another
+// process may acquire the lease soon. The function renew reports whether the lease is still held.
 func keepLease(ctx context.Context, lease time.Duration, renew func(context.Context) (held bool, err error), lose context.CancelCauseFunc) {
 	tick := time.NewTicker(lease / 3)
 	defer tick.Stop()

@@ -33,7 +33,7 @@ func TestList(t *testing.T) {
 				k = remove
 			}
 			ids = append(ids, b.begin(k, fmt.Sprintf("disk-%d", i)))
-			waittest.Spend(time.Millisecond) // the database's clock goes on
+			waittest.Spend(time.Millisecond) // so that the database's clock advances
 		}
 		if err := b.ops.Cancel(t.Context(), ids[0], ""); err != nil {
 			t.Fatal(err)
@@ -72,8 +72,9 @@ func TestList(t *testing.T) {
 	})
 }
 
-// TestRecord: a change without steps is in the list as an operation that has ended. It excludes no operation of its resource. If its kind
-// preempts, it ends the open operation. It does not run again. The list can be restricted to a request and to the times of the last change.
+// TestRecord: a change without steps is in the list as an operation that has ended. It excludes no operation on the same resource. If its kind
+// preempts, the open operation on the resource is ended. The recorded operation cannot be retried. The list can be restricted to a request and to the times of the last
+// change.
 func TestRecord(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -85,7 +86,7 @@ func TestRecord(t *testing.T) {
 		waittest.Spend(time.Second)
 		var recorded []string
 		for _, failed := range []error{nil, fault.New(fault.Precondition, "no key")} {
-			id, err := operation.Record(ctx, b.ops, lock, "disk", &input{Size: 3}, failed)
+			id, err := operation.Record(ctx, b.ops, lock, "disk", &input{Size: 3}, time.Minute, failed)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -94,7 +95,7 @@ func TestRecord(t *testing.T) {
 		for i, want := range []operation.Operation{{State: operation.Succeeded}, {State: operation.Failed, ErrorCode: "Precondition", Error: "no key"}} {
 			got, err := b.ops.Show(t.Context(), recorded[i])
 			if err != nil || got.State != want.State || got.ErrorCode != want.ErrorCode || got.Error != want.Error || got.RequestID != "req-9" || got.ProjectID != "p" ||
-				got.UserID != "u" || got.Ended == nil || !got.Ended.Equal(got.Created) || len(got.Steps) > 0 || string(got.Input) != `{"size":3}` {
+				got.UserID != "u" || got.Ended == nil || got.Ended.Sub(got.Created) != time.Minute || !got.Ended.Equal(got.Updated) || len(got.Steps) > 0 || string(got.Input) != `{"size":3}` {
 				t.Errorf("recorded: %+v, %v", got, err)
 			}
 			if err := b.ops.Retry(t.Context(), recorded[i]); fault.CodeOf(err) != fault.Precondition {
@@ -104,7 +105,7 @@ func TestRecord(t *testing.T) {
 		if op, err := b.ops.Current(t.Context(), "disk"); err != nil || op.ID != running {
 			t.Errorf("after a record: %+v, %v; want %s", op, err, running)
 		}
-		if _, err := operation.Record(t.Context(), b.ops, reset, "disk", &input{}, nil); err != nil {
+		if _, err := operation.Record(t.Context(), b.ops, reset, "disk", &input{}, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.ops.Current(t.Context(), "disk"); fault.CodeOf(err) != fault.NotFound {
@@ -128,7 +129,7 @@ func TestRecord(t *testing.T) {
 			{operation.Filter{UpdatedSince: first.Updated.Add(time.Minute)}, 0},
 			{operation.Filter{UpdatedUntil: first.Updated.Add(-time.Second)}, 0},
 			{operation.Filter{UpdatedUntil: first.Updated.Add(time.Minute)}, 4},
-			{operation.Filter{Requested: true}, 3}, // disk.reset has no request
+			{operation.Filter{Requested: true}, 3}, // disk.reset belongs to no request
 		} {
 			if list, err := b.ops.List(t.Context(), tt.f); err != nil || len(list) != tt.want {
 				t.Errorf("%+v: %d operations, %v; want %d", tt.f, len(list), err, tt.want)
@@ -137,8 +138,8 @@ func TestRecord(t *testing.T) {
 	})
 }
 
-// TestLeader: one of many processes leads. When it does not renew its lease, the next process leads with a higher
-// fencing token, and the old leader's context ends.
+// TestLeader: one of several processes leads. If it does not renew its lease, the next process leads with a higher fencing token, and the
+// context of the old leader ends.
 func TestLeader(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -159,9 +160,9 @@ func TestLeader(t *testing.T) {
 		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
 			t.Errorf("fencing tokens %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
-		err := a.Only(func(held context.Context, _ int64) error { // longer than its lease
+		err := a.Only(func(held context.Context, _ int64) error { // the function runs longer than the lease
 			waittest.Pass(t, 2200*time.Millisecond, "longer than the lease, by the database's clock")
-			if n := leads(b); n != 0 && held.Err() == nil { // a slow machine may not have renewed the lease in time
+			if n := leads(b); n != 0 && held.Err() == nil { // on a slow machine the lease may not have been renewed in time
 				t.Errorf("two lead: %d", n)
 			}
 			return nil
@@ -182,7 +183,7 @@ func TestLeader(t *testing.T) {
 			case <-held.Done():
 				return nil
 			case <-time.After(10 * time.Second):
-				return errors.New("it still leads")
+				return errors.New("b still leads")
 			}
 		})(ctx)
 		if err != nil {
@@ -201,7 +202,7 @@ func TestLeader(t *testing.T) {
 		}
 		wg.Wait()
 		if slices.Sort(firsts[:]); firsts[7] != 1 || firsts[6] != 0 {
-			t.Errorf("fencing tokens of eight processes that began at once: %v", firsts)
+			t.Errorf("fencing tokens of eight processes that began at the same time: %v", firsts)
 		}
 	})
 }

@@ -15,7 +15,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestOneAtATime: a resource has one operation at a time. An operation that preempts replaces it, even while a step runs.
+// TestOneAtATime: a resource has one operation at a time. An operation that preempts replaces the other operation, even while a step
+// runs.
 func TestOneAtATime(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -34,7 +35,7 @@ func TestOneAtATime(t *testing.T) {
 		first := b.begin(create, "disk-1")
 		<-entered
 		if _, err := operation.Begin(t.Context(), b.ops, create, "disk-1", &input{}); !errors.Is(err, operation.ErrBusy) || !strings.Contains(err.Error(), first) {
-			t.Errorf("a second one: %v", err)
+			t.Errorf("a second operation: %v", err)
 		}
 		other := b.begin(create, "")
 		if err := b.ops.Cancel(t.Context(), other, "not this one"); err != nil {
@@ -43,14 +44,14 @@ func TestOneAtATime(t *testing.T) {
 		second := b.begin(remove, "disk-1")
 		b.ends(second, operation.Succeeded)
 		if o := b.ends(first, operation.Canceled); !strings.Contains(o.Error, "disk.delete "+second) || len(o.Events) > 0 {
-			t.Errorf("the one whose place was taken: %+v", o)
+			t.Errorf("the preempted operation: %+v", o)
 		}
 		b.ends(other, operation.Canceled)
 		waittest.Until(t, "the end of the step", func() bool { return strings.Contains(b.j.String(), "stopped") })
 	})
 }
 
-// TestCancelAndRetry: Cancel undoes the steps that are done; Retry runs the operation again from its first step.
+// TestCancelAndRetry: Cancel undoes the completed steps. Retry runs the operation again from its first step.
 func TestCancelAndRetry(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -67,7 +68,7 @@ func TestCancelAndRetry(t *testing.T) {
 		id := b.begin(create, "disk-1")
 		b.waits(id, "b", 0)
 		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
-			t.Errorf("retry of one that is not over: %v", err)
+			t.Errorf("retry of an operation that has not ended: %v", err)
 		}
 		if err := b.ops.Cancel(ctx, id, "the user has changed their mind"); err != nil {
 			t.Fatal(err)
@@ -76,7 +77,7 @@ func TestCancelAndRetry(t *testing.T) {
 			t.Errorf("canceled: %+v after %s", o, &b.j)
 		}
 		if err := b.ops.Cancel(ctx, id, ""); fault.CodeOf(err) != fault.Precondition {
-			t.Errorf("cancel of one that is over: %v", err)
+			t.Errorf("cancel of an operation that has ended: %v", err)
 		}
 		wait = false
 		if err := b.ops.Retry(ctx, id); err != nil {
@@ -86,28 +87,28 @@ func TestCancelAndRetry(t *testing.T) {
 			t.Errorf("after Retry: %+v", o)
 		}
 		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
-			t.Errorf("retry of one that has succeeded: %v", err)
+			t.Errorf("retry of an operation that has succeeded: %v", err)
 		}
 		for _, err := range []error{b.ops.Retry(ctx, "none"), b.ops.Cancel(ctx, "none", "")} {
 			if fault.CodeOf(err) != fault.NotFound {
-				t.Errorf("of nothing: %v", err)
+				t.Errorf("retry or cancel of an operation that does not exist: %v", err)
 			}
 		}
 		if _, err := b.ops.Show(ctx, "none"); fault.CodeOf(err) != fault.NotFound {
-			t.Errorf("show of nothing: %v", err)
+			t.Errorf("show of an operation that does not exist: %v", err)
 		}
 	})
 }
 
-// TestTimeout: an operation that does not end is undone after its timeout, and ends after the timeout for undoing. An operation whose
-// kind no runner knows ends after its timeout.
+// TestTimeout: an operation that does not end is undone after its timeout, and ends at the latest after the timeout for undoing. An
+// operation whose kind no runner knows ends after its timeout.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Lease: time.Second})
 		short, stuck, strange := create, create, create
 		short.Name, stuck.Name, strange.Name = "short", "stuck", "strange"
-		short.Timeout, stuck.Timeout, strange.Timeout = 2*time.Second, 2*time.Second, 200*time.Millisecond // time for the first steps, even on a loaded machine
+		short.Timeout, stuck.Timeout, strange.Timeout = 2*time.Second, 2*time.Second, 200*time.Millisecond // enough time for the first steps, even on a loaded machine
 		away := func(*operation.Op) error { return fault.New(fault.Unavailable, "away") }
 		operation.Handle(b.runner, short, b.step("a", nil, nil), b.step("b", away, nil))
 		operation.Handle(b.runner, stuck, b.step("c", nil, away), b.step("d", away, nil))
@@ -125,7 +126,7 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// TestManyUnknown: operations of unknown kinds that still have time do not hide an operation whose time is over.
+// TestManyUnknown: many operations of unknown kinds with time left do not hide an operation whose time is over.
 func TestManyUnknown(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

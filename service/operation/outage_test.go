@@ -17,7 +17,7 @@ import (
 )
 
 // TestOutage: the database is killed while operations run, and is back after 10 s, which is longer than their leases. All
-// operations succeed. What must be done once is done once.
+// operations succeed. The steps that must be done once are done once.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)
@@ -48,7 +48,7 @@ func TestOutage(t *testing.T) {
 	}}
 	operation.Handle(b.runner, create, work("a"), once, work("b"))
 	b.start()
-	const total = 60 // about as many as run at once
+	const total = 60 // about as many operations as run at once
 	var ids []string
 	for i := range total {
 		ids = append(ids, b.begin(create, fmt.Sprintf("disk-%d", i)))
@@ -71,7 +71,7 @@ func TestOutage(t *testing.T) {
 		}
 	}
 	took := time.Since(back)
-	t.Logf("all were over %v after the database was back", took)
+	t.Logf("all operations had ended %v after the database was back", took)
 	if took > 5*time.Second {
 		t.Errorf("all operations had ended %v after the database was back, want at most 5 s", took)
 	}

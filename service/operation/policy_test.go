@@ -27,11 +27,11 @@ func TestRetry(t *testing.T) {
 		name   string
 		retry  operation.Retry
 		limit  time.Duration
-		errs   []error // of the attempts; after them the step is done
+		errs   []error // the errors of the attempts; after them the step is done
 		state  operation.State
 		events string
 		says   string
-		took   time.Duration // at least
+		took   time.Duration // the minimum duration
 	}{
 		{"the step's Codes make NotFound transient", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{gone, gone}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
 		{"the step's Codes lack Unavailable", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
@@ -39,9 +39,9 @@ func TestRetry(t *testing.T) {
 		{"marked as transient", operation.Retry{}, 0, []error{operation.Transient(gone)}, operation.Succeeded, "a:retry a:done", "", 0},
 		{"marked as permanent", operation.Retry{}, 0, []error{operation.Permanent(away)}, operation.Failed, "a:failed", "away", 0},
 		{"the outermost mark counts", operation.Retry{}, 0, []error{fmt.Errorf("x: %w", operation.Transient(operation.Permanent(gone)))}, operation.Succeeded, "a:retry a:done", "", 0},
-		{"often enough", operation.Retry{Max: 2}, 0, []error{away, away}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
-		{"too often", operation.Retry{Max: 2}, 0, []error{away, away, away}, operation.Failed, "a:retry a:retry a:failed", "away", 0},
-		{"slower", operation.Retry{MinDelay: 400 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 300 * time.Millisecond},
+		{"as many errors as Max allows retries", operation.Retry{Max: 2}, 0, []error{away, away}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
+		{"more errors than Max allows retries", operation.Retry{Max: 2}, 0, []error{away, away, away}, operation.Failed, "a:retry a:retry a:failed", "away", 0},
+		{"MinDelay is the delay before the first retry", operation.Retry{MinDelay: 400 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 300 * time.Millisecond},
 		{"a MaxDelay below MinDelay is the delay", operation.Retry{MinDelay: time.Hour, MaxDelay: 10 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 0},
 		{"retries end at the step's Limit", operation.Retry{MinDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond}, time.Second, slicesOf(away, 1000), operation.TimedOut, "", "step a not done within 1s: away", time.Second},
 	} {
@@ -82,8 +82,7 @@ func slicesOf(err error, n int) (out []error) {
 	return out
 }
 
-// TestOnEnd: the function of OnEnd runs in the transaction of the end, for every kind of end, and is not skipped after an
-// error.
+// TestOnEnd: the function of OnEnd runs in the transaction of the end, for every kind of end, and is not skipped after an error.
 func TestOnEnd(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -123,9 +122,9 @@ func TestOnEnd(t *testing.T) {
 		b.start()
 		for _, tt := range []struct {
 			name, kind string
-			failures   int64 // of OnEnd
+			failures   int64 // the number of calls of OnEnd that fail
 			state      operation.State
-			end        string // the effect; "": none
+			end        string // the effect of OnEnd; "": no effect
 			events     string
 			says       string
 		}{
@@ -156,7 +155,7 @@ func TestOnEnd(t *testing.T) {
 			}
 		}
 		if n := b.runner.Stats().NotUndone; n != 1 {
-			t.Errorf("%d ends count as not done, want 1", n)
+			t.Errorf("%d ends were counted as not done, want 1", n)
 		}
 		failures.Store(1)
 		id := b.begin(kinds["reports"], "r")
@@ -166,7 +165,7 @@ func TestOnEnd(t *testing.T) {
 			t.Errorf("a report whose end fails: %v", err)
 		}
 		if err := b.ops.Wanted(t.Context(), token, ""); err != nil {
-			t.Errorf("after that the step is not wanted any more: %v", err)
+			t.Errorf("after that the step is no longer wanted: %v", err)
 		}
 		if err := b.runner.EndStep(t.Context(), token, "", nil); err != nil {
 			t.Error(err)
@@ -175,7 +174,7 @@ func TestOnEnd(t *testing.T) {
 	})
 }
 
-// TestSignal: operations that wait for a peer continue at once when the peer is back. Other operations do not.
+// TestSignal: operations that wait for a peer continue at once when the peer is back. Operations that wait for another peer do not.
 func TestSignal(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -213,7 +212,7 @@ func TestSignal(t *testing.T) {
 	})
 }
 
-// TestNotifyWithoutSlot: an operation that waits, and that is notified while all slots are busy, continues when a slot is free, and not
+// TestNotifyWithoutSlot: an operation waits, and is notified while all slots are busy. It continues when a slot is free, and not only
 // at the end of its delay.
 func TestNotifyWithoutSlot(t *testing.T) {
 	t.Parallel()
@@ -231,7 +230,7 @@ func TestNotifyWithoutSlot(t *testing.T) {
 			}
 			return operation.WaitFor("host-1", time.Hour)
 		}, nil))
-		operation.Handle(b.runner, remove, b.step("b", nil, nil)) // its priority has a slot of its own
+		operation.Handle(b.runner, remove, b.step("b", nil, nil)) // because of its priority, it has an additional slot
 		b.start()
 		waiting := b.begin(create, "waiting")
 		b.waitsFor(waiting, "host-1")
@@ -241,7 +240,7 @@ func TestNotifyWithoutSlot(t *testing.T) {
 		b.runner.NotifyResource("waiting")
 		next := b.begin(remove, "next")
 		b.runner.Notify(next)
-		b.ends(next, operation.Succeeded) // the notifications before it are handled
+		b.ends(next, operation.Succeeded) // when it has ended, the earlier notifications are handled
 		close(release)
 		b.ends(occupies, operation.Succeeded)
 		b.ends(waiting, operation.Succeeded)
@@ -266,8 +265,8 @@ func (b *bench) waitsFor(id, peer string) {
 	}
 }
 
-// TestDeadlines: the time of a step, and of an operation, runs only while a runner could have received a report. A report
-// also counts after the deadline.
+// TestDeadlines: the deadlines of a step and of an operation run only while a runner could have received a report. A report also counts
+// after the deadline.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -294,7 +293,7 @@ func TestDeadlines(t *testing.T) {
 		}
 		waittest.Pass(t, 2*limit, "no runner is started, by the database's clock")
 		before := told.Load()
-		// If a host comes back at the same time as the first runner, the step still gets its time.
+		// If a host comes back at the same time as the first runner, the step still has time left.
 		if err := newBench(t, d, operation.RunnerConfig{}).runner.Signal(t.Context(), "host"); err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +308,7 @@ func TestDeadlines(t *testing.T) {
 			t.Errorf("without a report: %q", o.Error)
 		}
 
-		// A runner that is not started accepts a report after the deadline.
+		// Even a runner that is not started accepts a report after the deadline.
 		idle := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(idle.runner, remove, idle.waiting("a"))
 		id := idle.begin(remove, "late")
@@ -323,7 +322,7 @@ func TestDeadlines(t *testing.T) {
 	})
 }
 
-// TestCurrent: the operation of a resource can be read with its data, and locked.
+// TestCurrent: the open operation of a resource can be read with its data, and locked.
 func TestCurrent(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -336,7 +335,7 @@ func TestCurrent(t *testing.T) {
 		id := b.begin(create, "disk-1")
 		op, err := b.ops.Current(t.Context(), "disk-1")
 		if err != nil || op.ID != id || op.StepName != "" || op.State != operation.Running || op.Err != nil {
-			t.Errorf("before a runner has seen it: %+v, %v", op, err)
+			t.Errorf("before a runner has seen the operation: %+v, %v", op, err)
 		}
 		b.start()
 		b.waitsFor(id, "host")
@@ -349,7 +348,7 @@ func TestCurrent(t *testing.T) {
 				t.Errorf("locked: %+v", op)
 			}
 			if data, err := operation.DataOf[input](op); err != nil || data.Kept != 42 {
-				t.Errorf("its data: %+v, %v", data, err)
+				t.Errorf("the data: %+v, %v", data, err)
 			}
 			if _, err := operation.DataOf[[]string](op); !errors.Is(err, fault.Invalid) {
 				t.Errorf("data of another type: %v", err)
@@ -374,7 +373,24 @@ func TestCurrent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := operation.Begin(t.Context(), b.ops, remove, "disk-3", &input{}); !errors.Is(err, operation.ErrBusy) {
-			t.Errorf("a kind that preempts its own: %v", err)
+			t.Errorf("an operation that would preempt one of its own kind: %v", err)
+		}
+		again := remove
+		again.PreemptsSame = true
+		for _, k := range []operation.Kind[input]{again, {Name: remove.Name, PreemptsSame: true}} {
+			before, err := b.ops.Current(t.Context(), "disk-3")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := operation.Begin(t.Context(), b.ops, k, "disk-3", &input{}); err != nil {
+				t.Errorf("an operation that preempts one of its own kind: %v", err)
+			}
+			if o, err := b.ops.Show(t.Context(), before.ID); err != nil || o.State != operation.Canceled {
+				t.Errorf("the preempted operation: %+v, %v", o, err)
+			}
+		}
+		if _, err := operation.Begin(t.Context(), b.ops, operation.Kind[input]{Name: create.Name, PreemptsSame: true}, "disk-3", &input{}); !errors.Is(err, operation.ErrBusy) {
+			t.Errorf("an operation that preempts only its own kind: %v", err)
 		}
 	})
 }

@@ -21,7 +21,7 @@ func (k *kind) position(name string) int {
 	return slices.IndexFunc(k.steps, func(s step) bool { return s.name == name })
 }
 
-// joinNames returns the names of the steps as they are stored.
+// joinNames returns the names of the steps in their stored form.
 func (k *kind) joinNames() string {
 	names := make([]string, len(k.steps))
 	for i := range k.steps {
@@ -31,22 +31,22 @@ func (k *kind) joinNames() string {
 	return string(raw)
 }
 
-// stepNames returns the names of steps that are stored.
+// stepNames returns the names of steps from their stored form.
 func stepNames(steps string) (out []string) {
-	_ = json.Unmarshal([]byte(steps), &out) // steps is empty while no runner has seen the operation; the result is then nil
+	_ = json.Unmarshal([]byte(steps), &out) // steps is empty until a runner has seen the operation; the result is then nil
 	return out
 }
 
 // adopt returns the kind with the steps of an operation, in the operation's order. It sets the position of the operation's current step by
-// the step's name. An operation that no runner has seen gets the steps and the version of this release. adopt returns nil, and changes
-// nothing, if this release does not know the operation in full. k may be nil.
+// the step's name. An operation that no runner has seen gets the steps and the version of this release. If this release does not know the
+// operation in full, adopt returns nil and changes nothing. The receiver k may be nil.
 func (k *kind) adopt(o *row) *kind {
 	if k == nil || o.KindVersion > k.version {
 		return nil
 	}
 	if o.Steps == "" {
-		// Steps is also empty if a runner of an older release, which stores only the position, has run the operation.
-		// Then the position must have the same step in this release.
+		// Steps is also empty if a runner of an older release, which stores only the position, has run the operation. In this case the step
+		// at that position must have the same name in this release.
 		if o.Step >= len(k.steps) || o.StepName != "" && k.position(o.StepName) != o.Step {
 			return nil
 		}
@@ -89,7 +89,7 @@ func (k *kind) withSteps(steps string) *kind {
 	return own
 }
 
-// variant is what a process has to know of an operation to run it.
+// variant has the parts of an operation that decide whether a process knows the operation in full.
 type variant struct {
 	Kind        string `db:"kind"`
 	KindVersion int    `db:"kind_version"`
@@ -115,15 +115,15 @@ func (v variant) String() string {
 	return out
 }
 
-// variantKey is an SQL expression. Its value for a row equals variant.key of the row. A database plans one expression with a list of
-// many variants more easily than one condition for each variant.
+// variantKey is an SQL expression. Its value for a row equals variant.key of the row. A database handles one expression with a list of many
+// variants better than one condition for each variant.
 const variantKey = "CONCAT(kind_version, '\n', step, '\n', steps, '\n', step_name, '\n', kind)"
 
 func (v variant) key() string {
 	return strings.Join([]string{strconv.Itoa(v.KindVersion), strconv.Itoa(v.Step), v.Steps, v.StepName, v.Kind}, "\n")
 }
 
-// excludeUnknown returns a condition that excludes the operations that this process has found to be unknown.
+// excludeUnknown returns a condition that excludes the variants in r.unknown.
 func (r *Runner) excludeUnknown() (where string, args []any) {
 	if len(r.unknown) == 0 {
 		return "", nil
@@ -131,8 +131,8 @@ func (r *Runner) excludeUnknown() (where string, args []any) {
 	return ` AND ` + variantKey + ` NOT IN (?)`, []any{slices.Collect(maps.Keys(r.unknown))}
 }
 
-// sweepUnknown runs every Lease/3. It looks for operations that this process does not know and that are overdue by at least Lease.
-// It marks and counts these operations, and ends those whose deadline has passed.
+// sweepUnknown looks for operations that this process does not know and that have been due for at least Lease. It marks and counts these
+// operations, and ends those whose deadline has passed. Each poll calls it, but it does this work at most every Lease/3.
 func (r *Runner) sweepUnknown(ctx context.Context) error {
 	if time.Since(r.swept) < r.cfg.Lease/3 {
 		return nil
@@ -170,13 +170,14 @@ func (r *Runner) sweepUnknown(ctx context.Context) error {
 	return nil
 }
 
-// distinctTexts joins texts for a log line, each once.
+// distinctTexts joins texts for a log line, without duplicates.
 func distinctTexts(list []string) string {
 	slices.Sort(list)
 	return strings.Join(slices.Compact(list), "; ")
 }
 
-// markUnknown marks the overdue operations of unknown variants that are not marked yet, and ends those whose deadline has passed.
+// markUnknown marks the operations of unknown variants that have been due since the time due or longer, and ends those whose deadline has
+// passed. The parameter keys are the keys of the variants. An operation that is already marked is not marked again.
 func (r *Runner) markUnknown(ctx context.Context, due time.Time, keys []string) error {
 	const batch = 100
 	for read := batch; read == batch; {
@@ -210,8 +211,9 @@ func (r *Runner) markUnknown(ctx context.Context, due time.Time, keys []string) 
 // notCompensated begins the part of an error that says why an operation is not compensated.
 const notCompensated = "; not compensated: "
 
-// endUnknown sets the state of an operation that no running process knows to TimedOut, without compensation, unless the row has changed since
-// it was read. due_at and the resource stay set, so that a process that knows this kind of operation can compensate it later.
+// endUnknown ends an operation that no running process knows as TimedOut, without undoing it. The columns due_at and active stay set: a
+// process that knows the operation can undo it later, and until then the resource is not free. If the row has changed since it was read,
+// endUnknown does nothing.
 func (r *Runner) endUnknown(ctx context.Context, o *row, now time.Time) error {
 	next := *o
 	if o.State == Running {
@@ -230,7 +232,7 @@ func (r *Runner) endUnknown(ctx context.Context, o *row, now time.Time) error {
 	return err
 }
 
-// compensateLate begins to compensate an operation that has timed out while no running process knew it.
+// compensateLate begins to undo an operation that has timed out while no running process knew it.
 func (x *execution) compensateLate(ctx context.Context) bool {
 	x.log.WarnContext(ctx, "compensating timed-out operation", "step", x.row.StepName)
 	return x.writeOrPostpone(ctx, nil, func(r *row) {

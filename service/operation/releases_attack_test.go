@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// marked returns whether the row of an operation says that no running process knows it.
+// marked reports whether the row of an operation says that no running process knows the operation.
 func (b *bench) marked(id string) bool {
 	b.Helper()
 	var at sql.NullTime
@@ -26,7 +26,7 @@ func (b *bench) marked(id string) bool {
 	return at.Valid
 }
 
-// TestMarkEnds: an operation that no running process knows loses its mark when it is preempted, canceled, or retried.
+// TestMarkEnds: when an operation that no running process knows is preempted or canceled, its mark is removed.
 func TestMarkEnds(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -53,15 +53,15 @@ func TestMarkEnds(t *testing.T) {
 		}
 		for resource, id := range ids {
 			if o := this.ends(id, operation.Canceled); this.marked(id) || o.UnknownSince != nil || o.NotCompensated {
-				t.Errorf("%s: it has ended and is marked: %v, %+v", resource, this.marked(id), o)
+				t.Errorf("%s: the operation has ended and is marked: %v, %+v", resource, this.marked(id), o)
 			}
 		}
 		waittest.Until(t, "the count", func() bool { return this.runner.Stats().Unknown == 0 })
 	})
 }
 
-// TestThreeReleases: runners of three releases run at once, and each release begins operations. Each operation ends with the steps of
-// one release.
+// TestThreeReleases: runners of three releases run at the same time, and each release begins operations. Each operation ends with the
+// steps of one release.
 func TestThreeReleases(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -86,8 +86,8 @@ func TestThreeReleases(t *testing.T) {
 	})
 }
 
-// TestLateReturn: operations of the newest of three releases pass their deadlines while runners of both older ones live. Each ends once.
-// Then runners of the newest release return, several at once, and compensate each operation once.
+// TestLateReturn: operations of the newest of three releases pass their deadlines while only runners of the two older releases run. Each
+// operation ends once. Then several runners of the newest release return at once, and undo each operation once.
 func TestLateReturn(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -141,8 +141,8 @@ func TestLateReturn(t *testing.T) {
 	})
 }
 
-// TestVersionRetried: a step that needs what an older process does not have is retried until that process is upgraded. The step is not
-// retried if its error is Permanent, or if its Retry has codes of its own.
+// TestVersionRetried: if a step needs something that an older process does not have, the step is retried until that process is upgraded.
+// The step is not retried if its error is Permanent, or if its Retry has its own Codes.
 func TestVersionRetried(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {

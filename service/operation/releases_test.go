@@ -1,13 +1,9 @@
 package operation_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +49,7 @@ func (b *bench) stop() {
 	}
 }
 
-// untouched fails if the started runner changes the operation within several polls, which take longer than a lease.
+// untouched fails the test if the started runner changes the operation. It waits for several polls, which take longer than a lease.
 func (b *bench) untouched(id string) {
 	b.Helper()
 	show := func() string {
@@ -104,7 +100,7 @@ func TestReleases(t *testing.T) {
 			next.waitsForStep(id, "new")
 			next.stop()
 			this.start()
-			if err := this.runner.Signal(t.Context(), "peer"); err != nil { // it is due
+			if err := this.runner.Signal(t.Context(), "peer"); err != nil { // the operation is due now
 				t.Fatal(err)
 			}
 			this.untouched(id)
@@ -114,7 +110,7 @@ func TestReleases(t *testing.T) {
 				t.Errorf("the next release did %s, events %s", &back.j, events(o))
 			}
 		},
-		"inserted, reordered": func(t *testing.T, d *sqlx.DB) {
+		"the next release has a new step and another order": func(t *testing.T, d *sqlx.DB) {
 			this, kind := release(t, d, 0, "a", "b?", "c")
 			next, _ := release(t, d, 1, "new", "c", "b", "a")
 			this.start()
@@ -158,7 +154,7 @@ func TestReleases(t *testing.T) {
 				t.Errorf("this release did %s, events %s", &this.j, events(o))
 			}
 		},
-		"removed": func(t *testing.T, d *sqlx.DB) {
+		"the next release has removed a step": func(t *testing.T, d *sqlx.DB) {
 			this, kind := release(t, d, 0, "a", "b?", "c")
 			next, _ := release(t, d, 1, "a", "c")
 			this.start()
@@ -167,7 +163,7 @@ func TestReleases(t *testing.T) {
 			this.stop()
 			next.start()
 			next.untouched(id)
-			if err := next.ops.Cancel(t.Context(), id, "no"); err != nil { // undoing must also wait
+			if err := next.ops.Cancel(t.Context(), id, "no"); err != nil { // undoing must also wait for a runner that knows the step
 				t.Fatal(err)
 			}
 			next.untouched(id)
@@ -192,7 +188,7 @@ func TestReleases(t *testing.T) {
 				t.Errorf("version %d, steps %s, events %s", o.KindVersion, o.Steps, events(o))
 			}
 		},
-		"reported": func(t *testing.T, d *sqlx.DB) {
+		"a report to this release is refused": func(t *testing.T, d *sqlx.DB) {
 			this, _ := release(t, d, 0, "a", "b")
 			next, kind := release(t, d, 1, "a?", "new?", "b")
 			next.start()
@@ -222,8 +218,8 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// TestRowsByPosition: an older release stored only the position of the step. Its statements work with the newer tables, and its
-// operations continue if the steps before the current one are the same.
+// TestRowsByPosition: an older release stored only the position of the step. The statements of that release work with the newer tables,
+// and its operations continue if the steps before the current step are the same in this release.
 func TestRowsByPosition(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -248,7 +244,7 @@ func TestRowsByPosition(t *testing.T) {
 		insert("ends", operation.Undoing, -1, "")
 		insert("inserted", operation.Running, 1, "c") // this release has another step before c
 		insert("later", operation.Running, 3, "d")
-		insert("moved", operation.Running, 0, "c") // the name counts, not the position
+		insert("moved", operation.Running, 0, "c") // the name of the step decides, not the position
 		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET steps = '["a","b","c"]' WHERE id = 'moved'`); err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +264,7 @@ func TestRowsByPosition(t *testing.T) {
 }
 
 // TestUnknown: operations that no running process knows are counted and listed, even if one poll does not read all of them. The runner
-// still finds the operations that it knows. The mark of an operation is removed when a runner continues it.
+// still finds the operations that it knows. When a runner continues an operation, the mark of the operation is removed.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -309,7 +305,8 @@ func TestUnknown(t *testing.T) {
 	})
 }
 
-// TestManyVersions: a runner finds the operations that it knows, even if the others have more versions than one query can name.
+// TestManyVersions: a runner finds the operations that it knows, even if the other operations have more versions than one query can
+// name.
 func TestManyVersions(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -324,8 +321,8 @@ func TestManyVersions(t *testing.T) {
 	})
 }
 
-// TestNotCompensated: an operation that no running process knows ends at its deadline, and is compensated when a runner that knows it
-// comes. Until then its resource is not free, unless another operation preempts it or it is canceled.
+// TestNotCompensated: an operation that no running process knows ends at its deadline. It is undone when a runner that knows it comes.
+// Until then its resource is not free, unless another operation preempts it or it is canceled.
 func TestNotCompensated(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -437,95 +434,6 @@ func TestNotCompensated(t *testing.T) {
 			t.Errorf("this release did %s", &this.j)
 		}
 		waittest.Until(t, "the count after all", func() bool { return this.runner.Stats().Unknown == 0 })
-	})
-}
-
-// killedRelease returns a runner of the next release. fresh is the work of the step "new", which this release does not know.
-func killedRelease(d *sqlx.DB, fresh func(ctx context.Context) error) (*operation.Runner, operation.Kind[input]) {
-	kind := create
-	kind.Version = 1
-	r := operation.NewRunner(operation.RunnerConfig{Store: operation.NewStore(d), Host: "next", Lease: releaseLease, Poll: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
-	operation.Handle(r, kind, operation.Step[input]{Name: "a", Do: func(context.Context, *operation.Op, *input) error { return nil }},
-		operation.Step[input]{Name: "new", Do: func(ctx context.Context, _ *operation.Op, _ *input) error { return fresh(ctx) }})
-	return r, kind
-}
-
-// blockedRelease is the main function of a process of the next release, which runs an operation until it is killed.
-func blockedRelease() int {
-	ctx := context.Background()
-	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
-	if err == nil {
-		r, kind := killedRelease(d, func(ctx context.Context) error {
-			fmt.Println("asks")
-			<-ctx.Done()
-			return ctx.Err()
-		})
-		if err = r.Start(ctx); err == nil {
-			var id string
-			if id, err = operation.Begin(ctx, operation.NewStore(d), kind, "", &input{}); err == nil {
-				fmt.Println("id", id)
-				r.Notify(id)
-				select {}
-			}
-		}
-	}
-	fmt.Println("error:", err)
-	return 1
-}
-
-// TestKilledRelease: a process of the next release is killed in a step that this release does not know. This release does not
-// touch the operation, and a process of the next release continues it.
-func TestKilledRelease(t *testing.T) {
-	t.Parallel()
-	if testing.Short() {
-		t.Skip("kills a process: left out with -short")
-	}
-	dbtest.EachURL(t, func(t *testing.T, url string) {
-		d, err := db.Open(t.Context(), db.Config{URL: url})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { d.Close() })
-		if err := db.Migrate(t.Context(), d, migrations...); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), "OPERATION_TEST_CHILD=release", "OPERATION_TEST_URL="+url)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		id := ""
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if s, ok := strings.CutPrefix(lines.Text(), "id "); ok {
-				id = s
-			}
-			if lines.Text() == "asks" {
-				_ = cmd.Process.Kill()
-			}
-		}
-		_ = cmd.Wait() // it was killed
-		this, _ := release(t, d, 0, "a")
-		this.start()
-		waittest.Until(t, "the mark of an operation that no running process knows", func() bool { return this.runner.Stats().Unknown == 1 })
-		waiting, err := this.ops.List(t.Context(), operation.Filter{Open: true})
-		if err != nil || len(waiting) != 1 || waiting[0].Owner != "" || waiting[0].UnknownSince == nil {
-			t.Errorf("%+v, %v; want an operation that waits, and not the killed process as its owner", waiting, err)
-		}
-		if o, err := this.ops.Show(t.Context(), id); err != nil || o.State != operation.Running || o.StepName != "new" || events(o) != "a:done" {
-			t.Fatalf("the operation is %+v, %v", o, err)
-		}
-		next, _ := killedRelease(d, func(context.Context) error { return nil })
-		if err := next.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		defer next.Stop(context.WithoutCancel(t.Context()))
-		if o := this.ends(id, operation.Succeeded); events(o) != "a:done new:done" {
-			t.Errorf("events %s", events(o))
-		}
 	})
 }
 

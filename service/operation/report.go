@@ -12,25 +12,29 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// EndStep reports the result of the work of a token ([Op.Token]) and ends the step. reporter is the name of the process that did the
-// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, even while Do is called
-// once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can
-// change that. While the operation is being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or
-// leads to a retry. A report counts as long as the step is the current step, even after its deadline. A runner that runs the step at
-// that moment stops.
+// EndStep reports the result of the work of a token ([Op.Token]) and ends the step. The parameter reporter is the name of the process that did
+// the work; the caller must have verified this name. If the step waits for a peer ([WaitFor]), only this peer can report, even while Do is
+// called again. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can change
+// that. If the operation is being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or leads to a retry. A
+// report counts as long as the step is the current step, even after its deadline. If a runner runs the step at that moment, the runner loses
+// its lease: when it tries to renew the lease, it cancels the context of the step, and the result of the step is dropped.
 //
-// EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep
-// blocks only for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call EndStep
-// if its runner has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error until a later step is
-// reported: only the last report of an operation is recognized. A repeated report of an earlier step is ErrStale.
+// EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep blocks only
+// for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call EndStep if its runner has
+// the steps of the kind. If an answer was lost, the report may be repeated: a repeated report changes nothing and returns nil, until a later
+// step is reported. After that, a repeated report of the earlier step returns ErrStale, because only the last report of an operation is
+// recognized.
 //
 // A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
 // Reported has left.
 //
-// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; [ErrUnknownKind], if the runner does not know the operation in full, see
-// [Step]: a process of the release that runs the operation must take the report, so the reporter should report again soon, when another of several processes
-// may answer; the error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods
-// panic, such as a nil pointer in an error, is Internal.
+// Errors:
+//
+//   - ErrStale: the work is no longer wanted, or not from this reporter.
+//   - [ErrUnknownKind]: the runner does not know the operation in full, see [Step]. A process of the release that runs the operation must take
+//     the report. So the reporter should report again soon, when another of several processes may answer.
+//   - The error of Step.Reported, DoTx, UndoTx or [OnEnd]: nothing is changed, and the report may be repeated. An error whose methods panic,
+//     such as a nil pointer, becomes Internal.
 func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error) error {
 	id, entry, ok := parseToken(token)
 	if !ok {
@@ -57,20 +61,22 @@ func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error)
 	if txErr != nil {
 		return txErr
 	}
-	db.AfterCommit(ctx, r.cfg.Store.db, func() { // the caller's transaction: before its end, this runner would read the old row
+	db.AfterCommit(ctx, r.cfg.Store.db, func() { // after the caller's transaction: before its end, this runner would read the old row
 		if next != nil && next.State.Ended() {
 			r.noteEnd(ctx, next)
 		}
-		if next != nil && next.DueAt != nil && next.DueAt.After(next.UpdatedAt) { // a notification would end the back-off
+		switch {
+		case next != nil && next.DueAt == nil: // nothing is left to do
+		case next != nil && next.DueAt.After(next.UpdatedAt): // a notification would end the back-off
 			r.lookAfter(next.DueAt.Sub(next.UpdatedAt), next)
-			return
+		default:
+			r.Notify(id)
 		}
-		r.Notify(id)
 	})
 	return nil
 }
 
-// endStep ends the current step of an operation that is locked. It returns the operation's next row.
+// endStep ends the current step of an operation whose row is locked. It returns the new row.
 func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter string, err error) (*row, error) {
 	k := r.kinds[o.Kind].adopt(o)
 	if k == nil {
@@ -80,7 +86,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter stri
 		return nil, ErrStale
 	}
 	now := r.now()
-	if !r.started.Load() { // the clock is measured by a runner that is started
+	if !r.started.Load() { // only a started runner has measured the clock
 		var nowErr error
 		if now, nowErr = db.Now(ctx, tx); nowErr != nil {
 			return nil, nowErr
@@ -98,7 +104,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter stri
 	if saveErr != nil {
 		return nil, saveErr
 	}
-	if n == 0 { // the row is locked
+	if n == 0 { // this cannot happen, because the row is locked
 		return nil, fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
 	}
 	if next.State.Ended() {
@@ -109,7 +115,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter stri
 	return &next, insertEvent(ctx, tx, o.ID, o.Events, e, now)
 }
 
-// applyReport applies a report to next, the operation's next row, and returns the event.
+// applyReport applies a report to next, the operation's new row, and returns the event.
 func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
 	s := &k.steps[o.Step]
 	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
@@ -121,7 +127,7 @@ func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next 
 			k.stepUndone(next, now)
 			return event("undone", nil), nil
 		}
-		next.Reported = o.Reported // the same token holds for the next attempt
+		next.Reported = o.Reported // the next attempt has the same token
 		next.retryLater(now, s.retry.delay(o.Attempts))
 		return event("retry", err), nil
 	}
@@ -165,15 +171,14 @@ func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next 
 	}
 }
 
-// logPanic returns a function that logs a panic in a function of the component.
+// logPanic returns a function that logs a panic of one of the component's functions.
 func (r *Runner) logPanic(ctx context.Context) func(any) {
 	return func(p any) {
 		r.cfg.Logger.ErrorContext(ctx, "panic in the report of a step", "panic", p, "stack", string(debug.Stack()))
 	}
 }
 
-// callTx calls DoTx or UndoTx of a step, if it has one, with the data of next, and stores the changes of the data in
-// next.
+// callTx calls DoTx or UndoTx of a step, if the step has the function, with the data of next. It stores the changed data in next.
 func (r *Runner) callTx(ctx context.Context, tx *sqlx.Tx, f stepFunc, o, next *row) error {
 	if f == nil {
 		return nil

@@ -172,7 +172,7 @@ func TestReportWhileItRuns(t *testing.T) {
 	})
 }
 
-// TestReportOfCanceled: a report to an operation that is undone is stale.
+// TestReportOfCanceled: a report for an operation that is being undone is stale.
 func TestReportOfCanceled(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -192,8 +192,8 @@ func TestReportOfCanceled(t *testing.T) {
 	})
 }
 
-// TestReported: the function Reported of a step decides in the transaction of the report. It sends the operation back to an earlier
-// step, refuses the report, or lets the step end as reported. Its own changes are in the same transaction.
+// TestReported: the function Reported of a step decides in the transaction of the report. It sends the operation back to an earlier step,
+// refuses the report, or lets the step end as the report says. Its own changes are in the same transaction.
 func TestReported(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -218,7 +218,7 @@ func TestReported(t *testing.T) {
 		b.start()
 		for _, tt := range []struct {
 			resource string
-			reports  []string // errors; "": done
+			reports  []string // the errors of the reports; "": done
 			state    operation.State
 			events   string
 			effects  int
@@ -257,7 +257,7 @@ func TestReported(t *testing.T) {
 	})
 }
 
-// data returns the data of an operation as its steps have changed them.
+// data returns the data of an operation after the changes of its steps.
 func (b *bench) data(id string) (in input) {
 	b.Helper()
 	op, err := b.ops.Show(b.Context(), id)
@@ -270,8 +270,8 @@ func (b *bench) data(id string) (in input) {
 	return in
 }
 
-// TestReporter: only the peer for which a step waits can ask for the step and end it, and a process with the token of one step
-// cannot guess the token of the next one.
+// TestReporter: only the peer for which a step waits can ask about the step and end it. A process with the token of one step cannot guess
+// the token of the next step.
 func TestReporter(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -319,7 +319,8 @@ func TestReporter(t *testing.T) {
 	})
 }
 
-// waitsAtStep waits until the operation of a resource waits at a step that was entered a number of times.
+// waitsAtStep waits until the operation of a resource waits at a step. The parameter entries is the number of earlier entries into the step,
+// which the step's Reported counts in the field Kept.
 func (b *bench) waitsAtStep(resource, step string, entries int) {
 	b.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -337,7 +338,7 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 	}
 }
 
-// TestReportedUndo: another process can also do the work of undoing, and report its result.
+// TestReportedUndo: another process can also undo a step, and report the result.
 func TestReportedUndo(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -368,8 +369,8 @@ func TestReportedUndo(t *testing.T) {
 	})
 }
 
-// TestReportedRetries: a reported error counts for Retry.Max, and the step is repeated after a back-off. The same holds while the step
-// is undone.
+// TestReportedRetries: a reported error counts for Retry.Max, and the step is repeated after a back-off. The same holds while the step is
+// being undone.
 func TestReportedRetries(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -389,7 +390,7 @@ func TestReportedRetries(t *testing.T) {
 		b.start()
 		id := b.begin(create, "r")
 		began := time.Now()
-		for range 7 { // three of doing, and four of undoing
+		for range 7 { // three failures of doing, and four of undoing
 			if err := b.runner.EndStep(t.Context(), <-tokens, "", fault.New(fault.Unavailable, "away")); err != nil {
 				t.Fatal(err)
 			}
@@ -397,7 +398,7 @@ func TestReportedRetries(t *testing.T) {
 		if err := b.runner.EndStep(t.Context(), <-tokens, "", nil); err != nil {
 			t.Fatal(err)
 		}
-		// 100 and 200 ms, then 100, 200, 400 and 800 ms, less a quarter at most.
+		// The delays are 100 and 200 ms, then 100, 200, 400 and 800 ms, each shortened by at most a quarter.
 		if took := time.Since(began); took < 1300*time.Millisecond {
 			t.Errorf("seven failures took %v: there was no back-off", took)
 		}
@@ -407,8 +408,8 @@ func TestReportedRetries(t *testing.T) {
 	})
 }
 
-// TestCancelOfLaterStep: if an operation is canceled at a step that this release does not know, only a runner of the release that knows
-// the step undoes it.
+// TestCancelOfLaterStep: if an operation is canceled at a step that this release does not know, it is undone only by a runner of the release
+// that knows the step.
 func TestCancelOfLaterStep(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -432,10 +433,11 @@ func TestCancelOfLaterStep(t *testing.T) {
 	})
 }
 
-// TestUndoTx: an UndoTx runs exactly once, even after the timeout, and the end of the operation is in the same transaction.
+// TestUndoTx: an UndoTx that fails twice takes effect exactly once, even after the time for undoing. The end of the operation is in the same
+// transaction.
 func TestUndoTx(t *testing.T) {
 	t.Parallel()
-	// Not in a bubble: its clock would stand still while the reader below reads without a pause.
+	// This test is not in a bubble, because the bubble's clock would stand still while the reader below reads without a pause.
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		tries := 0
@@ -459,7 +461,7 @@ func TestUndoTx(t *testing.T) {
 		b.start()
 		id := b.begin(short, "")
 		seen := make(chan struct{})
-		go func() { // a reader that sees the effect also sees the end
+		go func() { // if the reader sees the effect, it must also see the end
 			defer close(seen)
 			for n := 0; n == 0 && t.Context().Err() == nil; {
 				if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil {

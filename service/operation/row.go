@@ -22,17 +22,17 @@ type row struct {
 	ID              string     `db:"id"`
 	Kind            string     `db:"kind"`
 	Resource        string     `db:"resource"`
-	Active          *string    `db:"active"` // the resource until the operation ends
+	Active          *string    `db:"active"` // the resource, or the ID without a resource; NULL when nothing is left to do (see the method over)
 	Priority        int        `db:"priority"`
 	State           State      `db:"state"`
-	Outcome         State      `db:"outcome"` // the final state after the compensation
+	Outcome         State      `db:"outcome"` // the final state after undoing
 	KindVersion     int        `db:"kind_version"`
 	Steps           string     `db:"steps"`     // the names of the steps as a JSON array; "" until a runner has seen the operation
 	Step            int        `db:"step"`      // the position of the step to do or to undo
 	StepName        string     `db:"step_name"` // the step to do or to undo; "" until a runner has seen the operation
 	Entry           int        `db:"entry"`     // the number in the token: 0 at first, and a new random number at each later entry into a step
-	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
-	Attempts        int        `db:"attempts"`  // attempts that have failed in a row in this entry
+	Reported        int        `db:"reported"`  // the entry that a report has last ended, or -1
+	Attempts        int        `db:"attempts"`  // failed attempts at the step in a row
 	Waits           int        `db:"waits"`     // how often the step has waited in this entry
 	Peer            *string    `db:"peer"`      // the peer that the step waits for
 	Events          int        `db:"events"`
@@ -40,7 +40,7 @@ type row struct {
 	Data            string     `db:"data"`
 	ErrorCode       string     `db:"error_code"`
 	Error           string     `db:"error"`
-	Fence           int64      `db:"fence"` // the fencing token: it grows with each change of the owner
+	Fence           int64      `db:"fence"` // the fencing token: it grows when a process acquires the lease, and when another process changes the row
 	Owner           string     `db:"owner"` // "" if no process has a lease
 	DueAt           *time.Time `db:"due_at"`
 	DeadlineAt      time.Time  `db:"deadline_at"`
@@ -54,10 +54,10 @@ type row struct {
 	CreatedAt       time.Time  `db:"created_at"`
 	UpdatedAt       time.Time  `db:"updated_at"`
 	EndedAt         *time.Time `db:"ended_at"`
-	UnknownAt       *time.Time `db:"unknown_at"` // since when no running process knows the operation
+	UnknownAt       *time.Time `db:"unknown_at"` // the time since which no running process knows the operation
 }
 
-// selectRows begins a SELECT of rows. It names the columns, because a later release may have added some.
+// selectRows begins a SELECT of rows. It names the columns, because a later release may have added columns.
 var selectRows = `SELECT ` + db.Columns[row]() + ` FROM operations `
 
 // noData is the data of an operation whose steps have changed nothing.
@@ -73,17 +73,17 @@ func (r *row) data() json.RawMessage {
 	return json.RawMessage(r.Data)
 }
 
-// setData sets the operation's data.
+// setData sets the operation's data, if they have changed.
 func (r *row) setData(data json.RawMessage) {
 	if string(data) != string(r.data()) {
 		r.Data = string(data)
 	}
 }
 
-// err returns the error that caused the compensation.
+// err returns the error because of which the operation is being undone.
 func (r *row) err() error {
 	var code fault.Code
-	_ = code.UnmarshalText([]byte(r.ErrorCode)) // a code of a later release stays Internal
+	_ = code.UnmarshalText([]byte(r.ErrorCode)) // a code that only a later release knows becomes Internal
 	return fault.New(code, "%s", r.Error)
 }
 
@@ -96,7 +96,7 @@ func (r *row) request() reqctx.Request {
 	return reqctx.Request{ID: r.RequestID, GlobalID: r.GlobalRequestID, Traceparent: r.Traceparent, UserID: r.UserID, ProjectID: r.ProjectID}
 }
 
-// op returns the operation as the step's functions see it.
+// op returns the operation for the functions of its step.
 func (r *row) op() *Op {
 	op := &Op{
 		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, StepName: r.StepName, Attempt: r.Attempts, Waits: r.Waits,
@@ -108,15 +108,15 @@ func (r *row) op() *Op {
 	return op
 }
 
-// parseToken returns the operation and the entry that an [Op.Token] names.
+// parseToken returns the operation's ID and the number of the entry in an [Op.Token].
 func parseToken(token string) (id string, entry int, ok bool) {
 	id, n, found := strings.Cut(token, "/")
 	entry, err := strconv.Atoi(n)
 	return id, entry, found && err == nil && entry >= 0 && strconv.Itoa(entry) == n
 }
 
-// newToken gives the operation another token. The number is random, so that a process with an earlier token cannot guess this one.
-// It fits the column of 32 bits.
+// newToken gives the operation another token. The token's number is random, so that a process with an earlier token cannot guess it,
+// and fits into the column of 32 bits.
 func (r *row) newToken() {
 	for last := r.Entry; r.Entry == last || r.Entry == r.Reported; {
 		var b [4]byte
@@ -125,13 +125,13 @@ func (r *row) newToken() {
 	}
 }
 
-// waitsForAnother reports whether the step waits for another peer than this one.
+// waitsForAnother reports whether the step waits for a peer other than the given one.
 func (r *row) waitsForAnother(peer string) bool {
 	return r.Peer != nil && *r.Peer != db.Cut(peer, maxID)
 }
 
-// over reports whether nothing remains to do for the operation. If an operation timed out while no process knew it, it has ended but
-// is not compensated yet, so it is still due.
+// over reports whether nothing remains to do for the operation. An operation that timed out while no process knew it has ended, but is
+// still due, because it is not compensated yet.
 func (r *row) over() bool { return r.State.Ended() && r.DueAt == nil }
 
 // markEnded records that the operation has ended in a state.
@@ -145,7 +145,7 @@ func (r *row) retryLater(now time.Time, delay time.Duration) {
 	r.Owner, r.DueAt, r.Attempts, r.Waits = "", &due, r.Attempts+1, 0
 }
 
-// enter makes a step the next one to do or to undo.
+// enter makes a step the next step to do or to undo.
 func (k *kind) enter(r *row, step int, now time.Time) {
 	r.newToken()
 	r.Step, r.Attempts, r.Waits, r.Peer, r.StepDeadlineAt, r.StepName = step, 0, 0, nil, nil, ""
@@ -158,7 +158,7 @@ func (k *kind) enter(r *row, step int, now time.Time) {
 	}
 }
 
-// stepDone goes on to the next step. After the last one the operation has succeeded.
+// stepDone moves the operation to the next step. After the last step the operation has succeeded.
 func (k *kind) stepDone(r *row, now time.Time) {
 	r.ErrorCode, r.Error = "", ""
 	if r.Step+1 < len(k.steps) {
@@ -169,18 +169,18 @@ func (k *kind) stepDone(r *row, now time.Time) {
 	r.markEnded(Succeeded, now)
 }
 
-// compensate ends the forward part of the operation and begins the compensation, with the current step first.
+// compensate begins to undo the operation, with the current step first. The parameter outcome is the state after undoing.
 func (k *kind) compensate(r *row, outcome State, err error, now time.Time) {
 	r.State, r.Outcome, r.DeadlineAt = Undoing, outcome, now.Add(r.timeout())
 	r.setError(err)
 	k.enterUndo(r, min(r.Step, len(k.steps)-1), now)
 }
 
-// stepUndone goes on to the previous step.
+// stepUndone moves the operation to the previous step that can be undone.
 func (k *kind) stepUndone(r *row, now time.Time) { k.enterUndo(r, r.Step-1, now) }
 
-// enterUndo enters the next step to compensate: the given step, or the nearest one before it that has an Undo or an UndoTx. If no such
-// step exists, the operation has ended.
+// enterUndo enters the next step to undo: the given step, or the nearest step before it that has an Undo or an UndoTx. If no such step
+// exists, the operation has ended.
 func (k *kind) enterUndo(r *row, step int, now time.Time) {
 	for step >= 0 && !k.steps[step].undoes() {
 		step--
@@ -190,8 +190,8 @@ func (k *kind) enterUndo(r *row, step int, now time.Time) {
 	}
 }
 
-// saveRow replaces prev, the row as it was read, by next. It returns 0 if the row has changed since it was read. A renewal of the
-// lease is not such a change, and saveRow keeps the renewed due_at unless prev and next have different values.
+// saveRow replaces prev, the row as it was read, with next. It returns 0 if the row has changed since it was read. A renewal of the
+// lease does not count as a change: saveRow keeps the renewed due_at unless prev and next have different values.
 func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64, error) {
 	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, kind_version = ?, steps = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
 		peer = ?, events = ?, data = ?, error_code = ?, error = ?, fence = ?, owner = ?, due_at = CASE WHEN ? THEN due_at ELSE ? END, deadline_at = ?,
@@ -201,7 +201,7 @@ func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64,
 		next.StepDeadlineAt, next.UpdatedAt, next.EndedAt, next.UnknownAt, prev.ID, prev.Fence, prev.State, prev.Entry, prev.Events, prev.Owner)
 }
 
-// insertEvent adds an event to those of an operation.
+// insertEvent adds an event to the events of an operation.
 func insertEvent(ctx context.Context, tx *sqlx.Tx, id string, seq int, e *Event, now time.Time) error {
 	_, err := db.Exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, reporter, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		id, seq, e.StepName, e.Result, e.Host, e.Reporter, e.ErrorCode, e.Error, e.Began, now)
@@ -217,7 +217,7 @@ func newEvent(step, result, host string, err error, began time.Time) *Event {
 	return e
 }
 
-// timedOut returns the error of an operation, or of a step, whose time is over. It ends with the last error.
+// timedOut returns the error of an operation, or of a step, whose time is over. The error ends with the last error of the row.
 func (r *row) timedOut(what string, limit time.Duration) error {
 	text := fmt.Sprintf("%s not done within %v", what, limit)
 	if r.Error != "" {

@@ -26,22 +26,22 @@ type RunnerConfig struct {
 	Store *Store
 	// Host is this process's name, which operations and events show.
 	Host string
-	// Lease is the length of the lease of an operation. If the holder does not renew the lease for this time, another process
-	// continues the operation. The lease is renewed every third of that time. Default 15 s.
+	// Lease is the length of the lease of an operation. If the holder does not renew the lease for this time, another process continues
+	// the operation. The holder renews the lease every Lease/3. Default 15 s.
 	Lease time.Duration
-	// Poll is the interval at which the runner looks for due operations in the database. A notification does not wait for it.
-	// Default 1 s.
+	// Poll is the interval at which the runner looks for due operations in the database. A notified operation does not wait for the
+	// next poll. Default 1 s.
 	Poll time.Duration
 	// MaxInFlight is how many operations run at once. Operations with a priority above 0 have a quarter more slots. Default 64.
 	MaxInFlight int
-	// Inflight lists each operation while it runs, unless it is nil.
+	// Inflight lists each operation while it runs. Default nil: no list.
 	Inflight *service.Inflight
 	// Logger gets the events of operations. Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// Runner runs operations. It is a [service.Part], and safe for concurrent use. Any number of processes may have
-// one on the same tables.
+// Runner runs operations. It is a [service.Part], and safe for concurrent use. Any number of processes may each have a Runner on the
+// same tables.
 type Runner struct {
 	cfg    RunnerConfig
 	kinds  map[string]*kind
@@ -49,40 +49,41 @@ type Runner struct {
 	notify chan notification
 
 	mu      sync.Mutex
-	running map[string]*slot // by the operation's ID
+	running map[string]*slot // the key is the operation's ID
 	clock   clock
-	ending  bool                 // no further operation or step is begun
-	stats   map[string]KindStats // by kind
+	ending  bool                 // no further operation or step may begin
+	stats   map[string]KindStats // the key is the name of the kind
 
-	unknown map[string]bool // the keys of variants that polls have found and this process does not know; only dispatch uses it
+	unknown map[string]bool // the keys of the variants that this process does not know and that polls have found; only dispatch uses it
 	swept   time.Time       // the last call of sweepUnknown; only dispatch uses it
 
+	missed       atomic.Bool // an operation may be due that found no free slot, or no place in the queue of notifications
 	unknownCount atomic.Int64
 	notUndone    atomic.Uint64
-	started      atomic.Bool // the clock is measured
+	started      atomic.Bool // Start has measured the clock
 
 	cancel context.CancelFunc
 	done   chan struct{}
 	wg     sync.WaitGroup
 }
 
-// slot is one of the limited number of running operations.
+// slot is the place of a running operation; a runner has a limited number of slots.
 type slot struct {
 	cancel   context.CancelFunc
 	notified bool // the operation was notified while it ran
 }
 
-// notification names an operation to look at now, by its ID or by its resource.
+// notification names an operation to look at now, by its ID or by its resource. The zero value asks for a poll.
 type notification struct {
 	id, resource string
-	due          time.Time // if set: skip the operation if it is due later than this, because it has run since the notification was scheduled
+	due          time.Time // if set, an operation that is due after this time is skipped: it has run since the notification was scheduled
 }
 
 // kind is a Kind with its steps.
 type kind struct {
 	version int
 	steps   []step
-	names   string   // of the steps, as they are stored
+	names   string   // the names of the steps, as they are stored
 	onEnd   stepFunc // nil if the kind has none
 }
 
@@ -97,9 +98,8 @@ func NewRunner(cfg RunnerConfig) *Runner {
 	return &Runner{cfg: cfg, kinds: map[string]*kind{}, unknown: map[string]bool{}, notify: make(chan notification, 256), running: map[string]*slot{}, stats: map[string]KindStats{}, done: make(chan struct{})}
 }
 
-// Handle sets the steps of a kind. It must be called before Start, from one goroutine. It panics if the kind has
-// steps already, two steps have the same name, the names of all steps have more than 4000 bytes, or a step is not as [Step]
-// says: these are programmers' errors.
+// Handle sets the steps of a kind. Call it before Start, from one goroutine. It panics on a programmer's error: the kind already has
+// steps, two steps have the same name, the names of all steps have more than 4000 bytes, or a step breaks a rule of [Step].
 func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 	if k.Name == "" || len(k.Name) > maxName || k.Version < 0 || len(steps) == 0 || r.kinds[k.Name] != nil {
 		panic("operation: kind " + k.Name + ": need a name of 1 to " + strconv.Itoa(maxName) + " bytes, a version of at least 0, at least one step, and one call of Handle")
@@ -117,15 +117,16 @@ func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 	r.kinds[k.Name], r.names = out, append(r.names, k.Name)
 }
 
-// OnEnd sets the function that is called when an operation of a kind ends, in the transaction of its end: after it has
-// succeeded, or after its steps are undone. op.State and op.Err say how it ends. What the function changes in the data is stored.
-// The function must have no effect outside tx, because it is called again if the transaction is rolled back. If it fails after the last
-// step, its error is treated as an error of that step. If it fails after undoing, it is called again, with a back-off, until the time for
-// undoing is over; then the operation ends without it, which is logged and counted, see [Stats]. The function is not called for an
-// operation that another one preempts. If an operation times out that no runner knows, the function is called later, when a runner
-// compensates the operation.
+// OnEnd sets the function that is called when an operation of a kind ends, in the transaction of its end: after it has succeeded, or
+// after its steps are undone. The fields op.State and op.Err say how it ends. The function's changes of the data are stored. The
+// function must have no effect outside tx, because it is called again if the transaction is rolled back.
 //
-// OnEnd must be called after [Handle] for the kind and before Start, and panics otherwise or if it is called twice.
+// If the function fails after the last step, its error counts as an error of that step. If it fails after undoing, it is called again,
+// with a back-off, until the time for undoing is over; then the operation ends without it, which is logged and counted, see [Stats].
+// The function is not called for an operation that is preempted. If an operation times out while no running process knows it, the
+// function is called later, when a runner compensates the operation.
+//
+// OnEnd must be called after [Handle] for the kind, before Start, and once for each kind. Otherwise it panics.
 func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error) {
 	known := r.kinds[k.Name]
 	if known == nil || known.onEnd != nil {
@@ -134,17 +135,17 @@ func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx,
 	known.onEnd = eraseTx(f)
 }
 
-// clock is the database's clock as this process knows it. It is measured at each poll. Between two polls the time of the process's
-// monotonic clock, which cannot be set, is added.
+// clock is the database's clock as this process knows it. The process reads the database's time at each poll. Between two polls it adds
+// the time that has passed by its own monotonic clock, which cannot be set.
 type clock struct {
-	at       time.Time // the database's time
+	at       time.Time // the database's time at the last poll
 	measured time.Time // when at was read, by the process's monotonic clock
 	last     time.Time // the result of the last call of Runner.now
 }
 
-// now returns the database's time. It is ahead of the database's clock by at most the duration of the query that has measured it,
-// which is usually milliseconds, and which dispatch bounds. It never goes back by less than a second. It goes back by more if the
-// database's clock was set back, or if the previous query had taken that much longer than the last one.
+// now returns the database's time. The result is ahead of the database's clock by at most the duration of the query that has read it.
+// This duration is usually milliseconds, and dispatch bounds it. The result never goes back by less than a second. It goes back by a second
+// or more if the database's clock was set back, or if the last query was that much faster than the query before it.
 func (r *Runner) now() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -165,9 +166,9 @@ func (r *Runner) setClock(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// The time before the query, so that now is never behind the database's clock: a lease that this process writes ends late rather
-	// than early. A lease of another process may seem to end early by the duration of the query; then the fencing token stops the
-	// writes of that process.
+	// The time before the query is used, so that now is never behind the database's clock: a lease that this process writes ends late
+	// rather than early. A lease of another process may seem to end early by the duration of the query. In this case the fencing token
+	// stops the writes of that process.
 	r.clock.at, r.clock.measured = at, before
 	return nil
 }
@@ -191,9 +192,9 @@ func (r *Runner) Start(ctx context.Context) error {
 	return nil
 }
 
-// Drain acquires no further operations, and blocks until the running operations have ended their current step. Other processes
-// continue these operations at once. When ctx ends, the steps' contexts end, and Drain returns ctx's error after the steps have
-// returned. It implements service.Drainer.
+// Drain makes the runner acquire no further operations, and blocks until the running operations have ended their current step. Other processes
+// continue these operations at once. When ctx ends, Drain cancels the contexts of the steps, and returns the error of ctx after the steps have
+// returned. Drain implements service.Drainer.
 func (r *Runner) Drain(ctx context.Context) error {
 	if r.cancel == nil {
 		return nil
@@ -222,29 +223,31 @@ func (r *Runner) Drain(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Stop is [Runner.Drain]. It has no effect after Drain.
+// Stop calls [Runner.Drain]. It has no effect after Drain.
 func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
-// Stats are the present load of a [Runner], and a count since it was created.
+// Stats are the current load of a [Runner], and its counters since NewRunner.
 type Stats struct {
 	// Running is the number of operations that run in this process now.
 	Running int
 	// NotUndone is the number of steps that could not be undone in time, plus the number of operations that ended without their [OnEnd]
-	// because it failed. Their effects, such as a claim, remain. The log has an error for each.
+	// because it failed. The effects of these steps, such as a claim, remain. The log has an error for each.
 	NotUndone uint64
 	// Unknown is the number of operations that this runner does not know in full, see [Step], and that no other runner has continued
-	// for the length of a lease. They are counted every third of a lease.
+	// for the length of a lease. The number is updated every Lease/3.
 	Unknown int
-	// Kinds has what this runner counts for each kind, by the kind's name. The caller owns it.
+	// Kinds has the counters of each kind, by the kind's name. The caller owns the map.
 	Kinds map[string]KindStats
 }
 
 // KindStats are the counters of a kind of operation in one process.
 type KindStats struct {
-	// Ended is the number of operations that this process has ended, by their state. An operation that another one has preempted, and one
-	// that [Store.Cancel] ends before it began, are not counted.
+	// Ended is the number of operations that this process has ended, by their state. It does not include operations that were
+	// preempted, that [Record] has added, or that [Store.Cancel] has ended at once. An operation that has timed out while no running
+	// process knew it counts when a runner has compensated it.
 	Ended map[State]uint64
-	// Retries is the number of steps that failed and are repeated after a delay.
+	// Retries is the number of attempts at a step that failed in this process and are repeated after a delay. It does not include
+	// failures that [Runner.EndStep] reports.
 	Retries uint64
 }
 
@@ -260,7 +263,7 @@ func (r *Runner) Stats() Stats {
 	return s
 }
 
-// count changes the counters of a kind.
+// count calls change with the counters of a kind.
 func (r *Runner) count(kind string, change func(*KindStats)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -281,16 +284,18 @@ func (r *Runner) noteEnd(ctx context.Context, o *row) {
 }
 
 // Notify makes the runner look at an operation now, even if the operation waits ([WaitFor]). It does not block. If all slots are busy,
-// the operation becomes due in the database, and the first process with a free slot continues it. A notification is lost if 256 others
-// are queued in this runner, if the database cannot be reached, or if another process runs the operation. Then the operation continues
-// later: at the next poll if it is due, and after the delay of WaitFor if it waits. [Runner.Signal] reports its errors, and does not
-// depend on the queue.
+// the operation becomes due in the database, and the first process with free slots continues it: a runner whose
+// slots were all busy polls as soon as half of them are free. A notification is lost if 256 others
+// are queued in this runner, if the database cannot be reached, or if another process runs the operation. After such a loss the
+// operation continues later: at the next poll if it is due, and after the delay of WaitFor if it waits. [Runner.Signal] has no queue,
+// and returns its errors.
 func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 
-// NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
+// NotifyResource does what [Runner.Notify] does, for the open operation on a resource. It has no effect if the resource has no open
+// operation.
 func (r *Runner) NotifyResource(resource string) { r.send(notification{resource: resource}) }
 
-// lookAfter makes the runner look at an operation after a delay, unless it was run meanwhile.
+// lookAfter makes the runner look at an operation after a delay, unless the operation was run meanwhile.
 func (r *Runner) lookAfter(delay time.Duration, o *row) {
 	if o.DueAt != nil {
 		n := notification{id: o.ID, due: o.DueAt.Add(time.Millisecond)} // the database rounds
@@ -302,12 +307,19 @@ func (r *Runner) send(n notification) {
 	select {
 	case r.notify <- n:
 	default: // lost, see Notify
+		r.missed.Store(true)
 	}
 }
 
-// Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
-// on its runner, even if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
-// effect: the delay of WaitFor ends the wait then. Errors: those of [db.Error].
+// mustCatchUp reports whether the runner has missed operations, and half of its slots are free. If so, the caller must make the runner poll.
+// The caller must hold r.mu.
+func (r *Runner) mustCatchUp() bool {
+	return !r.ending && len(r.running) <= r.cfg.MaxInFlight/2 && r.missed.CompareAndSwap(true, false)
+}
+
+// Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call
+// Signal on its runner, even if the runner is not started. If a signal comes while the step still runs, before the operation waits, it
+// has no effect: the operation then waits for the delay of WaitFor. Errors: those of [db.Error].
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	err := r.makeDue(ctx, `peer = ?`, peer)
 	if err == nil {
@@ -316,8 +328,8 @@ func (r *Runner) Signal(ctx context.Context, peer string) error {
 	return err
 }
 
-// makeDue makes the waiting operations that match a condition due now. It does not change operations that are due already: if they
-// have been due for long, lease extends their deadlines by the time since due_at.
+// makeDue makes the waiting operations that match a condition due now. It does not change operations that are due already: if an
+// operation has been due for long, the method lease extends the deadlines by the time since due_at.
 func (r *Runner) makeDue(ctx context.Context, where, arg string) error {
 	return db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // Tx repeats the function after a deadlock
 		_, err := db.Exec(ctx, tx, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE `+where+` AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, arg)
@@ -349,6 +361,11 @@ func (r *Runner) dispatch(ctx context.Context) {
 			})
 		case n := <-r.notify:
 			look(func(ctx context.Context) error { return r.lookAt(ctx, n) })
+			r.mu.Lock()
+			poll := len(r.notify) == 0 && r.mustCatchUp()
+			if r.mu.Unlock(); poll {
+				look(r.poll)
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -360,7 +377,7 @@ func (r *Runner) poll(ctx context.Context) error {
 	if len(r.names) == 0 {
 		return nil
 	}
-	for learned := true; learned; { // operations that this process does not know must not use up the LIMIT
+	for learned := true; learned; { // the rows that this process does not know must not use up the LIMIT
 		where, args := r.excludeUnknown()
 		args = append([]any{r.now(), r.names}, append(args, 2*r.cfg.MaxInFlight)...)
 		n := len(r.unknown)
@@ -373,7 +390,7 @@ func (r *Runner) poll(ctx context.Context) error {
 }
 
 // lookAt acquires the operation that a notification names, even if the operation waits. If the operation runs in this process, lookAt
-// records the notification, and the operation is looked at when it no longer runs.
+// only records the notification; the runner looks at the operation when the operation no longer runs.
 func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	switch {
 	case n == notification{}:
@@ -390,8 +407,8 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	return r.acquireRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
 }
 
-// acquireRows acquires the operations that match a condition and that this process knows, as long as slots are free. notified means that the operation was
-// notified: without a free slot the operation becomes due now, so that a poll finds it.
+// acquireRows acquires the operations that match a condition and that this process knows, as long as slots are free. If notified is
+// true and no slot is free, acquireRows makes the operation due now, so that a poll finds it.
 func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, args ...any) error {
 	query, args, err := sqlx.In(selectRows+`WHERE `+where, args...)
 	if err != nil {
@@ -408,13 +425,15 @@ func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, a
 		case k == nil:
 			r.unknown[o.variant().key()] = true
 		case !r.runInSlot(k, o, notified) && notified: //nolint:contextcheck // the operation runs on after the poll
-			errs = append(errs, r.makeDue(ctx, `id = ?`, o.ID))
+			if o.DueAt.After(r.now()) {
+				errs = append(errs, r.makeDue(ctx, `id = ?`, o.ID))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// markNotified marks an operation as notified if it runs in this process, and reports whether it runs in this process.
+// markNotified reports whether an operation runs in this process. If it does, markNotified records that the operation was notified.
 func (r *Runner) markNotified(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -425,7 +444,7 @@ func (r *Runner) markNotified(id string) bool {
 	return s != nil
 }
 
-// runInSlot runs an operation if a slot is free. It returns false if no slot is free, or the runner ends.
+// runInSlot runs an operation if a slot is free. It returns false if no slot is free, or if the runner is ending.
 func (r *Runner) runInSlot(k *kind, o *row, notified bool) bool {
 	slots := r.cfg.MaxInFlight
 	if o.Priority > 0 {
@@ -438,6 +457,7 @@ func (r *Runner) runInSlot(k *kind, o *row, notified bool) bool {
 		return true
 	}
 	if r.ending || len(r.running) >= slots {
+		r.missed.Store(true)
 		return false
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -450,7 +470,10 @@ func (r *Runner) runInSlot(k *kind, o *row, notified bool) bool {
 			defer r.mu.Unlock()
 			delete(r.running, o.ID)
 			if s.notified && !r.ending {
-				r.Notify(o.ID) // EndStep may have ended the step in the database while it ran here
+				r.Notify(o.ID) // EndStep may have ended the step in the database while the step ran here
+			}
+			if r.mustCatchUp() {
+				r.send(notification{})
 			}
 		}()
 		r.execute(ctx, k, o, s)
@@ -473,7 +496,7 @@ func (k *kind) callEnd(ctx context.Context, tx *sqlx.Tx, r *row, onPanic func(an
 	return err
 }
 
-// callStep calls a function of a step, or of OnEnd, and turns a panic into an error. The methods of an error that it returns do not panic.
+// callStep calls a function of a step, or of OnEnd, and turns a panic into an error. The methods of the returned error do not panic.
 func callStep(ctx context.Context, tx *sqlx.Tx, f stepFunc, op *Op, data json.RawMessage, report error, onPanic func(any)) (out json.RawMessage, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -485,7 +508,7 @@ func callStep(ctx context.Context, tx *sqlx.Tx, f stepFunc, op *Op, data json.Ra
 	return out, safeError(err, onPanic)
 }
 
-// safeError returns err, or an Internal error if the methods of err panic, such as those of a nil pointer in an error.
+// safeError returns err. If the methods of err panic, such as those of a nil pointer, it returns an Internal error.
 func safeError(err error, onPanic func(any)) (safe error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -500,7 +523,7 @@ func safeError(err error, onPanic func(any)) (safe error) {
 	return err
 }
 
-// readError calls the methods of an error.
+// readError calls the methods of an error, to find out whether they panic.
 func readError(err error) {
 	if err != nil {
 		_, _ = err.Error(), fault.CodeOf(err)

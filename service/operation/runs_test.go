@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestRuns: operations succeed, fail, are retried, wait, panic, or cannot be undone, and the final row of each is
-// right.
+// TestRuns: operations succeed, fail, are retried, wait, panic, or cannot be undone. The final row of each
+// operation is right.
 func TestRuns(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -38,12 +38,12 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "what is kept", state: operation.Failed, did: "a(7) a(7) b(7) kept-42 -b -a", events: "a:retry a:done b:failed b:undone a:undone", says: "gone",
+			name: "changes of the data are kept", state: operation.Failed, did: "a(7) a(7) b(7) kept-42 -b -a", events: "a:retry a:done b:failed b:undone a:undone", says: "gone",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{
 					b.stepIn("a", func(op *operation.Op, in *input) error {
 						in.Kept += 42
-						if op.Attempt == 0 { // a change that is dropped
+						if op.Attempt == 0 { // this change is dropped, because the attempt fails
 							return fault.New(fault.Unavailable, "away")
 						}
 						return nil
@@ -110,7 +110,7 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "what cannot be undone", state: operation.Failed, did: "a(7) b(7) c(7) -c -b -a", events: "a:done b:done c:failed c:not undone b:undone a:undone",
+			name: "a step cannot be undone", state: operation.Failed, did: "a(7) b(7) c(7) -c -b -a", events: "a:done b:done c:failed c:not undone b:undone a:undone",
 			says: "no; step c was not undone: stuck", timeout: time.Second,
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{
@@ -166,19 +166,19 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "an error that does not fit", state: operation.Failed, did: "a(7) -a", events: "a:failed a:undone", says: "x\uFFFDx",
+			name: "an error that is too long for its column", state: operation.Failed, did: "a(7) -a", events: "a:failed a:undone", says: "x\uFFFDx",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{b.step("a", func(*operation.Op) error { return errors.New(strings.Repeat("x\xff\xed\xa0\x80x", 20_000)) }, nil)}
 			},
 		},
 		{
-			name: "an input that does not fit", state: operation.Failed, did: "a(7) -a", events: "a:failed a:undone", says: "at most 65535 fit",
+			name: "data that are too long for their column", state: operation.Failed, did: "a(7) -a", events: "a:failed a:undone", says: "at most 65535 fit",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{b.stepIn("a", func(_ *operation.Op, in *input) error { in.Text = strings.Repeat("x", 70_000); return nil }, nil)}
 			},
 		},
 		{
-			name: "an input that just fits", state: operation.Succeeded, did: "a(7) b(7)", events: "a:done b:done",
+			name: "data of nearly the maximum length", state: operation.Succeeded, did: "a(7) b(7)", events: "a:done b:done",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{b.stepIn("a", func(_ *operation.Op, in *input) error { in.Text = strings.Repeat("x", 65_000) + "\xff"; return nil }, nil), b.step("b", nil, nil)}
 			},
@@ -207,14 +207,14 @@ func TestRuns(t *testing.T) {
 					t.Errorf("did %s, want %s\nevents %s, want %s\nerror %q, want %q", got, tt.did, events(o), tt.events, o.Error, tt.says)
 				}
 				if n := b.runner.Stats().NotUndone; (n > 0) != strings.Contains(tt.events, "not undone") {
-					t.Errorf("%d steps count as not undone", n)
+					t.Errorf("%d steps were counted as not undone", n)
 				}
 				for _, text := range append([]string{o.Error}, o.Events[len(o.Events)-1].Error) {
 					if len(text) > 8<<10 || !utf8.ValidString(text) {
 						t.Errorf("a text of %d bytes, valid %t", len(text), utf8.ValidString(text))
 					}
 				}
-				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":52}` { // with the changes of undoing
+				if tt.name == "changes of the data are kept" && string(o.Data) != `{"size":7,"kept":52}` { // the undo of each step adds 5 to kept
 					t.Errorf("data %s", o.Data)
 				}
 				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {

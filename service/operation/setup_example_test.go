@@ -17,19 +17,19 @@ import (
 // Attach is a kind of operation. All processes of the component share this variable.
 var Attach = operation.Kind[Volume]{Name: "volume.attach", Timeout: time.Minute}
 
-// tables are the migrations of the library, and those of the component. In a component they are files, see [db.Embedded].
+// tables are the migrations of the library and of the component. In a component the migrations are files, see [db.Embedded].
 var tables = []db.Migrations{operation.Migrations, {Files: fstest.MapFS{
 	"00001_volumes.sql": {Data: []byte("CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, status VARCHAR(20) NOT NULL);\n")},
 }}}
 
-// newRunner returns a runner that knows the steps of all kinds. A process that runs operations starts it, as a part of its App. A
-// process that only reports, with EndStep, needs the same kinds, and does not start it.
+// newRunner returns a runner that knows the steps of all kinds. A process that runs operations adds the runner to its App. A
+// process that only reports, with EndStep, needs a runner with the same kinds, and does not start it.
 func newRunner(ops *operation.Store, host string, messages chan<- string) *operation.Runner {
 	r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: host, Logger: slog.New(slog.DiscardHandler)})
 	operation.Handle(r, Attach, operation.Step[Volume]{
 		Name: "attach", Limit: time.Minute,
 		Do: func(_ context.Context, op *operation.Op, _ *Volume) error {
-			messages <- op.Token // a cast to the host that does the work
+			messages <- op.Token // in a component, a cast to the host that does the work
 			return operation.WaitFor("node-7", 15*time.Second)
 		},
 	})
@@ -55,7 +55,7 @@ func Example_setup() {
 
 	app := service.New(service.Config{Name: "volume-conductor", NoSignals: true, Logger: slog.New(slog.DiscardHandler)})
 	app.Add("tables", service.Funcs{OnStart: func(ctx context.Context) error { return db.Migrate(ctx, d, tables...) }})
-	app.Add("operations", runner) // after the database that it needs
+	app.Add("operations", runner) // after the part with the database that it needs
 	ended := make(chan error, 1)
 	go func() { ended <- app.Run(ctx) }()
 	<-app.Started()
@@ -75,7 +75,7 @@ func Example_setup() {
 	}
 	runner.Notify(id)
 
-	// Another process, such as the RPC server that the host calls: it reports with a runner of its own, which is not started.
+	// Another process, such as the RPC server that the host calls, reports with its own runner, which is not started.
 	reporter := newRunner(ops, "conductor-2", messages)
 	fmt.Println("report:", reporter.EndStep(ctx, <-messages, "node-7", nil))
 

@@ -13,36 +13,38 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Operation is one operation as operators see it.
+// Operation describes one operation for operators.
 type Operation struct {
 	ID       string `json:"id"`
 	Kind     string `json:"kind"`
 	Resource string `json:"resource"`
 	State    State  `json:"state"`
-	// NotCompensated means that the operation has timed out while no running process knew it, and that its steps are not undone. A runner
+	// NotCompensated means that the operation has timed out while no running process knew it, and that its steps are not undone yet. A runner
 	// that knows the operation undoes them. Until then the resource is not free.
 	NotCompensated bool `json:"not_compensated,omitempty"`
-	// UnknownSince is since when the operation is unknown: it waits, because no running process knows it in full, see [Step].
+	// UnknownSince is the time since which the operation is unknown: it waits, because no running process knows it in full, see [Step].
 	UnknownSince *time.Time `json:"unknown_since,omitempty"`
-	// KindVersion is the version of the kind whose steps the operation has. Steps are the names of these steps. They are empty until a
-	// runner has seen the operation.
+	// KindVersion is the version of the kind, and Steps are the names of the operation's steps in that version. Both are those of the release
+	// that has first run the operation. Steps is empty until a runner has seen the operation.
 	KindVersion int      `json:"kind_version"`
 	Steps       []string `json:"steps,omitempty"`
-	// StepsDone is the number of completed steps. During the compensation it is the number of steps that are not undone yet. StepName is
-	// the step that is done or undone now; it is empty until a runner has seen the operation.
+	// StepsDone is the number of completed steps. While the operation is being undone, it is the number of steps that are not undone yet.
+	// StepName is the step that is being done or undone; it is empty until a runner has seen the operation.
 	StepsDone int    `json:"step"`
 	StepName  string `json:"step_name"`
-	// Attempts is the number of attempts at the step that have failed in a row.
+	// Attempts is the number of failed attempts at the step in a row.
 	Attempts int `json:"attempts"`
 	// WaitsFor is the peer that the step waits for, see [WaitFor].
 	WaitsFor string `json:"waits_for,omitempty"`
-	// Input is the data with which the operation was begun. Data is what the steps have made of it; null: nothing has changed.
+	// Input is the data with which the operation was begun. Data is the data after the changes of the steps. Data is null if no step has changed the
+	// data.
 	Input json.RawMessage `json:"input"`
 	Data  json.RawMessage `json:"data"`
-	// ErrorCode, of package fault, and Error are why the operation has ended or is undone, or the step's last error.
+	// ErrorCode, a code of package fault, and Error are the reason why the operation has ended or is being undone. Before that, they are the last
+	// error of the current step.
 	ErrorCode string `json:"error_code,omitempty"`
 	Error     string `json:"error,omitempty"`
-	// Owner is the process that runs the operation. Empty: it waits.
+	// Owner is the process that runs the operation. Empty: the operation waits.
 	Owner     string `json:"owner,omitempty"`
 	RequestID string `json:"request_id"`
 	// GlobalRequestID is the client's own id of the request, or "".
@@ -60,10 +62,10 @@ type Operation struct {
 // Event is one attempt at a step.
 type Event struct {
 	StepName string `json:"step" db:"step"`
-	// Result is done, retry, back, failed, undone or not undone; or rerun, without a step, where [Store.Retry] has made the operation
-	// run once more.
+	// Result is done, retry, back, failed, undone or not undone. It is rerun, in an event without a step, when [Store.Retry] has made the
+	// operation run again.
 	Result string `json:"result" db:"result"`
-	// Host is the process that made the attempt, or took the report of its end.
+	// Host is the process that made the attempt, or that received the report of its end.
 	Host string `json:"host" db:"host"`
 	// Reporter is the process that did the work and reported its end ([Runner.EndStep]). Empty: the attempt ended without a report.
 	Reporter  string    `json:"reporter,omitempty" db:"reporter"`
@@ -95,13 +97,13 @@ func (r *row) view() Operation {
 	return out
 }
 
-// Filter says which operations to list: those that meet all conditions of the filter. The zero value selects all.
+// Filter says which operations to list. A listed operation meets all conditions of the filter. The zero value lists all operations.
 type Filter struct {
 	Resource, Kind string
 	State          State
 	// RequestID is the ID of the request that the operation belongs to.
 	RequestID string
-	// Requested lists only operations that belong to a request, and so not those that the component has begun by itself.
+	// Requested lists only operations that belong to a request. It leaves out operations that the component has begun by itself.
 	Requested bool
 	// UpdatedSince and UpdatedUntil bound the time of the last change, both inclusive. Zero: no bound.
 	UpdatedSince, UpdatedUntil time.Time
@@ -111,7 +113,7 @@ type Filter struct {
 	Unknown bool
 	// Marker is the ID of the last operation of the previous page.
 	Marker string
-	// Limit is the highest number of operations that are returned. Default 1000.
+	// Limit is the maximum number of returned operations. Default 1000.
 	Limit int
 }
 
@@ -153,8 +155,8 @@ func (f *Filter) conditions() (where string, args []any) {
 	return where, args
 }
 
-// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
-// the state does not exist, or the limit is negative.
+// List returns operations, the newest first. Operations with the same creation time are in descending order of their IDs. Invalid: the marker
+// or the state does not exist, or the limit is negative.
 func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	switch f.State {
 	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
@@ -191,8 +193,8 @@ type OpenCount struct {
 	Oldest time.Duration `db:"-"`
 }
 
-// CountOpen counts the operations that have not ended, and those that are not compensated, by kind and state. It reads each of them once,
-// with an index. Errors: those of [db.Error].
+// CountOpen counts the operations that have not ended, and those that are not compensated, by kind and state. It reads each such operation
+// once, with an index. Errors: those of [db.Error].
 func (s *Store) CountOpen(ctx context.Context) ([]OpenCount, error) {
 	var rows []struct {
 		OpenCount
@@ -213,7 +215,7 @@ func (s *Store) CountOpen(ctx context.Context) ([]OpenCount, error) {
 	return out, nil
 }
 
-// Show returns an operation with its events. NotFound.
+// Show returns an operation with its events. NotFound: the operation does not exist.
 func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 	r, err := s.read(ctx, s.db, id, "")
 	if err != nil {
@@ -236,7 +238,8 @@ func (s *Store) read(ctx context.Context, q sqlx.QueryerContext, id, lock string
 	return r, err
 }
 
-// change reads an operation and writes what f makes of it, in a transaction.
+// change reads an operation, calls f to change the row, and writes the changed row, in one transaction. The operation gets a new token and its
+// full timeout again.
 func (s *Store) change(ctx context.Context, id string, f func(ctx context.Context, tx *sqlx.Tx, next *row, now time.Time) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)
@@ -257,7 +260,7 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 		switch {
 		case next.State.Ended():
 			next.Owner, next.DueAt = "", nil
-		case r.Owner == "" || r.State.Ended(): // otherwise the lease ends first, so that no two runners work on it
+		case r.Owner == "" || r.State.Ended(): // otherwise the lease ends first, so that no two runners run the operation
 			next.Owner, next.DueAt = "", &now
 		}
 		_, err = saveRow(ctx, tx, r, &next)
@@ -265,9 +268,10 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 	})
 }
 
-// Cancel ends an operation that runs: its steps are undone, then it is Canceled. why is the text of its error. The runner that runs the
-// operation stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once and never compensated, without
-// its [OnEnd], and its resource is free. Errors: NotFound; Precondition if it has ended or is being undone already.
+// Cancel ends an operation that runs: its steps are undone, then it is Canceled. The parameter why is the text of its error. The runner that
+// runs the operation stops at the end of its lease at the latest. An operation that is not compensated is Canceled at once: it is never
+// compensated, its [OnEnd] is not called, and its resource is free. Errors: NotFound; Precondition if the operation has ended or is being
+// undone already.
 func (s *Store) Cancel(ctx context.Context, id, why string) error {
 	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, now time.Time) error {
 		if r.State.Ended() && !r.over() {
@@ -284,10 +288,10 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 	})
 }
 
-// Retry makes an operation that has failed, timed out or was canceled run once more, from its first step and with its first
-// data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
-// has succeeded, has no steps ([Record]), or is not compensated; ErrBusy if its resource has another operation now. The operation has the steps of the runner
-// that runs it then.
+// Retry makes an operation that has failed, timed out or was canceled run again, from its first step and with its first data, because its work
+// has been undone. The operation gets its full Timeout again. Its steps are those of the release of the runner that runs the operation next. Errors:
+// NotFound; Precondition if the operation has not ended, has succeeded, has no steps ([Record]), or is not compensated; ErrBusy if its
+// resource has another operation now.
 func (s *Store) Retry(ctx context.Context, id string) error {
 	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 		if !r.State.Ended() || r.State == Succeeded {
@@ -312,8 +316,8 @@ func (s *Store) Retry(ctx context.Context, id string) error {
 	})
 }
 
-// Purge deletes operations that ended longer than age ago, with their events, and returns their number, even with an
-// error. Operations that are not compensated stay. It is for a loop, see [db.Purge].
+// Purge deletes operations that ended longer than age ago, with their events. It returns the number of deleted operations, even with an error.
+// Operations that are not compensated stay. Call Purge in a loop, see [db.Purge].
 func (s *Store) Purge(ctx context.Context, age time.Duration) (int64, error) {
 	now, err := db.Now(ctx, s.db)
 	if err != nil {

@@ -44,8 +44,8 @@ func TestInTransaction(t *testing.T) {
 	})
 }
 
-// TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error none of its effects is
-// left.
+// TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error none of its effects
+// remains.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -88,7 +88,7 @@ func TestDrain(t *testing.T) {
 		first := b.step("a", nil, nil)
 		first.Do = func(ctx context.Context, _ *operation.Op, _ *input) error {
 			entered <- struct{}{}
-			<-ctx.Done() // the drain's own context has ended
+			<-ctx.Done() // the context ends when the drain's own context has ended
 			return nil   // the step is done
 		}
 		operation.Handle(b.runner, create, first, b.step("b", nil, nil))
@@ -113,7 +113,7 @@ func TestDrain(t *testing.T) {
 		second.start()
 		second.ends(id, operation.Succeeded)
 		if second.j.String() != "b(7)" {
-			t.Errorf("the other one did %s", &second.j)
+			t.Errorf("the other process did %s", &second.j)
 		}
 	})
 }

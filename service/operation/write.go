@@ -17,14 +17,14 @@ type endError struct{ error }
 
 func (e *endError) Unwrap() error { return e.error }
 
-// errStep marks the error of a function that is part of a transaction.
+// errStep marks the error of a function that was called in the transaction.
 var errStep = errors.New("part of the transaction failed")
 
-// write changes the row, adds an event, calls inTx, and calls OnEnd if the operation ends, all in one transaction. e and inTx may be
-// nil. While the database is down, write retries until the lease is lost. more reports whether this process has to continue the
-// operation. err is the error of inTx, or an endError of OnEnd; then nothing was written.
+// write changes the row, adds an event, calls inTx, and calls OnEnd if the operation ends, all in one transaction. The parameters e and inTx
+// may be nil. While the database is down, write retries until the lease is lost. The result more reports whether this process must continue
+// the operation. The result err is the error of inTx, or an endError of OnEnd; in both cases nothing was written.
 func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
-	// A result is written even if ctx has ended, as in a drain.
+	// The result is written even if ctx has ended, as in a drain.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.cfg.Lease)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -63,7 +63,8 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, inTx
 	}
 }
 
-// writeOnce makes one attempt of write. The error is errLost if the row has changed, even by an earlier attempt, and wraps errStep if partErr is set.
+// writeOnce makes one attempt to write. The error is errLost if the row has changed, perhaps by an earlier attempt. It wraps errStep if
+// partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
 	ends := next.over() && x.kind.onEnd != nil && !x.skipOnEnd
 	if e == nil && inTx == nil && !ends {
@@ -98,7 +99,7 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, inTx fun
 	})
 }
 
-// callParts calls what belongs into the transaction of a change of the row: inTx, and OnEnd if the operation ends.
+// callParts calls the functions that belong to the transaction of a change of the row: inTx, and OnEnd if the operation ends.
 func (x *execution) callParts(ctx context.Context, tx *sqlx.Tx, next *row, inTx func(context.Context, *sqlx.Tx, *row) error, ends bool) error {
 	if inTx != nil {
 		if err := inTx(ctx, tx, next); err != nil {
@@ -120,15 +121,15 @@ func (x *execution) callEnd(ctx context.Context, tx *sqlx.Tx, next *row) error {
 	})
 }
 
-// checkWritten is called for a repeated change that found no row. It returns nil if an earlier attempt, whose answer was lost, has written the
-// change. Otherwise the lease is lost.
+// checkWritten is called if a repeated attempt found that the row has changed. It returns nil if an earlier attempt, whose answer was lost,
+// has written the change. Otherwise the lease is lost, and it returns errLost.
 func (x *execution) checkWritten(ctx context.Context, next *row) error {
 	have, err := x.cfg.Store.read(ctx, x.cfg.Store.db, next.ID, "")
 	if err != nil {
 		return err
 	}
 	if have.Fence == next.Fence && have.State == next.State && have.Entry == next.Entry && have.Events == next.Events && have.Owner == next.Owner {
-		*next = *have // have includes the changes of the data by inTx and OnEnd
+		*next = *have // the stored row includes the changes of the data by inTx and OnEnd
 		return nil
 	}
 	return errLost

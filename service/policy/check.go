@@ -35,7 +35,7 @@ type (
 	// comparison compares a value of the user, or a literal, with the template's text.
 	comparison struct {
 		kind    string
-		literal bool // kind is the value itself, not the name of a value of the user
+		literal bool // kind is a literal value, and not the name of a value of the user
 		want    template
 	}
 )
@@ -141,8 +141,8 @@ func (m *comparison) isTrue(q *query) bool {
 
 func (m *comparison) String() string { return m.kind + ":" + m.want.text }
 
-// matchesValue reports whether the value at path is want. Dots in path lead into nested maps, or belong to
-// a key. A list matches if one of its elements matches.
+// matchesValue reports whether the text of the value at a path is want. Dots in the path lead into nested
+// maps, or belong to a key. A list matches if one of its elements matches.
 func matchesValue(in any, path, want string) bool {
 	switch v := in.(type) {
 	case map[string]any:
@@ -250,7 +250,7 @@ func (q *query) findAttribute(name string) (string, bool) {
 		return formatValue(v), true
 	}
 	if q.target == nil {
-		switch name { // the user's own, see Enforce
+		switch name { // without a target, the project and the user are the user's own, see Enforce
 		case "project_id":
 			return q.creds.ProjectID, q.creds.ProjectID != ""
 		case "user_id":

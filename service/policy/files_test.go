@@ -105,7 +105,7 @@ func TestFiles(t *testing.T) {
 		write(t, filepath.Join(more, name), "{}")
 	}
 
-	// A file may use an older name. It counts for each rule that had this name.
+	// A file may use an older name. The override counts for each rule that had this name.
 	write(t, file, "volume:get: 'role:other'\n")
 	for range 2 {
 		if err := e.Reload(t.Context()); err != nil {
@@ -123,6 +123,17 @@ func TestFiles(t *testing.T) {
 	}
 	allows("volume:show", true)
 	allows("volume:list", false)
+
+	// A check that looks misspelled is a warning, because a token may have any attributes.
+	write(t, file, "get: 'roel:admin or not (project:x or True:True or user_domain_id:y)'\n")
+	for range 2 {
+		if err := e.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(out.String(), "may be misspelled"); n != 1 || !strings.Contains(out.String(), `rule=get check=roel:admin nearest=role`) {
+		t.Errorf("%d warnings about a misspelled check, want 1:\n%s", n, &out)
+	}
 
 	// With Lenient a rule that is not defined is a warning. Rules reports an override that is equal to the default.
 	write(t, file, "unknown: '@'\nget: 'role:reader'\n")

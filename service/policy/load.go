@@ -31,14 +31,14 @@ type override struct {
 
 // Reload reads the files again and logs the rules whose checks changed. Package service calls it on SIGHUP. Only one
 // reload runs at a time, and decisions continue meanwhile. After an error the active rules stay as they are. The error is
-// Invalid and lists all problems, as that of [New] does.
+// Invalid and lists all problems, like the error of [New].
 //
 // It is also an error if a file that had rules has none now or does not exist, so that a lost file does not open an API.
 // To remove all rules of a file, write {} into it.
 func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
-// Watch reads the files and does what [Enforcer.Reload] does, with its errors, if a file has changed. It is for
-// service.Loop, and safe for concurrent use.
+// Watch reads the files. If a file has changed or cannot be read, Watch does what [Enforcer.Reload] does, with the same
+// errors. It is for service.Loop, and safe for concurrent use.
 func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
 	_, sum, err := e.readFilesLocked()
@@ -86,7 +86,7 @@ func (e *Enforcer) loadFiles() error {
 	return nil
 }
 
-// listChanges returns a text for each rule whose check differs from the check in the set before.
+// listChanges returns a text for each rule whose check differs from the check in the earlier set, before.
 func (s *ruleSet) listChanges(before *ruleSet) []string {
 	out := []string{}
 	all := maps.Clone(before.rules)
@@ -138,8 +138,8 @@ func (e *Enforcer) listFilesLocked() (out []string, errs []error) {
 	return out, errs
 }
 
-// listDirLocked returns the policy files of a directory, in the order of their names. Copies of editors and directories are
-// skipped with a warning, hidden files without a warning, because oslo.policy also skips these.
+// listDirLocked returns the policy files of a directory, in the order of their names. It skips directories and editors' copies,
+// with a warning. It also skips hidden files, without a warning, because oslo.policy does the same.
 func (e *Enforcer) listDirLocked(dir string) (out []string, err error) {
 	entries, err := os.ReadDir(dir)
 	for _, f := range entries {
@@ -239,8 +239,8 @@ func parseFile(name string, raw []byte) (out file, errs []error) {
 	return out, errs
 }
 
-// parseYAML parses the value of a rule: a text, or a list of lists of texts. The list is true if all texts
-// of one inner list are true. Decisions are equal to oslo.policy's, with one exception: a value that oslo.policy reads as
+// parseYAML parses the value of a rule: a text, or a list of lists of texts. The outer list is true if all texts
+// of at least one inner list are true. Decisions are equal to oslo.policy's, with one exception: a value that oslo.policy reads as
 // "always true", although its author surely meant something else, is an error. An example is an unquoted !,
 // which in YAML is a tag without a value.
 func parseYAML(v *yaml.Node) (check, string, error) {
@@ -271,7 +271,7 @@ func parseYAML(v *yaml.Node) (check, string, error) {
 	return alternatives, alternatives.String(), nil
 }
 
-// isEmptyScalar reports whether a value is empty without quotes, which YAML does not read as a text.
+// isEmptyScalar reports whether a value is empty and has no quotes. YAML does not read such a value as a text.
 func isEmptyScalar(v *yaml.Node) bool {
 	return v.Value == "" && v.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0
 }
@@ -332,6 +332,7 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		overridden[o.name] = true
 	}
 	for _, o := range overrides {
+		e.warnAttributesLocked(&o)
 		r, newer := s.rules[o.name], renamed[o.name]
 		switch {
 		case r != nil:
@@ -379,7 +380,7 @@ func (o *override) newRule() *rule {
 	return &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where, fileOnly: true}
 }
 
-// isReferenced reports whether a check in the files refers to the rule name.
+// isReferenced reports whether a check in the files refers to the rule with this name.
 func isReferenced(name string, overrides []override) bool {
 	found := false
 	for _, o := range overrides {
@@ -390,20 +391,51 @@ func isReferenced(name string, overrides []override) bool {
 
 // walkRefs calls f for each reference to a rule in c, from left to right. It does not follow the references.
 func walkRefs(c check, f func(*ref)) {
+	walkTerms(c, func(term check) {
+		if r, ok := term.(*ref); ok {
+			f(r)
+		}
+	})
+}
+
+// walkTerms calls f for each term of c, from left to right.
+func walkTerms(c check, f func(check)) {
 	switch v := c.(type) {
-	case *ref:
-		f(v)
 	case negation:
-		walkRefs(v.of, f)
+		walkTerms(v.of, f)
 	case allOf:
 		for _, c := range v {
-			walkRefs(c, f)
+			walkTerms(c, f)
 		}
 	case anyOf:
 		for _, c := range v {
-			walkRefs(c, f)
+			walkTerms(c, f)
 		}
+	default:
+		f(v)
 	}
+}
+
+// tokenAttributes are the left sides of terms that all tokens know, and oslo.policy's other names of a token's attributes.
+var tokenAttributes = []string{
+	"rule", "role", "roles", "user_id", "project_id", "tenant_id", "domain_id", "system_scope", "system", "is_admin", "is_admin_project", "user_domain_id",
+	"project_domain_id", "service_roles", "service_user_id", "service_project_id",
+}
+
+// warnAttributesLocked logs a warning for each term whose left side differs from a known one by one typing error, such as roel:admin. A token may have any attributes, so such a term is no error.
+func (e *Enforcer) warnAttributesLocked(o *override) {
+	walkTerms(o.check, func(term check) {
+		m, ok := term.(*comparison)
+		if !ok || m.literal || slices.Contains(tokenAttributes, m.kind) {
+			return
+		}
+		for _, known := range tokenAttributes {
+			if text.Distance(m.kind, known) == 1 {
+				e.warnOnceLocked("policy check compares an attribute of the token that may be misspelled", "where", o.where, "rule", o.name, "check", m.String(), "nearest", known)
+				return
+			}
+		}
+	})
 }
 
 // linkRules resolves the references between rules. It returns an error for each reference to a rule that

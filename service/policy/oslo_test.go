@@ -28,7 +28,7 @@ type osloCase struct {
 	plain bool   // this package must accept all files
 }
 
-// osloPlain are values of a rule in a file that both packages accept. osloOdd are values that this package may reject:
+// osloPlain are values of a rule in a file that both packages accept. The list osloOdd has values that this package may reject:
 // values that oslo.policy cannot parse, and values that it reads as "always true".
 var (
 	osloPlain = []string{

@@ -86,7 +86,7 @@ func splitParentheses(word string, column int) (out []token) {
 	return out
 }
 
-// parser is a recursive descent parser. Its parse methods consume tokens. Their parameter is the depth of nesting.
+// parser is a recursive descent parser. Its parse methods consume tokens. The parameter depth is the depth of nesting.
 type parser struct {
 	tokens []token // the tokens that are not parsed yet
 	last   int     // column of the last parsed token
@@ -100,7 +100,7 @@ func (p *parser) nextText() string {
 	return p.tokens[0].text
 }
 
-// acceptWord consumes the next token if it is word, in upper or lower case, and reports whether it is.
+// acceptWord consumes the next token if its text is word, in upper or lower case. It reports whether it did.
 func (p *parser) acceptWord(word string) bool {
 	if !strings.EqualFold(p.nextText(), word) || len(p.tokens) == 0 {
 		return false
@@ -128,7 +128,7 @@ func (p *parser) parseAnd(depth int) (check, error) {
 	return p.parseList(depth, "and", p.parseNot, func(l []check) check { return allOf(l) })
 }
 
-// parseList parses checks, each with parseOne, that have word between them, and joins them with join.
+// parseList parses a list of checks that are separated by the word. It parses each check with parseOne, and calls join with the list.
 func (p *parser) parseList(depth int, word string, parseOne func(int) (check, error), join func([]check) check) (check, error) {
 	var list []check
 	for {

@@ -9,8 +9,8 @@
 //	...
 //	err = p.Enforce(ctx, "volume:delete", map[string]any{"project_id": volume.ProjectID})
 //
-// A check consists of the terms below, combined with and, or, not and parentheses. The word not binds
-// tightest, then and, then or.
+// A check consists of the terms below. The words "and", "or" and "not" and parentheses combine them. "not" binds
+// tightest, "or" least.
 //
 //	@ and !                          true and false; an empty check is also true
 //	rule:NAME                        the check of another rule
@@ -28,8 +28,8 @@
 // The checks http: and https: of oslo.policy are errors, because each request would wait for another process,
 // and an outage of that process would stop the whole component.
 //
-// A rule that is not defined denies. In oslo.policy the rule named default decides instead. Here it
-// does so only if the code defines a rule of this name.
+// A rule that is not defined denies. In oslo.policy the rule with the name default decides instead. Here
+// that rule decides only if the code defines it.
 package policy
 
 import (
@@ -88,7 +88,7 @@ type Config struct {
 	// Required are the paths among File and Dirs that must exist, such as a file that the operator
 	// named. A path that is not required and does not exist has no rules.
 	Required []string
-	// Lenient turns a rule in a file that is not defined in code from an error into a warning.
+	// Lenient means that a rule in a file that the code does not define is a warning, and not an error.
 	Lenient bool
 	// Logger gets warnings about files, each once, and the changes of each reload. Default
 	// [slog.Default].
@@ -134,8 +134,8 @@ type Enforcer struct {
 	active atomic.Pointer[ruleSet]
 
 	mu     sync.Mutex // one reload at a time
-	sum    string     // the checksum of the files that active was made from
-	files  []string   // the names of these files that have rules
+	sum    string     // the checksum of the files of the active rules
+	files  []string   // the names of those of the files that have rules
 	warned map[string]bool
 }
 
@@ -171,8 +171,8 @@ func New(rules []Rule, cfg Config) (*Enforcer, error) {
 	return e, e.loadFiles()
 }
 
-// Enforce returns nil if the rule name allows the user of the context's request to act on target. The
-// target's keys are the ATTRs of checks. It does not block.
+// Enforce returns nil if the rule with the given name allows the user of the context's request to act on
+// target. The keys of target are the ATTRs of checks. Enforce does not block.
 //
 // If target is nil, the target's project_id and user_id are the user's own, as in Nova. This is for a list of the
 // user's objects, and for a new object. A target that is not nil and lacks these keys has no owner, so
@@ -184,7 +184,7 @@ func (e *Enforcer) Enforce(ctx context.Context, name string, target map[string]a
 	return e.Check(From(reqctx.From(ctx)), name, target)
 }
 
-// Check is [Enforcer.Enforce] with the credentials of any user, instead of the context's.
+// Check decides as [Enforcer.Enforce] does, for a user with the given credentials instead of the context's user.
 func (e *Enforcer) Check(c Credentials, name string, target map[string]any) error {
 	q := query{creds: &c, target: target}
 	r := e.active.Load().findRule(name)
@@ -206,8 +206,8 @@ func denyRule(name string) error {
 	return fault.WithReason(fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", name), "PolicyNotAuthorized", nil)
 }
 
-// findRule returns the rule name. If the set does not have it, findRule returns the rule "default", if the code defines that
-// rule, and nil otherwise. A "default" that only a file has does not count, so that a file cannot allow rules that are not
+// findRule returns the rule with this name. If the set does not have it, findRule returns the rule "default" if the code defines
+// one, and nil otherwise. A "default" that only a file has does not count, so that a file cannot allow rules that are not
 // defined.
 func (s *ruleSet) findRule(name string) *rule {
 	if r := s.rules[name]; r != nil {

@@ -28,8 +28,8 @@ type Explanation struct {
 // Part is an evaluated part of a check.
 type Part struct {
 	Depth int    `json:"depth"` // how deep the part is nested, from 0
-	Check string `json:"check"` // its text
-	Held  bool   `json:"held"`  // whether it is true
+	Check string `json:"check"` // the text of the part
+	Held  bool   `json:"held"`  // whether the part is true
 }
 
 // String returns the explanation for people: a line for the rule and a line for each part, indented by its

@@ -1,5 +1,5 @@
-// Package quota limits what a project may use of a class, such as "volumes" or "gigabytes". Any number of processes may share the
-// database: a limit is never exceeded, because usage is counted in the transaction in which the component writes its own
+// Package quota limits how much a project may use of a class, such as "volumes" or "gigabytes". Any number of processes may share
+// the database: a limit is never exceeded, because usage is counted in the transaction in which the component writes its own
 // row.
 //
 //	q := quota.New(quota.Config{DB: d, Limits: map[string]int64{"volumes": 10, "gigabytes": 1000}})
@@ -40,12 +40,12 @@ var Migrations = db.Embedded("quota", migrations)
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Unlimited is the limit of a class without a limit.
+// Unlimited as the value of a limit means: no limit.
 const Unlimited = -1
 
 // ErrExceeded is the error of a claim for which a limit leaves no room. Its code is Exhausted, which package api answers with 403.
-// Meta has "class", "limit", "used" and "requested", each as a text. If the limits of several classes leave no room, each text has the values of all these
-// classes, sorted by class and separated by ", ".
+// Meta has "class", "limit", "used" and "requested", each as a text. If the limits of several classes leave no room, each text has the
+// values of all these classes, sorted by class and separated by ", ".
 var ErrExceeded = &fault.Error{Code: fault.Exhausted, Reason: "QuotaExceeded", Msg: "quota exceeded"}
 
 // Config configures a [Store]. DB and Limits are required.
@@ -62,8 +62,8 @@ type Store struct {
 	cfg Config
 }
 
-// New returns a Store. It panics without a DB, without a class, or if a class has an empty name, a name of more than 64
-// bytes or a limit below -1, because these are programmers' errors.
+// New returns a Store. It panics without a DB or without a class. It also panics if a class has an empty name, a name of
+// more than 64 bytes or a limit below -1. These are programmers' errors.
 func New(cfg Config) *Store {
 	if cfg.DB == nil || len(cfg.Limits) == 0 {
 		panic("quota: Config needs a DB and Limits")
@@ -77,9 +77,9 @@ func New(cfg Config) *Store {
 	return &Store{cfg}
 }
 
-// Claim is what a consumer uses.
+// Claim has the amounts that a consumer uses.
 type Claim struct {
-	// Consumer is the id of what uses the amounts, such as a resource, of 1 to 64 bytes. A consumer has one claim.
+	// Consumer is the id of the object that uses the amounts, such as a resource, of 1 to 64 bytes. A consumer has one claim.
 	Consumer string
 	// Project is the project whose limits apply, of 1 to 255 bytes. The claim of a consumer keeps its project.
 	Project string
@@ -127,12 +127,14 @@ type claimRow struct {
 	Until    *time.Time `db:"until"`
 }
 
-// Reserve makes the claims of consumers, or replaces them: the amounts of a consumer are then the new ones, whether they are more or less. Either all
-// claims are made, or none. tx is a transaction of [db.Tx] on the database. The claims count when tx commits. Until then, other transactions that claim from
-// the same project and class wait. Call it late in tx, so that they wait briefly.
+// Reserve makes the claims of consumers. If a consumer has a claim already, Reserve replaces it: the consumer then has the new amounts,
+// which may be more or less. Either all claims are made, or none. The parameter tx is a transaction of [db.Tx] on the database. The claims
+// count when tx commits. Until then, other transactions that claim for the same project and class wait. Call Reserve late in tx, so that
+// they wait briefly.
 //
-// Errors: ErrExceeded, if a class whose amount grows would have more than its limit; Invalid, if a claim is malformed, or if claims have several projects or
-// twice the same consumer; Conflict, if a consumer has a claim of another project; those of the database. After an error, tx must be rolled back.
+// Errors: ErrExceeded, if a class whose amount grows would exceed its limit; Invalid, if a claim is malformed, if the claims have several
+// projects, or if two claims have the same consumer; Conflict, if a consumer has a claim of another project; those of the database. After an
+// error, tx must be rolled back.
 func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error {
 	changes, consumers := map[string]int64{}, map[string]bool{}
 	for _, c := range claims {
@@ -143,7 +145,7 @@ func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error
 		case c.Project != claims[0].Project:
 			return fault.New(fault.Invalid, "quota claims of the projects %s and %s: make the claims of each project in a call of its own", claims[0].Project, c.Project)
 		case consumers[c.Consumer]:
-			return fault.New(fault.Invalid, "quota claim of %s: the consumer is there twice: give it one claim with all amounts", c.Consumer)
+			return fault.New(fault.Invalid, "quota claim of %s: the call has two claims of this consumer: make one claim with all amounts", c.Consumer)
 		}
 		consumers[c.Consumer] = true
 	}
@@ -158,7 +160,7 @@ func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error
 	return s.addUsage(ctx, tx, claims[0].Project, changes)
 }
 
-// writeClaim writes the rows of a claim, and adds to changes how the amounts differ from those that the consumer had.
+// writeClaim writes the rows of a claim. It adds the differences from the consumer's previous amounts to changes.
 func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes map[string]int64) error {
 	until, err := endOf(ctx, tx, c.For)
 	if err != nil {
@@ -167,7 +169,7 @@ func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes ma
 	var have map[string]claimRow
 	classes := s.classes()
 	if err = insertClaims(ctx, tx, c, classes, until); errors.Is(err, fault.Conflict) { // the consumer has a claim
-		if have, err = claimOf(ctx, tx, c.Consumer); err == nil { // without rows for classes that are new in Limits
+		if have, err = claimOf(ctx, tx, c.Consumer); err == nil { // the claim may lack rows for classes that are new in Limits
 			classes = slices.DeleteFunc(classes, func(class string) bool { _, ok := have[class]; return ok })
 			err = insertClaims(ctx, tx, c, classes, until)
 		}
@@ -377,9 +379,9 @@ func (s *Store) Release(ctx context.Context, tx *sqlx.Tx, consumer string) error
 // errKept says that a reservation has not ended.
 var errKept = errors.New("the reservation was committed or renewed")
 
-// Expire releases the reservations that have ended, at most 1000, and returns their number. A component calls it on one
-// process now and then, for example each minute. Each reservation is released in a transaction of its own. Errors: those of the
-// database; the reservations that were released before stay released.
+// Expire releases the reservations that have ended, at most 1000, and returns their number. A component calls it regularly in one
+// process, for example each minute. Each reservation is released in a transaction of its own. Errors: those of the
+// database; the reservations that were released before the error stay released.
 func (s *Store) Expire(ctx context.Context) (released int, err error) {
 	var list []string
 	err = s.cfg.DB.SelectContext(ctx, &list, `SELECT DISTINCT consumer FROM quota_claims WHERE until <= UTC_TIMESTAMP(6) ORDER BY consumer LIMIT 1000`)
@@ -416,16 +418,16 @@ func (s *Store) expire(ctx context.Context, tx *sqlx.Tx, consumer string) error 
 	return s.Release(ctx, tx, consumer)
 }
 
-// Usage is what a project uses of a class.
+// Usage is a project's use of a class.
 type Usage struct {
 	Class string
 	// Used is the sum of the claims, including reservations. Reserved is the part of the reservations.
 	Used, Reserved int64
-	// Limit is the limit, or [Unlimited]. Used is above it if the limit was lowered.
+	// Limit is the project's limit of the class, or [Unlimited]. Used may be above Limit after the limit was lowered.
 	Limit int64
 }
 
-// Usage returns what a project uses of each class, sorted by class. Errors: those of the database.
+// Usage returns a project's use of each class, sorted by class. Errors: those of the database.
 func (s *Store) Usage(ctx context.Context, project string) ([]Usage, error) {
 	var rows []struct {
 		usageRow
@@ -450,8 +452,8 @@ func (s *Store) Usage(ctx context.Context, project string) ([]Usage, error) {
 	return out, nil
 }
 
-// SetLimit sets the limit of a class for one project, and a nil limit removes it: then the limit of [Config] applies again. A limit may
-// be below what the project uses: then no claim may grow. Errors: Invalid, if the class does not exist or the limit is
+// SetLimit sets a project's own limit of a class. A nil limit removes the project's own limit, so that the limit of [Config] applies. A
+// limit may be below the project's usage: then no claim may grow. Errors: Invalid, if the class does not exist or the limit is
 // below [Unlimited]; those of the database.
 func (s *Store) SetLimit(ctx context.Context, project, class string, limit *int64) error {
 	if err := s.checkClass(class); err != nil {
@@ -474,14 +476,14 @@ func (s *Store) SetLimit(ctx context.Context, project, class string, limit *int6
 	})
 }
 
-// Repaired is a usage that was wrong.
+// Repaired is a usage that was wrong. Was is the wrong value, and Is the right one.
 type Repaired struct {
 	Project, Class string
 	Was, Is        int64
 }
 
-// Consumers returns the consumers that have a claim of a class of this Store, sorted, for a component that compares them with its own
-// rows: it releases the claims of consumers that do not exist, and reserves what is missing. Errors: those of the database.
+// Consumers returns the consumers that have a claim of a class of this Store, sorted. A component compares them with its own
+// rows: it releases the claims of consumers that do not exist, and reserves missing claims. Errors: those of the database.
 func (s *Store) Consumers(ctx context.Context) ([]string, error) {
 	query, args, err := sqlx.In(`SELECT DISTINCT consumer FROM quota_claims WHERE class IN (?) ORDER BY consumer`, s.classes())
 	if err != nil {
@@ -494,9 +496,9 @@ func (s *Store) Consumers(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-// Repair counts all usage again from the claims, and returns what was wrong. Usage becomes wrong only if rows are changed by
-// hand, or restored from a copy. Claims may go on meanwhile. Errors: those of the database; the usage that was repaired before
-// stays repaired.
+// Repair counts all usage again from the claims, and returns the usage that was wrong. Usage becomes wrong only if rows are changed
+// by hand, or restored from a copy. Other processes may make claims meanwhile. Errors: those of the database; the usage that was
+// repaired before the error stays repaired.
 func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	var keys []struct {
 		Project string `db:"project"`

@@ -102,7 +102,7 @@ func TestSeveralClaims(t *testing.T) {
 		noError(t, reserve())
 		noError(t, reserve(of("a", "p", 1, 10), of("b", "p", 1, 20)))
 		s.wantUsage(t, "p", "2/0/3", "30/0/100")
-		noError(t, reserve(of("b", "p", 1, 30), of("c", "p", 1, 10))) // one is replaced
+		noError(t, reserve(of("b", "p", 1, 30), of("c", "p", 1, 10))) // the claim of b is replaced
 		s.wantUsage(t, "p", "3/0/3", "50/0/100")
 		err := reserve(of("d", "p", 1, 30), of("e", "p", 1, 30))
 		var f *fault.Error
@@ -124,7 +124,8 @@ func TestSeveralClaims(t *testing.T) {
 	})
 }
 
-// TestQuota: claims count up to the limit, once for each consumer, and end by Release, or by their time unless they are committed.
+// TestQuota: claims are accepted up to the limit, and a consumer's claim counts once. Release ends a claim. A claim that is not committed
+// also ends when its time is over.
 func TestQuota(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -222,7 +223,7 @@ func TestNewClass(t *testing.T) {
 		s := newStore(d)
 		noError(t, s.claim(ctx, "a", "p", 1, 10))
 		s.wantUsage(t, "p", "1/0/3", "10/0/100")
-		noError(t, older.release(ctx, "a")) // also the class that it does not know
+		noError(t, older.release(ctx, "a")) // also releases the class that older does not know
 		s.wantUsage(t, "p", "0/0/3", "0/0/100")
 	})
 }
@@ -441,7 +442,7 @@ func TestLinearizable(t *testing.T) {
 	})
 }
 
-// processHistory runs a process, and returns what it did.
+// processHistory runs a process, and returns its operations.
 func processHistory(ctx context.Context, url string, client int, seed uint64) ([]porcupine.Operation, error) {
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), processVar+"="+url, seedVar+"="+strconv.FormatUint(seed, 10))

@@ -12,7 +12,7 @@
 //	loop_last_timestamp_seconds  gauge    loop   start of the last call
 //	inflight                     gauge    kind   number of running requests, RPCs or tasks
 //	inflight_oldest_seconds      gauge    kind   age of the oldest running request, RPC or task; 0 if none runs
-//	loop_seconds_total           counter  loop   deprecated: loop_duration_seconds_total
+//	loop_seconds_total           counter  loop   deprecated: use loop_duration_seconds_total
 //
 // inflight and inflight_oldest_seconds get a kind at the first collection during which work of this kind runs. When no such
 // work runs any more, they still have the kind, with the value 0, until Add is called again.
@@ -38,7 +38,7 @@ type Metrics struct {
 	calls, failures, duration, seconds, last, count, oldest *prometheus.Desc
 }
 
-// Add makes app the App whose metrics are collected. It replaces an earlier App, because a process runs one at a time.
+// Add makes app the App whose metrics are collected. It replaces an earlier App, because a process runs one App at a time.
 // Before Add no metrics are collected.
 func (m *Metrics) Add(app *service.App) {
 	m.mu.Lock()

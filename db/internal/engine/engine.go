@@ -1,5 +1,5 @@
-// Package engine is what package db and the packages of its databases share: db knows no driver, and a program links
-// only the databases that it imports.
+// Package engine has the types that package db and the packages of the databases share. Package db imports no driver, so that a
+// program links only the databases that it imports.
 package engine
 
 import (
@@ -24,25 +24,25 @@ const (
 	ReasonReadOnly   = "ReadOnly"
 )
 
-// The names of the drivers in sqlx, which tell it the form of parameters.
+// The names of the drivers in sqlx. sqlx derives the form of parameters from the name.
 const (
 	MySQL  = "mysql"
 	SQLite = "sqlite3"
 )
 
-// WantURL is the end of errors about a URL.
+// WantURL is the last part of the texts of errors about a URL.
 const WantURL = `want mysql://user:password@host:port/database or sqlite:///absolute/file.db or sqlite://relative/file.db`
 
 // Engine is a kind of database.
 type Engine struct {
-	// Scheme is the scheme of its URLs.
+	// Scheme is the scheme of the engine's URLs.
 	Scheme string
-	// Driver is the name of its driver in sqlx.
+	// Driver is the name of the engine's driver in sqlx.
 	Driver string
 	// Parse parses a URL that has Scheme, or Scheme and a dialect as in SQLAlchemy, mysql+pymysql. Its error is Invalid, and does not
 	// contain the URL, because in a wrong URL the password may be anywhere.
 	Parse func(url string) (Target, error)
-	// Explain says what an error of its driver means. The result is zero for other errors.
+	// Explain returns the meaning of an error of the engine's driver. For every other error the result is zero.
 	Explain func(err error) Meaning
 }
 
@@ -54,11 +54,11 @@ type Target struct {
 	Shown string
 	// Memory means that the data ends with the connection.
 	Memory bool
-	// Plain is the host, if it is another machine and its connections have no TLS.
+	// Plain is the host, if the host is another machine and the connections have no TLS. Otherwise it is empty.
 	Plain string
 }
 
-// Meaning is what an error of a driver means.
+// Meaning says what an error of a driver means.
 type Meaning struct {
 	// Answered means that the error is the database's answer, so that the connection works.
 	Answered bool
@@ -77,12 +77,14 @@ type Meaning struct {
 	Lost bool
 	// NoTLS means that the URL requires TLS, and that the server has none.
 	NoTLS bool
+	// Unprepared means that the server cannot run the statement as a prepared statement, but perhaps without preparing it.
+	Unprepared bool
 }
 
 // WriteLocker is a connection of a database without named locks: a transaction that writes is the lock.
 type WriteLocker interface {
-	// LockWrite begins a transaction. While it runs, no other writer can have one. It waits for another writer at most
-	// [BusyTimeout].
+	// LockWrite begins a transaction. While the transaction runs, no other writer can begin one. LockWrite waits at most
+	// [BusyTimeout] for another writer.
 	LockWrite(ctx context.Context) (WriteTx, error)
 }
 
@@ -93,7 +95,7 @@ type WriteTx interface {
 	Unlock()
 }
 
-// engines are those that the program links. Only the init functions of their packages change it.
+// engines are the engines that the program links. Only the init functions of their packages add to it.
 var engines []*Engine
 
 // Register adds an engine. The package of an engine calls it in its init function, as drivers of database/sql do.
@@ -109,7 +111,7 @@ func Find(scheme string) *Engine {
 	return nil
 }
 
-// Explain says what an error means, if it is one of a driver.
+// Explain returns the meaning of a driver's error. For every other error the result is zero.
 func Explain(err error) Meaning {
 	if err != nil {
 		for _, e := range engines {

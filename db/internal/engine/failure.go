@@ -9,8 +9,9 @@ import (
 // statement writes a row.
 const failureTTL = 30 * time.Second
 
-// lastingFailure has the most recent failure of a handle that will repeat, such as that of a full disk. db.Health reports the
-// failure, because a query does not show it. A lastingFailure is safe for concurrent use.
+// lastingFailure has the most recent lasting failure of a handle. Such a failure repeats until its cause is removed, as
+// for a full disk. db.Health reports the failure, because a query does not show it. A lastingFailure is safe for
+// concurrent use.
 type lastingFailure struct {
 	mu   sync.Mutex
 	err  error

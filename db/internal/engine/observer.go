@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Observer sees all statements of a handle: it logs slow ones and records failures that last.
+// Observer gets all statements of a handle. It logs slow statements and records lasting failures.
 type Observer struct {
 	Shown     string        // the URL without the password
 	SlowAfter time.Duration // 0: no statement is slow
@@ -18,8 +18,8 @@ type Observer struct {
 	failure lastingFailure
 }
 
-// Statement is called at the start of a statement. The caller calls the function that it returns at the
-// statement's end, with the result, which is nil for a query, and the error.
+// Statement records the start of a statement. The caller calls the returned function at the end of the
+// statement, with the result, which is nil for a query, and the error.
 func (o *Observer) Statement(ctx context.Context, query string) func(driver.Result, error) {
 	start := time.Now()
 	observed := func(error) {}
@@ -45,5 +45,5 @@ func (o *Observer) Statement(ctx context.Context, query string) func(driver.Resu
 // Failed records the error of an attempt to connect or to commit. A nil error has no effect.
 func (o *Observer) Failed(err error) { o.failure.record(err, false) }
 
-// Failure returns the current failure that will repeat, such as that of a full disk, or nil.
+// Failure returns the current lasting failure, such as that of a full disk, or nil.
 func (o *Observer) Failure() error { return o.failure.current() }

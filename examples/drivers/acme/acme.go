@@ -28,8 +28,8 @@ type Driver struct {
 	servers map[string]compute.Instance
 }
 
-// Open returns a driver. The compute service sets the options: dir is the directory for the driver's servers, and host is not used.
-// Errors: Invalid for a wrong option; an error without a code if the servers cannot be read.
+// Open returns a driver. The compute service sets the options: dir is the directory of the driver's file, and host is not used.
+// Errors: Invalid for a wrong option; an error without a code if the file cannot be read.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	var opts struct {
 		Host string `option:"host"`
@@ -136,8 +136,8 @@ func (d *Driver) Resources(context.Context) (compute.Resources, error) {
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// change replaces a server by the result of f. A result without an id removes the server. The file is replaced as a whole,
-// so it is complete even if the process is killed.
+// change replaces a server by the result of the function f. A result without an id removes the server. The file is replaced as a
+// whole, so it is complete even if the process is killed.
 func (d *Driver) change(ctx context.Context, id string, f func(i compute.Instance, there bool) (compute.Instance, error)) error {
 	if !uuid.MatchString(id) {
 		return fault.New(fault.Invalid, "%q is not a server's id", id)

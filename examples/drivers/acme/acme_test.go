@@ -12,6 +12,7 @@ import (
 
 func TestMain(m *testing.M) { drivertest.Main(m, compute.Kind, acme.Open) }
 
+// TestRules: the driver keeps the rules of compute drivers.
 func TestRules(t *testing.T) {
 	options, err := json.Marshal(map[string]string{"host": "h1", "dir": t.TempDir()})
 	if err != nil {

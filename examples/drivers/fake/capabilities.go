@@ -21,13 +21,13 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 	_, err := d.applyTo(ctx, "resize", id, func(s *server) error {
 		switch {
 		case to.VCPUs < 1 || to.MemoryMiB < 1 || to.DiskGiB < s.Resources.DiskGiB:
-			return fault.New(fault.Invalid, "a server with %+v cannot have %+v", s.Resources, to)
+			return fault.New(fault.Invalid, "server %s cannot be resized from %+v to %+v: it needs at least one VCPU and 1 MiB of memory, and its disk cannot shrink", id, s.Resources, to)
 		case s.Resources == to:
 			return nil
 		case s.Power != compute.Shutdown:
 			return fault.New(fault.Precondition, "resize: server %s is %v", id, s.Power)
 		case s.Before != nil:
-			return fault.New(fault.Precondition, "resize: server %s has a resize that is not confirmed or reverted", id)
+			return fault.New(fault.Precondition, "resize: server %s has an earlier resize, which must be confirmed or reverted first", id)
 		}
 		s.Before = new(s.Resources)
 		s.Resources = to
@@ -57,10 +57,10 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 }
 
 // Rescue implements compute.Driver.
-func (d *Driver) Rescue(ctx context.Context, id, _ string) error {
+func (d *Driver) Rescue(ctx context.Context, id, _, adminPass string) error {
 	return d.applyInState(ctx, "rescue", id, nil, func(s *server) {
 		if !s.Rescued || s.Power != compute.Running {
-			s.Rescued = true
+			s.Rescued, s.RescuePassword = true, adminPass != "" && s.GuestData != ""
 			s.boot()
 		}
 	})
@@ -70,7 +70,7 @@ func (d *Driver) Rescue(ctx context.Context, id, _ string) error {
 func (d *Driver) Unrescue(ctx context.Context, id string) error {
 	return d.applyInState(ctx, "unrescue", id, nil, func(s *server) {
 		if s.Rescued || s.Power != compute.Running {
-			s.Rescued = false
+			s.Rescued, s.RescuePassword = false, false
 			s.boot()
 		}
 	})
@@ -87,7 +87,8 @@ func checkFile(imageRef string) error {
 	return nil
 }
 
-// Snapshot implements compute.Driver. The image is a file in the directory images, or at a path, and has the id of the server.
+// Snapshot implements compute.Driver. The image is a file with the server's id as its content. The file is in the directory images, or
+// at imageRef if this is an absolute path.
 func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	file := filepath.IsAbs(imageRef)
 	if !file && checkID(imageRef) != nil || file && filepath.Ext(imageRef) != ".qcow2" {
@@ -131,12 +132,26 @@ func (d *Driver) RemoveImage(ctx context.Context, imageRef string) error {
 	})
 }
 
-// SetPassword implements compute.Driver. The guest has no users: its console shows that it was told a password.
+// SetPassword implements compute.Driver. The simulated guest has no users: its console log shows that a password was set.
 func (d *Driver) SetPassword(ctx context.Context, id, _ string) error {
 	return d.applyInState(ctx, "set_password", id, powerStates(compute.Running), func(s *server) { s.Passwords++ })
 }
 
-// writeOnce writes a file that appears when it is complete, unless it exists.
+// InjectNMI implements compute.Driver. The console of the guest shows the interrupt.
+func (d *Driver) InjectNMI(ctx context.Context, id string) error {
+	return d.applyInState(ctx, "inject_nmi", id, powerStates(compute.Running), func(s *server) { s.Interrupts++ })
+}
+
+// Platforms implements compute.Driver. The type of the hypervisor is fake.
+func (d *Driver) Platforms(ctx context.Context) ([]compute.Platform, error) {
+	arch := d.cfg.Arch
+	if arch == "" {
+		arch = "x86_64"
+	}
+	return []compute.Platform{{Arch: arch, Type: "fake", Mode: "hvm"}}, d.withFaults(ctx, "platforms", "", nil, func() error { return nil })
+}
+
+// writeOnce writes a file, unless the file exists. Other processes see the file only when it is complete.
 func writeOnce(path, text string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
@@ -159,11 +174,20 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 		"[    0.000001] boot " + strconv.Itoa(s.Boots) + " of server " + s.ID + " from image " + s.Image,
 		fmt.Sprintf("[    0.100000] %d CPUs, %d MiB of memory, %d GiB of disk", s.Resources.VCPUs, s.Resources.MemoryMiB, s.Resources.DiskGiB),
 	}
+	if s.EphemeralGiB > 0 || s.SwapMiB > 0 {
+		log = append(log, fmt.Sprintf("[    0.100001] of this %d GiB of ephemeral disk, %d MiB of swap disk", s.EphemeralGiB, s.SwapMiB))
+	}
 	if s.GuestData != "" {
 		log = append(log, "[    0.200000] config drive: "+s.GuestData)
 	}
+	if s.RescuePassword {
+		log = append(log, "[    0.200001] config drive: the password of the rescue")
+	}
 	for n := range s.Passwords {
 		log = append(log, fmt.Sprintf("[    0.30000%d] the password of the administrator was set", n%10))
+	}
+	for n := range s.Interrupts {
+		log = append(log, fmt.Sprintf("[    0.40000%d] NMI received", n%10))
 	}
 	log = append(log, s.Name+" login:")
 	if lines > 0 && lines < len(log) {
@@ -237,7 +261,7 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 	return d.applyInState(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = withoutID(s.Interfaces, interfaceID) })
 }
 
-// withID and withoutID return a new list, because other goroutines read the old list.
+// withID and withoutID return new lists, because other goroutines read the old list.
 func withID(list []string, id string) []string { return append(withoutID(list, id), id) }
 
 func withoutID(list []string, id string) []string {
@@ -270,7 +294,7 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (map[string]string,
 	return map[string]string{"host": d.cfg.Host, "state": s.Power.String(), "boots": strconv.Itoa(s.Boots), "image": s.Image}, nil
 }
 
-// backlog is how many unread events a listener may have.
+// backlog is the maximum number of unread events of a listener.
 const backlog = 1024
 
 // Events implements compute.Driver.
@@ -308,7 +332,7 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 			return ctx.Err()
 		case e, open = <-w:
 			if !open {
-				return fault.New(fault.Unavailable, "events were lost: the listener is too slow, or the driver is closed")
+				return fault.New(fault.Unavailable, "events were lost, because the listener is too slow or the driver is closed: call Events and List again")
 			}
 		case <-storm:
 			e = d.anyEvent()
@@ -326,7 +350,8 @@ func (d *Driver) anyEvent() compute.Event {
 	return compute.Event{ServerID: "00000000-0000-0000-0000-000000000000", Type: compute.EventDestroyed, Time: time.Now().UTC()}
 }
 
-// sendEvent sends an event to all listeners. It ends the events of a listener that has too many unread ones; the listener must call List again.
+// sendEvent sends an event to all listeners. If a listener has too many unread events, sendEvent ends its stream of events; the listener must then
+// call Events and List again.
 func (d *Driver) sendEvent(id string, t compute.EventType) {
 	e := compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}
 	for w := range d.watchers {

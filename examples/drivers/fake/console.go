@@ -19,7 +19,8 @@ type consoleKey struct {
 	t  compute.ConsoleType
 }
 
-// consolePort is a console of a running server: a TCP port on loopback. A client gets the greeting of the type, and then what it sends.
+// consolePort is a console of a running server: a TCP port on loopback. It sends the greeting of the console type to a client, and then echoes the
+// client's data.
 type consolePort struct {
 	net.Listener
 
@@ -28,11 +29,11 @@ type consolePort struct {
 	wg    sync.WaitGroup
 }
 
-// vncGreeting is the version of the protocol that a VNC server sends first.
+// vncGreeting is the first message of a VNC server: the version of the protocol.
 const vncGreeting = "RFB 003.008\n"
 
-// Console implements compute.Driver. A serial console sends the console log of the server, and a VNC console the greeting of the protocol; then both send back
-// what they get. The port is on 127.0.0.1, and is closed when the server stops.
+// Console implements compute.Driver. A serial console first sends the console log of the server, and a VNC console the greeting of the protocol; then both
+// echo the client's data. The port is on 127.0.0.1, and is closed when the server stops.
 func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
 	s, err := d.applyTo(ctx, "console", id, nil)
 	switch {
@@ -49,12 +50,12 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 		if err := d.ConsoleLog(ctx, id, 0, &log); err != nil {
 			return compute.Console{}, err
 		}
-		greeting = bytes.ReplaceAll(log.Bytes(), []byte("\n"), []byte("\r\n")) // as a terminal needs them
+		greeting = bytes.ReplaceAll(log.Bytes(), []byte("\n"), []byte("\r\n")) // a terminal needs \r\n
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.servers[id]
-	if d.closed || now == nil || now.Power != compute.Running { // it has been stopped meanwhile
+	if d.closed || now == nil || now.Power != compute.Running { // the server was stopped after the check above
 		return compute.Console{}, stopped(id, compute.Shutdown)
 	}
 	port := d.consoles[consoleKey{id, t}]
@@ -86,7 +87,7 @@ func listenConsole(ctx context.Context, greeting []byte) (*consolePort, error) {
 		for {
 			c, err := l.Accept()
 			if err != nil {
-				return // it is closed
+				return // the port is closed
 			}
 			if p.add(c) {
 				p.wg.Go(func() { p.serve(c, greeting) })
@@ -96,7 +97,7 @@ func listenConsole(ctx context.Context, greeting []byte) (*consolePort, error) {
 	return p, nil
 }
 
-// add remembers a connection. It closes the connection if the port is closed.
+// add registers a connection, and returns true. If the port is closed, add closes the connection and returns false.
 func (p *consolePort) add(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,7 +109,7 @@ func (p *consolePort) add(c net.Conn) bool {
 	return true
 }
 
-// serve sends the greeting and then what it gets, until the connection or the port is closed.
+// serve sends the greeting and then echoes the client's data, until the connection or the port is closed.
 func (p *consolePort) serve(c net.Conn, greeting []byte) {
 	defer func() {
 		_ = c.Close()
@@ -125,7 +126,7 @@ func (p *consolePort) serve(c net.Conn, greeting []byte) {
 	_, _ = io.Copy(c, c)
 }
 
-// close closes the port and its connections, and waits for their ends.
+// close closes the port and its connections, and waits until their goroutines have ended.
 func (p *consolePort) close() {
 	p.mu.Lock()
 	_ = p.Close()
@@ -137,7 +138,7 @@ func (p *consolePort) close() {
 	p.wg.Wait()
 }
 
-// closeConsolesLocked closes the consoles of a server, or, with an empty id, of all servers. The caller holds the lock.
+// closeConsolesLocked closes the consoles of a server, or, if id is empty, of all servers. The caller holds d.mu.
 func (d *Driver) closeConsolesLocked(id string) {
 	for key, p := range d.consoles {
 		if id == "" || key.id == id {

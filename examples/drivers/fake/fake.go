@@ -1,18 +1,18 @@
 // Package fake is a compute driver without a hypervisor, with all capabilities, for tests of code that uses compute
 // drivers. A driver is one host. A process can have thousands of drivers, and a host thousands of servers. The servers are
-// kept in a directory, so that they exist after the process has ended, as those of a hypervisor do.
+// stored in a directory, so that they exist after the process has ended, like the servers of a hypervisor.
 //
-// The configuration defines which calls fail. The option fault_METHOD is for all servers. The metadata fake:METHOD of a server
-// is for this server. METHOD is the name of a method such as spawn or power_off. The value is a list of faults separated by ";".
+// The configuration defines which calls fail. The option fault_METHOD applies to all servers, and the metadata fake:METHOD of a
+// server to this server. METHOD is the name of a method such as spawn or power_off. The value is a list of faults, separated by ";".
 // Each fault has the form
 //
 //	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
 //
 // such as "slow 2s", "fail Exhausted on node-1,node-2", "fail 2" (two calls fail, the next succeeds), "crash after 1" (the
 // process dies once, after the effect and before the answer), "hang" (until the call's context ends) and "wrong CRASHED"
-// (the call succeeds, but the server is in the given, wrong state). TIMES is the number of calls that have the fault; the count
-// continues after a crash of the process if the driver has a directory. The metadata fake:dies is the time after a start until
-// the guest crashes.
+// (the call succeeds, but the server is in the given, wrong state). TIMES is the number of calls that have the fault; if the
+// driver has a directory, earlier calls also count after a crash of the process. The metadata fake:dies is the time from the
+// start of the guest to its crash.
 package fake
 
 import (
@@ -44,11 +44,13 @@ type Config struct {
 	Dir string
 	// Resources are the resources of the host. Default 16 VCPUs, 32768 MiB, 500 GiB.
 	Resources compute.Resources
+	// Arch is the architecture of the guests. Default x86_64.
+	Arch string
 	// Faults maps the names of methods to the faults of their calls, in the form described above.
 	Faults map[string]string
-	// EventStorm is how many needless events a second each stream of events has. Default 0.
+	// EventStorm is the number of unneeded events in each stream of events, per second. Default 0.
 	EventStorm int
-	// Crash is called by the fault crash. Default: a function that kills the process.
+	// Crash is the function that the fault crash calls. Default: a function that kills the process.
 	Crash func()
 
 	faults map[string][]callFault
@@ -60,7 +62,7 @@ type Driver struct {
 
 	mu          sync.Mutex
 	servers     map[string]*server
-	counts      map[string]int // of faults that end
+	counts      map[string]int // how often each fault with a limit has occurred; the key has the method, the server and the position of the fault
 	images      map[string]bool
 	received    time.Time
 	watchers    map[chan compute.Event]bool
@@ -72,7 +74,7 @@ type Driver struct {
 var _ compute.Driver = (*Driver)(nil)
 
 // Open returns a driver with the options of a configuration file, all of them texts: host, dir, vcpus, memory_mib,
-// disk_gib, event_storm and fault_METHOD, with the defaults of Config. The option hosts is only checked: it is for a process that
+// disk_gib, arch, event_storm and fault_METHOD, with the defaults of Config. The option hosts is only checked: it is for a process that
 // simulates a fleet, see [Hosts], and a driver is always one host. Open is for a driver.Registry and for driver.Serve. Errors: Invalid.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	opts := struct {
@@ -82,6 +84,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 		VCPUs      int               `option:"vcpus"`
 		MemoryMiB  int               `option:"memory_mib"`
 		DiskGiB    int               `option:"disk_gib"`
+		Arch       string            `option:"arch"`
 		EventStorm int               `option:"event_storm"`
 		Faults     map[string]string `option:"fault_*"`
 	}{Hosts: defaultHosts, VCPUs: defaults.VCPUs, MemoryMiB: defaults.MemoryMiB, DiskGiB: defaults.DiskGiB}
@@ -92,7 +95,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 		return nil, err
 	}
 	cfg := Config{
-		Host: opts.Host, Dir: opts.Dir, Faults: opts.Faults, EventStorm: opts.EventStorm,
+		Host: opts.Host, Dir: opts.Dir, Faults: opts.Faults, EventStorm: opts.EventStorm, Arch: opts.Arch,
 		Resources: compute.Resources{VCPUs: opts.VCPUs, MemoryMiB: opts.MemoryMiB, DiskGiB: opts.DiskGiB},
 	}
 	d, err := New(cfg)
@@ -102,7 +105,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	return d, nil
 }
 
-// The number of hosts of a process that simulates a fleet, with a driver for each host.
+// The default and the maximum number of hosts of a process that simulates a fleet, with a driver for each host.
 const (
 	defaultHosts = 4
 	maxHosts     = 10_000
@@ -170,7 +173,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
 		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents, compute.CapGuestData, compute.CapImageFiles,
-		compute.CapRemoveImage, compute.CapSetPassword,
+		compute.CapRemoveImage, compute.CapSetPassword, compute.CapInjectNMI, compute.CapPlatforms, compute.CapExtraDisks,
 	}}
 	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }
@@ -196,11 +199,11 @@ func (d *Driver) Resources(ctx context.Context) (compute.Resources, error) {
 	return d.cfg.Resources, d.withFaults(ctx, "resources", "", nil, func() error { return nil })
 }
 
-// newServer returns a server that is not started. userData is the number of bytes of its user data.
+// newServer returns a server that is not started. The parameter userData is the size of its user data, in bytes.
 func newServer(spec *compute.Spec, userData int) *server {
 	s := &server{
 		Instance: compute.Instance{ID: spec.ID, Name: spec.Name, Resources: spec.Resources},
-		Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
+		Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata), EphemeralGiB: spec.EphemeralGiB, SwapMiB: spec.SwapMiB,
 	}
 	if spec.NeedsGuestData() {
 		s.GuestData = fmt.Sprintf("host name %s, %d bytes of user data, password set: %t, key set: %t, %d files", spec.Hostname, userData, spec.AdminPass != "", spec.PublicKey != "", len(spec.Files))
@@ -208,20 +211,31 @@ func newServer(spec *compute.Spec, userData int) *server {
 	return s
 }
 
-// Spawn implements compute.Driver.
-func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
+// checkSpec returns Invalid if a part of a Spec is not valid, except for the user data.
+func checkSpec(spec *compute.Spec) error {
 	if err := checkID(spec.ID); err != nil {
 		return err
 	}
 	if r := spec.Resources; r.VCPUs < 0 || r.MemoryMiB < 0 || r.DiskGiB < 0 {
-		return fault.New(fault.Invalid, "a server cannot have %+v", r)
+		return fault.New(fault.Invalid, "the size %+v of the server is not valid: no amount may be negative", r)
+	}
+	if err := spec.CheckDisks(); err != nil {
+		return err
 	}
 	if text := spec.Metadata["fake:dies"]; text != "" {
 		if _, err := time.ParseDuration(text); err != nil {
 			return fault.New(fault.Invalid, "metadata fake:dies: %w", err)
 		}
 	}
-	data, err := base64.StdEncoding.DecodeString(spec.UserData) // it ignores line breaks
+	return nil
+}
+
+// Spawn implements compute.Driver.
+func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
+	if err := checkSpec(&spec); err != nil {
+		return err
+	}
+	data, err := base64.StdEncoding.DecodeString(spec.UserData) // DecodeString ignores line breaks
 	if err != nil {
 		return fault.New(fault.Invalid, "user data of server %s: %w", spec.ID, err)
 	}
@@ -289,8 +303,8 @@ func (d *Driver) Get(ctx context.Context, id string) (compute.Instance, error) {
 	return s.Instance, err
 }
 
-// applyTo applies the effect of a method to an existing server, and returns the server after that. A nil effect only reads the
-// server.
+// applyTo applies the effect of a method to an existing server, and returns the changed server. If effect is nil, applyTo only reads
+// the server.
 func (d *Driver) applyTo(ctx context.Context, method, id string, effect func(s *server) error) (server, error) {
 	s, err := d.serverCopy(id)
 	if err != nil {
@@ -307,7 +321,8 @@ func (d *Driver) applyTo(ctx context.Context, method, id string, effect func(s *
 	return d.serverCopy(id)
 }
 
-// applyInState applies the effect of a method to a server that is in one of the states from. Without from, every state is allowed.
+// applyInState applies the effect of a method to a server. The parameter from has the power states in which the method is allowed; an
+// empty list means all states. Errors: Precondition in another state.
 func (d *Driver) applyInState(ctx context.Context, method, id string, from []compute.PowerState, effect func(s *server)) error {
 	_, err := d.applyTo(ctx, method, id, func(s *server) error {
 		if len(from) > 0 && !slices.Contains(from, s.Power) {
@@ -333,7 +348,7 @@ func (d *Driver) PowerOn(ctx context.Context, id string) error {
 	})
 }
 
-// PowerOff implements compute.Driver. Its guests shut down at once.
+// PowerOff implements compute.Driver. The guest shuts down at once.
 func (d *Driver) PowerOff(ctx context.Context, id string, _ time.Duration) error {
 	return d.applyInState(ctx, "power_off", id, nil, setPower(compute.Shutdown))
 }

@@ -62,7 +62,7 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 	d = open(t, fake.Config{Dir: dir})
 	if got := ids(t, d); got != "s1" {
-		t.Errorf("after a restart it has %q, want s1", got)
+		t.Errorf("after a restart the driver has %q, want s1", got)
 	}
 	if err := d.Destroy(t.Context(), "s1"); err != nil {
 		t.Fatal(err)
@@ -148,7 +148,8 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// TestCountsSurvive: a program with the fault "crash 1" crashes once, and does not crash at the retry.
+// TestCountsSurvive: the count of a fault survives the crash that the fault causes. A program with two faults "crash" of
+// limit 1 crashes twice, and then the repeated call succeeds.
 func TestCountsSurvive(t *testing.T) {
 	t.Parallel()
 	p := launch(t, map[string]string{"host": "h1", "dir": t.TempDir()})
@@ -199,7 +200,7 @@ func launch(t testing.TB, opts map[string]string) *driver.Plugin[compute.Driver]
 	return p
 }
 
-// TestDies: a guest crashes by itself, and listeners get an event.
+// TestDies: a guest with the metadata fake:dies crashes after this time, and listeners get an event.
 func TestDies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -307,6 +308,7 @@ func TestLiveMigrate(t *testing.T) {
 	}
 }
 
+// TestOpen: Open refuses wrong options with Invalid, and the error names the option. The other options take effect.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

@@ -18,19 +18,19 @@ import (
 // methods are the names of compute.Driver's methods in options and metadata that define faults.
 var methods = []string{
 	"spawn", "destroy", "list", "get", "power_on", "power_off", "reboot", "resources", "pause", "unpause",
-	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "remove_image", "set_password", "console_log", "console", "live_migrate",
+	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "remove_image", "set_password", "inject_nmi", "platforms", "console_log", "console", "live_migrate",
 	"attach_volume", "detach_volume", "attach_interface", "detach_interface", "metrics", "diagnostics", "events", "info",
 }
 
 // callFault is one fault of a call.
 type callFault struct {
-	what  string        // slow, fail, hang, crash or wrong
-	after bool          // the fault comes after the effect of the call
-	times int           // for how many calls; 0: for all
-	hosts []string      // on which hosts; nil: on all
-	took  time.Duration // for slow
-	code  fault.Code    // for fail
-	state compute.PowerState
+	what  string             // slow, fail, hang, crash or wrong
+	after bool               // the fault comes after the effect of the call
+	times int                // the number of calls that have the fault; 0: all calls
+	hosts []string           // the hosts that have the fault; nil: all hosts
+	took  time.Duration      // the delay of slow
+	code  fault.Code         // the code of fail
+	state compute.PowerState // the state of wrong
 }
 
 // parseFaults reads a list of faults, separated by ";". Each fault has the form
@@ -52,7 +52,7 @@ func parseFaults(text string) ([]callFault, error) {
 	return out, nil
 }
 
-// faultParsers has for the first word of a fault the function that reads the words after it. The function returns the words that it
+// faultParsers maps the first word of a fault to the function that reads the following words. The function returns the words that it
 // has not read.
 var faultParsers = map[string]func(t *callFault, words []string) (rest []string, err error){
 	"slow":  parseSlow,
@@ -124,8 +124,8 @@ func parseWrong(t *callFault, words []string) ([]string, error) {
 	return nil, fmt.Errorf("%q is not a state, such as CRASHED", name)
 }
 
-// withFaults runs the effect of a call, with the faults that the configuration and the server's metadata define. id and
-// metadata are empty for a call that is not about one server.
+// withFaults runs the effect of a call, with the faults that the configuration and the server's metadata define. The parameters id
+// and metadata are empty for a call that is not about one server.
 func (d *Driver) withFaults(ctx context.Context, method, id string, metadata map[string]string, effect func() error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", method, id, err)
@@ -147,8 +147,8 @@ func (d *Driver) withFaults(ctx context.Context, method, id string, metadata map
 	return d.injectFaults(ctx, method, id, list, true)
 }
 
-// injectFaults injects the faults of list that come before the effect of a call. If after is true, it injects the faults that come
-// after the effect.
+// injectFaults injects those faults of the list that come before the effect of a call, or, if after is true, those that come after the
+// effect.
 func (d *Driver) injectFaults(ctx context.Context, method, id string, list []callFault, after bool) error {
 	for i := range list {
 		if t := &list[i]; after == (t.after || t.what == "wrong") {
@@ -189,8 +189,8 @@ func (d *Driver) injectFault(ctx context.Context, method, id string, i int, t *c
 	return nil
 }
 
-// countFault counts a fault, and reports whether the count is not above limit. With a directory the count survives crashes of the
-// process.
+// countFault reports whether a fault has occurred less than limit times, and if so, counts it. If the driver has a directory, the
+// number is kept in a file and so survives crashes of the process.
 func (d *Driver) countFault(key string, limit int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

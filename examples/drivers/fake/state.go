@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ext ends the name of a server's file. half begins the name of a file that is not written completely. counts, incoming
-// and images are directories.
+// The constant ext is the suffix of the name of a server's file. The constant half is the prefix of the name of an
+// incomplete file. The constants counts, incoming and images are the names of directories.
 const (
 	ext, half = ".json", ".half-"
 	counts    = "counts"
@@ -28,13 +28,20 @@ const (
 type server struct {
 	compute.Instance
 
-	Before   *compute.Resources `json:"before,omitempty"` // the size before a resize that is not confirmed
+	Before   *compute.Resources `json:"before,omitempty"` // the size before an unconfirmed resize
 	Image    string             `json:"image"`
 	Metadata map[string]string  `json:"metadata,omitempty"`
 	Started  time.Time          `json:"started"`
 	Boots    int                `json:"boots"`
-	// GuestData describes what the guest was told. It is empty if the server needs no data.
+	// GuestData describes the data that the guest has received. It is empty if the server needs no data.
 	GuestData string `json:"guest_data,omitempty"`
+	// RescuePassword reports whether the data for the guest of a rescued server have a password of the rescue.
+	RescuePassword bool `json:"rescue_password,omitempty"`
+	// EphemeralGiB and SwapMiB are the sizes of the extra disks.
+	EphemeralGiB int `json:"ephemeral_gib,omitempty"`
+	SwapMiB      int `json:"swap_mib,omitempty"`
+	// Interrupts is how often the guest got a non-maskable interrupt since it was created.
+	Interrupts int `json:"interrupts,omitempty"`
 	// Passwords is how often the password of the guest was set.
 	Passwords int `json:"passwords,omitempty"`
 }
@@ -205,7 +212,7 @@ func (d *Driver) scheduleCrash(s *server) {
 	}
 	id, boots := s.ID, s.Boots
 	d.crashTimers[id] = time.AfterFunc(after, func() {
-		_ = d.changeServer(id, func(s *server) error { // the server may be destroyed meanwhile
+		_ = d.changeServer(id, func(s *server) error { // an error means that the server was destroyed
 			if s.Boots == boots && s.Power == compute.Running {
 				s.Power = compute.Crashed
 			}
@@ -221,7 +228,7 @@ var eventOf = map[compute.PowerState]compute.EventType{
 
 func notFound(id string) error { return fault.New(fault.NotFound, "server %s does not exist", id) }
 
-// serverCopy returns a copy of a server. The caller must not change what the copy points to.
+// serverCopy returns a copy of a server. The copy shares its maps, slices and pointers with the server, so the caller must not change them.
 func (d *Driver) serverCopy(id string) (server, error) {
 	if err := checkID(id); err != nil {
 		return server{}, err

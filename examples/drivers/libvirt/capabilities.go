@@ -32,18 +32,18 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 		has := g.def.meta.resources()
 		switch {
 		case to.VCPUs < 1 || to.MemoryMiB < 1 || to.DiskGiB < has.DiskGiB:
-			return fault.New(fault.Invalid, "server %s with %+v cannot have %+v", id, has, to)
+			return fault.New(fault.Invalid, "server %s cannot be resized from %+v to %+v: it needs at least one VCPU and 1 MiB of memory, and its disk cannot shrink", id, has, to)
 		case to == has:
 			return nil
 		case p != compute.Shutdown:
 			return wrongState("resize", id, p)
 		case g.def.meta.OldSize != nil:
-			return fault.New(fault.Precondition, "resize: server %s has a resize that is not confirmed or reverted", id)
+			return fault.New(fault.Precondition, "resize: server %s has an earlier resize, which must be confirmed or reverted first", id)
 		}
 		before := &oldSize{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
 		if to.DiskGiB > has.DiskGiB {
 			var err error
-			if before.File, err = d.opts.growDisk(ctx, id, to.DiskGiB); err != nil {
+			if before.File, err = d.opts.growDisk(ctx, id, to.DiskGiB-compute.ExtraGiB(g.def.meta.EphemeralGiB, g.def.meta.SwapMiB)); err != nil {
 				return err
 			}
 		}
@@ -76,7 +76,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 		}
 		if before.File != "" {
 			err := os.Rename(d.opts.file(id, before.File), d.opts.file(id, diskFile))
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // an interrupted call has already done it
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // ErrNotExist: an interrupted call has renamed the file
 				return err
 			}
 		}
@@ -87,7 +87,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 }
 
 // Rescue implements compute.Driver.
-func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
+func (d *Driver) Rescue(ctx context.Context, id, imageRef, adminPass string) error {
 	return d.change(ctx, "rescue", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
 		if g.def.meta.Rescued && p == compute.Running {
 			return nil
@@ -101,6 +101,9 @@ func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
 		if err := g.stop(); err != nil {
 			return err
 		}
+		if err := d.opts.setRescuePassword(&g.def.meta, adminPass); err != nil {
+			return err
+		}
 		g.def.setBootDisks(&d.opts, true)
 		if err := g.saveDefinition(conn); err != nil {
 			return err
@@ -112,28 +115,32 @@ func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
 // Unrescue implements compute.Driver.
 func (d *Driver) Unrescue(ctx context.Context, id string) error {
 	return d.change(ctx, "unrescue", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
-		if !g.def.meta.Rescued {
-			if p == compute.Running {
-				return nil
-			}
-			return errors.Join(g.stop(), g.start(ctx))
+		if !g.def.meta.Rescued && p == compute.Running {
+			return d.opts.removeRescue(id) // an interrupted call may have left the files
 		}
 		if err := g.stop(); err != nil {
 			return err
 		}
-		g.def.setBootDisks(&d.opts, false)
-		if err := g.saveDefinition(conn); err != nil {
-			return err
+		if g.def.meta.Rescued {
+			g.def.setBootDisks(&d.opts, false)
+			if err := g.saveDefinition(conn); err != nil {
+				return err
+			}
 		}
-		if err := os.Remove(d.opts.file(id, rescueFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.opts.removeRescue(id); err != nil {
 			return err
 		}
 		return g.start(ctx)
 	})
 }
 
+// removeRescue removes the files of a rescue. Otherwise the next rescue would use them.
+func (o *options) removeRescue(id string) error {
+	return errors.Join(removeFile(o.file(id, rescueFile)), removeFile(o.file(id, rescueConfigFile)))
+}
+
 // Snapshot implements compute.Driver. The disk of a running guest is mirrored until the copy is complete. The copy has the
-// content of the disk at that moment.
+// content that the disk has when the mirror ends.
 func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	if !d.qemu() {
 		return d.Unsupported.Snapshot(ctx, id, imageRef)
@@ -151,7 +158,7 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 			return err
 		}
 		if err := g.copyDisk(ctx, d.opts.file(id, diskFile), tmp); err != nil {
-			_ = os.Remove(tmp) // of an incomplete copy
+			_ = os.Remove(tmp) // an incomplete copy
 			return err
 		}
 		return os.Rename(tmp, final)
@@ -176,21 +183,21 @@ func (d *Driver) RemoveImage(ctx context.Context, imageRef string) error {
 	return nil
 }
 
-// copyDisk copies the disk of a guest to a path where no file is.
+// copyDisk copies the disk of a guest. The parameter to is the path of the copy, at which no file exists.
 func (g *guest) copyDisk(ctx context.Context, disk, to string) error {
 	active, err := g.IsActive()
 	if err != nil {
 		return err
 	}
 	if active {
-		_ = g.BlockJobAbort("vda", 0) // of an interrupted call; fails without a job
+		_ = g.BlockJobAbort("vda", 0) // the job of an interrupted call; an error means that no job runs
 		return g.mirror(ctx, to)
 	}
 	_, err = qemuImg(ctx, "convert", "-q", "-f", "qcow2", "-O", "qcow2", disk, to)
 	return err
 }
 
-// mirror copies a running guest's disk.
+// mirror copies the disk of a running guest to a path.
 func (g *guest) mirror(ctx context.Context, path string) error {
 	to := libvirtxml.DomainDisk{
 		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
@@ -233,7 +240,7 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 		return err
 	}
 	defer func() { _ = f.Close() }()   // opened only to read
-	size, err := f.Seek(0, io.SeekEnd) // what the guest writes from now on is not read
+	size, err := f.Seek(0, io.SeekEnd) // later output of the guest is not read
 	if err != nil {
 		return err
 	}
@@ -247,7 +254,8 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	return err
 }
 
-// findLines returns the beginning of the last lines of a file of the given size. A last line without a line end counts as a line.
+// findLines returns the offset at which the last lines of a file begin. The parameter size is the size of the file, and lines the number of lines.
+// A last line without a line end counts as a line.
 func findLines(f io.ReaderAt, size int64, lines int) (int64, error) {
 	pos := size
 	buf := make([]byte, 64<<10)
@@ -298,6 +306,24 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
+// InjectNMI implements compute.Driver.
+func (d *Driver) InjectNMI(ctx context.Context, id string) error {
+	if !d.qemu() {
+		return d.Unsupported.InjectNMI(ctx, id)
+	}
+	return d.withGuest(ctx, "inject nmi", id, func(_ *lv.Connect, g *guest) error {
+		if err := g.mustRun("inject nmi", id); err != nil {
+			return err
+		}
+		return g.InjectNMI(0)
+	})
+}
+
+// Platforms implements compute.Driver. All guests have the architecture of newDefinition.
+func (d *Driver) Platforms(context.Context) ([]compute.Platform, error) {
+	return []compute.Platform{{Arch: guestArch, Type: d.opts.virtType, Mode: guestMode}}, nil
+}
+
 // mustRun returns Precondition if the guest does not run.
 func (g *guest) mustRun(what, id string) error {
 	p, err := g.power()
@@ -307,7 +333,7 @@ func (g *guest) mustRun(what, id string) error {
 	return err
 }
 
-// modifyFlags returns what a change of a guest's devices affects: the definition, and the guest itself if it runs.
+// modifyFlags returns the flags for a change of a guest's devices: the change affects the definition, and also the guest itself if it runs.
 func modifyFlags(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
@@ -374,7 +400,7 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 }
 
 // detach removes a device, first from the running guest, then from the definition. So a repeated call still finds the device in
-// the definition. The guest has to release the device. A guest that is booting ignores the request, so the request is repeated.
+// the definition. The guest has to release the device. While a guest boots, it ignores the request, so unplug repeats the request.
 func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(*definition) []string) error {
 	return d.change(ctx, "detach "+device+" from", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		if modifyFlags(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
@@ -487,10 +513,10 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]str
 	return out, err
 }
 
-// backlog is how many unread events a listener may have.
+// backlog is the maximum number of unread events of a listener.
 const backlog = 1024
 
-// Events implements compute.Driver. It ends with Unavailable when the connection to libvirtd is lost.
+// Events implements compute.Driver. It returns Unavailable when the connection to libvirtd is lost.
 func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
 	_, lost, err := d.conn.get()
 	if err != nil {
@@ -506,7 +532,7 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 		select {
 		case e = <-l.got:
 		case <-l.late:
-			return fault.New(fault.Unavailable, "events were lost: the listener is too slow")
+			return fault.New(fault.Unavailable, "events were lost, because the listener is too slow: call Events and List again")
 		case <-lost:
 			return fault.New(fault.Unavailable, "the connection to libvirtd was lost")
 		case <-ctx.Done():

@@ -3,6 +3,7 @@
 package libvirt_test
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"os"
@@ -12,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/armature-go/armature/examples/drivers/libvirt"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -22,7 +23,7 @@ import (
 // onDrive matches a line in which the guest prints a file of its config drive.
 var onDrive = regexp.MustCompile(`(?m)^config drive: \./(\S+) ([A-Za-z0-9+/=]*)\r?$`)
 
-// readByGuest returns the files that the guest has read from its config drive, by path, after its start.
+// readByGuest waits until the guest has started, and returns the files that the guest has read from its config drive, by path.
 func readByGuest(t *testing.T, d compute.Driver) map[string]string {
 	t.Helper()
 	wait(t, "the guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready") })
@@ -37,8 +38,8 @@ func readByGuest(t *testing.T, d compute.Driver) map[string]string {
 	return out
 }
 
-// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key pair, the password, the host name, the files and the
-// metadata on it, even while the guest is rescued. A server that is built anew has a new drive. A server without such data has none.
+// TestConfigDrive: a guest finds a drive with the label config-2, and reads the user data, the key, the password, the host name, the files and the
+// metadata on the drive, also during a rescue. A rebuilt server has a new drive. A server without such data has no drive.
 func TestConfigDrive(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -87,23 +88,46 @@ func TestConfigDrive(t *testing.T) {
 		"files":       []any{map[string]any{"content_path": "/content/0000", "path": "/etc/motd"}},
 		"public_keys": map[string]any{"default": "ssh-ed25519 AAAA mine"}, "keys": []any{map[string]any{"name": "default", "type": "ssh", "data": "ssh-ed25519 AAAA mine"}},
 	}
-	if diff := cmp.Diff(want, meta); diff != "" {
+	if diff := gocmp.Diff(want, meta); diff != "" {
 		t.Errorf("meta_data.json (-want +got):\n%s", diff)
 	}
-	must("spawn again", d.Spawn(t.Context(), spec))
-	must("rescue", d.Rescue(t.Context(), guestID, ""))
-	if got := readByGuest(t, d); got["openstack/latest/user_data"] != large {
-		t.Errorf("the rescued guest has read %.2000q", got)
+	must("spawn a second time", d.Spawn(t.Context(), spec))
+	plain := got["openstack/latest/meta_data.json"]
+	for _, password := range []string{"", "n\"w"} {
+		must("rescue", d.Rescue(t.Context(), guestID, "", password))
+		got := readByGuest(t, d)
+		metaOf := func(text string) (out map[string]any) {
+			t.Helper()
+			must("meta_data.json", json.Unmarshal([]byte(text), &out))
+			return out
+		}
+		want, is := metaOf(plain), metaOf(got["openstack/latest/meta_data.json"])
+		want["admin_pass"] = cmp.Or(password, "s3cret")
+		if diff := gocmp.Diff(want, is); diff != "" {
+			t.Errorf("meta_data.json of a rescue with the password %q (-want +got):\n%s", password, diff)
+		}
+		if got["openstack/latest/user_data"] != large || got["openstack/content/0000"] != "hello\n" || len(got) != 5 {
+			t.Errorf("the guest that is rescued with the password %q has read %.2000q", password, got)
+		}
+		if info, err := os.Stat(filepath.Join(dir, guestID, "rescue.iso")); (err == nil) != (password != "") || err == nil && info.Mode().Perm() != 0o600 {
+			t.Errorf("the drive of a rescue with the password %q: %v, %v", password, info, err)
+		}
+		must("unrescue", d.Unrescue(t.Context(), guestID))
+		if got := readByGuest(t, d); got["openstack/latest/meta_data.json"] != plain {
+			t.Errorf("after a rescue with the password %q the guest has read %.2000q", password, got)
+		}
+		if _, err := os.Stat(filepath.Join(dir, guestID, "rescue.iso")); !os.IsNotExist(err) {
+			t.Errorf("the drive of the rescue with the password %q after its end: %v", password, err)
+		}
 	}
-	must("unrescue", d.Unrescue(t.Context(), guestID))
 	must("destroy", d.Destroy(t.Context(), guestID))
 	if _, err := os.Stat(filepath.Dir(file)); !os.IsNotExist(err) {
 		t.Errorf("the drive after the deletion: %v", err)
 	}
-	spec.UserData, spec.AdminPass = "bmV3", "" // as a rebuild
-	must("spawn anew", d.Spawn(t.Context(), spec))
+	spec.UserData, spec.AdminPass = "bmV3", "" // as in a rebuild
+	must("spawn after the deletion", d.Spawn(t.Context(), spec))
 	if got := readByGuest(t, d); got["openstack/latest/user_data"] != "new" || strings.Contains(got["openstack/latest/meta_data.json"], "admin_pass") {
-		t.Errorf("the guest that was built anew has read %.2000q", got)
+		t.Errorf("the rebuilt guest has read %.2000q", got)
 	}
 	must("destroy", d.Destroy(t.Context(), guestID))
 	spec.UserData, spec.PublicKey, spec.ConfigDrive, spec.Files = "", "", false, nil

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// startLoop starts libvirt's event loop, one for the process. The loop must run before the first connection is opened, and
-// runs until the process ends.
+// startLoop starts libvirt's event loop, unless this process has started it already. The loop must run before the first connection is
+// opened, and runs until the process ends.
 var startLoop = sync.OnceValue(func() error {
 	if err := lv.EventRegisterDefaultImpl(); err != nil {
 		return err
@@ -29,13 +29,15 @@ var startLoop = sync.OnceValue(func() error {
 	return nil
 })
 
-// connection is the connection to libvirtd. It is opened again after it was lost.
+// connection is the connection to libvirtd. If it is lost, the next call of get opens it again.
 type connection struct {
-	uri string
+	uri  string
+	ours func(id string) bool // reports whether a guest is one of this driver, by its files; it must not block
+	gone sync.Map             // the ids of guests that are being destroyed, so that they may have no files any more
 
 	mu   sync.Mutex
 	conn *lv.Connect
-	lost chan struct{} // closed when conn is closed
+	lost chan struct{} // closed when the connection conn is lost
 
 	listenersMu sync.Mutex
 	listeners   map[*listener]bool
@@ -44,7 +46,7 @@ type connection struct {
 // listener is a stream of events.
 type listener struct {
 	got  chan compute.Event
-	late chan struct{} // receives a value when got is full
+	late chan struct{} // receives a value if the channel got is full
 }
 
 // addListener adds a listener, which receives all events until it is removed.
@@ -65,13 +67,12 @@ func (c *connection) removeListener(l *listener) {
 	delete(c.listeners, l)
 }
 
-// receiveEvent is the callback for libvirt's events. It must not block. Each connection registers it only once, because libvirt
-// treats a removed callback as still registered for a while.
+// receiveEvent is the callback for libvirt's events. It must not block. Each connection registers one callback, and not one for each
+// listener, because libvirt treats a removed callback as still registered for a while.
 func (c *connection) receiveEvent(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
 	t := eventType(e)
-	name, err := dom.GetName()
-	id, ours := strings.CutPrefix(name, domainPrefix)
-	if t == "" || err != nil || !ours {
+	id, err := dom.GetUUIDString()
+	if t == "" || err != nil || !c.isOurs(id, t) {
 		return
 	}
 	c.listenersMu.Lock()
@@ -86,6 +87,17 @@ func (c *connection) receiveEvent(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEve
 			}
 		}
 	}
+}
+
+// isOurs reports whether an event is about a guest of this driver.
+func (c *connection) isOurs(id string, t compute.EventType) bool {
+	var destroyed bool
+	if t == compute.EventDestroyed {
+		_, destroyed = c.gone.LoadAndDelete(id)
+	} else {
+		_, destroyed = c.gone.Load(id)
+	}
+	return destroyed || c.ours(id)
 }
 
 // get returns the connection, and a channel that is closed when the connection is lost. If the connection was lost, get opens it
@@ -139,7 +151,7 @@ func (c *connection) close() error {
 	return err
 }
 
-// addMissingPackage adds to an error which Debian package is missing, if the error says so.
+// addMissingPackage adds the missing Debian package to an error whose text shows that a package is missing.
 func addMissingPackage(err error) error {
 	for says, pkg := range map[string]string{
 		"dlopen": "libvirt0", "libvirt.so": "libvirt0",
@@ -159,7 +171,7 @@ func hasErrorNumber(err error, n lv.ErrorNumber) bool {
 	return errors.As(err, &e) && e.Code == n
 }
 
-// withFaultCode gives an error of libvirt a fault code, and adds to every error what was being done, on which server.
+// withFaultCode adds a fault code to an error of libvirt, and adds the action what and the server's id to every error.
 func withFaultCode(what, id string, err error) error {
 	if err == nil {
 		return nil
@@ -186,8 +198,8 @@ func withFaultCode(what, id string, err error) error {
 	return fault.New(code, "%s %s: libvirt: %s", what, id, e.Message)
 }
 
-// awaitCall runs f in a goroutine, because f cannot be interrupted. It returns when f or ctx has ended. done is called when f has
-// ended.
+// awaitCall runs the function f in a goroutine, because f cannot be interrupted. It returns when f or ctx has ended. It calls done when
+// f has ended, which may be after the return.
 func awaitCall(ctx context.Context, f func() error, done func()) error {
 	ended := make(chan error, 1)
 	go func() {

@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -15,8 +16,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// A guest is the libvirt domain of one server, and its definition is the domain's XML. metadata is the element of this XML
-// in which the driver keeps the server's data.
+// metadata is the XML element in which the driver stores the data of a server. It is a part of the server's definition, which is the XML
+// of the server's libvirt domain. The domain is called the guest.
 type metadata struct {
 	XMLName   xml.Name `xml:"https://github.com/armature-go/armature/compute/1 server"`
 	ID        string   `xml:"id,attr"`
@@ -28,17 +29,20 @@ type metadata struct {
 	MemoryMiB int      `xml:"memory_mib,attr"`
 	DiskGiB   int      `xml:"disk_gib,attr"`
 	Rescued   bool     `xml:"rescued,attr"`
+	// EphemeralGiB and SwapMiB are the sizes of the extra disks. DiskGiB is the size of all disks.
+	EphemeralGiB int `xml:"ephemeral_gib,attr,omitempty"`
+	SwapMiB      int `xml:"swap_mib,attr,omitempty"`
 	// ConfigDrive reports whether the server has a config drive.
 	ConfigDrive bool     `xml:"config_drive,attr,omitempty"`
 	OldSize     *oldSize `xml:"before"`
 }
 
-// oldSize is the size of a guest before a resize that is not confirmed yet.
+// oldSize is the size of a guest before an unconfirmed resize.
 type oldSize struct {
 	VCPUs     int `xml:"vcpus,attr"`
 	MemoryMiB int `xml:"memory_mib,attr"`
 	DiskGiB   int `xml:"disk_gib,attr"`
-	// File is the file of the old disk, if the disk has grown.
+	// File is the name of the file with the old disk. It is empty if the resize has not changed the disk.
 	File string `xml:"file,attr,omitempty"`
 }
 
@@ -46,8 +50,11 @@ func (m *metadata) resources() compute.Resources {
 	return compute.Resources{VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, DiskGiB: m.DiskGiB}
 }
 
-// domainPrefix begins the names of guests.
+// domainPrefix begins the names of guests of servers without an instance name.
 const domainPrefix = "armature-"
+
+// All guests have this architecture and mode.
+const guestArch, guestMode = "x86_64", "hvm"
 
 // errNotOurs means that a domain was not created by this driver.
 var errNotOurs = errors.New("not a guest of this driver")
@@ -87,19 +94,28 @@ const (
 	rescueFile  = "rescue.qcow2"
 	consoleFile = "console.log"
 	configFile  = "config.iso"
+	// rescueConfigFile is the config drive with the password of a rescue.
+	rescueConfigFile = "rescue.iso"
+	ephemeralFile    = "ephemeral.raw"
+	swapFile         = "swap.raw"
 )
 
-// file returns the path of a file of the server. With an empty name it is the server's directory.
+// file returns the path of a file of the server. If the name is empty, file returns the server's directory.
 func (o *options) file(id, name string) string { return filepath.Join(o.dir, id, name) }
+
+// hasFiles reports whether a server has a directory.
+func (o *options) hasFiles(id string) bool {
+	return fileExists(o.file(id, ""))
+}
 
 // newDefinition builds the definition of a new server. It does not call libvirt.
 func (o *options) newDefinition(s compute.Spec) *definition {
 	d := &definition{meta: metadata{
-		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host, ConfigDrive: s.NeedsGuestData(),
+		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host, ConfigDrive: s.NeedsGuestData(), EphemeralGiB: s.EphemeralGiB, SwapMiB: s.SwapMiB,
 	}}
-	d.Type, d.Name, d.UUID, d.Title = o.virtType, domainPrefix+s.ID, s.ID, s.Name
+	d.Type, d.Name, d.UUID, d.Title = o.virtType, cmp.Or(s.InstanceName, domainPrefix+s.ID), s.ID, s.Name
 	d.OS = &libvirtxml.DomainOS{
-		Type:        &libvirtxml.DomainOSType{Type: "hvm", Arch: "x86_64", Machine: o.machine},
+		Type:        &libvirtxml.DomainOSType{Type: guestMode, Arch: guestArch, Machine: o.machine},
 		BootDevices: []libvirtxml.DomainBootDevice{{Dev: "hd"}},
 		BIOS:        &libvirtxml.DomainBIOS{UseSerial: "yes"}, // so that the console log begins with the firmware's output
 	}
@@ -132,7 +148,7 @@ func (o *options) newDefinition(s compute.Spec) *definition {
 	return d
 }
 
-// setResources sets the size of the server. It does not change the size of its disk file.
+// setResources sets the size of the server in the definition. It does not change the disk file.
 func (d *definition) setResources(r compute.Resources) {
 	d.meta.VCPUs, d.meta.MemoryMiB, d.meta.DiskGiB = r.VCPUs, r.MemoryMiB, r.DiskGiB
 	d.VCPU = &libvirtxml.DomainVCPU{Value: uint(r.VCPUs)}
@@ -140,8 +156,9 @@ func (d *definition) setResources(r compute.Resources) {
 	d.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: uint(r.MemoryMiB), Unit: "MiB"}
 }
 
-// setBootDisks makes the server boot from its root disk. If rescued is true, it boots from the rescue disk, and the root
-// disk is the second disk. The config drive and attached volumes are kept.
+// setBootDisks makes the server boot from its root disk. If rescued is true, the server boots from the rescue disk, and the root
+// disk is the second disk. The config drive and attached volumes stay attached; a rescue with a password has a config drive of its own. As in Nova, a
+// rescued server does not have its ephemeral and its swap disk.
 func (d *definition) setBootDisks(o *options, rescued bool) {
 	d.meta.Rescued = rescued
 	attached := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
@@ -153,19 +170,47 @@ func (d *definition) setBootDisks(o *options, rescued bool) {
 	for i, name := range files {
 		disks = append(disks, newDisk(o.file(d.meta.ID, name), "qcow2", "vd"+string(rune('a'+i))))
 	}
+	if !rescued {
+		for i, name := range d.meta.extraFiles() {
+			disks = append(disks, newDisk(o.file(d.meta.ID, name), "raw", extraTarget(i)))
+		}
+	}
 	if d.meta.ConfigDrive {
-		drive := newDisk(o.file(d.meta.ID, configFile), "raw", configTarget)
+		config := o.file(d.meta.ID, configFile)
+		if own := o.file(d.meta.ID, rescueConfigFile); rescued && fileExists(own) {
+			config = own
+		}
+		drive := newDisk(config, "raw", configTarget)
 		drive.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
 		disks = append(disks, drive)
 	}
 	d.Devices.Disks = append(disks, attached...)
 }
 
-// configTarget is the name of the device of the config drive for libvirt, after those of volumes. A guest finds the drive by its label.
+// extraFiles returns the names of the files of the extra disks, in the order of the disks.
+func (m *metadata) extraFiles() (out []string) {
+	if m.EphemeralGiB > 0 {
+		out = append(out, ephemeralFile)
+	}
+	if m.SwapMiB > 0 {
+		out = append(out, swapFile)
+	}
+	return out
+}
+
+// extraTarget returns libvirt's device name of the extra disk with an index: vdb or vdc.
+func extraTarget(i int) string { return "vd" + string(rune('b'+i)) }
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// configTarget is libvirt's device name of the config drive. The names of volumes end with vdz, so no volume has this name. A guest finds the drive by its label.
 const configTarget = "vdaa"
 
-// newDisk returns a virtio disk. Its source is a block device if path is one now, and otherwise a file. target is the
-// name of the device in the guest, such as vda.
+// newDisk returns a virtio disk. The source is a block device if path is a block device now, and otherwise a file. The parameter target is
+// the name of the device in the guest, such as vda.
 func newDisk(path, format, target string) libvirtxml.DomainDisk {
 	src := &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
 	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeDevice != 0 {
@@ -197,7 +242,7 @@ func volumeOf(d *libvirtxml.DomainDisk) string {
 	return id
 }
 
-// interfaceOf returns the ID of an attached interface, or "" for any other.
+// interfaceOf returns the ID of an attached interface, or "" for any other interface.
 func interfaceOf(i *libvirtxml.DomainInterface) string {
 	if i.Alias == nil {
 		return ""
@@ -230,11 +275,14 @@ func (d *definition) interfaces() (ids []string) {
 }
 
 // volumeDisk returns the XML of a disk for the volume, with the first free device name from vdc to vdz. vda and vdb are for
-// the root disk and the rescue disk. Exhausted: all 24 names are in use.
+// the root disk and the rescue disk, and vdb and vdc for extra disks. Exhausted: all these names are in use.
 func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 	taken := make(map[string]bool)
 	for _, disk := range d.Devices.Disks {
 		taken[disk.Target.Dev] = true
+	}
+	for i := range d.meta.extraFiles() { // also while the server is rescued
+		taken[extraTarget(i)] = true
 	}
 	for c := 'c'; c <= 'z'; c++ {
 		if taken["vd"+string(c)] {
@@ -247,7 +295,7 @@ func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 		}
 		return out.Marshal()
 	}
-	return "", fault.New(fault.Exhausted, "server %s has volumes at all 24 device names: detach a volume first", d.meta.ID)
+	return "", fault.New(fault.Exhausted, "server %s has volumes at all device names: detach a volume first", d.meta.ID)
 }
 
 // networkCard returns the XML of an interface. The network "user" is QEMU's user-mode network, in which the guest reaches

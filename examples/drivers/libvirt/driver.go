@@ -27,19 +27,19 @@ type Driver struct {
 
 	opts  options
 	conn  connection
-	locks keylock.Locks // by server id; a canceled call continues in libvirt, and the next call waits for its end
+	locks keylock.Locks // one lock for each server's id; a canceled call continues in libvirt, and the next call waits for its end
 }
 
 var _ compute.Driver = (*Driver)(nil)
 
 // Open connects to libvirt. It is for driver.Serve. Errors: Invalid for a wrong option; Unavailable if libvirtd cannot be
-// reached. The error names the Debian package that may be missing.
+// reached, with the Debian package that may be missing.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	o, err := parseOptions(raw)
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{opts: o, conn: connection{uri: o.uri}}
+	d := &Driver{opts: o, conn: connection{uri: o.uri, ours: o.hasFiles}}
 	if _, _, err := d.conn.get(); err != nil {
 		return nil, err
 	}
@@ -48,9 +48,9 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 
 // Info implements driver.Driver.
 func (d *Driver) Info(context.Context) (driver.Info, error) {
-	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics, compute.CapImageFiles}}
+	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics, compute.CapImageFiles, compute.CapPlatforms}}
 	if d.opts.virtType != "test" {
-		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapRemoveImage, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapGuestData)
+		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapRemoveImage, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapGuestData, compute.CapInjectNMI, compute.CapExtraDisks)
 		if d.opts.vnc != "none" {
 			info.Capabilities = append(info.Capabilities, compute.CapVNCConsole)
 		}
@@ -70,8 +70,8 @@ func checkID(id string) error {
 	return nil
 }
 
-// withLock locks a server and runs f. If ctx ends, withLock returns, but f continues and keeps the lock until it has ended. So f
-// must check ctx between its steps.
+// withLock locks a server and runs the function f. If ctx ends, withLock returns, but f continues and keeps the lock until f ends. So
+// f must check ctx between its steps.
 func (d *Driver) withLock(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect) error) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -99,10 +99,10 @@ func (d *Driver) withLock(ctx context.Context, what, id string, f func(ctx conte
 type guest struct {
 	*lv.Domain
 	d   *Driver
-	def *definition // the stored definition; that of the running guest may differ
+	def *definition // the stored definition; the definition of the running guest may differ
 }
 
-// findGuest looks up a server. Errors: NotFound; Conflict, if the domain was not created by this driver.
+// findGuest looks up a server. Errors: NotFound; Conflict if this driver has not created the domain.
 func (d *Driver) findGuest(conn *lv.Connect, id string) (*guest, error) {
 	dom, err := conn.LookupDomainByUUIDString(id)
 	if hasErrorNumber(err, lv.ERR_NO_DOMAIN) {
@@ -194,7 +194,7 @@ func (g *guest) saveDefinition(conn *lv.Connect) error {
 	return dom.Free()
 }
 
-// awaitSettled waits until libvirt no longer changes the guest, for example for a call of a driver that was killed. It returns the
+// awaitSettled waits until libvirt no longer changes the guest, for example because of a call of a killed driver. It returns the
 // guest's power state.
 func (g *guest) awaitSettled(ctx context.Context) (compute.PowerState, error) {
 	for {
@@ -230,7 +230,7 @@ func (g *guest) start(ctx context.Context) error {
 			}
 			return err
 		case err != nil && n < 5 && strings.Contains(err.Error(), "Failed to find an available port"):
-			continue // another program uses the console's port
+			continue // another program uses the port that libvirt has chosen for the console
 		}
 		return err
 	}
@@ -248,11 +248,14 @@ func (g *guest) stop() error {
 	return nil
 }
 
-// Spawn implements compute.Driver. It creates the disk and the config drive, then defines the guest, then starts it. Each step accepts what an
-// interrupted call has left.
+// Spawn implements compute.Driver. It creates the disk and the config drive, then defines the guest, and then starts the guest. Each step accepts
+// the results of an interrupted call.
 func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 	if r := s.Resources; r.VCPUs < 1 || r.MemoryMiB < 1 || r.DiskGiB < 0 {
-		return fault.New(fault.Invalid, "a server cannot have %+v", r)
+		return fault.New(fault.Invalid, "the size %+v of the server is not valid: it needs at least one VCPU and 1 MiB of memory", r)
+	}
+	if err := s.CheckDisks(); err != nil {
+		return err
 	}
 	if _, err := decodeUserData(&s); err != nil {
 		return err
@@ -287,7 +290,10 @@ func (d *Driver) createGuest(ctx context.Context, conn *lv.Connect, s compute.Sp
 	if err := os.MkdirAll(d.opts.file(s.ID, ""), 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
 		return nil, err
 	}
-	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.Resources.DiskGiB); err != nil {
+	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.RootGiB()); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
+	}
+	if err := d.opts.createExtraDisks(ctx, &s); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
 	}
 	if s.NeedsGuestData() {
@@ -306,12 +312,13 @@ func (d *Driver) createGuest(ctx context.Context, conn *lv.Connect, s compute.Sp
 	return d.guest(dom)
 }
 
-// Destroy implements compute.Driver. It removes the files last, because List returns the server as long as files exist.
+// Destroy implements compute.Driver. It removes the files last, so that List returns the server until everything is removed.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
 	return d.withLock(ctx, "destroy", id, func(_ context.Context, conn *lv.Connect) error {
 		g, err := d.findGuest(conn, id)
 		if err == nil {
 			defer g.free()
+			d.conn.gone.Store(id, true)
 			if err := g.stop(); err != nil {
 				return err
 			}
@@ -369,7 +376,7 @@ func (d *Driver) listGuests(conn *lv.Connect) (list []compute.Instance, err erro
 	}()
 	for i := range doms {
 		g, err := d.guest(&doms[i])
-		if errors.Is(err, errNotOurs) || hasErrorNumber(err, lv.ERR_NO_DOMAIN) { // NO_DOMAIN: the domain was removed meanwhile
+		if errors.Is(err, errNotOurs) || hasErrorNumber(err, lv.ERR_NO_DOMAIN) { // NO_DOMAIN: the domain was removed after it was listed
 			continue
 		}
 		if err != nil {
@@ -392,13 +399,13 @@ func (d *Driver) Get(ctx context.Context, id string) (inst compute.Instance, err
 	})
 	if errors.Is(err, fault.NotFound) {
 		if _, serr := os.Stat(d.opts.file(id, "")); serr == nil {
-			return compute.Instance{ID: id}, nil // only partly built or destroyed
+			return compute.Instance{ID: id}, nil // the server is only partly built or destroyed
 		}
 	}
 	return inst, err
 }
 
-// withGuest runs f with a server, without the server's lock.
+// withGuest runs the function f with a server. It does not lock the server.
 func (d *Driver) withGuest(ctx context.Context, what, id string, f func(conn *lv.Connect, g *guest) error) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -421,7 +428,7 @@ func (d *Driver) withGuest(ctx context.Context, what, id string, f func(conn *lv
 	return withFaultCode(what, id, err)
 }
 
-// change locks an existing server and runs f. Errors: NotFound.
+// change locks an existing server and runs the function f with the server and its power state. Errors: NotFound.
 func (d *Driver) change(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error) error {
 	return d.withLock(ctx, what, id, func(ctx context.Context, conn *lv.Connect) error {
 		g, err := d.findGuest(conn, id)
@@ -456,8 +463,8 @@ func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) e
 	})
 }
 
-// clearCrash turns a crashed guest into one that is shut down. libvirt remembers the crash until the guest is started or defined
-// again.
+// clearCrash changes the state of a crashed guest to shut down. libvirt keeps the state crashed until the guest is started or defined
+// again, so clearCrash starts the guest paused and stops it.
 func (g *guest) clearCrash(p compute.PowerState) error {
 	if p != compute.Crashed {
 		return nil
@@ -468,8 +475,8 @@ func (g *guest) clearCrash(p compute.PowerState) error {
 	return g.stop()
 }
 
-// requestShutdown asks a guest to shut down, and waits until the guest is off, at most for grace. It repeats the request every
-// second, because a guest that is booting ignores it.
+// requestShutdown asks a guest to shut down, and waits until the guest is off, at most for the duration grace. It repeats
+// the request every second, because a guest ignores the request while it boots.
 func (g *guest) requestShutdown(ctx context.Context, grace time.Duration) error {
 	end := time.Now().Add(grace)
 	for n := 0; time.Now().Before(end); n++ {

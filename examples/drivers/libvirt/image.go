@@ -15,12 +15,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 )
 
 var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// findImage returns an image's file and its format. The format is the one of the file's name. It is not guessed from the
+// findImage returns an image's file and its format. The format follows from the file's name. It is not guessed from the
 // content, because a guest may have written the content.
 func (o *options) findImage(ref string) (path, format string, err error) {
 	if filepath.IsAbs(ref) {
@@ -45,10 +46,10 @@ func (o *options) findImage(ref string) (path, format string, err error) {
 	return "", "", fault.New(fault.Precondition, "this host has no image %s: none of %s.qcow2, .img and .raw exists", ref, filepath.Join(o.images, ref))
 }
 
-// imageSuffixes are the ends of the names of image files, with their formats.
+// imageSuffixes maps the suffixes of the names of image files to their formats.
 var imageSuffixes = map[string]string{".qcow2": "qcow2", ".img": "raw", ".raw": "raw"}
 
-// findFile returns an image at a path, and its format.
+// findFile returns the path of an image file, and the format of the image.
 func findFile(path string) (string, string, error) {
 	format := imageSuffixes[filepath.Ext(path)]
 	if format == "" || !imageName.MatchString(filepath.Base(path)) {
@@ -62,7 +63,7 @@ func findFile(path string) (string, string, error) {
 	return path, format, nil
 }
 
-// snapshotFile returns the file of the snapshot with the name or path ref.
+// snapshotFile returns the path of the file for a snapshot. The parameter ref is the snapshot's name, or this path.
 func (o *options) snapshotFile(ref string) (string, error) {
 	switch {
 	case filepath.IsAbs(ref) && filepath.Ext(ref) == ".qcow2" && imageName.MatchString(filepath.Base(ref)):
@@ -80,7 +81,8 @@ const baseDir = "_base"
 // then converted once for each version of its file (size and time of the last change). So neither references in the image nor later
 // changes of its file affect a disk.
 //
-// An image that is larger than gib GiB is Invalid before it is converted, because a small file may claim a disk that would fill the host. 0: no bound.
+// If the disk of the image is larger than gib GiB, cachedImage returns Invalid and does not convert the image, because a small file may claim a disk
+// that would fill the host. If gib is 0, there is no limit.
 func (o *options) cachedImage(ctx context.Context, ref string, gib int) (string, error) {
 	source, format, err := o.findImage(ref)
 	if err != nil {
@@ -119,8 +121,8 @@ func (o *options) cachedImage(ctx context.Context, ref string, gib int) (string,
 		return "", err
 	}
 	tmp := path + ".new-" + rand.Text()   // concurrent calls may each make a copy: the last copy stays
-	defer func() { _ = os.Remove(tmp) }() // of an incomplete copy
-	// The open file is converted: another file may have the name by now, and was not inspected.
+	defer func() { _ = os.Remove(tmp) }() // an incomplete copy
+	// qemu-img gets the open file, and not the name: by now the name may be that of another file, which was not inspected.
 	if _, err := qemuImgOn(ctx, f, "convert", "-q", "-f", format, "-O", "qcow2", inherited, tmp); err != nil {
 		return "", fmt.Errorf("image %s: %w", source, err)
 	}
@@ -130,8 +132,8 @@ func (o *options) cachedImage(ctx context.Context, ref string, gib int) (string,
 	return path, os.Rename(tmp, path)
 }
 
-// overlay creates a disk at path with the content of an image. The file appears when it is complete. The disk has gib GiB,
-// or, if gib is 0, the size of the image. Errors: Invalid, if the disk is smaller than the image.
+// overlay creates a disk at path with the content of an image, unless the file exists. The file appears when it is complete. The disk has
+// gib GiB, or, if gib is 0, the size of the image. Errors: Invalid if the disk would be smaller than the image.
 func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
@@ -152,6 +154,57 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 		size = want
 	}
 	return createOnBase(ctx, path, base, "qcow2", size)
+}
+
+// createExtraDisks creates the ephemeral and the swap disk of a server: sparse files, with a file system and a swap area.
+func (o *options) createExtraDisks(ctx context.Context, s *compute.Spec) error {
+	if s.EphemeralGiB > 0 {
+		if err := createFormatted(ctx, o.file(s.ID, ephemeralFile), int64(s.EphemeralGiB)<<30, "mkfs.ext4", "-q", "-F", "-L", "ephemeral0"); err != nil {
+			return err
+		}
+	}
+	if s.SwapMiB > 0 {
+		return createFormatted(ctx, o.file(s.ID, swapFile), int64(s.SwapMiB)<<20, "mkswap", "-L", "swap0")
+	}
+	return nil
+}
+
+// createFormatted creates a file of a size, and formats it with a program, which gets the arguments and the path of the file. The file appears when it is complete. If it exists, nothing is done.
+func createFormatted(ctx context.Context, path string, size int64, program string, args ...string) error {
+	if fileExists(path) {
+		return nil
+	}
+	tmp := path + ".new" // a killed call may have left this file
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, findProgram(program), append(args, tmp)...).CombinedOutput()
+	switch {
+	case err == nil:
+		return os.Rename(tmp, path)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, exec.ErrNotFound):
+		return fault.New(fault.Precondition, "%s does not exist: install e2fsprogs and util-linux", program)
+	}
+	return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
+}
+
+// findProgram returns the path of a program for administrators, which may be in a directory that PATH does not name.
+func findProgram(name string) string {
+	if _, err := exec.LookPath(name); err == nil {
+		return name
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if path := filepath.Join(dir, name); fileExists(path) {
+			return path
+		}
+	}
+	return name
 }
 
 func tooSmall(ref string, gib int, size int64) error {
@@ -178,7 +231,7 @@ func (o *options) growDisk(ctx context.Context, id string, gib int) (string, err
 	if err != nil {
 		return "", err
 	}
-	if now.Size >= want { // an interrupted call has enlarged it, or the image is large enough
+	if now.Size >= want { // an interrupted call has enlarged the disk, or the image is large enough
 		if filepath.Dir(now.Backing) != filepath.Dir(path) {
 			return "", nil
 		}
@@ -191,8 +244,8 @@ func (o *options) growDisk(ctx context.Context, id string, gib int) (string, err
 	return name, createOnBase(ctx, path, o.file(id, name), "qcow2", want)
 }
 
-// linkOld gives the disk of a server a second name and returns it. The disk keeps this name when it becomes the backing file of a new
-// disk. The name is the first one that is free, or the one that an interrupted call has given to the same disk.
+// linkOld gives the disk of a server a second name, and returns this name. The disk keeps the second name when it becomes the backing file
+// of a new disk. If an interrupted call has already given the disk a second name, linkOld returns that name; otherwise the first free name.
 func (o *options) linkOld(id string) (string, error) {
 	path := o.file(id, diskFile)
 	for n := 1; ; n++ {
@@ -232,14 +285,14 @@ func readDiskInfo(ctx context.Context, path, format string) (info diskInfo, err 
 	return info, nil
 }
 
-// inherited is the path at which qemu-img finds the open file of qemuImgOn.
+// inherited is the path by which qemu-img opens the file that qemuImgOn passes to it.
 const inherited = "/dev/fd/3"
 
 func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	return qemuImgOn(ctx, nil, args...)
 }
 
-// qemuImgOn runs qemu-img. If f is not nil, qemu-img has the open file at the path inherited.
+// qemuImgOn runs qemu-img. If f is not nil, qemu-img finds this open file at the path inherited.
 func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
 	if f != nil {

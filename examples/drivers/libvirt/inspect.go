@@ -10,8 +10,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// magics are the bytes by which files of formats other than raw are recognized. A raw image that has them is refused, because a
-// tool that guesses formats would follow the references in the file.
+// magics has the bytes by which files of formats other than raw are recognized. A raw image with such bytes is refused,
+// because a tool that guesses formats would follow the references in the file.
 var magics = []struct {
 	format string
 	at     int64
@@ -34,12 +34,12 @@ var magics = []struct {
 const (
 	qcowHeader       = 104
 	qcowExternalData = 1 << 2
-	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: none refers to another file
+	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: these do not refer to another file
 )
 
-// checkImage checks an image. Errors: Invalid, if the image does not have the format of its name, or refers to another file: a
-// backing file, or an external data file, as in CVE-2024-32498. It reads only the header, and uses no tool that would follow
-// references in the image.
+// checkImage checks an image. Errors: Invalid if the image does not have the given format, which is that of its name, or refers to
+// another file: a backing file, or an external data file, as in CVE-2024-32498. checkImage reads only the header, and uses no tool that
+// would follow references in the image.
 func checkImage(f io.ReaderAt, format string) error {
 	head := make([]byte, qcowHeader)
 	n, err := f.ReadAt(head, 0)
@@ -83,7 +83,8 @@ func checkImage(f io.ReaderAt, format string) error {
 	return noDataFile(f, head, version)
 }
 
-// virtualSize returns the size of the disk of a qcow2 image that checkImage has accepted, in bytes. A size above the largest int64 is that one.
+// virtualSize returns the disk size of a qcow2 image, in bytes. checkImage must have accepted the image. For a size above the largest int64,
+// virtualSize returns the largest int64.
 func virtualSize(f io.ReaderAt) (int64, error) {
 	var size [8]byte
 	if _, err := f.ReadAt(size[:], 24); err != nil {
@@ -92,7 +93,7 @@ func virtualSize(f io.ReaderAt) (int64, error) {
 	return int64(min(binary.BigEndian.Uint64(size[:]), math.MaxInt64)), nil
 }
 
-// noDataFile returns Invalid if an extension of the header names an external data file.
+// noDataFile returns Invalid if an extension of the image's header names an external data file.
 func noDataFile(f io.ReaderAt, head []byte, version uint32) error {
 	at := int64(72)
 	if version == 3 {

@@ -26,7 +26,7 @@ import (
 
 const guestID = "11111111-2222-4333-8444-555555555555"
 
-// wait waits until f returns true, because of an event in a guest or in libvirtd.
+// wait waits until the function f returns true, at most 90 s. f depends on events in a guest or in libvirtd, of which a test gets no signal.
 func wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	if err := waittest.Poll(90*time.Second, func() error {
@@ -57,20 +57,21 @@ func console(t *testing.T, d compute.Driver, lines int) string {
 	return b.String()
 }
 
-// qemu returns the process id of a guest.
-func qemu(t *testing.T) int {
-	t.Helper()
+// qemu returns the process id of the guest whose disk is in g.dir. Guests of other tests have the same id.
+func (g *guest) qemu() int {
+	g.Helper()
+	disk := filepath.Join(g.dir, guestID) + "/"
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range files {
 		raw, err := os.ReadFile(f)
-		if err == nil && strings.HasPrefix(string(raw), "/usr/bin/qemu-system") && strings.Contains(string(raw), guestID) {
+		if err == nil && strings.HasPrefix(string(raw), "/usr/bin/qemu-system") && strings.Contains(string(raw), disk) {
 			var pid int
 			if _, err := fmt.Sscanf(f, "/proc/%d/", &pid); err == nil {
 				return pid
 			}
 		}
 	}
-	t.Fatalf("no QEMU runs %s", guestID)
+	g.Fatalf("no QEMU runs with a file of %s", disk)
 	return 0
 }
 
@@ -107,10 +108,10 @@ func TestGuest(t *testing.T) {
 type guest struct {
 	*testing.T
 
-	ctx   context.Context //nolint:containedctx // it bounds the whole test
+	ctx   context.Context //nolint:containedctx // it is the deadline of the whole test
 	d     compute.Driver
 	lv    *testenv.Service
-	dir   string // of the driver's files
+	dir   string // the directory of the driver's files
 	heard chan compute.Event
 	ended chan error // receives the result of Events
 }
@@ -155,7 +156,7 @@ func (g *guest) testSpawn() {
 	}
 }
 
-// growing is the reader of a console log to which the guest writes meanwhile.
+// growing receives a console log. At the first write it appends lines to the file of the log, as a guest does.
 type growing struct {
 	file string
 	got  strings.Builder
@@ -174,7 +175,7 @@ func (g *growing) Write(b []byte) (int, error) {
 	return g.got.Write(b)
 }
 
-// testReboot: the guest itself does a soft reboot and a shutdown.
+// testReboot: the guest's operating system reacts to a soft reboot and to a shutdown.
 func (g *guest) testReboot() {
 	g.Helper()
 	began := time.Now()
@@ -229,27 +230,27 @@ func (g *guest) testResize() {
 	}
 }
 
-// testCrash: the guest's process dies.
+// testCrash: after the guest's process was killed, the guest has the state crashed, and can be started.
 func (g *guest) testCrash() {
 	g.Helper()
 	for len(g.heard) > 0 {
 		<-g.heard
 	}
-	g.must("kill QEMU", syscall.Kill(qemu(g.T), syscall.SIGKILL))
+	g.must("kill QEMU", syscall.Kill(g.qemu(), syscall.SIGKILL))
 	g.awaitEvent(compute.EventCrashed)
 	if p := power(g.T, g.d); p != compute.Crashed {
 		g.Errorf("after its QEMU was killed, the guest is %v", p)
 	}
 	g.must("power on", g.d.PowerOn(g.ctx, guestID))
 	if p := power(g.T, g.d); p != compute.Running {
-		g.Errorf("after it was started again, the guest is %v", p)
+		g.Errorf("after the second start, the guest is %v", p)
 	}
 }
 
-// testRestart: libvirtd dies, and comes back.
+// testRestart: while libvirtd is down, calls fail. After its restart the guest still runs, and calls succeed.
 func (g *guest) testRestart() {
 	g.Helper()
-	pid := qemu(g.T)
+	pid := g.qemu()
 	g.lv.Kill()
 	if err := <-g.ended; fault.CodeOf(err) != fault.Unavailable {
 		g.Errorf("the stream of events without libvirtd: %v", err)
@@ -259,8 +260,8 @@ func (g *guest) testRestart() {
 	}
 	g.must("restart of libvirtd", g.lv.Restart(g.ctx))
 	wait(g.T, "libvirtd to be used again", func() bool { _, err := g.d.Get(g.ctx, guestID); return err == nil })
-	if p := power(g.T, g.d); p != compute.Running || qemu(g.T) != pid {
-		g.Errorf("after a restart of libvirtd, the guest is %v in process %d; before, it was in process %d", p, qemu(g.T), pid)
+	if p := power(g.T, g.d); p != compute.Running || g.qemu() != pid {
+		g.Errorf("after a restart of libvirtd, the guest is %v in process %d; before, it was in process %d", p, g.qemu(), pid)
 	}
 }
 
@@ -281,7 +282,7 @@ func (g *guest) testForeign() {
 	}
 }
 
-// testDestroy: only the cache of images and guests that the driver has not created are left.
+// testDestroy: after the deletion, only the cache of images, and guests that the driver has not created, are left.
 func (g *guest) testDestroy() {
 	g.Helper()
 	g.must("destroy", g.d.Destroy(g.ctx, guestID))
@@ -293,8 +294,8 @@ func (g *guest) testDestroy() {
 	}
 }
 
-// TestImages: the driver refuses an image that is missing, has another format than its name, refers to another file, or is too large.
-// No file is left after the error.
+// TestImages: the driver refuses an image that is missing, whose format differs from that of its name, that refers to another file, or that is
+// too large. No file is left after the error.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -366,7 +367,7 @@ func TestImages(t *testing.T) {
 		}
 		// A large image is not converted either: it could fill the host.
 		if bases, _ := filepath.Glob(dir + "/_base/*"); len(bases) > 0 {
-			t.Errorf("image %q: it is in the cache: %v", tt.image, bases)
+			t.Errorf("image %q is in the cache: %v", tt.image, bases)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// options are the options of the configuration.
+// options are the checked options of the driver, see parseOptions for their names.
 type options struct {
 	host, dir, uri, virtType, images, machine, cpu, vnc string
 	softReboot, detach                                  time.Duration
@@ -55,7 +55,7 @@ func parseOptions(raw json.RawMessage) (options, error) {
 	if info, err := os.Stat(o.images); o.images != "" && (err != nil || !info.IsDir()) {
 		return o, fault.New(fault.Invalid, "option images_path: %s is not a directory", o.images)
 	}
-	if err := os.MkdirAll(o.dir, 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
+	if err := os.MkdirAll(o.dir, 0o711); err != nil { //nolint:gosec // QEMU runs as another user, which needs the x bit
 		return o, fault.New(fault.Invalid, "option dir: %w", err)
 	}
 	return o, nil

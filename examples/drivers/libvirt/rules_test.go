@@ -61,7 +61,7 @@ func TestRules(t *testing.T) {
 	})
 }
 
-// TestRulesOnTestDriver checks the rules on libvirt's own test driver, which uses no QEMU. Its guests exist only as long as the
+// TestRulesOnTestDriver checks the rules with libvirt's own test driver, which uses no QEMU. The guests of this driver end with the
 // connection, so the rules about restarts are skipped.
 func TestRulesOnTestDriver(t *testing.T) {
 	t.Parallel()

@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 )
 
-// transition is a change of a guest's power state. A guest that already has the state to stays as it is. A guest whose state is
-// neither to nor one of from is a Precondition error.
+// transition is a change of a guest's power state. The field from has the allowed old states, and the field to is the new state. If the guest
+// already has the new state, nothing changes. In every other state, the error is Precondition.
 type transition struct {
 	name string
 	from []compute.PowerState
@@ -28,7 +28,7 @@ var (
 	resume  = transition{"resume", []compute.PowerState{compute.Suspended}, compute.Running, (*guest).start}
 )
 
-// libvirt has other names: its Suspend is a pause, and its ManagedSave is a suspend.
+// libvirt has other names for these actions: Suspend is a pause, and ManagedSave is a suspend.
 func (g *guest) pause(context.Context) error   { return g.Suspend() }
 func (g *guest) unpause(context.Context) error { return g.Resume() }
 func (g *guest) suspend(context.Context) error { return g.ManagedSave(0) }

@@ -56,7 +56,7 @@ func TestRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	command(t, dir, nil, "make", "build", "LIBRARY="+lib)
-	for _, source := range []string{"apex", "build"} { // the program needs only its own file
+	for _, source := range []string{"apex", "build"} { // without these, because the program must need only its own file
 		if err := os.RemoveAll(filepath.Join(dir, source)); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -17,11 +18,11 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// actionRules are the rules of the actions, one for each name of a rule.
+// actionRules are the policy rules of the actions. A rule that several actions have is in the list once.
 var actionRules = func() []rule {
 	out := []rule{
-		{ruleUnlockAny, "rule:context_is_admin", "Unlock a server that another has locked", "POST", "/servers/{server_id}/action (unlock)"},
-		{ruleUnshelveHost, "rule:context_is_admin", "Choose the host of a server that is unshelved", "POST", "/servers/{server_id}/action (unshelve)"},
+		{ruleUnlockAny, "rule:context_is_admin", "Unlock a server that a client of another project has locked", "POST", "/servers/{server_id}/action (unlock)"},
+		{ruleUnshelveHost, "rule:context_is_admin", "Unshelve a server to a chosen host", "POST", "/servers/{server_id}/action (unshelve)"},
 	}
 	for _, info := range compute.Actions {
 		if info.Request == "" || slices.ContainsFunc(out, func(r rule) bool { return r.name == info.Rule }) {
@@ -36,15 +37,15 @@ var actionRules = func() []rule {
 	return out
 }()
 
-// ruleUnlockAny is the rule of those who may unlock a server that an administrator has locked, or, as an administrator, one that its project has
-// locked.
+// ruleUnlockAny is the rule for unlocking a server that a client of another project has locked. It is checked for a member of the server's
+// project if an administrator has locked the server, and for any other client if the server's project has locked the server.
 const ruleUnlockAny = "os_compute_api:os-lock-server:unlock:unlock_override"
 
 // actionHandler registers the handler of an action.
 type actionHandler func(s *server, g *api.Group, def api.Route, info compute.ActionInfo)
 
-// handlers registers the actions that have a body, or that the API service does itself. Each other action of compute.Actions only begins an
-// operation.
+// handlers has the handlers of actions whose requests have content, or that the API service does itself. Further handlers are in
+// consoleHandlers, rebuildHandlers, groupHandlers, addressHandlers and snapshotHandlers. An action without a handler only begins an operation.
 var handlers = map[compute.Action]actionHandler{
 	compute.SoftReboot:  actionOf((*server).reboot),
 	compute.Resize:      actionOf((*server).resize),
@@ -54,17 +55,14 @@ var handlers = map[compute.Action]actionHandler{
 	compute.ResetState:  actionOf((*server).resetState),
 	compute.ForceDelete: actionOf((*server).forceDelete),
 
-	compute.CreateImage: inTwoForms("2.38", actionOf((*server).createImageLimited), "2.39",
-		inTwoForms("2.44", actionOf((*server).createImagePlain), "2.45", actionOf((*server).createImage))),
 	compute.Shelve:         actionOf((*server).shelve),
 	compute.Unshelve:       inTwoForms("2.76", actionOf((*server).unshelvePlain), "2.77", inTwoForms("2.90", actionOf((*server).unshelveInZone), "2.91", actionOf((*server).unshelve))),
 	compute.ChangePassword: actionOf((*server).changePassword),
-	compute.CreateBackup: inTwoForms("2.38", actionOf((*server).createBackupLimited), "2.39",
-		inTwoForms("2.44", actionOf((*server).createBackupPlain), "2.45", actionOf((*server).createBackup))),
-	compute.InjectNetwork: actionOf((*server).injectNetwork),
+	compute.InjectNetwork:  actionOf((*server).injectNetwork),
+	compute.CrashDump:      actionOf((*server).crashDump),
 }
 
-// gone are actions that Nova had and has removed.
+// gone are the names of actions that Nova has removed.
 var gone = []string{"resetNetwork"}
 
 func (s *server) actionRoutes(_, withBody *api.Group) {
@@ -76,7 +74,7 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 		}
 		seen[info.Request] = true
 		var add actionHandler
-		for _, of := range []map[compute.Action]actionHandler{handlers, consoleHandlers, rebuildHandlers} {
+		for _, of := range []map[compute.Action]actionHandler{handlers, consoleHandlers, rebuildHandlers, groupHandlers, addressHandlers, snapshotHandlers} {
 			if h := of[info.Action]; h != nil {
 				add = h
 			}
@@ -86,26 +84,38 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 				return api.None{}, s.beginAction(ctx, srv, info.Action, store.ActData{})
 			})
 		}
-		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Max: info.Until, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
+		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Min: info.Added, Max: info.Until, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
 	}
 	for _, name := range gone {
-		err := api.WithStatus(http.StatusGone, fault.New(fault.NotFound, "This resource is no longer available. No forwarding address is given."))
-		removeAction(g, api.Route{Pattern: "POST", Action: name, Summary: "Removed from Nova", Errors: []int{http.StatusGone}}, err)
+		refuse(g, api.Route{Pattern: "POST", Action: name, Summary: removed, Errors: []int{http.StatusGone}}, errGone)
 	}
+	refuseOtherVersions(g)
+}
+
+// refuseOtherVersions registers handlers that refuse an action in those microversions that do not have the action.
+func refuseOtherVersions(g *api.Group) {
+	none := fault.New(fault.NotFound, "The resource could not be found.")
 	for _, info := range compute.Actions {
+		if added, err := api.ParseVersion(info.Added); err == nil {
+			added.Minor--
+			refuse(g, api.Route{Pattern: "POST", Action: info.Request, Max: added.String(), Summary: "Added later", Errors: []int{http.StatusNotFound}}, none)
+		}
 		if until, err := api.ParseVersion(info.Until); err == nil { // the last version that has the action
 			until.Minor++
-			removeAction(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed"}, fault.New(fault.NotFound, "The resource could not be found."))
+			refuse(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed", Errors: []int{http.StatusNotFound}}, none)
 		}
 	}
 }
 
-// removeAction registers an action that is refused with an error, because it does not exist any more.
-func removeAction(g *api.Group, def api.Route, err error) {
+// refuse registers an action or a route that some or all microversions do not have. The handler always returns err. The first status of
+// def.Errors must be the status of err.
+func refuse(g *api.Group, def api.Route, err error) {
+	def.Status = def.Errors[0]
 	api.HandleRoute(g, def, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, err })
 }
 
-// actionOf returns the function that registers an action with its handler. A locked server refuses the action, unless the action is allowed then.
+// actionOf returns the function that registers an action with the handler h. On a locked server the action is refused, unless
+// ActionInfo.WhenLocked is set.
 func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store.Server) (R, error)) actionHandler {
 	return func(s *server, g *api.Group, def api.Route, info compute.ActionInfo) {
 		api.HandleTarget(g, def, s.target(), func(ctx context.Context, r *api.Request[B], srv *store.Server) (out R, err error) {
@@ -120,7 +130,9 @@ func actionOf[B, R any](h func(*server, context.Context, *api.Request[B], *store
 	}
 }
 
-// inTwoForms returns the handler of an action whose request or reply has another form in later versions. The version since follows until.
+// inTwoForms returns the handler of an action whose request or reply has changed with a microversion. The handler in the parameter named
+// before serves the microversions up to the one in the parameter until. The handler in the parameter named from serves the later
+// microversions. The parameter since is the first of these.
 func inTwoForms(until string, before actionHandler, since string, from actionHandler) actionHandler {
 	return func(s *server, g *api.Group, def api.Route, info compute.ActionInfo) {
 		one, two := def, def
@@ -138,7 +150,7 @@ func (s *server) checkLock(ctx context.Context, srv *store.Server) error {
 	return fault.New(fault.Conflict, "Instance %s is locked", srv.ID)
 }
 
-// beginAction begins the operation of an action. It does not wait for the action.
+// beginAction begins the operation of an action, and notifies a conductor. It does not wait for the end of the action.
 func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.Action, data store.ActData) error {
 	if err := s.checkBus(ctx); err != nil {
 		return err
@@ -150,7 +162,7 @@ func (s *server) beginAction(ctx context.Context, srv *store.Server, a compute.A
 	return notImplemented(err)
 }
 
-// notImplemented gives the error Unimplemented the status that Nova's API has for it.
+// notImplemented returns err, with the status 501 if its code is Unimplemented, as in Nova's API.
 func notImplemented(err error) error {
 	if err != nil && fault.CodeOf(err) == fault.Unimplemented {
 		return api.WithStatus(http.StatusNotImplemented, err)
@@ -180,11 +192,23 @@ type resize struct {
 }
 
 func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.Server) (api.None, error) {
+	if err := store.CheckAction(srv, compute.Resize); err != nil { // as in Nova, the state of the server is the first reason to refuse
+		return api.None{}, err
+	}
 	f, err := s.flavor(ctx, r.Body.Resize.FlavorRef)
 	if err != nil {
 		return api.None{}, err
 	}
-	if err := s.checkZeroDisk(ctx, f); err != nil {
+	if err := s.checkFlavorDisks(ctx, f); err != nil {
+		return api.None{}, err
+	}
+	if err := checkSameDisks(srv, f); err != nil {
+		return api.None{}, err
+	}
+	if err := s.checkResizeHost(ctx, srv, f); err != nil {
+		return api.None{}, err
+	}
+	if err := checkDiskConfig(r.Body.Resize.DiskConfig, srv.ImageRef, srv.ImageProperties.V); err != nil {
 		return api.None{}, err
 	}
 	data := store.ActData{Resize: store.SizeOf(f)}
@@ -194,9 +218,36 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	err = s.beginAction(ctx, srv, compute.Resize, data)
 	if errors.Is(err, placement.ErrNoRoom) {
 		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
-		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
+		err = errNoResizeHost
 	}
 	return api.None{}, err
+}
+
+var errNoResizeHost = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
+
+// checkResizeHost returns Invalid, with Nova's text, if the host of a server does not pass the filters for a flavor. The server stays on its host during a resize.
+func (s *server) checkResizeHost(ctx context.Context, srv *store.Server, f *store.Flavor) error {
+	if srv.Host == nil {
+		return nil
+	}
+	req := compute.SelectRequest{ServerID: srv.ID, Need: f.Resources(), Guest: srv.GuestNeeds(), Specs: f.Specs()}
+	if srv.PinnedZone != nil {
+		req.Zone = *srv.PinnedZone
+	}
+	passes, err := s.hostPasses(ctx, *srv.Host, &req)
+	if err == nil && !passes {
+		err = errNoResizeHost
+	}
+	return err
+}
+
+// hostPasses reports whether a host exists and passes those filters that also apply to a server that stays on its host.
+func (s *server) hostPasses(ctx context.Context, host string, req *compute.SelectRequest) (bool, error) {
+	hosts, err := s.hosts(ctx)
+	if err != nil {
+		return false, err
+	}
+	return scheduler.Config{Filters: s.cfg.Filters}.Passes(ctx, hosts, host, req)
 }
 
 type rescue struct {
@@ -206,22 +257,26 @@ type rescue struct {
 	} `json:"rescue"`
 }
 
-// rescued is the reply that names the password of a guest's administrator.
+// rescued is the reply to a rescue. It has the password of the guest's administrator.
 type rescued struct {
 	AdminPass string `json:"adminPass"`
 }
 
 func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.Server) (out rescued, err error) {
+	if err := store.CheckAction(srv, compute.Rescue); err != nil {
+		return out, err
+	}
 	out.AdminPass = newPassword()
 	var data store.ActData
 	if in := r.Body.Rescue; in != nil {
 		out.AdminPass, data.ImageRef = cmp.Or(in.AdminPass, out.AdminPass), in.ImageRef
 	}
-	if data.ImageRef == "" && s.keeper() != nil { // the compute service downloads it if the host does not have it any more
+	if data.ImageRef == "" && s.keeper() != nil { // the compute service downloads the server's image if the host no longer has it
 		data.ImageRef = srv.ImageRef
-	} else if _, err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", srv.MemoryMiB, 0); err != nil {
+	} else if _, err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", "", srv.MemoryMiB, 0); err != nil {
 		return out, err
 	}
+	data.AdminPass = &out.AdminPass
 	return out, s.beginAction(ctx, srv, compute.Rescue, data)
 }
 
@@ -243,8 +298,8 @@ func (s *server) lockPlain(ctx context.Context, _ *api.Request[api.None], srv *s
 	return api.None{}, s.lockServer(ctx, srv, "")
 }
 
-// lockServer locks a server for its project, or, if the client is of another project, for administrators. A member of the project cannot lock
-// a server once more.
+// lockServer locks a server. A client of the server's project locks the server as the owner, any other client as an administrator. If the
+// server is locked already, a lock by the owner has no effect.
 func (s *server) lockServer(ctx context.Context, srv *store.Server, reason string) error {
 	by := owner(ctx, srv)
 	if srv.LockedBy != "" && by == store.LockedByOwner {
@@ -253,7 +308,7 @@ func (s *server) lockServer(ctx context.Context, srv *store.Server, reason strin
 	return s.cfg.Store.LockServer(ctx, srv.ID, by, reason)
 }
 
-// owner returns as whom a client locks a server.
+// owner returns LockedByOwner for a client of the server's project, and LockedByAdmin for any other client.
 func owner(ctx context.Context, srv *store.Server) string {
 	if reqctx.From(ctx).ProjectID == srv.ProjectID {
 		return store.LockedByOwner
@@ -287,45 +342,6 @@ func (s *server) shelve(ctx context.Context, r *api.Request[api.None], srv *stor
 		err = undo(s.beginAction(ctx, srv, compute.Shelve, store.ActData{ImageRef: id, Upload: s.keeper() != nil}))
 	}
 	return api.None{}, err
-}
-
-type createImage struct {
-	Image struct {
-		Name     name     `json:"name"`
-		Metadata metadata `json:"metadata,omitempty"`
-	} `json:"createImage"`
-}
-
-// newImage is the reply that names an image that is being made.
-type newImage struct {
-	ID string `json:"image_id" format:"uuid"`
-}
-
-func (s *server) createImage(ctx context.Context, r *api.Request[createImage], srv *store.Server) (out newImage, err error) {
-	as := store.Image{Name: string(r.Body.Image.Name), Metadata: r.Body.Image.Metadata}
-	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.CreateImage, as)
-	if err != nil {
-		return out, err
-	}
-	out.ID = id
-	return out, undo(s.beginAction(ctx, srv, compute.CreateImage, store.ActData{ImageRef: out.ID, Upload: s.keeper() != nil, Image: &as}))
-}
-
-// createImagePlain is createImage with a reply that names the image in a header.
-func (s *server) createImagePlain(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
-	out, err := s.createImage(ctx, r, srv)
-	if err == nil {
-		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
-	}
-	return api.None{}, err
-}
-
-// createImageLimited is createImagePlain with the limit of metadata items, which Nova had until 2.38.
-func (s *server) createImageLimited(ctx context.Context, r *api.Request[createImage], srv *store.Server) (api.None, error) {
-	if err := s.tooManyItems(len(r.Body.Image.Metadata)); err != nil {
-		return api.None{}, err
-	}
-	return s.createImagePlain(ctx, r, srv)
 }
 
 type unshelveInZone struct {
@@ -374,10 +390,10 @@ func (s *server) unshelve(ctx context.Context, r *api.Request[unshelve], srv *st
 	return api.None{}, s.beginUnshelve(ctx, srv, data)
 }
 
-// ruleUnshelveHost is the rule of those who choose the host of a server that is unshelved.
+// ruleUnshelveHost is the rule for choosing the host when a server is unshelved.
 const ruleUnshelveHost = "os_compute_api:os-shelve:unshelve_to_host"
 
-// beginUnshelve begins to unshelve a server, which may change the availability zone that the server is pinned to, and choose a host.
+// beginUnshelve begins to unshelve a server. The data may have a new availability zone to which the server is pinned, and a host. Both need a server that is offloaded.
 func (s *server) beginUnshelve(ctx context.Context, srv *store.Server, data store.ActData) error {
 	if data.Pin == nil && data.OnlyHost == "" {
 		return s.beginAction(ctx, srv, compute.Unshelve, data)
@@ -388,69 +404,39 @@ func (s *server) beginUnshelve(ctx context.Context, srv *store.Server, data stor
 	switch {
 	case srv.VMState != compute.VMOffloaded:
 		return fault.New(fault.Conflict, `Specifying an availability zone or a host when unshelving server "%s" with status "%s" is not supported. The server status must be SHELVED_OFFLOADED.`, srv.ID, srv.VMState)
-	case data.Pin != nil && data.Pin.Zone != nil && *data.Pin.Zone != zone:
-		return fault.New(fault.Invalid, "The requested availability zone is not available")
-	}
-	if data.OnlyHost != "" {
-		if err := s.mux.Enforce(ctx, ruleUnshelveHost, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}); err != nil {
+	case data.Pin != nil && data.Pin.Zone != nil:
+		if err := s.checkZone(ctx, *data.Pin.Zone); err != nil {
 			return err
 		}
-		hosts, err := s.hosts(ctx)
-		if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Hostname == data.OnlyHost }) {
-			err = fault.New(fault.Invalid, "Compute host %s could not be found.", data.OnlyHost)
-		}
-		if err != nil {
+	}
+	if data.OnlyHost != "" {
+		if err := s.checkUnshelveHost(ctx, srv, data); err != nil {
 			return err
 		}
 	}
 	return s.beginAction(ctx, srv, compute.Unshelve, data)
 }
 
-type createBackup struct {
-	Backup struct {
-		Name     name     `json:"name"`
-		Type     string   `json:"backup_type"`
-		Rotation natural  `json:"rotation"`
-		Metadata metadata `json:"metadata,omitempty"`
-	} `json:"createBackup"`
-}
-
-// createBackup begins to make a backup. Without an image service the driver keeps it.
-func (s *server) createBackup(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (out newImage, err error) {
-	in := r.Body.Backup
-	keep, err := parseWhole("rotation", in.Rotation.RawMessage, 0)
+// checkUnshelveHost checks that the client may choose the host, and that the host is in the availability zone to which the server will be pinned.
+func (s *server) checkUnshelveHost(ctx context.Context, srv *store.Server, data store.ActData) error {
+	if err := s.mux.Enforce(ctx, ruleUnshelveHost, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}); err != nil {
+		return err
+	}
+	zones, err := s.cfg.Store.Zones(ctx)
 	if err != nil {
-		return out, err
+		return err
 	}
-	as := store.Image{Name: string(in.Name), Metadata: in.Metadata, BackupType: in.Type}
-	id, undo, err := s.newSnapshot(ctx, r.Request, srv, compute.CreateBackup, as)
-	if err != nil {
-		return out, err
+	pinned := srv.PinnedZone
+	if data.Pin != nil {
+		pinned = data.Pin.Zone
 	}
-	out.ID = id
-	b := store.Backup{Type: in.Type, Keep: keep, ProjectID: reqctx.From(ctx).ProjectID, ByDriver: s.keeper() == nil}
-	return out, undo(s.beginAction(ctx, srv, compute.CreateBackup, store.ActData{ImageRef: out.ID, Upload: s.keeper() != nil, Image: &as, Backup: &b}))
-}
-
-// createBackupPlain is createBackup with a reply that names the image in a header, unless no backup is kept.
-func (s *server) createBackupPlain(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (api.None, error) {
-	out, err := s.createBackup(ctx, r, srv)
-	if err != nil {
-		return api.None{}, err
+	switch zone, ok := zones[data.OnlyHost]; {
+	case !ok:
+		return fault.New(fault.Invalid, "Compute host %s could not be found.", data.OnlyHost)
+	case pinned != nil && *pinned != zone:
+		return fault.New(fault.Conflict, `Host "%s" is not in the availability zone "%s".`, data.OnlyHost, *pinned)
 	}
-	keep, err := parseWhole("rotation", r.Body.Backup.Rotation.RawMessage, 0)
-	if keep > 0 {
-		r.ReplyHeader.Set("Location", linksTo(r.Request, "images", out.ID)[1].Href)
-	}
-	return api.None{}, err
-}
-
-// createBackupLimited is createBackupPlain with the limit of metadata items, which Nova had until 2.38.
-func (s *server) createBackupLimited(ctx context.Context, r *api.Request[createBackup], srv *store.Server) (api.None, error) {
-	if err := s.tooManyItems(len(r.Body.Backup.Metadata)); err != nil {
-		return api.None{}, err
-	}
-	return s.createBackupPlain(ctx, r, srv)
+	return nil
 }
 
 type changePassword struct {
@@ -467,12 +453,20 @@ func (s *server) changePassword(ctx context.Context, r *api.Request[changePasswo
 	return api.None{}, err
 }
 
-// injectNetwork refuses every server: servers have no addresses that a guest would need.
+type crashDump struct {
+	Dump alwaysNull `json:"trigger_crash_dump"` // unlike for other actions, Nova accepts nothing else
+}
+
+func (s *server) crashDump(ctx context.Context, _ *api.Request[crashDump], srv *store.Server) (api.None, error) {
+	return api.None{}, s.beginAction(ctx, srv, compute.CrashDump, store.ActData{})
+}
+
+// injectNetwork refuses the action for every server, because no driver can inject networks into a guest.
 func (s *server) injectNetwork(_ context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	return api.None{}, s.unsupported(srv, compute.InjectNetwork)
 }
 
-// unsupported returns the error for an action that nova-mini does not have. As in Nova, the state of the server is checked before.
+// unsupported returns the error for an action that nova-mini does not support. As in Nova, an error about the server's state comes first.
 func (s *server) unsupported(srv *store.Server, a compute.Action) error {
 	if err := store.CheckAction(srv, a); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// addActive adds a server of the project p1 that runs on the host n1, and returns its ID.
+// addActive adds an active server of the project p1 on the host n1, and returns the server's ID.
 func (c *cloud) addActive(name string) string {
 	c.Helper()
 	srv := &store.Server{ID: fmt.Sprintf("00000000-0000-4000-8000-%012x", name), Name: name, ProjectID: "p1", UserID: "u1", FlavorID: "1", VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
@@ -38,7 +38,7 @@ func (c *cloud) act(who, id, body string) (status int, reply string) {
 	return c.ask(who, http.MethodPost, "/servers/"+id+"/action", body)
 }
 
-// wantAct fails the test unless an action has a status and, if it is refused, a text.
+// wantAct sends an action. It fails the test unless the reply has the given status, and contains the text in the parameter says.
 func (c *cloud) wantAct(who, id, body string, status int, says string) {
 	c.Helper()
 	if got, reply := c.act(who, id, body); got != status || !strings.Contains(reply, says) {
@@ -46,11 +46,12 @@ func (c *cloud) wantAct(who, id, body string, status int, says string) {
 	}
 }
 
-// bodies has a body for each action that has one.
+// bodies has a valid body for each action that needs a body.
 var bodies = map[string]string{
 	"rebuild": `{"imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"}`, "createImage": `{"name": "i"}`, "changePassword": `{"adminPass": "x"}`,
 	"createBackup": `{"name": "b", "backup_type": "daily", "rotation": "1"}`, "os-getVNCConsole": `{"type": "novnc"}`, "os-getSPICEConsole": `{"type": "spice-html5"}`,
 	"os-getSerialConsole": `{"type": "serial"}`, "reboot": `{"type": "HARD"}`, "resize": `{"flavorRef": "2"}`, "rescue": `{}`, "os-resetState": `{"state": "active"}`, "os-getConsoleOutput": `{}`,
+	"addFixedIp": `{"networkId": "n"}`, "removeFixedIp": `{"address": "10.0.0.4"}`,
 }
 
 // body returns a valid body of an action.
@@ -62,8 +63,8 @@ func body(info compute.ActionInfo) string {
 	return `{"` + info.Request + `": ` + in + `}`
 }
 
-// TestLock: a locked server refuses the actions of its project, and its deletion, but not those of administrators. What a member has locked, a
-// member unlocks; what an administrator of another project has locked, only an administrator.
+// TestLock: while a server is locked, members of its project can neither send actions nor delete the server; administrators can. A member can
+// unlock a server that a member has locked. Only an administrator can unlock a server that an administrator has locked.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -74,8 +75,10 @@ func TestLock(t *testing.T) {
 			if info.WhenLocked || info.Admin || info.Request == "" {
 				continue
 			}
+			c.at = info.Added
 			c.wantAct("member", id, body(info), 409, "Instance "+id+" is locked")
 		}
+		c.at = ""
 		if status, reply := c.ask("member", "DELETE", "/servers/"+id, ""); status != 409 || !strings.Contains(reply, "Instance "+id+" is locked") {
 			t.Errorf("deletion of a locked server: %d %s", status, reply)
 		}
@@ -87,7 +90,7 @@ func TestLock(t *testing.T) {
 		c.wantAct("member", id, `{"os-stop": null}`, 409, "task_state powering-off")
 
 		other := c.addActive("b")
-		c.wantAct("boss", other, `{"lock": null}`, 202, "") // of another project
+		c.wantAct("boss", other, `{"lock": null}`, 202, "") // an administrator of another project
 		c.wantAct("member", other, `{"lock": null}`, 202, "")
 		c.wantAct("member", other, `{"unlock": null}`, 403, "os_compute_api:os-lock-server:unlock:unlock_override")
 		c.wantAct("member", other, `{"pause": null}`, 409, "is locked")
@@ -96,7 +99,8 @@ func TestLock(t *testing.T) {
 	})
 }
 
-// TestResetState: only administrators reset the state of a server. The task ends, and no compute service is wanted for it.
+// TestResetState: only administrators can reset the state of a server. The reset ends the task, and a compute service that asks learns that the
+// action is no longer wanted.
 func TestResetState(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -120,8 +124,8 @@ func TestResetState(t *testing.T) {
 	})
 }
 
-// TestRefusedActions: an action is refused with Nova's text and without effect if the server's state, its host or the driver of its host does
-// not allow it.
+// TestRefusedActions: an action is refused with Nova's text and without effect if the state of the server does not allow the action, the server
+// has no host, or the driver of the host does not have the capability.
 func TestRefusedActions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -141,14 +145,16 @@ func TestRefusedActions(t *testing.T) {
 			c.exec(`UPDATE servers SET vm_state = 'building'`)
 			says := "Cannot '" + info.Name + "' instance " + id + " while it is in vm_state building"
 			if info.Action == compute.HardReboot {
-				continue // it has the request of the soft reboot
+				continue // a hard reboot has the same name in requests as the soft reboot
 			}
+			c.at = info.Added
 			c.wantAct("admin", id, body(info), 409, says)
 		}
+		c.at = ""
 		c.exec(`UPDATE servers SET vm_state = 'error', host = NULL`)
 		c.wantAct("member", id, `{"os-stop": null}`, 409, "Instance "+id+" is not ready")
 		c.exec(`UPDATE servers SET vm_state = 'active', host = 'n1'`)
-		c.wantAct("member", id, `{"pause": null}`, 202, "") // capabilities that are not known
+		c.wantAct("member", id, `{"pause": null}`, 202, "") // the host has not reported its capabilities
 		c.wantAct("member", id, `{"os-stop": null}`, 409, "Cannot 'stop' instance "+id+" while it is in task_state pausing")
 		c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
 		report.Capabilities = append(report.Capabilities, compute.CapSuspend)
@@ -172,7 +178,7 @@ func TestRefusedActions(t *testing.T) {
 	})
 }
 
-// TestRescuePassword: the reply of a rescue has the password that the client has asked for, or a new one.
+// TestRescuePassword: the reply of a rescue has the password of the request, or a generated password. The guest gets this password.
 func TestRescuePassword(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -180,10 +186,18 @@ func TestRescuePassword(t *testing.T) {
 		c.wantAct("member", c.addActive("a"), `{"rescue": {"adminPass": "secret", "rescue_image_ref": "`+image+`"}}`, 200, `{"adminPass":"secret"}`)
 		c.wantAct("member", c.addActive("b"), `{"rescue": null}`, 200, `{"adminPass":"`)
 		c.wantAct("member", c.addActive("c"), `{"rescue": {"rescue_image_ref": ""}}`, 400, "rescue_image_ref")
+		var kept []string
+		if err := c.db.SelectContext(c.Context(), &kept, `SELECT COALESCE(admin_pass, '') FROM servers ORDER BY name`); err != nil || len(kept) != 3 || kept[0] != "secret" || kept[1] == "" || kept[2] != "" {
+			t.Errorf("the passwords for the guests: %q, %v", kept, err)
+		}
+		// The state of the server is checked before the image.
+		id := c.addActive("d")
+		c.exec(`UPDATE servers SET vm_state = 'suspended' WHERE id = ?`, id)
+		c.wantAct("member", id, `{"rescue": {"rescue_image_ref": "`+strings.Repeat("x", 200)+`"}}`, 409, "while it is in vm_state suspended")
 	})
 }
 
-// TestVersionsOfActions: what an action accepts and answers depends on the microversion.
+// TestVersionsOfActions: the body and the reply of an action depend on the microversion.
 func TestVersionsOfActions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -289,8 +303,8 @@ func TestVersionsOfActions(t *testing.T) {
 	})
 }
 
-// TestBackupReplies: the reply to createBackup names the image in a header before 2.45 if it is kept. Until 2.38 the metadata of createBackup and createImage have the limit of those
-// of a server.
+// TestBackupReplies: before 2.45, the reply to createBackup names the image in a header, if the image is kept. Until 2.38, the metadata of createBackup and createImage have the same
+// limit as the metadata of a server.
 func TestBackupReplies(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Metadata: 1}, func(c *cloud) {
@@ -320,5 +334,26 @@ func TestBackupReplies(t *testing.T) {
 		}
 		c.want(403, "2.38", "member", "POST", "/servers/"+id+"/action", `{"createImage": {"name": "i", "metadata": {"a": "b", "c": "d"}}}`)
 		c.want(202, "2.39", "member", "POST", "/servers/"+id+"/action", `{"createImage": {"name": "i", "metadata": {"a": "b", "c": "d"}}}`)
+	})
+}
+
+// TestCrashDump: since 2.17, members of the project can begin the action trigger_crash_dump, which sends an NMI to the guest.
+func TestCrashDump(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		id := c.addActive("a")
+		const dump = `{"trigger_crash_dump": null}`
+		path := "/servers/" + id + "/action"
+		c.want(404, "2.16", "member", "POST", path, dump)
+		c.want(400, "2.17", "member", "POST", path, `{"trigger_crash_dump": {}}`)
+		c.want(403, "2.17", "reader", "POST", path, dump)
+		c.want(202, "2.17", "member", "POST", path, dump)
+		if reply := c.want(409, "2.17", "member", "POST", path, `{"pause": null}`); !strings.Contains(reply, "task_state triggering_crash_dump") {
+			c.Error(reply)
+		}
+		c.exec(`UPDATE servers SET vm_state = 'stopped'`)
+		if reply := c.want(409, "2.17", "member", "POST", path, dump); !strings.Contains(reply, "Cannot 'trigger_crash_dump' instance "+id+" while it is in vm_state stopped") {
+			c.Error(reply)
+		}
 	})
 }

@@ -1,5 +1,5 @@
-// Package api is nova-mini's API service. It implements a part of the Nova v2.1 REST API. For a request that changes something,
-// it writes an operation to the database. Then it notifies a conductor, which does the work.
+// Package api is nova-mini's API service. It implements a part of the Nova v2.1 REST API. For a request that needs work on a
+// host, it writes an operation to the database, and notifies a conductor, which runs the operation.
 package api
 
 import (
@@ -27,20 +27,31 @@ type Config struct {
 	// Bus reports whether the other services can be reached. While Bus returns an error, a request that needs other
 	// services is refused with Unavailable. Bus must not block.
 	Bus func(context.Context) error
-	// Images are the images that servers boot from. Nil: any text is the reference of an image.
+	// Images is the source of the images that servers boot from. Nil: any text is accepted as the reference of an image.
 	Images image.Source
 	// Network is the network service. Nil: no network exists.
 	Network *network.Neutron
-	// Consoles are the consoles of servers that clients may open. Default: none.
+	// HasProject reports whether a project exists, with the rights of the client that has the token. Nil: every id of a project is accepted.
+	HasProject func(ctx context.Context, token, id string) (bool, error)
+	// Consoles configures the consoles that clients may open. Default: clients may open no console.
 	Consoles Consoles
+	// InternalZone is the availability zone of the services that are not on compute hosts. Default: internal.
+	InternalZone string
+	// ScheduleZone is the availability zone of servers whose clients name none. Empty: any zone.
+	ScheduleZone string
+	// InstanceNames says how servers are named on their hosts.
+	InstanceNames NameTemplate
+	// Filters are the names of the scheduler's filters, see scheduler.Config. With these filters the API service checks the host of
+	// a server that is to be resized, because the server stays on this host.
+	Filters []string
 	// SoftDelete means that a deleted server can be restored for some time.
 	SoftDelete bool
-	// DownAfter is how long after its last heartbeat a service is shown as up.
+	// DownAfter is how long a service without heartbeats is shown as up, from its last heartbeat on.
 	DownAfter time.Duration
 	Logger    *slog.Logger
 }
 
-// MaxLimit is the highest number of items on a page: Nova's default.
+// MaxLimit is the maximum number of items on a page, which is Nova's default.
 const MaxLimit = 1000
 
 // Administrator is the identity of every client if clients are not authenticated.
@@ -54,7 +65,7 @@ type server struct {
 	mux *api.Mux
 }
 
-// HTTP returns cfg with the settings of the API that are Nova's.
+// HTTP returns cfg with the settings of Nova's API.
 func HTTP(cfg api.Config) api.Config {
 	cfg.RequestIDHeaders = []string{"x-compute-request-id"}
 	cfg.FaultName = "computeFault"
@@ -65,8 +76,8 @@ func HTTP(cfg api.Config) api.Config {
 	return cfg
 }
 
-// Register adds the whole API to a mux with the settings of [HTTP]. The policy of the mux has the rules of [Rules]. It panics if a required
-// field of cfg is not set.
+// Register adds the whole API to a mux with the settings of [HTTP]. The policy of the mux has the rules of [Rules]. Register panics if a
+// required field of cfg is not set.
 func Register(m *api.Mux, cfg Config) {
 	for _, field := range []struct {
 		name    string
@@ -83,10 +94,13 @@ func Register(m *api.Mux, cfg Config) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.InternalZone == "" {
+		cfg.InternalZone = "internal"
+	}
 	(&server{cfg, m}).routes()
 }
 
-// otherForms matches the other forms of the API's paths: with the id of a project, as in Nova, and under /v2.
+// otherForms matches the forms of the API's paths that are not the form of the routes: paths with the id of a project, as in Nova, and paths under /v2.
 var otherForms = regexp.MustCompile(`^(/v2(?:\.1)?)(?:/([0-9a-f-]+))?(/.+)$`)
 
 // rewritePath returns a path in the form of the routes, and the project that the path names.
@@ -98,13 +112,14 @@ func rewritePath(path string) (routed, project string) {
 	return "/v2.1" + m[3], m[2]
 }
 
-// linker makes links in the form of the client's path: the beginnings of links to a resource of a version, and without one.
+// linker makes links that have the form of the client's path. The field self is the beginning of links with the API version. The field
+// bookmark is the beginning of links without a version.
 type linker struct{ self, bookmark string }
 
 // newLinker returns the linker for the reply to a request.
 func newLinker(r *http.Request) linker {
 	version, project := "/v2.1", ""
-	if path := api.RequestPath(r); path != r.URL.Path { // it was rewritten
+	if path := api.RequestPath(r); path != r.URL.Path { // rewritePath has changed the path
 		if m := otherForms.FindStringSubmatch(path); m != nil {
 			version = m[1]
 			if m[2] != "" {
@@ -122,7 +137,7 @@ func (l linker) to(kind, id string) []api.Link {
 	return []api.Link{{Rel: "self", Href: l.self + kind + "/" + id}, {Rel: "bookmark", Href: l.bookmark + kind + "/" + id}}
 }
 
-// bookmarked returns a reference to a resource.
+// bookmarked returns a reference to a resource: its id and its bookmark link.
 func (l linker) bookmarked(kind, id string) bookmark {
 	return bookmark{ID: id, Links: []api.Link{{Rel: "bookmark", Href: l.bookmark + kind + "/" + url.PathEscape(id)}}}
 }
@@ -130,11 +145,11 @@ func (l linker) bookmarked(kind, id string) bookmark {
 // linksTo returns the links to one resource, see linker.
 func linksTo(r *http.Request, kind, id string) []api.Link { return newLinker(r).to(kind, id) }
 
-// checkBus returns Unavailable while the other services cannot be reached. Otherwise the request would only wait; with the error
-// the client knows at once, and may retry. The cause is only in the log.
+// checkBus returns Unavailable while the other services cannot be reached. Without this check the operation would begin and only wait;
+// with the error the client learns this at once, and may retry. Only the log has the cause.
 func (s *server) checkBus(ctx context.Context) error {
 	if err := s.cfg.Bus(ctx); err != nil {
-		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept this now: other services cannot be reached.")
+		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept the request now: other services cannot be reached.")
 	}
 	return nil
 }
@@ -145,14 +160,14 @@ func (s *server) notifyConductor(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := rpc.Cast(ctx, s.cfg.Client, compute.Notify, rpc.Any, &compute.NotifyRequest{ServerID: id}); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "conductor not notified, it finds the server by polling", "server", id, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "conductor not notified, the server waits for the next poll", "server", id, "error", err)
 	}
 }
 
-// formatSeconds formats a time as Nova formats most times: in UTC, with seconds.
+// formatSeconds formats a time in Nova's form for most times: in UTC, with seconds.
 func formatSeconds(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
-// formatMicros formats a time as Nova formats the others: in UTC, with microseconds, without a zone.
+// formatMicros formats a time in Nova's form for the other times: in UTC, with microseconds, without a zone.
 func formatMicros(t *time.Time) *micros {
 	if t == nil {
 		return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestBroken: a reply about an internal failure does not name brokers, hosts, ports or users. The log has the cause under the id
+// TestBroken: a reply about an internal failure does not name brokers, hosts, ports or users. The log has the cause with the id
 // of the request.
 func TestBroken(t *testing.T) {
 	t.Parallel()
@@ -27,8 +27,9 @@ func TestBroken(t *testing.T) {
 		if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?`, own); err != nil {
 			c.Fatal(err)
 		}
+		c.addHosts("node-7")
 		const secret = "dial tcp 10.9.8.7:5672: user nova is refused"
-		// broken sends a request. It wants a status, and a text without the secret. The log must have the secret.
+		// broken sends a request. It fails the test unless the reply has the status and the text, and not the secret, and the log has the secret.
 		broken := func(method, path, body string, status int, says, secret string) {
 			c.Helper()
 			c.log.Reset()
@@ -46,7 +47,7 @@ func TestBroken(t *testing.T) {
 			}
 		}
 		c.down = fault.New(fault.Unavailable, "%s", secret)
-		const refused = "The service cannot accept this now: other services cannot be reached."
+		const refused = "The service cannot accept the request now: other services cannot be reached."
 		action := "/v2.1/servers/" + own + "/action"
 		broken("POST", "/v2.1/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x"}}`, 503, refused, secret)
 		broken("DELETE", "/v2.1/servers/"+own, "", 503, refused, secret)

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -31,8 +32,8 @@ const (
 	image    = `"imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"`
 )
 
-// newAPI returns an API with an active and a stopped server in its database. No other service runs, because a request that is
-// refused needs none.
+// newAPI returns an API with an active and a stopped server in its database. No other service runs, because a refused request
+// needs no other service. The host sends no heartbeats, so DownAfter is long: the status of the host must not change during a test.
 func newAPI(t *testing.T) http.Handler {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: dbtest.SQLite(t)})
@@ -78,7 +79,7 @@ func newAPI(t *testing.T) http.Handler {
 		client.Close()
 		_ = bus.Close() // membus closes without error
 	})
-	return checked(t, handler(t, api.Config{Store: s, Client: client, Bus: fine, Logger: slog.New(slog.DiscardHandler)}, restapi.Config{}))
+	return checked(t, handler(t, api.Config{Store: s, Client: client, Bus: fine, DownAfter: time.Hour, Logger: slog.New(slog.DiscardHandler)}, restapi.Config{}))
 }
 
 // ask returns the status, the name of the error and its message.
@@ -101,7 +102,7 @@ func ask(t *testing.T, h http.Handler, method, path, body string) (status int, n
 	return w.Code, "", w.Body.String()
 }
 
-// TestCaptures compares our answers to refused requests with those of a real Nova (Zed, microversion 2.1). The names of
+// TestCaptures compares nova-mini's answers to refused requests with those of a real Nova (Zed, microversion 2.1). The names of
 // the rows are the numbers of the captures.
 func TestCaptures(t *testing.T) {
 	t.Parallel()
@@ -116,7 +117,7 @@ func TestCaptures(t *testing.T) {
 		name, method, path, body string
 		status                   int
 		message                  string
-		// differs is the reason why our answer (status and message) differs from Nova's.
+		// differs is the reason why nova-mini's answer (status and message) differs from Nova's.
 		differs string
 	}{
 		{"008", "POST", "/v2.1/flavors", `{"flavor": {"name": "cap.2.1", "ram": 256, "vcpus": 2, "disk": 2, "id": "cap-2.1", "OS-FLV-EXT-DATA:ephemeral": 1, "swap": 64, "rxtx_factor": 1.0, "os-flavor-access:is_public": true}}`, 409, "Flavor with ID cap-2.1 already exists.", ""},
@@ -136,7 +137,7 @@ func TestCaptures(t *testing.T) {
 		{"133", "GET", servers + "/nope", "", 404, "Instance nope could not be found.", ""},
 		{"134", "GET", "/v2.1/no-such-thing", "", 404, "The resource could not be found.", "Nova's text has HTML and its body no name"},
 		{"135", "DELETE", missing, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
-		{"136", "PATCH", servers, "", 405, "The method PATCH is not allowed for this resource.", "Nova answers 404, as if there was no such path"},
+		{"136", "PATCH", servers, "", 405, "The method PATCH is not allowed for this resource.", "Nova answers 404, as if there was no such path; 405 says what is wrong"},
 		{"137", "POST", servers, `{"server": {"name": "x"}}`, 400, "Invalid input for field/attribute server. Value: {'name': 'x'}. 'flavorRef' is a required property", ""},
 		{"138", "POST", servers, `{"server": {"name": 5, ` + image + `, "flavorRef": "1"}}`, 400, "Invalid input for field/attribute name. Value: 5. 5 is not of type 'string'", ""},
 		{"139", "POST", servers, `{"server": {"name": "x", ` + image + `, "flavorRef": "1", "surprise": 1}}`, 400, "Invalid input for field/attribute server. Value: {'name': 'x', 'imageRef': '208655eb-63a9-42b9-b006-4a93cb26dfa8', 'flavorRef': '1', 'surprise': 1}. Additional properties are not allowed ('surprise' was unexpected)", ""},
@@ -145,10 +146,10 @@ func TestCaptures(t *testing.T) {
 		{"143", "POST", servers, `{"server": {"name": "x", ` + image + `, "flavorRef": "nope"}}`, 400, "Flavor nope could not be found.", ""},
 		{"144", "POST", servers, `{"server": {"name": "x", ` + image + `, "flavorRef": "1", "key_name": "nope"}}`, 400, "Invalid key_name provided.", ""},
 		{"145", "POST", servers, `{"server": {"name": "x", ` + image + `, "flavorRef": "1", "availability_zone": "nope"}}`, 400, "The requested availability zone is not available", ""},
-		{"146", "POST", servers, `hello`, 415, "The media type of the body must be application/json.", "Nova answers 400, Malformed request body"},
+		{"146", "POST", servers, `hello`, 415, "The media type of the body must be application/json.", "Nova answers 400, Malformed request body; 415 says what is wrong with it"},
 		{"152, 166", "GET", servers + "/85deae08-0807-4f7c-a693-b38cabdc9034", "", 404, "Instance 85deae08-0807-4f7c-a693-b38cabdc9034 could not be found.", ""},
 		{"167", "DELETE", servers + "/85deae08-0807-4f7c-a693-b38cabdc9034", "", 404, "Instance 85deae08-0807-4f7c-a693-b38cabdc9034 could not be found.", ""},
-		// Capture 142, an image that does not exist, is left out: nova-mini has no images and accepts every reference.
+		// Capture 142, an image that does not exist, is in TestImages: without an image service no reference is checked.
 		// Capture 155, an invalid microversion, is in TestCaptureOfVersion.
 	} {
 		status, name, message := ask(t, h, tt.method, tt.path, tt.body)
@@ -159,7 +160,7 @@ func TestCaptures(t *testing.T) {
 	}
 }
 
-// TestCaptureOfVersion: the errors for microversions that are malformed or not supported.
+// TestCaptureOfVersion: the errors for malformed and unsupported microversions are those of the captures.
 func TestCaptureOfVersion(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)

@@ -42,13 +42,13 @@ var people = map[string]reqctx.Request{
 	"member":  {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
 	"reader":  {UserID: "u2", ProjectID: "p1", Roles: []string{"reader"}},
 	"nowhere": {UserID: "u1", Roles: []string{"member", "reader"}},
-	// This one has a project id in the form of an identity service, which is the token, too.
+	// The project id of this client has the form that Keystone gives to project ids. It is also the client's token.
 	"6f70656e737461636b20342065766572": {UserID: "u1", ProjectID: "6f70656e737461636b20342065766572", Roles: []string{"member", "reader"}},
 	"boss":                             {UserID: "root", ProjectID: "p8", Roles: []string{"admin", "member", "reader"}},
 	"stranger":                         {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
-// cloud is an API with rows in the database and without other services.
+// cloud is an API service with a database, without other services.
 type cloud struct {
 	*testing.T
 	http.Handler
@@ -57,11 +57,11 @@ type cloud struct {
 	db    *sqlx.DB
 	bus   rpcbus.Bus
 	log   *bytes.Buffer
-	down  error  // what Config.Bus returns; nil: the bus is up
-	at    string // the version of ask and list; "": 2.1
+	down  error  // the result of Config.Bus; nil: the bus is up
+	at    string // the microversion of ask and list; "": 2.1
 }
 
-// eachCloud runs f with an API on every database, with the default rules.
+// eachCloud runs the function f with an API on every database, with the default rules.
 func eachCloud(t *testing.T, f func(c *cloud)) {
 	t.Helper()
 	eachCloudWith(t, api.Rules(), f)
@@ -72,18 +72,19 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	eachCloudOf(t, rules, nil, nil, f)
 }
 
-// eachCloudLimited is eachCloud with limits.
+// eachCloudLimited is like eachCloud, with limits.
 func eachCloudLimited(t *testing.T, limits store.Limits, f func(c *cloud)) {
 	t.Helper()
 	eachCloudOf(t, api.Rules(), limits, nil, f)
 }
 
-// eachCloudImages is eachCloud with images.
+// eachCloudImages is like eachCloud, with images.
 func eachCloudImages(t *testing.T, images novaimage.Source, f func(c *cloud)) {
 	t.Helper()
 	eachCloudOf(t, api.Rules(), nil, images, f)
 }
 
+// eachCloudOf is like eachCloud, with rules, limits and images. Each function in the parameter change may change the config of the API.
 func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images novaimage.Source, f func(c *cloud), change ...func(*api.Config)) {
 	t.Helper()
 	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
@@ -119,7 +120,8 @@ func eachCloudOf(t *testing.T, rules []policy.Rule, limits store.Limits, images 
 	})
 }
 
-// handler returns the API as a process has it. Defaults of around: each client is the administrator, and the rules have their default checks.
+// handler returns the API as in a process of nova-mini. By default, each client is the administrator, and the rules have their default
+// checks. The parameter around may change both.
 func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
 	t.Helper()
 	around.Logger = cfg.Logger
@@ -139,7 +141,7 @@ func handler(t *testing.T, cfg api.Config, around restapi.Config) http.Handler {
 	return m
 }
 
-// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document of the request's version.
+// checked wraps the handler h. If a reply of h differs from the OpenAPI document of the request's version, the client gets another status instead.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -148,7 +150,7 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 		switch {
 		case err != nil:
 			t.Error(err)
-		case c == nil: // the version is refused
+		case c == nil: // the API refuses the version
 			h.ServeHTTP(w, r)
 		default:
 			c.Handler(h).ServeHTTP(w, r)
@@ -156,7 +158,7 @@ func checked(t *testing.T, h http.Handler) http.Handler {
 	})
 }
 
-// checkers are the checkers by version. All tests share them, because making one takes longer than most tests.
+// checkers has the checkers by version. All tests share them, because to make a checker takes longer than most tests.
 var checkers sync.Map
 
 // checkerOf returns the checker of a version, or nil for a version that the API does not have.
@@ -164,15 +166,15 @@ func checkerOf(version string) (*apitest.Checker, error) {
 	build := sync.OnceValues(func() (*apitest.Checker, error) {
 		doc, err := api.OpenAPI(version)
 		if err != nil {
-			return nil, nil //nolint:nilnil,nilerr // see above
+			return nil, nil //nolint:nilnil,nilerr // the API does not have the version
 		}
 		return apitest.NewChecker(doc)
 	})
 	once, _ := checkers.LoadOrStore(version, build)
-	return once.(func() (*apitest.Checker, error))() //nolint:forcetypeassert // see above
+	return once.(func() (*apitest.Checker, error))() //nolint:forcetypeassert // checkers has only such functions
 }
 
-// ask sends a request at the version of the cloud.
+// ask sends a request of a client at the microversion c.at. The parameter who is the client's token, see people.
 func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
 	c.Helper()
 	return c.askAt(cmp.Or(c.at, "2.1"), who, method, path, body)
@@ -214,7 +216,7 @@ func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 	if err := json.Unmarshal(got[kind], &items); err != nil {
 		c.Fatal(err)
 	}
-	if strings.Contains(query, "marker=") { // a page after the first
+	if strings.Contains(query, "marker=") { // not the first page
 		return items, ""
 	}
 	var brief map[string]json.RawMessage
@@ -226,7 +228,7 @@ func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 	return items, ""
 }
 
-// item is one element of a list as a client sees it.
+// item is an element of a list, as in the reply.
 type item map[string]any
 
 // text returns an attribute as a text, or "" if the item does not have it.
@@ -248,7 +250,7 @@ func ids(items []item) (out []string) {
 	return out
 }
 
-// addServers adds servers in every state to two projects.
+// addServers adds servers in many states to each of two projects.
 func (c *cloud) addServers() {
 	c.Helper()
 	base := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
@@ -282,6 +284,9 @@ func (c *cloud) addServers() {
 				ReservationID: []string{"r-1", "r-2"}[n/3%2], LaunchIndex: n % 11, AccessIPv4: []string{"", "10.0.0.1", "10.0.0.2"}[n%3], AccessIPv6: []string{"fe80::1", ""}[n%2],
 				AutoDisk: n%2 == 0, ConfigDrive: n%3 == 0, Tags: db.JSONOf([][]string{nil, {"a"}, {"a", "b"}, {"b", "c"}, {`"a"`, "A"}}[n%5]),
 				Networks: db.JSONOf([]*network.Wanted{nil, ported("a", "10.0.0.1", "fe80::7"), ported("b", "10.0.0.12")}[n%3]),
+			}
+			if row.vm == store.Building { // a reply does not show its addresses
+				srv.Networks.V = nil
 			}
 			if err := c.store.CreateServer(c.Context(), srv); err != nil {
 				c.Fatal(err)
@@ -321,7 +326,7 @@ var operations = map[string][2]string{
 	compute.Resize.Info().Task: {"server.resize", "act"}, compute.RevertResize.Info().Task: {"server.revert_resize", "act"},
 }
 
-// ported is what a server has whose only port has addresses in a network.
+// ported returns the networks of a server with one port. The port has the addresses in the named network.
 func ported(name string, addresses ...string) *network.Wanted {
 	p := network.Port{ID: "port", NetworkName: name}
 	for _, ip := range addresses {

@@ -20,12 +20,15 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// consoleHandlers are the handlers of the actions about consoles.
+// consoleHandlers are the handlers of the actions that read or open consoles, and of RDP, which Nova has removed.
 var consoleHandlers = map[compute.Action]actionHandler{
 	compute.ConsoleOutput: actionOf((*server).console),
 	compute.VNCConsole:    actionOf((*server).vncConsole),
 	compute.SPICEConsole:  actionOf((*server).spiceConsole),
-	compute.RDPConsole:    actionOf((*server).rdpConsole),
+	compute.RDPConsole: func(_ *server, g *api.Group, def api.Route, _ compute.ActionInfo) {
+		def.Rule, def.Summary, def.Errors = "", removed, []int{http.StatusGone}
+		refuse(g, def, errGone)
+	},
 	compute.SerialConsole: actionOf((*server).serialConsole),
 }
 
@@ -35,7 +38,7 @@ type console struct {
 	} `json:"os-getConsoleOutput"`
 }
 
-// lineCount is a number of lines, or a number as a text. -1 and null are all lines.
+// lineCount is a number of lines, given as a number or as a text. The values -1 and null mean all lines.
 type lineCount struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -47,7 +50,7 @@ type consoleOutput struct {
 	Output string `json:"output"`
 }
 
-// lines returns the number of lines that the client asks for. -1: all lines. Errors: Invalid, for a number such as 1e1, which the schema accepts.
+// lines returns the number of lines that the client asks for, or -1 for all lines. Errors: Invalid for a number such as 1e1, which the schema accepts.
 func (c *console) lines() (int, error) {
 	text := plainText(c.Console.Length.RawMessage)
 	n, err := strconv.Atoi(text)
@@ -60,7 +63,7 @@ func (c *console) lines() (int, error) {
 	return n, nil
 }
 
-// lastLines returns the last lines of a text as Nova counts them: after the end of the last line there is one more, which is empty.
+// lastLines returns the last n lines of a text, or the whole text if n is negative. It counts lines as Nova does: if the text ends with a line feed, an empty line follows.
 func lastLines(text string, n int) string {
 	switch lines := strings.Split(text, "\n"); {
 	case n == 0:
@@ -74,8 +77,8 @@ func lastLines(text string, n int) string {
 // controls matches the characters that Nova removes from a console log.
 var controls = regexp.MustCompile("[\x00-\x08\x0b-\x1f]")
 
-// hideDetails adds to an error of another service the text that clients read, because the text of the error itself names
-// hosts and topics. A code that would blame the client's request, such as Invalid or Denied, becomes Internal.
+// hideDetails adds a text for clients to an error of another service, because the error's own text names hosts and topics. A
+// code that would blame the client's request, such as Invalid or Denied, becomes Internal.
 func hideDetails(err error, text string) error {
 	code := fault.CodeOf(err)
 	switch code {
@@ -108,13 +111,14 @@ func (s *server) console(ctx context.Context, r *api.Request[console], srv *stor
 
 // Consoles says which consoles clients may open, and how.
 type Consoles struct {
-	// URL returns the URL of the proxy for a type of console, without a token. Types without a URL are not enabled. The URL of a VNC console is that of noVNC.
+	// URL has a function for each enabled type of console. The function returns the URL for clients, without a token: for VNC the URL of
+	// noVNC's page, for other types the URL of the console proxy.
 	URL map[compute.ConsoleType]func() string
-	// TTL is how long a token is valid.
+	// TTL is the time for which a token is valid.
 	TTL time.Duration
 }
 
-// consoleKinds are Nova's names of the types of consoles that nova-mini has, by the protocols.
+// consoleKinds has the types of consoles that nova-mini has, with Nova's names, by protocol.
 var consoleKinds = map[string]struct {
 	name string
 	t    compute.ConsoleType
@@ -158,16 +162,12 @@ func (s *server) serialConsole(ctx context.Context, r *api.Request[serialConsole
 	return s.openOld(ctx, srv, "serial", r.Body.Console.Type)
 }
 
-func (s *server) rdpConsole(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
-	return api.None{}, malformed()
-}
-
-// malformed returns Nova's error without a reason.
+// malformed returns Nova's error for a malformed request. The error gives no reason.
 func malformed() error {
 	return fault.New(fault.Invalid, "The server could not comply with the request since it is either malformed or otherwise incorrect.")
 }
 
-// openOld opens a console for an action.
+// openOld opens a console for one of the actions that Nova had until 2.5.
 func (s *server) openOld(ctx context.Context, srv *store.Server, protocol, kind string) (out openedConsole, err error) {
 	out.Console.Type = kind
 	out.Console.URL, err = s.openConsole(ctx, srv, protocol, kind)
@@ -181,24 +181,25 @@ const (
 )
 
 var consoleRules = []rule{
-	{ruleConsoleTokens, "rule:context_is_admin", "Show the console to which a token lets a client connect", "GET", "/os-console-auth-tokens/{console_token}"},
+	{ruleConsoleTokens, "rule:context_is_admin", "Show the console that a token opens", "GET", "/os-console-auth-tokens/{console_token}"},
 }
 
-// consoleRoutes registers the route that has replaced the actions, and the tokens.
+// consoleRoutes registers the route remote-consoles, which has replaced the actions, and the route of tokens.
 func (s *server) consoleRoutes(all, withBody *api.Group) {
 	def := api.Route{Pattern: "POST /servers/{id}/remote-consoles", Min: "2.6", Rule: ruleConsoles, Summary: "Get the address of a server's console", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}}
 	api.HandleTarget(withBody, def, s.target(), s.remoteConsole)
-	token := api.Route{Pattern: "GET /os-console-auth-tokens/{token}", Rule: ruleConsoleTokens, Summary: "Show the console of a token", SecretPath: true}
+	token := api.Route{Pattern: "GET /os-console-auth-tokens/{token}", Rule: ruleConsoleTokens, Summary: "Show the console that a token opens", SecretPath: true}
 	early, late := token, token
-	early.Max, late.Min, late.Errors, late.Query = "2.30", "2.31", []int{notFound}, tokenQuery
+	early.Max, late.Min, late.Errors, late.Query = "2.30", "2.31", []int{notFound, unavailable}, tokenQuery
 	api.HandleRoute(all, early, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, malformed() })
 	api.HandleRoute(all, late, s.showConsoleToken)
 }
 
-// tokenQuery is the query of a token. Before 2.99 parameters are ignored.
+// tokenQuery is the query of the route of tokens. Before 2.99 all parameters are ignored; since then they are refused.
 var tokenQuery = []api.Schema{{Max: "2.98", JSON: `{"type": "object"}`}, {Min: "2.99", JSON: `{"type": "object", "additionalProperties": false}`}}
 
-// remoteConsole asks for a console. The enumerations are those of Nova's versions: an earlier one has fewer values.
+// remoteConsole is the body of a request for a console. A field of the request has several fields here, one for each of Nova's
+// versions that has added values to the field's enumeration.
 type remoteConsole struct {
 	Console struct {
 		Protocol   string `json:"protocol" until:"2.7" enum:"vnc,spice,serial,rdp"`
@@ -228,8 +229,8 @@ func (s *server) remoteConsole(ctx context.Context, r *api.Request[remoteConsole
 	return out, err
 }
 
-// openConsole makes a token for a console of a server, and returns the URL with the token. kind is Nova's type of the console. Errors: Conflict, if the
-// server does not run; Invalid, if the type is not enabled; Unimplemented, if the driver does not have it.
+// openConsole makes a token for a console of a server, and returns the URL with the token. The parameter kind is Nova's type of the console. Errors: Conflict if the
+// server does not run; Invalid if the type is not enabled; Unimplemented if the driver does not support the type.
 func (s *server) openConsole(ctx context.Context, srv *store.Server, protocol, kind string) (string, error) {
 	if srv.Host == nil {
 		return "", store.NotReady(srv.ID)
@@ -264,7 +265,7 @@ func (s *server) openConsole(ctx context.Context, srv *store.Server, protocol, k
 	return consoleURL(t.URLBase, want.t, token)
 }
 
-// consoleURL adds a token to the URL of a proxy. noVNC takes the query of its WebSocket from the parameter path.
+// consoleURL adds a token to the URL for clients. noVNC opens its WebSocket with the query in the parameter path, so for VNC the token is in this parameter.
 func consoleURL(base string, t compute.ConsoleType, token string) (string, error) {
 	u, err := url.Parse(base)
 	if err != nil {
@@ -280,7 +281,7 @@ func consoleURL(base string, t compute.ConsoleType, token string) (string, error
 	return u.String(), nil
 }
 
-// consoleInfo is where a token lets a client connect.
+// consoleInfo is the reply with the address of the console that a token opens.
 type consoleInfo struct {
 	Console struct {
 		Server string     `json:"instance_uuid" format:"uuid"`
@@ -290,10 +291,35 @@ type consoleInfo struct {
 	} `json:"console"`
 }
 
-func (s *server) showConsoleToken(ctx context.Context, r *api.Request[api.None]) (out consoleInfo, err error) {
-	t, err := s.cfg.Store.ConsoleToken(ctx, r.PathValue("token"))
+// FindConsole returns the console of a token. The compute service must confirm that the console still has the address that is stored with
+// the token: after the server was stopped, the console of another server may have this address. Errors: NotFound; Unavailable, while the
+// compute service does not answer.
+func FindConsole(ctx context.Context, s *store.Store, c *rpc.Client, token string) (*store.ConsoleToken, error) {
+	t, err := s.ConsoleToken(ctx, token)
 	if err != nil {
-		return out, err
+		return nil, err
+	}
+	now, err := rpc.Call(ctx, c, compute.OpenConsole, t.ComputeHost, &compute.OpenConsoleRequest{ServerID: t.ServerID, Type: t.Type})
+	switch {
+	case errors.Is(err, fault.ErrVersionCap):
+		return nil, fault.New(fault.Unavailable, "%w", err)
+	case errors.Is(err, fault.Precondition):
+		return nil, fault.New(fault.NotFound, "%w", err)
+	case err != nil:
+		return nil, err
+	case now.Host != t.Host || now.Port != t.Port:
+		return nil, fault.New(fault.NotFound, "the console of server %s has another address now", t.ServerID)
+	}
+	return t, nil
+}
+
+func (s *server) showConsoleToken(ctx context.Context, r *api.Request[api.None]) (out consoleInfo, err error) {
+	t, err := FindConsole(ctx, s.cfg.Store, s.cfg.Client, r.PathValue("token"))
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return out, fault.WithUser(err, "Token not found")
+	case err != nil:
+		return out, hideDetails(err, "Unable to check the console of the token.")
 	}
 	out.Console.Server, out.Console.Host, out.Console.Port = t.ServerID, t.Host, t.Port
 	return out, nil

@@ -41,7 +41,7 @@ func (c *cloud) consoles(failed *atomic.Pointer[error]) {
 	})
 }
 
-// withConsoles enables both types.
+// withConsoles enables both types of consoles.
 func withConsoles(cfg *api.Config) {
 	cfg.Consoles = api.Consoles{TTL: time.Minute, URL: map[compute.ConsoleType]func() string{
 		compute.VNC:    func() string { return "http://proxy:6080/vnc_lite.html?autoconnect=1" },
@@ -50,7 +50,8 @@ func withConsoles(cfg *api.Config) {
 }
 
 // TestConsoles: a client gets a console URL that contains a token. The token identifies the console. The database stores only the hash of the
-// token. The token expires after its TTL. It is invalid once the server is deleted or is on another host.
+// token. The token expires after its TTL. It is invalid once the server is deleted, is stopped or is on
+// another host, or its console has another address.
 func TestConsoles(t *testing.T) {
 	t.Parallel()
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
@@ -113,10 +114,25 @@ func TestConsoles(t *testing.T) {
 			c.want(404, "2.31", "admin", "GET", path, "")
 			c.exec(`UPDATE servers SET ` + change[1])
 		}
+		for _, tt := range []struct {
+			err  error
+			want int
+		}{
+			{fault.New(fault.Precondition, "the server is SHUTDOWN"), 404}, {fault.New(fault.NotFound, "no such server"), 404}, {fault.New(fault.Unavailable, "secret host"), 503},
+		} {
+			failed.Store(&tt.err)
+			if reply := c.want(tt.want, "2.31", "admin", "GET", path, ""); tt.want == 404 && !strings.Contains(reply, "Token not found") || strings.Contains(reply, "secret") {
+				t.Errorf("while the compute service says %v: %s", tt.err, reply)
+			}
+		}
+		failed.Store(nil)
+		c.exec(`UPDATE console_tokens SET port = port + 1`)
+		c.want(404, "2.31", "admin", "GET", path, "") // another server may have the old address
+		c.exec(`UPDATE console_tokens SET port = port - 1`)
 		c.want(200, "2.31", "admin", "GET", path, "")
 		c.exec(`UPDATE console_tokens SET expires_at = ?`, time.Now().UTC().Add(-time.Second))
 		if reply := c.want(404, "2.31", "admin", "GET", path, ""); !strings.Contains(reply, "Token not found") {
-			t.Errorf("a token that is over: %s", reply)
+			t.Errorf("an expired token: %s", reply)
 		}
 		if err := c.store.PruneConsoleTokens(t.Context()); err != nil {
 			t.Fatal(err)
@@ -128,7 +144,7 @@ func TestConsoles(t *testing.T) {
 	}, withConsoles)
 }
 
-// TestRefusedConsoles: a console is refused in Nova's words, and no token is made.
+// TestRefusedConsoles: a refused request for a console gets Nova's text, and makes no token.
 func TestRefusedConsoles(t *testing.T) {
 	t.Parallel()
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {

@@ -31,7 +31,8 @@ func (c *cloud) removed() string {
 	return id
 }
 
-// TestDeletedServers: administrators list deleted servers until they are pruned. Lists of changes have them for all clients. No other request finds them.
+// TestDeletedServers: administrators can list deleted servers until these are pruned. Lists with changes-since show deleted servers to all
+// clients. No other request finds deleted servers.
 func TestDeletedServers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -70,7 +71,7 @@ func TestDeletedServers(t *testing.T) {
 		if _, refused := c.list("member", "servers", "status=DELETED"); !strings.HasPrefix(refused, "403") {
 			c.Error(refused)
 		}
-		if list, refused := c.list("member", "servers", "sort_key=created_at&sort_dir=asc&marker="+gone[0]); refused != "" { // as in Nova, the last server of a page may be deleted meanwhile
+		if list, refused := c.list("member", "servers", "sort_key=created_at&sort_dir=asc&marker="+gone[0]); refused != "" { // as in Nova, the marker may be a deleted server
 			c.Errorf("the marker is a deleted server: %v %s", ids(list), refused)
 		}
 		if _, refused := c.list("stranger", "servers", "marker="+gone[0]); !strings.HasPrefix(refused, "400") {

@@ -23,7 +23,7 @@ var diagnosticsRules = []rule{
 func (s *server) diagnosticsRoutes(all, _ *api.Group) {
 	def := api.Route{Pattern: "GET /servers/{id}/diagnostics", Rule: ruleDiagnostics, Summary: "Show what the driver reports about a server", Errors: []int{notFound, conflict, unavailable}}
 	before, since := def, def
-	before.Max, since.Min = "2.47", "2.48"
+	before.Max, since.Min, since.Query = "2.47", "2.48", noQuery
 	api.HandleTarget(all, before, s.target(), s.diagnostics)
 	api.HandleTarget(all, since, s.target(), s.diagnosis)
 }
@@ -46,7 +46,7 @@ func (s *server) diagnose(ctx context.Context, srv *store.Server) (*compute.Diag
 	return got, nil
 }
 
-// diagnostics returns what the driver reports, under the names of the driver. The metrics have the names that they have in Nova with libvirt.
+// diagnostics returns the driver's diagnostics, under the names that the driver chooses. The metrics have the names that Nova uses with libvirt.
 func (s *server) diagnostics(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (map[string]any, error) {
 	got, err := s.diagnose(ctx, srv)
 	if err != nil {
@@ -66,7 +66,7 @@ func (s *server) diagnostics(ctx context.Context, _ *api.Request[api.None], srv 
 	return out, nil
 }
 
-// diagnosisView has the same in the form of microversion 2.48. A value that no driver reports is null.
+// diagnosisView is the reply since microversion 2.48. A value that no driver reports is null.
 type diagnosisView struct {
 	State        string    `json:"state" enum:"pending,running,paused,shutdown,crashed,suspended"`
 	Driver       string    `json:"driver" enum:"ironic,libvirt,vmwareapi,xenapi"`
@@ -116,8 +116,8 @@ type memoryUse struct {
 	Used    *int64 `json:"used"`
 }
 
-// diagnosis returns what the driver reports in the form of microversion 2.48. Nova has a closed list of drivers, and shows other drivers, such as its
-// own for tests, as libvirt.
+// diagnosis returns the diagnostics in the form of microversion 2.48. The driver is always shown as libvirt: Nova has a closed list of drivers, and shows
+// other drivers, such as its own fake driver, as libvirt.
 func (s *server) diagnosis(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (out diagnosisView, err error) {
 	got, err := s.diagnose(ctx, srv)
 	if err != nil {

@@ -35,9 +35,9 @@ func (s *server) specRoutes(all, withBody *api.Group) {
 	t := s.flavorTarget()
 	read := api.NewGroup(all, api.Route{Pattern: "/flavors/{id}/os-extra_specs", Errors: []int{notFound}})
 	write := api.NewGroup(withBody, api.Route{Pattern: "/flavors/{id}/os-extra_specs", Errors: []int{notFound}})
-	// The target of the two rules for readers is the client's project, so they are enforced by the handlers.
-	api.HandleRoute(read, api.Route{Pattern: "GET", Summary: "List the extra specs of a flavor"}, s.listSpecs)
-	api.HandleRoute(read, api.Route{Pattern: "GET /{key}", Summary: "Show an extra spec of a flavor"}, s.showSpec)
+	// The target of the two rules for readers is the client's project, so the handlers enforce these rules.
+	api.HandleRoute(read, api.Route{Pattern: "GET", Summary: "List the extra specs of a flavor", Query: noQuery}, s.listSpecs)
+	api.HandleRoute(read, api.Route{Pattern: "GET /{key}", Summary: "Show an extra spec of a flavor", Query: noQuery}, s.showSpec)
 	api.HandleTarget(read, api.Route{Pattern: "DELETE /{key}", Rule: ruleSpecDelete, Summary: "Remove an extra spec of a flavor", Status: 200}, t, s.deleteSpec)
 	for _, v := range []struct {
 		min, max string
@@ -60,7 +60,7 @@ func (s *server) specRoutes(all, withBody *api.Group) {
 	}
 }
 
-// specValues are extra specs as a client writes them: a value may be a number.
+// specValues are the extra specs in a request. A value is a text or a number.
 type specValues map[string]json.RawMessage
 
 // JSONSchema implements api.JSONSchemer.
@@ -68,7 +68,7 @@ func (specValues) JSONSchema() string {
 	return `{"type": "object", "additionalProperties": false, "patternProperties": {"^[a-zA-Z0-9-_:. ]{1,255}$": {"type": ["string", "number"], "maxLength": 255}}}`
 }
 
-// oneSpec is one extra spec.
+// oneSpec is a body with one extra spec.
 type oneSpec map[string]json.RawMessage
 
 // JSONSchema implements api.JSONSchemer.
@@ -123,7 +123,7 @@ func (s *server) setSpecs(ctx context.Context, f *store.Flavor, specs specValues
 	out := map[string]string{}
 	for name, raw := range specs {
 		out[name] = plainText(raw)
-		if len(out[name]) > 255 && raw[0] != '"' { // a number; a text was checked by the schema
+		if len(out[name]) > 255 && raw[0] != '"' { // a number; the schema has checked the length of a text
 			return fault.New(fault.Invalid, "Invalid input received: extra_specs value has %d characters, more than 255.", len(out[name]))
 		}
 		if err := check(name, out[name]); err != nil {
@@ -133,9 +133,9 @@ func (s *server) setSpecs(ctx context.Context, f *store.Flavor, specs specValues
 	return s.cfg.Store.SetSpecs(ctx, f.ID, out)
 }
 
-// specChecks are the extra specs that Nova knows, with the check of their values: a kind (any, bool, int, int>=MIN, int=MIN..MAX), the values
-// of an enumeration that are separated by |, or a regular expression that begins with ^. # in a name stands for a number, and [] for the optional
-// name of a request group. The source is nova/api/validation/extra_specs of Nova at 00a0304.
+// specChecks has the extra specs that Nova knows. The check of a value is a kind (any, bool, int, int>=MIN, int=MIN..MAX), an enumeration with its values
+// separated by |, or a regular expression that begins with ^. In a name, # stands for a number, and [] for the optional name of a request
+// group. The source is nova/api/validation/extra_specs of Nova at 00a0304.
 var specChecks = []struct{ check, names string }{
 	{"any", `accel:device_profile aggregate_instance_extra_specs:.+ vmware:hw_version vmware:storage_policy
 		capabilities:(id|uuid|service_id|host|vcpus|memory_mb|local_gb|vcpus_used|memory_mb_used|local_gb_used|hypervisor_type|hypervisor_version)
@@ -176,13 +176,13 @@ var specChecks = []struct{ check, names string }{
 	{`^[^:]+:\d+(?:\s*,\s*[^:]+:\d+)*`, `pci_passthrough:alias`},
 }
 
-// knownSpec is a row of specChecks: names and the check of their values.
+// knownSpec is one name of specChecks, which may match several extra specs, and the check of their values.
 type knownSpec struct {
 	names *regexp.Regexp
 	check string
 }
 
-// knownSpecs are the rows of specChecks, and knownSpaces matches the beginning of names, before the colon, that Nova reserves.
+// knownSpecs are the names of specChecks. knownSpaces matches names that begin with a namespace that Nova reserves: the part before the colon.
 var knownSpecs, knownSpaces = func() (specs []knownSpec, spaces *regexp.Regexp) {
 	var prefixes []string
 	for _, row := range specChecks {
@@ -197,7 +197,7 @@ var knownSpecs, knownSpaces = func() (specs []knownSpec, spaces *regexp.Regexp) 
 	return specs, regexp.MustCompile("^(?:" + strings.Join(prefixes, "|") + "):")
 }()
 
-// checkSpec checks an extra spec. A name in a space that Nova does not know may have any value. Errors: Invalid, with Nova's texts.
+// checkSpec checks an extra spec. A name in a namespace that Nova does not reserve may have any value. Errors: Invalid, with Nova's texts.
 func checkSpec(name, value string) error {
 	for _, known := range knownSpecs {
 		if known.names.MatchString(name) {

@@ -37,7 +37,7 @@ var flavorRules = []rule{
 func (s *server) flavorRoutes(all, withBody *api.Group) {
 	api.HandleRoute(all, api.Route{Pattern: "GET /flavors", Summary: "List flavors", List: &flavors}, s.listFlavors)
 	api.HandleRoute(all, api.Route{Pattern: "GET /flavors/detail", Summary: "List flavors with details", List: &flavors}, s.listFlavorDetails)
-	api.HandleTarget(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}}, s.flavorTarget(), s.showFlavor)
+	api.HandleTarget(all, api.Route{Pattern: "GET /flavors/{id}", Summary: "Show a flavor", Errors: []int{notFound}, Query: noQuery}, s.flavorTarget(), s.showFlavor)
 	api.HandleRoute(withBody, api.Route{
 		Pattern: "POST /flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor", Errors: []int{conflict}, Idempotency: s.cfg.Store.Replies(),
 	}, s.createFlavor)
@@ -48,7 +48,7 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 		Pattern: "DELETE /flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor", Status: http.StatusAccepted, Errors: []int{notFound},
 	}, s.deleteFlavor)
 	api.HandleTarget(all, api.Route{
-		Pattern: "GET /flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor", Errors: []int{notFound},
+		Pattern: "GET /flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor", Errors: []int{notFound}, Query: noQuery,
 	}, s.flavorTarget(), s.showAccess)
 	access := api.NewGroup(withBody, api.Route{Pattern: "/flavors/{id}/action", Errors: []int{notFound}})
 	give := api.Route{Pattern: "POST", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor", Errors: []int{conflict}, Max: "2.6"}
@@ -60,14 +60,14 @@ func (s *server) flavorRoutes(all, withBody *api.Group) {
 	}, s.flavorTarget(), s.removeAccess)
 }
 
-// flavorTarget is the flavor that the path names, if the client sees it.
+// flavorTarget returns the target of a route whose path names a flavor. It finds only flavors that the client sees.
 func (s *server) flavorTarget() api.Target[*store.Flavor] {
 	return api.Target[*store.Flavor]{Load: func(ctx context.Context, r *http.Request) (*store.Flavor, error) {
 		return s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
 	}}
 }
 
-// flavors are the filters and sort keys of flavors. is_public is applied by flavorQuery.
+// flavors has the filters and sort keys of lists of flavors. flavorQuery applies the filter is_public.
 var flavors = listing.Spec{
 	MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince, Default: listing.SortKey{Column: "id"},
 	Filters: []listing.Filter{
@@ -78,6 +78,11 @@ var flavors = listing.Spec{
 	},
 	Sorts: []listing.Sort{
 		{Name: "flavorid", Column: "id"},
+		{Name: "id", Column: "created_at"}, // in Nova the number of the flavor, which no reply has
+		{Name: "created_at", Column: "created_at"},
+		{Name: "updated_at", Column: "updated_at"},
+		{Name: "disabled", Column: "disabled"},
+		{Name: "vcpu_weight", Column: "vcpu_weight"},
 		{Name: "name", Column: "name"},
 		{Name: "memory_mb", Column: "memory_mib"},
 		{Name: "root_gb", Column: "disk_gib"},
@@ -90,17 +95,18 @@ var flavors = listing.Spec{
 	},
 }
 
-// viewer returns the client as a viewer of flavors.
+// viewer returns which flavors the client of a request sees.
 func (s *server) viewer(ctx context.Context) store.FlavorViewer {
 	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
 }
 
-// flavorQuery completes what a request for a list of flavors selects. The parameter is_public is a text that stands for a boolean, or
-// "none" for both public and private flavors (nil). Without the parameter only public flavors are listed.
+// flavorQuery returns the query for a list of flavors. The filter is_public is a text that stands for a boolean, or "none", which selects public
+// and private flavors. Without this filter, as with is_public=true, the list has the public flavors, and the private flavors that the client's project
+// may use.
 func (s *server) flavorQuery(ctx context.Context, list listing.Query) (store.FlavorQuery, error) {
 	q := store.FlavorQuery{For: s.viewer(ctx), Query: list, Public: new(true)}
 	given := q.Take("is_public")
-	if !q.For.All { // as in Nova, the filter of other clients has no effect, and they see their private flavors
+	if !q.For.All { // as in Nova, the filter is only for administrators, and other clients get the list without the filter
 		given = nil
 	}
 	for _, c := range given { // the last one counts
@@ -213,7 +219,7 @@ type newFlavor struct {
 	Description *longText `json:"description,omitempty" since:"2.55"`
 }
 
-// newFlavorID is the id of a new flavor. Nova also accepts a number.
+// newFlavorID is the id of a new flavor: a text or, as in Nova, a number.
 type newFlavorID struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -221,7 +227,7 @@ func (newFlavorID) JSONSchema() string {
 	return `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`
 }
 
-// factor is a positive number, or a number as a text, see parseFactor.
+// factor is a positive number, given as a number or as a text, see parseFactor.
 type factor struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -229,7 +235,7 @@ func (factor) JSONSchema() string {
 	return `{"type": ["number", "string"], "pattern": "^[0-9]+(\\.[0-9]+)?$", "exclusiveMinimum": 0, "maximum": 3.40282e+38}`
 }
 
-// flavor returns the flavor that the client asks for. Errors: Invalid.
+// flavor returns the flavor that a request creates. Errors: Invalid.
 func (n *newFlavor) flavor() (*store.Flavor, error) {
 	f := &store.Flavor{Name: string(n.Name), Description: (*string)(n.Description), Public: len(n.Public.RawMessage) == 0 || isTrue(plainText(n.Public.RawMessage))}
 	for _, v := range []struct {
@@ -256,7 +262,7 @@ func (n *newFlavor) flavor() (*store.Flavor, error) {
 	switch f.ID = plainText(n.ID.RawMessage); {
 	case f.ID == "" || f.ID == "auto":
 		f.ID = uuid.NewString()
-	case len(f.ID) > 255: // a number
+	case len(f.ID) > 255: // the id is a number: the schema limits the length only of a text
 		return nil, fault.New(fault.Invalid, "Invalid input received: id has %d characters, more than 255.", len(f.ID))
 	}
 	return f, nil
@@ -331,19 +337,44 @@ type removeAccess struct {
 	Remove tenantAccess `json:"removeTenantAccess"`
 }
 
+// checkProject returns Invalid, with Nova's text, if a project does not exist. As in Nova, the project is accepted if Keystone does not answer, or does not show the project to the client.
+func (s *server) checkProject(r *http.Request, id string) error {
+	if s.cfg.HasProject == nil {
+		return nil
+	}
+	exists, err := s.cfg.HasProject(r.Context(), tokenOf(r), id)
+	switch {
+	case err != nil:
+		s.cfg.Logger.WarnContext(r.Context(), "project accepted without a check", "project", id, "error", err)
+	case !exists:
+		return fault.New(fault.Invalid, "Project ID %s is not a valid project.", id)
+	}
+	return nil
+}
+
 func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess], f *store.Flavor) (flavorAccess, error) {
-	if err := s.cfg.Store.AllowFlavor(ctx, f.ID, r.Body.Add.Tenant); err != nil {
+	if err := s.checkProject(r.Request, r.Body.Add.Tenant); err != nil {
+		return flavorAccess{}, err
+	}
+	return s.allow(ctx, f, r.Body.Add.Tenant)
+}
+
+func (s *server) allow(ctx context.Context, f *store.Flavor, project string) (flavorAccess, error) {
+	if err := s.cfg.Store.AllowFlavor(ctx, f.ID, project); err != nil {
 		return flavorAccess{}, err
 	}
 	return s.access(ctx, f.ID)
 }
 
-// addPrivateAccess is addAccess since microversion 2.7: a public flavor is refused.
+// addPrivateAccess is addAccess since microversion 2.7, which refuses public flavors.
 func (s *server) addPrivateAccess(ctx context.Context, r *api.Request[addAccess], f *store.Flavor) (flavorAccess, error) {
+	if err := s.checkProject(r.Request, r.Body.Add.Tenant); err != nil {
+		return flavorAccess{}, err
+	}
 	if f.Public {
 		return flavorAccess{}, fault.New(fault.Conflict, "Can not add access to a public flavor.")
 	}
-	return s.addAccess(ctx, r, f)
+	return s.allow(ctx, f, r.Body.Add.Tenant)
 }
 
 func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess], f *store.Flavor) (flavorAccess, error) {

@@ -1,9 +1,17 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 )
 
 // TestFlavorVersions: at each microversion that changes flavors, requests and replies have the keys and types of Nova's samples.
@@ -113,5 +121,93 @@ func TestExtraSpecs(t *testing.T) {
 			}
 		}
 		c.want(404, "2.1", "member", "GET", "/flavors/none/os-extra_specs", "")
+	})
+}
+
+// TestExtraDisks: a flavor with an ephemeral or a swap disk gives a server only if a driver has such disks. A resize does not change these disks.
+func TestExtraDisks(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.addHost()
+		id := c.boot("x")
+		for name, more := range map[string]string{"e": `"OS-FLV-EXT-DATA:ephemeral": 1`, "s": `"swap": 512`} {
+			c.want(200, "2.1", "admin", "POST", "/flavors", `{"flavor": {"name": "`+name+`", "id": "`+name+`", "ram": 1, "vcpus": 1, "disk": 1, `+more+`}}`)
+			create := `{"server": {"name": "x", "flavorRef": "` + name + `", "imageRef": "x"}}`
+			resize := "/servers/" + id + "/action"
+			for path, tt := range map[string]struct{ body, says string }{
+				"/servers": {create, "choose a flavor without them"}, resize: {`{"resize": {"flavorRef": "` + name + `"}}`, "choose a flavor with the same ones"},
+			} {
+				if reply := c.want(501, "2.1", "member", "POST", path, tt.body); !strings.Contains(reply, tt.says) {
+					c.Errorf("%s: %s", path, reply)
+				}
+			}
+		}
+		host := compute.HostReport{Host: "n2", Driver: "d", Capabilities: []driver.Capability{compute.CapExtraDisks, compute.CapResize}, Resources: compute.Resources{VCPUs: 9, MemoryMiB: 9999, DiskGiB: 99}}
+		if err := c.store.ReportHost(c.Context(), &host, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			c.Fatal(err)
+		}
+		var made struct {
+			Server struct{ ID string }
+		}
+		if err := json.Unmarshal([]byte(c.want(202, "2.1", "member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "e", "imageRef": "x"}}`)), &made); err != nil {
+			c.Fatal(err)
+		}
+		c.launch(made.Server.ID, "n2")
+		spec := func() compute.Spec {
+			c.Helper()
+			srv, err := c.store.ServerToBuild(c.Context(), made.Server.ID)
+			if err != nil {
+				c.Fatal(err)
+			}
+			return srv.Spec()
+		}
+		if s := spec(); s.EphemeralGiB != 1 || s.RootGiB() != 1 || s.Resources.DiskGiB != 2 {
+			c.Errorf("the driver builds %+v", s)
+		}
+		c.want(200, "2.1", "admin", "POST", "/flavors", `{"flavor": {"name": "f", "id": "f", "ram": 1, "vcpus": 1, "disk": 2, "OS-FLV-EXT-DATA:ephemeral": 1}}`)
+		for name, want := range map[string]int{"1": 501, "s": 501} {
+			c.want(want, "2.1", "member", "POST", "/servers/"+made.Server.ID+"/action", `{"resize": {"flavorRef": "`+name+`"}}`)
+		}
+		// A server of an earlier release has one disk with the sizes of all disks of its flavor.
+		c.exec(`UPDATE servers SET boot_flavor = ? WHERE id = ?`, db.JSONOf(store.BootFlavor{Name: "e", DiskGiB: 1, EphemeralGiB: 1}), made.Server.ID)
+		if s := spec(); s.HasExtraDisks() || s.RootGiB() != 2 {
+			c.Errorf("the driver builds %+v", s)
+		}
+		c.want(501, "2.1", "member", "POST", "/servers/"+made.Server.ID+"/action", `{"resize": {"flavorRef": "f"}}`)
+		c.exec(`UPDATE servers SET boot_flavor = ? WHERE id = ?`, db.JSONOf(store.BootFlavor{Name: "e", DiskGiB: 1, EphemeralGiB: 1, ExtraDisks: true}), made.Server.ID)
+		c.want(202, "2.1", "member", "POST", "/servers/"+made.Server.ID+"/action", `{"resize": {"flavorRef": "f"}}`)
+	})
+}
+
+// TestAccessOfProjects: a project that Keystone does not have gets no access to a flavor, also to a public one. As in Nova, a project that Keystone does not show is accepted, and the access of
+// any project can be removed.
+func TestAccessOfProjects(t *testing.T) {
+	t.Parallel()
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+		c.want(200, "2.1", "admin", "POST", "/flavors", `{"flavor": {"name": "f", "id": "f", "ram": 1, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`)
+		give := func(status int, version, flavor, project, says string) {
+			c.Helper()
+			if reply := c.want(status, version, "admin", "POST", "/flavors/"+flavor+"/action", `{"addTenantAccess": {"tenant": "`+project+`"}}`); !strings.Contains(reply, says) {
+				c.Errorf("%s: %s", project, reply)
+			}
+		}
+		give(400, "2.1", "f", "none", "Project ID none is not a valid project.")
+		give(400, "2.7", "1", "none", "Project ID none is not a valid project.")
+		give(200, "2.7", "f", "p1", "p1")
+		give(200, "2.1", "f", "hidden", "hidden")
+		c.want(200, "2.1", "admin", "POST", "/flavors/f/action", `{"removeTenantAccess": {"tenant": "hidden"}}`)
+		if !strings.Contains(c.log.String(), "project accepted without a check") {
+			c.Errorf("the log: %s", c.log)
+		}
+	}, func(cfg *api.Config) {
+		cfg.HasProject = func(_ context.Context, token, id string) (bool, error) {
+			if token != "admin" {
+				return false, fault.New(fault.Unauthenticated, "who?")
+			}
+			if id == "hidden" {
+				return false, fault.New(fault.Denied, "no")
+			}
+			return id == "p1", nil
+		}
 	})
 }

@@ -12,22 +12,24 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// operation is a request to a route, or one of its actions.
+// operation is a request to a route, or to one of the actions of a route.
 type operation struct{ method, path, body string }
 
-// objectBodies are bodies that are valid for an object, by the names of actions and by the route.
+// objectBodies has valid bodies, by the name of the action or by the route.
 var objectBodies = map[string]string{
 	"reboot": `{"type": "SOFT"}`, "resize": `{"flavorRef": "2"}`, "rebuild": `{"imageRef": "x"}`, "createImage": `{"name": "i"}`, "os-resetState": `{"state": "error"}`,
 	"changePassword": `{"adminPass": "x"}`, "createBackup": `{"name": "b", "backup_type": "daily", "rotation": 1}`, "os-getConsoleOutput": `{}`,
 	"os-getVNCConsole": `{"type": "novnc"}`, "os-getSPICEConsole": `{"type": "spice-html5"}`, "os-getRDPConsole": `{"type": "rdp-html5"}`, "os-getSerialConsole": `{"type": "serial"}`,
-	"addTenantAccess": `{"tenant": "p9"}`, "removeTenantAccess": `{"tenant": "p9"}`,
+	"addFixedIp": `{"networkId": "x"}`, "removeFixedIp": `{"address": "10.0.0.4"}`, "addSecurityGroup": `{"name": "x"}`, "removeSecurityGroup": `{"name": "x"}`, "addTenantAccess": `{"tenant": "p9"}`, "removeTenantAccess": `{"tenant": "p9"}`,
 
 	"PUT /v2.1/servers/{id}": `{"server": {"name": "taken"}}`, "POST /v2.1/servers/{id}/metadata": `{"metadata": {"k": "taken"}}`, "PUT /v2.1/servers/{id}/metadata": `{"metadata": {"k": "taken"}}`,
 	"PUT /v2.1/servers/{id}/metadata/{key}": `{"meta": {"k": "taken"}}`, "PUT /v2.1/servers/{id}/tags": `{"tags": ["taken"]}`, "POST /v2.1/servers/{id}/os-interface": `{"interfaceAttachment": {}}`,
 	"POST /v2.1/servers/{id}/remote-consoles": `{"remote_console": {"protocol": "vnc", "type": "novnc"}}`, "POST /v2.1/servers/{id}/os-volume_attachments": `{"volumeAttachment": {"volumeId": "` + activeID + `"}}`,
+	"PUT /v2.1/servers/{id}/os-volume_attachments/{volume}": `{"volumeAttachment": {"volumeId": "` + activeID + `"}}`,
 }
 
-// ofObjects returns the operations of the document of a version whose path begins with the prefix and has an object, with the object's id in place of {id}.
+// ofObjects returns all operations on one object, from the OpenAPI document of a version. The paths of these operations begin with
+// prefix/{id}. In the results, the parameter id replaces {id}.
 func ofObjects(t *testing.T, version, prefix, id string) (out []operation) {
 	t.Helper()
 	text, err := api.OpenAPI(version)
@@ -70,9 +72,9 @@ func ofObjects(t *testing.T, version, prefix, id string) (out []operation) {
 	return out
 }
 
-// TestOtherProjects sends each operation on a server and on a server group, at old and new microversions, as clients who must not use it. For members of another
-// project the object does not exist, so each answer is 404, or 403 if the operation is for administrators; a reader of the project may only read. Nothing
-// changes.
+// TestOtherProjects sends each operation on a server and on a server group, at old and new microversions, as clients who may not use the
+// object. For members of another project the object does not exist, so the answer is 404, or 403 if the operation is for administrators. A
+// reader of the project may only read. No request has an effect.
 func TestOtherProjects(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -101,7 +103,7 @@ func TestOtherProjects(t *testing.T) {
 				if op.method == http.MethodGet {
 					continue
 				}
-				if status, reply := c.askAt(version, "reader", op.method, path, op.body); status != http.StatusForbidden && !strings.Contains(reply, "The resource could not be found.") { // an action that the version does not have
+				if status, reply := c.askAt(version, "reader", op.method, path, op.body); status != http.StatusForbidden && !strings.Contains(reply, "The resource could not be found.") { // this text: the version does not have the action
 					c.Errorf("a reader of the project, at %s: %s %s %s = %d %.200s", version, op.method, path, op.body, status, reply)
 				}
 				seen++

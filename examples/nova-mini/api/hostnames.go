@@ -10,18 +10,18 @@ import (
 // maxHostname is the longest host name that every guest accepts.
 const maxHostname = 63
 
-// hostnameOf returns the host name of a server. A server of an earlier release has none, so it follows from the name.
+// hostnameOf returns the host name of a server. A server of an earlier release has no host name, so hostnameOf derives one from the server's name.
 func hostnameOf(s *store.Server) string {
 	return cmp.Or(s.Hostname, hostnameFor(s.Name, s.ID))
 }
 
-// hostnameFor returns the host name that Nova gives to a server without one: its name in lower case, without the characters that a host
-// name cannot have, or Server-ID.
+// hostnameFor returns the host name that Nova gives to a server for which the client has chosen none. It is the server's name in lower case, without
+// the characters that a host name cannot have. If nothing is left of the name, it is Server-ID.
 func hostnameFor(name, id string) string {
 	var out strings.Builder
 	n := 0
 	for _, r := range name {
-		if r > 0xFF { // outside of Latin-1: Nova removes it before it counts
+		if r > 0xFF { // Nova first removes the characters outside of Latin-1, so they do not count
 			continue
 		}
 		if n++; n > maxHostname {
@@ -37,7 +37,7 @@ func hostnameFor(name, id string) string {
 	return cmp.Or(strings.Trim(strings.ToLower(out.String()), ".-"), "Server-"+id)
 }
 
-// isWord reports whether Python's \w matches a character of Latin-1 other than the underscore.
+// isWord reports whether Python's \w matches a character of Latin-1. It returns false for the underscore.
 func isWord(r rune) bool {
 	switch {
 	case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':

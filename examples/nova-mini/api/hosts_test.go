@@ -37,7 +37,7 @@ func (c *cloud) object(reply string) (out map[string]any) {
 	return out
 }
 
-// idOf returns the id of an item of a list whose attribute has a value.
+// idOf returns the id of the item in a list whose attribute has the given value.
 func (c *cloud) idOf(version, path, list, attribute, value string) string {
 	c.Helper()
 	items, _ := c.object(c.want(200, version, "admin", "GET", path, ""))[list].([]any)
@@ -50,7 +50,7 @@ func (c *cloud) idOf(version, path, list, attribute, value string) string {
 	return ""
 }
 
-// captureOf returns the body of the reply of a capture of a real Nova.
+// captureOf returns the body of a reply that was captured from a real Nova.
 func captureOf(t *testing.T, name string) any {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "shared", "nova-api", "captures", filepath.FromSlash(name)+".json"))
@@ -67,7 +67,8 @@ func captureOf(t *testing.T, name string) any {
 	return out.Response.Body
 }
 
-// TestServiceVersions: services have numbers and then UUIDs as ids, and are changed by their names and then by their UUIDs.
+// TestServiceVersions: before 2.53 the ids of services are numbers, and requests change a service by its names. From 2.53 the ids are UUIDs, and requests
+// use them.
 func TestServiceVersions(t *testing.T) {
 	t.Parallel()
 	samplesOf(t, "os-services")
@@ -109,8 +110,8 @@ func TestServiceVersions(t *testing.T) {
 		compareSample(c.T, "capture", captureOf(c.T, "2.93/120-os-service-disable"), c.want(200, "2.93", "admin", "PUT", "/os-services/"+id, `{"status": "disabled", "disabled_reason": "cap"}`), nil, map[string]bool{})
 
 		state := func() string {
-			for _, i := range c.object(c.want(200, "2.53", "admin", "GET", "/os-services?host=host1", ""))["services"].([]any) { //nolint:forcetypeassert // the document is checked
-				o := item(i.(map[string]any)) //nolint:forcetypeassert // see above
+			for _, i := range c.object(c.want(200, "2.53", "admin", "GET", "/os-services?host=host1", ""))["services"].([]any) { //nolint:forcetypeassert // the reply was compared with the OpenAPI document
+				o := item(i.(map[string]any)) //nolint:forcetypeassert // as above
 				return o.text("status") + " " + o.text("state") + " " + o.text("forced_down")
 			}
 			return ""
@@ -121,7 +122,7 @@ func TestServiceVersions(t *testing.T) {
 			{"2.53", "/" + id, `{"status": "disabled", "forced_down": false}`, "disabled up false"},
 			{"2.11", "/force-down", `{` + names + `, "forced_down": "1"}`, "disabled down true"},
 			{"2.52", "/force-down", `{` + names + `, "forced_down": false}`, "disabled up false"},
-			{"2.11", "/enable", `{` + names + `, "forced_down": true}`, "enabled up false"}, // as in Nova, only the path counts
+			{"2.11", "/enable", `{` + names + `, "forced_down": true}`, "enabled up false"}, // as in Nova, the path decides, and not the body
 		} {
 			c.want(200, tt.version, "admin", "PUT", "/os-services"+tt.path, tt.body)
 			if got := state(); got != tt.want {
@@ -162,12 +163,12 @@ func TestServiceVersions(t *testing.T) {
 	})
 }
 
-// TestHypervisorVersions: hypervisors have the form of Nova's samples and captures at each version, pages, and their servers.
+// TestHypervisorVersions: at each version, the replies about hypervisors, their pages and their servers have the form of Nova's samples and captures.
 func TestHypervisorVersions(t *testing.T) {
 	t.Parallel()
 	dir := samplesOf(t, "os-hypervisors")
 	eachCloud(t, func(c *cloud) {
-		server := c.launched() // on n1
+		server := c.launched() // the server is on the host n1
 		c.addHosts("n1", "fake-mini")
 		number := c.idOf("2.1", "/os-hypervisors", "hypervisors", "hypervisor_hostname", "n1")
 		id := c.idOf("2.53", "/os-hypervisors", "hypervisors", "hypervisor_hostname", "n1")
@@ -274,7 +275,7 @@ func TestHypervisorVersions(t *testing.T) {
 		if err := c.store.SetDisabled(c.Context(), store.ComputeBinary, "n1", true, "x"); err != nil {
 			c.Fatal(err)
 		}
-		if reply := c.want(200, "2.1", "admin", "GET", "/os-hypervisors/statistics", ""); !strings.Contains(reply, `"count":1,"vcpus":4,`) { // without disabled ones
+		if reply := c.want(200, "2.1", "admin", "GET", "/os-hypervisors/statistics", ""); !strings.Contains(reply, `"count":1,"vcpus":4,`) { // disabled hypervisors do not count
 			c.Error(reply)
 		}
 		for _, path := range []string{"", "/detail", "/" + number, "/statistics", "/n1/search", "/n1/servers", "/" + number + "/uptime"} {

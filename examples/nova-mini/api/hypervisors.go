@@ -37,14 +37,16 @@ var hypervisorRules = []rule{
 	{ruleHypervisorHosted, "rule:context_is_admin", "List the servers on hypervisors", "GET", "/os-hypervisors/{hypervisor_hostname_pattern}/servers"},
 }
 
-// Versions of hypervisors. Until lastNumbers their ids are numbers, and paths find them by their names. Since firstUUIDs their ids are UUIDs, and filters find them.
+// Microversions that change hypervisors and services. Until lastNumbers the ids are numbers, and a path finds hypervisors by a part of their names. Since firstUUIDs the ids are UUIDs,
+// and a filter finds hypervisors by a part of their names. After lastSums replies do not have the amounts of hypervisors.
 const (
 	lastNumbers = "2.52"
 	firstUUIDs  = "2.53"
-	lastSums    = "2.87" // later a hypervisor has no amounts
+	lastSums    = "2.87"
 )
 
-// hypervisorPages are the lists from 2.33 to lastNumbers, and hypervisors those since firstUUIDs. They are pages of hosts that are read at once.
+// hypervisorPages has the parameters of lists from 2.33 to lastNumbers. The variable hypervisors has the parameters of lists since
+// firstUUIDs. The handlers read all hosts from the database, and then select the page.
 var (
 	hypervisorPages = listing.Spec{MaxLimit: MaxLimit, Lenient: true}
 	hypervisors     = listing.Spec{
@@ -66,7 +68,7 @@ func (s *server) hypervisorRoutes(all, _ *api.Group) {
 	}{{"", "2.32", nil, hostNumbers}, {"2.33", lastNumbers, &hypervisorPages, hostNumbers}, {firstUUIDs, "", &hypervisors, hostUUIDs}} {
 		l := hypervisorLists{s, v.ids, v.pages != nil}
 		group := g
-		if v.min == firstUUIDs { // a pattern may match no host
+		if v.min == firstUUIDs { // 404 if the pattern matches no host
 			group = one
 		}
 		api.HandleRoute(group, api.Route{Pattern: "GET", Min: v.min, Max: v.max, Rule: ruleHypervisors, Summary: "List hypervisors", List: v.pages}, l.list)
@@ -112,7 +114,7 @@ type hypervisorName struct {
 type hypervisorBrief struct {
 	hypervisorName
 
-	// The servers on the host, if the client asks for them. Before 2.75 an empty list is left out.
+	// Servers and AnyServers are the servers on the host, if the client asks for them. Before 2.75 an empty list is left out.
 	Servers    []hostedServer `json:"servers,omitempty" since:"2.53" until:"2.74"`
 	AnyServers []hostedServer `json:"any_servers,omitzero" name:"servers" since:"2.75"`
 }
@@ -122,7 +124,7 @@ type hostedServer struct {
 	UUID string `json:"uuid" format:"uuid"`
 }
 
-// hypervisorHosting is a hypervisor in the list of the servers on hypervisors, which later versions have as a filter.
+// hypervisorHosting is a hypervisor in the list of the servers on hypervisors. Later versions have the parameter with_servers instead of this list.
 type hypervisorHosting struct {
 	hypervisorName
 
@@ -196,7 +198,8 @@ func (s *server) hosts(ctx context.Context) ([]*store.Host, error) {
 	return s.cfg.Store.Hosts(ctx, s.cfg.DownAfter)
 }
 
-// hypervisorLists handles lists of hypervisors. Versions with pages have markers, which are ids of one form.
+// hypervisorLists handles lists of hypervisors for some microversions. The field ids is the form of ids, which are also the markers of pages. The field pages reports whether the versions
+// have pages.
 type hypervisorLists struct {
 	*server
 
@@ -244,7 +247,7 @@ func hypervisorsAs[T any](ctx context.Context, s hypervisorLists, r *api.Request
 	return out, nil
 }
 
-// hostsLike returns the hosts with a part of a name in theirs, in upper or lower case. Errors: NotFound, with Nova's text, if no host has it.
+// hostsLike returns the hosts whose names contain the parameter part, without regard to case. Errors: NotFound, with Nova's text, if no host matches.
 func hostsLike(hosts []*store.Host, part string) ([]*store.Host, error) {
 	out := slices.DeleteFunc(hosts, func(h *store.Host) bool { return !strings.Contains(strings.ToLower(h.Hostname), strings.ToLower(part)) })
 	if len(out) == 0 {
@@ -253,7 +256,7 @@ func hostsLike(hosts []*store.Host, part string) ([]*store.Host, error) {
 	return out, nil
 }
 
-// hosted returns the servers of hosts, if they are wanted.
+// hosted returns the servers on hosts, by host. If wanted is false, it returns an empty map.
 func (s *server) hosted(ctx context.Context, hosts []*store.Host, wanted bool) (map[string][]hostedServer, error) {
 	out := map[string][]hostedServer{}
 	if !wanted {
@@ -265,15 +268,16 @@ func (s *server) hosted(ctx context.Context, hosts []*store.Host, wanted bool) (
 		out[h.Hostname] = []hostedServer{}
 	}
 	byHost, err := s.cfg.Store.ServersOn(ctx, names...)
-	for host, ids := range byHost {
-		for _, id := range ids {
-			out[host] = append(out[host], hostedServer{Name: instanceName(&store.Server{ID: id}), UUID: id})
+	for host, servers := range byHost {
+		for _, srv := range servers {
+			out[host] = append(out[host], hostedServer{Name: srv.NameOnHost(), UUID: srv.ID})
 		}
 	}
 	return out, err
 }
 
-// hostIDs are the ids of hosts in one of their forms. check returns an error for a text that has not this form.
+// hostIDs is a form of the ids of hosts, with two functions. The function named of returns the id of a host in this form. The function
+// named check returns an error for a text that does not have this form.
 type hostIDs struct {
 	of    func(*store.Host) string
 	check func(id string) error
@@ -292,7 +296,7 @@ func checkUUID(id string) error {
 	return nil
 }
 
-// find returns the host with an id. Errors: NotFound, and Invalid if the id has not the form, with Nova's texts.
+// find returns the host with an id. Errors, with Nova's texts: NotFound; Invalid if the id does not have the form f.
 func (f hostIDs) find(hosts []*store.Host, id string) (*store.Host, error) {
 	if err := f.check(id); err != nil {
 		return nil, err
@@ -303,7 +307,7 @@ func (f hostIDs) find(hosts []*store.Host, id string) (*store.Host, error) {
 	return nil, fault.New(fault.NotFound, "Hypervisor with ID '%s' could not be found.", id)
 }
 
-// page returns a page of hosts. Errors: Invalid, with Nova's text, if the marker does not exist.
+// page returns the page of hosts that q selects. Errors: Invalid, with Nova's text, if the marker does not exist.
 func (f hostIDs) page(hosts []*store.Host, q *listing.Query) ([]*store.Host, error) {
 	if q.Marker != "" {
 		h, err := f.find(hosts, q.Marker)
@@ -315,7 +319,7 @@ func (f hostIDs) page(hosts []*store.Host, q *listing.Query) ([]*store.Host, err
 	return hosts[:min(len(hosts), q.Limit)], nil
 }
 
-// showHypervisor returns the handler for hypervisors with ids of one form.
+// showHypervisor returns the handler that shows a hypervisor by an id of the form ids.
 func (s *server) showHypervisor(ids hostIDs) func(context.Context, *api.Request[api.None]) (oneHypervisor, error) {
 	return func(ctx context.Context, r *api.Request[api.None]) (out oneHypervisor, err error) {
 		hosts, err := s.hosts(ctx)
@@ -326,7 +330,7 @@ func (s *server) showHypervisor(ids hostIDs) func(context.Context, *api.Request[
 		if err != nil {
 			return out, err
 		}
-		servers, err := s.hosted(ctx, []*store.Host{h}, isTrue(r.URL.Query().Get("with_servers")))
+		servers, err := s.hosted(ctx, []*store.Host{h}, isTrue(lastValue(r.URL.Query(), "with_servers")))
 		out.Hypervisor = viewHypervisor(h, servers[h.Hostname])
 		return out, err
 	}
@@ -365,7 +369,7 @@ type hypervisorSums struct {
 	} `json:"hypervisor_statistics"`
 }
 
-// sumHypervisors returns the sums of the hosts whose compute services are not disabled, as Nova does.
+// sumHypervisors returns the sums over the hosts whose compute services are not disabled, as in Nova.
 func (s *server) sumHypervisors(ctx context.Context, _ *api.Request[api.None]) (out hypervisorSums, err error) {
 	hosts, err := s.hosts(ctx)
 	sum := &out.Sums
@@ -396,7 +400,7 @@ func (s *server) sumHypervisors(ctx context.Context, _ *api.Request[api.None]) (
 	return out, err
 }
 
-// hypervisorUptime is what Nova answers for a driver that reports the uptime.
+// hypervisorUptime is Nova's reply for a driver that reports the uptime. It is only in the API document: no driver reports the uptime.
 type hypervisorUptime struct {
 	Hypervisor struct {
 		hypervisorName

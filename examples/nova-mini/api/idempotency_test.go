@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestIdempotencyKey: a repeated request to create a server or a flavor has the same answer, with the same password, and creates nothing.
+// TestIdempotencyKey: if a client repeats a request to create a server or a flavor with the same Idempotency-Key, the client gets the same
+// answer, with the same password, and nothing more is created.
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// imageMetadataRoutes registers the metadata of images, which are the properties in the image service.
+// imageMetadataRoutes registers the routes for the metadata of images. The metadata of an image are its properties in the image service.
 func (s *server) imageMetadataRoutes(all, withBody *api.Group) {
 	const path = "/images/{id}/metadata"
 	reads := api.NewGroup(all, api.Route{Pattern: path, Max: "2.38", Errors: []int{notFound, unavailable}})
@@ -43,7 +43,8 @@ func (s *server) showImageItem(ctx context.Context, r *api.Request[api.None]) (o
 	return metadataItem{oneItem{key: value}}, nil
 }
 
-// changeImage changes the metadata of an image. Errors: Denied, also if there are too many items or no image service.
+// changeImage changes the metadata of an image. Errors: Denied if the client may not change the image, if the image would have too many items, or if nova-mini
+// has no image service.
 func (s *server) changeImage(ctx context.Context, r *http.Request, change func(map[string]string) (map[string]string, error)) (metadataBody, error) {
 	checked := func(now map[string]string) (map[string]string, error) {
 		to, err := change(now)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -12,18 +11,15 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
-	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/auth"
 )
 
-// imageRoutes registers the images as Nova shows them until 2.35 for clients without an image service, and their metadata until 2.38. Without a source of images there are none.
+// imageRoutes registers Nova's routes for clients that do not use the image service: images until 2.35, and metadata of images until 2.38. Without a source of images the lists are empty.
 func (s *server) imageRoutes(all, withBody *api.Group) {
 	images := api.NewGroup(all, api.Route{Pattern: "/images", Max: "2.35", Errors: []int{unavailable}})
 	api.HandleRoute(images, api.Route{Pattern: "GET", Summary: "List images", Query: imageQuery}, s.listImages)
@@ -33,7 +29,7 @@ func (s *server) imageRoutes(all, withBody *api.Group) {
 	s.imageMetadataRoutes(all, withBody)
 }
 
-// imageQuery is the query of a list of images. Nova passes the parameters property-NAME to the image service, and ignores other ones.
+// imageQuery is the query of a list of images. As in Nova, a list may also be filtered by parameters property-NAME, and other parameters are ignored.
 var imageQuery = []api.Schema{{JSON: `{"type": "object", "properties": {"name": {"type": "array", "items": {"type": "string"}},
 	"status": {"type": "array", "items": {"type": "string"}}, "server": {"type": "array", "items": {"type": "string"}}, "type": {"type": "array", "items": {"type": "string"}},
 	"changes-since": {"type": "array", "items": {"type": "string", "format": "date-time"}}, "minRam": {"type": "array", "items": {"type": "string", "pattern": "^[0-9]+$", "maxLength": 9}},
@@ -75,7 +71,7 @@ func briefImage(r *http.Request, is *image.Image) imageBrief {
 	return imageBrief{ID: is.ID, Name: is.Name, Links: append(links, api.Link{Rel: "alternate", Type: "application/vnd.openstack.image", Href: links[1].Href})}
 }
 
-// shownStatus are Nova's names of the states of images. Others are UNKNOWN.
+// shownStatus has Nova's status and progress of images, by the status in the image service. Images in any other status are UNKNOWN.
 var shownStatus = map[string]struct {
 	name     string
 	progress int
@@ -83,7 +79,7 @@ var shownStatus = map[string]struct {
 	image.Active: {"ACTIVE", 100}, "queued": {"SAVING", 25}, "saving": {"SAVING", 50}, "deleted": {"DELETED", 0}, "pending_delete": {"DELETED", 0}, "killed": {"ERROR", 0},
 }
 
-// diskProperty says who changes the partitions of a server.
+// diskProperty is the property of an image that the API shows as OS-DCF:diskConfig.
 const diskProperty = "auto_disk_config"
 
 func viewImage(r *http.Request, is *image.Image) imageDetail {
@@ -105,18 +101,18 @@ func viewImage(r *http.Request, is *image.Image) imageDetail {
 	return out
 }
 
-// matchesImage reports whether an image has what a query asks for.
+// matchesImage reports whether an image matches all filters of a query.
 func matchesImage(q url.Values, is *image.Image) bool {
 	number := func(key string) int {
-		n, _ := strconv.Atoi(q.Get(key)) // the schema has checked the text
+		n, _ := strconv.Atoi(lastValue(q, key)) // the schema has checked the text
 		return n
 	}
-	since, _ := time.Parse(time.RFC3339, q.Get("changes-since")) // likewise
-	server := q.Get("server")
+	since, _ := time.Parse(time.RFC3339, lastValue(q, "changes-since")) // likewise
+	server := lastValue(q, "server")
 	server = server[strings.LastIndex(server, "/")+1:] // it may be a link
 	for key, matches := range map[string]bool{
-		"name": is.Name == q.Get("name"), "status": strings.EqualFold(cmp.Or(shownStatus[is.Status].name, "UNKNOWN"), q.Get("status")),
-		"server": is.Properties[image.ServerProperty] == server, "type": is.Properties[image.TypeProperty] == q.Get("type"), "changes-since": !is.Updated.Before(since),
+		"name": is.Name == lastValue(q, "name"), "status": strings.EqualFold(cmp.Or(shownStatus[is.Status].name, "UNKNOWN"), lastValue(q, "status")),
+		"server": is.Properties[image.ServerProperty] == server, "type": is.Properties[image.TypeProperty] == lastValue(q, "type"), "changes-since": !is.Updated.Before(since),
 		"minRam": is.MinRAMMiB == number("minRam"), "minDisk": is.MinDiskGiB == number("minDisk"),
 	} {
 		if q.Has(key) && !matches {
@@ -124,7 +120,7 @@ func matchesImage(q url.Values, is *image.Image) bool {
 		}
 	}
 	for key := range q {
-		if name, ok := strings.CutPrefix(key, "property-"); ok && is.Properties[name] != q.Get(key) {
+		if name, ok := strings.CutPrefix(key, "property-"); ok && is.Properties[name] != lastValue(q, key) {
 			return false
 		}
 	}
@@ -139,7 +135,7 @@ func imagesAs[T any](ctx context.Context, s *server, r *api.Request[api.None], v
 	}
 	q := r.URL.Query()
 	list = slices.DeleteFunc(slices.Clone(list), func(is image.Image) bool { return !matchesImage(q, &is) })
-	if marker := q.Get("marker"); marker != "" {
+	if marker := lastValue(q, "marker"); marker != "" {
 		i := slices.IndexFunc(list, func(is image.Image) bool { return is.ID == marker })
 		if i < 0 {
 			return out, fault.New(fault.Invalid, "marker [%.255s] not found", marker)
@@ -147,7 +143,7 @@ func imagesAs[T any](ctx context.Context, s *server, r *api.Request[api.None], v
 		list = list[i+1:]
 	}
 	limit := MaxLimit
-	if n, err := strconv.Atoi(q.Get("limit")); err == nil { // the schema has checked the text
+	if n, err := strconv.Atoi(lastValue(q, "limit")); err == nil { // the schema has checked the text
 		limit = min(n, MaxLimit)
 	}
 	more := len(list) > limit
@@ -160,14 +156,14 @@ func imagesAs[T any](ctx context.Context, s *server, r *api.Request[api.None], v
 	return out, nil
 }
 
-// nextLink returns the link to the page after an item.
+// nextLink returns the link to the page that begins after the marker.
 func nextLink(r *http.Request, marker string) api.Link {
 	q := r.URL.Query()
 	q.Set("marker", marker)
 	return api.Link{Rel: "next", Href: api.Base(r) + r.URL.Path + "?" + q.Encode()}
 }
 
-// tokenOf returns the token of a request, for other services.
+// tokenOf returns the client's token, with which nova-mini calls other services for the client.
 func tokenOf(r *http.Request) string { return r.Header.Get(auth.Header) }
 
 // images returns all images that a client may see.
@@ -178,7 +174,7 @@ func (s *server) images(ctx context.Context, r *http.Request) ([]image.Image, er
 	return s.cfg.Images.List(ctx, tokenOf(r))
 }
 
-// keeper returns the image service, or nil without one.
+// keeper returns the image service, or nil if none is configured.
 func (s *server) keeper() image.Keeper {
 	k, _ := s.cfg.Images.(image.Keeper)
 	return k
@@ -228,9 +224,12 @@ func (s *server) deleteImage(ctx context.Context, r *api.Request[api.None]) (api
 	return api.None{}, err
 }
 
-// checkImage returns an image from which a server may boot, or nil if it is not known. It returns an error, with Nova's text, if an image does not exist for the client, is not active, or does not fit a flavor with this memory and root disk. missing is the text
-// for an image that does not exist. Without a source of images any text is accepted, because only the driver knows. An empty reference is no image.
-func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing string, ramMiB, diskGiB int) (*image.Image, error) {
+// checkImage checks the image from which a server is to boot, and returns the image. The result is nil for an empty reference. Without a
+// source of images, the result is nil for any text, because only the driver knows which images exist. Errors, with Nova's texts: Invalid if
+// the image does not exist for the client (the parameter missing is the text), is not active, has an invalid property, does not fit a
+// flavor with this memory and root disk, or does not allow the value of OS-DCF:diskConfig in the parameter disk; 501 if nova-mini cannot
+// honor a property of the image.
+func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing, disk string, ramMiB, diskGiB int) (*image.Image, error) {
 	if ref == "" || s.cfg.Images == nil {
 		return nil, nil
 	}
@@ -251,53 +250,34 @@ func (s *server) checkImage(ctx context.Context, r *http.Request, ref, missing s
 	case diskGiB > 0 && is.Size > int64(diskGiB)*gib:
 		return nil, fault.New(fault.Invalid, "Flavor's disk is too small for requested image. Flavor disk is %d bytes, image is %d bytes.", diskGiB*gib, is.Size)
 	}
-	return is, nil
+	if err := checkDiskConfig(disk, ref, is.Properties); err != nil {
+		return nil, err
+	}
+	_, err = image.Needs(is.Properties)
+	return is, notImplemented(err)
 }
 
-// newSnapshot makes an image, whose content the compute service of the server will upload, and returns its id. Without an image service the driver keeps the
-// image, and the id is a new one. undo removes the image after an error, unless the action may have begun (Unknown).
-func (s *server) newSnapshot(ctx context.Context, r *http.Request, srv *store.Server, a compute.Action, as store.Image) (id string, undo func(error) error, err error) {
-	undo = func(err error) error { return err }
-	k := s.keeper()
-	if k == nil {
-		return uuid.NewString(), undo, nil
+// bootFrom sets what a server keeps of the image from which it boots. A nil image means that the image is not known.
+func bootFrom(srv *store.Server, ref string, is *image.Image, disk string) {
+	srv.ImageRef, srv.ImageProperties = ref, db.JSON[map[string]string]{}
+	switch {
+	case disk != "":
+		srv.AutoDisk = disk == "AUTO"
+	case is != nil:
+		srv.AutoDisk = isTrue(is.Properties[diskProperty])
 	}
-	if err := store.CheckAction(srv, a); err != nil {
-		return "", nil, err
+	if is == nil {
+		return
 	}
-	if err := s.checkBus(ctx); err != nil {
-		return "", nil, err
+	srv.ImageProperties = db.JSONOf(knownProperties(is.Properties))
+	srv.ConfigDrive = srv.ConfigDrive || is.Properties["img_config_drive"] == "mandatory"
+}
+
+// checkDiskConfig returns Invalid, with Nova's text, if the client wants that the partitions of a server are changed automatically, and the
+// image does not allow this. The parameters ref and properties are those of the image.
+func checkDiskConfig(disk, ref string, properties map[string]string) error {
+	if disk == "AUTO" && strings.EqualFold(strings.TrimSpace(properties[diskProperty]), "disabled") {
+		return fault.New(fault.Invalid, "Requested image %s has automatic disk resize disabled.", ref)
 	}
-	token := tokenOf(r)
-	made := image.Image{Name: as.Name, Format: "qcow2", MinDiskGiB: srv.Flavor().DiskGiB, Properties: map[string]string{}}
-	switch base, err := k.Get(ctx, token, srv.ImageRef); {
-	case err == nil:
-		made.MinRAMMiB = base.MinRAMMiB
-		maps.Copy(made.Properties, base.Properties)
-		maps.DeleteFunc(made.Properties, func(key, _ string) bool { return strings.HasPrefix(key, "img_signature") }) // it is of other content
-	case !errors.Is(err, fault.NotFound) && !errors.Is(err, fault.Denied): // otherwise it was deleted, or is not shared any more
-		return "", nil, err
-	}
-	maps.Copy(made.Properties, as.Metadata)
-	maps.Copy(made.Properties, map[string]string{
-		image.TypeProperty: "snapshot", image.ServerProperty: srv.ID, "user_id": reqctx.From(ctx).UserID, "base_image_ref": srv.ImageRef,
-		"owner_id": reqctx.From(ctx).ProjectID,
-	})
-	if a.Info().Rotates {
-		made.Properties[image.TypeProperty], made.Properties[image.BackupTypeProperty] = image.BackupType, as.BackupType
-	}
-	id, err = k.Create(ctx, token, made)
-	if err != nil {
-		return "", nil, err
-	}
-	undo = func(err error) error {
-		if err == nil || fault.CodeOf(err) == fault.Unknown { // otherwise the action may run, and fill the image
-			return err
-		}
-		if e := s.cfg.Store.DiscardImage(context.WithoutCancel(ctx), id, store.DiscardData{Server: srv.ID}); e != nil {
-			s.cfg.Logger.ErrorContext(ctx, "image not removed, no server needs it", "image", id, "error", e)
-		}
-		return err
-	}
-	return id, undo, nil
+	return nil
 }

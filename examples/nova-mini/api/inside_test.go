@@ -24,7 +24,7 @@ import (
 	restapi "github.com/armature-go/armature/service/api"
 )
 
-// locked is a buffer that several goroutines write.
+// locked is a buffer for several goroutines.
 type locked struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -43,7 +43,7 @@ func (l *locked) String() string {
 }
 
 // TestDatabaseStaysInside: an error of the database is a failure of the service. The client gets a general text and the
-// request's id. The log has the cause under that id.
+// request's id. The log has the cause with this id.
 func TestDatabaseStaysInside(t *testing.T) {
 	t.Parallel()
 	server := dbtest.MySQL(t)
@@ -74,7 +74,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 	create := `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x"}}`
 	for _, tt := range []struct {
 		name, method, path, body string
-		breakIt, mend            string // statements of an administrator
+		breakIt, mend            string // SQL statements that break and repair the database
 		want                     int
 	}{
 		{"a right is lost", "POST", "/v2.1/servers", create, "REVOKE INSERT ON %[1]s.* FROM '%[2]s'@'%%'", "GRANT INSERT ON %[1]s.* TO '%[2]s'@'%%'", 503},
@@ -117,7 +117,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 	}
 }
 
-// TestTexts: on both databases, a text that is too long for its column is refused at once, and the texts of faults are cut.
+// TestTexts: on both databases, a request with a text that is too long for its column is refused, and long texts of faults are cut.
 func TestTexts(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -172,7 +172,7 @@ func TestTexts(t *testing.T) {
 	})
 }
 
-// TestRequired: Register panics if a required field is not set. Otherwise the first request would panic.
+// TestRequired: Register panics if a required field of the config is not set. Otherwise the first request would panic.
 func TestRequired(t *testing.T) {
 	t.Parallel()
 	bus := membus.New()

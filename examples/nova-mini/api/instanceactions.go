@@ -22,11 +22,11 @@ const (
 var instanceActionRules = []rule{
 	{ruleActionList, "rule:project_reader_or_admin", "List the actions on a server", "GET", "/servers/{server_id}/os-instance-actions"},
 	{ruleActionShow, "rule:project_reader_or_admin", "Show an action on a server", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
-	{ruleActionEvents, "rule:context_is_admin", "Show the hosts and the errors of what an action has done", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
-	{ruleActionDetails, "rule:context_is_admin", "Show details of what an action has done", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
+	{ruleActionEvents, "rule:context_is_admin", "Show the hosts and the errors of an action's events", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
+	{ruleActionDetails, "rule:context_is_admin", "Show details of an action's events", "GET", "/servers/{server_id}/os-instance-actions/{request_id}"},
 }
 
-// instanceActionLists are the parameters of the list. Before 2.58 it has none.
+// instanceActionLists has the parameters of the list since 2.58. Before 2.58 the list has no parameters.
 var instanceActionLists = listing.Spec{
 	MaxLimit: MaxLimit, Default: listing.SortKey{Column: "created_at", Desc: true},
 	Filters: []listing.Filter{
@@ -50,10 +50,11 @@ func (s *server) instanceActionRoutes(all, _ *api.Group) {
 	api.HandleTarget(g, between(list, "2.21", "2.57"), s.pastTarget(), s.listActions)
 	api.HandleTarget(g, paged, s.pastTarget(), s.pageActions)
 	api.HandleTarget(g, between(show, "", "2.20"), s.target(), s.showAction)
+	show.Query = noQuery
 	api.HandleTarget(g, between(show, "2.21", ""), s.pastTarget(), s.showAction)
 }
 
-// pastTarget is the server that the path names, also if it is deleted. Then only its ID and its project are known.
+// pastTarget returns the target of a route whose path names a server that may be deleted. A deleted server has only its ID, its project and its user.
 func (s *server) pastTarget() api.Target[*store.Server] {
 	t := s.target()
 	load := t.Load
@@ -72,7 +73,7 @@ type instanceActions struct {
 	Links   []api.Link       `json:"links,omitempty" since:"2.58"`
 }
 
-// instanceAction is an action on a server. Message is Error if the action has failed.
+// instanceAction is an action on a server. Message is "Error" for a failed action, and null for any other action.
 type instanceAction struct {
 	Action    string  `json:"action"`
 	ServerID  string  `json:"instance_uuid"`
@@ -88,7 +89,7 @@ type oneInstanceAction struct {
 	Action shownAction `json:"instanceAction"`
 }
 
-// shownAction is an action with what it has done. Before 2.51 only those see that who also see the errors.
+// shownAction is an action with its events. Before 2.51 the reply has the events only if the client may see errors, too. Since 2.51 each client gets the events.
 type shownAction struct {
 	instanceAction
 
@@ -96,7 +97,7 @@ type shownAction struct {
 	AllEvents []actionEvent `json:"all_events" name:"events" since:"2.51"`
 }
 
-// eventCore is what a compute service has done.
+// eventCore is an event of an action, see store.PastEvent.
 type eventCore struct {
 	Event     string  `json:"event"`
 	Start     micros  `json:"start_time"`
@@ -105,7 +106,7 @@ type eventCore struct {
 	Traceback *string `json:"traceback" rule:"os_compute_api:os-instance-actions:events"`
 }
 
-// actionEvent is what a compute service has done, and where.
+// actionEvent is an event with its host and details.
 type actionEvent struct {
 	eventCore
 

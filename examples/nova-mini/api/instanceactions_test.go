@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"net/http"
 	"path/filepath"
@@ -16,10 +17,18 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
 )
 
-// TestInstanceActions: the actions on a server are listed by request, with what was done, as each version and role sees it, also after the
-// deletion of the server.
+// TestInstanceActions: the actions on a server are listed by request, with their events. The fields depend on the version and the role. The list exists
+// also after the deletion of the server.
 func TestInstanceActions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -49,7 +58,7 @@ func TestInstanceActions(t *testing.T) {
 		}
 		lock := do("admin", `{"lock": null}`)
 		pause := do("admin", `{"pause": null}`)
-		// The action fails on its host, as a report says.
+		// The host reports that the action has failed.
 		op, err := c.store.Operations().Current(ctx, id)
 		if err != nil {
 			t.Fatal(err)
@@ -124,7 +133,7 @@ func TestInstanceActions(t *testing.T) {
 		}
 		for _, tt := range []struct {
 			version, who string
-			keys         string // of the event
+			keys         string // the keys of the event in the reply
 		}{
 			{"2.1", "member", ""},
 			{"2.1", "admin", "event finish_time result start_time traceback"},
@@ -179,6 +188,70 @@ func TestInstanceActions(t *testing.T) {
 				if status, _ := c.askAt(version, other, "GET", path, ""); status != 404 {
 					t.Errorf("%s of a deleted server by another project: %d", path, status)
 				}
+			}
+		}
+	})
+}
+
+// TestInterfaceActionTimes: a change of the interfaces of a server has the time of its start and that of its end.
+func TestInterfaceActionTimes(t *testing.T) {
+	t.Parallel()
+	const slow = 50 * time.Millisecond
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Partial: true, Logger: slog.New(slog.DiscardHandler)})
+		rpc.Handle(srv, compute.ChangeInterface, func(context.Context, *compute.InterfaceRequest) (*rpc.None, error) {
+			waittest.Spend(slow)
+			return nil, fault.New(fault.Internal, "no power")
+		})
+		if err := srv.Start(c.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.Cleanup(func() { _ = srv.Stop(context.Background()) })
+		id := c.addActive("a")
+		if err := c.store.ChangePorts(c.Context(), id, func(s *store.Server) error {
+			s.Networks.V = &network.Wanted{Interfaces: []network.Interface{{Port: network.Port{ID: "p1"}}}}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		detached := c.send("2.1", "member", "DELETE", "/v2.1/servers/"+id+"/os-interface/p1", "")
+		past, err := c.store.PastAction(c.Context(), id, detached.Header().Get("X-Openstack-Request-Id"))
+		if err != nil {
+			t.Fatalf("%d %s: %v", detached.Code, detached.Body, err)
+		}
+		if e := past.Events[0]; e.Finish.Sub(e.Start) < slow || !past.Start.Equal(e.Start) || past.Updated.Sub(past.Start) < slow {
+			t.Errorf("the action from %v, changed at %v, with the event from %v to %v", past.Start, past.Updated, e.Start, e.Finish)
+		}
+	}, func(cfg *api.Config) { cfg.Network = new(network.Neutron) })
+}
+
+// TestInterfaceActions: a change of the interfaces of a server is an action, also if it fails. A change that the state of the server does
+// not allow is not recorded.
+func TestInterfaceActions(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		id := c.launched()
+		failed := c.send("2.1", "member", "POST", "/v2.1/servers/"+id+"/os-interface", `{"interfaceAttachment": {}}`)
+		if failed.Code != 400 {
+			t.Fatalf("attach without a network: %d %s", failed.Code, failed.Body)
+		}
+		if err := c.store.RecordAction(reqctx.With(c.Context(), reqctx.Request{ID: "req-detach"}), id, compute.DetachInterface, time.Now(), nil); err != nil {
+			t.Fatal(err)
+		}
+		c.exec(`UPDATE servers SET vm_state = 'suspended'`)
+		c.want(409, "2.1", "member", "POST", "/servers/"+id+"/os-interface", `{"interfaceAttachment": {}}`)
+		past, err := c.store.PastActions(c.Context(), id, store.PastQuery{Limit: 10})
+		if err != nil || len(past) != 3 || past[0].Name != "detach_interface" || past[0].Failed || past[1].Name != "attach_interface" || !past[1].Failed || past[2].Name != "create" {
+			t.Errorf("%+v, %v", past, err)
+		}
+		if _, reply := c.askAt("2.84", "admin", "GET", "/servers/"+id+"/os-instance-actions/req-detach", ""); !strings.Contains(reply, `"event":"compute_detach_interface"`) || !strings.Contains(reply, `"result":"Success"`) {
+			t.Errorf("the detachment: %s", reply)
+		}
+		request := failed.Header().Get("X-Openstack-Request-Id")
+		_, reply := c.askAt("2.84", "admin", "GET", "/servers/"+id+"/os-instance-actions/"+request, "")
+		for _, want := range []string{`"message":"Error"`, `"event":"compute_attach_interface"`, "No specific network was requested", `"details":"Failed to attach_interface instance ` + id} {
+			if !strings.Contains(reply, want) {
+				t.Errorf("%s\nlacks %s", reply, want)
 			}
 		}
 	})

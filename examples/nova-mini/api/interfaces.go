@@ -5,10 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
@@ -19,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// This file has what a server shows of its networks, and how a client changes its interfaces. Without a network service a server has none.
+// This file has the routes for the networks of a server: its addresses, security groups and interfaces. Without a network service a server has no interfaces.
 
 // The names of the rules, as in Nova.
 const (
@@ -38,8 +35,8 @@ var interfaceRules = []rule{
 	{ruleServerGroups, "rule:project_reader_or_admin", "List the security groups of a server", "GET", "/servers/{server_id}/os-security-groups"},
 	{ruleInterfaces, "rule:project_reader_or_admin", "List the interfaces of a server", "GET", "/servers/{server_id}/os-interface"},
 	{ruleInterface, "rule:project_reader_or_admin", "Show an interface of a server", "GET", "/servers/{server_id}/os-interface/{port_id}"},
-	{ruleAttachInterface, "rule:project_member_or_admin", "Give a server an interface", "POST", "/servers/{server_id}/os-interface"},
-	{ruleDetachInterface, "rule:project_member_or_admin", "Take an interface from a server", "DELETE", "/servers/{server_id}/os-interface/{port_id}"},
+	{ruleAttachInterface, "rule:project_member_or_admin", "Attach an interface to a server", "POST", "/servers/{server_id}/os-interface"},
+	{ruleDetachInterface, "rule:project_member_or_admin", "Detach an interface from a server", "DELETE", "/servers/{server_id}/os-interface/{port_id}"},
 }
 
 func (s *server) interfaceRoutes(all, withBody *api.Group) {
@@ -51,14 +48,14 @@ func (s *server) interfaceRoutes(all, withBody *api.Group) {
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface", Rule: ruleInterfaces, Summary: "List the interfaces of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.listInterfaces)
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface/{port}", Rule: ruleInterface, Summary: "Show an interface of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.showInterface)
 	api.HandleTarget(parts, api.Route{
-		Pattern: "DELETE /os-interface/{port}", Rule: ruleDetachInterface, Summary: "Take an interface from a server", Status: http.StatusAccepted,
+		Pattern: "DELETE /os-interface/{port}", Rule: ruleDetachInterface, Summary: "Detach an interface from a server", Status: http.StatusAccepted,
 		Errors: []int{http.StatusBadRequest, conflict, http.StatusNotImplemented, unavailable},
 	}, t, s.detachInterface)
 	change := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound, conflict, http.StatusNotImplemented, unavailable}})
-	api.HandleTarget(change, api.Route{Pattern: "POST /os-interface", Rule: ruleAttachInterface, Summary: "Give a server an interface"}, t, s.attachInterface)
+	api.HandleTarget(change, api.Route{Pattern: "POST /os-interface", Rule: ruleAttachInterface, Summary: "Attach an interface to a server"}, t, s.attachInterface)
 }
 
-// addresses are the addresses of a server by the name of the network.
+// addresses are the addresses of a server, by the name of the network.
 type addresses map[string][]address
 
 type address struct {
@@ -111,97 +108,6 @@ func (s *server) showAddresses(_ context.Context, r *api.Request[api.None], srv 
 	return map[string][]plainAddress{name: list}, nil
 }
 
-// securityGroupsOf returns the names of the security groups of a server's ports.
-func securityGroupsOf(srv *store.Server) (out []securityGroup) {
-	if len(srv.Networks.V.Ports()) == 0 {
-		return nil
-	}
-	if srv.Networks.V != nil { // nil: all ports were attached later
-		for _, g := range srv.Networks.V.Groups {
-			out = append(out, securityGroup{g.Name})
-		}
-	}
-	if out == nil {
-		out = []securityGroup{{"default"}}
-	}
-	return out
-}
-
-type securityGroupList struct {
-	Groups []fullGroup `json:"security_groups"`
-}
-
-type fullGroup struct {
-	ID          string         `json:"id"`
-	Name        string         `json:"name"`
-	Description string         `json:"description"`
-	TenantID    string         `json:"tenant_id"`
-	Rules       []securityRule `json:"rules"`
-}
-
-// securityRule is a rule about packets to a server, in Nova's form.
-type securityRule struct {
-	ID       string     `json:"id"`
-	Parent   string     `json:"parent_group_id"`
-	Protocol *string    `json:"ip_protocol"`
-	From     *int       `json:"from_port"`
-	To       *int       `json:"to_port"`
-	Group    ruleSource `json:"group"`
-	Range    ruleRange  `json:"ip_range"`
-}
-
-// ruleSource is a security group from which packets come, and ruleRange a range of addresses. A rule has one of the two.
-type ruleSource struct {
-	Name     string `json:"name,omitempty"`
-	TenantID string `json:"tenant_id,omitempty"`
-}
-
-type ruleRange struct {
-	CIDR string `json:"cidr,omitempty"`
-}
-
-// viewSecurityGroup shows a security group with its rules for packets to a server. names has the groups to which rules refer.
-func viewSecurityGroup(g *groups.SecGroup, names map[string]ruleSource) fullGroup {
-	v := fullGroup{ID: g.ID, Name: g.Name, Description: g.Description, TenantID: g.TenantID, Rules: []securityRule{}}
-	for i := range g.Rules {
-		r := &g.Rules[i]
-		if r.Direction != "ingress" {
-			continue
-		}
-		one := securityRule{ID: r.ID, Parent: g.ID, Group: names[r.RemoteGroupID], Range: ruleRange{r.RemoteIPPrefix}}
-		if r.RemoteGroupID == "" && r.RemoteIPPrefix == "" {
-			one.Range.CIDR = "0.0.0.0/0" // Nova shows this also for IPv6
-		}
-		if r.Protocol != "" {
-			from, to := r.PortRangeMin, r.PortRangeMax
-			if from == 0 && to == 0 {
-				if from, to = -1, -1; slices.Contains([]string{"tcp", "udp"}, strings.ToLower(r.Protocol)) {
-					from, to = 1, 65535
-				}
-			}
-			one.Protocol, one.From, one.To = &r.Protocol, &from, &to
-		}
-		v.Rules = append(v.Rules, one)
-	}
-	return v
-}
-
-func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None], srv *store.Server) (securityGroupList, error) {
-	out := securityGroupList{Groups: []fullGroup{}}
-	if s.cfg.Network == nil || len(srv.Networks.V.Ports()) == 0 {
-		return out, nil
-	}
-	list, err := s.cfg.Network.GroupsOf(ctx, tokenOf(r.Request), srv.ID)
-	names := map[string]ruleSource{}
-	for _, g := range list {
-		names[g.ID] = ruleSource{g.Name, g.TenantID}
-	}
-	for i := range list {
-		out.Groups = append(out.Groups, viewSecurityGroup(&list[i], names))
-	}
-	return out, err
-}
-
 type interfaceView struct {
 	Network   string    `json:"net_id"`
 	Port      string    `json:"port_id"`
@@ -216,7 +122,7 @@ type fixedIP struct {
 	IP     string `json:"ip_address"`
 }
 
-// viewInterface shows a port as it is now, with the tag that is stored with the server.
+// viewInterface returns the present state of a port, with the tag that is stored with the server.
 func viewInterface(srv *store.Server, p *network.Port) interfaceView {
 	v := interfaceView{Network: p.Network, Port: p.ID, MAC: p.MAC, State: p.Status, Addresses: []fixedIP{}}
 	for _, a := range p.Addresses {
@@ -269,26 +175,23 @@ func (s *server) interfaceOf(r *http.Request, srv *store.Server, port string) (o
 	return out, network.NoPort(port)
 }
 
-// attachment is the interface that a server gets. The body may be empty: then the only network of the project is taken.
+// attachment is the request to attach an interface. If the body has no interface, the only network of the project is used.
 type attachment struct {
-	Interface *struct {
+	Interface struct {
 		Network string       `json:"net_id,omitempty" format:"uuid"`
 		Port    string       `json:"port_id,omitempty" format:"uuid"`
-		IPs     []attachedIP `json:"fixed_ips,omitempty"`
+		IPs     []attachedIP `json:"fixed_ips,omitempty" min:"1" max:"1"`
 		Tag     tag          `json:"tag,omitempty" since:"2.49"`
-	} `json:"interfaceAttachment,omitempty"`
+	} `json:"interfaceAttachment,omitzero"`
 }
 
 type attachedIP struct {
 	IP ipAddress `json:"ip_address"`
 }
 
-// request returns the request in the form of the network service. Errors: Invalid, with Nova's text.
+// request returns the request in the form for package network. An empty list means the only network of the project. Errors: Invalid, with Nova's text.
 func (a *attachment) request() (out []network.Request, err error) {
 	in := a.Interface
-	if in == nil {
-		return nil, nil
-	}
 	one := network.Request{Network: in.Network, Port: in.Port, Tag: string(in.Tag)}
 	if len(in.IPs) > 0 {
 		one.FixedIP = string(in.IPs[0].IP)
@@ -304,35 +207,41 @@ func (a *attachment) request() (out []network.Request, err error) {
 	return []network.Request{one}, nil
 }
 
-// attachStates are the values of vm_state in which Nova changes the interfaces of a server.
-var attachStates = []string{compute.VMActive, compute.VMPaused, compute.VMStopped}
-
 // checkAttach returns an error, with Nova's text, if the interfaces of a server cannot be changed now.
-func (s *server) checkAttach(ctx context.Context, srv *store.Server, action string) error {
+func (s *server) checkAttach(ctx context.Context, srv *store.Server, a compute.Action) error {
 	if err := s.checkLock(ctx, srv); err != nil {
 		return err
 	}
-	switch {
-	case !slices.Contains(attachStates, srv.VMState):
-		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", action, srv.ID, srv.VMState)
-	case srv.Task() != "":
-		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", action, srv.ID, srv.Task())
-	case srv.Host == nil:
-		return store.NotReady(srv.ID)
-	}
-	return nil
+	return store.CheckAction(srv, a)
 }
 
-// attachInterface gives a server an interface. What is done is stored before it is done, so a server's end also ends what was interrupted: first the
-// request, if it names a port, because that port outlives the server, and otherwise that the server may have ports; then the port, before the host gets it.
+// recordChange records a change of the interfaces of a server, which began at a time and ends now, as an action, also if the client has closed the connection.
+func (s *server) recordChange(ctx context.Context, srv *store.Server, a compute.Action, began time.Time, failed error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := s.cfg.Store.RecordAction(ctx, srv.ID, a, began, failed); err != nil {
+		s.cfg.Logger.ErrorContext(ctx, "action not recorded", "server", srv.ID, "action", a, "error", err)
+	}
+}
+
 func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment], srv *store.Server) (out oneInterface, err error) {
 	list, err := r.Body.request()
+	if err == nil {
+		err = s.checkAttach(ctx, srv, compute.AttachInterface)
+	}
 	if err != nil {
 		return out, err
 	}
-	if err := s.checkAttach(ctx, srv, "attach_interface"); err != nil {
-		return out, err
-	}
+	began := time.Now()
+	out, err = s.attach(ctx, r, srv, list)
+	s.recordChange(ctx, srv, compute.AttachInterface, began, err)
+	return out, err
+}
+
+// attach attaches an interface to a server. Each step is stored with the server before it is done, so that the deletion of the server also cleans up after an
+// interrupted attachment. If the request names a port, this port is stored first, because it outlives the server. Otherwise the server is
+// first marked as a server that may have ports. The new port is stored before the host attaches it.
+func (s *server) attach(ctx context.Context, r *api.Request[attachment], srv *store.Server, list []network.Request) (out oneInterface, err error) {
 	none := fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
 	if s.cfg.Network == nil {
 		if len(list) > 0 {
@@ -352,7 +261,7 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 	if err != nil {
 		return out, err
 	}
-	// From here on the work goes on if the client gives up.
+	// From here on the work goes on even if the client closes the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
 	got, err := s.attachPort(ctx, srv, list[0])
@@ -367,24 +276,28 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 	return oneInterface{v}, nil
 }
 
-// attachTimeout bounds an attachment, and a detachment.
-const attachTimeout = 2 * time.Minute
+const (
+	// attachTimeout limits the time of attaching or detaching an interface.
+	attachTimeout = 2 * time.Minute
+	recordTimeout = 10 * time.Second
+)
 
-// networkClient returns the client of a request for the network service.
+// networkClient returns the client that has sent a request, in the form for package network.
 func (s *server) networkClient(r *http.Request) network.Client {
-	return network.Client{Token: tokenOf(r), Project: reqctx.From(r.Context()).ProjectID, Admin: s.administrator(r.Context())}
+	ctx := r.Context()
+	return network.Client{Token: tokenOf(r), Project: reqctx.From(ctx).ProjectID, Admin: s.administrator(ctx), External: s.mux.Enforce(ctx, ruleExternal, nil) == nil}
 }
 
-// attachPort makes or binds a port, and gives it to the host.
+// attachPort makes a port or binds an existing one, and makes the host attach the port to the server.
 func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Request) (*network.Port, error) {
-	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: network.Wanted{Interfaces: []network.Interface{{Request: r}}}}
+	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Zone: srv.Zone, Wanted: network.Wanted{Interfaces: []network.Interface{{Request: r}}}}
 	if srv.Networks.V != nil {
 		of.Wanted.Groups = srv.Networks.V.Groups
 	}
 	var err error
 	if r.Port != "" {
 		err = s.keepPort(ctx, srv.ID, r, network.Port{ID: r.Port, Network: r.Network})
-	} else if srv.Networks.V == nil { // the end of the server looks for ports only then
+	} else if srv.Networks.V == nil { // makes Networks not nil, because the deletion of a server looks for ports only then
 		err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(*store.Server) error { return nil })
 	}
 	if err != nil {
@@ -399,7 +312,7 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 			s.dropPort(ctx, srv, r.Port, true)
 		} else if got != nil {
 			s.dropPort(ctx, srv, got.ID, false)
-		} // without an answer of Neutron the end of the server deletes the port, because it is not known as one of the client
+		} // if Neutron has not answered, the deletion of the server deletes the port, because the client has not named it
 		return nil, err
 	}
 	_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
@@ -409,7 +322,7 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 	s.cfg.Logger.ErrorContext(ctx, "interface not attached", "server", srv.ID, "port", got.ID, "error", err)
 	undo := compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got), Detach: true}
 	if _, e := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &undo); e == nil || errors.Is(e, fault.Unimplemented) || errors.Is(e, fault.NotFound) {
-		s.dropPort(ctx, srv, got.ID, r.Port != "") // otherwise the guest may have it: the client sees it, and may detach it
+		s.dropPort(ctx, srv, got.ID, r.Port != "") // otherwise the guest may have the interface: the client sees it, and may detach it
 	}
 	if errors.Is(err, fault.Unimplemented) {
 		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot attach interfaces."))
@@ -417,7 +330,7 @@ func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Re
 	return nil, hideDetails(err, "Failed to attach network adapter device to "+srv.ID)
 }
 
-// keepPort stores an interface with a server, or its port again.
+// keepPort stores a new interface with a server. If the server has an interface with this port already, keepPort updates the port.
 func (s *server) keepPort(ctx context.Context, id string, r network.Request, p network.Port) error {
 	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
 		w := now.Networks.V
@@ -433,13 +346,13 @@ func (s *server) keepPort(ctx context.Context, id string, r network.Request, p n
 	})
 }
 
-// dropPort releases a port of a server, and forgets it. If that fails, the server keeps the port, and the end of the server releases it.
+// dropPort releases a port of a server, and removes its interface from the server. If that fails, the interface stays, and the deletion of the server releases the port.
 func (s *server) dropPort(ctx context.Context, srv *store.Server, id string, given bool) {
 	err := s.cfg.Network.ReleasePort(ctx, srv.ID, id, given)
 	if err == nil {
 		err = s.forgetPort(ctx, srv.ID, id)
 	}
-	if err != nil && !errors.Is(err, fault.NotFound) { // otherwise the server is gone, and its port is released
+	if err != nil && !errors.Is(err, fault.NotFound) { // NotFound: the server no longer exists, and the port is released
 		s.cfg.Logger.ErrorContext(ctx, "port not released", "server", srv.ID, "port", id, "error", err)
 	}
 }
@@ -453,28 +366,35 @@ func (s *server) forgetPort(ctx context.Context, id, port string) error {
 	})
 }
 
-// detachInterface takes an interface from a server, and releases its port. It may be repeated if it was interrupted.
 func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
 	id := r.PathValue("port")
-	if err := s.checkAttach(ctx, srv, "detach_interface"); err != nil {
+	if err := s.checkAttach(ctx, srv, compute.DetachInterface); err != nil {
 		return api.None{}, err
 	}
 	i := srv.Networks.V.Index(id)
 	if i < 0 || s.cfg.Network == nil {
 		return api.None{}, network.NoPort(id)
 	}
+	began := time.Now()
+	err := s.detach(ctx, srv, srv.Networks.V.Interfaces[i].Port)
+	s.recordChange(ctx, srv, compute.DetachInterface, began, err)
+	return api.None{}, err
+}
+
+// detach detaches an interface from a server, and releases the port. It may be repeated after an interruption.
+func (s *server) detach(ctx context.Context, srv *store.Server, port network.Port) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
 	defer cancel()
-	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(srv.Networks.V.Interfaces[i].Port), Detach: true})
+	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(port), Detach: true})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
-		return api.None{}, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))
+		return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))
 	case err != nil:
 		s.cfg.Logger.ErrorContext(ctx, "interface not detached", "server", srv.ID, "error", err)
-		return api.None{}, hideDetails(err, "Failed to detach network adapter device from "+srv.ID)
+		return hideDetails(err, "Failed to detach network adapter device from "+srv.ID)
 	}
-	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, id, srv.Networks.V.Given(id)); err != nil {
-		return api.None{}, err
+	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, port.ID, srv.Networks.V.Given(port.ID)); err != nil {
+		return err
 	}
-	return api.None{}, s.forgetPort(ctx, srv.ID, id)
+	return s.forgetPort(ctx, srv.ID, port.ID)
 }

@@ -43,7 +43,7 @@ var keyPairRules = []rule{
 	{ruleKeyPairDelete, "rule:context_is_admin or user_id:%(user_id)s", "Delete a key pair", "DELETE", "/os-keypairs/{keypair_name}"},
 }
 
-// keyPairs are the lists of key pairs. They have pages since 2.35; a list before that has all.
+// keyPairs has the parameters of lists of key pairs since 2.35. Before 2.35 a list has no pages. keyPairUser is the query of the other routes since 2.10.
 var (
 	keyPairs    = listing.Spec{MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince, Default: listing.SortKey{Column: "name"}, Filters: []listing.Filter{{Name: "user_id"}}}
 	keyPairUser = []api.Schema{
@@ -53,7 +53,7 @@ var (
 )
 
 // keyPairRoutes registers the routes of key pairs. A key pair belongs to a user, so the rules have the user as their target. Since 2.10 a
-// request names the user whose key pairs it is about; default: the client.
+// request may name the user in user_id. Default: the client.
 func (s *server) keyPairRoutes(all, withBody *api.Group) {
 	read := api.NewGroup(all, api.Route{Pattern: "/os-keypairs"})
 	one := api.NewGroup(read, api.Route{Pattern: "/{name}", Errors: []int{notFound}})
@@ -84,7 +84,7 @@ func (s *server) keyPairRoutes(all, withBody *api.Group) {
 	api.HandleRoute(write, create, s.createKeyPair)
 }
 
-// keyPairsOf handles requests about the key pairs of a user. An empty user is the client.
+// keyPairsOf handles requests for the key pairs of the user that the function user returns. If the function returns "", the user is the client.
 type keyPairsOf struct {
 	*server
 
@@ -111,7 +111,7 @@ type shownKeyPair struct {
 	KeyPair keyPairView `json:"keypair"`
 }
 
-// keyPairView has all attributes. Nova shows deleted, deleted_at and updated_at, which never change.
+// keyPairView has all attributes of a key pair. As in Nova, the attributes deleted, deleted_at and updated_at never change.
 type keyPairView struct {
 	keyPairBrief
 
@@ -127,7 +127,8 @@ func briefKeyPair(k *store.KeyPair) keyPairBrief {
 	return keyPairBrief{Name: k.Name, Type: k.Type, PublicKey: k.PublicKey, Fingerprint: k.Fingerprint}
 }
 
-// keyPairOwner returns the user whose key pairs a request is about, if the rule allows the client to see them.
+// keyPairOwner returns the owner of the key pairs of a request: the named user, or the client if named is empty. Errors: Denied if the rule does not allow the
+// client to use the key pairs of this user.
 func (s *server) keyPairOwner(ctx context.Context, named, rule string) (string, error) {
 	user := cmp.Or(named, reqctx.From(ctx).UserID)
 	return user, s.mux.Enforce(ctx, rule, map[string]any{"user_id": user})
@@ -139,11 +140,8 @@ func (s keyPairsOf) list(ctx context.Context, r *api.Request[api.None]) (keyPair
 }
 
 func (s *server) listKeyPairs(ctx context.Context, r *api.Request[api.None]) (keyPairList, error) {
-	var user string
-	for _, c := range r.List.Take("user_id") {
-		user = cmp.Or(user, textOf(c)) // the first one counts, as in Nova
-	}
-	return s.keyPairPage(ctx, r, user, r.List)
+	r.List.Take("user_id")
+	return s.keyPairPage(ctx, r, r.URL.Query().Get("user_id"), r.List) // of several users the first one counts, as in Nova
 }
 
 func (s *server) keyPairPage(ctx context.Context, r *api.Request[api.None], user string, q listing.Query) (keyPairList, error) {
@@ -186,17 +184,17 @@ type createKeyPair struct {
 	KeyPair newKeyPair `json:"keypair"`
 }
 
-// newKeyPair is a key pair that a client imports, or before 2.92 one that Nova makes because the request has no public key.
+// newKeyPair is a request to import a public key. Before 2.92 the public key may be missing; then nova-mini generates a key pair.
 type newKeyPair struct {
 	Name      keyPairName    `json:"name" until:"2.91"`
 	MailName  keyPairNewName `json:"mail_name" name:"name" since:"2.92"`
 	Type      string         `json:"type,omitempty" enum:"ssh,x509" since:"2.2"`
-	PublicKey *string        `json:"public_key,omitempty" until:"2.91"`
+	PublicKey givenText      `json:"public_key,omitzero" until:"2.91"`
 	Imported  string         `json:"imported" name:"public_key" since:"2.92"`
 	UserID    string         `json:"user_id,omitempty" since:"2.10"`
 }
 
-// keyPairName is the name of a key pair; keyPairNewName is that since 2.92.
+// keyPairName is the name of a new key pair until 2.91. keyPairNewName is the name since 2.92, which may also have dots and @.
 type (
 	keyPairName    string
 	keyPairNewName string
@@ -235,8 +233,8 @@ func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair
 	}
 	private := ""
 	switch {
-	case in.PublicKey != nil:
-		k.PublicKey = *in.PublicKey
+	case in.PublicKey.RawMessage != nil:
+		k.PublicKey = plainText(in.PublicKey.RawMessage)
 	case in.Imported == "" && in.MailName == "":
 		if k.PublicKey, private, err = generateKey(k.Type, user); err != nil {
 			return out, err
@@ -249,7 +247,7 @@ func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair
 	return out, s.cfg.Store.CreateKeyPair(ctx, k)
 }
 
-// maxPublicKey is the longest public key that is kept, in bytes.
+// maxPublicKey is the maximum length of a public key, in bytes.
 const maxPublicKey = 16384
 
 // fingerprint returns the fingerprint of a public key, in Nova's form. Errors: Invalid, with Nova's texts.
@@ -276,7 +274,7 @@ func fingerprint(kind, public string) (string, error) {
 	return ssh.FingerprintLegacyMD5(key), nil
 }
 
-// colons puts a colon between each two digits.
+// colons puts a colon after every second digit, except at the end.
 func colons(digits string) string {
 	var out strings.Builder
 	for i := 0; i < len(digits); i += 2 {
@@ -288,11 +286,11 @@ func colons(digits string) string {
 	return out.String()
 }
 
-// keyBits is the size of the keys that are generated, as in Nova.
+// keyBits is the size of generated keys, as in Nova.
 const keyBits = 2048
 
-// generateKey makes a key. The public part is a line of OpenSSH or a certificate in PEM. The private part is PEM, or PKCS #12 in base64 without
-// a password, as Nova has it for Windows guests.
+// generateKey generates a key pair. For the kind ssh, public is a line in OpenSSH's format, and private is PEM. For the kind x509, public is a
+// certificate in PEM, and private is PKCS #12 without a password, in base64, as in Nova for Windows guests.
 func generateKey(kind, user string) (public, private string, err error) {
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
@@ -309,7 +307,7 @@ func generateKey(kind, user string) (public, private string, err error) {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub))) + " Generated-by-Nova", private, nil
 }
 
-// principalName is the object id of the other name with which Windows finds the user of a certificate.
+// principalName is the object identifier of the otherName by which Windows finds the user of a certificate.
 var principalName = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 3}
 
 // otherName is an otherName of a subjectAltName (RFC 5280, 4.2.1.6).

@@ -14,7 +14,7 @@ import (
 func TestKeyPairVersions(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
-		// A sample that does not exist at a version is that of an earlier one.
+		// If a version has no sample, the sample of the version before it applies.
 		for _, v := range []struct {
 			version, folder, list, create string
 			made, gone                    int
@@ -53,8 +53,8 @@ func TestKeyPairVersions(t *testing.T) {
 
 const publicKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl a@b"
 
-// TestKeyPairRules: bad key pairs are refused with Nova's texts, users see their own, and administrators those of the user whom they name
-// since 2.10.
+// TestKeyPairRules: bad key pairs are refused with Nova's texts. Users see their own key pairs. Since 2.10, administrators see the key pairs of the
+// user that they name.
 func TestKeyPairRules(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -75,6 +75,7 @@ func TestKeyPairRules(t *testing.T) {
 			{400, "2.2", "member", "POST", "", `{"keypair": {"name": ""}}`, "name"},
 			{400, "2.2", "member", "POST", "", `{"keypair": {"public_key": "` + publicKey + `"}}`, "name"},
 			{400, "2.2", "member", "POST", "", `{"keypair": {"name": "z", "public_key": "ssh-rsa AAAA"}}`, "Keypair data is invalid: failed to generate fingerprint"},
+			{400, "2.2", "member", "POST", "", `{"keypair": {"name": "z", "public_key": null}}`, "None is not of type 'string'"},
 			{400, "2.2", "member", "POST", "", `{"keypair": {"name": "z", "public_key": ""}}`, "Keypair data is invalid: failed to generate fingerprint"},
 			{400, "2.2", "member", "POST", "", `{"keypair": {"name": "z", "public_key": "` + publicKey + strings.Repeat("x", 16384) + `"}}`, "Keypair data is invalid"},
 			{400, "2.2", "member", "POST", "", `{"keypair": {"name": "z", "public_key": "x", "type": "x509"}}`, "failed to generate X509 fingerprint"},
@@ -120,7 +121,7 @@ func TestKeyPairRules(t *testing.T) {
 	})
 }
 
-// TestKeyOfServer: a server keeps its user's key as it was at the creation, for its driver.
+// TestKeyOfServer: a server keeps the key that its user had at the creation, and the driver gets this key.
 func TestKeyOfServer(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -144,7 +145,7 @@ func TestKeyOfServer(t *testing.T) {
 	})
 }
 
-// TestKeyPairQuota: a user has no more key pairs than the limit, although requests run at the same time on two API services.
+// TestKeyPairQuota: a user has no more key pairs than the limit, even if requests run at the same time.
 func TestKeyPairQuota(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.KeyPairs: 3}, func(c *cloud) {

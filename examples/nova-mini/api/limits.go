@@ -24,11 +24,11 @@ var limitRules = []rule{
 
 func (s *server) limitRoutes(all, _ *api.Group) {
 	api.HandleRoute(all, api.Route{
-		Pattern: "GET /limits", Rule: ruleLimits, Summary: "Show the limits of a project and what it uses", Query: queryOf("tenant_id"),
+		Pattern: "GET /limits", Rule: ruleLimits, Summary: "Show the limits and the usage of a project", Query: queryOf("tenant_id"),
 	}, s.showLimits)
 }
 
-// queryOf returns the schemas of a query with parameters that are texts. Other parameters are refused since [strictSince].
+// queryOf returns the schemas of a query whose parameters are texts. Since [strictSince] other parameters are refused.
 func queryOf(names ...string) []api.Schema {
 	list := make([]string, len(names))
 	for i, name := range names {
@@ -48,7 +48,7 @@ type limitReply struct {
 	} `json:"limits"`
 }
 
-// absoluteLimits has -1 for what has no limit. Nova has removed the limits of networks; without them there is no limit.
+// absoluteLimits are the limits and the usage of a project. The value -1 means no limit. Nova no longer limits security groups and floating IPs, so their limits are always -1.
 type absoluteLimits struct {
 	MaxInstances    int64 `json:"maxTotalInstances" min:"-1"`
 	MaxCores        int64 `json:"maxTotalCores" min:"-1"`
@@ -78,7 +78,7 @@ func (s *server) showLimits(ctx context.Context, r *api.Request[api.None]) (out 
 		if err := s.mux.Enforce(ctx, ruleOtherLimits, nil); err != nil {
 			return out, err
 		}
-		project = cmp.Or(q.Get("tenant_id"), project)
+		project = cmp.Or(lastValue(q, "tenant_id"), project)
 	}
 	limits := s.cfg.Store.Limits()
 	used, err := s.cfg.Store.Usage(ctx, project)
@@ -96,7 +96,7 @@ func (s *server) showLimits(ctx context.Context, r *api.Request[api.None]) (out 
 	return out, nil
 }
 
-// tooManyItems returns Denied if a server would have too many metadata items.
+// tooManyItems returns Denied if n is more than the limit of metadata items.
 func (s *server) tooManyItems(n int) error {
 	if most := s.cfg.Store.Limits().Of(store.Metadata); most >= 0 && int64(n) > most {
 		return fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", most)

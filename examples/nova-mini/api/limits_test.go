@@ -19,7 +19,7 @@ var limits = store.Limits{
 	store.Instances: 3, store.Cores: 20, store.RAM: 2100, store.Metadata: 2, store.KeyPairs: 100, store.ServerGroups: 10, store.GroupMembers: 10,
 }
 
-// TestLimits: the limits have the keys of Nova's samples at each version, and count what a project uses.
+// TestLimits: at each version, the limits have the keys of Nova's samples, and the amounts that a project uses are correct.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, limits, func(c *cloud) {
@@ -45,8 +45,8 @@ func TestLimits(t *testing.T) {
 	})
 }
 
-// TestQuota: servers count in the quota of their project until they are removed, exactly, although requests run at the same time on several
-// API services. The refusals are Nova's.
+// TestQuota: servers count in the quota of their project until they are removed. The quota is exact, even if requests run at the same time.
+// The errors of refused requests are Nova's.
 func TestQuota(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, limits, func(c *cloud) {
@@ -74,7 +74,7 @@ func TestQuota(t *testing.T) {
 		}
 		c.want(202, "2.1", "stranger", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x"}}`) // another project
 		list, _ := c.list("member", "servers", "")
-		for range 2 { // the second time as after a crash
+		for range 2 { // the second removal is that of a conductor that repeats its step after a crash
 			if err := db.Tx(c.Context(), c.db, func(ctx context.Context, tx *sqlx.Tx) error { return c.store.Remove(ctx, tx, list[0].text("id")) }); err != nil {
 				c.Fatal(err)
 			}
@@ -88,7 +88,7 @@ func TestQuota(t *testing.T) {
 	})
 }
 
-// TestAboveLimit: what is above a limit that was lowered can be deleted, and a request that is refused costs nothing.
+// TestAboveLimit: after a limit was lowered, objects above the limit can still be deleted. A refused request uses no quota.
 func TestAboveLimit(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Metadata: 1, store.KeyPairs: 1}, func(c *cloud) {
@@ -113,7 +113,8 @@ func TestAboveLimit(t *testing.T) {
 	})
 }
 
-// TestCountsInQuota: a request for several servers creates as many as the quota has room for, but at least min_count, as in Nova.
+// TestCountsInQuota: as in Nova, a request for several servers creates as many as the quota allows. If the quota allows fewer than min_count, the request
+// is refused.
 func TestCountsInQuota(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, limits, func(c *cloud) {
@@ -139,11 +140,12 @@ func TestCountsInQuota(t *testing.T) {
 	})
 }
 
-// TestResizeQuota: a resize needs room in the quota for the larger size. The refusal is Nova's.
+// TestResizeQuota: the quota must allow the larger size of a resize. The error of a refused resize is Nova's.
 func TestResizeQuota(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Instances: 1, store.Cores: 2, store.RAM: 2000}, func(c *cloud) {
 		id := c.launched()
+		c.addHost()
 		reply := c.want(403, "2.1", "member", "POST", "/servers/"+id+"/action", `{"resize": {"flavorRef": "2"}}`)
 		if want := "Quota exceeded for ram: Requested 1536, but already used 512 of 2000 ram"; !strings.Contains(reply, want) {
 			c.Errorf("%s, want %s", reply, want)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -22,22 +23,22 @@ import (
 
 // This file has the request to create servers.
 
-// maxServers is the highest number of servers of one request.
+// maxServers is the highest number of servers of one request. Nova has only the quota.
 const maxServers = 100
 
 type createServer struct {
 	Server newServer `json:"server"`
-	// The older name of the hints counts only without the other one.
+	// OldHints are the hints under an older name. They have an effect only if Hints is missing.
 	Hints    hints `json:"os:scheduler_hints,omitempty"`
 	OldHints hints `json:"OS-SCH-HNT:scheduler_hints,omitempty"`
 }
 
-// newServer is the server that a client asks for.
+// newServer is a request to create servers.
 type newServer struct {
 	Name                name                   `json:"name"`
 	FlavorRef           reference              `json:"flavorRef"`
 	ImageRef            string                 `json:"imageRef,omitempty" max:"255"` // see checkImage
-	AdminPass           password               `json:"adminPass,omitzero"`
+	AdminPass           givenText              `json:"adminPass,omitzero"`
 	Metadata            metadata               `json:"metadata,omitempty"`
 	KeyName             name                   `json:"key_name,omitempty"`
 	Zone                name                   `json:"availability_zone,omitempty"`
@@ -65,13 +66,7 @@ type newServer struct {
 	FQDN                string                 `json:"fqdn,omitempty" name:"hostname" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.94"`
 }
 
-// password is any text, also an empty one.
-type password struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (password) JSONSchema() string { return `{"type": "string"}` }
-
-// count is a positive number, or a number as a text.
+// count is a positive integer, given as a number or as a text.
 type count struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -79,8 +74,8 @@ func (count) JSONSchema() string {
 	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minimum": 1, "minLength": 1}`
 }
 
-// hints are hints for the scheduler: values, or lists of values. The scheduler uses the filters of the configuration, so hints whose
-// filter is not enabled are only kept, as in Nova.
+// hints are hints for the scheduler: values, or lists of values. As in Nova, a hint has an effect only if the filter that uses it is enabled;
+// other hints are only stored.
 type hints map[string]json.RawMessage
 
 // JSONSchema implements api.JSONSchemer.
@@ -94,7 +89,7 @@ func (hints) JSONSchema() string {
 		"cidr": {"type": "string", "pattern": "^/[0-9a-f.:]+$"}}}`
 }
 
-// lists returns the hints with a list for each.
+// lists returns the hints with a list of values for each.
 func (h hints) lists() (map[string][]any, error) {
 	out := map[string][]any{}
 	for name, raw := range h {
@@ -111,35 +106,24 @@ func (h hints) lists() (map[string][]any, error) {
 	return out, nil
 }
 
-// place is where a client wants its servers. Host is empty for any host.
+// place is the availability zone and the host that a client asks for. An empty zone or host means any.
 type place struct{ zone, host string }
 
-// place returns where the client wants its servers, if the policy allows to choose a host. Errors: Denied; Invalid, with Nova's text.
+// place returns the zone and the host that the client asks for. Errors: Denied if the policy does not allow the client to choose a host; Invalid, with Nova's text.
 func (s *server) place(ctx context.Context, n *newServer) (p place, err error) {
 	parts := strings.Split(string(n.Zone), ":")
-	p.zone = parts[0]
-	for _, host := range parts[1:] {
-		if p.host == "" {
-			p.host = host // the names of hosts and hypervisors are the same
-		}
-	}
-	switch {
-	case len(parts) > 3:
+	p.zone = cmp.Or(parts[0], s.cfg.ScheduleZone)
+	// A host and its hypervisor have the same name. If the client gives two different names, no host has both, so the new server
+	// becomes ERROR, as in Nova.
+	hosts := slices.DeleteFunc(slices.Clone(parts[1:]), func(name string) bool { return name == "" })
+	p.host = strings.Join(slices.Compact(hosts), ":")
+	if len(parts) > 3 {
 		return p, fault.New(fault.Invalid, "Invalid input received: Unable to parse availability_zone")
-	case p.host != "":
-		if err := s.mux.Enforce(ctx, ruleForcedHost, nil); err != nil {
-			return p, err
-		}
-		if p.zone != zone { // Nova then uses the zone of the host
-			p.zone = ""
-		}
-	case p.zone != "" && p.zone != zone:
-		return p, fault.New(fault.Invalid, "The requested availability zone is not available")
 	}
-	wanted := n.Host
-	if wanted == "" {
-		wanted = n.Node
+	if err := s.checkPlace(ctx, &p); err != nil {
+		return p, err
 	}
+	wanted := cmp.Or(n.Host, n.Node)
 	switch {
 	case wanted == "":
 		return p, nil
@@ -147,14 +131,33 @@ func (s *server) place(ctx context.Context, n *newServer) (p place, err error) {
 		return p, fault.New(fault.Invalid, "One mechanism with host and/or hypervisor_hostname and another mechanism with zone:host:node are mutually exclusive.")
 	}
 	p.host = wanted
-	hosts, err := s.hosts(ctx)
-	if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Hostname == wanted && (n.Node == "" || h.Hostname == n.Node) }) {
+	zones, err := s.cfg.Store.Zones(ctx)
+	if _, ok := zones[wanted]; err == nil && (!ok || n.Node != "" && n.Node != wanted) {
 		err = fault.New(fault.Invalid, "Compute host %s could not be found.", wanted)
 	}
 	return p, err
 }
 
-// counts returns the least and the highest number of servers that the client asks for. Errors: Invalid; Denied, if there are too many.
+// checkPlace checks that the client may choose the host. Without a host, it checks that the zone is available. If the host is in another
+// zone, the zone of the request has no effect, as in Nova.
+func (s *server) checkPlace(ctx context.Context, p *place) error {
+	switch {
+	case p.host != "":
+		if err := s.mux.Enforce(ctx, ruleForcedHost, nil); err != nil {
+			return err
+		}
+		zones, err := s.cfg.Store.Zones(ctx)
+		if p.zone != zones[p.host] {
+			p.zone = ""
+		}
+		return err
+	case p.zone != "":
+		return s.checkZone(ctx, p.zone)
+	}
+	return nil
+}
+
+// counts returns the least and the highest number of servers that the client asks for. Errors: Invalid; Denied if the highest number is above maxServers.
 func (n *newServer) counts() (least, most int, err error) {
 	if least, err = parseWhole("min_count", n.MinCount.RawMessage, 1); err != nil {
 		return 0, 0, err
@@ -170,10 +173,10 @@ func (n *newServer) counts() (least, most int, err error) {
 		return 0, 0, fault.New(fault.Invalid, "min_count must be <= max_count")
 	case most > 1 && n.Hostname+n.FQDN != "":
 		return 0, 0, fault.New(fault.Invalid, "Unable to allocate a single hostname to multiple instances")
-	case least > maxServers:
-		return 0, 0, fault.New(fault.Denied, "A request creates at most %d servers.", maxServers)
+	case most > maxServers:
+		return 0, 0, fault.New(fault.Denied, "A request creates at most %d servers: min_count and max_count must not be higher.", maxServers)
 	}
-	return least, min(most, maxServers), nil
+	return least, most, nil
 }
 
 type createdServer struct {
@@ -193,16 +196,17 @@ type securityGroup struct {
 	Name string `json:"name,omitempty"`
 }
 
-// template returns a server with what all servers of a request have in common. The image is nil if it is not known.
+// template returns a server with the values that all servers of a request have in common. If the image is not known, the caller passes nil for it.
 func (n *newServer) template(who reqctx.Request, f *store.Flavor, is *image.Image, at place) *store.Server {
 	need := f.Resources()
 	srv := &store.Server{
 		Name: string(n.Name), ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
-		ImageRef: n.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB, BootFlavor: db.JSONOf(f.Boot()),
+		FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB, BootFlavor: db.JSONOf(f.Boot()),
 		Metadata: db.JSONOf(map[string]string(n.Metadata)), Tags: db.JSONOf(n.Tags.sorted()), ReservationID: newReservation(), Hostname: n.Hostname + n.FQDN,
-		Description: (*string)(n.Description), AccessIPv4: n.AccessIPv4, AccessIPv6: normalIP(n.AccessIPv6), AutoDisk: n.DiskConfig == "AUTO",
-		ConfigDrive: isTrue(plainText(n.ConfigDrive.RawMessage)) || is != nil && is.Properties["img_config_drive"] == "mandatory", OnlyHost: at.host,
+		Description: (*string)(n.Description), AccessIPv4: n.AccessIPv4, AccessIPv6: normalIP(n.AccessIPv6),
+		ConfigDrive: isTrue(plainText(n.ConfigDrive.RawMessage)), OnlyHost: at.host,
 	}
+	bootFrom(srv, n.ImageRef, is, n.DiskConfig)
 	if at.zone != "" {
 		srv.PinnedZone = &at.zone
 	}
@@ -216,8 +220,9 @@ func (n *newServer) template(who reqctx.Request, f *store.Flavor, is *image.Imag
 	return srv
 }
 
-// copies returns the servers of a request. Several servers have numbers in their names, as in Nova.
-func copies(of *store.Server, n int) []*store.Server {
+// copies returns the n servers of a request. The server in the parameter named of has the values that all n servers have. If n
+// is more than 1, their names end with numbers, as in Nova.
+func (s *server) copies(of *store.Server, n int) []*store.Server {
 	out := make([]*store.Server, n)
 	for i := range out {
 		srv := *of
@@ -231,12 +236,13 @@ func copies(of *store.Server, n int) []*store.Server {
 				srv.Hostname += end
 			}
 		}
+		srv.InstanceName = new(s.cfg.InstanceNames.of(&srv))
 		out[i] = &srv
 	}
 	return out
 }
 
-// numberOf returns the end of the name of a server among several.
+// numberOf returns the suffix for the name of server i of n servers. A single server has no suffix.
 func numberOf(i, n int) string {
 	if n == 1 {
 		return ""
@@ -244,7 +250,7 @@ func numberOf(i, n int) string {
 	return "-" + strconv.Itoa(i+1)
 }
 
-// newReservation returns an id of the servers that one request creates, in Nova's form.
+// newReservation returns a new reservation id in Nova's form. The servers of one request share the id.
 func newReservation() string { return "r-" + strings.ToLower(rand.Text()[:8]) }
 
 // newPassword returns a random password of Nova's length.
@@ -256,6 +262,12 @@ func normalIP(text string) string {
 		return ip.String()
 	}
 	return text
+}
+
+// createPlain is createServer before 2.19: the description of a server is its name.
+func (s *server) createPlain(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
+	r.Body.Server.Description = new(description(r.Body.Server.Name))
+	return s.createServer(ctx, r)
 }
 
 func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
@@ -275,10 +287,13 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return out, err
 	}
-	if err := s.checkZeroDisk(ctx, f); err != nil {
+	if err := s.checkFlavorDisks(ctx, f); err != nil {
 		return out, err
 	}
-	is, err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", f.MemoryMiB, f.DiskGiB)
+	if err := s.checkExtraDisks(ctx, f); err != nil {
+		return out, err
+	}
+	is, err := s.checkImage(ctx, r.Request, in.ImageRef, "Can not find requested image", in.DiskConfig, f.MemoryMiB, f.DiskGiB)
 	if err != nil {
 		return out, err
 	}
@@ -304,7 +319,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	}
 	var made []*store.Server
 	err = s.cfg.Store.CreateServers(ctx, store.NewServers{
-		Least: least, Most: most, Make: func(n int) []*store.Server { return copies(of, n) },
+		Least: least, Most: most, Make: func(n int) []*store.Server { return s.copies(of, n) },
 		Also: func(ctx context.Context, list []*store.Server) error {
 			made, out = list, created(r, list[0])
 			return r.Keep(ctx, out)
@@ -318,7 +333,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	return out, err
 }
 
-// created returns the reply to a request that creates servers, by the first of them.
+// created returns the reply to a request that creates servers. The reply shows the first server.
 func created(r *api.Request[createServer], first *store.Server) createdServer {
 	in := &r.Body.Server
 	if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
@@ -329,7 +344,7 @@ func created(r *api.Request[createServer], first *store.Server) createdServer {
 	return createdServer{Server: &createdView{ID: first.ID, Links: l, DiskConfig: diskConfig(first.AutoDisk), SecurityGroups: in.shownGroups(), AdminPass: *first.AdminPass}}
 }
 
-// addKey gives a server a key pair of its user. An empty name is none. Errors: Invalid, with Nova's text, if the key pair does not exist.
+// addKey sets the key pair of a server: the key pair of the server's user with this name, or none if name is empty. Errors: Invalid, with Nova's text, if the key pair does not exist.
 func (s *server) addKey(ctx context.Context, srv *store.Server, name string) error {
 	if name == "" {
 		return nil
@@ -344,10 +359,10 @@ func (s *server) addKey(ctx context.Context, srv *store.Server, name string) err
 	return err
 }
 
-// maxHints is the maximum length of the hints of a server as JSON, in bytes, because lists of servers read them. Nova has no maximum.
+// maxHints is the maximum length of the hints of a server as JSON, in bytes. Nova has no maximum. nova-mini has one because lists of servers read the hints of every server.
 const maxHints = 8 << 10
 
-// addHints gives a server the hints of the request, and their group. Errors: those of hintedGroup.
+// addHints sets the hints of a server, and the server group that they name. Errors: Invalid if the hints are too long; those of hintedGroup.
 func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Server) error {
 	given := b.Hints
 	if given == nil {
@@ -371,7 +386,7 @@ func (s *server) addHints(ctx context.Context, b *createServer, srv *store.Serve
 	return err
 }
 
-// shownGroups returns the security groups in the reply: those of the request, or the default one.
+// shownGroups returns the security groups for the reply: those of the request, or the default group.
 func (n *newServer) shownGroups() []securityGroup {
 	if n.SecurityGroups == nil {
 		return []securityGroup{{"default"}}

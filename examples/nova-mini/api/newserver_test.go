@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// made creates servers of a member, and returns the reply.
+// made creates servers as the client "member", and returns the reply.
 func (c *cloud) made(version, body string) (out struct {
 	Server struct {
 		ID, AdminPass string
@@ -30,7 +30,7 @@ func (c *cloud) made(version, body string) (out struct {
 	return out
 }
 
-// shown returns a server as a client sees it.
+// shown returns a server in the form that a client gets. The parameter who is the client's token, see people.
 func (c *cloud) shown(version, who, id string) item {
 	c.Helper()
 	status, reply := c.askAt(version, who, "GET", "/servers/"+id, "")
@@ -41,20 +41,21 @@ func (c *cloud) shown(version, who, id string) item {
 	return out.Server
 }
 
-// addHost adds a host whose compute service is up.
-func (c *cloud) addHost(name string) {
+// addHost adds the host n1, whose compute service is up.
+func (c *cloud) addHost() {
 	c.Helper()
-	host := compute.HostReport{Host: name, Driver: "fake", Resources: compute.Resources{VCPUs: 8, MemoryMiB: 8192, DiskGiB: 80}}
+	host := compute.HostReport{Host: "n1", Driver: "fake", Platforms: []compute.Platform{{Arch: "x86_64", Type: "fake", Mode: "hvm"}}, Resources: compute.Resources{VCPUs: 8, MemoryMiB: 8192, DiskGiB: 80}}
 	if err := c.store.ReportHost(c.Context(), &host, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 		c.Fatal(err)
 	}
 }
 
-// TestNewServer: what a client says about a new server is shown, and reaches the driver.
+// TestNewServer: the fields of a request for a new server are shown, and the driver gets them.
 func TestNewServer(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		const image = "70a599e0-31e7-49b7-b260-868f441e862b"
+		c.addHost()
 		if err := c.store.SetSpecs(c.Context(), "1", map[string]string{"hw:cpu_policy": "shared"}); err != nil {
 			c.Fatal(err)
 		}
@@ -63,7 +64,7 @@ func TestNewServer(t *testing.T) {
 		}
 		got := c.made("2.94", `{"server": {"name": "My Server.1", "flavorRef": 1, "key_name": "mine", "imageRef": "`+image+`", "adminPass": "geheim", "metadata": {"k": "v"},
 			"OS-DCF:diskConfig": "AUTO", "accessIPv4": "1.2.3.4", "accessIPv6": "2001:DB8::0001", "config_drive": "yes", "user_data": "SGVsbG8=\n", "min_count": "1", "max_count": 1,
-			"security_groups": [{"name": "default"}, {}], "block_device_mapping_v2": [{"source_type": "image", "destination_type": "local", "boot_index": "0", "uuid": "`+image+`", "delete_on_termination": true, "tag": "root"}],
+			"security_groups": [{"name": "default"}, {}], "block_device_mapping_v2": [{"source_type": "image", "destination_type": "local", "boot_index": "0", "uuid": "`+image+`", "delete_on_termination": true, "disk_bus": "virtio", "device_type": "disk", "device_name": "/dev/vda"}],
 			"networks": "none", "description": null, "tags": ["b", "a", "b"], "hostname": "web.example.org", "availability_zone": "nova"},
 			"OS-SCH-HNT:scheduler_hints": {"same_host": "`+image+`", "x": [1, "2"]}}`)
 		if got.Server.AdminPass != "geheim" || len(got.Server.Groups) != 2 || got.Server.Groups[0].Name != "default" {
@@ -91,7 +92,7 @@ func TestNewServer(t *testing.T) {
 		}
 		want := compute.Spec{
 			ID: got.Server.ID, Name: "My Server.1", ProjectID: "p1", ImageRef: image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1},
-			Metadata: map[string]string{"k": "v"}, Hostname: "web.example.org", ConfigDrive: true, UserData: "SGVsbG8=\n", AdminPass: "geheim", PublicKey: "ssh-rsa A",
+			Metadata: map[string]string{"k": "v"}, Hostname: "web.example.org", InstanceName: "instance-" + got.Server.ID, ConfigDrive: true, UserData: "SGVsbG8=\n", AdminPass: "geheim", PublicKey: "ssh-rsa A", KeyName: "mine", Zone: "nova",
 		}
 		if diff := cmp.Diff(want, built.Spec()); diff != "" {
 			c.Errorf("the driver gets (-want +got):\n%s", diff)
@@ -101,8 +102,8 @@ func TestNewServer(t *testing.T) {
 			c.Errorf("files: %+v, %v", built.Spec().Files, err)
 		}
 
-		// The host status is that of the compute service.
-		c.addHost("n1")
+		// The host status is the status of the compute service.
+		c.addHost()
 		c.launch(got.Server.ID, "n1")
 		if srv := c.shown("2.16", "admin", got.Server.ID); srv["host_status"] != "UP" || srv["OS-EXT-SRV-ATTR:root_device_name"] != "/dev/vda" {
 			c.Errorf("%v", srv)
@@ -117,9 +118,28 @@ func TestNewServer(t *testing.T) {
 			c.Errorf("a member sees %v", srv)
 		}
 
-		// Without a name of its own, the guest gets one that follows from the server's name.
+		// Before 2.19 the name is the description.
+		for version, want := range map[string]any{"2.1": "Old", "2.18": "Old", "2.19": nil} {
+			got := c.made(version, `{"server": {"name": "Old", "flavorRef": "1", "imageRef": "x"}}`)
+			if srv := c.shown("2.96", "admin", got.Server.ID); srv["description"] != want {
+				c.Errorf("created at %s: %v, want %v", version, srv["description"], want)
+			}
+		}
+
+		// A host and a hypervisor with different names stand for a host that does not exist.
+		status, reply := c.askAt("2.1", "admin", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1", "imageRef": "x", "availability_zone": "nova:n1:n2"}}`)
+		var odd struct{ Server struct{ ID string } }
+		if err := json.Unmarshal([]byte(reply), &odd); err != nil || status != 202 {
+			c.Fatalf("%d %s", status, reply)
+		}
+		var data string
+		if err := c.db.GetContext(c.Context(), &data, "SELECT input FROM operations WHERE active = ?", odd.Server.ID); err != nil || !strings.Contains(data, `"only_host":"n1:n2"`) {
+			c.Errorf("%s, %v", data, err)
+		}
+
+		// If the client gives no host name, the host name follows from the server's name.
 		for name, want := range map[string]string{"Web_1.example ": "", "Web_1.example": "web-1-example", "ÄÖ 1": "äö-1", "東京": "Server-", "-a-": "a", strings.Repeat("x", 80): strings.Repeat("x", 63)} {
-			if want == "" { // the name is refused
+			if want == "" { // the API refuses the name
 				continue
 			}
 			one := c.made("2.1", `{"server": {"name": "`+name+`", "flavorRef": "1", "imageRef": "x", "user_data": ""}}`)
@@ -133,7 +153,7 @@ func TestNewServer(t *testing.T) {
 	})
 }
 
-// TestSeveralServers: a request may create several servers, which have numbers in their names, and one reservation.
+// TestSeveralServers: a request may create several servers. They have numbers in their names, and the same reservation id.
 func TestSeveralServers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -156,7 +176,8 @@ func TestSeveralServers(t *testing.T) {
 	})
 }
 
-// TestNewServerRefused: what the cloud does not have is refused with Nova's text, or with 501 and a sentence. A field of a later version is unknown.
+// TestNewServerRefused: a request for a feature that the cloud does not have is refused with Nova's text, or with 501 and a text of
+// nova-mini. A field of a later version is refused as unknown.
 func TestNewServerRefused(t *testing.T) {
 	t.Parallel()
 	const (
@@ -165,9 +186,12 @@ func TestNewServerRefused(t *testing.T) {
 		bdm     = "Block Device Mapping is Invalid: "
 	)
 	disk := func(text string) string { return `"block_device_mapping_v2": [{` + text + `}]` }
+	root := func(text string) string {
+		return disk(`"source_type": "image", "destination_type": "local", "boot_index": 0, "uuid": "x", ` + text)
+	}
 	file := func(path, content string) string { return `{"path": "` + path + `", "contents": "` + content + `"}` }
 	eachCloud(t, func(c *cloud) {
-		c.addHost("n1")
+		c.addHost()
 		for _, tt := range []struct {
 			version, who, more string
 			status             int
@@ -198,7 +222,9 @@ func TestNewServerRefused(t *testing.T) {
 			{"2.93", "member", `"hostname": "a.b"`, 400, "does not match"},
 			{"2.90", "member", `"hostname": "ab", "max_count": 2`, 400, "Unable to allocate a single hostname to multiple instances"},
 			{"2.1", "member", `"min_count": 3, "max_count": 2`, 400, "min_count must be <= max_count"},
-			{"2.1", "member", `"min_count": 101`, 403, "A request creates at most 100 servers."},
+			{"2.1", "member", `"min_count": 101`, 403, "A request creates at most 100 servers"},
+			{"2.1", "member", `"max_count": 101`, 403, "A request creates at most 100 servers"},
+			{"2.1", "member", `"key_name": " "`, 400, `"message":"An invalid 'name' value was provided. The name must be: printable characters. Can not start or end with whitespace."`},
 			{"2.1", "member", `"max_count": "x"`, 400, "does not match"},
 			{"2.1", "member", `"user_data": "a"`, 400, "Invalid input for field/attribute user_data. Value: a. 'a' is not a 'base64'"},
 			{"2.1", "member", `"user_data": "` + strings.Repeat("A", 65536) + `"`, 400, "is too long"},
@@ -220,6 +246,15 @@ func TestNewServerRefused(t *testing.T) {
 			{"2.1", "member", disk(`"source_type": "image", "destination_type": "local"`), 400, bdm + "Missing device UUID."},
 			{"2.1", "member", disk(`"source_type": "blank", "uuid": "` + id + `"`), 400, bdm + "Invalid device UUID."},
 			{"2.1", "member", disk(`"source_type": "blank", "destination_type": "local"`), 501, "Ephemeral and swap disks"},
+			{"2.1", "member", root(`"disk_bus": "nonsense"`), 400, bdm + "The provided disk bus nonsense is not valid."},
+			{"2.1", "member", root(`"disk_bus": "ide"`), 501, "The disk bus ide is not supported"},
+			{"2.1", "member", root(`"device_type": "cdrom"`), 501, "The device type cdrom is not supported"},
+			{"2.1", "member", root(`"device_name": "/dev/sda"`), 501, "The device name /dev/sda is not supported"},
+			{"2.32", "member", root(`"tag": "root"`), 501, "Tags of disks are not supported"},
+			{"2.42", "member", root(`"tag": "root"`), 501, "Tags of disks are not supported"},
+			{"2.1", "member", root(`"volume_size": 999`), 501, "A size of the root disk is not supported"},
+			{"2.1", "member", root(`"guest_format": "ext4"`), 501, "A format of the root disk is not supported"},
+			{"2.1", "member", root(`"no_device": true`), 501, "without its root disk"},
 			{"2.1", "member", disk(`"destination_type": "local"`), 400, bdm + "Some required fields are missing"},
 			{"2.67", "member", disk(`"source_type": "volume", "uuid": "` + id + `", "volume_type": "ssd"`), 400, bdm + "Specifying volume type to existing volume is not supported."},
 			{"2.66", "member", disk(`"source_type": "volume", "uuid": "` + id + `", "volume_type": "ssd"`), 400, unknown + "'volume_type'"},
@@ -250,7 +285,7 @@ func TestNewServerRefused(t *testing.T) {
 	})
 }
 
-// TestNetworkRule: the rule of networks applies to each request that asks for one, also to "auto".
+// TestNetworkRule: the policy rule of networks applies to each request that asks for a network, also to "auto".
 func TestNetworkRule(t *testing.T) {
 	t.Parallel()
 	rules := api.Rules()
@@ -269,7 +304,7 @@ func TestNetworkRule(t *testing.T) {
 	})
 }
 
-// TestZeroDisk: only an administrator gets servers whose disk is as large as the image.
+// TestZeroDisk: only an administrator may create a server of a flavor without a disk size. The disk then has the size of the image.
 func TestZeroDisk(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// This file has the parts of a request to create servers that name other things, such as networks, disks and files, and their checks.
+// This file has the parts of a request to create servers that describe networks, disks, files and certificates, and the checks of these parts.
 
 type securityGroupRequest struct {
 	Name name `json:"name,omitempty"`
@@ -32,8 +33,8 @@ type networkRequest struct {
 	Tag     tag       `json:"tag,omitempty" since:"2.32"`
 }
 
-// networks37 is the form of microversions 2.37 to 2.41, networks42 the form since 2.42. Each is a list of networks or
-// one of the words auto and none. Only networks42 has tags.
+// networks37 is the field networks in microversions 2.37 to 2.41, and networks42 is the field since 2.42. Each is a list of networks,
+// or the word auto or none. Only networks42 has tags.
 type (
 	networks37 struct{ json.RawMessage }
 	networks42 struct{ json.RawMessage }
@@ -78,7 +79,7 @@ func (certificates) JSONSchema() string {
 	return `{"type": ["array", "null"], "minItems": 1, "maxItems": 50, "uniqueItems": true, "items": {"type": "string", "minLength": 1}}`
 }
 
-// oldDiskRequest is a disk in the older form, which knows only volumes and snapshots.
+// oldDiskRequest is a disk in the older form, which can describe only volumes and snapshots.
 type oldDiskRequest struct {
 	VirtualName         string     `json:"virtual_name,omitempty" max:"255"`
 	VolumeID            string     `json:"volume_id,omitempty" format:"uuid"`
@@ -90,7 +91,7 @@ type oldDiskRequest struct {
 	ConnectionInfo      string     `json:"connection_info,omitempty" max:"16777215"`
 }
 
-// volumeSize is a positive number, or a number as a text.
+// volumeSize is a positive integer, given as a number or as a text.
 type volumeSize struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -115,7 +116,7 @@ type diskRequest struct {
 	VolumeType      *string   `json:"volume_type,omitempty" max:"255" since:"2.67"`
 }
 
-// bootIndex is a number, a number as a text, or null for none.
+// bootIndex is an integer, given as a number or as a text, or null for no boot index.
 type bootIndex struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -147,12 +148,38 @@ func (d *diskRequest) check(imageRef string) error {
 	case d.DestinationType != "local":
 		return notSupported("Volumes are not supported: the cloud has no volume service.")
 	case d.SourceType == "blank":
-		return notSupported("Ephemeral and swap disks of a request are not supported: choose a flavor with them.")
+		return notSupported("Ephemeral and swap disks are not supported: the flavor has the disks of a server.")
+	}
+	return d.checkRoot()
+}
+
+// diskBuses are the buses of disks that Nova knows.
+var diskBuses = strings.Fields(`fdc ide sata scsi usb virtio xen lxc uml`)
+
+// checkRoot returns an error for a property that the root disk of a server cannot have: the driver chooses the name and the bus, and the flavor the size.
+func (d *diskRequest) checkRoot() error {
+	switch {
+	case d.DiskBus != "" && !slices.Contains(diskBuses, d.DiskBus):
+		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: The provided disk bus %s is not valid.", d.DiskBus)
+	case d.DiskBus != "" && d.DiskBus != "virtio":
+		return notSupported("The disk bus " + d.DiskBus + " is not supported: disks have virtio.")
+	case d.DeviceType != "" && d.DeviceType != "disk":
+		return notSupported("The device type " + d.DeviceType + " is not supported: a server boots from a disk.")
+	case d.DeviceName != "" && d.DeviceName != "vda" && d.DeviceName != "/dev/vda":
+		return notSupported("The device name " + d.DeviceName + " is not supported: the root disk is /dev/vda.")
+	case d.Tag != "" || d.Tag42 != "":
+		return notSupported("Tags of disks are not supported.")
+	case d.VolumeSize.RawMessage != nil:
+		return notSupported("A size of the root disk is not supported: the flavor has it.")
+	case d.GuestFormat != "":
+		return notSupported("A format of the root disk is not supported: the image has it.")
+	case isTrue(fmt.Sprint(d.NoDevice)):
+		return notSupported("A server without its root disk is not supported.")
 	}
 	return nil
 }
 
-// notSupported returns the error for what nova-mini does not have, with status 501.
+// notSupported returns an error with status 501, for a part of Nova that nova-mini does not have.
 func notSupported(text string) error {
 	return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "%s", text))
 }
@@ -177,13 +204,13 @@ func (n *newServer) checkDisks() error {
 	if len(n.Disks) > 1 {
 		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping combination is not valid.")
 	}
-	if n.ImageRef == "" { // a server without volumes has no other disk
+	if n.ImageRef == "" { // without volumes, a server can only boot from an image
 		return fault.New(fault.Invalid, "Missing imageRef attribute")
 	}
 	return nil
 }
 
-// request returns the request in the form of the network service. Errors: Invalid, with Nova's text.
+// request returns the request in the form for package network. Errors: Invalid, with Nova's text.
 func (n *networkRequest) request() (network.Request, error) {
 	out := network.Request{Network: n.UUID, FixedIP: string(n.FixedIP), Tag: string(n.Tag)}
 	if n.Port != nil {
@@ -229,7 +256,7 @@ func (n *newServer) networkRequests() (requests []network.Request, groups []stri
 	return requests, groups, word, nil
 }
 
-// networksOf returns the networks and security groups to give to new servers; count is the number of servers. Without a network service no network
+// networksOf returns the networks and security groups of new servers. The parameter count is the number of servers. Without a network service no network
 // and no port exists. The texts are Nova's. Errors: those of [network.Neutron.Check].
 func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.Wanted, error) {
 	requests, names, word, err := n.networkRequests()
@@ -257,7 +284,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 	return out, nil
 }
 
-// notFoundAsInvalid turns NotFound into Invalid, as Nova does when it creates servers. Other errors stay as they are.
+// notFoundAsInvalid turns NotFound and ErrAddressInUse into Invalid, as Nova does when it creates servers. Other errors stay as they are.
 func notFoundAsInvalid(err error) error {
 	if errors.Is(err, fault.NotFound) || errors.Is(err, network.ErrAddressInUse) {
 		return fault.New(fault.Invalid, "%s", fault.UserMessage(err))
@@ -265,7 +292,8 @@ func notFoundAsInvalid(err error) error {
 	return err
 }
 
-// without returns Nova's error for the first network, port or security group, because without a network service none exists.
+// without returns Nova's error in a cloud without a network service: the first network, port or security group that the request names does
+// not exist. It returns nil if the request names none of these.
 func without(requests []network.Request, groups []string) error {
 	switch {
 	case len(requests) > 0 && requests[0].Port != "":
@@ -278,8 +306,8 @@ func without(requests []network.Request, groups []string) error {
 	return nil
 }
 
-// guestFiles returns the files for the guest, or nil. Errors: Invalid, if a content is not base64; Denied, if there are too many or they are too
-// large.
+// guestFiles returns the files for the guest, or nil if the list is empty. Errors: Invalid if the content of a file is not base64; Denied if the files are too many, or a file or its
+// path exceeds a limit.
 func guestFiles(list []fileRequest, limits store.Limits) (*[]compute.File, error) {
 	above := func(n int, name string) bool { most := limits.Of(name); return most >= 0 && int64(n) > most }
 	if above(len(list), store.InjectedFiles) {
@@ -304,8 +332,8 @@ func guestFiles(list []fileRequest, limits store.Limits) (*[]compute.File, error
 	return &out, nil
 }
 
-// checkParts returns an error if the policy denies a part of the request, or if the request names a part that the cloud does
-// not have, or exceeds a limit.
+// checkParts returns an error if the policy denies a part of the request, if the cloud does not support a part, or if the request
+// exceeds a limit.
 func (s *server) checkParts(ctx context.Context, n *newServer) error {
 	list, word, err := n.networks()
 	if err != nil {
@@ -327,7 +355,7 @@ func (s *server) checkParts(ctx context.Context, n *newServer) error {
 	return n.check(s.cfg.Store.Limits())
 }
 
-// check returns an error if the request names a part that the cloud does not have, or exceeds a limit.
+// check returns an error if the cloud does not support a part of the request, or if the request exceeds a limit.
 func (n *newServer) check(limits store.Limits) error {
 	switch {
 	case len(n.Certificates) > 0:
@@ -346,7 +374,7 @@ func (n *newServer) check(limits store.Limits) error {
 	return nil
 }
 
-// decodeBase64 decodes base64, which may have line breaks and spaces, as Nova does.
+// decodeBase64 decodes base64. As in Nova, the text may have line breaks and spaces.
 func decodeBase64(text string) ([]byte, error) {
 	return base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "", " ", "").Replace(text))
 }

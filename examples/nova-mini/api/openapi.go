@@ -26,10 +26,10 @@ func OpenAPI(version string) (map[string]any, error) {
 	}, v), nil
 }
 
-// History returns what each microversion changes in the routes and their types.
+// History returns the changes of the routes and their types, by microversion.
 func History() []api.Change { return documented().History() }
 
-// documented returns the routes without a store.
+// documented returns a mux with all routes and without a store. It is only for documents: the routes must not be called.
 func documented() *api.Mux {
 	m := api.New(HTTP(api.Config{
 		Authenticate: auth.None(Administrator), Enforce: func(context.Context, string, map[string]any) error { return nil }, Logger: slog.New(slog.DiscardHandler),

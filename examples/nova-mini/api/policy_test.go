@@ -44,14 +44,16 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:servers:show:flavor-extra-specs": reader, "os_compute_api:extensions": anyone,
 		"os_compute_api:servers:create:forced_host": admin, "compute:servers:create:requested_destination": admin,
 		"os_compute_api:servers:create:attach_network": member, "os_compute_api:servers:create:attach_volume": member,
-		"os_compute_api:servers:create:trusted_certs": member,
-		"os_compute_api:os-flavor-access":             admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
+		"os_compute_api:servers:create:trusted_certs": member, "os_compute_api:servers:rebuild:trusted_certs": member, "network:attach_external_network": admin,
+		"os_compute_api:servers:show:host_status:unknown-only": admin,
+		"os_compute_api:os-flavor-access":                      admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
 		"os_compute_api:os-flavor-access:remove_tenant_access": admin,
 		"os_compute_api:servers:detail:get_all_tenants":        admin, "os_compute_api:servers:allow_all_filters": admin,
 		"os_compute_api:servers:index:get_all_tenants": admin, "os_compute_api:servers:show": reader, "os_compute_api:servers:delete": member,
 		"os_compute_api:servers:start": member, "os_compute_api:servers:stop": member, "os_compute_api:servers:reboot": member, "os_compute_api:servers:resize": member,
 		"os_compute_api:servers:confirm_resize": member, "os_compute_api:servers:revert_resize": member, "os_compute_api:os-console-output": member,
-		"os_compute_api:servers:rebuild": member, "os_compute_api:servers:create_image": member, "os_compute_api:os-shelve:shelve": member, "os_compute_api:os-shelve:shelve_offload": admin,
+		"os_compute_api:servers:trigger_crash_dump": member,
+		"os_compute_api:servers:rebuild":            member, "os_compute_api:servers:create_image": member, "os_compute_api:os-shelve:shelve": member, "os_compute_api:os-shelve:shelve_offload": admin,
 		"os_compute_api:os-shelve:unshelve": member, "os_compute_api:os-admin-password": member, "os_compute_api:os-create-backup": member, "os_compute_api:os-remote-consoles": member,
 		"os_compute_api:os-admin-actions:inject_network_info": admin, "os_compute_api:os-server-diagnostics": admin,
 		"os_compute_api:os-simple-tenant-usage:list": admin, "os_compute_api:os-simple-tenant-usage:show": reader,
@@ -79,9 +81,16 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:ips:show":                         reader,
 		"os_compute_api:os-server-password:show":          reader,
 		"os_compute_api:os-security-groups:list":          reader,
+		"os_compute_api:os-security-groups:add":           member,
+		"os_compute_api:os-multinic:add":                  member,
+		"os_compute_api:os-multinic:remove":               member,
+		"os_compute_api:os-security-groups:remove":        member,
 		"compute:server:topology:index":                   reader,
 		"os_compute_api:os-volumes-attachments:index":     reader,
 		"os_compute_api:os-volumes-attachments:show":      reader,
+		"os_compute_api:os-volumes-attachments:create":    member,
+		"os_compute_api:os-volumes-attachments:update":    member,
+		"os_compute_api:os-volumes-attachments:delete":    member,
 		"os_compute_api:os-attach-interfaces:list":        reader,
 		"os_compute_api:servers:create:zero_disk_flavor":  admin,
 		"os_compute_api:os-attach-interfaces:create":      member,
@@ -98,11 +107,16 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:os-server-tags:delete_all":        member,
 		"os_compute_api:os-server-tags:delete":            member,
 		"os_compute_api:os-server-password:clear":         member,
-		// Rules that other rules are made of have no scope.
+		// Rules that only other rules use have no scope.
 		"context_is_admin":   "admin domain, admin other, admin own, admin system",
 		"project_member_api": "member own", "project_reader_api": "reader own",
 		"project_member_or_admin": "admin domain, admin other, admin own, admin system, member own",
 		"project_reader_or_admin": "admin domain, admin other, admin own, admin system, reader own",
+		"admin_api":               "admin domain, admin other, admin own, admin system",
+		"admin_or_owner":          "admin domain, admin other, admin own, admin system, member own, nothing own, reader own",
+		"service_api":             "", "service_or_admin": "admin domain, admin other, admin own, admin system",
+		"project_manager_api":      "",
+		"project_manager_or_admin": "admin domain, admin other, admin own, admin system",
 	}
 	target := map[string]any{"project_id": "p", "user_id": "u"}
 	seen := map[string]bool{}
@@ -115,7 +129,7 @@ func TestPolicy(t *testing.T) {
 			}
 		}
 		if got := strings.Join(may, ", "); got != want[r.Name] {
-			t.Errorf("%s is for %s; want %s", r.Name, got, want[r.Name])
+			t.Errorf("%s allows %s; want %s", r.Name, got, want[r.Name])
 		}
 		if r.Description == "" || len(r.Scopes) > 0 && len(r.Operations) == 0 {
 			t.Errorf("rule %s has no description or operation", r.Name)
@@ -132,8 +146,8 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// TestOlderNames: a policy file of an older Nova has one rule for all operations on hypervisors, and one for services. Each counts
-// for all rules into which Nova has split it.
+// TestOlderNames: a policy file of an older Nova has one rule for all operations on hypervisors, and one rule for those on services. Each of
+// these rules applies to all rules into which Nova has split it.
 func TestOlderNames(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "policy.yaml")
@@ -153,7 +167,7 @@ func TestOlderNames(t *testing.T) {
 		for _, role := range []string{"operator", "chief", "admin"} {
 			err := p.Check(policy.Credentials{UserID: "u", ProjectID: "p", Roles: []string{role}}, rule, nil)
 			if (err == nil) != (role == want) {
-				t.Errorf("%s, role %s: %v; the rule is for %s", rule, role, err, want)
+				t.Errorf("%s, role %s: %v; the rule allows %s", rule, role, err, want)
 			}
 		}
 	}

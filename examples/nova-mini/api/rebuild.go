@@ -6,7 +6,9 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
@@ -17,11 +19,11 @@ type rebuild struct {
 	Rebuild rebuildRequest `json:"rebuild"`
 }
 
-// rebuildRequest is what a client wants of a server that is built anew. What it leaves out stays; null removes.
+// rebuildRequest is a request to rebuild a server. An attribute that the request leaves out stays; null removes an attribute.
 type rebuildRequest struct {
 	ImageRef          string              `json:"imageRef" min:"1" max:"255"`
-	Name              *name               `json:"name,omitempty"`
-	AdminPass         password            `json:"adminPass,omitzero"`
+	Name              name                `json:"name,omitzero"`
+	AdminPass         givenText           `json:"adminPass,omitzero"`
 	Metadata          metadata            `json:"metadata,omitzero"`
 	DiskConfig        string              `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
 	PreserveEphemeral boolean             `json:"preserve_ephemeral,omitzero"`
@@ -36,7 +38,7 @@ type rebuildRequest struct {
 	FQDN              string              `json:"fqdn,omitempty" name:"hostname" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$" since:"2.94"`
 }
 
-// A nullable value is left out, null, or a value.
+// The value of a nullable field is missing (nil), null, or a text.
 type (
 	nullableDescription struct{ json.RawMessage }
 	nullableName        struct{ json.RawMessage }
@@ -56,7 +58,7 @@ func (nullableUserData) JSONSchema() string {
 	return nullable(`{"type": "string", "maxLength": 65535}`)
 }
 
-// setNullable sets a value unless the client has left it out.
+// setNullable sets *to to the value of a nullable field, or to nil for null. It changes nothing if the client has left the field out.
 func setNullable(to **string, raw json.RawMessage) {
 	if raw == nil {
 		return
@@ -71,7 +73,7 @@ type rebuiltServer struct {
 	Server rebuiltView `json:"server"`
 }
 
-// rebuiltView has the attributes that the reply of a rebuild shows: since 2.75 those of GET.
+// rebuiltView is the server in the reply to a rebuild. Since 2.75 it has the attributes of GET.
 type rebuiltView struct {
 	serverCore
 	serverDetails `since:"2.75"`
@@ -82,7 +84,7 @@ type rebuiltView struct {
 	AdminPass string  `json:"adminPass"`
 }
 
-// check returns an error for what the cloud does not have, or limits.
+// check returns an error if the cloud does not support a part of the request, or if the request exceeds a limit.
 func (in *rebuildRequest) check(limits store.Limits) error {
 	if isTrue(plainText(in.PreserveEphemeral.RawMessage)) {
 		return notSupported("Ephemeral disks cannot be preserved: a rebuild removes all disks of the server.")
@@ -92,17 +94,16 @@ func (in *rebuildRequest) check(limits store.Limits) error {
 	return n.check(limits)
 }
 
-// apply changes a server as the client says. The key pair and the password are those of of.
-func (in *rebuildRequest) apply(srv, of *store.Server) {
-	srv.ImageRef, srv.AdminPass, srv.Files = in.ImageRef, of.AdminPass, of.Files
-	if in.Name != nil {
-		srv.Name = string(*in.Name)
+// apply changes the server srv as the request asks. The server in the parameter named of has the new key pair, password and
+// files. The image is nil if the image is not known.
+func (in *rebuildRequest) apply(srv, of *store.Server, is *image.Image) {
+	bootFrom(srv, in.ImageRef, is, in.DiskConfig)
+	srv.AdminPass, srv.Files = of.AdminPass, of.Files
+	if in.Name != "" {
+		srv.Name = string(in.Name)
 	}
 	if in.Metadata != nil {
 		srv.Metadata = db.JSONOf(map[string]string(in.Metadata))
-	}
-	if in.DiskConfig != "" {
-		srv.AutoDisk = in.DiskConfig == "AUTO"
 	}
 	if in.AccessIPv4 != "" {
 		srv.AccessIPv4 = in.AccessIPv4
@@ -120,8 +121,34 @@ func (in *rebuildRequest) apply(srv, of *store.Server) {
 	setNullable(&srv.UserData, in.UserData.RawMessage)
 }
 
+// checkRebuildHost returns Invalid, with Nova's text, if the host of a server cannot run guests of an image. The image is nil if the image
+// is not known. The server stays on its host during a rebuild.
+func (s *server) checkRebuildHost(ctx context.Context, srv *store.Server, is *image.Image) error {
+	if is == nil {
+		return nil
+	}
+	needs, err := image.Needs(is.Properties)
+	if err != nil || needs.IsZero() {
+		return err
+	}
+	var host string // a server that was offloaded has none
+	if srv.Host != nil {
+		host = *srv.Host
+	}
+	passes, err := s.hostPasses(ctx, host, &compute.SelectRequest{ServerID: srv.ID, Guest: needs})
+	if err != nil || passes {
+		return err
+	}
+	return fault.New(fault.Invalid, "No valid host was found. The host of the server does not have what the properties of the image ask for.")
+}
+
 func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *store.Server) (out rebuiltServer, err error) {
 	in := &r.Body.Rebuild
+	if len(in.Certificates) > 0 {
+		if err := s.mux.Enforce(ctx, ruleTrustedRebuild, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID}); err != nil {
+			return out, err
+		}
+	}
 	if err := store.CheckAction(srv, compute.Rebuild); err != nil {
 		return out, err
 	}
@@ -131,7 +158,11 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if err := in.check(s.cfg.Store.Limits()); err != nil {
 		return out, err
 	}
-	if _, err := s.checkImage(ctx, r.Request, in.ImageRef, "Cannot find image for rebuild", srv.MemoryMiB, srv.Flavor().DiskGiB); err != nil {
+	is, err := s.checkImage(ctx, r.Request, in.ImageRef, "Cannot find image for rebuild", in.DiskConfig, srv.MemoryMiB, srv.Flavor().DiskGiB)
+	if err != nil {
+		return out, err
+	}
+	if err := s.checkRebuildHost(ctx, srv, is); err != nil {
 		return out, err
 	}
 	of := store.Server{UserID: reqctx.From(ctx).UserID} // the key pair is that of the client
@@ -146,9 +177,9 @@ func (s *server) rebuild(ctx context.Context, r *api.Request[rebuild], srv *stor
 	if given := in.AdminPass.RawMessage; given != nil {
 		of.AdminPass = new(plainText(given))
 	}
-	var built *store.Server // with the values that most queries do not read
+	var built *store.Server // has the user data, which most queries do not read
 	err = s.beginAction(ctx, srv, compute.Rebuild, store.ActData{Rebuild: func(to *store.Server) {
-		in.apply(to, &of)
+		in.apply(to, &of, is)
 		built = to
 	}})
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// Statuses of errors. Those of an internal failure are not listed.
+// HTTP statuses of errors, for the declarations of routes. Routes do not declare the statuses of internal failures.
 const (
 	notFound    = http.StatusNotFound
 	conflict    = http.StatusConflict
 	unavailable = http.StatusServiceUnavailable
 )
 
-// routes registers all routes. Each is a route of Nova. The routes of a resource are in the file of the resource. withBody is for requests
-// that have a body.
+// routes registers all routes. Each is a route of Nova. The routes of a resource are in the file of the resource. The group withBody is for
+// routes whose requests have a body.
 func (s *server) routes() {
 	for _, v := range []api.Discovery{
 		{ID: "v2.0", Path: "/v2", Status: "SUPPORTED", Updated: "2011-01-21T11:33:21Z"},
@@ -52,6 +52,7 @@ func (s *server) routes() {
 		s.instanceActionRoutes,
 		s.serviceRoutes,
 		s.hypervisorRoutes,
+		s.removedRoutes,
 	} {
 		add(all, withBody)
 	}

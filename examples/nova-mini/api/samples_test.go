@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// samplesOf returns a folder of Nova's published samples. It skips the test if they are not beside this tree.
+// samplesOf returns the path of a folder of Nova's published samples. It skips the test if the samples are not beside this tree.
 func samplesOf(t *testing.T, folder string) string {
 	t.Helper()
 	dir := filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples", folder)
@@ -60,7 +60,7 @@ func kindOf(v any) string {
 
 const isMissing = "is missing"
 
-// differences compares the names and types of a reply with those of a sample. It returns the places that differ, with the difference.
+// differences compares the names and types of a reply with those of a sample. It returns the differences, by their place in the reply.
 func differences(at string, sample, got any) map[string]string {
 	out := map[string]string{}
 	switch want := sample.(type) {
@@ -100,9 +100,9 @@ func differences(at string, sample, got any) map[string]string {
 	return out
 }
 
-// compareSample reports the differences of a reply from a sample that are not allowed. allowed has the reason for each place, and used
-// gets those that occur. A name that the reply lacks is the place "-NAME", so that a field that is taken out of a type is found although its
-// value may differ.
+// compareSample compares a reply with a sample, and fails the test for each difference that is not allowed. The map allowed has the reason
+// of each allowed difference, by its place. compareSample adds the places of all differences to the map used. A name that the reply lacks
+// has the place "-NAME". So an allowed difference of a value does not hide a field that was removed from the type.
 func compareSample(t *testing.T, what string, sample any, reply string, allowed map[string]string, used map[string]bool) {
 	t.Helper()
 	var got any
@@ -132,7 +132,7 @@ func toJSON(t *testing.T, v any) string {
 	return string(raw)
 }
 
-// samplePerson returns the client of samples: those of administrators have the name of the host.
+// samplePerson returns the client that gets a reply like a sample: an administrator if the sample has the name of the host, otherwise a member.
 func samplePerson(sample any) string {
 	raw, err := json.Marshal(sample)
 	if err == nil && strings.Contains(string(raw), `OS-EXT-SRV-ATTR:host"`) {
@@ -141,7 +141,7 @@ func samplePerson(sample any) string {
 	return "member"
 }
 
-// TestSamples: in each microversion, a server has the names and types of Nova's published samples. The differences have a reason.
+// TestSamples: in each microversion, the replies about a server have the names and types of Nova's published samples. Each difference has a written reason.
 func TestSamples(t *testing.T) {
 	t.Parallel()
 	dir := samplesOf(t, "servers")
@@ -189,7 +189,7 @@ func TestSamples(t *testing.T) {
 				"server-get-resp.json": "/servers/" + id, "servers-details-resp.json": "/servers/detail", "servers-list-resp.json": "/servers",
 			} {
 				sample, ok := readSample(c.T, filepath.Join(folder, file))
-				if !ok || version == "2.69" { // the samples of 2.69 are those of an outage
+				if !ok || version == "2.69" { // the samples of 2.69 show replies during an outage
 					continue
 				}
 				compared++
@@ -214,7 +214,7 @@ func TestSamples(t *testing.T) {
 			}
 		}
 	})
-	// This test can fail: each kind of difference is found.
+	// Show that this test can fail: each kind of difference is found.
 	got := differences("", map[string]any{"a": 1., "b": "x", "c": []any{map[string]any{"d": true}}, "e": nil}, map[string]any{"b": 2., "c": []any{map[string]any{"d": "x"}}, "e": nil, "f": 1.})
 	if text := fmt.Sprint(got); text != "map[.a:is missing .b:is number, in the sample text .c[].d:is text, in the sample boolean .f:is not in the sample]" {
 		t.Errorf("the differences are %s", text)

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"time"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -17,24 +20,27 @@ import (
 const ruleEvents = "os_compute_api:os-server-external-events:create"
 
 var eventRules = []rule{
-	{ruleEvents, "role:service or rule:context_is_admin", "Tell what another service has done to servers", "POST", "/os-server-external-events"},
+	{ruleEvents, "rule:service_or_admin", "Report events of another service about servers", "POST", "/os-server-external-events"},
 }
 
 func (s *server) eventRoutes(_, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /os-server-external-events", Rule: ruleEvents, Summary: "Tell what another service has done to servers", Statuses: []int{http.StatusMultiStatus}, Errors: []int{unavailable},
+		Pattern: "POST /os-server-external-events", Rule: ruleEvents, Summary: "Report events of another service about servers", Statuses: []int{http.StatusMultiStatus}, Errors: []int{unavailable},
 	}, s.createEvents)
 }
 
 // networkEvents are the events after which the ports of a server are read again. nova-mini refuses the others, which are about volumes, power and
-// accelerators.
-var networkEvents = []string{"network-changed", "network-vif-plugged", "network-vif-unplugged", "network-vif-deleted"}
+// accelerators. Without a network service, these events succeed for a server without ports, and are refused for a server with ports.
+var networkEvents = []string{"network-changed", "network-vif-plugged", "network-vif-unplugged", vifDeleted}
+
+// vifDeleted is the event after which the server loses the interface of a port.
+const vifDeleted = "network-vif-deleted"
 
 type eventList struct {
 	Events []event `json:"events" min:"1"`
 }
 
-// event is something that another service has done. The enumerations of the name are those of Nova's versions.
+// event is an event that another service reports. The name exists once for each of Nova's versions that has added values to its enumeration.
 type event struct {
 	Server string `json:"server_uuid" format:"uuid"`
 	Name   string `json:"name" until:"2.50" enum:"network-changed,network-vif-plugged,network-vif-unplugged,network-vif-deleted"`
@@ -48,7 +54,7 @@ type event struct {
 
 func (e *event) name() string { return cmp.Or(e.Name, e.Name51, e.Name76, e.Name82, e.Name93) }
 
-// handledEvent is an event with what became of it.
+// handledEvent is an event with the result of handling it.
 type handledEvent struct {
 	Server string `json:"server_uuid"`
 	Name   string `json:"name"`
@@ -61,20 +67,14 @@ type handledEvents struct {
 	Events []handledEvent `json:"events"`
 }
 
-// createEvents handles each event by itself, so some may fail.
+// createEvents handles each event separately: some may fail while others succeed.
 func (s *server) createEvents(ctx context.Context, r *api.Request[eventList]) (out handledEvents, err error) {
-	read := map[string]int{} // by server: the status of reading its ports again
+	read := map[string]*portsRead{} // the key is the server id
 	for i := range r.Body.Events {
 		e := &r.Body.Events[i]
-		code, known := read[e.Server]
-		switch {
-		case !slices.Contains(networkEvents, e.name()):
-			code = http.StatusBadRequest
-		case !known:
-			if code, err = s.readPorts(ctx, e.Server); err != nil {
-				return out, err
-			}
-			read[e.Server] = code
+		code, err := s.handleEvent(ctx, e, read)
+		if err != nil {
+			return out, err
 		}
 		one := handledEvent{Server: e.Server, Name: e.name(), Status: "completed", Tag: e.Tag, Code: code}
 		if code != http.StatusOK {
@@ -85,24 +85,55 @@ func (s *server) createEvents(ctx context.Context, r *api.Request[eventList]) (o
 	return out, nil
 }
 
-// readPorts reads the ports of a server again, and returns Nova's code for the event that asks for it.
-func (s *server) readPorts(ctx context.Context, id string) (code int, err error) {
+// handleEvent returns Nova's code for an event. The parameter read has the ports that were read for earlier events; the key is the server id.
+func (s *server) handleEvent(ctx context.Context, e *event, read map[string]*portsRead) (code int, err error) {
+	if !slices.Contains(networkEvents, e.name()) {
+		return http.StatusBadRequest, nil
+	}
+	now := read[e.Server]
+	if now == nil {
+		if now, err = s.readPorts(ctx, e.Server); err != nil {
+			return 0, err
+		}
+		read[e.Server] = now
+	}
+	if s.cfg.Network != nil && now.code == http.StatusOK && e.name() == vifDeleted && e.Tag != "" && !now.has(e.Tag) {
+		return s.detachDeleted(ctx, e.Server, e.Tag), nil
+	}
+	return now.code, nil
+}
+
+// portsRead are the present ports of a server in the network service, and Nova's code for the event that asks for them.
+type portsRead struct {
+	code int
+	list []network.Port
+}
+
+// has reports whether the server has a port.
+func (p *portsRead) has(id string) bool {
+	return slices.ContainsFunc(p.list, func(one network.Port) bool { return one.ID == id })
+}
+
+// readPorts reads the ports of a server again.
+func (s *server) readPorts(ctx context.Context, id string) (*portsRead, error) {
 	srv, err := s.cfg.Store.Server(ctx, id)
 	switch {
 	case errors.Is(err, fault.NotFound):
-		return http.StatusNotFound, nil
+		return &portsRead{code: http.StatusNotFound}, nil
 	case err != nil:
-		return 0, err
+		return nil, err
 	case srv.Host == nil:
-		return http.StatusUnprocessableEntity, nil
-	case s.cfg.Network == nil || len(srv.Networks.V.Ports()) == 0:
-		return http.StatusOK, nil
+		return &portsRead{code: http.StatusUnprocessableEntity}, nil
+	case len(srv.Networks.V.Ports()) == 0:
+		return &portsRead{code: http.StatusOK}, nil
+	case s.cfg.Network == nil:
+		return &portsRead{code: http.StatusBadRequest}, nil
 	}
 	list, err := s.cfg.Network.Ports(ctx, "", id)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return http.StatusOK, s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
+	return &portsRead{http.StatusOK, list}, s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
 		for i := range now.Networks.V.Interfaces {
 			p := &now.Networks.V.Interfaces[i].Port
 			if j := slices.IndexFunc(list, func(one network.Port) bool { return one.ID == p.ID }); j >= 0 {
@@ -114,3 +145,29 @@ func (s *server) readPorts(ctx context.Context, id string) (code int, err error)
 		return nil
 	})
 }
+
+// detachDeleted detaches the interface of a server whose port the network service has deleted, and returns Nova's code for the event. As in
+// Nova, the server keeps the interface if the host fails to detach it, except if the driver cannot detach interfaces at all.
+func (s *server) detachDeleted(ctx context.Context, id, port string) (code int) {
+	srv, err := s.cfg.Store.Server(ctx, id)
+	if err == nil && srv.Host != nil {
+		i := srv.Networks.V.Index(port)
+		if i < 0 {
+			return http.StatusOK
+		}
+		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+		defer cancel()
+		_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: id, Interface: store.Interface(srv.Networks.V.Interfaces[i].Port), Detach: true})
+	}
+	if err == nil || errors.Is(err, fault.Unimplemented) || errors.Is(err, fault.NotFound) {
+		err = s.forgetPort(ctx, id, port)
+	}
+	if err != nil && !errors.Is(err, fault.NotFound) { // otherwise the server is gone
+		s.cfg.Logger.WarnContext(ctx, "interface of a deleted port not detached", "server", id, "port", port, "error", err)
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusOK
+}
+
+// eventTimeout limits the time in which a host detaches the interface of a deleted port.
+const eventTimeout = 10 * time.Second

@@ -50,10 +50,10 @@ func (s *server) groupRoutes(all, withBody *api.Group) {
 	api.HandleRoute(withBody, api.Route{Pattern: "POST /os-server-groups", Rule: ruleGroupCreate, Summary: "Create a server group", Status: http.StatusOK}, s.createGroup)
 }
 
-// groupQuery is the query of a list.
+// groupQuery is the query of a list of server groups.
 var groupQuery = pagesWith(`"all_projects": {"type": "array", "items": {"type": "string"}}`)
 
-// serverGroup is a server group in replies. Before 2.64 it has a list with its policy, and metadata that are always empty.
+// serverGroup is a server group in replies. Before 2.64 the policy is in a list, and the group has metadata, which are always empty.
 type serverGroup struct {
 	ID        string     `json:"id" format:"uuid"`
 	Name      string     `json:"name"`
@@ -86,7 +86,7 @@ func viewGroup(g *store.ServerGroup) serverGroup {
 	}
 }
 
-// visibleMembers are the projects whose servers the client sees as members of a group: its own, or all for an administrator.
+// visibleMembers returns the projects whose servers the client sees as members of a group: all projects for an administrator, and otherwise the client's own project.
 func (s *server) visibleMembers(ctx context.Context) store.Projects {
 	if s.administrator(ctx) {
 		return store.AllProjects()
@@ -94,7 +94,8 @@ func (s *server) visibleMembers(ctx context.Context) store.Projects {
 	return store.OfProject(reqctx.From(ctx).ProjectID)
 }
 
-// listGroups lists the groups of the client's project. As in Nova, all_projects counts only for administrators, with any value.
+// listGroups lists the groups of the client's project. For administrators, the parameter all_projects selects all projects, with any value, as in Nova. For other clients it has no
+// effect.
 func (s *server) listGroups(ctx context.Context, r *api.Request[api.None]) (groupList, error) {
 	out := groupList{Groups: []serverGroup{}}
 	in := store.OfProject(reqctx.From(ctx).ProjectID)
@@ -128,7 +129,7 @@ type createGroup struct {
 	Group newGroup `json:"server_group"`
 }
 
-// newGroup is the group that a client asks for. A group has one policy; since 2.15 it may be a soft one, and since 2.64 it is not in a list.
+// newGroup is a request to create a group. A group has one policy. Since 2.15 it may be a soft policy, and since 2.64 the policy is a text instead of a list.
 type newGroup struct {
 	Name       name          `json:"name"`
 	Policies   hardPolicy    `json:"policies" until:"2.14"`
@@ -141,7 +142,7 @@ type newGroupRules struct {
 	MaxPerHost positive `json:"max_server_per_host,omitzero"`
 }
 
-// hardPolicy is a list with one policy that the scheduler enforces. anyPolicy may also be a policy that the scheduler prefers.
+// hardPolicy is a list with one policy that the scheduler enforces. anyPolicy is a list with one policy, which may also be a soft policy.
 type (
 	hardPolicy []string
 	anyPolicy  []string
@@ -157,7 +158,7 @@ func (anyPolicy) JSONSchema() string {
 	return onePolicy + `"anti-affinity", "affinity", "soft-anti-affinity", "soft-affinity"]}}`
 }
 
-// policy returns the policy of the request in any version.
+// policy returns the policy of the request, from the field of its version.
 func (g *newGroup) policy() string {
 	for _, list := range [][]string{g.Policies, g.Policies15} {
 		if len(list) > 0 {
@@ -182,30 +183,30 @@ func (s *server) createGroup(ctx context.Context, r *api.Request[createGroup]) (
 	return oneGroup{viewGroup(g)}, err
 }
 
-// hintedGroup returns the id of the group in the hints of a new server, or nil. Errors: Invalid, with Nova's text, if the client may not use the group, or
-// names several.
+// hintedGroup returns the id of the group in the hint "group" of a new server, or nil without this hint. Errors: Invalid if the group does not exist or the client may not use
+// it (with Nova's text), or if the hint has several groups.
 func (s *server) hintedGroup(ctx context.Context, hint []any) (*string, error) {
 	if len(hint) == 0 {
 		return nil, nil //nolint:nilnil // no group
 	}
 	id, _ := hint[0].(string)
 	if len(hint) > 1 {
-		return nil, fault.New(fault.Invalid, "A server is in at most one server group, but the hint group names %d.", len(hint))
+		return nil, fault.New(fault.Invalid, "A server is in at most one server group, but the hint 'group' has %d.", len(hint))
 	}
-	g, err := s.cfg.Store.ServerGroup(ctx, id, store.OfProject("")) // no members
+	g, err := s.cfg.Store.ServerGroup(ctx, id, store.OfProject("")) // without members
 	if fault.CodeOf(err) == fault.NotFound && err != nil || err == nil && g.ProjectID != reqctx.From(ctx).ProjectID && !s.administrator(ctx) {
 		err = fault.New(fault.Invalid, "%s", fault.From(store.NoServerGroup(id)).Msg)
 	}
 	return &id, err
 }
 
-// groupsView are the groups of a server, which are read when they are encoded.
+// groupsView is the list of the groups of a server: one group or none. The database is read only when a reply that shows the list is encoded.
 type groupsView struct {
 	read func() (*store.ServerGroup, error)
 	id   *string
 }
 
-// MarshalJSON reads whether the group exists.
+// MarshalJSON reads from the database whether the group still exists.
 func (v groupsView) MarshalJSON() ([]byte, error) {
 	list := []string{}
 	if v.id != nil {
@@ -231,7 +232,7 @@ func (s *server) groupsOf(ctx context.Context, srv *store.Server) groupsView {
 	}, srv.GroupID}
 }
 
-// pageOf returns the limit and the offset of a list with the older form of pages. Of several values the last one counts, as in Nova.
+// pageOf returns the limit and the offset of a list with the older form of pages. If a parameter has several values, the last one counts, as in Nova.
 func pageOf(q map[string][]string) (limit, offset int, err error) {
 	for name, to := range map[string]*int{"limit": &limit, "offset": &offset} {
 		if list := q[name]; len(list) > 0 {

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// group is a server group as a client sees it.
+// group is a server group, as in a reply.
 type group struct {
 	ID, Name, Policy string
 	Policies         []string
@@ -36,7 +36,7 @@ func (c *cloud) groups(version, who, query string) (out []group) {
 	return reply.Groups
 }
 
-// addGroup creates a group at 2.64, and returns its id.
+// addGroup creates a group with a request of version 2.64, and returns the group's id.
 func (c *cloud) addGroup(who, name, policy string) string {
 	c.Helper()
 	var reply struct {
@@ -48,12 +48,13 @@ func (c *cloud) addGroup(who, name, policy string) string {
 	return reply.Group.ID
 }
 
-// inGroup returns the body of a request for servers in a group.
+// inGroup returns the body of a request to create servers in a group. The parameter named more is JSON that is added to the server.
 func inGroup(id, more string) string {
 	return `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "networks": "none"` + more + `}, "os:scheduler_hints": {"group": "` + id + `"}}`
 }
 
-// TestServerGroups: the requests and replies have the form of Nova's samples at each version. A group that a version cannot name is shown by it.
+// TestServerGroups: at each version, the requests and replies have the form of Nova's samples. A version also shows groups with a policy
+// that requests of this version cannot name.
 func TestServerGroups(t *testing.T) {
 	t.Parallel()
 	samples := samplesOf(t, "os-server-groups")
@@ -114,8 +115,8 @@ func TestServerGroups(t *testing.T) {
 	})
 }
 
-// TestListServerGroups: a list has the groups of the client's project, by pages. Only administrators list those of all projects; for others the
-// parameter has no effect, as in Nova.
+// TestListServerGroups: a list has the groups of the client's project, in pages. Only administrators can list the groups of all projects; for other clients
+// the parameter all_projects has no effect, as in Nova.
 func TestListServerGroups(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -159,8 +160,8 @@ func TestListServerGroups(t *testing.T) {
 	})
 }
 
-// TestGroupMembers: a server is a member of the group of its hint until it is removed. A client sees the members of its project. A deleted group leaves its
-// servers.
+// TestGroupMembers: a server is a member of the group of its hint until the server is removed. A client sees the members of its project.
+// After the deletion of a group its servers are in no group.
 func TestGroupMembers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -176,7 +177,7 @@ func TestGroupMembers(t *testing.T) {
 			return reply.Group.Members
 		}
 		c.want(202, "2.37", "member", "POST", "/servers", inGroup(id, `, "min_count": 2`))
-		c.want(202, "2.37", "boss", "POST", "/servers", inGroup(id, "")) // an administrator may use the group of another project
+		c.want(202, "2.37", "boss", "POST", "/servers", inGroup(id, "")) // an administrator may use a group of another project
 		if list := c.groups("2.64", "member", ""); len(list) != 1 || len(list[0].Members) != 2 || len(members("member")) != 2 || len(members("boss")) != 3 {
 			c.Errorf("members: %+v, %v, %v", list, members("member"), members("boss"))
 		}
@@ -204,7 +205,7 @@ func TestGroupMembers(t *testing.T) {
 		if err := db.Tx(c.Context(), c.db, func(ctx context.Context, tx *sqlx.Tx) error { return c.store.FailCreate(ctx, tx, server, "no", "no") }); err != nil {
 			c.Fatal(err)
 		}
-		if got := members("member"); !slices.Equal(got, []string{server}) { // as in Nova, until it is deleted
+		if got := members("member"); !slices.Equal(got, []string{server}) { // as in Nova, a server is a member until it is deleted
 			c.Errorf("after a failed creation the members are %v", got)
 		}
 		for _, tt := range []struct{ who, hint, says string }{
@@ -231,8 +232,8 @@ func TestGroupMembers(t *testing.T) {
 	})
 }
 
-// TestGroupQuotas: the numbers of groups of a project and of servers in a group are limited exactly, although requests run at the same time. The
-// refusals are Nova's, and have no effect.
+// TestGroupQuotas: the numbers of groups of a project and of servers in a group never exceed their limits, even if requests run at the same time. The
+// errors of refused requests are Nova's, and refused requests have no effect.
 func TestGroupQuotas(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.ServerGroups: 3, store.GroupMembers: 4}, func(c *cloud) {
@@ -284,5 +285,9 @@ func TestGroupQuotas(t *testing.T) {
 		}
 		c.want(202, "2.37", "member", "POST", "/servers", body)
 		c.want(403, "2.37", "member", "POST", "/servers", body)
+		for range 4 { // another user of the project
+			c.want(202, "2.37", "admin", "POST", "/servers", body)
+		}
+		c.want(403, "2.37", "admin", "POST", "/servers", body)
 	})
 }

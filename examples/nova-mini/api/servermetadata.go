@@ -52,7 +52,7 @@ type metadataItem struct {
 	Meta oneItem `json:"meta"`
 }
 
-// oneItem is metadata with one item.
+// oneItem is a body with one metadata item.
 type oneItem map[string]string
 
 // JSONSchema implements api.JSONSchemer.
@@ -61,10 +61,10 @@ func (oneItem) JSONSchema() string {
 	return schema[:len(schema)-1] + `, "minProperties": 1, "maxProperties": 1}`
 }
 
-// changeableStates are the states in which Nova changes the metadata and the tags of a server.
+// changeableStates are the values of vm_state in which Nova allows to change the metadata and the tags of a server.
 var changeableStates = []string{store.Active, "paused", "suspended", store.Stopped}
 
-// checkState returns Conflict, with Nova's text, if a server's vm_state does not allow to change its metadata or tags.
+// checkState returns Conflict, with Nova's text, if a server's vm_state does not allow a change of its metadata or tags. The parameter what is Nova's name of the change.
 func checkState(srv *store.Server, what string) error {
 	if !slices.Contains(changeableStates, srv.VMState) {
 		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", what, srv.ID, srv.VMState)
@@ -72,20 +72,17 @@ func checkState(srv *store.Server, what string) error {
 	return nil
 }
 
-// changeMetadata changes the metadata of a server. what is Nova's name of the change. Errors: Conflict, if the server is locked or its state does not allow it; Denied,
-// if there are too many items.
+// changeMetadata changes the metadata of a server. The parameter what is Nova's name of the change. Errors: Conflict if the server is locked, or its state does not allow the
+// change; Denied if the server would have too many items.
 func (s *server) changeMetadata(ctx context.Context, srv *store.Server, what string, change func(map[string]string) (map[string]string, error)) (metadataBody, error) {
 	if err := s.checkLock(ctx, srv); err != nil {
 		return metadataBody{}, err
-	}
-	if task := srv.Task(); task != "" {
-		return metadataBody{}, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", what, srv.ID, task)
 	}
 	now, err := s.cfg.Store.ChangeServer(ctx, srv.ID, func(srv *store.Server) (err error) {
 		if err := checkState(srv, what); err != nil {
 			return err
 		}
-		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil && what != deleteMetadata { // a deletion is possible above a lowered limit
+		if srv.Metadata.V, err = change(srv.Metadata.V); err == nil && what != deleteMetadata { // a deletion is allowed even if the limit was lowered and the server still exceeds it
 			err = s.tooManyItems(len(srv.Metadata.V))
 		}
 		return err
@@ -121,7 +118,7 @@ func (s *server) showItem(_ context.Context, r *api.Request[api.None], srv *stor
 	return metadataItem{oneItem{key: value}}, nil
 }
 
-// Nova's names of changes.
+// Nova's names of the changes.
 const (
 	updateMetadata = "update metadata"
 	deleteMetadata = "delete metadata"

@@ -7,17 +7,18 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// step is a request to a server, and what its reply must be.
+// step is a request about a server, and the expected reply.
 type step struct {
 	version, who, method, path, body string
 	status                           int
 	has                              string
 }
 
-// walk sends requests to a server.
+// walk sends requests about a server, one after the other, and checks the replies.
 func (c *cloud) walk(id string, steps []step) {
 	c.Helper()
 	for _, s := range steps {
@@ -28,7 +29,7 @@ func (c *cloud) walk(id string, steps []step) {
 	}
 }
 
-// launched creates an active server of a member.
+// launched creates an active server as the client "member", and returns the server's id.
 func (c *cloud) launched() string {
 	c.Helper()
 	id := c.made("2.1", `{"server": {"name": "one", "flavorRef": "1", "imageRef": "70a599e0-31e7-49b7-b260-868f441e862b", "metadata": {"k": "v"}}}`).Server.ID
@@ -36,7 +37,7 @@ func (c *cloud) launched() string {
 	return id
 }
 
-// TestUpdateServer: PUT changes what a client says about a server, and leaves the rest. Its reply is a part of the server before 2.75.
+// TestUpdateServer: PUT changes the given fields of a server, and no other field. Before 2.75, the reply has only some fields of the server.
 func TestUpdateServer(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -53,7 +54,7 @@ func TestUpdateServer(t *testing.T) {
 			{"2.19", "member", "PUT", "", `{"server": {"description": "a\tb"}}`, 400, "does not match"},
 			{"2.19", "member", "GET", "", "", 200, `"accessIPv6":"fe80::1"`},
 			{"2.19", "member", "GET", "", "", 200, `"OS-DCF:diskConfig":"AUTO"`},
-			{"2.19", "member", "PUT", "", `{"server": {"name": " x"}}`, 400, "does not match"},
+			{"2.19", "member", "PUT", "", `{"server": {"name": " x"}}`, 400, "The name must be: printable characters."},
 			{"2.19", "member", "PUT", "", `{"server": {"name": null}}`, 400, "None is not of type 'string'"},
 			{"2.89", "member", "PUT", "", `{"server": {"hostname": "web"}}`, 400, "'hostname' was unexpected"},
 			{"2.90", "member", "PUT", "", `{"server": {"hostname": "web"}}`, 200, `"OS-EXT-SRV-ATTR:hostname":"web"`},
@@ -82,7 +83,7 @@ func TestUpdateServer(t *testing.T) {
 	})
 }
 
-// TestServerMetadata: the metadata of a server are read and changed as in Nova.
+// TestServerMetadata: requests read and change the metadata of a server as in Nova.
 func TestServerMetadata(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Metadata: 128}, func(c *cloud) {
@@ -122,8 +123,12 @@ func TestServerMetadata(t *testing.T) {
 		})
 		building := c.made("2.1", `{"server": {"name": "new", "flavorRef": "1", "imageRef": "x", "metadata": {"k": "v"}}}`).Server.ID
 		c.walk(building, []step{
-			{"2.1", "member", "POST", "/metadata", `{"metadata": {"a": "b"}}`, 409, "Cannot 'update metadata' instance ID while it is in task_state scheduling"},
-			{"2.1", "member", "DELETE", "/metadata/k", "", 409, "Cannot 'delete metadata' instance ID while it is in task_state scheduling"},
+			{"2.1", "member", "POST", "/metadata", `{"metadata": {"a": "b"}}`, 409, "Cannot 'update metadata' instance ID while it is in vm_state building"},
+			{"2.1", "member", "DELETE", "/metadata/k", "", 409, "Cannot 'delete metadata' instance ID while it is in vm_state building"},
+		})
+		c.walk(c.launched(), []step{
+			{"2.1", "member", "POST", "/action", `{"os-stop": null}`, 202, ""},
+			{"2.1", "member", "POST", "/metadata", `{"metadata": {"a": "b"}}`, 200, ""}, // as in Nova, with any task
 		})
 		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET locked_by = 'owner' WHERE id = ?`, id); err != nil {
 			c.Fatal(err)
@@ -145,7 +150,7 @@ func TestServerMetadata(t *testing.T) {
 	})
 }
 
-// TestServerTags: the tags of a server are read and changed as in Nova, since 2.26.
+// TestServerTags: since 2.26, requests read and change the tags of a server as in Nova.
 func TestServerTags(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -195,7 +200,21 @@ func TestServerTags(t *testing.T) {
 	})
 }
 
-// TestServerParts: what a server without networks and volumes shows of them.
+// TestChangedUserData: since 2.75 the reply to a change of a server has the user data, as a reply to GET.
+func TestChangedUserData(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		id := c.made("2.1", `{"server": {"name": "s", "flavorRef": "1", "imageRef": "x", "user_data": "SGVsbG8="}}`).Server.ID
+		const data = `"OS-EXT-SRV-ATTR:user_data":"SGVsbG8="`
+		c.walk(id, []step{
+			{"2.75", "admin", "GET", "", "", 200, data},
+			{"2.75", "admin", "PUT", "", `{"server": {"name": "other"}}`, 200, data},
+			{"2.75", "admin", "GET", "", "", 200, data},
+		})
+	})
+}
+
+// TestServerParts: a server without networks and volumes has Nova's replies about networks, volumes and similar parts.
 func TestServerParts(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -206,16 +225,42 @@ func TestServerParts(t *testing.T) {
 			{"2.1", "member", "GET", "/os-server-password", "", 200, `{"password":""}`},
 			{"2.1", "member", "DELETE", "/os-server-password", "", 204, ""},
 			{"2.1", "member", "GET", "/os-security-groups", "", 200, `{"security_groups":[]}`},
+			{"2.1", "member", "POST", "/action", `{"addSecurityGroup": {"name": "default"}}`, 404, "Security group default not found for project "},
+			{"2.96", "member", "POST", "/action", `{"removeSecurityGroup": {"name": "default"}}`, 404, "Security group default not found for project "},
+			{"2.1", "member", "POST", "/action", `{"addSecurityGroup": {"name": " "}}`, 400, "Security group name cannot be empty"},
+			{"2.1", "member", "POST", "/action", `{"addSecurityGroup": {"name": ""}}`, 400, "name"},
+			{"2.1", "member", "POST", "/action", `{"removeSecurityGroup": {}}`, 400, "name"},
+			{"2.1", "member", "POST", "/action", `{"removeSecurityGroup": {"name": "default", "x": 1}}`, 400, "x"},
+			{"2.1", "member", "POST", "/action", `{"addFixedIp": {"networkId": "` + id + `"}}`, 404, "Network could not be found for instance ID."},
+			{"2.43", "member", "POST", "/action", `{"addFixedIp": {"networkId": 1}}`, 404, "Network could not be found for instance ID."},
+			{"2.43", "member", "POST", "/action", `{"removeFixedIp": {"address": "10.0.0.4"}}`, 400, "Instance ID does not have fixed IP '10.0.0.4'."},
+			{"2.44", "member", "POST", "/action", `{"addFixedIp": {"networkId": "1"}}`, 404, "The resource could not be found."},
+			{"2.44", "member", "POST", "/action", `{"removeFixedIp": {"address": "10.0.0.4"}}`, 404, "The resource could not be found."},
+			{"2.1", "member", "POST", "/action", `{"addFixedIp": {"networkId": ""}}`, 400, "networkId"},
+			{"2.1", "member", "POST", "/action", `{"addFixedIp": {"networkId": "` + id + `0"}}`, 400, "networkId"},
+			{"2.1", "member", "POST", "/action", `{"addFixedIp": {}}`, 400, "networkId"},
+			{"2.1", "member", "POST", "/action", `{"removeFixedIp": {"address": "10.0.0"}}`, 400, "address"},
+			{"2.1", "reader", "POST", "/action", `{"removeFixedIp": {"address": "10.0.0.4"}}`, 403, "os_compute_api:os-multinic:remove"},
 			{"2.77", "member", "GET", "/topology", "", 404, ""},
 			{"2.78", "member", "GET", "/topology", "", 200, `{"nodes":[],"pagesize_kb":null}`},
 			{"2.1", "member", "GET", "/os-volume_attachments?limit=1&x=y", "", 200, `{"volumeAttachments":[]}`},
 			{"2.75", "member", "GET", "/os-volume_attachments?x=y", "", 400, "('x' was unexpected)"},
 			{"2.75", "member", "GET", "/os-volume_attachments?limit=a", "", 400, "does not match"},
 			{"2.1", "member", "GET", "/os-volume_attachments/v", "", 404, "Instance ID is not attached to volume v"},
+			{"2.1", "member", "DELETE", "/os-volume_attachments/v", "", 404, "Volume v could not be found."},
+			{"2.1", "member", "POST", "/os-volume_attachments", `{"volumeAttachment": {"volumeId": "` + activeID + `", "device": "/dev/vdb"}}`, 404, "Volume " + activeID + " could not be found."},
+			{"2.1", "member", "POST", "/os-volume_attachments", `{"volumeAttachment": {"volumeId": "v"}}`, 400, "'v' is not a 'uuid'"},
+			{"2.1", "member", "POST", "/os-volume_attachments", `{"volumeAttachment": {"volumeId": "` + activeID + `", "device": "sda"}}`, 400, "does not match"},
+			{"2.48", "member", "POST", "/os-volume_attachments", `{"volumeAttachment": {"volumeId": "` + activeID + `", "tag": "a"}}`, 400, "('tag' was unexpected)"},
+			{"2.84", "member", "PUT", "/os-volume_attachments/v", `{"volumeAttachment": {"volumeId": "` + activeID + `", "device": null}}`, 400, "('device' was unexpected)"},
+			{"2.85", "member", "PUT", "/os-volume_attachments/v", `{"volumeAttachment": {"volumeId": "` + activeID + `", "device": null, "delete_on_termination": true}}`, 404, "Volume " + activeID + " could not be found."},
 			{"2.1", "member", "GET", "/os-interface", "", 200, `{"interfaceAttachments":[]}`},
+			{"2.1", "member", "POST", "/os-interface", `{"interfaceAttachment": null}`, 400, "None is not of type 'object'"},
+			{"2.1", "member", "POST", "/os-interface", `{"interfaceAttachment": {"net_id": "` + activeID + `", "fixed_ips": []}}`, 400, "[] is too short"},
+			{"2.1", "member", "POST", "/os-interface", `{"interfaceAttachment": {"net_id": "` + activeID + `", "fixed_ips": [{"ip_address": "10.0.0.1"}, {"ip_address": "10.0.0.2"}]}}`, 400, "is too long"},
 			{"2.1", "member", "GET", "/os-interface/p", "", 404, "Port id p could not be found."},
 		}
-		for _, s := range slices.Clone(steps) { // other clients see nothing of it
+		for _, s := range slices.Clone(steps) { // clients of other projects get 404
 			if s.status < 300 {
 				s.who, s.status, s.has = "stranger", 404, "Instance ID could not be found."
 				steps = append(steps, s)
@@ -226,10 +271,18 @@ func TestServerParts(t *testing.T) {
 			}
 		}
 		c.walk(id, steps)
+		made := &store.Server{ID: "01234567-0000-4000-8000-000000000000", Name: "b", ProjectID: "p", UserID: "u", FlavorID: "1", Networks: db.JSONOf(ported("a", "10.0.0.1"))}
+		if err := c.store.CreateServer(c.Context(), made); err != nil {
+			c.Fatal(err)
+		}
+		c.walk(made.ID, []step{
+			{"2.1", "admin", "GET", "", "", 200, `"addresses":{}`}, // as in Nova, while the server is built
+			{"2.1", "admin", "GET", "/ips", "", 200, `{"addresses":{"a":[{"version":4,"addr":"10.0.0.1"}]}}`},
+		})
 	})
 }
 
-// TestSamplesOfParts: the parts of a server have the names and types of Nova's samples, and the bodies of its requests are accepted.
+// TestSamplesOfParts: replies about the parts of a server, such as its metadata, have the names and types of Nova's samples. The sample requests are accepted.
 func TestSamplesOfParts(t *testing.T) {
 	t.Parallel()
 	root := samplesOf(t, ".")

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
@@ -13,51 +14,60 @@ import (
 
 // The names of the rules, as in Nova.
 const (
-	ruleCreate     = "os_compute_api:servers:create"
-	ruleForcedHost = "os_compute_api:servers:create:forced_host"
-	ruleChosenHost = "compute:servers:create:requested_destination"
-	ruleNetworks   = "os_compute_api:servers:create:attach_network"
-	ruleVolumes    = "os_compute_api:servers:create:attach_volume"
-	ruleZeroDisk   = "os_compute_api:servers:create:zero_disk_flavor"
-	ruleTrusted    = "os_compute_api:servers:create:trusted_certs"
-	ruleIndex      = "os_compute_api:servers:index"
-	ruleDetail     = "os_compute_api:servers:detail"
-	ruleAllTenants = "os_compute_api:servers:index:get_all_tenants"
-	ruleAllDetails = "os_compute_api:servers:detail:get_all_tenants"
-	ruleAllFilters = "os_compute_api:servers:allow_all_filters"
-	ruleShow       = "os_compute_api:servers:show"
-	ruleExtended   = "os_compute_api:os-extended-server-attributes"
-	ruleExtraSpecs = "os_compute_api:servers:show:flavor-extra-specs"
-	ruleHostStatus = "os_compute_api:servers:show:host_status"
-	ruleDelete     = "os_compute_api:servers:delete"
-	ruleUpdate     = "os_compute_api:servers:update"
+	ruleCreate         = "os_compute_api:servers:create"
+	ruleForcedHost     = "os_compute_api:servers:create:forced_host"
+	ruleChosenHost     = "compute:servers:create:requested_destination"
+	ruleNetworks       = "os_compute_api:servers:create:attach_network"
+	ruleVolumes        = "os_compute_api:servers:create:attach_volume"
+	ruleZeroDisk       = "os_compute_api:servers:create:zero_disk_flavor"
+	ruleTrusted        = "os_compute_api:servers:create:trusted_certs"
+	ruleTrustedRebuild = "os_compute_api:servers:rebuild:trusted_certs"
+	ruleExternal       = "network:attach_external_network"
+	ruleIndex          = "os_compute_api:servers:index"
+	ruleDetail         = "os_compute_api:servers:detail"
+	ruleAllTenants     = "os_compute_api:servers:index:get_all_tenants"
+	ruleAllDetails     = "os_compute_api:servers:detail:get_all_tenants"
+	ruleAllFilters     = "os_compute_api:servers:allow_all_filters"
+	ruleShow           = "os_compute_api:servers:show"
+	ruleExtended       = "os_compute_api:os-extended-server-attributes"
+	ruleExtraSpecs     = "os_compute_api:servers:show:flavor-extra-specs"
+	ruleHostStatus     = "os_compute_api:servers:show:host_status"
+	ruleHostUnknown    = "os_compute_api:servers:show:host_status:unknown-only"
+	ruleDelete         = "os_compute_api:servers:delete"
+	ruleUpdate         = "os_compute_api:servers:update"
 )
 
 var serverRules = []rule{
 	{ruleCreate, "rule:project_member_or_admin", "Create a server", "POST", "/servers"},
-	{ruleForcedHost, "rule:context_is_admin", "Create a server on a host that is part of its zone", "POST", "/servers"},
+	{ruleForcedHost, "rule:context_is_admin", "Create a server on a host that the availability zone names", "POST", "/servers"},
 	{ruleChosenHost, "rule:context_is_admin", "Create a server on a chosen host", "POST", "/servers"},
 	{ruleNetworks, "rule:project_member_or_admin", "Create a server with networks", "POST", "/servers"},
 	{ruleVolumes, "rule:project_member_or_admin", "Create a server with disks", "POST", "/servers"},
-	{ruleZeroDisk, "rule:context_is_admin", "Create a server with a flavor whose disk is 0, which gets the size of the image", "POST", "/servers"},
+	{ruleZeroDisk, "rule:context_is_admin", "Create a server with a flavor whose disk is 0; the disk gets the size of the image", "POST", "/servers"},
 	{ruleTrusted, "rule:project_member_or_admin", "Create a server with trusted image certificates", "POST", "/servers"},
+	{ruleTrustedRebuild, "rule:project_member_or_admin", "Rebuild a server with trusted image certificates", "POST", "/servers/{server_id}/action (rebuild)"},
+	{ruleExternal, "rule:context_is_admin", "Attach a server to an external network that is not shared", "POST", "/servers"},
 	{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
 	{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
 	{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
 	{ruleAllDetails, "rule:context_is_admin", "List the servers of all projects with details", "GET", "/servers/detail"},
-	{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
+	{ruleAllFilters, "rule:context_is_admin", "Filter servers by attributes that are for administrators", "GET", "/servers"},
 	{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", "/servers/{server_id}"},
 	{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", "/servers/{server_id}"},
 	{ruleExtraSpecs, "rule:project_reader_or_admin", "Show the extra specs of a server's flavor", "GET", "/servers/{server_id}"},
 	{ruleHostStatus, "rule:context_is_admin", "Show the status of a server's host", "GET", "/servers/{server_id}"},
+	{ruleHostUnknown, "rule:context_is_admin", "Show the status of a server's host if it is UNKNOWN, without the rule for every status", "GET", "/servers/{server_id}"},
 	{ruleUpdate, "rule:project_member_or_admin", "Change a server", "PUT", "/servers/{server_id}"},
 	{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", "/servers/{server_id}"},
 }
 
 func (s *server) serverRoutes(all, withBody *api.Group) {
-	api.HandleRoute(withBody, api.Route{
-		Pattern: "POST /servers", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{http.StatusNotImplemented, unavailable}, Idempotency: s.cfg.Store.Replies(),
-	}, s.createServer)
+	create := api.Route{
+		Pattern: "POST /servers", Max: "2.18", Rule: ruleCreate, Summary: "Create a server", Status: http.StatusAccepted, Errors: []int{http.StatusNotImplemented, unavailable}, Idempotency: s.cfg.Store.Replies(),
+	}
+	api.HandleRoute(withBody, create, s.createPlain)
+	create.Min, create.Max = "2.19", ""
+	api.HandleRoute(withBody, create, s.createServer)
 	api.HandleRoute(all, api.Route{Pattern: "GET /servers", Rule: ruleIndex, Summary: "List servers", List: &servers}, s.listServers)
 	api.HandleRoute(all, api.Route{
 		Pattern: "GET /servers/detail", Rule: ruleDetail, Summary: "List servers with details", List: &servers,
@@ -73,7 +83,7 @@ func (s *server) serverRoutes(all, withBody *api.Group) {
 	}, s.target(), s.deleteServer)
 }
 
-// target is the server that the path names. A server of another project does not exist for a client whom the rule denies, as in Nova.
+// target returns the target of a route whose path names a server. As in Nova, a client gets NotFound for a server of another project if the rule denies the request.
 func (s *server) target() api.Target[*store.Server] {
 	return api.Target[*store.Server]{
 		Load: func(ctx context.Context, r *http.Request) (*store.Server, error) {
@@ -86,17 +96,38 @@ func (s *server) target() api.Target[*store.Server] {
 	}
 }
 
-// checkZeroDisk returns Denied, with Nova's text, if a client may not use a flavor whose disk is 0. The disk of the server then has the size of
-// its image, which the claim of the host does not count.
-func (s *server) checkZeroDisk(ctx context.Context, f *store.Flavor) error {
+// checkFlavorDisks returns Denied, with Nova's text, if the flavor's disk is 0 and the client may not use such flavors. With such a flavor the disk of the server has
+// the size of the image, and the claim on the host does not cover the disk.
+func (s *server) checkFlavorDisks(ctx context.Context, f *store.Flavor) error {
 	if f.DiskGiB > 0 || s.mux.Enforce(ctx, ruleZeroDisk, nil) == nil {
 		return nil
 	}
 	return fault.New(fault.Denied, "Only volume-backed servers are allowed for flavors with zero disk.")
 }
 
-// flavor returns the flavor that a reference names: a flavor's id, or a link to a flavor. Errors: Invalid, if the flavor
-// does not exist or the client must not use it.
+// checkExtraDisks returns 501 for the flavor of a new server with an ephemeral or a swap disk, if no driver gives such disks to a guest.
+func (s *server) checkExtraDisks(ctx context.Context, f *store.Flavor) error {
+	if f.EphemeralGiB == 0 && f.SwapMiB == 0 {
+		return nil
+	}
+	has, err := s.cfg.Store.HasCapability(ctx, compute.CapExtraDisks)
+	if err == nil && !has {
+		err = notSupported("Ephemeral and swap disks are not supported: choose a flavor without them.")
+	}
+	return err
+}
+
+// checkSameDisks returns 501 if a resize to a flavor would change the ephemeral or the swap disk of a server.
+func checkSameDisks(srv *store.Server, f *store.Flavor) error {
+	now := srv.Flavor()
+	if ephemeral, swap := now.Extra(); f.EphemeralGiB != ephemeral || f.SwapMiB != swap {
+		return notSupported("A resize cannot change ephemeral and swap disks: choose a flavor with the same ones.")
+	}
+	return nil
+}
+
+// flavor returns the flavor that a reference names. The reference is a flavor's id or a link to a flavor. Errors: Invalid if
+// the flavor does not exist or the client may not use it.
 func (s *server) flavor(ctx context.Context, ref reference) (*store.Flavor, error) {
 	id := plainText(ref.RawMessage)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
@@ -138,12 +169,8 @@ func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (ser
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	var ids []string
-	read := s.newLookups(r.Request, &ids)
-	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView {
-		ids = append(ids, v.ID)
-		return s.viewServer(ctx, v, read)
-	})
+	read := s.newLookups(r.Request)
+	return serverList(ctx, s, r, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(ctx, v, read) })
 }
 
 func (s *server) showServer(_ context.Context, r *api.Request[api.None], srv *store.Server) (oneServer, error) {
@@ -154,7 +181,7 @@ type updateServer struct {
 	Server changedServer `json:"server"`
 }
 
-// changedServer is what a client changes of a server. What it leaves out stays.
+// changedServer is a request to change a server. An attribute that the request leaves out stays.
 type changedServer struct {
 	Name        name             `json:"name,omitempty"`
 	DiskConfig  string           `json:"OS-DCF:diskConfig,omitempty" enum:"AUTO,MANUAL"`
@@ -166,7 +193,7 @@ type changedServer struct {
 	PinnedZone  givenName        `json:"pinned_availability_zone,omitzero" since:"2.104"`
 }
 
-// givenDescription is a description, or null for none. Without a value the client has not given one.
+// givenDescription is a description, or null for none. RawMessage is nil if the client has left it out.
 type givenDescription struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -174,7 +201,7 @@ func (givenDescription) JSONSchema() string {
 	return strings.Replace(description("").JSONSchema(), `"string"`, `["string", "null"]`, 1)
 }
 
-// givenName is a text, or null for none. Without a value the client has not given one.
+// givenName is a text, or null for none. RawMessage is nil if the client has left it out.
 type givenName struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -190,7 +217,7 @@ func textIn(raw json.RawMessage) *string {
 	return new(plainText(raw))
 }
 
-// apply changes a server. Errors: Conflict, with Nova's text, if the server cannot be pinned to the zone.
+// apply changes a server as the request says. Errors: Conflict, with Nova's text, if the server cannot be pinned to the zone.
 func (c *changedServer) apply(srv *store.Server) error {
 	for _, text := range []struct {
 		to   *string
@@ -214,14 +241,14 @@ func (c *changedServer) apply(srv *store.Server) error {
 	case wanted == nil:
 	case srv.PinnedZone != nil && *srv.PinnedZone != *wanted:
 		return fault.New(fault.Conflict, "Cannot change pinned availability zone directly. Unpin first by setting pinned_availability_zone to null.")
-	case srv.PinnedZone == nil && *wanted != zoneOf(srv):
-		return fault.New(fault.Conflict, "Server can only be pinned to its current availability zone '%s', but '%s' was requested.", zoneOf(srv), *wanted)
+	case srv.PinnedZone == nil && *wanted != srv.Zone:
+		return fault.New(fault.Conflict, "Server can only be pinned to its current availability zone '%s', but '%s' was requested.", srv.Zone, *wanted)
 	}
 	srv.PinnedZone = wanted
 	return nil
 }
 
-// updatedServer is the reply to PUT. Since 2.75 it is that of GET.
+// updatedServer is the reply to PUT. Since 2.75 it has the attributes of GET.
 type updatedServer struct {
 	Server updatedView `json:"server"`
 }
@@ -247,7 +274,7 @@ func (s *server) deleteServer(ctx context.Context, _ *api.Request[api.None], srv
 	return s.beginDelete(ctx, srv, s.cfg.SoftDelete)
 }
 
-// forceDelete deletes a server at once, also one that is soft-deleted.
+// forceDelete deletes a server at once, without a soft deletion. The server may be soft-deleted already.
 func (s *server) forceDelete(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
 	return s.beginDelete(ctx, srv, false)
 }

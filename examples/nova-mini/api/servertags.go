@@ -46,14 +46,14 @@ func (s *server) tagRoutes(all, withBody *api.Group) {
 	api.HandleTarget(plain, api.Route{Pattern: "DELETE /{tag}", Rule: ruleTagDelete, Summary: "Delete a tag of a server"}, t, s.deleteTag)
 }
 
-// maxTags and maxTag are the highest number of tags of a server, and the length of a tag.
+// maxTags is the maximum number of tags of a server, and maxTag is the maximum length of a tag, in characters.
 const maxTags, maxTag = 50, 60
 
 type tagsBody struct {
 	Tags tags `json:"tags"`
 }
 
-// changeTags changes the tags of a server. what is Nova's name of the change. Errors: Conflict, if the server's state does not allow it.
+// changeTags changes the tags of a server. The parameter what is Nova's name of the change. Errors: Conflict if the server's state does not allow the change.
 func (s *server) changeTags(ctx context.Context, id, what string, change func([]string) ([]string, error)) (tagsBody, error) {
 	srv, err := s.cfg.Store.ChangeServer(ctx, id, func(srv *store.Server) (err error) {
 		if err := checkState(srv, what); err != nil {
@@ -70,7 +70,7 @@ func (s *server) changeTags(ctx context.Context, id, what string, change func([]
 	return tagsBody{shownTags(srv)}, nil
 }
 
-// shownTags returns the tags of a server, not nil.
+// shownTags returns the tags of a server. The result is not nil.
 func shownTags(srv *store.Server) []string {
 	if srv.Tags.V == nil {
 		return []string{}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// This file has what replies show of a server. A field has its microversions and its rule in its tags.
+// This file has the types of servers in replies. The tags of a field give the microversions and the policy rule of the attribute.
 
 type serverBrief struct {
 	ID    string     `json:"id" format:"uuid"`
@@ -39,17 +40,17 @@ type serverView struct {
 	serverUserData
 }
 
-// serverUserData is not in the reply to a rebuild, which has the user data under a name of their own.
+// serverUserData has the user data in all replies except that to a rebuild, which has the user data under another name.
 type serverUserData struct {
 	UserData userData `json:"OS-EXT-SRV-ATTR:user_data" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 }
 
-// serverGroups is in replies with one server, but not in lists.
+// serverGroups has the server groups, in replies with one server but not in lists.
 type serverGroups struct {
 	Groups groupsView `json:"server_groups" since:"2.71"`
 }
 
-// serverCore is what each reply with a server shows.
+// serverCore has the attributes that each reply with a server shows.
 type serverCore struct {
 	ID           string              `json:"id" format:"uuid"`
 	Name         string              `json:"name" min:"1" max:"255"`
@@ -80,7 +81,7 @@ type serverCore struct {
 	Hints        hintsView           `json:"scheduler_hints" since:"2.100"`
 }
 
-// serverDetails is what GET shows besides, and the reply to PUT since 2.75.
+// serverDetails has the other attributes of GET. Since 2.75 the replies to PUT and to a rebuild have them, too.
 type serverDetails struct {
 	Zone            string             `json:"OS-EXT-AZ:availability_zone"`
 	PinnedZone      *string            `json:"pinned_availability_zone" since:"2.96"`
@@ -92,7 +93,7 @@ type serverDetails struct {
 	VMState         string             `json:"OS-EXT-STS:vm_state" enum:"building,active,stopped,resized,paused,suspended,rescued,shelved,shelved_offloaded,soft-delete,error,deleted"`
 	PowerState      compute.PowerState `json:"OS-EXT-STS:power_state" enum:"0,1,3,4,6,7"`
 	VolumesAttached alwaysEmptyList    `json:"os-extended-volumes:volumes_attached"`
-	SecurityGroups  []securityGroup    `json:"security_groups,omitempty"`
+	SecurityGroups  portGroups         `json:"security_groups,omitzero"`
 
 	Host           *string     `json:"OS-EXT-SRV-ATTR:host" rule:"os_compute_api:os-extended-server-attributes"`
 	InstanceName   string      `json:"OS-EXT-SRV-ATTR:instance_name" rule:"os_compute_api:os-extended-server-attributes"`
@@ -103,7 +104,7 @@ type serverDetails struct {
 	KernelID       alwaysEmpty `json:"OS-EXT-SRV-ATTR:kernel_id" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 	RamdiskID      alwaysEmpty `json:"OS-EXT-SRV-ATTR:ramdisk_id" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
 	RootDevice     *string     `json:"OS-EXT-SRV-ATTR:root_device_name" since:"2.3" rule:"os_compute_api:os-extended-server-attributes"`
-	HostStatus     hostStatus  `json:"host_status" since:"2.16" rule:"os_compute_api:servers:show:host_status"`
+	HostStatus     hostStatus  `json:"host_status,omitzero" since:"2.16"`
 }
 
 type bookmark struct {
@@ -136,20 +137,22 @@ type faultView struct {
 	Details string `json:"details,omitempty"`
 }
 
-// lookups reads what only some replies with servers show, once for all servers of a reply: it is read when the first server is encoded whose
-// version and caller show it.
+// lookups reads values that a reply shows only in some microversions, or only to some clients. A value is read when the encoder needs it for the first time, and then once for all
+// servers of the reply.
 type lookups struct {
 	links    linker
+	servers  []*store.Server // the servers of the reply, which are known before it is encoded
 	userData func() (map[string]*string, error)
-	states   func() (map[string]string, error) // of the compute services, by host
+	states   func() (map[string]string, error) // returns the states of the compute services; the key is the host
+	hosts    func() (all, unknown bool)        // reports whether the client may see every status of a host, and whether it may see UNKNOWN
+	groups   func() map[string][]string        // returns the names of the security groups of the ports, by the id of the port, or nil if they are not known
 }
 
-// newLookups returns the lookups of a reply. When the reply is encoded, ids are those of its servers.
-func (s *server) newLookups(r *http.Request, ids *[]string) *lookups {
+// newLookups returns the lookups of a reply.
+func (s *server) newLookups(r *http.Request) *lookups {
 	ctx := r.Context()
-	return &lookups{
-		links:    newLinker(r),
-		userData: sync.OnceValues(func() (map[string]*string, error) { return s.cfg.Store.UserData(ctx, *ids...) }),
+	read := &lookups{
+		links: newLinker(r),
 		states: sync.OnceValues(func() (map[string]string, error) {
 			list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
 			out := map[string]string{}
@@ -161,9 +164,27 @@ func (s *server) newLookups(r *http.Request, ids *[]string) *lookups {
 			return out, err
 		}),
 	}
+	read.userData = sync.OnceValues(func() (map[string]*string, error) {
+		var ids []string
+		for _, srv := range read.servers {
+			if srv.HasUserData {
+				ids = append(ids, srv.ID)
+			}
+		}
+		return s.cfg.Store.UserData(ctx, ids...)
+	})
+	read.hosts = sync.OnceValues(func() (all, unknown bool) {
+		all = s.mux.Enforce(ctx, ruleHostStatus, nil) == nil
+		return all, all || s.mux.Enforce(ctx, ruleHostUnknown, nil) == nil
+	})
+	read.groups = sync.OnceValue(func() map[string][]string { return s.groupNames(r, read.servers) })
+	return read
 }
 
-// hostState returns Nova's status of the host of a server, by its compute service.
+// hostUnknown is Nova's host_status of a host whose compute service is down.
+const hostUnknown = "UNKNOWN"
+
+// hostState returns Nova's host_status of a host with this compute service.
 func hostState(v *store.Service) string {
 	switch {
 	case v.ForcedDown:
@@ -171,20 +192,24 @@ func hostState(v *store.Service) string {
 	case v.Disabled:
 		return "MAINTENANCE"
 	case !v.Up:
-		return "UNKNOWN"
+		return hostUnknown
 	}
 	return "UP"
 }
 
-// userData is the user data of a server, which is read when it is encoded.
+// userData is the user data of a server. The database is read only when a reply that shows the user data is encoded.
 type userData struct {
 	*lookups
 
-	id string
+	id     string
+	exists bool
 }
 
-// MarshalJSON reads the user data.
+// MarshalJSON reads the user data, unless there are none.
 func (u userData) MarshalJSON() ([]byte, error) {
+	if !u.exists {
+		return []byte("null"), nil
+	}
 	all, err := u.userData()
 	if err != nil {
 		return nil, err
@@ -195,26 +220,38 @@ func (u userData) MarshalJSON() ([]byte, error) {
 // JSONSchema implements api.JSONSchemer.
 func (userData) JSONSchema() string { return `{"type": ["string", "null"]}` }
 
-// hostStatus is the status of the compute service of a server, which is read when it is encoded.
+// hostStatus is the status of a server's host. The database is read only when a reply that shows the status is encoded.
 type hostStatus struct {
 	*lookups
 
 	host *string
 }
 
-// MarshalJSON reads the status.
-func (h hostStatus) MarshalJSON() ([]byte, error) {
+func (h hostStatus) text() (string, error) {
 	if h.host == nil {
-		return []byte(`""`), nil
+		return "", nil
 	}
 	all, err := h.states()
+	return cmp.Or(all[*h.host], hostUnknown), err
+}
+
+// IsZero reports whether the client may not see the status, so that the reply leaves the field out.
+func (h hostStatus) IsZero() bool {
+	all, unknown := h.hosts()
+	if all || !unknown {
+		return !all
+	}
+	text, err := h.text()
+	return err == nil && text != hostUnknown
+}
+
+// MarshalJSON reads the status.
+func (h hostStatus) MarshalJSON() ([]byte, error) {
+	text, err := h.text()
 	if err != nil {
 		return nil, err
 	}
-	if state := all[*h.host]; state != "" {
-		return json.Marshal(state)
-	}
-	return []byte(`"UNKNOWN"`), nil
+	return json.Marshal(text)
 }
 
 // JSONSchema implements api.JSONSchemer.
@@ -222,18 +259,7 @@ func (hostStatus) JSONSchema() string {
 	return `{"enum": ["", "UP", "UNKNOWN", "DOWN", "MAINTENANCE"]}`
 }
 
-// zone is the only availability zone. The name is Nova's default.
-const zone = "nova"
-
-// zoneOf returns the availability zone of a server, or "" while the server has no host.
-func zoneOf(s *store.Server) string {
-	if s.Host == nil {
-		return ""
-	}
-	return zone
-}
-
-// rootDeviceOf returns the name of the disk from which the guest has booted, or nil before that.
+// rootDeviceOf returns the name of the disk from which the guest boots, or nil before the first boot.
 func rootDeviceOf(s *store.Server) *string {
 	if s.LaunchedAt == nil {
 		return nil
@@ -241,10 +267,7 @@ func rootDeviceOf(s *store.Server) *string {
 	return new(store.RootDevice)
 }
 
-// instanceName returns the name of a server on its host.
-func instanceName(s *store.Server) string { return "instance-" + s.ID }
-
-// configDrive returns Nova's word for whether the client asks for a config drive.
+// configDrive returns Nova's text that says whether the server has a config drive.
 func configDrive(s *store.Server) string {
 	if s.ConfigDrive {
 		return "True"
@@ -252,7 +275,7 @@ func configDrive(s *store.Server) string {
 	return ""
 }
 
-// diskConfig returns Nova's word for who changes the partitions of a disk.
+// diskConfig returns Nova's value of OS-DCF:diskConfig.
 func diskConfig(auto bool) string {
 	if auto {
 		return "AUTO"
@@ -260,10 +283,10 @@ func diskConfig(auto bool) string {
 	return "MANUAL"
 }
 
-// progressing are the statuses of servers that are shown with a progress, as in Nova.
+// progressing are the statuses in which a server has the attribute progress, as in Nova.
 var progressing = []string{"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE"}
 
-// hostID identifies the host of a server without its name. It differs between projects, as in Nova.
+// hostID returns an id of the server's host that does not reveal the host's name. As in Nova, each project has its own id of a host.
 func hostID(srv *store.Server) string {
 	if srv.Host == nil {
 		return ""
@@ -272,7 +295,7 @@ func hostID(srv *store.Server) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// coreOf returns what each reply shows of a server.
+// coreOf returns the attributes of a server that each reply shows.
 func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) serverCore {
 	v := serverCore{
 		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, HostID: hostID(srv),
@@ -283,19 +306,22 @@ func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) server
 	if v.Locked = srv.LockedBy != ""; srv.LockedReason != "" {
 		v.LockedReason = &srv.LockedReason
 	}
+	if srv.VMState == compute.VMBuilding {
+		v.Addresses = addresses{}
+	}
 	if srv.Hints != nil {
 		v.Hints.RawMessage = json.RawMessage(*srv.Hints)
 	}
 	if srv.ImageRef != "" {
 		image := l.bookmarked("images", srv.ImageRef)
-		v.Image, v.ImageOf = imageView{&image}, imagePropertiesView{&imageProperties{image, map[string]string{}}}
+		v.Image, v.ImageOf = imageView{&image}, imagePropertiesView{&imageProperties{image, srv.ImageProperties.V}}
 	}
 	if slices.Contains(progressing, v.Status) {
 		v.Progress = new(int)
 	}
 	if (v.Status == store.StatusError || v.Status == store.StatusDeleted) && srv.FaultAt != nil {
 		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
-		if srv.FaultCode != http.StatusInternalServerError || s.administrator(ctx) { // as Nova
+		if srv.FaultCode != http.StatusInternalServerError || s.administrator(ctx) { // as in Nova
 			v.Fault.Details = srv.FaultDetails
 		}
 	}
@@ -311,22 +337,23 @@ func viewBootFlavor(srv *store.Server) bootFlavorView {
 	return v
 }
 
-// detailsOf returns what GET shows of a server besides.
+// detailsOf returns the other attributes of a server that GET shows.
 func detailsOf(srv *store.Server, read *lookups) serverDetails {
 	return serverDetails{
-		Zone: zoneOf(srv), PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt), TerminatedAt: formatMicros(srv.TerminatedAt),
-		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{}, SecurityGroups: securityGroupsOf(srv),
-		Host: srv.Host, InstanceName: instanceName(srv), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
+		Zone: srv.Zone, PinnedZone: srv.PinnedZone, KeyName: srv.KeyName, LaunchedAt: formatMicros(srv.LaunchedAt), TerminatedAt: formatMicros(srv.TerminatedAt),
+		TaskState: srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), VolumesAttached: alwaysEmptyList{}, SecurityGroups: portGroups{read, srv},
+		Host: srv.Host, InstanceName: srv.NameOnHost(), HypervisorHost: srv.Host, ReservationID: srv.ReservationID, LaunchIndex: srv.LaunchIndex,
 		ConfigDrive: configDrive(srv), Hostname: hostnameOf(srv), RootDevice: rootDeviceOf(srv), HostStatus: hostStatus{read, srv.Host},
 	}
 }
 
-// viewServer returns a server as lists with details show it.
+// viewServer returns a server of the reply of read, in the form for lists with details.
 func (s *server) viewServer(ctx context.Context, srv *store.Server, read *lookups) serverView {
-	return serverView{s.coreOf(ctx, srv, read.links), detailsOf(srv, read), serverUserData{userData{read, srv.ID}}}
+	read.servers = append(read.servers, srv)
+	return serverView{s.coreOf(ctx, srv, read.links), detailsOf(srv, read), serverUserData{userData{read, srv.ID, srv.HasUserData}}}
 }
 
-// viewOne returns a server as GET shows it.
+// viewOne returns a server in the form for GET.
 func (s *server) viewOne(r *http.Request, srv *store.Server) shownServer {
-	return shownServer{s.viewServer(r.Context(), srv, s.newLookups(r, &[]string{srv.ID})), serverGroups{s.groupsOf(r.Context(), srv)}}
+	return shownServer{s.viewServer(r.Context(), srv, s.newLookups(r)), serverGroups{s.groupsOf(r.Context(), srv)}}
 }

@@ -21,7 +21,8 @@ var serviceRules = []rule{
 	{ruleServiceUpdate, "rule:context_is_admin", "Change a service", "PUT", "/os-services/{service_id}"},
 }
 
-// serviceRoutes registers the routes of services. Until lastNumbers a request to change a service names the change in its path, and later the service.
+// serviceRoutes registers the routes of services. Until lastNumbers the path of a request to change a service names the change, and the body names the service. Since firstUUIDs the path
+// names the service, and the body has the change.
 func (s *server) serviceRoutes(all, withBody *api.Group) {
 	api.HandleRoute(all, api.Route{Pattern: "GET /os-services", Rule: ruleServices, Summary: "List services", Query: queryOf("host", "binary")}, s.listServices)
 	services := api.NewGroup(withBody, api.Route{Pattern: "/os-services", Rule: ruleServiceUpdate, Errors: []int{notFound}})
@@ -43,7 +44,7 @@ type serviceView struct {
 	UUID           string  `json:"uuid" name:"id" format:"uuid" since:"2.53"`
 	Binary         string  `json:"binary"`
 	Host           string  `json:"host"`
-	Zone           string  `json:"zone" enum:"internal,nova"`
+	Zone           string  `json:"zone"`
 	Status         string  `json:"status" enum:"enabled,disabled"`
 	State          string  `json:"state" enum:"up,down"`
 	UpdatedAt      *micros `json:"updated_at"`
@@ -51,9 +52,9 @@ type serviceView struct {
 	ForcedDown     bool    `json:"forced_down" since:"2.11"`
 }
 
-func viewService(v *store.Service) serviceView {
+func viewService(v *store.Service, zone string) serviceView {
 	return serviceView{
-		ID: v.Number, UUID: v.UUID(), Binary: v.Kind, Host: v.Host, Zone: zoneOfService(*v), Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
+		ID: v.Number, UUID: v.UUID(), Binary: v.Kind, Host: v.Host, Zone: zone, Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
 		UpdatedAt: formatMicros(&v.SeenAt), DisabledReason: textOrNil(v.DisabledReason), ForcedDown: v.ForcedDown,
 	}
 }
@@ -81,23 +82,24 @@ func textOrNil(s string) *string {
 }
 
 func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (out serviceList, err error) {
-	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	list, zones, err := s.zones(ctx)
 	if err != nil {
 		return out, err
 	}
-	host, binary := r.URL.Query().Get("host"), r.URL.Query().Get("binary")
+	q := r.URL.Query()
+	host, binary := lastValue(q, "host"), lastValue(q, "binary")
 	out.Services = []serviceView{}
 	for i := range list {
 		v := &list[i]
 		if host != "" && v.Host != host || binary != "" && v.Kind != binary {
 			continue
 		}
-		out.Services = append(out.Services, viewService(v))
+		out.Services = append(out.Services, viewService(v, zones.of(v, s.cfg.InternalZone)))
 	}
 	return out, nil
 }
 
-// setService changes a service, as the path says. What the path does not name has no effect, as in Nova.
+// setService is the body of a request whose path names the change of a service. As in Nova, a field that does not belong to this change has no effect.
 type setService struct {
 	Host           string  `json:"host" min:"1" max:"255" pattern:"^[a-zA-Z0-9-._]*$"`
 	Binary         string  `json:"binary" min:"1" max:"255"`
@@ -105,7 +107,7 @@ type setService struct {
 	ForcedDown     boolean `json:"forced_down,omitzero" since:"2.11"`
 }
 
-// serviceChange is what a client changes of a service. An empty status stays, and so does forcedDown if it is nil.
+// serviceChange is a change of a service. An empty status and a nil forcedDown change nothing.
 type serviceChange struct {
 	status, reason string
 	forcedDown     *bool
@@ -161,7 +163,7 @@ func (s *server) forceDownService(ctx context.Context, r *api.Request[setService
 	return oneForcedService{forcedView{b.Host, b.Binary, down}}, s.changeService(ctx, b.Binary, b.Host, serviceChange{forcedDown: &down})
 }
 
-// changeService changes a compute service. Errors: NotFound, and Invalid for another service, with Nova's texts.
+// changeService changes a compute service. Errors, with Nova's texts: NotFound; Invalid if the service is not a compute service.
 func (s *server) changeService(ctx context.Context, binary, host string, c serviceChange) error {
 	if binary != store.ComputeBinary {
 		return fault.New(fault.Invalid, "Updating a %s service is not supported. Only nova-compute services can be updated.", binary)
@@ -202,7 +204,7 @@ func (s *server) updateService(ctx context.Context, r *api.Request[updateService
 		c.forcedDown = new(isTrue(plainText(in.ForcedDown.RawMessage)))
 	}
 	switch {
-	case v.Kind != store.ComputeBinary: // the next function has the text
+	case v.Kind != store.ComputeBinary: // changeService returns the error
 	case in.Status == "enabled" && in.DisabledReason != "":
 		return out, fault.New(fault.Invalid, "Specifying 'disabled_reason' with status 'enabled' is invalid.")
 	case in.Status == "" && c.forcedDown == nil:
@@ -211,13 +213,15 @@ func (s *server) updateService(ctx context.Context, r *api.Request[updateService
 	if err := s.changeService(ctx, v.Kind, v.Host, c); err != nil {
 		return out, err
 	}
-	if v, err = s.serviceByUUID(ctx, id); err == nil {
-		out.Service = viewService(v)
+	if v, err = s.serviceByUUID(ctx, id); err != nil {
+		return out, err
 	}
+	zones, err := s.cfg.Store.Zones(ctx)
+	out.Service = viewService(v, hostZones(zones).of(v, s.cfg.InternalZone))
 	return out, err
 }
 
-// serviceByUUID returns a service. Errors: NotFound, with Nova's text.
+// serviceByUUID returns the service with a UUID. Errors: NotFound, with Nova's text.
 func (s *server) serviceByUUID(ctx context.Context, id string) (*store.Service, error) {
 	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
 	if err != nil {

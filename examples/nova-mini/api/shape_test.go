@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// want is askAt for a reply with this status.
+// want is like askAt. It fails the test if the reply has another status, and returns the body.
 func (c *cloud) want(status int, version, who, method, path, body string) string {
 	c.Helper()
 	got, reply := c.askAt(version, who, method, path, body)
@@ -21,7 +21,7 @@ func (c *cloud) want(status int, version, who, method, path, body string) string
 	return reply
 }
 
-// sample returns one of Nova's samples of a resource, such as flavors/v2.61/flavor-get-resp.json. The test is skipped without them.
+// sample returns one of Nova's samples of a resource, such as flavors/v2.61/flavor-get-resp.json. It skips the test if the samples are not beside this tree.
 func sample(t *testing.T, path string) string {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples", filepath.FromSlash(path)))
@@ -31,10 +31,10 @@ func sample(t *testing.T, path string) string {
 	return string(raw)
 }
 
-// freeKeys are objects whose keys are chosen by users.
+// freeKeys has the names of objects whose keys are chosen by users.
 var freeKeys = []string{".extra_specs", ".metadata"}
 
-// sameShape fails if a reply has other keys or other types of values than a sample. In a list the first values are compared.
+// sameShape fails the test if the keys or the types of values of a reply differ from those of a sample. Of a list it compares only the first values.
 func (c *cloud) sameShape(name, sample, reply string) {
 	c.Helper()
 	var want, got any

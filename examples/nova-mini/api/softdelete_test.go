@@ -10,8 +10,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestSoftDeleted: a soft-deleted server is left out of lists, as in Nova, except of those of changes and those of administrators who ask for it. Its
-// project sees it by its ID, restores it and deletes it at once.
+// TestSoftDeleted: as in Nova, lists leave out soft-deleted servers. Exceptions are lists with changes-since, and lists in which an
+// administrator asks for soft-deleted servers. The project of the server can show it by its ID, restore it, and delete it at once.
 func TestSoftDeleted(t *testing.T) {
 	t.Parallel()
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
@@ -59,7 +59,7 @@ func TestSoftDeleted(t *testing.T) {
 		c.wantAct("member", here, `{"restore": null}`, 409, "Cannot 'restore' instance "+here+" while it is in vm_state active")
 		c.wantAct("member", soft, `{"restore": null}`, 202, "")
 		if srv, err := c.store.Server(t.Context(), soft); err != nil || srv.Task() != "restoring" {
-			t.Errorf("a server that is restored: %+v, %v", srv, err)
+			t.Errorf("a server during its restoration: %+v, %v", srv, err)
 		}
 		c.wantAct("member", soft, `{"forceDelete": null}`, 202, "")
 		if srv, err := c.store.Server(t.Context(), soft); err != nil || srv.Task() != store.Deleting {
@@ -72,7 +72,7 @@ func TestSoftDeleted(t *testing.T) {
 	}, func(cfg *api.Config) { cfg.SoftDelete = true })
 }
 
-// TestRestoreQuota: a soft-deleted server does not count in the quota, and is restored only within it.
+// TestRestoreQuota: a soft-deleted server does not count in the quota. It is restored only if the quota has room.
 func TestRestoreQuota(t *testing.T) {
 	t.Parallel()
 	eachCloudLimited(t, store.Limits{store.Instances: 1}, func(c *cloud) {

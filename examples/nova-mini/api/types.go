@@ -5,15 +5,16 @@ import (
 	"encoding/json"
 )
 
-// This file has the types of values that occur in several bodies and that a plain Go type cannot describe. They accept what Nova
-// 2.1 accepts.
+// This file has types of values that occur in several bodies, and that a plain Go type cannot describe. The types accept the values that
+// Nova 2.1 accepts.
 
 // name is a printable text without a space at either end.
 type name string
 
 // JSONSchema implements api.JSONSchemer.
 func (name) JSONSchema() string {
-	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
+	return `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$",
+		"x-pattern-error": "An invalid 'name' value was provided. The name must be: printable characters. Can not start or end with whitespace."}`
 }
 
 // description describes a server: a printable text of at most 255 characters.
@@ -40,13 +41,14 @@ func (metadata) JSONSchema() string {
 	return `{"type": "object", "additionalProperties": false, "patternProperties": {"^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255}}}`
 }
 
-// reference is a flavor's id as a text or a number, or a link that ends with it.
+// reference is a flavor's id, as a text or a number, or a link that ends with the id.
 type reference struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
 func (reference) JSONSchema() string { return `{"type": ["string", "integer"], "minLength": 1}` }
 
-// positive and natural are integers, or integers as text, up to MySQL's largest INT, see parseWhole.
+// positive and natural are integers, given as numbers or as texts, up to MySQL's largest INT, see parseWhole. The least value is 1 for
+// positive, and 0 for natural.
 type (
 	positive struct{ json.RawMessage }
 	natural  struct{ json.RawMessage }
@@ -62,7 +64,7 @@ func (natural) JSONSchema() string {
 	return `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
 }
 
-// boolean has all values that Nova accepts as a boolean.
+// boolean is any of the values that Nova accepts as a boolean.
 type boolean struct{ json.RawMessage }
 
 // JSONSchema implements api.JSONSchemer.
@@ -108,7 +110,7 @@ func (ipAddress) JSONSchema() string {
 	return `{"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}`
 }
 
-// swapMiB is the size of a swap disk, or an empty text for none, as in Nova until microversion 2.75.
+// swapMiB is the size of a swap disk, or an empty text if the flavor has no swap disk, as in Nova before microversion 2.75.
 type swapMiB int
 
 // MarshalJSON returns the size, or an empty text.
@@ -133,13 +135,13 @@ func (v imageView) MarshalJSON() ([]byte, error) { return orEmptyText(v.bookmark
 // JSONSchema implements api.JSONSchemer.
 func (imageView) JSONSchema() string { return imageSchema("") }
 
-// imagePropertiesView is an imageView with the properties of the image at the server's last boot.
+// imagePropertiesView is an imageView that also has the properties of the image.
 type imagePropertiesView struct{ *imageProperties }
 
 type imageProperties struct {
 	bookmark
 
-	Properties map[string]string `json:"properties"`
+	Properties shownProperties `json:"properties"`
 }
 
 // MarshalJSON returns the reference, or an empty text.
@@ -167,3 +169,9 @@ func imageSchema(more string) string {
 		"id": {"type": "string"}, "links": {"type": "array", "items": {"type": "object", "required": ["rel", "href"], "additionalProperties": false, "properties": {
 			"rel": {"enum": ["self", "bookmark", "next", "describedby"]}, "href": {"type": "string", "format": "uri"}, "type": {"type": "string"}}}}` + more + `}}]}`
 }
+
+// givenText is any text, even an empty one. RawMessage is nil if the client has not given one.
+type givenText struct{ json.RawMessage }
+
+// JSONSchema implements api.JSONSchemer.
+func (givenText) JSONSchema() string { return `{"type": "string"}` }

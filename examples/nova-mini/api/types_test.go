@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBodies: bodies that Nova accepts are accepted, and bodies that Nova refuses are refused with Nova's text. A body with a
-// feature that nova-mini does not have is refused, too.
+// TestBodies: nova-mini accepts bodies that Nova accepts, and refuses bodies that Nova refuses, with Nova's text. It also refuses bodies
+// that use a feature that nova-mini does not have.
 func TestBodies(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)
@@ -20,7 +20,7 @@ func TestBodies(t *testing.T) {
 	server := func(more string) string {
 		return `{"server": {"name": "x", "flavorRef": "none", "imageRef": "x"` + more + `}}`
 	}
-	// content is the error if the body has passed the schema: then only the flavor is wrong.
+	// content is the error of a body that matches the schema: only its flavor does not exist.
 	const content = "Flavor none could not be found."
 	flavor := func(more string) string {
 		return `{"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 0` + more + `}}`
@@ -36,9 +36,9 @@ func TestBodies(t *testing.T) {
 		{"POST", servers, `{"server": {"name": "x", "flavorRef": "", "imageRef": "x"}}`, 400, "Invalid input for field/attribute flavorRef. Value: . '' is too short"},
 		{"POST", servers, `{"server": {"name": "", "flavorRef": "none", "imageRef": "x"}}`, 400, "Invalid input for field/attribute name. Value: . '' is too short"},
 		{"POST", servers, `{"server": {"name": "` + long + `", "flavorRef": "none", "imageRef": "x"}}`, 400, "is too long"},
-		{"POST", servers, `{"server": {"name": " ", "flavorRef": "none", "imageRef": "x"}}`, 400, "Invalid input for field/attribute name. Value:  . ' ' does not match"},
-		{"POST", servers, `{"server": {"name": "x ", "flavorRef": "none", "imageRef": "x"}}`, 400, "does not match"},
-		{"POST", servers, `{"server": {"name": "a\tb", "flavorRef": "none", "imageRef": "x"}}`, 400, "does not match"},
+		{"POST", servers, `{"server": {"name": " ", "flavorRef": "none", "imageRef": "x"}}`, 400, "An invalid 'name' value was provided. The name must be: printable characters. Can not start or end with whitespace."},
+		{"POST", servers, `{"server": {"name": "x ", "flavorRef": "none", "imageRef": "x"}}`, 400, "The name must be: printable characters."},
+		{"POST", servers, `{"server": {"name": "a\tb", "flavorRef": "none", "imageRef": "x"}}`, 400, "The name must be: printable characters."},
 		{"POST", servers, `{"server": {"name": "Ä b!", "flavorRef": "none", "imageRef": "x"}}`, 400, content},
 		{"POST", servers, server(`, "min_count": 1, "max_count": "1"`), 400, content},
 		{"POST", servers, server(`, "min_count": 0`), 400, "Invalid input for field/attribute min_count. Value: 0. 0 is less than the minimum of 1"},

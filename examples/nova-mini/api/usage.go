@@ -25,7 +25,7 @@ var usageRules = []rule{
 	{ruleUsage, "rule:project_reader_or_admin", "Show the usage of a project", "GET", "/os-simple-tenant-usage/{tenant_id}"},
 }
 
-// usagesList and usageList are the pages since 2.40. Their items are servers, by project and id.
+// usagesList and usageList have the parameters of the lists since 2.40, which have pages. The items of a page are servers, sorted by project and id.
 var (
 	usagesList = listing.Spec{
 		MaxLimit: MaxLimit, Lenient: true, StrictSince: strictSince, Default: listing.SortKey{Column: "project_id"},
@@ -55,7 +55,7 @@ type usageReply struct {
 	Links []api.Link `json:"tenant_usage_links,omitempty" since:"2.40"`
 }
 
-// projectUsage is what a project has used in a period.
+// projectUsage is the usage of a project in a period.
 type projectUsage struct {
 	TenantID string        `json:"tenant_id"`
 	Servers  []serverUsage `json:"server_usages,omitempty"`
@@ -67,7 +67,7 @@ type projectUsage struct {
 	Stop     micros        `json:"stop"`
 }
 
-// oneUsage is what a project has used, or an empty object for a project without servers.
+// oneUsage is the usage of a project, or an empty object for a project without servers.
 type oneUsage struct{ *projectUsage }
 
 // MarshalJSON returns the usage, or an empty object.
@@ -90,7 +90,7 @@ func (oneUsage) JSONSchema() string {
 		"local_gb": ` + whole + `, "vcpus": ` + whole + `, "started_at": ` + when + `, "ended_at": {"type": ["string", "null"]}, "state": ` + text + `, "uptime": ` + whole + `}}}}}]}`
 }
 
-// serverUsage is what a server has used in a period. Uptime is in seconds, and does not depend on the period.
+// serverUsage is the usage of a server in a period. Uptime is in seconds, and does not depend on the period.
 type serverUsage struct {
 	Hours     float64 `json:"hours" min:"0"`
 	Flavor    string  `json:"flavor"`
@@ -106,19 +106,19 @@ type serverUsage struct {
 	Uptime    int64   `json:"uptime" min:"0"`
 }
 
-// period is the time of a report. Servers that start after now do not exist.
+// period is the period of a report, from start to stop. The field now is the time of the report.
 type period struct{ start, stop, now time.Time }
 
 // periodTime matches the forms of Nova's times, which are in UTC.
 var periodTime = regexp.MustCompile(`^\d{4}-\d{1,2}-\d{1,2}(T\d{1,2}:\d{1,2}:\d{1,2}(\.\d{1,6})?| \d{1,2}:\d{1,2}:\d{1,2}\.\d{1,6})$`)
 
-// periodOf returns the period of a query. Without a start or an end it is now. Of several values the first one counts, and an end in the future is now. Errors:
+// periodOf returns the period of a query. A missing start or end means now, and so does an end in the future. If a parameter has several values, the first one counts. Errors:
 // Invalid, with Nova's texts.
 func (s *server) periodOf(ctx context.Context, q url.Values) (p period, err error) {
 	if p.now, err = s.cfg.Store.Now(ctx); err != nil {
 		return p, err
 	}
-	p.start, p.stop = p.now, p.now.Add(time.Microsecond) // without both, Nova reads the clock twice
+	p.start, p.stop = p.now, p.now.Add(time.Microsecond) // if both are missing, the end is after the start, because Nova reads the clock twice
 	for name, to := range map[string]*time.Time{"start": &p.start, "end": &p.stop} {
 		text := q.Get(name)
 		if text == "" {
@@ -139,7 +139,7 @@ func (s *server) periodOf(ctx context.Context, q url.Values) (p period, err erro
 	return p, nil
 }
 
-// hours returns for how many hours of the period the server existed.
+// hours returns the number of hours of the period in which the server existed.
 func (p period) hours(u *store.ServerUsage) float64 {
 	start, stop := p.start, p.stop
 	if u.LaunchedAt.After(start) {
@@ -151,7 +151,7 @@ func (p period) hours(u *store.ServerUsage) float64 {
 	return max(stop.Sub(start).Hours(), 0)
 }
 
-// view returns what a server has used in the period.
+// view returns the usage of a server in the period.
 func (p period) view(u *store.ServerUsage) serverUsage {
 	f := u.Flavor()
 	out := serverUsage{
@@ -166,7 +166,7 @@ func (p period) view(u *store.ServerUsage) serverUsage {
 	return out
 }
 
-// usages returns what projects have used in a period, by the servers of a page. Before 2.40 there is one page, of at most MaxLimit servers, as in Nova.
+// usages returns the usage of projects in a period. It sums over the servers of a page. Before 2.40 the only page has at most MaxLimit servers, as in Nova.
 func (s *server) usages(ctx context.Context, r *api.Request[api.None], in store.Projects, detailed bool) (out []projectUsage, links []api.Link, err error) {
 	p, err := s.periodOf(ctx, r.URL.Query())
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// usage is a report as a client sees it.
+// usage is a report of usage, as in a reply.
 type usage struct {
 	Tenant  string `json:"tenant_id"`
 	Servers []struct {
@@ -31,7 +31,7 @@ type usage struct {
 	Stop   string
 }
 
-// usages returns the reports of a list and the link to the next page, or one report.
+// usages returns the reports of a reply, which has a list of reports or a single report. The result next is the link to the next page, or "".
 func (c *cloud) usages(version, who, path string) (list []usage, next string) {
 	c.Helper()
 	var reply struct {
@@ -52,7 +52,7 @@ func (c *cloud) usages(version, who, path string) (list []usage, next string) {
 	return reply.List, next
 }
 
-// ran sets the time in which a server ran. A server that is deleted has an end.
+// ran sets the time in which a server ran. The end is zero for a server that is not deleted.
 func (c *cloud) ran(id string, start, end time.Time) {
 	c.Helper()
 	query, args := `UPDATE servers SET launched_at = ? WHERE id = ?`, []any{start, id}
@@ -64,7 +64,7 @@ func (c *cloud) ran(id string, start, end time.Time) {
 	}
 }
 
-// TestUsage: a report has Nova's figures of all servers that ran in its period, also of those that are deleted, after their rows are gone.
+// TestUsage: a report has Nova's figures of all servers that ran in its period. Deleted servers are included, even after their rows are removed.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -112,7 +112,7 @@ func TestUsage(t *testing.T) {
 				c.Errorf("%+v", s)
 			}
 		}
-		for _, query := range []string{"", "?end=2099-01-01T00:00:00"} { // now
+		for _, query := range []string{"", "?end=2099-01-01T00:00:00"} { // both periods end now
 			if one, _ := c.usages("2.1", "member", "/p1"+query); len(one[0].Servers) != 1 || one[0].Hours > 1 || one[0].Stop > time.Now().Add(time.Hour).UTC().Format(time.RFC3339) {
 				c.Errorf("%s: %+v", query, one)
 			}
@@ -134,7 +134,7 @@ func TestUsage(t *testing.T) {
 		}
 		c.want(403, "2.1", "member", "GET", "/os-simple-tenant-usage", "")
 		c.want(403, "2.1", "member", "GET", "/os-simple-tenant-usage/p9", "")
-		c.want(404, "2.1", "admin", "GET", "/os-simple-tenant-usage/", "") // no project
+		c.want(404, "2.1", "admin", "GET", "/os-simple-tenant-usage/", "") // without a project in the path
 		if reply := c.want(200, "2.1", "boss", "GET", "/os-simple-tenant-usage/p9", ""); reply != "{\"tenant_usage\":{}}\n" && reply != `{"tenant_usage":{}}` {
 			c.Error(reply)
 		}
@@ -161,7 +161,7 @@ func (c *cloud) lastOf(project string) (id string) {
 	return id
 }
 
-// TestUsagePages: since 2.40 a page has a number of servers, by project and id. Before, a report has all servers.
+// TestUsagePages: since 2.40 a page has a limited number of servers, ordered by project and id. Before 2.40, a report has all servers.
 func TestUsagePages(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -193,7 +193,7 @@ func TestUsagePages(t *testing.T) {
 				path = "?" + q
 			}
 		}
-		if list, next := c.usages("2.40", "boss", query+"&marker="+c.lastOf("p3")); len(list) != 0 || next != "" { // clients go on until an empty page
+		if list, next := c.usages("2.40", "boss", query+"&marker="+c.lastOf("p3")); len(list) != 0 || next != "" { // clients read pages until they get an empty page
 			c.Errorf("after the last server: %+v %s", list, next)
 		}
 		if len(seen) != 5 || pages != 3 {

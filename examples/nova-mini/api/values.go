@@ -9,19 +9,19 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Nova also accepts numbers as text. It checks such a number only after the schema, with other error messages. The functions in
-// this file do the same.
+// Nova also accepts a number as a text. It checks the value of such a number only after the schema, with other error texts. The
+// functions in this file do the same.
 
-// plainText returns a JSON text, or the digits of a JSON number. It returns "" for null and for an empty value.
+// plainText returns the value of a JSON string, or a JSON number as it is written. It returns "" for null and for a missing value.
 func plainText(raw json.RawMessage) string {
 	var s string
-	if json.Unmarshal(raw, &s) == nil { // also null
+	if json.Unmarshal(raw, &s) == nil { // null leaves s empty
 		return s
 	}
 	return string(raw)
 }
 
-// parseWhole returns an integer of at least low. It returns low for an empty value. Errors: Invalid.
+// parseWhole returns the integer in raw, which must be at least low. It returns low for a missing value. Errors: Invalid, with Nova's texts. The parameter name is the name in these texts.
 func parseWhole(name string, raw json.RawMessage, low int) (int, error) {
 	if len(raw) == 0 {
 		return low, nil
@@ -38,7 +38,7 @@ func parseWhole(name string, raw json.RawMessage, low int) (int, error) {
 	return int(n), nil
 }
 
-// parseFactor returns a positive number. It returns 1 for an empty value. Errors: Invalid.
+// parseFactor returns the positive number in raw. It returns 1 for a missing value. Errors: Invalid.
 func parseFactor(raw json.RawMessage) (float64, error) {
 	if len(raw) == 0 {
 		return 1, nil
@@ -50,7 +50,7 @@ func parseFactor(raw json.RawMessage) (float64, error) {
 	return x, nil
 }
 
-// parseTruth reads a text that stands for a boolean. ok is false if the text does not stand for a boolean.
+// parseTruth returns the boolean that a text stands for. The result ok is false if the text does not stand for a boolean.
 func parseTruth(text string) (value, ok bool) {
 	switch strings.ToLower(strings.TrimSpace(text)) {
 	case "true", "1", "on", "yes", "t", "y":

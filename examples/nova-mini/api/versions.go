@@ -1,20 +1,21 @@
 package api
 
-// Change is what a microversion of Nova changes.
+// Change describes a microversion of Nova.
 type Change struct {
-	// Version is the microversion, and What its change in Nova.
+	// Version is the microversion, and What describes its change in Nova.
 	Version, What string
-	// Where lists the resources of nova-mini that the microversion changes, separated by blanks: the last name of the path, such as tags for
-	// /servers/{id}/tags, without detail, or the name of an action. Empty: nova-mini does not have what the version changes, or it differs only by values.
+	// Where lists the resources of nova-mini that the microversion changes, separated by blanks. A resource is the last name of its path (without
+	// detail), such as tags for /servers/{id}/tags, or the name of an action. Empty: nova-mini does not have the changed part, or only values change.
 	Where string
 }
 
-// Changes are all microversions after the first one. The routes and types have the versions themselves: a test compares them with Where.
+// Changes has all microversions after the first one. The declarations of routes and types have the versions, too; a test compares Where with these
+// declarations.
 var Changes = []Change{
 	{"2.2", "key pairs: type, and other statuses of replies", "os-keypairs"},
 	{"2.3", "servers: more attributes for administrators", "servers"},
 	{"2.4", "fixed IPs: reserved", ""},
-	{"2.5", "servers: filter ip6 for members", ""},
+	{"2.5", "servers: filter ip6 for members", "servers"},
 	{"2.6", "remote consoles", "os-getRDPConsole os-getSPICEConsole os-getSerialConsole os-getVNCConsole remote-consoles"},
 	{"2.7", "flavor access: refused for public flavors", "addTenantAccess"},
 	{"2.8", "remote consoles: mks", "remote-consoles"},
@@ -26,7 +27,7 @@ var Changes = []Change{
 	{"2.14", "evacuate: without onSharedStorage and adminPass", ""},
 	{"2.15", "server groups: soft policies", "os-server-groups"},
 	{"2.16", "servers: host_status", "servers"},
-	{"2.17", "action trigger_crash_dump", ""},
+	{"2.17", "action trigger_crash_dump", "trigger_crash_dump"},
 	{"2.18", "paths without a project", ""},
 	{"2.19", "servers: description", "rebuild servers"},
 	{"2.20", "volumes of shelved servers", ""},
@@ -53,12 +54,12 @@ var Changes = []Change{
 	{"2.41", "aggregates: uuid", ""},
 	{"2.42", "new servers: tags of networks and disks again", "servers"},
 	{"2.43", "hosts are removed", ""},
-	{"2.44", "actions on addresses are removed", ""},
+	{"2.44", "actions on addresses are removed", "addFixedIp removeFixedIp"},
 	{"2.45", "createImage and createBackup: image_id in the body", "createBackup createImage"},
 	{"2.46", "header X-OpenStack-Request-ID", ""},
 	{"2.47", "servers: the flavor as it was at the last boot", "rebuild servers"},
 	{"2.48", "diagnostics: one form", "diagnostics"},
-	{"2.49", "attached volumes and interfaces: tag", "os-interface"},
+	{"2.49", "attached volumes and interfaces: tag", "os-interface os-volume_attachments"},
 	{"2.50", "quota classes: server groups", ""},
 	{"2.51", "instance actions: events for members; event volume-extended", "os-instance-actions os-server-external-events"},
 	{"2.52", "new servers: tags", "servers"},
@@ -88,13 +89,13 @@ var Changes = []Change{
 	{"2.76", "event power-update", "os-server-external-events"},
 	{"2.77", "unshelve: availability_zone", "unshelve"},
 	{"2.78", "topology of a server", "topology"},
-	{"2.79", "volumes of a server: delete_on_termination", ""},
+	{"2.79", "volumes of a server: delete_on_termination", "os-volume_attachments"},
 	{"2.80", "migrations: user_id and project_id", ""},
 	{"2.81", "aggregates: images", ""},
 	{"2.82", "event accelerator-request-bound", "os-server-external-events"},
-	{"2.83", "servers: more filters for members", ""},
+	{"2.83", "servers: more filters for members", "servers"},
 	{"2.84", "instance actions: details of events", "os-instance-actions"},
-	{"2.85", "volumes of a server: PUT", ""},
+	{"2.85", "volumes of a server: PUT", "os-volume_attachments"},
 	{"2.86", "extra specs are checked", "os-extra_specs"},
 	{"2.87", "rescue of servers with a volume", ""},
 	{"2.88", "hypervisors: usage is removed", "os-hypervisors statistics uptime"},

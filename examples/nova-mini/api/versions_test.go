@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 )
 
-// TestChanges: the table has each microversion, with the resources that the routes and types change in it.
+// TestChanges: the table Changes has each microversion, with the resources that the routes and types change in this microversion.
 func TestChanges(t *testing.T) {
 	t.Parallel()
 	got := map[string]map[string]bool{}
@@ -53,7 +53,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestVersionDocuments: clients without a token find the versions, as in Nova's samples, at the addresses that real clients use.
+// TestVersionDocuments: clients without a token get the versions, as in Nova's samples, at the addresses that real clients use.
 func TestVersionDocuments(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)
@@ -89,7 +89,8 @@ func TestVersionDocuments(t *testing.T) {
 	}
 }
 
-// TestPathForms: a client may put its project into the path, and use /v2, whose version is always 2.1. Links have the client's form.
+// TestPathForms: a client may write its project into the path, and may use /v2, whose version is always 2.1. Links in the reply have the form of the client's
+// path.
 func TestPathForms(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -122,17 +123,17 @@ func TestPathForms(t *testing.T) {
 	})
 }
 
-// TestExtensions: the extensions for which clients look have Nova's names.
+// TestExtensions: the extensions that clients look for are in the list, and all extensions of the list have Nova's names.
 func TestExtensions(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)
-	for alias, name := range map[string]string{"OS-SCH-HNT": "SchedulerHints", "os-admin-actions": "AdminActions", "os-hosts": "Hosts"} {
+	for alias, name := range map[string]string{"OS-SCH-HNT": "SchedulerHints", "os-admin-actions": "AdminActions", "os-hosts": "Hosts", "os-keypairs": "Keypairs", "os-used-limits": "UsedLimits"} {
 		if status, _, body := ask(t, h, "GET", "/v2.1/extensions/"+alias, ""); status != 200 || !strings.Contains(body, `"alias":"`+alias+`","name":"`+name+`"`) {
 			t.Errorf("%s: %d %s", alias, status, body)
 		}
 	}
 	if status, _, body := ask(t, h, "GET", "/v2.1/extensions/none", ""); status != 404 {
-		t.Errorf("%d %s", status, body)
+		t.Errorf("none: %d %s", status, body)
 	}
 	_, _, list := ask(t, h, "GET", "/v2.1/extensions", "")
 	sample, ok := readSample(t, filepath.Join(samplesOf(t, "extension-info"), "extensions-list-resp.json"))
@@ -151,5 +152,44 @@ func TestExtensions(t *testing.T) {
 		if !slices.Contains(theirs.Extensions, e) {
 			t.Errorf("Nova does not have the extension %v", e)
 		}
+	}
+}
+
+// TestUnknownParameters: each route for GET refuses unknown parameters from 2.102.
+func TestUnknownParameters(t *testing.T) {
+	t.Parallel()
+	h := newAPI(t)
+	text, err := api.OpenAPI("2.104")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Paths map[string]map[string]any
+	}
+	if err := json.Unmarshal([]byte(toJSON(t, text)), &doc); err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for path, methods := range doc.Paths {
+		if methods["get"] == nil || !strings.HasPrefix(path, "/v2.1/") || path == "/v2.1/" {
+			continue
+		}
+		tried++
+		at := strings.NewReplacer("servers/{id}", "servers/"+activeID, "flavors/{id}", "flavors/1", "{id}", activeID, "{", "", "}", "").Replace(path)
+		for _, version := range []string{"2.102", "2.104"} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, at+"?surprise=1", http.NoBody)
+			r.Header.Set("OpenStack-API-Version", "compute "+version)
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if w.Code == http.StatusGone {
+				continue
+			}
+			if w.Code != 400 || !strings.Contains(w.Body.String(), "'surprise' was unexpected") {
+				t.Errorf("%s: GET %s: %d %s", version, at, w.Code, w.Body)
+			}
+		}
+	}
+	if tried < 30 {
+		t.Errorf("%d routes", tried)
 	}
 }

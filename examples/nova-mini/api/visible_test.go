@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestTenancy: a client whose token has no project sees and creates no servers, even if an operator's policy allows
+// TestTenancy: a client whose token has no project can neither see nor create servers, even if an operator's policy allows
 // everything. Only all_tenants lists the servers of all projects.
 func TestTenancy(t *testing.T) {
 	t.Parallel()
@@ -26,7 +26,7 @@ func TestTenancy(t *testing.T) {
 	}
 	eachCloudWith(t, rules, func(c *cloud) {
 		c.addServers()
-		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // as an older release has left it
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // an older release may have left servers without a project
 			c.Fatal(err)
 		}
 		for _, query := range []string{"", "name=web", "limit=5", "project_id=", "project_id=p1", "all_tenants=0"} {
@@ -58,10 +58,7 @@ func TestPrivateFlavors(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		c.addServers()
-		var own string
-		for _, i := range must(c.list("member", "servers", "status=ACTIVE")) {
-			own = i.text("id")
-		}
+		own := c.launched() // Nova looks at the state of the server before the flavor
 		must := func(status int, who, method, path, body, says string) {
 			c.Helper()
 			if got, reply := c.ask(who, method, path, body); got != status || !strings.Contains(reply, says) {
@@ -72,7 +69,7 @@ func TestPrivateFlavors(t *testing.T) {
 		const gone = "Flavor secret could not be found."
 		visible := func(who string, access bool) {
 			c.Helper()
-			for query, listed := range map[string]bool{"": access, "is_public=True": access, "is_public=None": access || who == "admin", "is_public=False": access || who == "admin"} { // only for administrators the filter has an effect
+			for query, listed := range map[string]bool{"": access, "is_public=True": access, "is_public=None": access || who == "admin", "is_public=False": access || who == "admin"} { // the filter has an effect only for administrators
 				got, refused := c.list(who, "flavors", query)
 				if slices.Contains(ids(got), "secret") != listed || refused != "" || (len(got) < 5) != (query == "is_public=False" && who == "admin") {
 					c.Errorf("%s, access %t: %s: %s, %v", who, access, query, refused, ids(got))
@@ -117,10 +114,11 @@ func TestPrivateFlavors(t *testing.T) {
 		must(200, "admin", "POST", action, add, "p1")
 		must(202, "admin", "DELETE", "/flavors/secret", "", "")
 		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "new", "ram": 1, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "new")
-		visible("member", false) // the access was to the deleted flavor
+		visible("member", false) // the access was to the deleted flavor, and not to this flavor with the same id
 	})
 }
 
+// must returns the items of a list, and panics if the list was refused.
 func must(items []item, refused string) []item {
 	if refused != "" {
 		panic(refused)
@@ -128,8 +126,8 @@ func must(items []item, refused string) []item {
 	return items
 }
 
-// TestAttributes: members see only the attributes of a server that Nova's policies allow. They do not see its host, and its fault
-// shows them neither hosts nor amounts.
+// TestAttributes: members see only the attributes of a server that Nova's policies allow. They do not see the host of the server, and the
+// fault shows them neither hosts nor amounts.
 func TestAttributes(t *testing.T) {
 	t.Parallel()
 	const message, details = "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 node-7 disabled"
@@ -187,7 +185,7 @@ func TestResizeWithoutRoom(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
 		c.addServers()
-		own := must(c.list("member", "servers", "vm_state=stopped&flavor=1"))[0].text("id")
+		own := must(c.list("admin", "servers", "vm_state=stopped&flavor=1"))[0].text("id")
 		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: "n1", Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 			c.Fatal(err)
 		}
@@ -202,6 +200,47 @@ func TestResizeWithoutRoom(t *testing.T) {
 			c.Errorf("%d %s; want %s", status, reply, want)
 		}
 	})
+}
+
+// TestResizeSpecs: a resize to a flavor whose extra specs ask for what the host does not have is refused.
+func TestResizeSpecs(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.addHost()
+		for spec, status := range map[string]int{"hw:numa_nodes=2": 400, "trait:CUSTOM_FAST=required": 400, "capabilities:hypervisor_type=xen": 400, "capabilities:host=n1": 202, "hw:cpu_policy=shared": 202} {
+			name, value, _ := strings.Cut(spec, "=")
+			if err := c.store.SetSpecs(c.Context(), "2", map[string]string{name: value}); err != nil {
+				c.Fatal(err)
+			}
+			reply := c.want(status, "2.1", "member", "POST", "/servers/"+c.boot("x")+"/action", `{"resize": {"flavorRef": "2"}}`)
+			if status == 400 && !strings.Contains(reply, "No valid host was found. No valid host found for resize") {
+				c.Errorf("%s: %s", spec, reply)
+			}
+			if err := c.store.DeleteSpec(c.Context(), "2", name); err != nil {
+				c.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestResizeFilters: the configured filters check the host of a server that is resized. The filters traits and extra_specs are always used.
+func TestResizeFilters(t *testing.T) {
+	t.Parallel()
+	for filters, want := range map[string]int{"": 400, "ComputeFilter": 202, "ComputeFilter ComputeCapabilitiesFilter": 400} {
+		eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+			c.addHost()
+			for spec, status := range map[string]int{"hw:numa_nodes=2": 400, "trait:CUSTOM_FAST=required": 400, "capabilities:hypervisor_type=xen": want} {
+				name, value, _ := strings.Cut(spec, "=")
+				if err := c.store.SetSpecs(c.Context(), "2", map[string]string{name: value}); err != nil {
+					c.Fatal(err)
+				}
+				c.want(status, "2.1", "member", "POST", "/servers/"+c.boot("x")+"/action", `{"resize": {"flavorRef": "2"}}`)
+				if err := c.store.DeleteSpec(c.Context(), "2", name); err != nil {
+					c.Fatal(err)
+				}
+			}
+		}, func(cfg *api.Config) { cfg.Filters = strings.Fields(filters) })
+	}
 }
 
 // TestBlanks: a name with a space at its end differs from the name without it, on every database.

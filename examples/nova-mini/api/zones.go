@@ -1,9 +1,13 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"maps"
+	"slices"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -31,7 +35,7 @@ type zoneList struct {
 type zoneView struct {
 	Name  string    `json:"zoneName"`
 	State zoneState `json:"zoneState"`
-	// Hosts has the services by their host and binary. It is nil in a list without details.
+	// Hosts has the services, by host and binary. It is nil in a list without details.
 	Hosts *map[string]map[string]zoneService `json:"hosts"`
 }
 
@@ -45,64 +49,98 @@ type zoneService struct {
 	UpdatedAt *micros `json:"updated_at"`
 }
 
-// internalZone is the zone of the services that are not on compute hosts, as in Nova. Clients see it in the list with details only.
-const internalZone = "internal"
+// hostZones are the availability zones of the compute hosts, by host.
+type hostZones map[string]string
 
-// zonesOf returns the services by their zone. A service that is disabled is in no zone, as in Nova.
-func zonesOf(services []store.Service) map[string][]store.Service {
-	out := map[string][]store.Service{}
-	for _, v := range services {
-		if !v.Disabled {
-			out[zoneOfService(v)] = append(out[zoneOfService(v)], v)
-		}
+// of returns the zone of a service. The zone of a compute service is nova if the service has not reported a zone.
+func (z hostZones) of(v *store.Service, internal string) string {
+	if v.Kind != store.ComputeBinary {
+		return internal
 	}
-	return out
+	return cmp.Or(z[v.Host], store.DefaultZone)
 }
 
-// zoneOfService returns the zone of a service.
-func zoneOfService(v store.Service) string {
-	if v.Kind == store.ComputeBinary {
-		return zone
+// zones returns all services, with their availability zones.
+func (s *server) zones(ctx context.Context) ([]store.Service, hostZones, error) {
+	services, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	if err != nil {
+		return nil, nil, err
 	}
-	return internalZone
+	zones, err := s.cfg.Store.Zones(ctx)
+	return services, zones, err
+}
+
+// allZones returns the names of all zones, sorted: those with a service that is enabled, and the others.
+func (s *server) allZones(services []store.Service, zones hostZones) (available, others []string) {
+	state := map[string]bool{}
+	for i := range services {
+		name := zones.of(&services[i], s.cfg.InternalZone)
+		state[name] = state[name] || !services[i].Disabled
+	}
+	for _, name := range slices.Sorted(maps.Keys(state)) {
+		if state[name] {
+			available = append(available, name)
+		} else {
+			others = append(others, name)
+		}
+	}
+	return available, others
+}
+
+// checkZone returns Invalid, with Nova's text, if a zone is not available.
+func (s *server) checkZone(ctx context.Context, name string) error {
+	services, zones, err := s.zones(ctx)
+	if err != nil {
+		return err
+	}
+	if available, _ := s.allZones(services, zones); !slices.Contains(available, name) {
+		return fault.New(fault.Invalid, "The requested availability zone is not available")
+	}
+	return nil
 }
 
 func (s *server) listZones(ctx context.Context, _ *api.Request[api.None]) (zoneList, error) {
 	out := zoneList{Zones: []zoneView{}}
-	services, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	services, zones, err := s.zones(ctx)
 	if err != nil {
 		return out, err
 	}
-	disabled := false // whether there are compute services, and all are disabled
-	for _, v := range services {
-		disabled = disabled || v.Kind == store.ComputeBinary
-	}
-	available := len(zonesOf(services)[zone]) > 0
-	if available || disabled {
-		out.Zones = append(out.Zones, zoneView{Name: zone, State: zoneState{available}})
+	available, others := s.allZones(services, zones)
+	for i, name := range append(available, others...) {
+		if name != s.cfg.InternalZone {
+			out.Zones = append(out.Zones, zoneView{Name: name, State: zoneState{i < len(available)}})
+		}
 	}
 	return out, nil
 }
 
 func (s *server) listZoneDetails(ctx context.Context, _ *api.Request[api.None]) (zoneList, error) {
 	out := zoneList{Zones: []zoneView{}}
-	services, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	services, zones, err := s.zones(ctx)
 	if err != nil {
 		return out, err
 	}
-	zones := zonesOf(services)
-	for _, name := range []string{internalZone, zone} {
-		if len(zones[name]) == 0 {
+	hosts := map[string]map[string]map[string]zoneService{} // the outer key is the zone
+	for i := range services {
+		v := &services[i]
+		if v.Disabled {
 			continue
 		}
-		hosts := map[string]map[string]zoneService{}
-		for _, v := range zones[name] {
-			if hosts[v.Host] == nil {
-				hosts[v.Host] = map[string]zoneService{}
-			}
-			hosts[v.Host][v.Kind] = zoneService{Available: v.Up, Active: true, UpdatedAt: formatMicros(&v.SeenAt)}
+		name := zones.of(v, s.cfg.InternalZone)
+		if hosts[name] == nil {
+			hosts[name] = map[string]map[string]zoneService{}
 		}
-		out.Zones = append(out.Zones, zoneView{Name: name, State: zoneState{true}, Hosts: &hosts})
+		if hosts[name][v.Host] == nil {
+			hosts[name][v.Host] = map[string]zoneService{}
+		}
+		hosts[name][v.Host][v.Kind] = zoneService{Available: v.Up, Active: true, UpdatedAt: formatMicros(&v.SeenAt)}
+	}
+	available, others := s.allZones(services, zones)
+	for _, name := range available {
+		out.Zones = append(out.Zones, zoneView{Name: name, State: zoneState{true}, Hosts: new(hosts[name])})
+	}
+	for _, name := range others {
+		out.Zones = append(out.Zones, zoneView{Name: name})
 	}
 	return out, nil
 }

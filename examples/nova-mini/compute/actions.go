@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Action is an action of a user on a server. It is the name on the wire, and of the kind of the server's operation.
+// Action is an action of a user on a server. The value is the action's name on the wire and in the kind of the server's operation.
 type Action string
 
 // The actions. Each has a row in [Actions].
@@ -41,12 +41,22 @@ const (
 	SoftDelete     Action = "soft_delete"
 	ChangePassword Action = "change_password"
 	CreateBackup   Action = "create_backup"
+	CrashDump      Action = "crash_dump"
 	ConsoleOutput  Action = "console_output"
 	VNCConsole     Action = "vnc_console"
 	SPICEConsole   Action = "spice_console"
 	RDPConsole     Action = "rdp_console"
 	SerialConsole  Action = "serial_console"
 	InjectNetwork  Action = "inject_network_info"
+
+	AddSecurityGroup    Action = "add_security_group"
+	RemoveSecurityGroup Action = "remove_security_group"
+
+	AddFixedIP    Action = "add_fixed_ip"
+	RemoveFixedIP Action = "remove_fixed_ip"
+
+	AttachInterface Action = "attach_interface"
+	DetachInterface Action = "detach_interface"
 )
 
 // Values of vm_state, as in Nova.
@@ -58,61 +68,68 @@ const (
 	VMStopped     = "stopped"
 	VMRescued     = "rescued"
 	VMResized     = "resized" // neither confirmed nor reverted
-	VMShelved     = "shelved" // its host still has it
+	VMShelved     = "shelved" // still on its host
 	VMOffloaded   = "shelved_offloaded"
 	VMSoftDeleted = "soft-delete"
 	VMError       = "error"
 )
 
-// ActionInfo has the facts about an action. Only the body of its request and what a compute service does are elsewhere: in package api and
-// in package worker, by the Action.
+// ActionInfo describes an action. Two parts of an action are elsewhere, under the same Action: package api has the body of the request, and
+// package worker has the work of the compute service.
 type ActionInfo struct {
 	Action Action
-	// Request is the name of the action in the body of a request. Two actions may have the same: the body says which is meant. Empty: another request begins
-	// the action.
+	// Request is the name of the action in the body of the request for an action on a server. If two actions have the same name, the rest of the body tells them
+	// apart. Empty: a request of another kind begins or does the action.
 	Request string
 	// Name is Nova's name of the action in errors and in the list of a server's actions.
 	Name string
-	// Event is Nova's name of what is done, in the list of a server's actions. Empty: the list has no events of the action.
+	// Event is the name of the action's event in the list of a server's actions, as in Nova. Empty: the list has no events of the action.
 	Event string
-	// Rule is the policy rule, for members of the project or, if Admin is set, for administrators. Summary says what the action does.
+	// Rule is the name of the policy rule. By default the rule allows members of the project or, if Admin is set, only administrators. Summary says
+	// what the action does.
 	Rule    string
 	Admin   bool
 	Summary string
-	// Status is the status of the reply. Default 202.
+	// Status is the HTTP status of the reply. Default 202.
 	Status int
-	// Until is the last microversion of the action. Empty: all versions have it.
-	Until string
+	// Added and Until are the first and the last microversion that has the action. An empty Added means from the first microversion on, and an empty
+	// Until means up to the newest one.
+	Added, Until string
 	// WhenLocked means that the action is not refused on a locked server.
 	WhenLocked bool
 	// From are the values of vm_state in which Nova allows the action.
 	From []string
 	// Task is the task_state while the action runs. Empty: the API service does the action itself, without an operation.
 	Task string
-	// Shown are the statuses of a server while the action runs, by vm_state. In another vm_state the status stays.
+	// Shown is the status of the server while the action runs, by vm_state. In any other vm_state the status does not change.
 	Shown map[string]string
-	// To is the vm_state after the action. Empty: it depends, or stays. With KeepsOff a server that is stopped stays so.
+	// To is the vm_state after the action. Empty: vm_state does not change, or the end of a resize sets it. With KeepsOff a stopped server stays stopped.
 	To       string
 	KeepsOff bool
-	// Launches means that the action starts the server anew, so that launched_at is the end of the action.
+	// Launches means that the action starts the server anew: launched_at becomes the time at which the action ends.
 	Launches bool
-	// Builds means that the compute service gets what it needs to build the server.
+	// Builds means that the request to the compute service has the Spec, with which it can build the server.
 	Builds bool
-	// Preempts means that the action ends another operation of the server, and waits as long as the host is down, as a deletion does.
+	// Preempts means that the action ends any other operation of the server, as a deletion does. Like a deletion, it waits while the host is down.
 	Preempts bool
-	// Rotates means that the compute service removes older images after the action.
+	// Interrupts are the actions that this action ends if they run on the server. Nova allows this action in their task states.
+	Interrupts []Action
+	// Settles means that the server has a known size after the action, even if a resize of the server was interrupted. The compute service then removes the server, or confirms or undoes the
+	// resize while the server is off.
+	Settles bool
+	// Rotates means that the compute service removes older backups of the server after the action.
 	Rotates bool
-	// Schedules means that a host is chosen first if the server has none.
+	// Schedules means that the scheduler first chooses a host if the server has none.
 	Schedules bool
-	// Fails is the vm_state after the action has failed. Empty: it stays.
+	// Fails is the vm_state after the action has failed. vm_state does not change if Fails is empty, or if the error is a Precondition error.
 	Fails string
-	// Since is the version of [Worker] from which on a compute service knows the action.
+	// Since is the first version of [Worker] that has the action.
 	Since rpc.Version
-	// Capability is what the driver of the host must have. Empty: each driver can do it.
+	// Capability is the capability that the driver of the host must have. Empty: every driver supports the action.
 	Capability driver.Capability
 }
 
-// Actions are all actions. To add an action, add its row here, and in package worker what the compute service does.
+// Actions has one row for each action. To add an action, add its row here, and its two parts in the packages api and worker, see [ActionInfo].
 var Actions = []ActionInfo{
 	{
 		Action: Start, Request: "os-start", Name: "start", Event: "compute_start_instance", Rule: "os_compute_api:servers:start", Summary: "Start a server",
@@ -120,7 +137,7 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: Stop, Request: "os-stop", Name: "stop", Event: "compute_stop_instance", Rule: "os_compute_api:servers:stop", Summary: "Stop a server",
-		From: []string{VMActive, VMError}, Task: "powering-off", To: VMStopped, Since: v11,
+		From: []string{VMActive, VMError}, Task: "powering-off", To: VMStopped, Settles: true, Since: v11,
 	},
 	{
 		Action: SoftReboot, Request: "reboot", Name: "reboot", Event: "compute_reboot_instance", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
@@ -128,7 +145,8 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: HardReboot, Request: "reboot", Name: "reboot", Event: "compute_reboot_instance", Rule: "os_compute_api:servers:reboot", Summary: "Reboot a server",
-		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMError}, Task: "rebooting_hard", Shown: map[string]string{VMActive: "HARD_REBOOT"}, To: VMActive, Since: v11,
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMError}, Task: "rebooting_hard", Shown: map[string]string{VMActive: "HARD_REBOOT"}, To: VMActive, Settles: true,
+		Interrupts: []Action{SoftReboot, HardReboot, Pause, Unpause, Suspend, Resume}, Since: v11,
 	},
 	{
 		Action: Resize, Request: "resize", Name: "resize", Event: "compute_resize_instance", Rule: "os_compute_api:servers:resize", Summary: "Resize a server to another flavor",
@@ -169,7 +187,7 @@ var Actions = []ActionInfo{
 	{
 		Action: Rebuild, Request: "rebuild", Name: "rebuild", Event: "compute_rebuild_instance", Rule: "os_compute_api:servers:rebuild", Summary: "Build a server anew from an image, on its host",
 		From: []string{VMActive, VMStopped, VMError}, Task: "rebuilding", Shown: map[string]string{VMActive: "REBUILD", VMStopped: "REBUILD", VMError: "REBUILD"},
-		To: VMActive, KeepsOff: true, Launches: true, Builds: true, Fails: VMError, Since: v15,
+		To: VMActive, KeepsOff: true, Launches: true, Builds: true, Settles: true, Fails: VMError, Since: v15,
 	},
 	{
 		Action: CreateImage, Request: "createImage", Name: "createImage", Event: "compute_snapshot_instance", Rule: "os_compute_api:servers:create_image", Summary: "Make an image of a server's disk",
@@ -177,11 +195,11 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: Shelve, Request: "shelve", Name: "shelve", Event: "compute_shelve_instance", Rule: "os_compute_api:os-shelve:shelve", Summary: "Stop a server and keep an image of its disk",
-		From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "shelving", To: VMShelved, Fails: VMError, Since: v15, Capability: CapSnapshot,
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "shelving", To: VMShelved, Settles: true, Fails: VMError, Since: v15, Capability: CapSnapshot,
 	},
 	{
 		Action: ShelveOffload, Request: "shelveOffload", Name: "shelveOffload", Event: "compute_shelve_offload_instance", Rule: "os_compute_api:os-shelve:shelve_offload", Admin: true,
-		Summary: "Remove a shelved server from its host", From: []string{VMShelved}, Task: "shelving_offloading", To: VMOffloaded, Since: v15,
+		Summary: "Remove a shelved server from its host", From: []string{VMShelved}, Task: "shelving_offloading", To: VMOffloaded, Settles: true, Since: v15,
 	},
 	{
 		Action: Unshelve, Request: "unshelve", Name: "unshelve", Event: "compute_unshelve_instance", Rule: "os_compute_api:os-shelve:unshelve", Summary: "Start a shelved server again",
@@ -206,7 +224,7 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: SoftDelete, Name: "delete", Event: "compute_soft_delete_instance", Rule: "os_compute_api:servers:delete", Summary: "Stop a server, and delete it after a time",
-		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMRescued, VMResized, VMShelved, VMError, VMSoftDeleted}, Task: "soft-deleting", To: VMSoftDeleted, Preempts: true, Since: v15,
+		From: []string{VMActive, VMStopped, VMPaused, VMSuspended, VMRescued, VMResized, VMShelved, VMError, VMSoftDeleted}, Task: "soft-deleting", To: VMSoftDeleted, Preempts: true, Settles: true, Since: v15,
 	},
 	{
 		Action: ChangePassword, Request: "changePassword", Name: "changePassword", Event: "compute_set_admin_password", Rule: "os_compute_api:os-admin-password",
@@ -215,6 +233,11 @@ var Actions = []ActionInfo{
 	{
 		Action: CreateBackup, Request: "createBackup", Name: "createBackup", Event: "compute_backup_instance", Rule: "os_compute_api:os-create-backup", Summary: "Make an image of a server's disk, and delete older ones",
 		WhenLocked: true, From: []string{VMActive, VMStopped, VMPaused, VMSuspended}, Task: "image_backup", Rotates: true, Since: v15, Capability: CapSnapshot,
+	},
+	{
+		Action: CrashDump, Request: "trigger_crash_dump", Name: "trigger_crash_dump", Event: "compute_trigger_crash_dump", Rule: "os_compute_api:servers:trigger_crash_dump",
+		Summary: "Send an NMI to a guest, whose kernel may then write a crash dump", Added: "2.17",
+		From: []string{VMActive, VMPaused, VMRescued, VMResized, VMError}, Task: "triggering_crash_dump", Since: v15, Capability: CapInjectNMI,
 	},
 	{
 		Action: ConsoleOutput, Request: "os-getConsoleOutput", Rule: "os_compute_api:os-console-output", Summary: "Read the end of a server's console log", Status: 200, WhenLocked: true,
@@ -234,9 +257,30 @@ var Actions = []ActionInfo{
 	{
 		Action: InjectNetwork, Request: "injectNetworkInfo", Rule: "os_compute_api:os-admin-actions:inject_network_info", Admin: true, Summary: "Write the addresses of a server into its guest",
 	},
+	{
+		Action: AddSecurityGroup, Request: "addSecurityGroup", Rule: "os_compute_api:os-security-groups:add", Summary: "Add a security group to the ports of a server", WhenLocked: true,
+	},
+	{
+		Action: RemoveSecurityGroup, Request: "removeSecurityGroup", Rule: "os_compute_api:os-security-groups:remove", Summary: "Remove a security group from the ports of a server",
+		WhenLocked: true,
+	},
+	{
+		Action: AddFixedIP, Request: "addFixedIp", Rule: "os_compute_api:os-multinic:add", Summary: "Add an address to a port of a server", Until: "2.43",
+	},
+	{
+		Action: RemoveFixedIP, Request: "removeFixedIp", Rule: "os_compute_api:os-multinic:remove", Summary: "Remove an address from a port of a server", Until: "2.43",
+	},
+	{
+		Action: AttachInterface, Name: "attach_interface", Event: "compute_attach_interface", Rule: "os_compute_api:os-attach-interfaces:create", Summary: "Attach an interface to a server",
+		From: []string{VMActive, VMPaused, VMStopped},
+	},
+	{
+		Action: DetachInterface, Name: "detach_interface", Event: "compute_detach_interface", Rule: "os_compute_api:os-attach-interfaces:delete", Summary: "Detach an interface from a server",
+		From: []string{VMActive, VMPaused, VMStopped},
+	},
 }
 
-// Info returns the facts about an action. They are empty if the action does not exist.
+// Info returns the action's row in [Actions], or a zero ActionInfo if the action does not exist.
 func (a Action) Info() ActionInfo {
 	if i := slices.IndexFunc(Actions, func(info ActionInfo) bool { return info.Action == a }); i >= 0 {
 		return Actions[i]
@@ -244,7 +288,7 @@ func (a Action) Info() ActionInfo {
 	return ActionInfo{}
 }
 
-// Method returns [Act] as the method of the version that knows the action. A compute service of an older version refuses it.
+// Method returns [Act] with the action's Since, so that compute services of older versions refuse the action.
 func (i ActionInfo) Method() rpc.Method[ActRequest, rpc.None] {
 	m := Act
 	m.Since = i.Since

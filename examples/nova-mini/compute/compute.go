@@ -9,7 +9,7 @@ type Resources struct {
 	DiskGiB   int `json:"disk_gib"`
 }
 
-// Names of the resource classes, OpenStack's.
+// The resource classes, with OpenStack's names.
 const (
 	VCPU     = "VCPU"
 	MemoryMB = "MEMORY_MB"

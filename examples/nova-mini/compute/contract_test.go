@@ -7,8 +7,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestContracts: processes of different releases communicate, so the interfaces must stay
-// compatible within a major version.
+// TestContracts: the RPC interfaces stay compatible within a major version, because processes of
+// different releases communicate.
 func TestContracts(t *testing.T) {
 	t.Parallel()
 	rpctest.Contract(t, "testdata/compute.json", compute.Worker)

@@ -9,48 +9,49 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver is what a vendor implements: the compute service's only interface to the software that runs the servers of its host.
-// computepb/compute.proto is the same contract for drivers in other languages.
+// Driver is the interface that a vendor implements. The compute service uses the software that runs the servers of its host only through
+// a Driver. computepb/compute.proto is the same contract for drivers in other languages.
 //
-// A server is named by its id, a UUID. Its life is
+// A server is identified by its id, a UUID. Its life is
 //
 //	(nothing) --Spawn--> Running <--PowerOn/PowerOff--> Shutdown --Destroy--> (nothing)
 //
 // and Destroy works in every state. Servers outlive the driver's process: a driver that is started again has the same
 // servers, in their real states.
 //
-// Every call except Reboot is idempotent by the server's id. If a compute service was killed, or lost the driver in the middle of
+// Every call except Reboot and InjectNMI is idempotent by the server's id. If a compute service was killed, or lost the driver in the middle of
 // a call, it repeats the call. It is not an error if the server is already in the state that the call leads to.
 //
-// All methods must be safe for concurrent use on different servers. On one server a compute service makes only one
-// call at a time that changes it; List, Get, Resources and other calls that only read may run at the same time. A call ends soon after
-// its context ends. Then the same call, or Destroy, must still succeed later.
+// All methods must be safe for concurrent use on different servers. For one server, the compute service makes only one changing
+// call at a time; List, Get, Resources and other calls that only read may run at the same time. A call must return soon after
+// its context has ended. The same call, or Destroy, must still succeed later.
 //
 // Errors: NotFound if the server does not exist; Invalid if the id or another argument is not valid in any state;
 // Precondition if the server's state does not allow the call.
 //
-// The methods after Resources are optional. The last sentence of a method's comment names the capability that a driver with this
-// method has; Console has one for each type of console. A driver lists its capabilities in its Info, and embeds [Unsupported] for
-// the methods that it lacks.
+// The methods after Resources are optional. The comment of an optional method ends with the name of its capability; Console has one
+// capability for each type of console. A driver lists its capabilities in its Info, and embeds [Unsupported] for the methods that it
+// lacks.
 type Driver interface {
 	driver.Driver
 
-	// Spawn builds the server and starts it. If a server of this id exists already, Spawn starts that one. Errors:
+	// Spawn builds the server and starts it. If a server with this id exists already, Spawn only starts it. Errors:
 	// Exhausted if the host has no room, although the scheduler has chosen it; Invalid if no host could build the
 	// server. After an error the host may have parts of the server; the same Spawn, or Destroy, must still succeed. With
-	// CapGuestData the guest also gets the last values of the Spec; Invalid: its UserData is not base64.
+	// CapGuestData, Spawn also gives the guest the data that the Spec has for the guest, and returns Invalid if UserData
+	// is not base64.
 	Spawn(ctx context.Context, spec Spec) error
 	// Destroy stops the server and removes all of it, including its disks. It is not an error if the server does not
 	// exist.
 	Destroy(ctx context.Context, id string) error
 	// List returns the servers on the host, in any order. It includes servers that are half built or half destroyed.
 	List(ctx context.Context) ([]Instance, error)
-	// Get returns one server. NotFound: it does not exist.
+	// Get returns one server. NotFound: the server does not exist.
 	Get(ctx context.Context, id string) (Instance, error)
 	// PowerOn starts a server that is Shutdown or Crashed. It has no effect on a server that is Running.
 	PowerOn(ctx context.Context, id string) error
-	// PowerOff asks the guest to shut down, waits at most grace for it, and then cuts the power. It works in every state,
-	// and ends in Shutdown. With a grace of 0 or less the power is cut at once.
+	// PowerOff asks the guest to shut down, and cuts the power if the guest has not done so after the time grace. It works
+	// in every state, and ends in Shutdown. If grace is 0 or less, the power is cut at once.
 	PowerOff(ctx context.Context, id string, grace time.Duration) error
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in Running; if the guest does not answer
 	// within a time that the driver chooses, the reboot becomes a hard one. A hard reboot cuts the power, and works in
@@ -71,36 +72,43 @@ type Driver interface {
 	// if the disk would shrink; Exhausted if the host has no room; Precondition also if an earlier resize to
 	// other resources is neither confirmed nor reverted. CapResize.
 	Resize(ctx context.Context, id string, to Resources) error
-	// ConfirmResize removes what RevertResize would need. It is not an error if the server has no resize to confirm.
-	// CapResize.
+	// ConfirmResize removes the data that RevertResize would need. It is not an error if the server has no resize to
+	// confirm. CapResize.
 	ConfirmResize(ctx context.Context, id string) error
-	// RevertResize gives a Shutdown server the resources that it had before Resize. If the disk had grown, data that was
-	// written since is lost. It is not an error if the server has no resize to revert. CapResize.
+	// RevertResize gives a Shutdown server the resources that it had before Resize. If Resize made the disk larger, the data
+	// written since then is lost. It is not an error if the server has no resize to revert. CapResize.
 	RevertResize(ctx context.Context, id string) error
-	// Rescue starts the server from another image, or from its own image if the given one is empty, with the server's
-	// disk as the second disk. It works in every state, and ends in Running with Instance.Rescued set. CapRescue.
-	Rescue(ctx context.Context, id, imageRef string) error
+	// Rescue starts the server from the image imageRef (empty: the server's own image), with the server's disk as the
+	// second disk. It works in every state, and ends in Running with Instance.Rescued set. If the server has data for the guest, its guest finds
+	// adminPass there as the password of its administrator until Unrescue. Empty: the data do not change. CapRescue.
+	Rescue(ctx context.Context, id, imageRef, adminPass string) error
 	// Unrescue starts a rescued server from its own disk again, and ends in Running. It is not an error if the server is
 	// not rescued. CapRescue.
 	Unrescue(ctx context.Context, id string) error
-	// Snapshot copies the present content of the server's disk into an image of the given name, which Spec.ImageRef may
-	// name afterwards. The server continues. If the image exists already, an earlier call has taken the snapshot, and
-	// the image is not changed. Invalid: the name is not valid, such as ../x. CapSnapshot.
+	// Snapshot copies the present content of the server's disk into an image with the name imageRef. A Spec.ImageRef may
+	// name this image afterwards. The server keeps its state. If the image exists already, an earlier call has made it, and
+	// Snapshot does not change it. Invalid: the name is not valid, such as ../x. CapSnapshot.
 	Snapshot(ctx context.Context, id, imageRef string) error
-	// RemoveImage removes an image that Snapshot has made on this host. Servers that were built from it keep their disks. It is not an error if the image does not exist.
-	// Invalid: the name is not valid, or is that of a file at a path. CapRemoveImage, which only a driver with CapSnapshot has.
+	// RemoveImage removes an image that Snapshot has made on this host. Servers that were built from the image keep their disks. It is not an error if the image does not exist.
+	// Invalid: the name is not valid, or is a path. A driver with this capability also has CapSnapshot. CapRemoveImage.
 	RemoveImage(ctx context.Context, imageRef string) error
-	// SetPassword sets the password of the administrator of the guest of a Running server. Errors: Precondition also if the guest does not answer.
+	// SetPassword sets the administrator's password in the guest of a Running server. Errors: Precondition also if the guest does not answer.
 	// CapSetPassword.
 	SetPassword(ctx context.Context, id, password string) error
-	// ConsoleLog writes to w what the guest has written on its console since the server was started. lines is the number of lines
+	// InjectNMI sends a non-maskable interrupt to the guest of a Running server, whose kernel may then write a crash dump. A repeated call may send another
+	// one. CapInjectNMI.
+	InjectNMI(ctx context.Context, id string) error
+	// Platforms returns the kinds of guests that the host can run, at least one. A host whose driver lacks the method gets no servers whose image asks for a
+	// kind of guest. CapPlatforms.
+	Platforms(ctx context.Context) ([]Platform, error)
+	// ConsoleLog writes to w what the guest has written on its console since the server was started. The parameter lines is the number of lines
 	// from the end; 0: all lines. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
-	// Console returns where the console of a Running server can be reached, until the server stops. Invalid: the driver
-	// does not support the type. CapVNCConsole (VNC), CapSerialConsole (Serial).
+	// Console returns the address of a console of a Running server. The address is valid until the server stops. Invalid:
+	// the driver does not support the type. CapVNCConsole (VNC), CapSerialConsole (Serial).
 	Console(ctx context.Context, id string, t ConsoleType) (Console, error)
-	// LiveMigrate moves a Running server to the host with this name while it runs. When it returns, the server is on the other host
-	// and no longer on this one. It is not an error if the server is there already. CapLiveMigrate.
+	// LiveMigrate moves a Running server to another host without stopping the server. After LiveMigrate has succeeded, the server is on
+	// the other host and no longer on this one. It is not an error if the server is on the other host already. CapLiveMigrate.
 	LiveMigrate(ctx context.Context, id, host string) error
 	// AttachVolume gives a Running or Shutdown server another disk. The server keeps the disk when it is stopped and
 	// started. It is not an error if the server has the volume already. CapAttachVolume.
@@ -114,15 +122,15 @@ type Driver interface {
 	// DetachInterface removes the network interface from the server. It is not an error if the server does not have the
 	// interface. CapAttachInterface.
 	DetachInterface(ctx context.Context, id, interfaceID string) error
-	// Metrics returns what a Running server has used since it was started. CapMetrics.
+	// Metrics returns the resource usage of a Running server since its start. CapMetrics.
 	Metrics(ctx context.Context, id string) (Metrics, error)
 	// Diagnostics returns facts that help an operator to find a fault, under names that the driver chooses.
 	// CapDiagnostics.
 	Diagnostics(ctx context.Context, id string) (map[string]string, error)
-	// Events calls f for each change of a server, whatever caused it, one call after the other. It blocks until ctx ends
-	// or f returns an error, and returns the error of ctx or of f. If the driver is a program that ends, Events returns Unavailable or
-	// Unknown: changes may be missing, so call Events and List again. The first event is EventBegan, which is sent at once.
-	// Every change after it is reported. To learn the state before, call List after EventBegan. CapEvents.
+	// Events calls f for each change of a server, whatever caused the change. Only one call of f runs at a time. Events blocks until ctx ends
+	// or f returns an error, and returns the error of ctx or of f. If the driver is a program and the program ends, Events returns
+	// Unavailable or Unknown: events may have been lost, so call Events and List again. The first event is EventBegan, which is sent
+	// at once. Events reports every change after EventBegan; for the states before, call List after EventBegan. CapEvents.
 	Events(ctx context.Context, f func(Event) error) error
 }
 
@@ -146,35 +154,52 @@ const (
 	CapImageFiles      driver.Capability = "image-files"
 	CapRemoveImage     driver.Capability = "remove-image"
 	CapSetPassword     driver.Capability = "set-password"
+	CapInjectNMI       driver.Capability = "inject-nmi"
+	CapPlatforms       driver.Capability = "platforms"
+	CapExtraDisks      driver.Capability = "extra-disks"
 )
 
 // Spec describes a server that a driver builds.
 type Spec struct {
-	// ID is the server's UUID, by which every call names the server.
+	// ID is the server's UUID. Every call identifies the server by it.
 	ID        string `json:"id"`
 	Name      string `json:"name"`
 	ProjectID string `json:"project_id"`
 	// ImageRef is the image that the server boots from, in a form that the driver understands. For a driver with CapImageFiles it may be the absolute path
-	// of a file on the host, NAME.qcow2 or NAME.raw, whose format is that of its name. The file may be removed after Spawn. The same
-	// holds for the image of Rescue. Snapshot writes a file NAME.qcow2 then, which has its name only when it is complete.
+	// of a file on the host, NAME.qcow2 or NAME.raw; the suffix gives the format. The file may be removed after Spawn. The same holds
+	// for the image of Rescue. Such a path may also be the image that Snapshot makes: the driver writes a file NAME.qcow2, and gives
+	// the file this name only when it is complete.
 	ImageRef  string            `json:"image_ref"`
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+	// InstanceName is the name that an operator sees for the server on the host, such as instance-ID. It is unique. It is empty for a server that an earlier release has created.
+	InstanceName string `json:"instance_name,omitempty"`
 
-	// Interfaces are the network interfaces of the server. The compute service gives them to the server after [Driver.Spawn], with
+	// EphemeralGiB and SwapMiB are the sizes of two more disks. 0: the server does not have the disk. A driver with CapExtraDisks gives the guest an empty disk with a file system, and then a
+	// swap disk. They stay when the server is stopped, started or resized, but are not in a snapshot. Resources.DiskGiB is the size of all disks of the server, and a resize changes only
+	// the size of the root disk. Other drivers do not get such servers.
+	EphemeralGiB int `json:"ephemeral_gib,omitempty"`
+	SwapMiB      int `json:"swap_mib,omitempty"`
+
+	// Interfaces are the network interfaces of the server. The compute service attaches them after [Driver.Spawn], with
 	// [Driver.AttachInterface].
 	Interfaces []Interface `json:"interfaces,omitempty"`
 
-	// A driver with CapGuestData gives the guest a disk with the following values and the Metadata if UserData, PublicKey or Files is not empty or
-	// ConfigDrive is set. Other drivers are not asked for such servers, and ignore the values.
+	// The following fields are the data for the guest. If NeedsGuestData returns true, a driver with CapGuestData gives the guest a disk. The disk has these data, the Metadata, and the fields
+	// of the Interfaces that are for the guest. Other drivers do not get such servers, and ignore these fields.
 
-	// Hostname is the name of the guest. It is empty for a server of an earlier release.
+	// Hostname is the name of the guest. It is empty for a server that an earlier release has created.
 	Hostname    string `json:"hostname,omitempty"`
 	ConfigDrive bool   `json:"config_drive,omitempty"`
 	// UserData is base64, with at most 65,535 characters.
 	UserData string `json:"user_data,omitempty"`
-	// PublicKey is the public key with which the user logs in, in the form of OpenSSH, or a certificate in the form PEM.
+	// PublicKey is the public key with which the user logs in, in OpenSSH's format, or a certificate in PEM.
 	PublicKey string `json:"public_key,omitempty"`
+	// KeyName is the name of the key pair. Empty: the server has no key pair, or an earlier release has created the server.
+	KeyName string `json:"key_name,omitempty"`
+	// LaunchIndex is the number, from 0, of the server among the servers that one request creates.
+	LaunchIndex int    `json:"launch_index,omitempty"`
+	Zone        string `json:"availability_zone,omitempty"`
 	// AdminPass is the password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `json:"admin_pass,omitempty"`
 	// Files are files that the guest is to write when it boots for the first time.
@@ -186,6 +211,23 @@ type File struct {
 	Path    string `json:"path"`
 	Content []byte `json:"content"`
 }
+
+// HasExtraDisks reports whether the server needs a driver with CapExtraDisks.
+func (s *Spec) HasExtraDisks() bool { return s.EphemeralGiB != 0 || s.SwapMiB != 0 }
+
+// CheckDisks returns Invalid if the sizes of the disks are not valid: an amount is negative, or the extra disks are larger than all disks.
+func (s *Spec) CheckDisks() error {
+	if s.EphemeralGiB < 0 || s.SwapMiB < 0 || s.RootGiB() < 0 {
+		return fault.New(fault.Invalid, "the disks of server %s are not valid: %d GiB of ephemeral disk, %d MiB of swap disk, %d GiB of all disks", s.ID, s.EphemeralGiB, s.SwapMiB, s.Resources.DiskGiB)
+	}
+	return nil
+}
+
+// RootGiB returns the size of the root disk. 0: the size of the image.
+func (s *Spec) RootGiB() int { return s.Resources.DiskGiB - ExtraGiB(s.EphemeralGiB, s.SwapMiB) }
+
+// ExtraGiB returns the part of Resources.DiskGiB that an ephemeral disk and a swap disk have. The size of the swap disk is rounded up to a GiB, as in Nova.
+func ExtraGiB(ephemeralGiB, swapMiB int) int { return ephemeralGiB + (swapMiB+1023)/1024 }
 
 // NeedsGuestData reports whether the server needs a driver with CapGuestData.
 func (s *Spec) NeedsGuestData() bool {
@@ -228,7 +270,7 @@ type Instance struct {
 	ID    string     `json:"id"`
 	Name  string     `json:"name"`
 	Power PowerState `json:"power"`
-	// Resources are what the server was built with, or last resized to.
+	// Resources are the resources that the server was built with, or was last resized to.
 	Resources Resources `json:"resources"`
 	// Rescued reports whether the server runs from a rescue image, see Driver.Rescue.
 	Rescued bool `json:"rescued,omitempty"`
@@ -236,6 +278,24 @@ type Instance struct {
 	Volumes    []string `json:"volumes,omitempty"`
 	Interfaces []string `json:"interfaces,omitempty"`
 }
+
+// Platform is a kind of guest. The names are Nova's.
+type Platform struct {
+	Arch string `json:"arch"` // the architecture of the processor, such as x86_64
+	Type string `json:"type"` // the type of the hypervisor, such as kvm
+	Mode string `json:"mode"` // the mode in which the guest runs, such as hvm
+}
+
+// GuestNeeds is what the image of a server needs of its host.
+type GuestNeeds struct {
+	// Platform is the kind of guest. An empty field means any.
+	Platform Platform `json:"platform,omitzero"`
+	// Traits are the traits that the host must have.
+	Traits []string `json:"traits,omitempty"`
+}
+
+// IsZero reports whether any host will do.
+func (n GuestNeeds) IsZero() bool { return n.Platform == (Platform{}) && len(n.Traits) == 0 }
 
 // ConsoleType is a kind of console.
 type ConsoleType string
@@ -246,8 +306,7 @@ const (
 	Serial ConsoleType = "serial"
 )
 
-// Console is the address of a console: either Host and Port, or Path, which is a Unix socket or a terminal on the
-// host.
+// Console is the address of a console: either Host and Port, or Path. Path is a Unix socket or a terminal on the host.
 type Console struct {
 	Host string `json:"host,omitempty"`
 	Port int    `json:"port,omitempty"`
@@ -269,13 +328,44 @@ type Interface struct {
 	MAC string `json:"mac"`
 	// Network is the network, in a form that the driver understands.
 	Network string `json:"network"`
+
+	// The following fields are for the guest, see [Spec]. A field is empty if its value is not known.
+
+	// NetworkID is the UUID of the network.
+	NetworkID string `json:"network_id,omitempty"`
+	// MTU is the maximum size of a packet, in bytes; 0: not known.
+	MTU int `json:"mtu,omitempty"`
+	// Tag is the name that the user has given the interface. Empty: none.
+	Tag       string         `json:"tag,omitempty"`
+	Addresses []GuestAddress `json:"addresses,omitempty"`
 }
 
-// Metrics are what a server has used since it was started. The counters do not decrease while the server runs.
+// GuestAddress is an address of an interface, and the subnet in which it is.
+type GuestAddress struct {
+	// Prefix is the address with the length of the subnet's prefix, such as "10.0.0.5/24".
+	Prefix string `json:"prefix"`
+	// DHCP reports whether a DHCP server of the subnet tells the guest the address.
+	DHCP bool `json:"dhcp,omitempty"`
+	// IPv6Mode is how the guest gets an IPv6 address: "slaac", "dhcpv6-stateful" or "dhcpv6-stateless". Empty: the field DHCP applies.
+	IPv6Mode string `json:"ipv6_mode,omitempty"`
+	// Gateway is the address of the default gateway. Empty: none.
+	Gateway string `json:"gateway,omitempty"`
+	// DNS are the addresses of name servers.
+	DNS    []string `json:"dns,omitempty"`
+	Routes []Route  `json:"routes,omitempty"`
+}
+
+// Route says that a network, such as "10.1.0.0/16", is behind a gateway.
+type Route struct {
+	Destination string `json:"destination"`
+	Gateway     string `json:"gateway"`
+}
+
+// Metrics are the resource usage of a server since its start. The counters do not decrease while the server runs.
 type Metrics struct {
-	// CPUTime is the sum of the times that the server's processors worked.
+	// CPUTime is the time that the server's processors have worked, summed over all processors.
 	CPUTime time.Duration `json:"cpu_time_ns"`
-	// MemoryMiB is how much of the host's memory the server uses now.
+	// MemoryMiB is the amount of the host's memory that the server uses now.
 	MemoryMiB        int   `json:"memory_mib"`
 	DiskReadBytes    int64 `json:"disk_read_bytes"`
 	DiskWriteBytes   int64 `json:"disk_write_bytes"`
@@ -297,15 +387,15 @@ const (
 	EventDestroyed EventType = "destroyed" // the server no longer exists
 )
 
-// Event is a change of a server. Time is when it happened.
+// Event is a change of a server. Time is the time of the change.
 type Event struct {
 	ServerID string    `json:"server_id"`
 	Type     EventType `json:"type"`
 	Time     time.Time `json:"time"`
 }
 
-// Unsupported has the methods of all capabilities; each returns Unimplemented. A driver embeds it, and overrides the
-// methods of the capabilities that it has.
+// Unsupported implements all optional methods of [Driver]; each returns Unimplemented. A driver embeds Unsupported, and
+// overrides the methods of the capabilities that it has.
 type Unsupported struct{}
 
 func unsupportedError(c driver.Capability) error {
@@ -336,7 +426,9 @@ func (Unsupported) ConfirmResize(context.Context, string) error { return unsuppo
 func (Unsupported) RevertResize(context.Context, string) error { return unsupportedError(CapResize) }
 
 // Rescue implements Driver.
-func (Unsupported) Rescue(context.Context, string, string) error { return unsupportedError(CapRescue) }
+func (Unsupported) Rescue(context.Context, string, string, string) error {
+	return unsupportedError(CapRescue)
+}
 
 // Unrescue implements Driver.
 func (Unsupported) Unrescue(context.Context, string) error { return unsupportedError(CapRescue) }
@@ -354,6 +446,14 @@ func (Unsupported) RemoveImage(context.Context, string) error {
 // SetPassword implements Driver.
 func (Unsupported) SetPassword(context.Context, string, string) error {
 	return unsupportedError(CapSetPassword)
+}
+
+// InjectNMI implements Driver.
+func (Unsupported) InjectNMI(context.Context, string) error { return unsupportedError(CapInjectNMI) }
+
+// Platforms implements Driver.
+func (Unsupported) Platforms(context.Context) ([]Platform, error) {
+	return nil, unsupportedError(CapPlatforms)
 }
 
 // ConsoleLog implements Driver.

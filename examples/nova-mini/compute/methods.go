@@ -20,9 +20,10 @@ var (
 var Worker = &rpc.Interface{Name: "compute", Version: v15}
 
 var (
-	// Build makes the worker build a server. The worker first asks whether the step is still current ([BeginStep]), and
-	// later reports its end ([EndStep]). Both name the request's token, so the request is idempotent. Requests of Build,
-	// Destroy and Act have tokens since 1.4. A Spec has data for the guest since 1.5.
+	// Build makes the worker build a server. The request is a step of the server's operation. The worker first asks whether
+	// the step is still current ([BeginStep]), and later reports the end of the step ([EndStep]). Both calls have the
+	// request's token, so the request is idempotent. Requests of Build, Destroy and Act have tokens since 1.4. A Spec has
+	// data for the guest since 1.5.
 	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Destroy makes the worker remove a server, with BeginStep and EndStep as for Build.
 	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
@@ -35,11 +36,11 @@ var (
 	// Diagnose returns the state of a server as its driver reports it. Errors: NotFound if the server is not on the host; Unimplemented if
 	// the driver has no diagnostics.
 	Diagnose = rpc.Define(rpc.Method[DiagnoseRequest, DiagnoseReply]{Interface: Worker, Name: "diagnose", Since: v15})
-	// OpenConsole returns where the console of a server can be reached from the console proxy. Errors: NotFound if the server is not on the host;
-	// Precondition if the server does not run; Unimplemented if the driver cannot do it, or the console has no TCP port.
+	// OpenConsole returns the address at which the console proxy reaches the console of a server. Errors: NotFound if the server is not on the host;
+	// Precondition if the server does not run; Unimplemented if the driver does not have this type of console, or the console has no TCP port.
 	OpenConsole = rpc.Define(rpc.Method[OpenConsoleRequest, OpenConsoleReply]{Interface: Worker, Name: "open_console", Since: v15})
-	// ChangeInterface gives a server a network interface, or takes it away. It is idempotent. Errors: NotFound if the server is not on the
-	// host; Unimplemented if the driver cannot do it.
+	// ChangeInterface attaches a network interface to a server, or detaches it. It is idempotent. Errors: NotFound if the server is not on the
+	// host; Unimplemented if the driver cannot attach interfaces.
 	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
 )
 
@@ -47,37 +48,40 @@ var (
 type ActRequest struct {
 	ServerID string `json:"server_id"`
 	Action   Action `json:"action"`
-	// Resources are the server's resources after a Resize.
+	// Resources are the server's resources after a Resize, or after an action with Settle. A ConfirmResize and a RevertResize also have the new size here, without an effect. Conductors before
+	// version 1.5 send the new size with any action on a server whose resize was interrupted. Other requests have zero Resources.
 	Resources Resources `json:"resources,omitzero"`
-	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild. If not, it is off. For a Shelve it reports whether
-	// the server ran before.
+	// Settle means that the action, which has ActionInfo.Settles, ends an interrupted resize, and gives the server the Resources. Since 1.5.
+	Settle bool `json:"settle,omitempty"`
+	// Running reports whether the server runs after a Resize, a RevertResize or a Rebuild; otherwise the server is shut off. For a Shelve, Running
+	// reports whether the server ran before.
 	Running bool `json:"running,omitempty"`
-	// ImageRef is the image of a Rescue, where empty means the server's own, or the one that a CreateImage or a Shelve makes.
+	// ImageRef is the image that a Rescue boots from (empty: the server's own image), or the image that a CreateImage, a CreateBackup or a Shelve makes.
 	ImageRef string `json:"image_ref,omitempty"`
-	// Upload means that the image that is made is one of the image service. A worker without an image service refuses the request.
+	// Upload reports whether the worker uploads the new image to the image service. A worker without an image service refuses such a request.
 	Upload bool `json:"upload,omitempty"`
-	// Spec is what an action with ActionInfo.Builds builds. Placed reports whether the host was chosen for this action: if the action fails,
-	// the worker removes the server before its report.
+	// Spec is the server to build, if the action has ActionInfo.Builds. Placed reports whether the host was chosen for this action. If such an
+	// action fails, the worker removes the server before it reports.
 	Spec   *Spec `json:"spec,omitempty"`
 	Placed bool  `json:"placed,omitempty"`
-	// Rotation is set in the second request of a CreateBackup, which only removes older backups.
+	// Rotation is set in the second request of a CreateBackup. This request makes no image; it removes older backups.
 	Rotation *Rotation `json:"rotation,omitempty"`
-	// AdminPass is the password of a ChangePassword.
+	// AdminPass is the password of a ChangePassword or a Rescue.
 	AdminPass string `json:"admin_pass,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
-	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
+	// Task and Generation are for workers that use [BeginBuild], see [AttemptRequest].
 	Task       string `json:"task"`
 	Generation int64  `json:"generation"`
 }
 
 // Rotation says which backups of a server are removed.
 type Rotation struct {
-	// With an image service all are removed except the newest Keep of this Type that belong to the project.
+	// With an image service, the worker removes the server's backups of this Type in this project, except the newest Keep.
 	Type      string `json:"type"`
 	Keep      int    `json:"keep"`
 	ProjectID string `json:"project_id"`
-	// Images are the images that the driver removes if there is no image service.
+	// Images are the images that the driver removes if nova-mini has no image service.
 	Images []string `json:"images,omitempty"`
 }
 
@@ -114,7 +118,7 @@ type DiagnoseRequest struct {
 type InterfaceRequest struct {
 	ServerID  string    `json:"server_id"`
 	Interface Interface `json:"interface"`
-	// Detach takes the interface away.
+	// Detach reports whether the interface is detached. Otherwise it is attached.
 	Detach bool `json:"detach,omitempty"`
 }
 
@@ -142,40 +146,40 @@ type DestroyRequest struct {
 	Generation int64  `json:"generation,omitempty"`
 }
 
-// Unreported are the versions of the releases whose processes do not report their versions to the database. See rpccaps.Config.
+// Unreported has, by interface, the version that a process serves if its release does not store versions in the database. See rpccaps.Config.
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
-// Conductor is the interface of the conductor. Since 1.4 it stores the versions of the interfaces of workers.
+// Conductor is the interface of the conductor. Since 1.4 the conductor stores the interface versions that workers serve.
 var Conductor = &rpc.Interface{Name: "conductor", Version: v15}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
 	// finds it later, at its next poll.
 	Notify = rpc.Define(rpc.Method[NotifyRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1})
-	// BeginStep asks whether the step of a token is still the current one. ErrStale: it is not, so the worker drops the
-	// request.
+	// BeginStep asks whether the step of a token is still the current one. ErrStale: the step is not current, so the worker
+	// drops the request.
 	BeginStep = rpc.Define(rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13})
-	// EndStep reports the end of a step. ErrOtherRelease; ErrStale: the step is no longer the current step. It is not an error if the same
-	// end was reported before.
+	// EndStep reports the end of a step. Errors: ErrOtherRelease; ErrStale if the step is no longer the current step. It is not an error if the
+	// same end was reported before.
 	EndStep = rpc.Define(rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13})
-	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute. They identify an attempt by
+	// BeginBuild is BeginStep for workers whose version of the interface compute is below 1.4. Such workers identify an attempt by
 	// server, host, task and generation.
 	BeginBuild = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1})
-	// EndBuild is EndStep for a build by such a worker.
+	// EndBuild is EndStep for a build by a worker that uses BeginBuild.
 	EndBuild = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1})
-	// EndAct is EndStep for an action by such a worker.
+	// EndAct is EndStep for an action by a worker that uses BeginBuild.
 	EndAct = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11})
-	// EndDestroy is EndStep for a deletion by such a worker.
+	// EndDestroy is EndStep for a deletion by a worker that uses BeginBuild.
 	EndDestroy = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1})
 	// ReportHost is a worker's heartbeat, with the resources of its host.
 	ReportHost = rpc.Define(rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1})
-	// ClaimHost makes a process the worker of a host. Unavailable, with the reason MemberHeld: the host belongs to another
-	// process, which is up; the text names that process. Since 1.2 every request of a worker has its instance, and fails with
-	// the same error if the host belongs to another instance.
+	// ClaimHost makes a process the worker of a host. Errors: Unavailable, with the reason MemberHeld, if the host belongs to
+	// another process that is up (the text names that process); ErrVersionsNotKnown. Since 1.2 every request of a worker has
+	// the ID of its process, and fails with the reason MemberHeld if the host belongs to another process.
 	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
-	// LeaveHost tells the conductor that the process stops. Its host is down at once, and another process may claim it.
+	// LeaveHost tells the conductor that the process stops. The host is down at once, and another process may claim it.
 	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
-	// VersionCaps returns the versions that every server of an interface accepts. A process without a database asks for them.
+	// VersionCaps returns the versions that every server of an interface accepts. Processes without a database call it.
 	VersionCaps = rpccaps.Define(Conductor)
 	// Orphans returns the orphans among the servers on a host: servers that the database does not place there. The worker
 	// destroys them.
@@ -187,7 +191,7 @@ type NotifyRequest struct {
 	ServerID string `json:"server_id"`
 }
 
-// StepRequest identifies the step that a worker carries out.
+// StepRequest identifies a step that a worker carries out.
 type StepRequest struct {
 	// Token is the token of the request for the step.
 	Token string `json:"token"`
@@ -202,19 +206,19 @@ type EndStepRequest struct {
 
 	// Error is the text of the step's error; empty if the step succeeded.
 	Error string `json:"error,omitempty"`
-	// Refused means that the worker has refused the action before it has changed the server.
+	// Refused means that the worker has refused the action, and has not changed the server.
 	Refused bool `json:"refused,omitempty"`
-	// Missing means that the step has failed because the host does not have the server.
+	// Missing means that a soft deletion failed because the host does not have the server. Other steps do not set it.
 	Missing bool `json:"missing,omitempty"`
 }
 
-// AttemptRequest identifies one attempt on one host, as workers of releases before 1.4 do.
+// AttemptRequest identifies one attempt on one host, as workers that use [BeginBuild] do.
 type AttemptRequest struct {
 	ServerID string `json:"server_id"`
 	Host     string `json:"host"`
-	// Generation is the generation of the request for the attempt. The conductor derives it from the token.
+	// Generation is the Generation of the request with which the attempt began. The conductor derives it from the token of the step.
 	Generation int64 `json:"generation,omitempty"`
-	// Task is the task that the attempt belongs to; empty: a build.
+	// Task is the task_state to which the attempt belongs; empty: a build.
 	Task string `json:"task,omitempty"`
 	// Instance is the ID of the [Process] that sends the request.
 	Instance string `json:"instance,omitempty"`
@@ -242,7 +246,7 @@ type LeaveHostRequest struct {
 	Instance string `json:"instance"`
 }
 
-// EndBuildRequest reports the end of an attempt, as workers of releases before 1.4 do.
+// EndBuildRequest reports the end of an attempt, as workers that use [BeginBuild] do.
 type EndBuildRequest struct {
 	AttemptRequest
 
@@ -256,13 +260,17 @@ type HostReport struct {
 	Driver        string    `json:"driver"`
 	DriverVersion string    `json:"driver_version"`
 	Resources     Resources `json:"resources"`
-	// Capabilities are those of the driver. A worker of a release before 1.5 does not report them: nil means that they are not known.
+	// Capabilities are those of the driver. Nil: not known, because a worker below version 1.5 of [Worker] does not report them.
 	Capabilities []driver.Capability `json:"capabilities,omitzero"`
 	// Instance is the ID of the [Process] that reports.
 	Instance string `json:"instance,omitempty"`
-	// Claim describes that process. If an operator has removed the host, the report claims the host again for this process.
+	// Platforms are the kinds of guests that the host can run. Empty: not known, because the driver does not have CapPlatforms, or the worker is below version 1.5 of [Worker].
+	Platforms []Platform `json:"platforms,omitempty"`
+	// Zone is the availability zone of the host. Empty: the default zone. A worker below version 1.5 of [Worker] always reports an empty Zone.
+	Zone string `json:"zone,omitempty"`
+	// Claim describes the [Process] that reports. If an operator has removed the host, the report claims the host again for this process.
 	Claim *Process `json:"claim,omitempty"`
-	// Interfaces are as in [ClaimHostRequest]: a conductor of an earlier release may have handled the claim.
+	// Interfaces are as in [ClaimHostRequest]. They are repeated, because a conductor of an earlier release may have handled the claim.
 	Interfaces map[string][]string `json:"interfaces,omitempty"`
 }
 
@@ -282,17 +290,19 @@ type OrphansReply struct {
 // Scheduler is the interface of the scheduler.
 var Scheduler = &rpc.Interface{Name: "scheduler", Version: v11}
 
-// The versions since which requests have what earlier services ignore: the data for the guest of a [Spec], and the Host and the Group of a [SelectRequest].
+// A service of an earlier version ignores the newer fields of a request. A service knows such fields since the following versions: GuestDataSince of [Worker] for the data for the guest in
+// a [Spec]; SettlesSince of [Worker] for the Settle of an [ActRequest]; ChosenHostSince of [Scheduler] for Host, Group, Zone, Guest and Specs of a [SelectRequest].
 var (
 	GuestDataSince  = v15
+	SettlesSince    = v15
 	ChosenHostSince = v11
 )
 
 // Select chooses a host for a server and claims its resources there. If the server
 // already has a claim, Select returns the host of that claim. Errors:
-// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if in
-// 20 decisions no ranked host accepted the claim; Conflict if the server does not need a
-// host now.
+// ErrNoValidHost, whose text counts the rejection reasons; Unavailable if no host is up, or
+// if no ranked host accepted the claim in 20 decisions; Conflict if the server does not need
+// a host now.
 var Select = rpc.Define(rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1})
 
 // SelectRequest asks for a host.
@@ -303,8 +313,14 @@ type SelectRequest struct {
 	Exclude []string `json:"exclude,omitempty"`
 	// Host is the only host that may be chosen, since 1.1. Empty: any host.
 	Host string `json:"host,omitempty"`
-	// Group is the server group, since 1.1. The scheduler reads its policy. Nil: none.
+	// Group is the server group, since 1.1. The scheduler applies the policy of the group. Nil: none.
 	Group *string `json:"group,omitempty"`
+	// Zone is the availability zone of the host, since 1.1. Empty: any zone.
+	Zone string `json:"zone,omitempty"`
+	// Guest is what the image needs of the host, since 1.1.
+	Guest GuestNeeds `json:"guest,omitzero"`
+	// Specs are the extra specs of the flavor, since 1.1.
+	Specs map[string]string `json:"specs,omitempty"`
 }
 
 // SelectReply is the chosen host.
@@ -312,12 +328,13 @@ type SelectReply struct {
 	Host string `json:"host"`
 }
 
-// ErrVersionsNotKnown means that a claim is refused because the process is older than another one that has run, and must not serve before
-// the RPC clients know its versions. The claim has announced them. The process claims again, or leaves the host.
+// ErrVersionsNotKnown refuses the claim of a process whose release is older than that of another process that has run. The older process must not
+// serve before the RPC clients know its lower versions. The claim has announced these versions. The process repeats the claim, or leaves the host.
 var ErrVersionsNotKnown = fault.Sentinel(fault.Unavailable, "VersionsNotKnown", "the process is older than another one that has run, and waits until the RPC clients know its versions")
 
-// ErrOtherRelease means that this conductor does not know the operation of a step, because another release has begun it. Another conductor may.
-var ErrOtherRelease = fault.Sentinel(fault.Unavailable, "UnknownOperation", "another conductor has to take the report")
+// ErrOtherRelease means that this conductor cannot handle the report of a step: a conductor of another release has begun the operation, and this release does
+// not know the operation's kind or steps. The worker repeats the report, so that a conductor of the other release gets it.
+var ErrOtherRelease = fault.Sentinel(fault.Unavailable, "UnknownOperation", "another conductor must handle the report")
 
 // ErrStale means that a step is not, or is no longer, the current step of the server's operation. For example, the server
 // was deleted, or is being built on another host.

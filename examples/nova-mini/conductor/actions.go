@@ -3,6 +3,7 @@ package conductor
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -28,7 +29,11 @@ func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.Act
 	if err != nil || srv.Host != nil {
 		return err
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost, Group: srv.GroupID}, "")
+	req := &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost, Group: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs}
+	if srv.PinnedZone != nil {
+		req.Zone = *srv.PinnedZone
+	}
+	got, err := s.selectHost(ctx, req, "")
 	if err == nil {
 		data.Host = got.Host
 	}
@@ -42,11 +47,11 @@ func (s actor) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, d
 	return s.cfg.Store.PlaceAgain(ctx, tx, op.Resource, data.Host)
 }
 
-// castAct casts the request to do the action to the compute service.
+// castAct casts the request for the action to the compute service of the server's host.
 func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.PrepareAction(ctx, op, s.action, data)
 	if err != nil {
-		return err
+		return s.refused(op, err)
 	}
 	if srv.Host == nil {
 		return fault.New(fault.Internal, "%s server %s: the server has no host", s.action, srv.ID)
@@ -56,27 +61,58 @@ func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActDat
 		ServerID: srv.ID, Action: s.action, ImageRef: data.ImageRef, Upload: data.Upload, Placed: data.Host != "", Running: srv.VMState != store.Stopped,
 		Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token),
 	}
-	if info.Builds || s.action == compute.ChangePassword {
+	if info.Builds || s.action == compute.ChangePassword || s.action == compute.Rescue {
 		if err := s.addSecrets(ctx, req); err != nil {
 			return err
 		}
 	}
-	if srv.Resize.V != nil {
-		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
+	if size := srv.Goal(s.action); size != nil {
+		if err := s.addSize(req, srv, size); err != nil {
+			return err
+		}
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, info.Method(), *srv.Host, req))
 }
 
-// addSecrets adds to a request what most queries do not read: what is needed to build the server, or its new password.
+// refused gives an error the code Precondition if no request of the operation has been cast, so that the server keeps its state, see Store.EndAction. The code of a transient error stays. So does
+// that of a soft deletion, see afterFailure.
+func (s actor) refused(op *operation.Op, err error) error {
+	transient := []fault.Code{fault.Unavailable, fault.Unknown, fault.Timeout}
+	if op.Waits > 0 || s.action == compute.SoftDelete || slices.Contains(transient, fault.CodeOf(err)) {
+		return err
+	}
+	return operation.Permanent(fault.New(fault.Precondition, "%w", err))
+}
+
+// addSize adds to a request the size that the server gets by a resize, or by an action that ends an interrupted resize.
+func (s actor) addSize(req *compute.ActRequest, srv *store.Server, size *store.Size) error {
+	req.Resources = size.Has
+	if !s.action.Info().Settles {
+		req.Running = srv.Resize.V.Running
+		return nil
+	}
+	if !s.cfg.Client.Allows(compute.Worker, compute.SettlesSince) { // an older compute service would not change the size
+		return operation.Transient(fault.New(fault.Unavailable, "an interrupted resize cannot be ended before all compute services have version %v", compute.SettlesSince))
+	}
+	req.Settle = true
+	if req.Spec != nil {
+		req.Spec.Resources = size.Has
+	}
+	return nil
+}
+
+// addSecrets adds to a request the values that most queries of the database do not read: the Spec from which the server is built, or the new password.
 func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 	srv, err := s.cfg.Store.ServerToBuild(ctx, req.ServerID)
 	switch {
 	case err != nil:
 		return err
-	case !s.action.Info().Builds && srv.AdminPass == nil:
-		return operation.Permanent(fault.New(fault.Precondition, "the password is not kept after the end of the action: the client has to set it again"))
+	case s.action == compute.ChangePassword && srv.AdminPass == nil:
+		return operation.Permanent(fault.New(fault.Precondition, "the password is not kept after the end of an action: the client must set it again"))
 	case !s.action.Info().Builds:
-		req.AdminPass = *srv.AdminPass
+		if srv.AdminPass != nil {
+			req.AdminPass = *srv.AdminPass
+		}
 		return nil
 	}
 	if err := s.allocate(ctx, srv); err != nil {
@@ -86,7 +122,8 @@ func (s actor) addSecrets(ctx context.Context, req *compute.ActRequest) error {
 	return nil
 }
 
-// backedUp notes that a backup is complete, and remembers one that the driver keeps.
+// backedUp handles the report of a backup. After success backedUp records that the backup is complete. A backup that the driver keeps becomes one of the
+// server's backups in the database. An uploaded backup is kept in the image service.
 func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData, failed error) (err error) {
 	data.Backup.Made = failed == nil
 	if data.Backup.Made && data.Backup.ByDriver {
@@ -97,7 +134,8 @@ func (s actor) backedUp(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data
 	return err
 }
 
-// chooseExcess chooses the older backups that the driver removes.
+// chooseExcess chooses the older backups that the driver must remove. With an image service it does nothing, because Images.Rotate of the compute service
+// chooses the backups.
 func (s actor) chooseExcess(ctx context.Context, op *operation.Op, data *store.ActData) (err error) {
 	if data.Backup.ByDriver {
 		data.Backup.Remove, err = s.cfg.Store.ExcessBackups(ctx, op.Resource, data.Backup)
@@ -105,7 +143,7 @@ func (s actor) chooseExcess(ctx context.Context, op *operation.Op, data *store.A
 	return err
 }
 
-// castRotation casts the request to remove older backups to the compute service.
+// castRotation casts the request to remove older backups to the compute service of the server's host.
 func (s actor) castRotation(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if err != nil {
@@ -126,7 +164,7 @@ func (s actor) castRotation(ctx context.Context, op *operation.Op, data *store.A
 
 func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
 	info := s.action.Info()
-	if op.Err == nil && (info.Launches || info.Capability == compute.CapSnapshot || info.To == compute.VMSoftDeleted) { // EndAction forgets the image of a server that was shelved before
+	if op.Err == nil && (info.Launches || info.Capability == compute.CapSnapshot || info.To == compute.VMSoftDeleted) { // before EndAction, which clears the image of a shelved server
 		if err := s.discardShelved(ctx, tx, op.Resource); err != nil {
 			return err
 		}
@@ -144,7 +182,7 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 	if err != nil || info.To != compute.VMShelved || s.cfg.ShelvedOffload != 0 {
 		return err
 	}
-	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
+	alone := reqctx.With(ctx, reqctx.Request{}) // without the client's request, because os-instance-actions already lists an action of that request
 	if err := s.cfg.Store.BeginAction(alone, op.Resource, compute.ShelveOffload, store.ActData{}); err != nil && !errors.Is(err, fault.NotFound) {
 		return err
 	}
@@ -152,7 +190,7 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, dat
 	return nil
 }
 
-// afterFailure begins what follows an action that has failed: the deletion of a server that cannot be soft-deleted.
+// afterFailure handles the failure of an action: if a server cannot be soft-deleted, afterFailure begins its deletion.
 func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compute.ActionInfo) error {
 	if c := fault.CodeOf(op.Err); info.To == compute.VMSoftDeleted && (c == fault.NotFound || c == fault.Conflict) {
 		return s.deleteInstead(ctx, op.Resource)
@@ -160,19 +198,19 @@ func (s *Service) afterFailure(ctx context.Context, op *operation.Op, info compu
 	return nil
 }
 
-// deleteInstead begins the deletion of a server that cannot be soft-deleted, because its host does not have it or its state does not allow that. It runs in the transaction in
-// which the operation ends.
+// deleteInstead begins the deletion of a server that cannot be soft-deleted, because the server's host does not have the server, or the server's state does not allow a soft deletion.
+// It runs in the transaction in which the operation ends.
 func (s *Service) deleteInstead(ctx context.Context, id string) error {
-	alone := reqctx.With(ctx, reqctx.Request{}) // the request of the client has one action
+	alone := reqctx.With(ctx, reqctx.Request{}) // without the client's request, because os-instance-actions already lists an action of that request
 	if err := s.cfg.Store.BeginDelete(alone, id); err != nil && !errors.Is(err, fault.NotFound) {
 		return err
 	}
-	s.cfg.Logger.WarnContext(ctx, "server cannot be soft-deleted, it is deleted", "server", id)
+	s.cfg.Logger.WarnContext(ctx, "server cannot be soft-deleted, deleting it at once", "server", id)
 	s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(id) })
 	return nil
 }
 
-// OffloadShelved removes servers from their hosts that are shelved for longer than Config.ShelvedOffload. It is for a loop.
+// OffloadShelved begins to offload servers that have been shelved for longer than Config.ShelvedOffload. Call it in a loop.
 func (s *Service) OffloadShelved(ctx context.Context) error {
 	if s.cfg.ShelvedOffload < 0 {
 		return nil
@@ -180,7 +218,7 @@ func (s *Service) OffloadShelved(ctx context.Context) error {
 	ids, err := s.cfg.Store.Shelved(ctx, s.cfg.ShelvedOffload)
 	for _, id := range ids {
 		beginErr := s.cfg.Store.BeginAction(ctx, id, compute.ShelveOffload, store.ActData{})
-		if c := fault.CodeOf(beginErr); beginErr != nil && c != fault.Conflict && c != fault.NotFound { // otherwise the server has another operation, or another state
+		if c := fault.CodeOf(beginErr); beginErr != nil && c != fault.Conflict && c != fault.NotFound { // after Conflict or NotFound, the server has another operation or another state, or does not exist
 			err = errors.Join(err, beginErr)
 		}
 		s.Runner.NotifyResource(id)
@@ -188,7 +226,7 @@ func (s *Service) OffloadShelved(ctx context.Context) error {
 	return err
 }
 
-// ReclaimDeleted deletes servers that are soft-deleted for longer than a time. It is for a loop: any number of conductors may run it.
+// ReclaimDeleted begins the deletion of servers whose soft deletion is longer ago than a given time. Call it in a loop. Any number of conductors may call it.
 func (s *Service) ReclaimDeleted(ctx context.Context, longer time.Duration) error {
 	ids, err := s.cfg.Store.SoftDeleted(ctx, longer)
 	for _, id := range ids {

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestActions: after an action that failed or timed out the server keeps its state and gets a fault. After a resize that
-// timed out the server is in ERROR. A compute service does not begin an action that was canceled. A client that sees the server
+// TestActions: after an action has failed or timed out, the server keeps its state and gets a fault. After a resize has
+// timed out, the server is in ERROR. A compute service does not begin a canceled action. A client that sees the server
 // without a task can begin the next action.
 func TestActions(t *testing.T) {
 	t.Parallel()
@@ -139,8 +139,8 @@ func (b *bench) awaitPeer(id string) {
 	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
 }
 
-// TestShelve: a shelved server leaves its host at once, after a time, or when an administrator says so. Then it holds nothing there. An
-// unshelved server gets a host again; if no host can build it, it stays shelved, with a fault.
+// TestShelve: a shelved server leaves its host at once, after a time, or on the request of an administrator. Then it has no claim. An unshelve
+// places the server on a host; if no host can build the server, it stays shelved, with a fault.
 func TestShelve(t *testing.T) {
 	t.Parallel()
 	for _, offload := range []time.Duration{0, time.Hour, -1} {
@@ -234,7 +234,7 @@ func TestShelve(t *testing.T) {
 	}
 }
 
-// TestNoHostToUnshelve: without room on any host a server stays shelved, and its fault has the reasons.
+// TestNoHostToUnshelve: if no host has room, an unshelve leaves the server shelved, and the fault has the reasons.
 func TestNoHostToUnshelve(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
@@ -260,7 +260,7 @@ func TestNoHostToUnshelve(t *testing.T) {
 	})
 }
 
-// build adds a server that runs on h1, and returns its ID.
+// build adds an active server on the host h1, and returns the server's ID.
 func (b *bench) build() string {
 	b.Helper()
 	id := b.addServer()
@@ -292,8 +292,8 @@ func (b *bench) awaitAct(id string) compute.ActRequest {
 	}
 }
 
-// TestChangePassword: the compute service gets the new password. The database keeps it only until the action ends, also if the action fails or is
-// ended by a reset of the state, and a repeated operation does not set an empty password.
+// TestChangePassword: the compute service gets the new password. The database keeps the password only until the action ends, even if the action fails
+// or a reset of the state ends it. A retry of the operation fails, because it would set an empty password.
 func TestChangePassword(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -337,7 +337,36 @@ func TestChangePassword(t *testing.T) {
 	})
 }
 
-// ended returns the ID of an operation of an action that has failed.
+// TestRescuePassword: the compute service gets the password of a rescue, and the database keeps it only until the rescue ends. A rescue that is repeated later has no password.
+func TestRescuePassword(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		r := b.act(id, compute.Rescue, store.ActData{AdminPass: new("secret")})
+		if r.AdminPass != "secret" || r.Spec != nil {
+			b.Errorf("the request: %+v", r)
+		}
+		b.endWith(r, "no image", false)
+		var n int
+		if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM servers WHERE admin_pass IS NOT NULL`); err != nil || n != 0 {
+			b.Errorf("after the end the database has the password, %v", err)
+		}
+		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.Rescue)); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		if r = b.awaitAct(id); r.AdminPass != "" {
+			b.Errorf("the repeated request: %+v", r)
+		}
+		b.endWith(r, "", false)
+		if s := b.server(id); s.VMState != compute.VMRescued {
+			b.Errorf("the rescued server: %+v", s)
+		}
+	})
+}
+
+// ended returns the ID of the operation of a failed action.
 func (b *bench) ended(id string, a compute.Action) string {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, State: operation.Failed})
@@ -347,8 +376,9 @@ func (b *bench) ended(id string, a compute.Action) string {
 	return list[0].ID
 }
 
-// TestBackups: without an image service the driver removes the oldest backups of a server and a type beyond the rotation, and the new one if none
-// is kept. A backup that could not be removed is removed after the next one. Other types, and backups on another host, stay.
+// TestBackups: without an image service, the driver keeps the newest backups of a server and a type, as many as the rotation says, and removes the
+// older ones. With rotation 0 it also removes the new backup. If a removal fails, the next createBackup repeats it. Backups of other types, and on
+// other hosts, stay.
 func TestBackups(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -377,14 +407,14 @@ func TestBackups(t *testing.T) {
 			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != failed {
 				b.Errorf("after %s: %s, %q", image, s.VMState, s.FaultDetails)
 			}
-			b.awaitPolls() // so that the next one is newer
+			b.awaitPolls() // so that the next backup is newer
 		}
 		backup("d1", "daily", 2, "")
 		backup("w1", "weekly", 1, "")
 		backup("D1", "Daily", 1, "")
 		backup("d2", "daily", 2, "")
 		backup("d3", "daily", 2, "disk full", "d1")
-		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.CreateBackup)); err != nil { // the driver has the image, and so has the database
+		if err := b.store.Operations().Retry(b.Context(), b.ended(id, compute.CreateBackup)); err != nil { // both the driver and the database have the image d3
 			b.Fatal(err)
 		}
 		b.notify(id)
@@ -431,7 +461,7 @@ func TestBackups(t *testing.T) {
 	})
 }
 
-// TestBackupsOfImageService: the compute service gets what it needs to find the backups in the image service.
+// TestBackupsOfImageService: with an image service, the compute service gets the rotation, the type and the project, by which it finds the backups.
 func TestBackupsOfImageService(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {

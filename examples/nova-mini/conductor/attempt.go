@@ -12,17 +12,17 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Before version 1.4 of the interface compute, a compute service names a step by the server, the task and the generation
-// of the request. The functions in this file find the token of such a step.
+// Compute services before version 1.4 of the interface compute identify a step by the server, the task and the generation of
+// the request, not by a token. The functions in this file find the token of such a step.
 
-// generationOf returns the generation that a request with this token carries for earlier releases: a hash of the token.
+// generationOf returns the generation of a request for compute services of earlier releases: a hash of the request's token.
 func generationOf(token string) int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(token)) // a hash does not fail
 	return int64(h.Sum64() & math.MaxInt64)
 }
 
-// tokenOf returns the token of an attempt. Errors: ErrStale, if it is not the server's current attempt.
+// tokenOf returns the token of an attempt. Errors: ErrStale if the attempt is not the server's current one.
 func (s *Service) tokenOf(ctx context.Context, a *compute.AttemptRequest) (string, error) {
 	op, err := s.cfg.Store.Operations().Current(ctx, a.ServerID)
 	switch {
@@ -35,7 +35,7 @@ func (s *Service) tokenOf(ctx context.Context, a *compute.AttemptRequest) (strin
 	case a.Generation != 0 || op.Kind != store.Delete.Name:
 		return "", compute.ErrStale
 	}
-	// Generation 0 means any attempt of the deletion on this host.
+	// For a deletion, generation 0 stands for any attempt on the host.
 	srv, err := s.cfg.Store.Server(ctx, a.ServerID)
 	if err == nil && (srv.Host == nil || *srv.Host != a.Host) {
 		err = compute.ErrStale

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestEarlierWorker: a compute service of a release that names attempts by generations builds, acts and destroys.
+// TestEarlierWorker: a compute service of an earlier release, which identifies attempts by generations instead of tokens, can build, act and destroy.
 func TestEarlierWorker(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -14,8 +15,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestChosenHost: a server whose client chooses a host is built there, with its password and user data, or not at all. Afterwards the password is
-// no longer in the database.
+// TestChosenHost: if a client chooses the host of a server, the server is built on this host, with its password and user data, or not at all. After
+// the build, the password is no longer in the database.
 func TestChosenHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -44,7 +45,7 @@ func TestChosenHost(t *testing.T) {
 				b.Errorf("after the build: %+v, %v", s, err)
 			}
 		}
-		id := create("h2") // it is full, and h1 is not
+		id := create("h2") // h2 is full, and h1 is not
 		waittest.Until(b, "the server is in error", func() bool { return b.server(id).VMState == store.Error })
 		s, err := b.store.ServerToBuild(b.Context(), id)
 		if err != nil || s.AdminPass != nil || !strings.Contains(s.FaultDetails, "0 of 2 hosts") {
@@ -53,7 +54,7 @@ func TestChosenHost(t *testing.T) {
 	})
 }
 
-// TestReleases: a process of the previous release knows neither chosen hosts nor groups. It does not run the creation of a server that has one
+// TestReleases: a process of the previous release knows neither chosen hosts nor zones nor groups nor needs of images. It does not run the creation of a server that has one
 // of them.
 func TestReleases(t *testing.T) {
 	t.Parallel()
@@ -63,11 +64,12 @@ func TestReleases(t *testing.T) {
 			b.Fatal(err)
 		}
 		for _, tt := range []struct {
-			host    string
-			group   *string
-			version int
-		}{{"", nil, 0}, {"h1", nil, 1}, {"", &group.ID, 1}} {
-			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", OnlyHost: tt.host, GroupID: tt.group}
+			host        string
+			group, zone *string
+			image       map[string]string
+			version     int
+		}{{}, {host: "h1", version: 1}, {group: &group.ID, version: 1}, {zone: new("nova"), version: 1}, {image: map[string]string{"hw_vm_mode": "hvm"}, version: 1}} {
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", OnlyHost: tt.host, GroupID: tt.group, PinnedZone: tt.zone, ImageProperties: db.JSONOf(tt.image)}
 			if err := b.store.CreateServer(b.Context(), srv); err != nil {
 				b.Fatal(err)
 			}
@@ -78,13 +80,13 @@ func TestReleases(t *testing.T) {
 	})
 }
 
-// TestOlderServices: an older scheduler or compute service would ignore the chosen host, the group or the user data. While such a
-// service may get the request, the server is not built: its operation waits.
+// TestOlderServices: an older scheduler or compute service would ignore the chosen host, the group or the user data. So the operation
+// waits while such a service may get the request.
 func TestOlderServices(t *testing.T) {
 	t.Parallel()
 	const wait = "cannot be"
 	for name, caps := range map[string]rpc.Versions{
-		"scheduler": {compute.Scheduler.Name: {{Major: 1}}}, "scheduler and group": {compute.Scheduler.Name: {{Major: 1}}}, "compute": {compute.Worker.Name: {{Major: 1, Minor: 4}}},
+		"scheduler": {compute.Scheduler.Name: {{Major: 1}}}, "scheduler and group": {compute.Scheduler.Name: {{Major: 1}}}, "scheduler and zone": {compute.Scheduler.Name: {{Major: 1}}}, "scheduler and image": {compute.Scheduler.Name: {{Major: 1}}}, "compute": {compute.Worker.Name: {{Major: 1, Minor: 4}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -98,6 +100,12 @@ func TestOlderServices(t *testing.T) {
 						b.Fatal(err)
 					}
 					srv.OnlyHost, srv.GroupID = "", &group.ID
+				}
+				if strings.Contains(name, "zone") {
+					srv.OnlyHost, srv.PinnedZone = "", new("nova")
+				}
+				if strings.Contains(name, "image") {
+					srv.OnlyHost, srv.ImageProperties.V = "", map[string]string{"hw_architecture": "x86_64"}
 				}
 				if err := b.store.CreateServer(b.Context(), srv); err != nil {
 					b.Fatal(err)

@@ -1,15 +1,16 @@
-// Package conductor is nova-mini's conductor service. It runs the operations on servers. Each operation ends even if any
-// process dies meanwhile. The whole state is in the database; a message only starts work earlier than the next poll. Any
+// Package conductor is nova-mini's conductor service. It runs the operations on servers. Each operation ends, even if
+// processes die meanwhile. The whole state is in the database; a message only starts work earlier than the next poll. Any
 // number of conductors may run.
 //
 //	server.create   schedule: the scheduler chooses a host; build: the compute service builds the server. After a
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
 //	                and on no host
-//	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
+//	server.delete   destroy: the compute service destroys the server. In the end the server does not exist, or is in error
 //	image.discard   discard: the image service removes an image that no server needs
 //	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
-//	                that the action leads to, or in its old state with a fault. An action with ActionInfo.Rotates then has the
-//	                steps choose and rotate: the compute service removes older images
+//	                that the action leads to, or in its old state with a fault. An action with ActionInfo.Schedules begins
+//	                with the step schedule. An action with ActionInfo.Rotates also has the steps choose and rotate, in which
+//	                the compute service removes older backups
 //
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
@@ -39,29 +40,30 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Network is the network service. Nil: a server with ports waits for another conductor.
+	// Network is the network service. Nil: a server with ports waits for a conductor that has a network service.
 	Network Networks
-	// Images removes images of the image service that no server needs. Nil: they are removed by another conductor.
+	// Images removes images of the image service that no server needs. Nil: such images wait for a conductor that has an image service.
 	Images Images
-	// Runner runs the operations. Default: one of this package, with Host, which is the name of the process in the events of operations, and
-	// with Resend, Poll, Inflight and Logger.
+	// Runner runs the operations. Default: a runner with Host, Resend, Poll, Inflight and Logger. Host is the name of the process in the events of
+	// operations.
 	Runner *operation.Runner
 	Host   string
 	// Ratios are the allocation ratios of the hosts' resources.
 	Ratios store.Ratios
 	// MaxAttempts is the number of build attempts of a server, each on another host. Default 3.
 	MaxAttempts int
-	// BuildTimeout is how long one step may take: the search for a host, and a build or an action on one host.
-	// Default 10 minutes.
+	// BuildTimeout limits the time of one step: the search for a host, or a build or an action on one host. A deletion and a
+	// soft deletion have no limit. Default 10 minutes.
 	BuildTimeout time.Duration
-	// DownAfter is how long a compute service without heartbeats still owns its host. After that another process can
-	// claim the host. Default 60 s.
+	// DownAfter is the time without heartbeats after which a compute service no longer owns its host, so that another
+	// process can claim the host. Default 60 s.
 	DownAfter time.Duration
-	// ShelvedOffload is how long a shelved server stays on its host. 0: not at all; negative: until a client removes it.
+	// ShelvedOffload is the time for which a shelved server stays on its host. 0: the server leaves the host at once; negative: the server
+	// stays until a client offloads it.
 	ShelvedOffload time.Duration
-	// Resend is the first delay after which the request to a compute service is repeated if no report has come. The delay
-	// doubles each time, up to 5 minutes, and for a build or an action up to a tenth of BuildTimeout. Resend is also the length
-	// of the lease of an operation. Default 15 s.
+	// Resend is the first delay after which the request to a compute service is repeated if no report has come. Each further
+	// delay is twice as long, up to 5 minutes, or up to a tenth of BuildTimeout for a step that BuildTimeout limits. The default Runner
+	// also uses Resend as the length of an operation's lease. Default 15 s.
 	Resend time.Duration
 	// Poll is the interval at which the database is polled for operations. Default 1 s.
 	Poll     time.Duration
@@ -69,8 +71,8 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// Service answers the conductor's RPC interface. It runs operations after its Runner has been started. It is safe for
-// concurrent use.
+// Service implements the RPC interface compute.Conductor. It runs operations after its Runner has been started. It is safe
+// for concurrent use.
 type Service struct {
 	cfg Config
 	// Runner runs the operations. It implements service.Part; the program starts and stops it.
@@ -122,7 +124,7 @@ func New(cfg Config) *Service {
 		}
 		steps = append(steps, step)
 		if a.Info().Rotates {
-			// The images are chosen in a step of their own, because a report may come before the data of a step that waits are written.
+			// The images are chosen in a separate step, because the report of the step rotate may come before the data of that step are written.
 			steps = append(steps, operation.Step[store.ActData]{Name: "choose", Do: act.chooseExcess, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
 				operation.Step[store.ActData]{Name: "rotate", Do: act.castRotation, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
 		}
@@ -167,28 +169,26 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Group: data.GroupID}, data.LastError)
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Zone: data.Zone, Group: data.GroupID, Guest: data.Guest, Specs: data.Specs}, data.LastError)
 	if err != nil {
 		return err
 	}
-	if slices.Contains(data.Tried, got.Host) { // an earlier call of Select has claimed the host after its caller had stopped waiting
+	if slices.Contains(data.Tried, got.Host) { // an earlier Select had timed out at its caller, and claimed the host later
 		if err := s.cfg.Store.ReleaseClaim(ctx, op.Resource); err != nil {
 			return err
 		}
-		return operation.Transient(fault.New(fault.Conflict, "host %s was claimed once more, although a build has failed there", got.Host))
+		return operation.Transient(fault.New(fault.Conflict, "host %s was claimed although a build has failed there", got.Host))
 	}
 	data.Host = got.Host
 	return nil
 }
 
-// selectHost asks the scheduler for a host. lastError is the error of the last build of the server, or "". Errors: those of compute.Select, where
-// ErrNoValidHost ends the operation.
+// selectHost asks the scheduler for a host. The parameter lastError is the error of the last build of the server, or "". Errors: those of compute.Select;
+// ErrNoValidHost becomes a permanent error, which ends the operation.
 func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, lastError string) (*compute.SelectReply, error) {
-	if req.Host != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would choose any host
-		return nil, operation.Transient(fault.New(fault.Unavailable, "host %s cannot be chosen before all schedulers have version %v", req.Host, compute.ChosenHostSince))
-	}
-	if req.Group != nil && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) { // it would ignore the policy
-		return nil, operation.Transient(fault.New(fault.Unavailable, "a host of server group %s cannot be chosen before all schedulers have version %v", *req.Group, compute.ChosenHostSince))
+	// An older scheduler would ignore these parts of the request.
+	if part := restriction(req); part != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) {
+		return nil, operation.Transient(fault.New(fault.Unavailable, "%s cannot be chosen before all schedulers have version %v", part, compute.ChosenHostSince))
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
 	if !errors.Is(err, scheduler.ErrNoValidHost) {
@@ -204,12 +204,30 @@ func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, la
 	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 }
 
+// restriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.
+func restriction(req *compute.SelectRequest) string {
+	needs := compute.NeedsOf(req.Specs, req.Need)
+	switch {
+	case req.Host != "":
+		return "host " + req.Host
+	case req.Group != nil:
+		return "a host of server group " + *req.Group
+	case req.Zone != "":
+		return "a host of the availability zone " + req.Zone
+	case !req.Guest.IsZero():
+		return "a host for the properties of the image"
+	case !needs.IsZero():
+		return "a host for the extra specs of the flavor"
+	}
+	return ""
+}
+
 func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
 	return s.cfg.Store.Place(ctx, tx, op.Resource, data.Host)
 }
 
-// castBuild casts the request to build to the compute service. The runner calls castBuild again until a report comes, because
-// the compute service may be busy or down, or the message may be lost.
+// castBuild casts the build request to the compute service of the server's host. The runner repeats castBuild until a report
+// comes, because the compute service may be busy or down, or the message may be lost.
 func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
 	srv, err := s.cfg.Store.ServerToBuild(ctx, op.Resource)
 	if err != nil {
@@ -224,30 +242,30 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 		return err
 	}
 	spec := srv.Spec()
-	if (spec.NeedsGuestData() || len(spec.Interfaces) > 0) && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // it would build the server without the data
-		return operation.Transient(fault.New(fault.Unavailable, "the data of the guest cannot be sent before all compute services have version %v", compute.GuestDataSince))
+	if (spec.NeedsGuestData() || len(spec.Interfaces) > 0 || spec.HasExtraDisks()) && !s.cfg.Client.Allows(compute.Worker, compute.GuestDataSince) { // an older compute service would build the server without the data
+		return operation.Transient(fault.New(fault.Unavailable, "the data for the guest cannot be sent before all compute services have version %v", compute.GuestDataSince))
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
 		Spec: spec, Token: op.Token, Generation: generationOf(op.Token),
 	}))
 }
 
-// failOnHost ends the build step as a report of the host does that has failed, so that another host is chosen. Nothing was cast to the host: ports come first.
+// failOnHost ends the build step like a report of a failed build, so that another host is chosen. The host has no remains of a build: ports are bound before the request is cast.
 func (s *Service) failOnHost(ctx context.Context, op *operation.Op, host string, failed error) error {
-	s.cfg.Logger.WarnContext(ctx, "host cannot have the server", "server", op.Resource, "host", host, "error", failed)
+	s.cfg.Logger.WarnContext(ctx, "ports not bound on host, another host will be chosen", "server", op.Resource, "host", host, "error", failed)
 	if err := s.Runner.EndStep(ctx, op.Token, host, failed); err != nil {
 		return operation.Transient(err)
 	}
 	return operation.WaitFor(host, s.cfg.Resend) // no effect: the report has ended the step
 }
 
-// maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
+// maxResend is the maximum delay after which the request to a compute service is repeated. After a compute service has
 // started, its requests are repeated at once, see ClaimHost. For a step with a time limit, the delay is at most a tenth of the
-// limit, because the deadline does not move for an outage of all conductors that is shorter than the delay.
+// limit, because an outage of all conductors moves the deadline of the step only if the outage is longer than the delay.
 const maxResend = 5 * time.Minute
 
-// waitForReport returns the result of a step that has cast a request to a compute service. err is the result of the cast. If it is
-// nil, the step waits for a report of the host.
+// waitForReport returns the result of a step that has cast a request to a compute service. The parameter err is the error of the
+// cast. If err is nil, the step waits for a report of the host.
 func (s *Service) waitForReport(op *operation.Op, host string, err error) error {
 	if err != nil {
 		return err
@@ -259,8 +277,8 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))
 }
 
-// buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. Before its
-// report, the compute service has removed the remains of the build.
+// buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. The compute
+// service has removed the remains of the build before it reported.
 func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData, failed error) error {
 	if failed == nil {
 		return nil
@@ -273,7 +291,7 @@ func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.
 	return operation.GoTo(store.StepSchedule, s.cfg.MaxAttempts, failed) // GoTo counts the attempts
 }
 
-// endCreate makes a server active, or puts it into ERROR if its creation has failed. The messages are Nova's.
+// endCreate makes a server active, or sets it to ERROR if the creation has failed. The messages of faults are Nova's.
 func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
 	if op.Err == nil {
 		return s.cfg.Store.Activate(ctx, tx, op.Resource)
@@ -285,7 +303,7 @@ func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 // createFault returns the message and the details of the fault of a server whose creation has failed.
 func createFault(op *operation.Op, data *store.CreateData) (message, details string) {
 	message, details = fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
-	if data.Host == "" { // while a host was chosen
+	if data.Host == "" { // no host was chosen
 		switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
 		case exhausted && len(data.Tried) == 0:
 			message = "No valid host was found. There are not enough hosts available."
@@ -294,7 +312,7 @@ func createFault(op *operation.Op, data *store.CreateData) (message, details str
 		}
 		return message, details
 	}
-	code := fault.CodeOf(op.Err) // only the errors of the network service have these codes here: the failure of a host leads to another one
+	code := fault.CodeOf(op.Err) // here only errors of the network service have the codes below: after a failure on a host, data.Host is empty
 	if code == fault.Exhausted {
 		message = fmt.Sprintf("Build of instance %s aborted: Failed to allocate the network(s) with error %s, not rescheduling.", op.Resource, details)
 	} else if slices.Contains([]fault.Code{fault.Denied, fault.NotFound, fault.Conflict, fault.Invalid}, code) {
@@ -303,8 +321,8 @@ func createFault(op *operation.Op, data *store.CreateData) (message, details str
 	return message, fmt.Sprintf("host %s: %s", data.Host, details)
 }
 
-// castDestroy casts the request to destroy the server to the compute service. For a server without a host the step has nothing to
-// do.
+// castDestroy releases the ports of the server, and casts the request to destroy the server to the compute service of its host. If the
+// server has no host, nothing is cast, and the step ends.
 func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	switch {
@@ -324,7 +342,7 @@ func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}
 	}))
 }
 
-// endDelete removes the server from the database after its host has destroyed it, or puts it into ERROR if its deletion has
+// endDelete removes the server from the database after its host has destroyed it, or sets it to ERROR if the deletion has
 // failed.
 func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *struct{}) error {
 	if op.Err == nil {
@@ -370,7 +388,7 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 	return &rpc.None{}, staleOf(err)
 }
 
-// staleOf maps errors of package operation to those of the conductor's RPC interface.
+// staleOf translates errors of package operation to errors of the conductor's RPC interface.
 func staleOf(err error) error {
 	switch {
 	case errors.Is(err, operation.ErrStale):
@@ -387,7 +405,7 @@ func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) 
 		return nil, err
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
-	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delay
+	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delays
 		s.cfg.Logger.WarnContext(ctx, "operations of a host not notified, they continue after their delay", "host", req.Host, "error", err)
 	}
 	return &rpc.None{}, nil

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a conductor with a real scheduler and a real database. The test takes the part of the compute services.
+// bench is a conductor with a real scheduler and a real database. The test itself plays the compute services.
 type bench struct {
 	*testing.T
 
@@ -33,23 +33,25 @@ type bench struct {
 	db    *sqlx.DB
 	svc   *conductor.Service
 
+	// The requests to the compute services.
 	builds   chan compute.BuildRequest
 	destroys chan compute.DestroyRequest
 	acts     chan compute.ActRequest
-	cfg      conductor.Config
+
+	cfg conductor.Config
 }
 
-// poll is how often a conductor polls the database.
+// poll is the interval at which a conductor polls the database.
 const poll = 20 * time.Millisecond
 
-// each runs f on every database. On SQLite, f runs in a bubble of testing/synctest. On MariaDB, f runs in real time, because leases,
-// delays and heartbeats use the clock of the database server. Host h1 has room for two servers.
+// each runs the function f on every database. On SQLite, f runs in a bubble of testing/synctest. On MariaDB, f runs in real time, because
+// leases, delays and heartbeats use the clock of the database server. Host h1 has room for two servers.
 func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	t.Helper()
 	eachWith(t, cfg, rpc.ClientConfig{}, f)
 }
 
-// eachWith is each with a configuration of the conductor's RPC client.
+// eachWith is like each, with a configuration of the conductor's RPC client.
 func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func(b *bench)) {
 	t.Helper()
 	calls.Timeout = 10 * time.Second
@@ -95,6 +97,7 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 	})
 }
 
+// registerWorker registers the handlers of a compute service. They pass the requests to the test.
 func (b *bench) registerWorker(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
 		b.builds <- *r
@@ -110,6 +113,7 @@ func (b *bench) registerWorker(srv *rpc.Server) {
 	})
 }
 
+// addHost adds a host with room for two servers of addServer.
 func (b *bench) addHost(name string) {
 	b.Helper()
 	_, err := b.svc.ReportHost(b.Context(), &compute.HostReport{Host: name, Driver: "d", DriverVersion: "1", Resources: compute.Resources{VCPUs: 2, MemoryMiB: 2, DiskGiB: 2}})
@@ -118,6 +122,7 @@ func (b *bench) addHost(name string) {
 	}
 }
 
+// addServer writes a new server and the operation that creates it, and returns the server's ID. It does not notify the conductor.
 func (b *bench) addServer() string {
 	b.Helper()
 	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
@@ -155,7 +160,7 @@ func (b *bench) server(id string) *store.Server {
 	return s
 }
 
-// start runs operations until the test ends.
+// start starts the conductor's runner of operations, which runs until the test ends.
 func (b *bench) start() {
 	b.Helper()
 	if err := b.svc.Runner.Start(b.Context()); err != nil {
@@ -174,7 +179,7 @@ func (b *bench) setPast(table, column string) {
 	b.exec(`UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour))
 }
 
-// exec runs a statement. After a deadlock with a conductor it runs again.
+// exec runs a statement. If it deadlocks with a conductor, exec repeats it.
 func (b *bench) exec(query string, args ...any) {
 	b.Helper()
 	err := db.Tx(b.Context(), b.db, func(ctx context.Context, tx *sqlx.Tx) error {
@@ -189,8 +194,8 @@ func (b *bench) exec(query string, args ...any) {
 // expire ends all leases and delays of operations.
 func (b *bench) expire() { b.Helper(); b.setPast("operations", "due_at") }
 
-// operation returns the open operation on a server. If no operation is open, it returns the only one that has ended. If several have
-// ended, it fails the test, because the newest one cannot be found: in a bubble, where no time passes, all have the same created_at.
+// operation returns the open operation on a server. If no operation is open, it returns the only ended operation. If several operations
+// have ended, it fails the test, because it cannot find the newest: in a bubble, where no time passes, all have the same created_at.
 func (b *bench) operation(id string) *operation.Operation {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Open: true})
@@ -207,7 +212,7 @@ func (b *bench) operation(id string) *operation.Operation {
 	return o
 }
 
-// awaitWait waits until a server's operation waits for a report or a delay, and returns it.
+// awaitWait waits until a server's operation waits for a report or a delay, and returns the operation.
 func (b *bench) awaitWait(id string) *operation.Operation {
 	b.Helper()
 	var o *operation.Operation
@@ -218,13 +223,14 @@ func (b *bench) awaitWait(id string) *operation.Operation {
 	return o
 }
 
-// awaitPolls lets the conductor poll the database a few times. In a bubble this takes no real time, and all work of the conductor has
-// ended after it. With a database server it takes real time.
+// awaitPolls waits until the conductor has polled the database a few times. In a bubble this takes no real time, and afterwards the
+// conductor has no work left. With a database server it takes real time.
 func (b *bench) awaitPolls() {
 	b.Helper()
 	waittest.Pass(b, 5*poll, "the conductor polls the database")
 }
 
+// events returns the events of an operation as a text STEP:RESULT STEP:RESULT ...
 func events(o *operation.Operation) string {
 	var out []string
 	for _, e := range o.Events {
@@ -237,7 +243,7 @@ func step(host, token string) compute.StepRequest {
 	return compute.StepRequest{Token: token, Host: host}
 }
 
-// report reports the result of a step, as the compute service of a host. failed is the error of the step, or "".
+// report reports the result of a step, as the compute service of a host. The parameter failed is the error of the step, or "".
 func (b *bench) report(host, token, failed string) error {
 	_, err := b.svc.EndStep(b.Context(), &compute.EndStepRequest{StepRequest: step(host, token), Error: failed})
 	return err
@@ -249,8 +255,8 @@ func (b *bench) wanted(token string) error {
 	return err
 }
 
-// awaitBuild waits for the request of a server's current attempt, and returns the request and the host. It skips requests of attempts
-// that have ended, because a request may come twice.
+// awaitBuild waits for the request of a server's current build attempt, and returns the request and the host. It skips requests of ended
+// attempts, because a request may come twice.
 func (b *bench) awaitBuild(id string) (compute.BuildRequest, string) {
 	b.Helper()
 	for {

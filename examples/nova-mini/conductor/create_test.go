@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestLostMessages: the notification is lost, then the message to the compute service is lost, then the report is sent twice. The
-// server is built once.
+// TestLostMessages: although the notification and the message to the compute service are lost, and the report is sent twice, the server
+// is built once.
 func TestLostMessages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -60,7 +60,7 @@ func TestDeadConductor(t *testing.T) {
 		}}); err != nil {
 			b.Fatal(err)
 		}
-		b.addHost("h2") // empty, and so the better host
+		b.addHost("h2") // the better host, because it is empty
 		b.start()
 		b.notify(id)
 		b.awaitPolls()
@@ -75,8 +75,8 @@ func TestDeadConductor(t *testing.T) {
 	})
 }
 
-// TestNextHost: after a failed build the next host is chosen. After the last host the server gets a fault with the tried hosts and
-// the last error.
+// TestNextHost: after a failed build, the scheduler chooses another host. After the last host, the server gets a fault with the tried
+// hosts and the last error.
 func TestNextHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{MaxAttempts: 2}, func(b *bench) {
@@ -108,12 +108,12 @@ func TestNextHost(t *testing.T) {
 			b.Errorf("operation %+v", o)
 		}
 
-		// An operator has removed the cause.
+		// An operator retries the operation.
 		if err := b.store.Operations().Retry(b.Context(), o.ID); err != nil {
 			b.Fatal(err)
 		}
 		r, host := b.awaitBuild(id)
-		if err := b.report(host, r.Token, "disk on fire"); err != nil { // the attempts are counted from zero again
+		if err := b.report(host, r.Token, "disk on fire"); err != nil { // after the retry, the number of attempts begins at zero
 			b.Errorf("report: %v", err)
 		}
 		r, host = b.awaitBuild(id)
@@ -129,7 +129,7 @@ func TestNextHost(t *testing.T) {
 	})
 }
 
-// TestNoRoom: the details of the fault count the rejection reasons.
+// TestNoRoom: if no host has room, the details of the fault have the rejection reasons, with the number of hosts for each.
 func TestNoRoom(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -141,7 +141,7 @@ func TestNoRoom(t *testing.T) {
 		for range 2 {
 			id := b.addServer()
 			b.notify(id)
-			b.awaitBuild(id) // after this the server has a host
+			b.awaitBuild(id) // now the server has a host
 		}
 		id := b.addServer()
 		b.notify(id)
@@ -174,15 +174,15 @@ func TestTimeouts(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.notify(id)
-		waittest.Until(b, "a server without a host that is deleted", func() bool {
+		waittest.Until(b, "the deletion of a server without a host", func() bool {
 			_, err := b.store.Server(b.Context(), id)
 			return errors.Is(err, fault.NotFound)
 		})
 	})
 }
 
-// TestNoHostUp: while no host is up, a server waits, because the free resources of the hosts are not known. The wait ends with the
-// build timeout.
+// TestNoHostUp: while no host is up, the creation of a server waits, because the free resources of the hosts are not known. The wait ends
+// with the build timeout.
 func TestNoHostUp(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
@@ -195,7 +195,7 @@ func TestNoHostUp(t *testing.T) {
 				b.Errorf("operation %+v, want one that is retried", o)
 			}
 			if s := b.server(id); s.Task() != store.Scheduling {
-				b.Errorf("server %s, task %q; want it to wait for a host", s.VMState, s.Task())
+				b.Errorf("server %s, task %q; want a server that waits for a host", s.VMState, s.Task())
 			}
 		}
 		b.expireStep(late)
@@ -209,7 +209,7 @@ func TestNoHostUp(t *testing.T) {
 	})
 }
 
-// TestManyConductors: many conductors that are notified of one server make one build attempt in all.
+// TestManyConductors: if many conductors are notified of one server, they make only one build attempt together.
 func TestManyConductors(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -240,7 +240,7 @@ func TestManyConductors(t *testing.T) {
 		r := get(b, b.builds)
 		b.awaitWait(id)
 		b.awaitPolls()
-		// A conductor that was notified while it ran the step runs the step once more. It repeats the request of the same attempt.
+		// If a conductor is notified while it runs the step, it runs the step once more, and repeats the request of the same attempt.
 		for len(b.builds) > 0 {
 			if more := get(b, b.builds); more.Token != r.Token {
 				b.Errorf("tokens %s and %s", r.Token, more.Token)

@@ -42,7 +42,7 @@ func TestDelete(t *testing.T) {
 			b.Error("an old report has removed the server")
 		}
 		if err := b.wanted(d.Token); err != nil {
-			b.Errorf("the question of its host: %v", err)
+			b.Errorf("the question of the server's host, whether the deletion is wanted: %v", err)
 		}
 		for range 2 {
 			if err := b.report("h1", d.Token, ""); err != nil {

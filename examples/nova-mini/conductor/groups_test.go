@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestServerGroup: the policy of a group holds for new servers and for unshelved ones. A resize keeps a server in its group. The audit agrees, also
-// when the group is deleted.
+// TestServerGroup: the policy of a group holds for new servers and for unshelved servers. After a resize, a server is still in its group. The audit finds
+// no differences, even after the deletion of the group.
 func TestServerGroup(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
@@ -48,7 +48,7 @@ func TestServerGroup(t *testing.T) {
 			b.Fatalf("two servers are on %v", hosts)
 		}
 		third := create()
-		waittest.Until(b, "the third server has no host", func() bool { return b.server(third).VMState == store.Error })
+		waittest.Until(b, "the error of the third server, for which the policy allows no host", func() bool { return b.server(third).VMState == store.Error })
 
 		act := func(id string, a compute.Action, data store.ActData) {
 			b.Helper()

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestHostOfOneProcess: requests and reports of a process that does not own its host are refused and change nothing; the
+// TestHostOfOneProcess: requests and reports of a process that does not own its host are refused and have no effect; the
 // error names the owner. The report of the owner ends the step.
 func TestHostOfOneProcess(t *testing.T) {
 	t.Parallel()
@@ -78,13 +78,13 @@ func TestHostOfOneProcess(t *testing.T) {
 		at := compute.StepRequest{Token: r.Token, Host: "h1", Instance: "i-1"}
 		must(b.svc.BeginStep(ctx, &at))
 		must(b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at}))
-		must(b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at})) // the reply was lost
+		must(b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at})) // the report is repeated, because its reply was lost
 	})
 }
 
-// TestRemovedHost: after an operator has removed a host, the next report of the compute service claims it again for the
-// same process. The next start on the same machine gets the host at once. Another process is refused with the owner's
-// name.
+// TestRemovedHost: after an operator has removed a host, the next report of its compute service claims the host again for the
+// same process. A later start on the same machine gets the host at once. Another process is refused, and the error names the
+// owner.
 func TestRemovedHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {

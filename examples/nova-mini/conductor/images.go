@@ -13,32 +13,32 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Images are the images of an image service. The method is that of image.Glance.
+// Images is the image service. image.Glance implements it.
 type Images interface {
-	// Discard removes an image. With keepActive an image with content stays. An image that does not exist is not an error.
+	// Discard removes an image. If keepActive is set, an image with content stays. It is not an error if the image does not exist.
 	Discard(ctx context.Context, id string, keepActive bool) error
 }
 
-// discardRetry is the retry policy for the removal of an image. The image may also be in use for a time, such as by a copy of it.
+// discardRetry is the retry policy for the removal of an image. It includes Conflict, because the image may be in use for some time.
 var discardRetry = operation.Retry{Codes: []fault.Code{fault.Unavailable, fault.Unknown, fault.Timeout, fault.Conflict}, MaxDelay: time.Minute}
 
-// discardImage removes an image that no server needs. It waits while an operation on the server works with the image, and keeps the disk of a shelved server: an action
-// that had failed was repeated.
+// discardImage removes an image that no server needs. While an operation on the server works with the image, discardImage returns Conflict and is retried. An image that is the disk of a
+// shelved server stays: the removal was begun after a failed shelve, and a retry of the shelve has succeeded since then.
 func (s *Service) discardImage(ctx context.Context, op *operation.Op, data *store.DiscardData) error {
 	err := s.cfg.Store.CheckUnneeded(ctx, data.Server, op.Resource)
 	if errors.Is(err, store.ErrImageNeeded) {
-		return nil // when it is no longer needed, another removal begins
+		return nil // when the server no longer needs the image, another removal begins
 	}
 	if err != nil {
 		return err
 	}
 	if s.cfg.Images == nil {
-		return fault.New(fault.Unavailable, "image %s is no longer needed, and this conductor has no section [glance]", op.Resource)
+		return fault.New(fault.Unavailable, "remove image %s, which is no longer needed: this conductor has no section [glance]", op.Resource)
 	}
 	return s.cfg.Images.Discard(ctx, op.Resource, data.KeepActive)
 }
 
-// discard begins to remove an image that no server needs.
+// discard begins the operation that removes an image.
 func (s *Service) discard(ctx context.Context, id string, data store.DiscardData) error {
 	if err := s.cfg.Store.DiscardImage(ctx, id, data); err != nil {
 		return err
@@ -47,7 +47,7 @@ func (s *Service) discard(ctx context.Context, id string, data store.DiscardData
 	return nil
 }
 
-// discardShelved begins to remove the image of a shelved server, which is built or deleted in the same transaction. An image that the driver has stays.
+// discardShelved begins to remove the image of a shelved server that is unshelved or deleted in the same transaction. An image that is not in the image service stays.
 func (s *Service) discardShelved(ctx context.Context, tx *sqlx.Tx, server string) error {
 	id, uploaded, err := s.cfg.Store.ShelvedImage(ctx, tx, server)
 	if uploaded == nil { // an earlier release has shelved the server
@@ -59,8 +59,9 @@ func (s *Service) discardShelved(ctx context.Context, tx *sqlx.Tx, server string
 	return s.discard(ctx, id, store.DiscardData{Server: server})
 }
 
-// endUpload decides about the image that an action has uploaded, or has failed to upload. After an error that its host has reported the image may have other content.
-// Otherwise an image with content stays, such as one of an earlier attempt, with the exception of that of a shelve, which no client has asked for.
+// endUpload keeps or removes the image of an action that uploads one. After success the image stays. After a failure that the host has reported, the image is removed, because it may have other
+// content. After a timeout, a cancellation or a refusal, an image with content stays, because an earlier attempt may have completed the image. The image of a shelve is
+// removed in these cases, too, because no client has asked for the image.
 func (s actor) endUpload(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
 	if !data.Upload || data.Backup != nil && data.Backup.Made {
 		return nil

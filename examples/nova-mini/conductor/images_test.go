@@ -15,16 +15,15 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// fakeImages is an image service that is away for the first requests.
+// fakeImages is an image service that can be down for a number of requests.
 type fakeImages struct {
-	mu   sync.Mutex
-	away int
-	log  map[string]string
-
-	failed map[string]bool // by image
+	mu     sync.Mutex
+	away   int               // the number of further requests that fail
+	log    map[string]string // the parameter keepActive of each removal, by image
+	failed map[string]bool   // the images of the requests that have failed
 }
 
-// setAway makes the image service away for the next requests.
+// setAway makes the next n requests fail, as if the image service were down.
 func (f *fakeImages) setAway(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -38,7 +37,7 @@ func (f *fakeImages) tried(id string) bool {
 	return f.failed[id]
 }
 
-// useImages gives the conductor, which is not started yet, an image service of its own: the databases are tested at the same time.
+// useImages gives the conductor a new image service, because tests of other databases run at the same time. The conductor must not be started yet.
 func (b *bench) useImages() *fakeImages {
 	f := &fakeImages{away: 5, log: map[string]string{}, failed: map[string]bool{}}
 	b.cfg.Images = f
@@ -54,24 +53,24 @@ func (f *fakeImages) Discard(_ context.Context, id string, keepActive bool) erro
 		f.failed[id] = true
 		return fault.New(fault.Unavailable, "away")
 	}
-	f.log[id] = strconv.FormatBool(keepActive) // a removal may be repeated
+	f.log[id] = strconv.FormatBool(keepActive) // in a map, because a removal may be repeated
 	return nil
 }
 
-// did returns with what an image was removed.
+// did returns the parameter keepActive with which an image was removed, as a text. "" means that the image was not removed.
 func (f *fakeImages) did(id string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.log[id]
 }
 
-// TestDiscardImages: the image that an action uploads is removed if the action fails or another operation preempts it, and that of a shelved server when the server runs again or is
-// deleted. The removal waits for an image service that is away. Without an upload nothing is removed.
+// TestDiscardImages: if an action that uploads an image fails, or another operation preempts the action, the image is removed. The image of a shelved server is removed when the server
+// runs again or is deleted. While the image service is down, the removal waits. Without an upload no image is removed.
 func TestDiscardImages(t *testing.T) {
 	t.Parallel()
 	cases := map[string]struct {
 		action compute.Action
-		plain  bool // no upload
+		plain  bool // the action uploads nothing
 		end    func(b *bench, id string, r compute.ActRequest)
 		want   string // keepActive of the removal, or nothing
 	}{
@@ -86,7 +85,7 @@ func TestDiscardImages(t *testing.T) {
 		"createBackup":                    {action: compute.CreateBackup, end: both(succeeds, rotates("")), want: ""},
 		"createBackup that cannot rotate": {action: compute.CreateBackup, end: both(succeeds, rotates("no")), want: ""},
 		"deleted during createBackup":     {action: compute.CreateBackup, end: deletes, want: "true"},
-		"deleted while older ones go":     {action: compute.CreateBackup, end: both(succeeds, deletes), want: "true"},
+		"deleted during the rotation":     {action: compute.CreateBackup, end: both(succeeds, deletes), want: "true"},
 		"deleted during createImage":      {action: compute.CreateImage, end: deletes, want: "true"},
 		"deleted during shelve":           {action: compute.Shelve, end: deletes, want: "false"},
 		"deleted without upload":          {action: compute.Shelve, plain: true, end: deletes, want: ""},
@@ -100,8 +99,8 @@ func TestDiscardImages(t *testing.T) {
 		"unshelved":                       {action: compute.Shelve, end: both(succeeds, unshelves), want: "false"},
 		"reset and rebuilt":               {action: compute.Shelve, end: both(succeeds, both(resets, rebuilds)), want: "false"},
 		"deleted after its unshelve":      {action: compute.Shelve, end: both(succeeds, both(unshelves, deletes)), want: "false"},
-		"a failed unshelve needs it":      {action: compute.Shelve, end: both(succeeds, acts(compute.Unshelve, "no")), want: ""},
-		"refused, as on another host":     {action: compute.Shelve, end: refuses, want: "false"},
+		"failed unshelve":                 {action: compute.Shelve, end: both(succeeds, acts(compute.Unshelve, "no")), want: ""},
+		"refused shelve":                  {action: compute.Shelve, end: refuses, want: "false"},
 	}
 	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
 		images := b.useImages()
@@ -146,7 +145,7 @@ func uploads(a compute.Action, image string, upload bool) store.ActData {
 	return data
 }
 
-// TestKeptImages: the removal of an image that waits for the image service does not remove the image when the server has become shelved, or an action has filled the image, meanwhile.
+// TestKeptImages: while the removal of an image waits for the image service, the server may become shelved, or an action may fill the image. Then the image is not removed.
 func TestKeptImages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
@@ -185,7 +184,7 @@ func TestKeptImages(t *testing.T) {
 						b.Errorf("%s: the image was removed with %q after the action has filled it", name, got)
 					}
 				}
-				if again == "" && a == compute.Shelve { // a removal that has begun for nothing
+				if again == "" && a == compute.Shelve { // the removal has begun, but has no effect
 					if err := b.store.DiscardImage(b.Context(), name, store.DiscardData{Server: id}); err != nil {
 						b.Fatal(err)
 					}
@@ -201,7 +200,7 @@ func TestKeptImages(t *testing.T) {
 	})
 }
 
-// TestBackupNotChosen: a backup is kept if the operation fails while the older ones are chosen.
+// TestBackupNotChosen: if the operation fails in the step that chooses the older backups, the new backup is kept.
 func TestBackupNotChosen(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -239,8 +238,8 @@ func (b *bench) operationOf(id string, a compute.Action) *operation.Operation {
 	return &list[0]
 }
 
-// TestDiscardElsewhere: the image of a shelved server is removed although the conductor that takes the report has no image service: another conductor removes it. The image that
-// a driver keeps is not removed, and that of a server that an earlier release has shelved is removed if this conductor has an image service.
+// TestDiscardElsewhere: if the conductor that gets the report has no image service, another conductor removes the image of the shelved server. An image that the driver stores is not
+// removed. If an earlier release has shelved the server, the image is removed only if the conductor that gets the report has an image service.
 func TestDiscardElsewhere(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{ShelvedOffload: -1}, func(b *bench) {
@@ -248,7 +247,7 @@ func TestDiscardElsewhere(t *testing.T) {
 		for _, upload := range []bool{true, false} {
 			id, name := b.build(), "uploaded"
 			if !upload {
-				name = "kept by the driver"
+				name = "stored by the driver"
 			}
 			succeeds(b, id, b.act(id, compute.Shelve, uploads(compute.Shelve, name, upload)))
 			unshelves(b, id, compute.ActRequest{})
@@ -269,7 +268,10 @@ func (b *bench) endWith(r compute.ActRequest, failed string, refused bool) {
 	}
 }
 
+// succeeds reports that an action has succeeded. Like the functions below, it is a value of the field end in TestDiscardImages.
 func succeeds(b *bench, _ string, r compute.ActRequest) { b.Helper(); b.endWith(r, "", false) }
+
+// fails reports that an action has failed.
 func fails(b *bench, id string, r compute.ActRequest) {
 	b.Helper()
 	b.endWith(r, "broken", false)
@@ -278,14 +280,14 @@ func fails(b *bench, id string, r compute.ActRequest) {
 	}
 }
 
-// expires lets the time of an action pass.
+// expires makes the step of an action time out.
 func expires(b *bench, id string, _ compute.ActRequest) {
 	b.Helper()
 	b.awaitPeer(id)
 	b.expireStep(id)
 }
 
-// rotates reports the end of the removal of older backups.
+// rotates reports that the removal of older backups has ended. The parameter failed is the error, or "".
 func rotates(failed string) func(*bench, string, compute.ActRequest) {
 	return func(b *bench, id string, _ compute.ActRequest) {
 		b.Helper()
@@ -294,27 +296,28 @@ func rotates(failed string) func(*bench, string, compute.ActRequest) {
 	}
 }
 
-// awaitAway waits until the removal of an image has failed, because the image service is away.
+// awaitAway waits until the removal of an image has failed, because the image service is down.
 func (b *bench) awaitAway(f *fakeImages, id string) {
 	b.Helper()
 	waittest.Until(b, "an attempt to remove the image "+id, func() bool { return f.tried(id) })
 }
 
-// expireDiscard ends the delay of the removal of an image.
+// expireDiscard ends the delay before the next attempt to remove an image.
 func (b *bench) expireDiscard(id string) {
 	b.Helper()
 	b.exec(`UPDATE operations SET due_at = ? WHERE active = ? AND due_at IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour), id)
 }
 
-// refuses reports that the compute service has not begun: the server keeps its state.
+// refuses reports that the compute service has refused the action. It checks that the server keeps its state.
 func refuses(b *bench, id string, r compute.ActRequest) {
 	b.Helper()
 	b.endWith(r, "no image service", true)
 	if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no image service" || s.Task() != "" {
-		b.Errorf("after an action that was refused: %s %s, %q", s.VMState, s.Task(), s.FaultDetails)
+		b.Errorf("after a refused action: %s %s, %q", s.VMState, s.Task(), s.FaultDetails)
 	}
 }
 
+// deletes deletes the server.
 func deletes(b *bench, id string, _ compute.ActRequest) {
 	b.Helper()
 	if err := b.store.BeginDelete(b.Context(), id); err != nil {
@@ -322,7 +325,7 @@ func deletes(b *bench, id string, _ compute.ActRequest) {
 	}
 	b.notify(id)
 	r := get(b, b.destroys)
-	for r.ServerID != id { // a request that is repeated
+	for r.ServerID != id { // skips repeated requests for other servers
 		r = get(b, b.destroys)
 	}
 	if err := b.report("h1", r.Token, ""); err != nil {
@@ -330,6 +333,7 @@ func deletes(b *bench, id string, _ compute.ActRequest) {
 	}
 }
 
+// resets resets the state of the server.
 func resets(b *bench, id string, _ compute.ActRequest) {
 	b.Helper()
 	if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
@@ -340,6 +344,7 @@ func resets(b *bench, id string, _ compute.ActRequest) {
 func unshelves(b *bench, id string, r compute.ActRequest) { acts(compute.Unshelve, "")(b, id, r) }
 func rebuilds(b *bench, id string, r compute.ActRequest)  { acts(compute.Rebuild, "")(b, id, r) }
 
+// acts begins another action on the server, and reports the end of this action. The parameter failed is the error, or "".
 func acts(a compute.Action, failed string) func(*bench, string, compute.ActRequest) {
 	return func(b *bench, id string, _ compute.ActRequest) {
 		b.Helper()

@@ -11,26 +11,26 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Networks are the network service. The methods are those of network.Neutron.
+// Networks is the network service. network.Neutron implements it.
 type Networks interface {
-	// Allocate makes the ports of a server and binds them on its host. An error with network.ErrBindingFailed may not happen on another host.
+	// Allocate makes the ports of a server and binds them on the server's host. After network.ErrBindingFailed another host may succeed.
 	Allocate(ctx context.Context, s network.Server) ([]network.Interface, error)
-	// Release deletes the ports of a server.
+	// Release deletes the ports of a server, and unbinds those that the client has named.
 	Release(ctx context.Context, s network.Server) error
 }
 
-// networkTimeout bounds the requests to the network service for one server. They do not end with the step, because Neutron may make a port after the
-// request has been given up.
+// networkTimeout limits the time of the requests to the network service for one server. The requests go on after the end of the step, because Neutron may make a
+// port even if the request is canceled.
 const networkTimeout = time.Minute
 
-// ownerOf returns a server for the network service.
+// ownerOf returns a server in the form that the network service needs. The server must have a host.
 func ownerOf(srv *store.Server) network.Server {
-	return network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Wanted: *srv.Networks.V}
+	return network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Zone: srv.Zone, Wanted: *srv.Networks.V, Launched: srv.LaunchedAt != nil}
 }
 
-// allocate makes the ports of a server that has a host, and binds them there, before a compute service builds the server. It may be repeated. A deletion
-// that has begun meanwhile may have released the ports before they were made, so they are released then. Errors: Unavailable, if this conductor has
-// no network service, although the server has been created with one.
+// allocate makes the ports of a server and binds them on its host, before a compute service builds the server. It may be repeated. Errors: Unavailable if the
+// server has ports to bind, and this conductor has no network service; those of Networks; operation.ErrStale if a deletion of the server has begun meanwhile. In
+// the last case allocate releases the ports, because the deletion may have looked for ports before allocate made them.
 func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
 	if srv.Networks.V.Bound(*srv.Host) {
 		return nil
@@ -54,7 +54,7 @@ func (s *Service) allocate(ctx context.Context, srv *store.Server) error {
 	})
 }
 
-// release deletes the ports of a server, before its host destroys it and it is gone, because a client may then delete the network.
+// release deletes the ports of a server before the server is destroyed and removed: after that, clients expect that they can delete the network.
 func (s *Service) release(ctx context.Context, srv *store.Server) error {
 	if srv.Networks.V == nil {
 		return nil

@@ -19,11 +19,11 @@ import (
 // fakeNetworks is a network service with one port for each server.
 type fakeNetworks struct {
 	mu    sync.Mutex
-	fails map[string]error // by host; "": all
-	asked []string         // the hosts
+	fails map[string]error // the errors of Allocate, by host; "": all hosts
+	asked []string         // the hosts of the calls of Allocate
 }
 
-// useNetworks gives the conductor, which is not started yet, a network service of its own: the databases are tested at the same time.
+// useNetworks gives the conductor a new network service, because tests of other databases run at the same time. The conductor must not be started yet.
 func (b *bench) useNetworks() *fakeNetworks {
 	f := &fakeNetworks{}
 	b.cfg.Network = f
@@ -57,7 +57,7 @@ func (f *fakeNetworks) Allocate(_ context.Context, s network.Server) ([]network.
 
 func (f *fakeNetworks) Release(context.Context, network.Server) error { return nil }
 
-// TestBindingFailed: a host on which a port cannot be bound is tried as one on which a build has failed: the next host gets the server. When no host is left, the server is in ERROR.
+// TestBindingFailed: if a port cannot be bound on a host, another host gets the server, as after a failed build. When no host is left, the server is in ERROR.
 func TestBindingFailed(t *testing.T) {
 	t.Parallel()
 	failed := fault.WithReason(fault.New(fault.Invalid, "Binding failed for port port, please check neutron logs for more information."), "BindingFailed", nil)
@@ -67,7 +67,7 @@ func TestBindingFailed(t *testing.T) {
 		b.start()
 		for _, bad := range []string{"h1", "h2"} {
 			networks.set(map[string]error{bad: failed})
-			for { // until the first choice was the bad host
+			for { // until the scheduler has chosen the bad host first
 				id := b.addNetworked()
 				b.notify(id)
 				r, host := b.awaitBuild(id)
@@ -103,7 +103,7 @@ func TestBindingFailed(t *testing.T) {
 	})
 }
 
-// TestNetworkFaults: what the network service refuses is in the fault, with Nova's text.
+// TestNetworkFaults: if the network service refuses a request, the fault of the server has Nova's text.
 func TestNetworkFaults(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -152,7 +152,7 @@ func (b *bench) remove(id string) {
 	}
 }
 
-// creation returns the events of the creation of a server.
+// creation returns the events of the operation that has created a server.
 func (b *bench) creation(id string) string {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Create.Name})

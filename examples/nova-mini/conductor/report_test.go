@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestOtherHost: a compute service can end only the steps of its own host. It cannot use the token of another host. If it has had a
-// token of an operation, it cannot guess the next token.
+// TestOtherHost: a compute service can end only the steps of its own host, even if it knows a token of another host. From an earlier token
+// of an operation, it cannot guess the next token.
 func TestOtherHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -23,7 +23,7 @@ func TestOtherHost(t *testing.T) {
 		b.notify(id)
 		r := get(b, b.builds)
 		waittest.Until(b, "an operation that waits for h1", func() bool { return b.operation(id).WaitsFor == "h1" })
-		if err := b.svc.Runner.Stop(b.Context()); err != nil { // a running runner would repeat the step after a late notification
+		if err := b.svc.Runner.Stop(b.Context()); err != nil { // otherwise a late notification would make the runner repeat the step
 			b.Fatal(err)
 		}
 		if peer := b.operation(id).WaitsFor; peer != "h1" {

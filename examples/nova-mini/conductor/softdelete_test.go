@@ -47,7 +47,7 @@ func TestSoftDelete(t *testing.T) {
 		b.start()
 		b.store = store.NewLimited(b.db, store.Limits{store.Instances: 1})
 		id := b.build()
-		b.act(id, compute.Stop, store.ActData{}) // the deletion preempts it
+		b.act(id, compute.Stop, store.ActData{}) // the deletion preempts this action
 		b.softDelete(id)
 		b.wantUsage("after the soft deletion", 0)
 		if err := b.store.BeginSoftDelete(b.Context(), id); err != nil || b.server(id).Task() != "" {
@@ -115,11 +115,11 @@ func (b *bench) delete(id string) {
 	b.awaitDestroy(id)
 }
 
-// awaitDestroy waits for the request to destroy a server, and reports that it is destroyed.
+// awaitDestroy waits for the request to destroy a server, and reports that the server is destroyed.
 func (b *bench) awaitDestroy(id string) {
 	b.Helper()
 	for {
-		if r := get(b, b.destroys); r.ServerID == id {
+		if r := get(b, b.destroys); r.ServerID == id && r.Token == b.token(id) { // not a request of an earlier deletion
 			if err := b.report("h1", r.Token, ""); err != nil {
 				b.Fatal(err)
 			}
@@ -128,7 +128,7 @@ func (b *bench) awaitDestroy(id string) {
 	}
 }
 
-// TestReclaim: several conductors delete a soft-deleted server once, after its time. One that is restored, or is being restored, stays.
+// TestReclaim: several conductors delete a soft-deleted server only once, after the interval. A server that is restored, or is being restored, stays.
 func TestReclaim(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -165,13 +165,13 @@ func TestReclaim(t *testing.T) {
 			b.Errorf("the restored server: %s, task %q", s.VMState, s.Task())
 		}
 		past, err := b.store.PastActions(b.Context(), ids[1], store.PastQuery{Limit: 100})
-		if err != nil || len(past) != 0 { // the test has no requests
+		if err != nil || len(past) != 0 { // an operation without a request is not an instance action
 			b.Errorf("the actions of the reclaimed server: %+v, %v", past, err)
 		}
 	})
 }
 
-// TestNotRestorable: a server that could not be restored is deleted at once. A server whose resize is done can be restored, with its new size.
+// TestNotRestorable: a server that could not be restored is deleted at once. A server whose resize is complete can be restored, with its new size.
 func TestNotRestorable(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -209,11 +209,65 @@ func TestNotRestorable(t *testing.T) {
 	})
 }
 
-// TestDeletedAtOnce: DELETE deletes a server at once if it is offloaded, also while it is unshelved, if a resize runs, whose size is not known, or if its host does not have
-// it. The image of a shelved server is removed only at the end. A soft deletion that fails for another reason keeps the server.
+// TestSoftDeletedResize: a soft deletion undoes a resize that is not complete or is being reverted, and confirms a complete resize. Then the server has the size in the request, and a restore
+// keeps this size. If the soft deletion fails, the claim still covers both sizes, and after an incomplete resize the server is in ERROR.
+func TestSoftDeletedResize(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		size := store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})}
+		resize := func(id string) { b.endWith(b.act(id, compute.Resize, size), "", false) }
+		for name, tt := range map[string]struct {
+			before func(id string)
+			larger bool
+		}{
+			"resizing":   {func(id string) { b.act(id, compute.Resize, size) }, false},
+			"resized":    {resize, true},
+			"reverting":  {func(id string) { resize(id); b.act(id, compute.RevertResize, store.ActData{}) }, false},
+			"confirming": {func(id string) { resize(id); b.act(id, compute.ConfirmResize, store.ActData{}) }, true},
+		} {
+			id := b.build()
+			want, flavor := b.server(id).Need(), b.server(id).FlavorID
+			if tt.larger {
+				want, flavor = size.Resize.Has, "2"
+			}
+			tt.before(id)
+			for _, failed := range []string{"no power", ""} {
+				if err := b.store.BeginSoftDelete(b.Context(), id); err != nil || b.server(id).Task() != "soft-deleting" {
+					b.Fatalf("%s: %v, task %q", name, err, b.server(id).Task())
+				}
+				b.notify(id)
+				r := b.awaitAct(id)
+				for r.Action != compute.SoftDelete { // the operation that was preempted
+					r = b.awaitAct(id)
+				}
+				if r.Resources != want {
+					b.Errorf("%s: the compute service gives the server %+v, want %+v", name, r.Resources, want)
+				}
+				b.endWith(r, failed, false)
+				s := b.server(id)
+				if failed != "" && (s.Holds() != size.Resize.Has || s.Resize.V == nil || s.VMState != store.Error) {
+					b.Errorf("%s, after a failure: %s, holds %+v, resize %+v", name, s.VMState, s.Holds(), s.Resize.V)
+				} else if failed == "" && (s.VMState != compute.VMSoftDeleted || s.Resize.V != nil || s.Need() != want || s.FlavorID != flavor) {
+					b.Errorf("%s: %s with the size %+v, flavor %s, resize %+v", name, s.VMState, s.Need(), s.FlavorID, s.Resize.V)
+				}
+			}
+			b.wantUsage(name, 0)
+			b.endWith(b.act(id, compute.Restore, store.ActData{}), "", false)
+			if used, err := b.store.Usage(b.Context(), "p"); err != nil || used[store.Cores] != int64(want.VCPUs) {
+				b.Errorf("%s, restored: %v, %v; want %+v", name, used, err, want)
+			}
+			b.delete(id)
+			b.wantNoClaims()
+		}
+	})
+}
+
+// TestDeletedAtOnce: DELETE deletes a server at once in two cases: the server is offloaded, even while an unshelve runs, or its host does not have
+// the server. The image of a shelved server is removed only at the end. A soft deletion that fails for another reason keeps the server.
 func TestDeletedAtOnce(t *testing.T) {
 	t.Parallel()
-	images := &fakeImages{log: map[string]string{}} // of all databases
+	images := &fakeImages{log: map[string]string{}} // shared by the tests of all databases
 	each(t, conductor.Config{Images: images}, func(b *bench) {
 		b.start()
 		gone := func(id string) {
@@ -221,7 +275,7 @@ func TestDeletedAtOnce(t *testing.T) {
 			b.notify(id)
 			b.awaitDestroy(id)
 			if _, err := b.store.Server(b.Context(), id); fault.CodeOf(err) != fault.NotFound {
-				b.Errorf("after its deletion: %v", err)
+				b.Errorf("the server after the deletion: %v", err)
 			}
 		}
 		softDelete := func(id, task string) {
@@ -234,7 +288,7 @@ func TestDeletedAtOnce(t *testing.T) {
 		shelved := b.build()
 		disk := "disk of " + shelved
 		b.endWith(b.act(shelved, compute.Shelve, store.ActData{ImageRef: disk, Upload: true}), "", false)
-		b.endWith(b.awaitAct(shelved), "", false) // it is offloaded
+		b.endWith(b.awaitAct(shelved), "", false) // the server is offloaded
 		b.act(shelved, compute.Unshelve, store.ActData{})
 		if s := b.server(shelved); s.VMState != compute.VMOffloaded || s.Host == nil {
 			b.Fatalf("a server that is unshelved: %+v", s)
@@ -246,22 +300,6 @@ func TestDeletedAtOnce(t *testing.T) {
 		}
 		gone(shelved)
 		waittest.Until(b, "the removal of the image", func() bool { b.expire(); return images.did(disk) == "false" })
-
-		size := store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})}
-		resizing := b.build()
-		b.act(resizing, compute.Resize, size)
-		softDelete(resizing, store.Deleting)
-		gone(resizing)
-		reverting := b.build()
-		b.endWith(b.act(reverting, compute.Resize, size), "", false)
-		b.act(reverting, compute.RevertResize, store.ActData{})
-		softDelete(reverting, store.Deleting)
-		gone(reverting)
-		confirming := b.build()
-		b.endWith(b.act(confirming, compute.Resize, size), "", false)
-		b.act(confirming, compute.ConfirmResize, store.ActData{})
-		b.softDelete(confirming)
-		b.delete(confirming)
 
 		missing := b.build()
 		softDelete(missing, "soft-deleting")
@@ -277,5 +315,45 @@ func TestDeletedAtOnce(t *testing.T) {
 		gone(missing)
 		b.wantNoClaims()
 		b.wantUsage("in the end", 0)
+	})
+}
+
+// TestSoftDeleteAfterResetState: a soft deletion keeps the size of a resize that is done, also after an administrator has reset the state, because the guest has
+// written with this size.
+func TestSoftDeleteAfterResetState(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		r := b.act(id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})})
+		if err := b.report("h1", r.Token, ""); err != nil {
+			b.Fatal(err)
+		}
+		if err := b.store.ResetState(b.Context(), id, store.Active); err != nil {
+			b.Fatal(err)
+		}
+		b.softDelete(id)
+		if srv := b.server(id); srv.FlavorID != "2" || srv.VCPUs != 2 {
+			b.Errorf("the size after the soft deletion: flavor %s, %d vCPUs", srv.FlavorID, srv.VCPUs)
+		}
+	})
+}
+
+// TestSoftDeleteDuringRestore: a deletion while a server is restored is not lost.
+func TestSoftDeleteDuringRestore(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		b.softDelete(id)
+		restore := b.act(id, compute.Restore, store.ActData{})
+		b.softDelete(id)
+		b.wantUsage("after the second soft deletion", 0)
+		if err := b.report("h1", restore.Token, ""); err == nil {
+			b.Error("the report of the preempted restore counts")
+		}
+		if srv := b.server(id); srv.VMState != compute.VMSoftDeleted {
+			b.Errorf("the state is %s", srv.VMState)
+		}
 	})
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestVersionsOfHosts: both the claim and the report of a compute service have its versions, because a conductor of an earlier release may
+// TestVersionsOfHosts: a compute service sends its versions with its claim and with each report, because a conductor of an earlier release may
 // have handled the claim. A compute service of an earlier release reports no versions, and counts with the versions of that release.
 func TestVersionsOfHosts(t *testing.T) {
 	t.Parallel()
@@ -35,7 +35,7 @@ func TestVersionsOfHosts(t *testing.T) {
 			if diff := cmp.Diff(want, m.Interfaces); err != nil || diff != "" || m.Instance.Process != "process of "+host {
 				b.Errorf("%s: %v, of %q (-want +got):\n%s", what, err, m.Instance.Process, diff)
 			}
-			waittest.Pass(b, 1100*time.Millisecond, "an answer of the conductor is repeated for a second")
+			waittest.Pass(b, 1100*time.Millisecond, "the conductor caches its answer for a second")
 			caps, err := rpc.Call(ctx, b.cfg.Client, compute.VersionCaps, rpc.Any, &rpc.None{})
 			if err != nil || cmp.Diff([]rpc.Version{most}, (*caps)["compute"]) != "" {
 				b.Errorf("%s: the caps are %v, %v; want %s", what, caps, err, most)
@@ -50,11 +50,11 @@ func TestVersionsOfHosts(t *testing.T) {
 		is("a claim of an earlier release", "h9", nil, compute.Unreported["compute"][0])
 		claim("h9", newer)
 		is("after its upgrade", "h9", newer, rpc.Version{Major: 1, Minor: 9})
-		// A conductor of the release before handles the claim of the next process: it does not know the column.
+		// A conductor of the previous release handles the claim of the next process. It does not know the column with the versions.
 		if _, err := b.db.ExecContext(ctx, `UPDATE members SET joined_at = UTC_TIMESTAMP(6) WHERE host = 'h9'`); err != nil {
 			b.Fatal(err)
 		}
-		is("a claim by a conductor of the release before", "h9", nil, compute.Unreported["compute"][0])
+		is("a claim by a conductor of the previous release", "h9", nil, compute.Unreported["compute"][0])
 		report := &compute.HostReport{
 			Host: "h9", Driver: "d", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}, Instance: "i-h9",
 			Claim: &compute.Process{ID: "i-h9", Process: "process of h9"}, Interfaces: newer,
@@ -108,8 +108,8 @@ func TestVersionsRefused(t *testing.T) {
 	})
 }
 
-// TestVersionsNotKnown: the claim of a process that is older than another one is refused, and announces its versions. When the process
-// leaves the host, they do not count any more.
+// TestVersionsNotKnown: if the release of a process is older than that of another process, its claim is refused, but announces the versions of the process.
+// When the process leaves the host, its versions no longer count.
 func TestVersionsNotKnown(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
@@ -137,7 +137,7 @@ func TestVersionsNotKnown(t *testing.T) {
 			b.Fatal(err)
 		}
 		newest, older := rpc.Version{Major: 1, Minor: 9}, rpc.Version{Major: 1, Minor: 4}
-		for _, host := range []string{"h9", "h10"} { // a host that has left, and one that is new
+		for _, host := range []string{"h9", "h10"} { // a host whose process has left, and a new host
 			for range 2 {
 				if err := claim(host, "old-"+host, "1.4"); !errors.Is(err, compute.ErrVersionsNotKnown) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "claim host "+host) {
 					b.Errorf("%s: %v, want ErrVersionsNotKnown", host, err)

@@ -1,5 +1,5 @@
-// Package console is nova-mini's console proxy: it connects WebSocket clients, such as noVNC, to the consoles of servers. A client needs a token, which
-// the API service makes. Connections to the consoles themselves are plain TCP.
+// Package console is nova-mini's console proxy. The proxy connects WebSocket clients, such as noVNC, to the consoles of servers. A client needs a token,
+// which the API service makes. The proxy's connections to the consoles are plain TCP.
 package console
 
 import (
@@ -22,54 +22,54 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Target is a console to which a token lets a client connect.
+// Target is the console that a token opens.
 type Target struct {
 	// Addr is HOST:PORT.
 	Addr string
-	// URL is the URL that the client got with the token, without the token. A browser that names another scheme as its origin is refused.
+	// URL is the URL that the client got from the API, without the token. A browser whose origin has another scheme is refused.
 	URL string
-	// ServerID and Host, the host of the server, are for the log and for [Config.Present].
+	// ServerID is the id of the server, and Host is the server's host. Both are for the log and for [Config.Present].
 	ServerID, Host string
-	// Local reports that Host is the machine of the proxy. Otherwise Addr must not be a loopback address.
+	// Local reports whether Host is the machine that the proxy runs on. If not, Addr must not be a loopback address.
 	Local bool
-	// ExpiresAt is the end of the token.
+	// ExpiresAt is the time at which the token expires.
 	ExpiresAt time.Time
 }
 
 // Config configures a Proxy. Find and Present are required.
 type Config struct {
-	// Find returns the console of a token. Its error refuses the client: NotFound with status 401, every other error with 503.
+	// Find returns the console that a token opens. If Find fails, the client is refused with status 401 (NotFound), 403 (Denied) or 503 (other codes).
 	Find func(ctx context.Context, token string) (*Target, error)
-	// Present reports whether the server of a session still exists on its host. A session ends when it does not, or when Present has failed for Grace.
+	// Present reports whether the server of a session is still on its host. If not, or if Present has failed for the time Grace, the session ends.
 	Present func(ctx context.Context, t *Target) (bool, error)
-	// AllowedOrigins are the names of hosts that the header Origin of a browser may have besides that of the request.
+	// AllowedOrigins are host names that the header Origin of a browser may have, besides the host of the request.
 	AllowedOrigins []string
-	// MaxSessions is the highest number of sessions at a time. Default 1000.
+	// MaxSessions is the maximum number of sessions at a time. Default 1000.
 	MaxSessions int
-	// MaxServerSessions is the highest number of sessions of one server at a time, so that one token cannot use all of MaxSessions. Default 10.
+	// MaxServerSessions is the maximum number of sessions of one server at a time, so that one token cannot use all of MaxSessions. Default 10.
 	MaxServerSessions int
-	// Idle ends a session without data in both directions. Default 1 h.
+	// Idle is the time without data in either direction after which a session ends. Default 1 h.
 	Idle time.Duration
-	// EndWithToken ends a session at the end of its token.
+	// EndWithToken ends a session when its token expires.
 	EndWithToken bool
-	// Every is the time between two calls of Present, and between two pings. Default 10 s. Grace is how long Present or a ping may fail. Default 1 min.
+	// Every is the time between two checks of a session: each calls Present and pings the client. Default 10 s. Grace is the time for which the checks may fail. Default 1 min.
 	Every, Grace time.Duration
 	Logger       *slog.Logger
 }
 
-// dialTimeout is how long a console may take to accept a connection, and a client to accept data.
+// dialTimeout limits the time to find a console and to connect to it, and the time of one check of a session.
 const dialTimeout = 10 * time.Second
 
-// Proxy is an http.Handler. It is safe for concurrent use. Close ends all sessions.
+// Proxy is the http.Handler of the console proxy. It is safe for concurrent use. Close ends all sessions.
 type Proxy struct {
 	cfg    Config
-	ctx    context.Context //nolint:containedctx // it ends all sessions
+	ctx    context.Context //nolint:containedctx // the end of ctx ends all sessions
 	cancel context.CancelFunc
 
 	mu       sync.Mutex
 	closed   bool
 	sessions int
-	servers  map[string]int // sessions by server
+	servers  map[string]int // number of sessions, by server id
 	wg       sync.WaitGroup
 }
 
@@ -89,14 +89,14 @@ func New(cfg Config) *Proxy {
 	return p
 }
 
-// Close ends all sessions and waits for their ends, at most until ctx ends. Later clients are refused.
+// Close refuses new clients, ends all sessions, and waits until the sessions have ended or ctx ends.
 func (p *Proxy) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
 	p.cancel()
 	done := make(chan struct{})
-	go func() { // it ends with the last session, which has been canceled
+	go func() { // ends with the last session; all sessions have been canceled
 		p.wg.Wait()
 		close(done)
 	}()
@@ -108,7 +108,8 @@ func (p *Proxy) Close(ctx context.Context) error {
 	}
 }
 
-// enter counts a session. It reports whether there is room for it; then the caller calls leave.
+// enter counts a new session, and returns true. The caller must then call leave at the end of the session. If there are too many sessions, or the proxy is closed,
+// enter returns false and counts nothing.
 func (p *Proxy) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -127,7 +128,8 @@ func (p *Proxy) leave() {
 	p.wg.Done()
 }
 
-// enterServer counts a session of a server. It reports whether there is room for it; then the caller calls leaveServer.
+// enterServer counts a new session of one server, and returns true. The caller must then call leaveServer at the end of the session. If the server has too many
+// sessions, enterServer returns false and counts nothing.
 func (p *Proxy) enterServer(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,14 +148,14 @@ func (p *Proxy) leaveServer(id string) {
 	}
 }
 
-// Sessions returns the number of sessions.
+// Sessions returns the number of open sessions.
 func (p *Proxy) Sessions() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.sessions
 }
 
-// ServeHTTP implements http.Handler. Each path is the same.
+// ServeHTTP implements http.Handler. It serves every path in the same way. It blocks until the session ends.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Referrer-Policy", "no-referrer") // the URL has the token
 	w.Header().Set("Cache-Control", "no-store")
@@ -175,11 +177,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		status := statusOf(err)
 		p.cfg.Logger.WarnContext(ctx, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
-		http.Error(w, http.StatusText(status), status) // the reason is for operators
+		http.Error(w, http.StatusText(status), status) // only the log has the reason, for operators
 		return
 	}
 	defer p.leaveServer(t.ServerID)
-	defer func() { _ = console.Close() }() // it was closed already, or the session has ended
+	defer func() { _ = console.Close() }() // run may have closed it already
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"binary"},
 		InsecureSkipVerify: true, // open has checked the origin, as Nova does
@@ -194,10 +196,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	log.InfoContext(ctx, "console session ended", "reason", why)
 }
 
-// errOrigin means that a browser shows the page of another site.
+// errOrigin means that the request comes from a page of another site.
 var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
 
-// open checks a request and connects to its console. After success the caller calls leaveServer.
+// open checks a request and connects to its console. After success the caller must call leaveServer.
 func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
 	token := tokenOf(r)
 	if token == "" {
@@ -213,7 +215,7 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 		return nil, nil, err
 	}
 	if !p.enterServer(t.ServerID) {
-		return nil, nil, fault.New(fault.Unavailable, "server %s has %d sessions, which is the limit of a server", t.ServerID, p.cfg.MaxServerSessions)
+		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, the maximum for one server", t.ServerID, p.cfg.MaxServerSessions)
 	}
 	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
@@ -223,15 +225,16 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 	return t, c, nil
 }
 
-// dialerOf returns a dialer for a console. It refuses a loopback address of another machine: here another server's console may have this address.
+// dialerOf returns a dialer for a console. If the console is on another machine, the dialer refuses loopback addresses: on this machine the console of
+// another server may have such an address.
 func dialerOf(t *Target) *net.Dialer {
 	d := new(net.Dialer)
 	if t.Local {
 		return d
 	}
-	d.Control = func(_, address string, _ syscall.RawConn) error { // it gets the address to which a name leads
+	d.Control = func(_, address string, _ syscall.RawConn) error { // address is numeric: a name has been resolved
 		at, err := netip.ParseAddrPort(address)
-		if ip := at.Addr().Unmap(); err != nil || ip.IsLoopback() || ip.IsUnspecified() { // no host at all is this machine, too
+		if ip := at.Addr().Unmap(); err != nil || ip.IsLoopback() || ip.IsUnspecified() { // an unspecified address also connects to this machine
 			return fmt.Errorf("%s is a loopback address, and host %s is not the machine of the console proxy: consoles of this host must have an address that the proxy reaches", address, t.Host)
 		}
 		return nil
@@ -239,7 +242,7 @@ func dialerOf(t *Target) *net.Dialer {
 	return d
 }
 
-// statusOf returns the status for an error of open.
+// statusOf returns the HTTP status for an error of open.
 func statusOf(err error) int {
 	switch {
 	case errors.Is(err, fault.NotFound):
@@ -254,7 +257,7 @@ func statusOf(err error) int {
 func (p *Proxy) run(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	open, end := context.WithCancel(context.WithoutCancel(ctx)) // the client is told the reason after ctx has ended
+	open, end := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx, so that the client can be told the reason
 	defer end()
 	s := &session{cfg: &p.cfg, target: t, ws: ws, client: websocket.NetConn(open, ws, websocket.MessageBinary)}
 	s.touch()
@@ -271,7 +274,7 @@ func (p *Proxy) run(ctx context.Context, t *Target, ws *websocket.Conn, console 
 	return why.Error()
 }
 
-// session is a connection of a client with a console.
+// session is the connection between a client and a console.
 type session struct {
 	cfg    *Config
 	target *Target
@@ -279,7 +282,7 @@ type session struct {
 	client net.Conn
 
 	mu   sync.Mutex
-	last time.Time // data were copied
+	last time.Time // when data were last copied
 }
 
 func (s *session) touch() {
@@ -294,7 +297,8 @@ func (s *session) idle() time.Duration {
 	return time.Since(s.last)
 }
 
-// copy copies until one side ends, and returns the reason. ended is the reason if from has ended.
+// copy copies data from one connection to the other until one of them ends, and returns the reason. The parameter ended is the reason if the connection that
+// copy reads has ended.
 func (s *session) copy(to, from net.Conn, ended string) error {
 	buf := make([]byte, 32<<10)
 	for {
@@ -314,7 +318,8 @@ func (s *session) copy(to, from net.Conn, ended string) error {
 	}
 }
 
-// watch returns, with the reason, when the server of the session is gone, when no data are copied, when the client does not answer, or, with EndWithToken, at the end of the token.
+// watch blocks until the session must end, and returns the reason: the server is no longer on its host, no data were copied for Config.Idle, the checks failed for Config.Grace, or, with
+// Config.EndWithToken, the token has expired.
 func (s *session) watch(ctx context.Context) error {
 	end := make(<-chan time.Time)
 	if s.cfg.EndWithToken {
@@ -329,7 +334,7 @@ func (s *session) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-end:
-			return errors.New("the token is over")
+			return errors.New("the token has expired")
 		case <-tick.C:
 		}
 		if s.idle() > s.cfg.Idle {
@@ -339,14 +344,14 @@ func (s *session) watch(ctx context.Context) error {
 		case ok:
 			seen = time.Now()
 		case err == nil:
-			return errors.New("the server is deleted, or on another host")
+			return errors.New("the server is deleted, or is on another host")
 		case time.Since(seen) > s.cfg.Grace:
-			return fmt.Errorf("not checked for %v: %w", s.cfg.Grace, err)
+			return fmt.Errorf("the checks failed for %v: %w", s.cfg.Grace, err)
 		}
 	}
 }
 
-// check reports whether the server is present and the client answers.
+// check reports whether the server is present and the client answers. It returns false without an error if the server is not present.
 func (s *session) check(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -357,5 +362,5 @@ func (s *session) check(ctx context.Context) (bool, error) {
 	return ok && err == nil, err
 }
 
-// Addr returns HOST:PORT of a console.
+// Addr returns the address of a console, HOST:PORT.
 func Addr(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

@@ -24,14 +24,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a proxy with one console, which greets and then sends back what it gets. The token "good" is for it, "other" for one of another server, and "away" for one that does not listen.
+// bench is a proxy with one console, which sends a greeting and then echoes its input. The token "good" opens this console for the server s1, and "other" opens it for the server s2. The token
+// "away" is for a console of s1 that does not listen.
 type bench struct {
 	*testing.T
 	*httptest.Server
 
 	proxy   *console.Proxy
-	present atomic.Value // func() (bool, error)
-	dialed  atomic.Int64
+	present atomic.Value // a func() (bool, error), which reports whether the server exists
+	dialed  atomic.Int64 // the number of connections to the console
 }
 
 func newBench(t *testing.T, cfg console.Config) *bench {
@@ -76,7 +77,7 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 		return &console.Target{Addr: addr, URL: b.URL + "/vnc_lite.html", ServerID: server, Host: "h1", ExpiresAt: time.Now().Add(100 * time.Millisecond), Local: true}, nil
 	}
 	cfg.Present = func(context.Context, *console.Target) (bool, error) {
-		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // it has only this type
+		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // all stored values have this type
 	}
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	b.proxy = console.New(cfg)
@@ -92,7 +93,7 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 	return b
 }
 
-// dial opens a console. status is that of the reply.
+// dial opens a console, and returns the connection and the status of the reply.
 func (b *bench) dial(path string, header http.Header) (ws *websocket.Conn, status int) {
 	b.Helper()
 	ws, resp, err := websocket.Dial(b.Context(), //nolint:bodyclose // the library says that it need not be closed
@@ -103,7 +104,7 @@ func (b *bench) dial(path string, header http.Header) (ws *websocket.Conn, statu
 	return ws, resp.StatusCode
 }
 
-// TestTokens: a client gets the console of its token, which is in the query, in the parameter path, or in a cookie. Without a valid token the proxy connects nowhere.
+// TestTokens: a client gets the console of its token. The token is in the query, in the parameter path, or in a cookie. Without a valid token the proxy makes no connection.
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, console.Config{})
@@ -125,7 +126,7 @@ func TestTokens(t *testing.T) {
 		{"/", nil, 401},
 		{"/?token=", nil, 401},
 		{"/?token=bad", http.Header{"Cookie": {"token=good"}}, 401},
-		{"/?token=good&token=bad", nil, 101}, // the first one counts
+		{"/?token=good&token=bad", nil, 101}, // the first token counts
 		{"/?path=%3Ftoken%3Dbad", nil, 401},
 		{"/?token=broken", nil, 503},
 		{"/?token=away", nil, 503},
@@ -161,7 +162,7 @@ func TestTokens(t *testing.T) {
 	waittest.Until(t, "the ends of all sessions", func() bool { return b.proxy.Sessions() == 0 })
 }
 
-// TestPlainHTTP: a request without a WebSocket gets a text, and no console.
+// TestPlainHTTP: a request that does not open a WebSocket gets a text, and no console.
 func TestPlainHTTP(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, console.Config{})
@@ -194,8 +195,8 @@ func TestOtherOrigin(t *testing.T) {
 	}
 }
 
-// TestEnds: a session ends when its server is gone, when it is not used, with its token, when it cannot be checked, and when the proxy stops. The client
-// gets the reason.
+// TestEnds: a session ends when its server is gone, when no data are sent for the idle timeout, when its token expires, when the server cannot be checked, and
+// when the proxy stops. The client gets the reason.
 func TestEnds(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -205,8 +206,8 @@ func TestEnds(t *testing.T) {
 	}{
 		"deleted": {console.Config{}, func() (bool, error) { return false, nil }, "the server is deleted"},
 		"idle":    {console.Config{Idle: 50 * time.Millisecond}, func() (bool, error) { return true, nil }, "no data within 50ms"},
-		"token":   {console.Config{EndWithToken: true, Every: time.Hour}, func() (bool, error) { return true, nil }, "the token is over"},
-		"checks":  {console.Config{Grace: 50 * time.Millisecond}, func() (bool, error) { return false, errors.New("no database") }, "not checked for 50ms: no database"},
+		"token":   {console.Config{EndWithToken: true, Every: time.Hour}, func() (bool, error) { return true, nil }, "the token has expired"},
+		"checks":  {console.Config{Grace: 50 * time.Millisecond}, func() (bool, error) { return false, errors.New("no database") }, "the checks failed for 50ms: no database"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -228,7 +229,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// ended reads until the connection is closed, and returns the reason.
+// ended reads from a connection until it is closed, and returns the reason.
 func ended(t *testing.T, ws *websocket.Conn) (why websocket.CloseError) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -243,12 +244,12 @@ func ended(t *testing.T, ws *websocket.Conn) (why websocket.CloseError) {
 	}
 }
 
-// TestServerLimit: one server has only a part of the sessions, so that a token does not keep the clients of other servers out. The end of a session, and a console that does not
-// answer, give its place back.
+// TestServerLimit: one server can have only a part of the sessions, so that the holder of a token cannot use all sessions of the proxy. A session that has ended, or whose console
+// does not answer, no longer counts.
 func TestServerLimit(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, console.Config{MaxServerSessions: 2})
-	for range 5 { // "away" is of the same server
+	for range 5 { // the token "away" is for the same server
 		if ws, status := b.dial("/?token=away", nil); ws != nil || status != 503 {
 			t.Fatalf("a console that does not listen: %d", status)
 		}
@@ -261,9 +262,10 @@ func TestServerLimit(t *testing.T) {
 		}
 		open = append(open, ws)
 	}
-	before := b.dialed.Load()
-	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 || b.dialed.Load() != before {
-		t.Errorf("a third session of the server: %d", status)
+	// A client can get its answer before the console has counted the connection.
+	waittest.Until(t, "two connections to the console", func() bool { return b.dialed.Load() == 2 })
+	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 || b.dialed.Load() != 2 {
+		t.Errorf("a third session of the server: status %d, %d connections to the console", status, b.dialed.Load())
 	}
 	other, status := b.dial("/?token=other", nil)
 	if other == nil {
@@ -280,8 +282,8 @@ func TestServerLimit(t *testing.T) {
 	_ = open[1].CloseNow()
 }
 
-// TestLoopback: a console at a loopback address, in any form, is refused unless the host of its server is the machine of the proxy, because another server's console may have
-// this address here. The log says what to do.
+// TestLoopback: if the host of the server is another machine, a console at a loopback address, in any form, is refused, because on the proxy's machine a console of another server
+// may have this address. The log says what to do.
 func TestLoopback(t *testing.T) {
 	t.Parallel()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ":0")
@@ -320,7 +322,7 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
-// TestLimit: more sessions than the limit are refused. When the proxy stops, sessions end, and later ones are refused. A session also ends when its client leaves.
+// TestLimit: sessions above the limit are refused. When the proxy stops, its sessions end, and new sessions are refused. A session also ends when its client disconnects.
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, console.Config{MaxSessions: 1})

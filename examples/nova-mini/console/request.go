@@ -13,8 +13,8 @@ func isWebSocket(r *http.Request) bool {
 	return r.Method == http.MethodGet && strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
 }
 
-// tokenOf returns the token of a request, or "": from the query, as ?token=TOKEN or, in the form of the URLs for noVNC, ?path=%3Ftoken%3DTOKEN, or else
-// from the cookie "token", as older noVNC sends it.
+// tokenOf returns the token of a request, or "" if the request has none. It looks for ?token=TOKEN in the query, then for ?path=%3Ftoken%3DTOKEN (the
+// form in URLs for noVNC), and then for the cookie "token", which older versions of noVNC send.
 func tokenOf(r *http.Request) string {
 	q := r.URL.Query()
 	if token := q.Get("token"); token != "" {
@@ -31,8 +31,8 @@ func tokenOf(r *http.Request) string {
 	return ""
 }
 
-// checkOrigin returns Denied if a browser shows the page of another host, or of another scheme than that of the URL of the console. A client that
-// is not a browser sends no origin. The rules are Nova's, but X-Forwarded-Proto is not believed: clients can set it.
+// checkOrigin returns Denied if the header Origin has a host that is not allowed, or another scheme than the URL of the console. A client that is not
+// a browser sends no origin, and is allowed. The rules are Nova's, but X-Forwarded-Proto is not trusted, because clients can set it.
 func (p *Proxy) checkOrigin(r *http.Request, t *Target) error {
 	given := r.Header.Values("Origin")
 	if len(given) == 0 {

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestActions: a server reaches the state that an action leads to, even if the driver, the compute service or the conductor
+// TestActions: an action leads to the right state of the server, even if the driver, the compute service or the conductor
 // is killed during the action. The API rejects a second action on the server during the first, and an action that the
 // server's state does not allow. A deletion ends an action.
 func TestActions(t *testing.T) {
@@ -56,9 +56,9 @@ type actions struct {
 	*cloud
 
 	cl                                    *gophercloud.ServiceClient
-	ids                                   []string // of servers without a fault
-	crash, broken, hangs, norsz, rszcrash string   // ids of servers whose driver has a fault
-	crashes                               string   // id of a server whose driver dies before and after each of its calls
+	ids                                   []string // the ids of servers without simulated faults
+	crash, broken, hangs, norsz, rszcrash string   // the ids of servers with a simulated fault of the driver
+	crashes                               string   // the id of a server whose driver dies before and after each of its calls
 }
 
 func (a *actions) create(name string, md map[string]string) string {
@@ -99,7 +99,7 @@ func (a *actions) flavorOf(id, want string) {
 	}
 }
 
-// testStops: each stopped server becomes SHUTOFF, although processes are killed meanwhile. The API rejects a second action
+// testStops: each stopped server becomes SHUTOFF, although processes are killed during the stops. The API rejects a second action
 // on a server during the first.
 func (a *actions) testStops() {
 	a.Helper()
@@ -154,8 +154,8 @@ func (a *actions) testStarts() {
 	}
 }
 
-// testResizes: a resize succeeds although a compute service and the conductor are killed meanwhile. A confirmation keeps the new
-// flavor, a revert restores the old one. A resize that the driver cannot do leaves the server unchanged.
+// testResizes: a resize succeeds although a compute service and the conductor are killed during the resize. A confirmation keeps the new
+// flavor, and a revert restores the old flavor. A resize that the driver cannot do leaves the server unchanged.
 func (a *actions) testResizes() {
 	a.Helper()
 	huge, err := flavors.Create(a.Context(), a.cl, flavors.CreateOpts{Name: "huge", RAM: 1 << 20, VCPUs: 1, Disk: new(1)}).Extract()
@@ -193,8 +193,8 @@ func (a *actions) testResizes() {
 	a.flavorOf(a.ids[1], "1")
 }
 
-// testKilledActions: each action leads to its state although the conductor, the compute services and the drivers are killed between its
-// steps, and then the API and the driver agree. No task stays.
+// testKilledActions: each action leads to the right state, although the conductor, the compute services and the drivers are killed between its
+// steps. Then the API and the driver show the same state, and no server has a task.
 func (a *actions) testKilledActions() {
 	a.Helper()
 	seed := time.Now().UnixNano()
@@ -232,7 +232,7 @@ func (a *actions) testKilledActions() {
 			if step.power == "" {
 				continue
 			}
-			a.poll("the driver to agree after "+step.body, 30*time.Second, func() error { // another server's call may restart the driver meanwhile
+			a.poll("the driver to agree after "+step.body, 30*time.Second, func() error { // repeated, because a call for another server may restart the driver
 				var is struct{ State string }
 				err := a.ask(http.MethodGet, "", &is, "servers", id, "diagnostics")
 				if err == nil && !strings.EqualFold(is.State, step.power) {
@@ -282,7 +282,7 @@ func (a *actions) testFailures() {
 		a.Error(err)
 	}
 	a.becomes(a.broken, "ACTIVE")
-	// The reboot hangs, so only the deletion can end it. The compute service is killed, too.
+	// The reboot hangs, so only the deletion can end the reboot. The compute service is killed, too.
 	if err := servers.Reboot(a.Context(), a.cl, a.hangs, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr(); err != nil {
 		a.Error(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// need is something that a service of nova-mini needs at its start: a broker or the database.
+// need is a broker or a database, which a service of nova-mini needs at its start.
 type need struct {
 	name, env string // env is the variable of the test environment with the URL of the real broker or database
 	part      string // the name of the part in the service
@@ -51,8 +51,8 @@ func (n *need) url(c *cloud) *url.URL {
 	return u
 }
 
-// TestAwayAtStart: a service whose broker or database is down at the start waits. Meanwhile /readyz names what the service
-// waits for, and the log has one warning with the option. The service becomes ready when the broker or database is up.
+// TestAwayAtStart: a service waits if its broker or database is down at the start. During the wait, /readyz names the broker or
+// database, and the log has one warning with the option. The service becomes ready when the broker or database is up.
 func TestAwayAtStart(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -116,7 +116,7 @@ func TestAwayAtStart(t *testing.T) {
 	}
 }
 
-// TestRefusedLogin: if the broker or the database refuses the login, the program ends at once. The last line names the
+// TestRefusedLogin: if the broker or the database refuses the login, the program ends at once. The last line of the log names the
 // option and the address, but not the password.
 func TestRefusedLogin(t *testing.T) {
 	t.Parallel()
@@ -143,8 +143,8 @@ func TestRefusedLogin(t *testing.T) {
 	}
 }
 
-// TestKeystoneAtStart: an API service whose Keystone is down waits for it, with one warning that names the option. If
-// Keystone rejects the login, the service ends at once, with the option in the last line.
+// TestKeystoneAtStart: an API service waits for its Keystone, with one warning that names the option. If
+// Keystone rejects the login, the service ends at once, and the last line of the log names the option.
 func TestKeystoneAtStart(t *testing.T) {
 	t.Parallel()
 	scenario(t)

@@ -33,7 +33,7 @@ func permissions(t *testing.T, exchange, host string) []string {
 	return out
 }
 
-// TestBrokerUsers: each host has its own broker user, with the permissions in docs/operating.md. With these a host can
+// TestBrokerUsers: each host has its own broker user, with the permissions in docs/operating.md. With these permissions a host can
 // build and destroy servers, but cannot read messages for another host.
 func TestBrokerUsers(t *testing.T) {
 	t.Parallel()

@@ -15,7 +15,7 @@ import (
 )
 
 // TestVersionCaps: while a compute service of an earlier version is registered, an API sends no call that this service does not know. The
-// API learns at SIGHUP that the service was registered, and at the next call that it is gone. A compute service that finds no conductor
+// API learns at SIGHUP that the service is registered, and at the next call that the service is gone. A compute service that finds no conductor
 // logs one warning after 10 s, and works when a conductor is back.
 func TestVersionCaps(t *testing.T) {
 	t.Parallel()
@@ -68,7 +68,7 @@ func TestVersionCaps(t *testing.T) {
 	}
 	c.poll("the console after the older host is gone", 3*time.Second, console)
 
-	// An action that an older compute service does not know waits until all know it.
+	// An action that an older compute service does not know waits until all compute services know it.
 	older.Interfaces["compute"] = []string{"1.4"}
 	if err := members.Join(t.Context(), older); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func TestVersionCaps(t *testing.T) {
 			return err
 		}
 		if !strings.Contains(conductor.log.String(), "interface=compute versions=[1.4]") {
-			return errors.New("its log does not say so")
+			return errors.New("the log of the conductor does not have these caps")
 		}
 		return nil
 	})
@@ -114,16 +114,16 @@ func TestVersionCaps(t *testing.T) {
 	const unknown = "version caps not known, sending only the lowest version"
 	c.poll("the compute service to give up waiting for its caps", 40*time.Second, func() error {
 		if !strings.Contains(alone.log.String(), unknown) {
-			return errors.New("its log does not say so")
+			return errors.New("the log of the compute service does not have the warning")
 		}
 		return nil
 	})
 	c.start("conductor", "c-2")
 	c.hostsUp(cl, 2)
 	if n := strings.Count(alone.log.String(), unknown); n != 1 {
-		t.Errorf("the compute service said %d times that it does not know its caps, want once", n)
+		t.Errorf("the compute service has logged %d times that it does not know its caps, want once", n)
 	}
 	if !strings.Contains(alone.log.String(), "version caps known") {
-		t.Error("the compute service did not say that it knows its caps")
+		t.Error("the compute service has not logged that it knows its caps")
 	}
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// member is a client of the compute API who is a member of a project, as Terraform and Cluster API use it: with gophercloud.
+// member is a client of the compute API. It is a member of a project, and uses gophercloud in the same way as Terraform and Cluster API.
 type member struct {
 	*openstack
 
@@ -32,7 +32,7 @@ type member struct {
 	token    string
 }
 
-// at returns a client for a microversion. Terraform chooses one for each request.
+// at returns a client for a microversion. Terraform chooses a microversion for each request.
 func (m *member) at(version string) *gophercloud.ServiceClient {
 	p := &gophercloud.ProviderClient{TokenID: m.token}
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: m.compute + "/v2.1/", Type: "compute", Microversion: version}
@@ -82,8 +82,8 @@ func (m *member) create(version string, opts servers.CreateOptsBuilder, hints se
 	return m.await(s.ID, "ACTIVE")
 }
 
-// only returns the items of a list that has one page.
-func only[T any](m *member, list pagination.Pager, extract func(pagination.Page) (T, error)) T {
+// itemsOf returns the items of all pages of a list.
+func itemsOf[T any](m *member, list pagination.Pager, extract func(pagination.Page) (T, error)) T {
 	m.Helper()
 	page, err := list.AllPages(m.Context())
 	m.must(err)
@@ -92,7 +92,7 @@ func only[T any](m *member, list pagination.Pager, extract func(pagination.Page)
 	return out
 }
 
-// TestClients sends what Terraform and Cluster API send, call by call, to a cloud with a real Keystone and a real Neutron.
+// TestClients sends the requests of Terraform and Cluster API, in the same order, to a cloud with a real Keystone and a real Neutron.
 func TestClients(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("ARMATURE_ACCEPT") == "" {
@@ -109,7 +109,7 @@ func TestClients(t *testing.T) {
 	m.machine(private.ID)
 }
 
-// smallestPlan is a plan of Terraform with a name, an image and a flavor, its changes, and its end.
+// smallestPlan sends the requests for a plan of Terraform with only a name, an image and a flavor: its creation, its changes, and its deletion.
 func (m *member) smallestPlan() {
 	ctx := m.Context()
 	s := m.create("2.1", servers.CreateOpts{Name: "tf", ImageRef: m.images[0], FlavorRef: "1", ConfigDrive: new(false), UserData: []byte{}}, nil)
@@ -165,7 +165,7 @@ func (m *member) smallestPlan() {
 	if now := m.await(s.ID, "ACTIVE"); now.Flavor["id"] != "2" || now.Image["id"] != m.images[1] {
 		m.Errorf("%+v", now)
 	}
-	m.must(servers.ForceDelete(ctx, m.at("2.1"), s.ID).ExtractErr()) // with the text "", not null
+	m.must(servers.ForceDelete(ctx, m.at("2.1"), s.ID).ExtractErr()) // the value of forceDelete is "", not null
 	m.gone(s.ID)
 }
 
@@ -184,7 +184,7 @@ func (m *member) idle(id string) {
 	})
 }
 
-// largePlan is a plan of Terraform with the arguments for which Terraform chooses later microversions.
+// largePlan sends the requests for a plan of Terraform with the arguments for which Terraform chooses later microversions.
 func (m *member) largePlan(network string) {
 	ctx := m.Context()
 	key, err := keypairs.Create(ctx, m.at("2.10"), keypairs.CreateOpts{Name: "tf"}).Extract()
@@ -216,23 +216,24 @@ func (m *member) largePlan(network string) {
 	m.must(keypairs.Delete(ctx, m.at("2.10"), key.Name, nil).ExtractErr())
 }
 
-// machine is a machine of Cluster API: the client looks for it by its name, makes a port and the server, and looks again.
+// machine sends the requests of Cluster API for a machine: the client looks for the server by its name, makes a port and the server, and looks for
+// the server a second time.
 func (m *member) machine(network string) {
 	ctx, c := m.Context(), m.at("2.60")
-	if zones := only(m, availabilityzones.List(c), availabilityzones.ExtractAvailabilityZones); len(zones) != 1 || !zones[0].ZoneState.Available {
+	if zones := itemsOf(m, availabilityzones.List(c), availabilityzones.ExtractAvailabilityZones); len(zones) != 1 || !zones[0].ZoneState.Available {
 		m.Errorf("%+v", zones)
 	}
-	if list := only(m, flavors.ListDetail(c, nil), flavors.ExtractFlavors); len(list) != 5 {
+	if list := itemsOf(m, flavors.ListDetail(c, nil), flavors.ExtractFlavors); len(list) != 5 {
 		m.Errorf("%d flavors", len(list))
 	}
 	named := func() []servers.Server {
-		return only(m, servers.List(c, servers.ListOpts{Name: "^machine-0$"}), servers.ExtractServers)
+		return itemsOf(m, servers.List(c, servers.ListOpts{Name: "^machine-0$"}), servers.ExtractServers)
 	}
 	if list := named(); len(list) != 0 {
 		m.Errorf("%+v", list)
 	}
 	other := m.create("2.60", servers.CreateOpts{Name: "machine-01", ImageRef: m.images[0], FlavorRef: "1", Networks: "none"}, nil)
-	if list := only(m, servergroups.List(c, nil), servergroups.ExtractServerGroups); len(list) != 0 {
+	if list := itemsOf(m, servergroups.List(c, nil), servergroups.ExtractServerGroups); len(list) != 0 {
 		m.Errorf("%+v", list)
 	}
 	group, err := servergroups.Create(ctx, m.at("2.64"), servergroups.CreateOpts{Name: "workers", Policy: "soft-anti-affinity"}).Extract()
@@ -249,7 +250,7 @@ func (m *member) machine(network string) {
 	if list := named(); len(list) != 1 || list[0].ID != s.ID {
 		m.Errorf("%+v", list)
 	}
-	if list := only(m, attachinterfaces.List(c, s.ID), attachinterfaces.ExtractInterfaces); len(list) != 1 || list[0].PortID != port.ID || len(list[0].FixedIPs) != 1 {
+	if list := itemsOf(m, attachinterfaces.List(c, s.ID), attachinterfaces.ExtractInterfaces); len(list) != 1 || list[0].PortID != port.ID || len(list[0].FixedIPs) != 1 {
 		m.Errorf("%+v", list)
 	}
 	for _, one := range []*servers.Server{s, other} {
@@ -288,7 +289,7 @@ func TestCommands(t *testing.T) {
 			"OS_USER_DOMAIN_NAME=Default", "OS_IDENTITY_API_VERSION=3", "OS_REGION_NAME=RegionOne", "OS_COMPUTE_API_VERSION=2.79")
 		client.Values = map[string]string{"IMAGE": o.images[0]}
 		client.Before = func() {
-			for _, s := range only(m, servers.List(m.at("2.1"), nil), servers.ExtractServers) {
+			for _, s := range itemsOf(m, servers.List(m.at("2.1"), nil), servers.ExtractServers) {
 				if s.Status != "DELETED" {
 					m.idle(s.ID)
 				}

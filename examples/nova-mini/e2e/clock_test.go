@@ -16,10 +16,11 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// clockVar, with a value SECONDS@AFTER, moves the clock of a process by SECONDS, AFTER seconds after the process's start.
+// clockVar is an environment variable of the program that moved builds. The value SECONDS@AFTER moves the clock of the process by SECONDS when
+// AFTER seconds have passed since the start of the process.
 const clockVar = "ARMATURE_TEST_CLOCK"
 
-// moved builds the program with a time.Now that obeys clockVar. Nothing else differs. The monotonic clock is not changed,
+// The function moved builds the program with a time.Now that obeys clockVar. The rest of the program is unchanged. The monotonic clock is not changed,
 // as when an administrator sets the date.
 var moved = sync.OnceValues(func() (string, error) {
 	out, err := exec.CommandContext(context.Background(), "go", "env", "GOROOT").Output()
@@ -120,12 +121,12 @@ func TestClocks(t *testing.T) {
 		build(1)
 		c.settled(cl, len(ids), 30*time.Second)
 	}
-	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // the processes that log during this time
+	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // processes that log during this time
 		shows := func(at time.Time) bool {
 			return strings.Contains(c.procs[host].log.String(), "time="+at.UTC().Add(by).Format("2006-01-02T15"))
 		}
 		if !shows(time.Now()) && !shows(begin) {
-			t.Errorf("the clock of %s was not moved by %v", host, by)
+			t.Errorf("the clock of %s was not changed by %v", host, by)
 		}
 	}
 	// After the clocks have moved.

@@ -38,7 +38,7 @@ var (
 	plain = sync.OnceValues(func() (string, error) { return build() })
 	built string // the directory of the built programs
 
-	// replies checks replies of 2.1. It is made once, because that takes up to seconds of a busy machine.
+	// replies returns a checker for replies of microversion 2.1. All tests share the checker, because making one may take seconds on a busy machine.
 	replies = sync.OnceValues(func() (*apitest.Checker, error) {
 		doc, err := api.OpenAPI("2.1")
 		if err != nil {
@@ -47,7 +47,7 @@ var (
 		return apitest.NewChecker(doc)
 	})
 
-	// sim builds the fake driver as the program of a driver with the name sim.
+	// sim builds the fake driver as a driver program with the name sim, and returns the directory of the program.
 	sim = sync.OnceValues(func() (string, error) {
 		dir := filepath.Join(built, "plugins")
 		return dir, compile(filepath.Join(dir, "armature-compute-sim"), "../../drivers/fake/armature-compute-fake", "-race")
@@ -68,7 +68,7 @@ func compile(path, pkg string, flags ...string) error {
 	return err
 }
 
-// withSim returns configuration with which the compute services use the driver sim.
+// withSim returns lines of a configuration with which the compute services use the driver program sim.
 func withSim(t testing.TB, options string) string {
 	t.Helper()
 	dir, err := sim()
@@ -102,6 +102,7 @@ type cloud struct {
 	procs map[string]*process
 }
 
+// process is a running process of nova-mini.
 type process struct {
 	*testenv.Process
 
@@ -129,7 +130,7 @@ func (b *safeBuffer) String() string {
 	return b.buf.String()
 }
 
-// scenario skips a test that starts processes if -short is set. With -short only tests without processes run, such as
+// scenario skips a test that starts processes if -short is set. With -short, only tests that start no processes run, such as
 // TestStatements.
 func scenario(t *testing.T) {
 	t.Helper()
@@ -138,7 +139,7 @@ func scenario(t *testing.T) {
 	}
 }
 
-// noQuota is configuration without limits of what a project may have. The last release does not know it.
+// noQuota is a configuration without quotas of a project. The previous release does not know these options.
 const noQuota = "[quota]\ninstances = -1\ncores = -1\nram = -1\n[DEFAULT]\n"
 
 // newCloud creates a database and a configuration file, as an operator would.
@@ -147,7 +148,7 @@ func newCloud(t testing.TB, extra string) *cloud {
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
-// configured returns the URL of a bus in oslo.messaging's form.
+// configured returns the URL of a bus in the form of the option transport_url.
 func configured(busURL string) string {
 	if rest, ok := strings.CutPrefix(busURL, "amqp://"); ok {
 		return "rabbit://" + rest
@@ -155,6 +156,7 @@ func configured(busURL string) string {
 	return busURL
 }
 
+// newCloudOn is like newCloud, with the URLs of the database server and of the bus. There are no quotas.
 func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
 	return newCloudWith(t, "", noQuota+extra, mysqlURL, busURL)
@@ -166,6 +168,7 @@ func newCloudOf(t testing.TB, program, extra string) *cloud {
 	return newCloudWith(t, program, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
+// newCloudWith creates a cloud without processes. The parameter extra has more lines of the configuration.
 func newCloudWith(t testing.TB, program, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
 	c := &cloud{TB: t, program: program, dir: t.TempDir(), busURL: strings.TrimPrefix(busURL, "watermill-"), exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
@@ -237,6 +240,7 @@ func (c *cloud) open(u string) *sqlx.DB {
 	return d
 }
 
+// command returns a command of the program, with the configuration of the cloud.
 func (c *cloud) command(args ...string) *exec.Cmd {
 	c.Helper()
 	program := raced
@@ -320,7 +324,7 @@ func (c *cloud) newClient(u string) *gophercloud.ServiceClient {
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: u + "/v2.1/", Type: "compute"}
 }
 
-// poll calls f until f returns nil. After limit it fails the test with f's last error.
+// poll calls f until f returns nil. After the time limit, poll fails the test with f's last error.
 func (c *cloud) poll(what string, limit time.Duration, f func() error) {
 	c.Helper()
 	end := time.After(limit)
@@ -339,7 +343,7 @@ func (c *cloud) poll(what string, limit time.Duration, f func() error) {
 	}
 }
 
-// dump prints the rows of the database and the ends of the logs.
+// dump logs rows of the database and the last lines of the processes' logs.
 func (c *cloud) dump() {
 	var rows []struct {
 		ID, State string
@@ -390,11 +394,11 @@ func create(ctx context.Context, cl *gophercloud.ServiceClient, name, flavor str
 	return servers.Create(ctx, cl, servers.CreateOpts{Name: name, FlavorRef: flavor, ImageRef: "cirros", Metadata: md}, nil).Extract()
 }
 
-// settled waits until no server has a task, and returns the servers by status.
+// settled waits until the cloud has exactly the wanted number of servers, and none of them is in BUILD. It returns the servers by status.
 func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Duration) map[string][]servers.Server {
 	c.Helper()
 	var by map[string][]servers.Server
-	c.poll("servers without a task", limit, func() error {
+	c.poll(fmt.Sprintf("%d servers, none in BUILD", want), limit, func() error {
 		pages, err := servers.List(cl, servers.ListOpts{Limit: 25}).AllPages(c.Context())
 		if err != nil {
 			return err
@@ -415,12 +419,13 @@ func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Dura
 	return by
 }
 
-// awaitNoTasks waits until no server has a task, or until limit has passed. It returns the servers, and how many of them have one.
-func (c *cloud) awaitNoTasks(cl *gophercloud.ServiceClient, limit time.Duration) (list []servers.Server, stuck int) {
+// awaitNoTasks waits until none of the servers of a list has a task, or until the time limit has passed. It returns the servers, and the number of servers with a
+// task.
+func (c *cloud) awaitNoTasks(cl *gophercloud.ServiceClient, which servers.ListOptsBuilder, limit time.Duration) (list []servers.Server, stuck int) {
 	c.Helper()
 	for end := time.Now().Add(limit); ; {
 		stuck = 0
-		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(c.Context())
+		pages, err := servers.List(cl, which).AllPages(c.Context())
 		if err == nil {
 			list, err = servers.ExtractServers(pages)
 		}

@@ -48,7 +48,7 @@ func (c *cloud) onHosts() map[string]string {
 	return out
 }
 
-// consistent checks that the API, the drivers and the claims agree, and that no host is over its capacity.
+// consistent checks that the API, the drivers and the claims place each server on the same host, and that no host is over its capacity.
 func (c *cloud) consistent(active []servers.Server) {
 	c.Helper()
 	found := c.onHosts()
@@ -84,8 +84,8 @@ func (c *cloud) consistent(active []servers.Server) {
 	}
 }
 
-// deleteAll deletes every server, and waits until nothing of the servers is left in the API, the drivers, the claims and
-// the queues.
+// deleteAll deletes every server. It waits until the API, the drivers and the claims have no server any longer, and the queues
+// are empty.
 func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 	c.Helper()
 	pages, err := servers.List(cl, nil).AllPages(c.Context())

@@ -15,9 +15,9 @@ import (
 	"github.com/armature-go/armature/internal/releasetest"
 )
 
-// TestPreviousDriver: a driver program of the previous release passes the driver tests with a compute service of this release, even if this
-// release has a later protocol. The program of this release replaces it without a restart of the compute service. The replacement back is
-// refused, because the program of the previous release does not have the capability guest-data.
+// TestPreviousDriver: a driver program of the previous release keeps the driver rules with a compute service of this release, even if this
+// release has a later protocol. The program of this release can replace the old program without a restart of the compute service. The
+// replacement of the new program by the old one is refused, because the old program does not have the capability guest-data.
 func TestPreviousDriver(t *testing.T) {
 	t.Parallel()
 	program := releasetest.Last(t, "./examples/drivers/fake/armature-compute-fake")
@@ -40,7 +40,7 @@ func TestPreviousDriver(t *testing.T) {
 			t.Fatal(err)
 		}
 		later := compute.Kind
-		later.Protocol++ // so the program has the previous protocol
+		later.Protocol++ // so that the program has the previous protocol
 		cfg := driver.PluginConfig{Program: program, Options: options(t), Logger: slog.New(slog.DiscardHandler)}
 		p, err := driver.Launch(t.Context(), later, cfg)
 		if err != nil {
@@ -60,7 +60,7 @@ func TestPreviousDriver(t *testing.T) {
 			want = append(want, id)
 			cfg.Program = next
 			switch err := p.Replace(t.Context(), cfg, nil); {
-			case next == program: // the last release does not have guest-data, on which the compute service relies
+			case next == program: // refused: a capability of the running program is missing
 				if err == nil || !strings.Contains(err.Error(), "it does not have the capability guest-data, which the running program has") {
 					t.Errorf("back to the last release: %v", err)
 				}

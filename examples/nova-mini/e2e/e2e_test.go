@@ -22,8 +22,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestCloud runs a deployment with two APIs, a conductor, two schedulers and three hosts, on each bus, with built-in
-// drivers and with driver programs.
+// TestCloud runs a deployment with two APIs, a conductor, two schedulers and three hosts: on RabbitMQ with built-in drivers,
+// and on NATS with driver programs.
 func TestCloud(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -40,8 +40,8 @@ func TestCloud(t *testing.T) {
 	}
 }
 
-// TestWatermill: a deployment works over the bus that uses watermill-amqp. Each process logs at its start what this bus
-// cannot do.
+// TestWatermill: a deployment works over the bus that uses watermill-amqp. At its start, each process logs the limits of this
+// bus.
 func TestWatermill(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -68,7 +68,7 @@ func TestWatermill(t *testing.T) {
 	c.deleteAll(cl, []string{"node-1"})
 	for host, p := range c.procs {
 		if n := strings.Count(p.log.String(), "watermill-amqp started: no error for servers that are down"); n != 1 {
-			t.Errorf("%s: %d lines of the log name what the bus cannot do, want 1", host, n)
+			t.Errorf("%s: %d lines of the log name the limits of the bus, want 1", host, n)
 		}
 	}
 }
@@ -86,7 +86,7 @@ func testCloud(t *testing.T, c *cloud) {
 	cl := []*gophercloud.ServiceClient{c.client(api1), c.client(api2)}
 	c.hostsUp(cl[0], len(hosts))
 
-	// 8 concurrent clients create 60 servers. Meanwhile a compute service is killed and started again.
+	// 8 concurrent clients create 60 servers. During this time a compute service is killed and started again.
 	const total, clients = 60, 8
 	var made atomic.Int64
 	var once sync.Once
@@ -124,7 +124,7 @@ func faults(list []servers.Server) (out []string) {
 	return out
 }
 
-// services returns the services that the operator sees.
+// services returns the services that the API shows to an operator.
 func (c *cloud) services(cl *gophercloud.ServiceClient) []services.Service {
 	c.Helper()
 	pages, err := services.List(cl, nil).AllPages(c.Context())
@@ -194,7 +194,7 @@ func TestDrain(t *testing.T) {
 					refused.Add(1)
 					select {
 					case <-stop:
-					case <-time.After(20 * time.Millisecond): // retry: the process may start soon
+					case <-time.After(20 * time.Millisecond): // then the request is repeated, because the process may be up soon
 					}
 					continue
 				}
@@ -235,7 +235,7 @@ func TestDrain(t *testing.T) {
 }
 
 // TestReschedule: after a failed build the server is built on another host; at most three hosts are tried. If no host has
-// room, the server is in ERROR, and the text of its fault counts the rejection reasons.
+// room, the server is in ERROR, and the details of its fault have the rejection reasons with the number of hosts for each.
 func TestReschedule(t *testing.T) {
 	t.Parallel()
 	scenario(t)

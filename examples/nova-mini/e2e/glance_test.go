@@ -1,38 +1,26 @@
 package e2e_test
 
 import (
-	"bytes"
-	"cmp"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
-	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/imagedata"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/keystonetest"
-	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestGlance: servers boot from images of a real Glance, if the client may use the image. Snapshots of servers become images in Glance. A killed
-// compute service, wrong content, or an unavailable Glance never causes a server with wrong content, or an incomplete image.
+// TestGlance: servers boot from images of a real Glance, if the client may use the image. Snapshots of servers become images in Glance. Neither a
+// killed compute service, nor wrong content, nor an unavailable Glance leads to a server with wrong content or an incomplete image.
 func TestGlance(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -52,143 +40,6 @@ func TestGlance(t *testing.T) {
 	g.testDeletedUpload()
 	g.testCommands()
 	g.testUnavailable()
-}
-
-// glanced is a cloud with Keystone and Glance. The services of the cloud reach Glance through a proxy.
-type glanced struct {
-	*cloud
-
-	ks       *keystonetest.Keystone
-	proxy    *imageProxy
-	glance   *testenv.Service
-	token    map[string]string
-	images   map[string]*gophercloud.ServiceClient // by user
-	endpoint string                                // of the cloud's API
-}
-
-func newGlanced(t *testing.T) *glanced {
-	t.Helper()
-	return newGlancedWith(t, "")
-}
-
-func newGlancedWith(t *testing.T, conf string) *glanced {
-	t.Helper()
-	ks := keystonetest.Start(t)
-	g := &glanced{ks: ks, glance: ks.Glance(), token: map[string]string{}, images: map[string]*gophercloud.ServiceClient{}}
-	g.proxy = newImageProxy(t, g.glance.URL)
-	for user, its := range map[string][2]string{"ada": {"p1", "member"}, "bob": {"p2", "member"}, "root": {"p0", "admin"}} {
-		project := gophercloud.AuthScope{ProjectID: ks.Project(its[0])}
-		ks.Grant(ks.User(user), its[1], project)
-		g.token[user], g.images[user] = ks.Token(user, &project), ks.Images(user, project.ProjectID)
-	}
-	login := "auth_url = " + ks.Endpoint + "\nusername = glance\npassword = " + keystonetest.Password + "\n"
-	g.cloud = newCloud(t, conf+"[api]\nauth_strategy = keystone\n[keystone_authtoken]\n"+login+"[glance]\n"+login+"endpoint_override = "+g.proxy.URL+"\ntransfer_timeout = 5\n[filter_scheduler]\nhost_subset_size = 1\n")
-	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
-		g.start(p[0], p[1])
-	}
-	g.endpoint = g.client(g.start("api", "api-1")).Endpoint
-	g.poll("the compute service to be known", 30*time.Second, func() error {
-		if _, body, _ := g.ask("root", "2.1", "GET", "os-services", ""); !strings.Contains(body, "nova-compute") {
-			return errors.New(body)
-		}
-		return nil
-	})
-	return g
-}
-
-func (g *glanced) ask(user, version, method, path, body string) (int, string, http.Header) {
-	g.Helper()
-	r, err := http.NewRequestWithContext(g.Context(), method, g.endpoint+path, strings.NewReader(body))
-	if err != nil {
-		g.Fatal(err)
-	}
-	r.Header.Set("X-Auth-Token", g.token[user])
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("OpenStack-API-Version", "compute "+version)
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		g.Fatal(err)
-	}
-	defer res.Body.Close()
-	raw, err := io.ReadAll(res.Body)
-	if err != nil {
-		g.Fatal(err)
-	}
-	return res.StatusCode, string(raw), res.Header
-}
-
-// want sends a request, and fails the test unless the reply has the status code and contains says. It returns the body.
-func (g *glanced) want(code int, says, user, version, method, path, body string) string {
-	g.Helper()
-	got, reply, _ := g.ask(user, version, method, path, body)
-	if got != code || !strings.Contains(reply, says) {
-		g.Fatalf("%s: %s %s %s = %d %s, want %d with %q", user, method, path, body, got, reply, code, says)
-	}
-	return reply
-}
-
-// image makes an image of a user and, unless content is empty, uploads its content.
-func (g *glanced) image(user string, as images.CreateOpts, content string) string {
-	g.Helper()
-	as.ContainerFormat, as.DiskFormat = "bare", cmp.Or(as.DiskFormat, "raw")
-	is, err := images.Create(g.Context(), g.images[user], as).Extract()
-	if err == nil && content != "" {
-		err = imagedata.Upload(g.Context(), g.images[user], is.ID, strings.NewReader(content)).ExtractErr()
-	}
-	if err != nil {
-		g.Fatal(err)
-	}
-	return is.ID
-}
-
-func boot(image string) string {
-	return `{"server": {"name": "s", "flavorRef": "1", "imageRef": "` + image + `"}}`
-}
-
-// server creates a server of ada and returns its id.
-func (g *glanced) server(image string) string {
-	g.Helper()
-	var made struct{ Server struct{ ID string } }
-	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.1", "POST", "servers", boot(image))), &made); err != nil {
-		g.Fatal(err)
-	}
-	return made.Server.ID
-}
-
-// becomes waits until a server has a status and no task, and returns its fault.
-func (g *glanced) becomes(id, status string) string {
-	g.Helper()
-	var now struct {
-		Server struct {
-			Status string
-			Task   *string `json:"OS-EXT-STS:task_state"`
-			Fault  struct{ Message, Details string }
-		}
-	}
-	g.poll("server "+id+" to be "+status, 90*time.Second, func() error {
-		body := g.want(200, "", "root", "2.1", "GET", "servers/"+id, "")
-		if err := json.Unmarshal([]byte(body), &now); err != nil || now.Server.Status != status || now.Server.Task != nil {
-			return errors.New(body)
-		}
-		return nil
-	})
-	return now.Server.Fault.Message + " " + now.Server.Fault.Details
-}
-
-// status returns the status of an image, or "gone".
-func (g *glanced) status(image string) string {
-	g.Helper()
-	var is struct{ Status string } // the client library does not read every image
-	c := g.images["root"]
-	res, err := c.Get(g.Context(), c.ServiceURL("images", image), &is, nil)
-	if gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
-		return "gone"
-	}
-	if err != nil {
-		g.Fatal(err)
-	}
-	_ = res.Body.Close() // it was read
-	return is.Status
 }
 
 // testChecks: an image must exist for the client, have content, and fit the flavor.
@@ -223,15 +74,7 @@ func (g *glanced) testChecks() {
 	g.content(other, "other content")
 }
 
-// content checks the file of an image on the host.
-func (g *glanced) content(image, want string) {
-	g.Helper()
-	if raw, err := os.ReadFile(filepath.Join(g.dir, "images", "node-1", image+".raw")); err != nil || string(raw) != want {
-		g.Errorf("the host has %.100q, %v; want %q", raw, err, want)
-	}
-}
-
-// testProxy: the old routes of images show what Glance has.
+// testProxy: the old routes of images show the images of Glance.
 func (g *glanced) testProxy() {
 	g.Helper()
 	list := g.want(200, `"name":"mine"`, "ada", "2.1", "GET", "images/detail", "")
@@ -283,7 +126,7 @@ func (g *glanced) testSnapshot() {
 	var made struct {
 		ID string `json:"image_id"`
 	}
-	var outage atomic.Int64 // for the first two uploads, Glance is unavailable
+	var outage atomic.Int64 // the number of uploads; the first two fail, as if Glance were unavailable
 	g.proxy.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
 		if outage.Add(1) > 2 {
 			g.proxy.forward(w, r)
@@ -307,8 +150,8 @@ func (g *glanced) testSnapshot() {
 	g.want(204, "", "ada", "2.1", "DELETE", "images/"+made.ID, "")
 }
 
-// testBackups: the oldest backups of a server beyond the rotation are removed. Backups of another type stay, and an image of another project that claims to be a backup neither
-// counts nor is removed.
+// testBackups: the newest backups of a server stay, as many as the rotation says, and the older backups are removed. Backups of another type stay. An image of another project with
+// the properties of a backup neither counts nor is removed.
 func (g *glanced) testBackups() {
 	g.Helper()
 	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
@@ -347,7 +190,7 @@ func (g *glanced) testBackups() {
 	}
 }
 
-// testShelve: a shelved server is an image until it is unshelved or deleted.
+// testShelve: the image of a shelved server exists until the server is unshelved or deleted.
 func (g *glanced) testShelve() {
 	g.Helper()
 	base := g.image("ada", images.CreateOpts{Name: "base"}, "base")
@@ -373,18 +216,7 @@ func (g *glanced) testShelve() {
 	g.gone("the image of the server that is deleted", second)
 }
 
-// gone waits until an image is removed.
-func (g *glanced) gone(what, image string) {
-	g.Helper()
-	g.poll(what+" to be removed", 30*time.Second, func() error {
-		if is := g.status(image); is != "gone" {
-			return errors.New(is)
-		}
-		return nil
-	})
-}
-
-// testRescue: a server starts from another image, and from its own.
+// testRescue: a rescued server boots from the image in the request or, without one, from its own image.
 func (g *glanced) testRescue() {
 	g.Helper()
 	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
@@ -395,175 +227,6 @@ func (g *glanced) testRescue() {
 		g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", `{"unrescue": null}`)
 		g.becomes(id, "ACTIVE")
 	}
-}
-
-// testWrongContent: if the content does not match Glance's checksum, the server fails, and no file with this content stays on the host.
-func (g *glanced) testWrongContent() {
-	g.Helper()
-	for _, wrong := range []string{"contenu", "conte", "content and more"} {
-		image := g.image("ada", images.CreateOpts{Name: "changed"}, "content")
-		g.proxy.set(func(r *http.Request) bool {
-			return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
-		}, func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = io.WriteString(w, wrong)
-		})
-		if says := g.becomes(g.server(image), "ERROR"); !strings.Contains(says, "the content does not have the checksum of the image service") {
-			g.Errorf("%q: the fault of the server is %s", wrong, says)
-		}
-		g.proxy.set(nil, nil)
-		if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", image+"*")); len(left) > 0 {
-			g.Errorf("%q: the host has %v", wrong, left)
-		}
-		g.becomes(g.server(image), "ACTIVE")
-		g.content(image, "content")
-	}
-}
-
-// testKilledDownload: a compute service is killed during a download. The next one on this host downloads the image again from the start.
-func (g *glanced) testKilledDownload() {
-	g.Helper()
-	want := strings.Repeat("content", 1000)
-	image := g.image("ada", images.CreateOpts{Name: "large"}, want)
-	began := make(chan bool, 10)
-	g.proxy.set(func(r *http.Request) bool {
-		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, image+"/file")
-	}, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", strconv.Itoa(len(want)))
-		_, _ = io.WriteString(w, want[:100])
-		_ = http.NewResponseController(w).Flush()
-		began <- true
-		<-r.Context().Done()
-	})
-	id := g.server(image)
-	g.await(began)
-	g.procs["node-1"].Kill()
-	if _, err := os.Stat(filepath.Join(g.dir, "images", "node-1", image+".raw")); err == nil {
-		g.Error("the host has a part of the image under its name")
-	}
-	g.proxy.set(nil, nil)
-	g.start("compute", "node-1")
-	g.becomes(id, "ACTIVE")
-	g.content(image, want)
-}
-
-func (g *glanced) await(began <-chan bool) {
-	g.Helper()
-	select {
-	case <-began:
-	case <-time.After(60 * time.Second):
-		g.Fatal("no transfer has begun")
-	}
-}
-
-// testKilledUpload: an upload that is interrupted is repeated. The image is active only with all of its content.
-func (g *glanced) testKilledUpload() {
-	g.Helper()
-	id := g.server(g.image("ada", images.CreateOpts{Name: "base"}, "base"))
-	g.becomes(id, "ACTIVE")
-	began := make(chan bool, 10)
-	g.stallUploads(began)
-	var made struct {
-		ID string `json:"image_id"`
-	}
-	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "cut"}}`)), &made); err != nil {
-		g.Fatal(err)
-	}
-	g.await(began)
-	g.poll("Glance to receive the upload", 10*time.Second, func() error {
-		if is := g.status(made.ID); is != "saving" {
-			return errors.New(is)
-		}
-		return nil
-	})
-	g.procs["node-1"].Kill()
-	g.poll("Glance to drop the part", 30*time.Second, func() error {
-		if is := g.status(made.ID); is != "queued" {
-			return errors.New(is)
-		}
-		return nil
-	})
-	g.proxy.set(nil, nil)
-	g.start("compute", "node-1")
-	g.becomes(id, "ACTIVE")
-	content, err := imagedata.Download(g.Context(), g.images["ada"], made.ID).Extract()
-	if err != nil {
-		g.Fatal(err)
-	}
-	if raw, err := io.ReadAll(content); err != nil || string(raw) != id {
-		g.Errorf("the image has %q, %v; want the snapshot of %s", raw, err, id)
-	}
-	// An upload that Glance refuses ends the action, and removes the image.
-	g.proxy.set(isUpload, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestEntityTooLarge) })
-	if err := json.Unmarshal([]byte(g.want(202, "", "ada", "2.45", "POST", "servers/"+id+"/action", `{"createImage": {"name": "refused"}}`)), &made); err != nil {
-		g.Fatal(err)
-	}
-	g.becomes(id, "ACTIVE")
-	g.proxy.set(nil, nil)
-	g.gone("the image of the failed upload", made.ID)
-	g.want(200, `"result":"Error"`, "root", "2.84", "GET", "servers/"+id+"/os-instance-actions/"+g.lastRequest(id), "")
-	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
-		g.Errorf("the host has %v", left)
-	}
-}
-
-// isUpload reports whether a request is the upload of an image.
-func isUpload(r *http.Request) bool {
-	return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/file")
-}
-
-// stallUploads makes the proxy forward a part of each upload.
-func (g *glanced) stallUploads(began chan<- bool) {
-	g.proxy.set(isUpload, func(w http.ResponseWriter, r *http.Request) {
-		all, _ := io.ReadAll(r.Body) // net/http cancels the context of a lost connection only after the body is read
-		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(all[:10]), &ending{ctx: r.Context(), began: began}))
-		g.proxy.forward(w, r)
-	})
-}
-
-// testDeletedUpload: a server is deleted while the image of its disk is uploaded. The server and the image are removed soon, although the
-// upload stalls.
-func (g *glanced) testDeletedUpload() {
-	g.Helper()
-	base := g.image("ada", images.CreateOpts{Name: "base"}, "base")
-	for name, body := range map[string]string{"late": `{"createImage": {"name": "late"}}`, "s-shelved": `{"shelve": null}`} {
-		id := g.server(base)
-		g.becomes(id, "ACTIVE")
-		began := make(chan bool, 10)
-		g.stallUploads(began)
-		g.want(202, "", "ada", "2.1", "POST", "servers/"+id+"/action", body)
-		g.await(began)
-		var all struct{ Images []struct{ ID string } }
-		if err := json.Unmarshal([]byte(g.want(200, name, "ada", "2.1", "GET", "images?server="+id, "")), &all); err != nil || len(all.Images) != 1 {
-			g.Fatalf("%v, %v", all, err)
-		}
-		g.want(204, "", "ada", "2.1", "DELETE", "servers/"+id, "")
-		g.gone("the image "+name, all.Images[0].ID)
-		g.poll("the server to be gone", 60*time.Second, func() error {
-			if code, body, _ := g.ask("ada", "2.1", "GET", "servers/"+id, ""); code != 404 {
-				return errors.New(body)
-			}
-			return nil
-		})
-		g.proxy.set(nil, nil)
-	}
-	if left, _ := filepath.Glob(filepath.Join(g.dir, "images", "node-1", "snapshot-*")); len(left) > 0 {
-		g.Errorf("the host has %v", left)
-	}
-}
-
-// lastRequest returns the id of the request of the last action on a server.
-func (g *glanced) lastRequest(id string) string {
-	g.Helper()
-	var list struct {
-		Actions []struct {
-			Request string `json:"request_id"`
-		} `json:"instanceActions"`
-	}
-	body := g.want(200, "", "root", "2.84", "GET", "servers/"+id+"/os-instance-actions", "")
-	if err := json.Unmarshal([]byte(body), &list); err != nil || len(list.Actions) == 0 {
-		g.Fatalf("%s, %v", body, err)
-	}
-	return list.Actions[0].Request
 }
 
 // testCommands runs the commands of docs/images.md.
@@ -595,7 +258,7 @@ func (g *glanced) testCommands() {
 	g.want(200, `"name":"one-saved"`, "ada", "2.1", "GET", "images?status=ACTIVE", "")
 }
 
-// testUnavailable: while Glance is unavailable, no server is created, and the rest works.
+// testUnavailable: while Glance is unavailable, requests to create servers are refused, and other requests work.
 func (g *glanced) testUnavailable() {
 	g.Helper()
 	image := g.image("ada", images.CreateOpts{Name: "base"}, "base")
@@ -609,63 +272,8 @@ func (g *glanced) testUnavailable() {
 	g.becomes(g.server(image), "ACTIVE")
 }
 
-// ending is the rest of a body that never comes.
-type ending struct {
-	ctx   context.Context //nolint:containedctx // of the request whose body it is
-	began chan<- bool
-}
-
-func (e *ending) Read([]byte) (int, error) {
-	e.began <- true
-	<-e.ctx.Done()
-	return 0, io.ErrUnexpectedEOF
-}
-
-// imageProxy is a proxy in front of Glance: it forwards requests. A test may answer some of them itself.
-type imageProxy struct {
-	*httptest.Server
-
-	forward func(http.ResponseWriter, *http.Request)
-
-	mu     sync.Mutex
-	match  func(*http.Request) bool
-	answer http.HandlerFunc
-}
-
-func newImageProxy(t *testing.T, to string) *imageProxy {
-	t.Helper()
-	target, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reverse := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
-	g := &imageProxy{forward: reverse.ServeHTTP}
-	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g.mu.Lock()
-		match, answer := g.match, g.answer
-		g.mu.Unlock()
-		if match != nil && match(r) {
-			answer(w, r)
-			return
-		}
-		g.forward(w, r)
-	}))
-	t.Cleanup(func() {
-		g.CloseClientConnections()
-		g.Close()
-	})
-	return g
-}
-
-// set makes the proxy call answer for each request for which match returns true. If match is nil, the proxy forwards all requests.
-func (g *imageProxy) set(match func(*http.Request) bool, answer http.HandlerFunc) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.match, g.answer = match, answer
-}
-
-// TestLibvirtImages: a QEMU guest boots from an image that was uploaded to Glance, and another one from the snapshot of its disk. The guest
-// reads the user data of its user. An image with a backing file is refused, although its checksum is right.
+// TestLibvirtImages: a QEMU guest boots from an image of Glance, and another guest boots from the snapshot of the first guest's disk. The
+// guest reads its user data. An image with a backing file is refused, although its checksum is right.
 func TestLibvirtImages(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("ARMATURE_ACCEPT") == "" {

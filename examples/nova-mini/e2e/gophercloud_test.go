@@ -15,7 +15,7 @@ import (
 	api "github.com/gophercloud/gophercloud/v2/openstack"
 )
 
-// notHere are gophercloud's own tests of what nova-mini does not have.
+// notHere has gophercloud's own tests of features that nova-mini does not have, with the missing feature.
 var notHere = map[string]string{
 	"TestAggregatesCRUD": "aggregates", "TestAggregatesAddRemoveHost": "aggregates", "TestAggregatesSetRemoveMetadata": "aggregates", "TestAggregatesList": "aggregates",
 	"TestBootFromNewVolume": "volumes", "TestBootFromExistingVolume": "volumes", "TestBootFromMultiEphemeralServer": "ephemeral disks of a request", "TestAttachNewVolume": "volumes",
@@ -26,7 +26,7 @@ var notHere = map[string]string{
 	"TestSecGroupsRuleCreate": "the deprecated proxy of security groups", "TestSecGroupsAddGroupToServer": "the deprecated proxy of security groups",
 }
 
-// skipThemselves are tests that gophercloud skips, with the reasons.
+// skipThemselves has tests that gophercloud itself skips, with the reasons.
 var skipThemselves = map[string]string{
 	"TestServersActionChangeAdminPassword": "needs a guest agent", "TestServersActionLock": "needs a client who is no administrator",
 	"TestUsageSingleTenant": "to be fixed", "TestUsageAllTenants": "works only locally",
@@ -38,12 +38,12 @@ func TestGophercloud(t *testing.T) {
 	if os.Getenv("ARMATURE_ACCEPT") == "" {
 		t.Skip("run it with make accept")
 	}
-	o := newOpenStack(t, openstackWith{neutron: true, hosts: []string{"node-1"}}) // TestHypervisorListQuery wants its server on the first host
+	o := newOpenStack(t, openstackWith{neutron: true, hosts: []string{"node-1"}}) // one host, because TestHypervisorListQuery expects its server on the first host
 	at, err := url.Parse(o.ks.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	password, _ := at.User.Password() // some of the tests want the user admin
+	password, _ := at.User.Password() // some of the tests need the user admin
 	p, err := api.AuthenticatedClient(t.Context(), gophercloud.AuthOptions{
 		IdentityEndpoint: o.ks.Endpoint, Username: "admin", Password: password, DomainID: "default", Scope: &gophercloud.AuthScope{ProjectName: "admin", DomainID: "default"},
 	})
@@ -62,7 +62,7 @@ func TestGophercloud(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m", "-test.skip", "^("+strings.Join(slices.Sorted(maps.Keys(notHere)), "|")+")$") // one that fails may panic
+	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.timeout", "10m", "-test.skip", "^("+strings.Join(slices.Sorted(maps.Keys(notHere)), "|")+")$") // these tests are skipped, because they may panic when they fail
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=admin", "OS_PASSWORD="+password, "OS_PROJECT_NAME=admin", "OS_DOMAIN_NAME=Default",
 		"OS_REGION_NAME=RegionOne", "OS_IMAGE_ID="+o.images[0], "OS_FLAVOR_ID=1", "OS_FLAVOR_ID_RESIZE=2", "OS_NETWORK_NAME=private", "OS_POOL_NAME=none", "OS_EXTGW_ID=none")

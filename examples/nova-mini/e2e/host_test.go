@@ -22,8 +22,8 @@ type node struct {
 	*process
 
 	c     *cloud
-	admin string
-	began time.Time
+	admin string    // the admin address
+	began time.Time // the time of the start
 }
 
 // startNode starts a compute service of host node-1 with a state path. An empty service means all services in one process.
@@ -58,7 +58,7 @@ func (n *node) ready(limit time.Duration) time.Duration {
 	return time.Since(n.began)
 }
 
-// refused waits until the process is not ready, and both /readyz and the log name the holder as the owner of the host.
+// refused waits until the process is not ready, and checks that both /readyz and the log name another process, the holder, as the owner of the host.
 func (n *node) refused(holder *node) {
 	n.c.Helper()
 	want := fmt.Sprintf("process %d on machine ", holder.PID())
@@ -82,7 +82,7 @@ func (n *node) refused(holder *node) {
 	n.c.Errorf("the log of %s has no warning with %q and the option:\n%s", n.name, want, n.log)
 }
 
-// TestHostOfTwo: of several processes with the same host, one owns the host. A second process with the same state path, on
+// TestHostOfTwo: if several processes have the same host, only one of them owns the host. A second process with the same state path, on
 // a clone of the machine, or with another state path is not ready, names the owner, and receives neither casts nor calls.
 // A killed process owns the host at once after its restart. The process of a newly installed machine owns the host after an
 // operator has removed the member of the old machine.
@@ -120,7 +120,7 @@ func TestHostOfTwo(t *testing.T) {
 			if n := len(by["ACTIVE"]); n != total {
 				t.Errorf("%d of %d servers are ACTIVE; faults: %v", n, total, faults(by["ERROR"]))
 			}
-			for _, s := range by["ACTIVE"] { // a call
+			for _, s := range by["ACTIVE"] { // to read the console is a call to the host
 				if err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{}).Err; err != nil {
 					t.Errorf("the console of server %s: %v", s.ID, err)
 				}
@@ -163,7 +163,7 @@ func TestHostOfTwo(t *testing.T) {
 			}
 			installed.ready(30 * time.Second)
 
-			// A process that is stopped frees its host at once.
+			// A process that is stopped releases its host at once.
 			if err := installed.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
@@ -178,7 +178,7 @@ func TestHostOfTwo(t *testing.T) {
 }
 
 // TestHostReplaced: a process that is paused longer than service_down_time loses its host to a waiting process. After the
-// pause it receives no message, and ends with exit code 1 and a last line that names the new owner.
+// pause, the first process receives no message and ends with exit code 1. The last line of its log names the new owner.
 func TestHostReplaced(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -226,7 +226,7 @@ func TestHostReplaced(t *testing.T) {
 	}
 }
 
-// TestHostKeptInOutage: while the broker restarts, no process has consumers. A waiting clone does not get the host.
+// TestHostKeptInOutage: while the broker restarts, no process has consumers, but a waiting clone does not get the host.
 func TestHostKeptInOutage(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -272,7 +272,7 @@ func TestHostKeptInOutage(t *testing.T) {
 	second.refused(first)
 }
 
-// TestHostAllInOne: all services in one process with a database file. A second process with the same state path is not
+// TestHostAllInOne: all services run in one process with a database file. A second process with the same state path is not
 // ready and gives the reason. A process that replaces a killed one is ready.
 func TestHostAllInOne(t *testing.T) {
 	t.Parallel()
@@ -331,7 +331,7 @@ func TestFailingDriver(t *testing.T) {
 	}
 }
 
-// TestSignalWhileDriverStarts: SIGTERM while a driver's program starts ends the service at once. No process is left.
+// TestSignalWhileDriverStarts: SIGTERM ends the service at once, even while a driver program starts. No process is left.
 func TestSignalWhileDriverStarts(t *testing.T) {
 	t.Parallel()
 	scenario(t)

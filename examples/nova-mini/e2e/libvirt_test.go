@@ -23,8 +23,8 @@ import (
 )
 
 // TestLibvirt: a server that is created through REST is a QEMU guest that boots, even if the compute service and the
-// driver's program are killed meanwhile. The test reads the console log, and stops, starts, reboots and resizes the server.
-// After the deletion libvirt has no domain of the server, and its files are removed.
+// driver program are killed during the build. The test reads the console log, and stops, starts, reboots and resizes the server.
+// After the deletion, libvirt has no domain of the server, and the server's files are removed.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -46,7 +46,7 @@ func TestLibvirt(t *testing.T) {
 	}
 	cl := c.client(c.procs["api-1"])
 	c.hostsUp(cl, 1)
-	small, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "small", RAM: 128, VCPUs: 1, Disk: new(1)}).Extract()
+	small, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "small", RAM: 128, VCPUs: 1, Disk: new(1), Ephemeral: new(1), Swap: new(64)}).Extract()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,10 +63,10 @@ func TestLibvirt(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.settled(cl, 1, 60*time.Second)
-	if got := domains(); len(got) != 1 || got[0] != "armature-"+s.ID {
+	if got := domains(); len(got) != 1 || got[0] != "instance-"+s.ID { // OS-EXT-SRV-ATTR:instance_name
 		t.Errorf("libvirt has %v", got)
 	}
-	c.procs["node-1"].Kill() // the driver's program ends, too
+	c.procs["node-1"].Kill() // then the driver program ends, too
 	c.start("compute", "node-1")
 	dir := filepath.Join(c.dir, "instances", "node-1", s.ID)
 	says := func(what string) {
@@ -96,6 +96,8 @@ func TestLibvirt(t *testing.T) {
 		}
 	}
 	says("guest ready: 1 CPUs")
+	says("disk: vdb 2097152 ephemeral0")
+	says("disk: vdc 131072  SWAPSPACE2")
 	c.testVNC(cl, s.ID, proxy)
 	if out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{Length: 2}).Extract(); err != nil || strings.Count(out, "\n") > 2 {
 		t.Errorf("two lines of the console: %q, %v", out, err)
@@ -114,8 +116,8 @@ func TestLibvirt(t *testing.T) {
 	do("hard reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr())
 	becomes("ACTIVE")
 	says("guest ready")
-	// The server is resized and reverted, then resized and confirmed. Its disk grows.
-	large, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "large", RAM: 192, VCPUs: 2, Disk: new(2)}).Extract()
+	// The server is resized and reverted, then resized and confirmed. Then its disk is larger.
+	large, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "large", RAM: 192, VCPUs: 2, Disk: new(2), Ephemeral: new(1), Swap: new(64)}).Extract()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +134,8 @@ func TestLibvirt(t *testing.T) {
 	do("confirm", servers.ConfirmResize(t.Context(), cl, s.ID).ExtractErr())
 	becomes("ACTIVE")
 	says("guest ready: 2 CPUs")
+	says("disk: vda 4194304")
+	says("disk: vdb 2097152 ephemeral0")
 	if got, err := servers.Get(t.Context(), cl, s.ID).Extract(); err != nil || got.Flavor["id"] != large.ID {
 		t.Errorf("the server's flavor is %v, %v", got.Flavor, err)
 	}

@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 )
 
-// TestNetworks: servers get ports of a real Neutron, show their addresses, and leave none behind, also if the conductor is killed while it makes
-// them.
+// TestNetworks: servers get ports of a real Neutron, and show their addresses. After the deletion of the servers no port is left, even if the
+// conductor is killed while it makes ports.
 func TestNetworks(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -26,6 +27,7 @@ func TestNetworks(t *testing.T) {
 	o.ks.Grant(o.ks.User("root"), "admin", gophercloud.AuthScope{ProjectID: p})
 	scope := gophercloud.AuthScope{ProjectID: p}
 	tokens := map[string]string{"ada": o.ks.Token("ada", &scope), "root": o.ks.Token("root", &scope)}
+	version := "2.96"
 	ask := func(user, method, path, body string) (int, string) {
 		r, err := http.NewRequestWithContext(t.Context(), method, o.compute+"/v2.1/"+path, strings.NewReader(body))
 		if err != nil {
@@ -33,7 +35,7 @@ func TestNetworks(t *testing.T) {
 		}
 		r.Header.Set("X-Auth-Token", tokens[user])
 		r.Header.Set("Content-Type", "application/json")
-		r.Header.Set("OpenStack-API-Version", "compute 2.96")
+		r.Header.Set("OpenStack-API-Version", "compute "+version)
 		res, err := http.DefaultClient.Do(r)
 		if err != nil {
 			t.Fatal(err)
@@ -89,6 +91,10 @@ func TestNetworks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	web, err := groups.Create(t.Context(), neutron, groups.CreateOpts{Name: "web"}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
 	left := func() (out []string) {
 		t.Helper()
 		pages, err := ports.List(neutron, ports.ListOpts{NetworkID: private.ID}).AllPages(t.Context())
@@ -120,6 +126,47 @@ func TestNetworks(t *testing.T) {
 				t.Errorf("GET %s: %d %s", path, code, body)
 			}
 		}
+		for _, action := range []struct{ name, then string }{{"addSecurityGroup", `[{"name":"default"},{"name":"web"}]`}, {"removeSecurityGroup", `[{"name":"default"}]`}} {
+			if code, body := ask("ada", "POST", "servers/"+id+"/action", `{"`+action.name+`": {"name": "web"}}`); code != 202 {
+				t.Errorf("%s: %d %s", action.name, code, body)
+			}
+			if code, body := ask("ada", "GET", "servers/"+id, ""); code != 200 || !strings.Contains(body, `"security_groups":`+action.then) {
+				t.Errorf("after %s: %d %s", action.name, code, body)
+			}
+		}
+		if strings.Contains(networks, given.ID) { // the owner of the port changes it in Neutron
+			if _, err := ports.Update(t.Context(), neutron, given.ID, ports.UpdateOpts{SecurityGroups: &[]string{web.ID}}).Extract(); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range []string{"servers/" + id, "servers/detail"} {
+				if code, body := ask("ada", "GET", path, ""); code != 200 || !strings.Contains(body, `"security_groups":[{"name":"web"}]`) {
+					t.Errorf("GET %s after a change of the groups in Neutron: %d %s", path, code, body)
+				}
+			}
+		}
+		version = "2.43"
+		_, had := ask("ada", "GET", "servers/"+id+"/ips/private", "")
+		if code, body := ask("ada", "POST", "servers/"+id+"/action", `{"addFixedIp": {"networkId": "`+private.ID+`"}}`); code != 202 {
+			t.Errorf("addFixedIp: %d %s", code, body)
+		}
+		if ips := active(id).Server.Addresses["private"]; len(ips) != 2 {
+			t.Errorf("addresses after addFixedIp: %v", ips)
+		} else {
+			added := ips[0].Addr
+			if strings.Contains(had, `"`+added+`"`) {
+				added = ips[1].Addr
+			}
+			if code, body := ask("ada", "POST", "servers/"+id+"/action", `{"removeFixedIp": {"address": "`+added+`"}}`); code != 202 {
+				t.Errorf("removeFixedIp: %d %s", code, body)
+			}
+			if _, has := ask("ada", "GET", "servers/"+id+"/ips/private", ""); has != had {
+				t.Errorf("addresses after removeFixedIp: %s, want %s", has, had)
+			}
+			if code, body := ask("ada", "POST", "servers/"+id+"/action", `{"removeFixedIp": {"address": "`+added+`"}}`); code != 400 {
+				t.Errorf("removeFixedIp again: %d %s", code, body)
+			}
+		}
+		version = "2.96"
 		event := `{"events": [{"name": "network-changed", "server_uuid": "` + id + `"}]}`
 		if code, body := ask("root", "POST", "os-server-external-events", event); code != 200 || !strings.Contains(body, `"code":200`) {
 			t.Errorf("event: %d %s", code, body)
@@ -137,9 +184,15 @@ func TestNetworks(t *testing.T) {
 		if err := json.Unmarshal([]byte(body), &one); code != 200 || err != nil || one.Interface.Tag != "second" {
 			t.Errorf("attach: %d %s", code, body)
 		}
-		if networks != `"auto"` { // the end of the server releases it
+		if networks != `"auto"` { // with auto, the deletion of the server releases the port
 			if code, body := ask("ada", "DELETE", "servers/"+id+"/os-interface/"+one.Interface.Port, ""); code != 202 || len(active(id).Server.Addresses["private"]) != 1 {
 				t.Errorf("detach: %d %s", code, body)
+			}
+			_, body := ask("ada", "GET", "servers/"+id+"/os-instance-actions", "")
+			for _, action := range []string{"attach_interface", "detach_interface"} {
+				if !strings.Contains(body, `"action":"`+action+`"`) || strings.Contains(body, `"message":"Error"`) {
+					t.Errorf("the actions of the server: %s, want also %s", body, action)
+				}
 			}
 		}
 		remove(id)
@@ -151,7 +204,7 @@ func TestNetworks(t *testing.T) {
 		t.Errorf("a network that does not exist: %d %s", code, body)
 	}
 
-	// A server that has begun without a network gets one later, and leaves none. An address that is in use is refused.
+	// A server without a network can get an interface later, and leaves no port behind. An address that is in use is refused.
 	bare := create(`"none"`)
 	active(bare)
 	if code, body := ask("ada", "POST", "servers/"+bare+"/os-interface", "{}"); code != 200 || !strings.Contains(body, private.ID) {
@@ -161,7 +214,7 @@ func TestNetworks(t *testing.T) {
 	if code, body := ask("ada", "POST", "servers", used); code != 400 || !strings.Contains(body, "is already in use") {
 		t.Errorf("a used address: %d %s", code, body)
 	}
-	// An administrator of another project attaches for the project of the server.
+	// An administrator of another project can attach networks and ports of the server's project, but not those of the administrator's own project.
 	q := o.ks.Project("q")
 	o.ks.Grant(o.ks.User("boss"), "admin", gophercloud.AuthScope{ProjectID: q})
 	tokens["boss"] = o.ks.Token("boss", &gophercloud.AuthScope{ProjectID: q})
@@ -184,7 +237,70 @@ func TestNetworks(t *testing.T) {
 		t.Errorf("ports left: %v", l)
 	}
 
-	// The conductor is killed in the middle: each server has one port in the end, and none is left.
+	// Neutron deletes ports of a server. The server loses the interfaces of these ports at the event, or when it is unshelved. It keeps the other interfaces.
+	extra := func() string {
+		t.Helper()
+		one, err := ports.Create(t.Context(), neutron, ports.CreateOpts{NetworkID: private.ID}).Extract()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return one.ID
+	}
+	dropped, kept := extra(), extra()
+	robbed := create(`[{"port": "` + dropped + `"}, {"port": "` + kept + `"}, {"uuid": "` + private.ID + `"}]`)
+	wantInterfaces := func(n int) {
+		t.Helper()
+		_, body := ask("root", "GET", "servers/"+robbed+"/diagnostics", "")
+		var is struct {
+			NICs int `json:"num_nics"`
+		}
+		if err := json.Unmarshal([]byte(body), &is); err != nil || is.NICs != n || len(active(robbed).Server.Addresses["private"]) != n {
+			t.Errorf("the guest has %d interfaces, want %d: %s, %+v", is.NICs, n, body, active(robbed))
+		}
+	}
+	active(robbed)
+	wantInterfaces(3)
+	lose := func(port string) {
+		t.Helper()
+		if err := ports.Delete(t.Context(), neutron, port).ExtractErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(port string) {
+		t.Helper()
+		event := `{"events": [{"name": "network-vif-deleted", "server_uuid": "` + robbed + `", "tag": "` + port + `"}]}`
+		if code, body := ask("root", "POST", "os-server-external-events", event); code != 200 || !strings.Contains(body, `"code":200`) {
+			t.Errorf("event: %d %s", code, body)
+		}
+	}
+	told(kept) // the port still exists
+	wantInterfaces(3)
+	lose(dropped)
+	told(dropped)
+	told(dropped)
+	wantInterfaces(2)
+	act := func(body, status string) {
+		t.Helper()
+		if code, reply := ask("ada", "POST", "servers/"+robbed+"/action", body); code != 202 {
+			t.Fatalf("%s: %d %s", body, code, reply)
+		}
+		o.poll("the server to be "+status, 60*time.Second, func() error {
+			if _, body := ask("ada", "GET", "servers/"+robbed, ""); !strings.Contains(body, `"status":"`+status+`"`) {
+				return errors.New(body)
+			}
+			return nil
+		})
+	}
+	act(`{"shelve": null}`, "SHELVED_OFFLOADED")
+	lose(kept)
+	act(`{"unshelve": null}`, "ACTIVE")
+	wantInterfaces(1)
+	remove(robbed)
+	if l := left(); len(l) > 0 {
+		t.Errorf("ports left: %v", l)
+	}
+
+	// The conductor is killed while it makes ports. In the end each server has one port, and after the deletion of the servers no port is left.
 	var ids []string
 	for range 8 {
 		ids = append(ids, create(`[{"uuid": "`+private.ID+`"}]`))

@@ -26,13 +26,13 @@ type openstack struct {
 	images  []string // the ids of two images
 }
 
-// openstackWith says what is beside a cloud.
+// openstackWith says which services run beside a cloud, and how the cloud is set up.
 type openstackWith struct {
 	neutron, glance bool
 	hosts           []string
 	// image is the name of the first image. Default: one.
 	image string
-	// through returns the URL that clients use for that of the API. Default: the same.
+	// through gets the API's own URL, and returns the URL for clients, such as that of a proxy. Default: the API's own URL.
 	through func(string) string
 }
 
@@ -40,7 +40,7 @@ func newOpenStack(t *testing.T, with openstackWith) *openstack {
 	t.Helper()
 	o := &openstack{ks: keystonetest.Start(t), images: []string{cmp.Or(with.image, "one"), "other"}}
 	o.ks.Role("service")
-	// The user is an administrator in Neutron and Glance, too.
+	// The user is also an administrator, because Neutron and Glance require this.
 	nova, services := o.ks.User("nova"), gophercloud.AuthScope{ProjectID: o.ks.Services()}
 	o.ks.Grant(nova, "service", services)
 	o.ks.Grant(nova, "admin", services)
@@ -96,7 +96,7 @@ func (o *openstack) newNetwork(c *gophercloud.ServiceClient, name, cidr string) 
 	return n
 }
 
-// upload makes the images public ones of the image service.
+// upload uploads the images of the test to the image service, as public images.
 func (o *openstack) upload(t *testing.T, c *gophercloud.ServiceClient) {
 	t.Helper()
 	for i, name := range o.images {

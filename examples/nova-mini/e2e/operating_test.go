@@ -27,7 +27,7 @@ import (
 )
 
 // TestOperatingFile: with the file in docs/operating.md, changed only in addresses and paths, all services run side by side
-// on one host. Before that, `config validate --online` reports what works and what fails, and exits with 1 on a failure. A
+// on one host. Before that, `config validate --online` reports which options work and which fail, and exits with 1 on a failure. A
 // mistyped command line exits with 2.
 func TestOperatingFile(t *testing.T) {
 	t.Parallel()
@@ -44,7 +44,7 @@ type operated struct {
 	ks   *keystonetest.Keystone
 	text string                // the file, with the test's own addresses
 	user gophercloud.AuthScope // the scope of the user ada
-	env  []string              // the environment of all processes
+	env  []string              // variables for the environment of all processes
 	cl   *gophercloud.ServiceClient
 }
 
@@ -88,7 +88,7 @@ func newOperated(t *testing.T) *operated {
 	return &operated{cloud: c, ks: ks, text: text, user: mine, env: append(os.Environ(), "OS_DEFAULT__CONTROL_EXCHANGE="+c.exchange, "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0")}
 }
 
-// command runs nova-mini with a configuration file of this text, and returns what it prints and its exit code.
+// command runs nova-mini with a configuration file of this text, and returns the output and the exit code.
 func (o *operated) command(text string, args ...string) (string, int) {
 	o.Helper()
 	if err := os.WriteFile(o.conf, []byte(text), 0o600); err != nil {
@@ -194,7 +194,7 @@ func (o *operated) ask(token, method, path, body string) (int, string) {
 }
 
 // TestInstalling runs the commands of "Installing" in docs/operating.md. Then the four services run with the command line
-// of their unit, are ready, and report that to systemd. Only paths and ports differ. The test leaves out the clone, and
+// of their unit, are ready, and report their readiness to systemd. Only paths and ports differ. The test leaves out the clone, and
 // commands that need systemd or create a user of the machine.
 func TestInstalling(t *testing.T) {
 	t.Parallel()
@@ -215,7 +215,7 @@ func TestInstalling(t *testing.T) {
 	dir, api := t.TempDir(), envtest.DeadAddr(t)
 	_, port, _ := strings.Cut(api, ":")
 	here := strings.NewReplacer(
-		"git clone https://github.com/armature-go/armature\ncd armature\n", "cd "+root+"\n", // TestCommands clones
+		"git clone https://github.com/armature-go/armature\ncd armature\n", "cd "+root+"\n", // TestCommands of the root package tests the clone
 		"/usr/local/bin", dir+"/bin", "/etc/nova-mini", dir+"/.nova-mini", "/run/nova-mini", dir+"/run", "/var/lib/nova-mini", dir+"/state",
 		"127.0.0.1:8774", api, "127.0.0.1:5672", broker0.Host, "127.0.0.1:3306", database0.Host, "http://127.0.0.1:5000/", ks.Endpoint,
 		"mariadb <<", "mariadb --no-defaults --protocol=tcp --host="+database0.Hostname()+" --port="+database0.Port()+" --user="+database0.User.Username()+" <<",
@@ -254,7 +254,7 @@ func TestInstalling(t *testing.T) {
 		default:
 			last = shell(text)
 			run++
-			if strings.Contains(text, "go build") { // the commands after the build use the configuration of a user
+			if strings.Contains(text, "go build") { // the commands after the build find the configuration by the home directory
 				env = append(env, "HOME="+dir)
 			}
 			if strings.Contains(text, "database-url") {

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// answer is a reply as a plain HTTP client sees it.
+// answer is the reply to an HTTP request.
 type answer struct {
 	status int
 	body   string
@@ -55,9 +55,9 @@ func databaseAway() time.Duration {
 	return 40 * time.Second
 }
 
-// TestOutage: the broker or the database of a running cloud is stopped and started again. Meanwhile the API answers 503
-// and is not ready. Afterwards the API works again without help. Servers that were being built when the database stopped
-// are ACTIVE in the end, and no message is dead-lettered, although ten delivery attempts would take only 34 s.
+// TestOutage: the broker or the database of a running cloud is stopped and started again. During the outage the API answers 503
+// and is not ready. Afterwards the API works without a restart. Servers that were being built when the database stopped
+// become ACTIVE, and no message is dead-lettered, although ten delivery attempts would take only 34 s.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -134,7 +134,7 @@ func TestOutage(t *testing.T) {
 				}
 				return nil
 			})
-			// The compute service may be down for a moment, because it could not send heartbeats.
+			// The compute service may still count as down, because it could not send heartbeats.
 			c.hostsUp(cl, 1)
 			s, err := create(t.Context(), cl, "after", "1", nil)
 			if err != nil {
@@ -151,8 +151,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestBadInput: a wrong request is answered with the status and the text that OpenStack's clients expect, and changes
-// nothing.
+// TestBadInput: the answer to a wrong request has the status and the text that OpenStack's clients expect. The request has
+// no effect.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -233,7 +233,7 @@ func TestMicroversions(t *testing.T) {
 	for _, tt := range []struct {
 		header string
 		status int
-		says   string // a 406 repeats the requested microversion, as in Nova
+		says   string // the microversion in the headers; as in Nova, a 406 has the requested microversion
 	}{
 		{"", 200, "compute 2.1"},
 		{"compute 2.1", 200, "compute 2.1"},

@@ -20,8 +20,8 @@ type balancer struct {
 	client *http.Client
 
 	mu    sync.Mutex
-	ready map[string]bool // by URL
-	next  int
+	ready map[string]bool // whether an API is ready, by URL
+	next  int             // the number of requests, which go to the ready APIs in turn
 }
 
 func (b *balancer) add(url string) {
@@ -46,8 +46,8 @@ func (b *balancer) knows(url string) error {
 	return nil
 }
 
-// probe checks which APIs are ready until ctx ends. An API that answers that it is not ready gets no more requests. An API that does not
-// answer gets no more after three checks, because on a busy machine an answer may be late.
+// probe checks which APIs are ready, until ctx ends. If an API answers that it is not ready, it gets no more requests. If it does not
+// answer, it gets no more requests after three checks, because on a busy machine an answer may be late.
 func (b *balancer) probe(ctx context.Context) {
 	probes := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	check := func(url string) (ready bool) {
@@ -65,7 +65,7 @@ func (b *balancer) probe(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	checking := map[string]bool{} // with b.mu
+	checking := map[string]bool{} // the APIs that are being checked; guarded by b.mu
 	for ctx.Err() == nil {
 		b.mu.Lock()
 		for url := range b.ready {
@@ -133,8 +133,8 @@ func (b *balancer) do(ctx context.Context, method, path, body string, want int) 
 	return err
 }
 
-// TestRollingRestart: three APIs and two conductors are restarted one after another at 200 requests a second. No request
-// fails, and every accepted server is built.
+// TestRollingRestart: three APIs and two conductors are restarted one after another, while clients send 200 requests a
+// second. No request fails, and every accepted server is built.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	scenario(t)

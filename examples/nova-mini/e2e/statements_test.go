@@ -31,13 +31,13 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestStatements prints the SQL statements that all services together run for one request to the API, and limits their
-// number. BEGIN and COMMIT do not count. The caches, such as the scheduler's hosts, are filled by an earlier request.
+// TestStatements prints the SQL statements that all services together run for one request to the API. It fails if there are too
+// many. BEGIN and COMMIT do not count. An earlier request has filled the caches, such as the scheduler's hosts.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		var mu sync.Mutex
-		statements := map[string][]string{} // by the request's id
+		statements := map[string][]string{} // the statements, by the request's id
 		d, err := db.Open(t.Context(), db.Config{URL: url, Observe: func(ctx context.Context, query string) func(error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -80,7 +80,7 @@ func TestStatements(t *testing.T) {
 			})
 			return ids
 		}
-		// bound makes ten requests, checks the number of statements of each, and prints those of the request that needed the most.
+		// bound makes ten requests, checks the number of statements of each request, and prints the statements of the request that needed the most.
 		bound := func(what string, most int, request func(i int) (id string)) {
 			var worst []string
 			var counts []int
@@ -129,7 +129,10 @@ func allServices(t *testing.T, s *store.Store) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cond := conductor.New(conductor.Config{Store: s, Client: client, Host: "c", Ratios: store.Ratios{CPU: 1, RAM: 1, Disk: 1}, Logger: quiet})
+	cond := conductor.New(conductor.Config{
+		Store: s, Client: client, Host: "c", Ratios: store.Ratios{CPU: 1, RAM: 1, Disk: 1}, Logger: quiet,
+		Poll: time.Minute, // an operation that a poll finds before its notification comes is looked at twice
+	})
 	d, err := fake.New(fake.Config{Host: "n1"})
 	if err != nil {
 		t.Fatal(err)

@@ -22,10 +22,10 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// TestTempest runs OpenStack's own acceptance tests against a cloud with four hosts and a real Keystone, and prints how many of each group pass. A
-// test that passes although it met a route, a method or an action that nova-mini does not have is not counted. The test runs with `make tempest`,
-// which needs Debian's package tempest.
-func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for itself
+// TestTempest runs OpenStack's own acceptance tests against a cloud with four hosts and a real Keystone. It prints how many tests of each group pass.
+// Then it prints the number of all tests that pass and have requested only routes, methods and actions that nova-mini has. TestTempest
+// runs with `make tempest`, which needs Debian's package tempest.
+func TestTempest(t *testing.T) { //nolint:paralleltest // no other test may use the processor
 	dir := os.Getenv("ARMATURE_TEMPEST")
 	if dir == "" {
 		t.Skip("run it with make tempest, which sets the directory of run.sh in ARMATURE_TEMPEST")
@@ -69,7 +69,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 		}
 		name := id[strings.LastIndexByte(id[:strings.LastIndexByte(id, '.')], '.')+1:] // class.method
 		if list := met[strings.Replace(name, ".", ":", 1)]; len(list) > 0 {
-			t.Logf("does not count: %s met %s", id, strings.Join(list, ", "))
+			t.Logf("does not count: %s has requested %s", id, strings.Join(list, ", "))
 			continue
 		}
 		counted++
@@ -82,7 +82,7 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // it has the machine for
 	}
 }
 
-// unknowns is a proxy in front of an API that remembers the requests whose route, method or action does not exist there.
+// unknowns is a proxy in front of an API. It keeps the requests whose route, method or action the API does not have.
 type unknowns struct {
 	*httptest.Server
 
@@ -124,7 +124,8 @@ func newUnknowns(t *testing.T, endpoint string) *unknowns {
 
 var tempestRequest = regexp.MustCompile(`Request \((\w+:\w+)\): \d+ (\w+) (\S+)`)
 
-// met returns the requests that met nothing, by the class and the method of the test, from Tempest's log.
+// met finds in Tempest's log which tests have sent requests with an unknown route, method or action. It returns these requests, by the class and the
+// method of the test.
 func (s *unknowns) met(log []byte) map[string][]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

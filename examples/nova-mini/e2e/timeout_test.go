@@ -10,7 +10,7 @@ import (
 )
 
 // TestAwayLongerThanBuildTimeout: during twelve builds the compute service, or the conductors, are killed or paused for
-// longer than the build timeout. Every server ends ACTIVE, or in ERROR and removed from its host.
+// longer than the build timeout. In the end every server is either ACTIVE, or in ERROR and removed from its host.
 func TestAwayLongerThanBuildTimeout(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -19,7 +19,7 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 		name    string
 		victims [][2]string
 		signal  syscall.Signal // SIGKILL: the processes are started again; SIGSTOP: the processes continue
-		active  bool           // all servers must be ACTIVE
+		active  bool           // whether all servers must be ACTIVE in the end
 	}{
 		{"compute killed", [][2]string{{"compute", "node-1"}}, syscall.SIGKILL, false},
 		{"compute paused", [][2]string{{"compute", "node-1"}}, syscall.SIGSTOP, false},

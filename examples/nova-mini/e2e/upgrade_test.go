@@ -28,7 +28,7 @@ import (
 
 const novaMini = "./examples/nova-mini"
 
-// ofNext is SQL for the operations with the steps of the next release: their kinds have a higher version than in this release.
+// ofNext is an SQL condition for the operations with the steps of the next release: their kinds have a higher version than in this release.
 var ofNext = fmt.Sprintf("kind_version > CASE WHEN kind = '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version)
 
 // upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
@@ -44,7 +44,7 @@ var upgradeServices = map[string]string{
 type upgradeRelease struct {
 	name, program, conf string
 	lines               string // lines of the section DEFAULT with options that only this release knows
-	wrongClocks         bool   // of two of three processes: an hour forward or back; the program is that of moved
+	wrongClocks         bool   // whether the clocks of two of three processes are an hour fast or slow; then the function moved has built the program
 }
 
 // upgrade is a cloud whose processes are replaced while clients use it.
@@ -53,8 +53,8 @@ type upgrade struct {
 
 	rng      *rand.Rand // used only by the goroutine of the test
 	balancer *balancer
-	urls     map[string]string // of the APIs, by process
-	logs     []*safeBuffer     // of all processes that have run
+	urls     map[string]string // the URLs of the APIs, by process
+	logs     []*safeBuffer     // the logs of all processes that have run
 
 	mu       sync.Mutex
 	kept     map[string]bool // ids of servers that must exist
@@ -62,8 +62,8 @@ type upgrade struct {
 	lost     []string        // names of servers whose creation had no answer
 	failures []string        // requests that failed
 
-	requests, created atomic.Int64
-	kills             int
+	requests, created atomic.Int64 // the numbers of requests and of created servers
+	kills             int          // the number of killed processes
 }
 
 // newUpgrade starts a cloud of a release.
@@ -103,7 +103,7 @@ func (u *upgrade) launch(host string, r *upgradeRelease) {
 	u.logs = append(u.logs, p.log)
 }
 
-// logged returns how many lines of all processes have a text.
+// logged returns the number of log lines with a text, of all processes.
 func (u *upgrade) logged(text string) (n int) {
 	for _, l := range u.logs {
 		n += strings.Count(l.String(), text)
@@ -111,8 +111,8 @@ func (u *upgrade) logged(text string) (n int) {
 	return n
 }
 
-// Log lines of the next release: one of its methods was sent to a process that does not have the method; a process has handled one of
-// its methods.
+// These texts are in log lines of the next release. sentTooEarly: a method of the next release was sent to a process that does not have
+// the method. servedNext: a process has handled a method of the next release.
 const sentTooEarly, servedNext = "next: sent too early", "next: served"
 
 // awaitReady waits until a process is ready. If the process is an API, awaitReady also waits until the balancer sends requests to it.
@@ -157,8 +157,9 @@ func probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// replace replaces a process of the release from by a process of the release to. With kill, the old process is killed and started again
-// twice on the newer schema, and then killed; the new process is killed within a second of its start, and started again.
+// replace replaces a process. The parameter from is the release of the old process, and the parameter to is the release of the new process. If kill is true, the old process is
+// killed and started again twice on the newer schema, and then killed. The new process is killed within a second of its start, and started
+// again.
 func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 	u.Helper()
 	if kill {
@@ -206,6 +207,7 @@ func (u *upgrade) use(ctx context.Context, client int, stop <-chan struct{}) {
 	}
 }
 
+// useServer creates a server, and stops, starts and reboots it. If n is odd, it also deletes the server.
 func (u *upgrade) useServer(ctx context.Context, name string, n int) {
 	var id string
 	err := u.request(ctx, "create "+name, func(cl *gophercloud.ServiceClient) error {
@@ -274,7 +276,7 @@ func (u *upgrade) request(ctx context.Context, what string, f func(cl *gopherclo
 	return err
 }
 
-// idle waits until a server has no task. It returns false if that does not happen within 90 s.
+// idle waits until a server has no task. It returns false if the server is in ERROR, or if the server still has a task after 90 s.
 func (u *upgrade) idle(ctx context.Context, id string) bool {
 	for end := time.Now().Add(90 * time.Second); ctx.Err() == nil; {
 		var s *servers.Server
@@ -299,7 +301,7 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 func (u *upgrade) judge(what string, killed bool) {
 	u.Helper()
 	cl := u.newClient(u.urls["api-1"])
-	list, stuck := u.awaitNoTasks(cl, 90*time.Second)
+	list, stuck := u.awaitNoTasks(cl, servers.ListOpts{}, 90*time.Second)
 	lost, broken, doubled := 0, 0, 0
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -347,15 +349,16 @@ func (u *upgrade) judge(what string, killed bool) {
 		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d, steps skipped %d, fields lost %d; want 0", what, lost, stuck, doubled, broken, skipped, fields)
 	}
 	if n := u.logged(sentTooEarly); n > 0 {
-		u.Errorf("%d methods of the next release were sent to a process that did not have them, want 0", n)
+		u.Errorf("%d messages of methods of the next release were sent to a process that did not have the method, want 0", n)
 	}
 	if checked == 0 && strings.Contains(what, "next") {
 		u.Error("no operation of the next release was checked")
 	}
 }
 
-// judgeOperations checks the operations with the steps of the next release. It returns how many have succeeded without the new step, how many
-// have lost the new field, and how many it has checked. Only operations that the next release has begun have the new field.
+// judgeOperations checks the operations with the steps of the next release. It returns the number of operations that have succeeded without the
+// new step, the number that have lost the new field, and the number of checked operations. Only operations that the next release has begun have
+// the new field.
 func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 	u.Helper()
 	var list []struct {
@@ -370,7 +373,7 @@ func (u *upgrade) judgeOperations() (skipped, fields, checked int) {
 		(SELECT COUNT(*) FROM operation_events e WHERE e.operation_id = o.id AND e.step = 'next') AS done
 		FROM operations o WHERE `+ofNext)
 	if err != nil {
-		if strings.Contains(err.Error(), "kind_version") { // the last release does not have this column
+		if strings.Contains(err.Error(), "kind_version") { // the previous release does not have this column
 			return 0, 0, 0
 		}
 		u.Error(err)
@@ -401,7 +404,7 @@ func (u *upgrade) checkColumns() {
 	}
 }
 
-// finish starts a conductor of the next release if some operations have not ended and only the next release knows them, see
+// finish starts a conductor of the next release if open operations are left that only the next release knows: see
 // docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
@@ -487,7 +490,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 		run("last", func(t *testing.T) { upgradeRound(t, seed, last, this, upgradeOrder, false, false) })
 	}
 	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
-	if rounds >= 10 { // not in make accept
+	if rounds >= 10 { // make accept has fewer rounds
 		run("clocks", func(t *testing.T) {
 			program, err := moved()
 			if err != nil {
@@ -499,7 +502,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 	if all {
 		run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
 	}
-	if !all { // make accept has the others
+	if !all { // make accept runs the other rounds
 		return
 	}
 	for i := range rounds {

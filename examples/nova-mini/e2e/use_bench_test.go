@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// figure is something that users of nova-mini notice. Its unit ends in /s if more is better.
+// figure is a figure that users of nova-mini notice, such as a duration. If a higher figure is better, its unit ends in /s.
 type figure struct{ name, unit string }
 
 // benched is a cloud of one program, with the figures of each round.
@@ -25,13 +25,14 @@ type benched struct {
 	name, latest string // latest is a microversion whose servers have all fields
 	*cloud
 
-	urls    map[string]string // of the API: of separate processes, and of all services in one process
-	figures map[figure][]float64
+	urls    map[string]string    // two URLs of the API: with separate processes, and with all services in one process
+	figures map[figure][]float64 // one value for each round
 }
 
-// BenchmarkUse measures what users of nova-mini notice: how long a POST takes, how many servers a second become ACTIVE, what lists cost, and memory. If
-// ARMATURE_BEFORE is the path of a program of nova-mini, such as one that an older commit has built, both are measured in turn, and each
-// figure has its ratio. ARMATURE_BEFORE_LATEST is the latest microversion of the older one, if it does not know 2.96. Idle processes of the other program cost little, because they report each 10 s.
+// BenchmarkUse measures what users of nova-mini notice: the time of a POST, the number of servers per second that become ACTIVE, the time of lists, and
+// memory. If ARMATURE_BEFORE is the path of another program of nova-mini, such as that of an older commit, both programs are measured in turn, and each
+// figure gets a ratio. If the older program does not know 2.96, ARMATURE_BEFORE_LATEST is its latest microversion. The idle processes of the other program
+// use little processor time, because they report only every 10 s.
 func BenchmarkUse(b *testing.B) {
 	clouds := []*benched{newBenched(b, "now", "2.96", "", "[quota]\ninstances = 1000000\ncores = 1000000\nram = 1000000000\n")}
 	if path := os.Getenv("ARMATURE_BEFORE"); path != "" {
@@ -107,7 +108,7 @@ func (c *benched) round(ctx context.Context) {
 		c.built(ctx, at)
 		c.add("500 servers until ACTIVE, 16 clients, "+at, "servers/s", 500/time.Since(began).Seconds())
 	}
-	for i := range 450 { // there are 1,000 servers then
+	for i := range 450 { // then the cloud has 1,000 servers
 		if c.post(ctx, "processes"); i%50 == 49 {
 			c.built(ctx, "processes")
 		}
@@ -147,7 +148,7 @@ func (c *benched) round(ctx context.Context) {
 	}
 }
 
-// each calls f n times, by some clients at a time, and returns how long each call took, in milliseconds.
+// each calls the function f n times, from several clients at the same time. It returns the durations of the calls in milliseconds.
 func (c *benched) each(clients, n int, f func(i int)) []float64 {
 	took, next := make([]float64, n), make(chan int)
 	var wg sync.WaitGroup
@@ -215,7 +216,7 @@ func (c *benched) send(ctx context.Context, at, version, method, path, body stri
 // idsOf returns the ids of the servers of a list.
 func idsOf(raw []byte) (ids []string) {
 	var list struct{ Servers []struct{ ID string } }
-	_ = json.Unmarshal(raw, &list) // send has reported a reply that is not a list
+	_ = json.Unmarshal(raw, &list) // if the reply is not a list, send has reported it
 	for _, one := range list.Servers {
 		ids = append(ids, one.ID)
 	}

@@ -12,23 +12,23 @@ import (
 	"github.com/gophercloud/gophercloud/v2/pagination"
 )
 
-// The client library decodes a page as a whole, and an image with one odd property makes it fail. So images are decoded here.
+// The client library decodes a page of a list as a whole, and fails if one image has an unexpected property. So this file decodes images one by one.
 
-// attributes are what each image has, and what is not one of its own properties.
+// attributes are the names of the attributes that the image service defines. Every other name in an image is one of the image's own properties.
 var attributes = []string{
 	"id", "name", "status", "visibility", "protected", "os_hidden", "checksum", "os_hash_algo", "os_hash_value", "owner", "size", "virtual_size", "container_format",
 	"disk_format", "created_at", "updated_at", "tags", "direct_url", "min_ram", "min_disk", "self", "file", "stores", "schema", "locations",
 }
 
-// decodeImage reads an image as the image service shows it. A property whose value is not a text is left out. Errors: an attribute has another type than the image service
-// documents.
+// decodeImage decodes an image of a reply of the image service. It leaves out properties whose value is not a string. It returns an error if an attribute has another type than the
+// image service documents.
 func decodeImage(raw json.RawMessage) (Image, error) {
-	var all map[string]json.RawMessage // with the exact names: the names of properties may differ from those of attributes by case only
+	var all map[string]json.RawMessage // a map keeps the exact names: the name of a property may differ from that of an attribute only in case
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return Image{}, err
 	}
 	var out Image
-	_ = json.Unmarshal(all["id"], &out.ID) // first, for the errors
+	_ = json.Unmarshal(all["id"], &out.ID) // decoded first, because errors name it
 	for name, to := range map[string]any{
 		"id": &out.ID, "name": &out.Name, "status": &out.Status, "size": &out.Size, "min_ram": &out.MinRAMMiB, "min_disk": &out.MinDiskGiB, "disk_format": &out.Format,
 		"created_at": &out.Created, "updated_at": &out.Updated, "checksum": &out.checksum, "owner": &out.owner, "os_hash_algo": &out.hashAlgo, "os_hash_value": &out.hash,
@@ -55,7 +55,7 @@ func decodeImage(raw json.RawMessage) (Image, error) {
 	return out, nil
 }
 
-// extractImage reads an image of a reply.
+// extractImage decodes a reply that is one image.
 func extractImage(r gophercloud.Result) (Image, error) {
 	var raw json.RawMessage
 	if err := r.ExtractInto(&raw); err != nil {
@@ -71,7 +71,7 @@ type imagePage struct {
 	list string // the URL of the list
 }
 
-// items returns the images of the page, as they are in the reply.
+// items returns the images of the page, not yet decoded.
 func (p imagePage) items() ([]json.RawMessage, error) {
 	var body struct {
 		Images []json.RawMessage `json:"images"`
@@ -86,7 +86,7 @@ func (p imagePage) IsEmpty() (bool, error) {
 	return len(list) == 0, err
 }
 
-// NextPageURL implements pagination.Page. The next page is one of the same list: only the query is taken from the reply.
+// NextPageURL implements pagination.Page. It takes only the query from the reply, so that the next page is always a page of the same list.
 func (p imagePage) NextPageURL() (string, error) {
 	var body struct {
 		Next string `json:"next"`

@@ -2,8 +2,8 @@ package image
 
 import (
 	"context"
-	"crypto/md5"  //nolint:gosec // Glance's checksum of images that have no better one
-	"crypto/sha1" //nolint:gosec // an algorithm that an image may have
+	"crypto/md5"  //nolint:gosec // the only checksum of some images in Glance
+	"crypto/sha1" //nolint:gosec // an image may have a checksum with this algorithm
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
@@ -22,26 +22,27 @@ import (
 	"github.com/armature-go/armature/internal/keylock"
 )
 
-// Files are the images of an image service that a host has as files, for its driver. Only one process may use Dir. Files is safe for concurrent use.
+// Files keeps images of the image service as files on a host, for the driver of the host. Only one process may use Dir. Files is safe for concurrent use.
 type Files struct {
 	Glance *Glance
-	// Dir is the directory of the files. It is made when it is needed. A file that is complete has the name ID.FORMAT. Files may be removed
-	// when no server is built.
+	// Dir is the directory of the files. It is created when it is needed. A complete file has the name ID.FORMAT. An operator may remove files
+	// while no server is being built.
 	Dir string
 
-	locks keylock.Locks // by id of an image
+	locks keylock.Locks // the key is the id of an image
 }
 
 // hashes are the algorithms of checksums.
 var hashes = map[string]func() hash.Hash{"md5": md5.New, "sha1": sha1.New, "sha224": sha256.New224, "sha256": sha256.New, "sha384": sha512.New384, "sha512": sha512.New}
 
-// newHash returns the hash of an image's content, and the text that it must have. Errors: Precondition, if the image service knows no checksum.
+// newHash returns a hash for the content of an image, and the checksum that the content must have. Errors: Precondition if the image service has no checksum, or
+// only one with an unknown algorithm.
 func (i *Image) newHash() (hash.Hash, string, error) {
 	if h := hashes[i.hashAlgo]; h != nil && i.hash != "" {
 		return h(), i.hash, nil
 	}
 	if i.checksum != "" {
-		return md5.New(), i.checksum, nil //nolint:gosec // the image has no better one
+		return md5.New(), i.checksum, nil //nolint:gosec // the image has no better checksum
 	}
 	return nil, "", fault.New(fault.Precondition, "image %s cannot be verified: the image service has no checksum of it, or only one with the unknown algorithm %q", i.ID, i.hashAlgo)
 }
@@ -49,9 +50,9 @@ func (i *Image) newHash() (hash.Hash, string, error) {
 // formats are the formats of images from which servers boot.
 var formats = map[string]bool{"qcow2": true, "raw": true}
 
-// Fetch returns the path of an image, which it downloads first if the host does not have it. The content is verified with the checksum of the image
-// service; a file whose content is not, or not completely, verified has another name. A call for the same image waits for the download. Errors: NotFound;
-// Precondition, if the image is not active or has no checksum; Invalid, if its format is neither qcow2 nor raw, or if the content has another checksum; Unavailable.
+// Fetch returns the path of the file of an image. If the host does not have the image, Fetch downloads it first, and verifies the content with the checksum of the
+// image service. Until then the file has another name. Calls for the same image wait for one download. Errors: NotFound; Precondition if the image is not active or
+// has no checksum; Invalid if the format is neither qcow2 nor raw, or if the content has another checksum; Unavailable.
 func (f *Files) Fetch(ctx context.Context, id string) (string, error) {
 	is, err := f.Glance.get(ctx, "", id)
 	switch {
@@ -79,7 +80,7 @@ func (f *Files) Fetch(ctx context.Context, id string) (string, error) {
 	return path, nil
 }
 
-// download writes the content of an image into a file. The file has its name when the content is complete and verified.
+// download writes the content of an image into a file. The file gets its name only when the content is complete and verified.
 func (f *Files) download(ctx context.Context, is *Image, path string) (err error) {
 	sum, want, err := is.newHash()
 	if err != nil {
@@ -90,7 +91,7 @@ func (f *Files) download(ctx context.Context, is *Image, path string) (err error
 		return err
 	}
 	defer reply.Body.Close()                                                 //nolint:errcheck // the body is only read
-	tmp := path + ".part"                                                    // one of an interrupted download is written again
+	tmp := path + ".part"                                                    // the file of an interrupted download is overwritten
 	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) //nolint:gosec // the directory is closed; drivers give copies the mode of the file
 	if err != nil {
 		return err
@@ -113,14 +114,14 @@ func (f *Files) download(ctx context.Context, is *Image, path string) (err error
 	case n != is.Size || !equalHash(sum.Sum(nil), want):
 		return fault.New(fault.Invalid, "the content does not have the checksum of the image service: %d of %d bytes, %x, want %s", n, is.Size, sum.Sum(nil), want)
 	}
-	if err := os.Chtimes(tmp, time.Time{}, is.Created); err != nil { // drivers know copies by size and time: those of the same image are the same
+	if err := os.Chtimes(tmp, time.Time{}, is.Created); err != nil { // drivers recognize an image by size and time, so each download has the same time
 		return err
 	}
 	return os.Rename(tmp, path)
 }
 
-// Clean removes the files that a killed process has left incomplete: downloads, and the snapshots of drivers, which write .new-NAME or NAME.new before NAME. It is called before
-// the other methods and before the driver is used. A directory that does not exist is not an error.
+// Clean removes the incomplete files of a killed process: downloads (NAME.part), and snapshots, which drivers write as .new-NAME or NAME.new until they are complete. Call Clean
+// before the other methods, and before the driver is used. A directory that does not exist is not an error.
 func (f *Files) Clean() error {
 	list, err := os.ReadDir(f.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -134,15 +135,15 @@ func (f *Files) Clean() error {
 	return err
 }
 
-// isDiskError reports whether an error is one of a file of this host.
+// isDiskError reports whether a file of this host has caused an error.
 func isDiskError(err error) bool {
 	_, ok := errors.AsType[*fs.PathError](err)
 	return ok
 }
 
-// Put fills an image that has no content yet. write writes the content, in the format qcow2, into the file of a path, where no file is, and is not called if an earlier call of
-// Put for the image has written the file. An image with this content already is not an error. After an error the file stays: the same call must be repeated, or [Files.Drop] be called. The image stays, too: the caller
-// removes it. Errors: NotFound; Conflict, if the image does not accept content; Invalid, if the content that the image service has is another one; Unavailable.
+// Put uploads the content of an image that has none yet. It calls the function write, which writes the content in the format qcow2 into a new file. Put does not call write if an earlier call
+// of Put for the image has written the file. It is not an error if the image has this content already. After an error the file stays: the caller must repeat the call, or call [Files.Drop]. The image stays, too: the caller
+// removes it. Errors: NotFound; Conflict if the image does not accept content; Invalid if the image service has other content than the file; Unavailable.
 func (f *Files) Put(ctx context.Context, id string, write func(path string) error) error {
 	if err := f.locks.Lock(ctx, id); err != nil {
 		return fmt.Errorf("wait for other work on image %s: %w", id, err)
@@ -154,10 +155,10 @@ func (f *Files) Put(ctx context.Context, id string, write func(path string) erro
 	return f.Drop(id)
 }
 
-// snapshot returns the path of the content of an image that is made on this host.
+// snapshot returns the path of the file of an image that is made on this host.
 func (f *Files) snapshot(id string) string { return filepath.Join(f.Dir, "snapshot-"+id+".qcow2") }
 
-// Drop removes the file of a snapshot that is not uploaded any more.
+// Drop removes the file of a snapshot that will not be uploaded. It is not an error if the file does not exist.
 func (f *Files) Drop(id string) error {
 	err := os.Remove(f.snapshot(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -174,7 +175,7 @@ func (f *Files) put(ctx context.Context, id string, write func(path string) erro
 	}
 	_, missing := os.Stat(path)
 	if is.Status == Active && errors.Is(missing, fs.ErrNotExist) {
-		return nil // an earlier call has filled it, and has removed the file
+		return nil // an earlier call has uploaded the content, and has removed the file
 	}
 	if is.Status != Active {
 		if err := os.MkdirAll(f.Dir, 0o711); err != nil { //nolint:gosec // the users of QEMU and of driver programs need the x bit
@@ -195,16 +196,16 @@ func (f *Files) put(ctx context.Context, id string, write func(path string) erro
 	return is.verify(path)
 }
 
-// The states of an image without content, and with a part of it.
+// The status of an image without content (queued), and during an upload (saving).
 const (
 	queued = "queued"
 	saving = "saving"
 )
 
-// savingTime is how long the image service may take to notice that an upload was interrupted.
+// savingTime is the time that the image service has to detect an interrupted upload.
 const savingTime = time.Minute
 
-// awaitStatus returns an image when no upload of its content runs. Errors: NotFound; Conflict, if the status is neither queued nor active then.
+// awaitStatus waits until no upload of an image runs, and returns the image. Errors: NotFound; Conflict if the status is neither queued nor active after that.
 func (f *Files) awaitStatus(ctx context.Context, id string) (*Image, error) {
 	for deadline := time.Now().Add(savingTime); ; {
 		is, err := f.Glance.get(ctx, "", id)
@@ -226,7 +227,7 @@ func (f *Files) awaitStatus(ctx context.Context, id string) (*Image, error) {
 	}
 }
 
-// upload sends a file to the image service. The body is sent in chunks: if it is interrupted, its end is missing, and the image service drops it.
+// upload sends a file to the image service. The body is sent in chunks (HTTP chunked encoding): after an interruption the last chunk is missing, so the image service drops the content.
 func (f *Files) upload(ctx context.Context, id, path string) error {
 	open := func() (io.ReadCloser, error) { return os.Open(path) }
 	reply, err := f.Glance.transfer(ctx, http.MethodPut, id, open, http.StatusNoContent)
@@ -254,8 +255,8 @@ func (i *Image) verify(path string) error {
 	return err
 }
 
-// Rotate removes the backups of a server of a type that belong to a project, with the exception of the newest r.Keep active ones and of images that are newer than these.
-// Backups that cannot be removed are logged, and stay. Errors: Unavailable, if they cannot be listed.
+// Rotate removes older backups of a server: those of the type r.Type in the project r.ProjectID. It keeps the newest r.Keep active backups, and the backups in another status that are
+// newer than the oldest of the kept ones. A backup that cannot be removed is logged and stays. Errors: Unavailable if the backups cannot be listed.
 func (f *Files) Rotate(ctx context.Context, server string, r compute.Rotation) error {
 	list, err := f.Glance.backups(ctx, server, r)
 	if err != nil {

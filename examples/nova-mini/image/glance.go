@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -25,22 +24,22 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// GlanceConfig configures a [Glance]. The user of the session has the role admin, because it reads the images of all projects. Its Type and Version
-// are set by [NewGlance].
+// GlanceConfig configures a [Glance]. The user of the session must have the role admin, because it reads the images of all projects. [NewGlance] sets
+// Type and Version.
 type GlanceConfig struct {
 	session.Config
 
-	// TTL is the time for which [Glance.Get] returns an image again without a request. Default 5 s; negative: not at all.
+	// TTL is the time for which [Glance.Get] returns an image from its cache. Default 5 s; negative: there is no cache.
 	TTL time.Duration
-	// TransferTimeout is how long no byte of an image may be transferred before the transfer fails with Unavailable. Default 1 minute.
+	// TransferTimeout limits the time without a transferred byte of an image. After that time the transfer fails with Unavailable. Default 1 minute.
 	TransferTimeout time.Duration
-	// FinishTimeout is how long the service may take after the last byte of an upload, which it then writes and verifies, before the upload fails with Unavailable. Default three times
-	// TransferTimeout, and at least TransferTimeout.
+	// FinishTimeout limits the time between the last byte of an upload and the reply. In this time the service writes and verifies the content. Later the upload fails with Unavailable.
+	// Default three times TransferTimeout. Values below TransferTimeout are raised to TransferTimeout.
 	FinishTimeout time.Duration
 	Logger        *slog.Logger
 }
 
-// Glance are the images of OpenStack's image service. It is a [Keeper], and is safe for concurrent use. A method blocks until the service answers, at most Timeout.
+// Glance is a client of OpenStack's image service. It is a [Keeper], and is safe for concurrent use. Each request of a method blocks for at most the Timeout of session.Config.
 type Glance struct {
 	*session.Session
 
@@ -48,7 +47,7 @@ type Glance struct {
 
 	mu      sync.Mutex
 	cache   map[[32]byte]cached
-	forgets int // how often the cache was emptied after a change
+	forgets int // number of times that the cache was emptied after a change
 }
 
 type cached struct {
@@ -56,13 +55,13 @@ type cached struct {
 	until time.Time
 }
 
-// maxCached bounds the number of images in the cache, and maxListed that of a list.
+// maxCached limits the number of images in the cache, and maxListed the number of images in a list.
 const (
 	maxCached = 1000
 	maxListed = 10_000
 )
 
-// NewGlance returns the images of an image service. It sends no request. Errors: those of [session.New].
+// NewGlance returns a client of the image service. It sends no request. Errors: those of [session.New].
 func NewGlance(cfg GlanceConfig) (*Glance, error) {
 	cfg.Type, cfg.Version = "image", "v2"
 	cfg.TTL, cfg.TransferTimeout = cmp.Or(cfg.TTL, 5*time.Second), cmp.Or(cfg.TransferTimeout, time.Minute)
@@ -74,40 +73,41 @@ func NewGlance(cfg GlanceConfig) (*Glance, error) {
 	return &Glance{Session: s, cfg: cfg, cache: map[[32]byte]cached{}}, err
 }
 
-// client returns a client for a token, or, if the token is empty, for the service's own user.
+// client returns an HTTP client that uses the token. If the token is empty, the client uses nova-mini's own user.
 func (g *Glance) client(ctx context.Context, token string) (*gophercloud.ServiceClient, error) {
 	c, err := g.Client(ctx, token)
-	if err != nil {
-		return nil, g.translate(ctx, "", err)
-	}
-	return c, nil
+	return c, g.unavailable(ctx, "", err)
 }
 
-// translate gives an error of the image service its code. The texts are Nova's. The text of a reply is left out, because it may repeat a token.
+// translate gives an error of the image service a code. The parameter id is the image of the request, or "". The texts are Nova's. The reply's own text is left out, because
+// it may contain a token.
 func (g *Glance) translate(ctx context.Context, id string, err error) error {
-	var reply gophercloud.ErrUnexpectedResponseCode
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return fault.New(fault.CodeOf(ctx.Err()), "ask the image service: %w", ctx.Err())
-	case !errors.As(err, &reply):
-	case id != "" && reply.Actual == http.StatusNotFound:
-		return fault.New(fault.NotFound, "Image %s could not be found.", id)
-	case id != "" && (reply.Actual == http.StatusForbidden || reply.Actual == http.StatusUnauthorized):
-		return fault.New(fault.Denied, "Not authorized for image %s.", id)
-	case id != "" && reply.Actual == http.StatusConflict:
-		return fault.New(fault.Conflict, "the image service refuses the change of image %s in its present state", id)
-	case id != "" && (reply.Actual == http.StatusBadRequest || reply.Actual == http.StatusRequestEntityTooLarge):
-		return fault.New(fault.Invalid, "Request of image %s got BadRequest response: status %d", id, reply.Actual)
-	default:
-		err = fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
+	reply, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
+	if ok && id != "" && ctx.Err() == nil {
+		switch reply.Actual {
+		case http.StatusNotFound:
+			return fault.New(fault.NotFound, "Image %s could not be found.", id)
+		case http.StatusForbidden, http.StatusUnauthorized:
+			return fault.New(fault.Denied, "Not authorized for image %s.", id)
+		case http.StatusConflict:
+			return fault.New(fault.Conflict, "the image service refuses the change of image %s in its present state", id)
+		case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+			return fault.New(fault.Invalid, "Request of image %s got BadRequest response: status %d", id, reply.Actual)
+		}
+	}
+	return g.unavailable(ctx, id, g.Translate(ctx, nil, err))
+}
+
+// unavailable logs an error of the session, and gives it Nova's text. An error because ctx has ended stays as it is.
+func (g *Glance) unavailable(ctx context.Context, id string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
 	g.cfg.Logger.ErrorContext(ctx, "image service failed", "image", id, "error", err)
-	return fault.WithUser(fault.New(fault.Unavailable, "ask the image service: %w", err), "Connection to glance host failed: the image service is not available now.")
+	return fault.WithUser(err, "Connection to glance host failed: the image service is not available now.")
 }
 
-// Get implements Source. The result may be as old as TTL.
+// Get implements Source. The result may be up to GlanceConfig.TTL old.
 func (g *Glance) Get(ctx context.Context, token, id string) (*Image, error) {
 	key := sha256.Sum256([]byte(token + "\x00" + id))
 	g.mu.Lock()
@@ -126,7 +126,7 @@ func (g *Glance) Get(ctx context.Context, token, id string) (*Image, error) {
 	if len(g.cache) >= maxCached {
 		clear(g.cache)
 	}
-	if g.cfg.TTL > 0 && is.Status == Active && g.forgets == forgets { // an image that was read before a change is not stored; another status soon changes
+	if g.cfg.TTL > 0 && is.Status == Active && g.forgets == forgets { // an image that was read before a change is not stored; a status other than active soon changes
 		g.cache[key] = cached{*is, time.Now().Add(g.cfg.TTL)}
 	}
 	return is, nil
@@ -134,7 +134,7 @@ func (g *Glance) Get(ctx context.Context, token, id string) (*Image, error) {
 
 // get asks the service for an image.
 func (g *Glance) get(ctx context.Context, token, id string) (*Image, error) {
-	if !isID(id) { // it would be another path
+	if !isID(id) { // the id would make another path of the URL
 		return nil, fault.New(fault.NotFound, "Image %s could not be found.", id)
 	}
 	c, err := g.client(ctx, token)
@@ -143,7 +143,7 @@ func (g *Glance) get(ctx context.Context, token, id string) (*Image, error) {
 	}
 	found, err := extractImage(images.Get(ctx, c, id).Result)
 	if err == nil && found.ID != id {
-		err = errors.New("the reply is another image")
+		err = errors.New("the reply has another image than the request")
 	}
 	if err != nil {
 		return nil, g.translate(ctx, id, err)
@@ -151,12 +151,12 @@ func (g *Glance) get(ctx context.Context, token, id string) (*Image, error) {
 	return &found, nil
 }
 
-// isID reports whether a text may be the id of an image: letters, digits and hyphens.
+// isID reports whether a text may be the id of an image: 1 to 64 letters, digits and hyphens.
 func isID(text string) bool {
 	return text != "" && len(text) <= 64 && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") == ""
 }
 
-// List implements Source. It returns the first 10,000 images. An image that cannot be read is left out, and the log names it.
+// List implements Source. It returns the first 10,000 images. It leaves out an image that it cannot decode, and logs the image's id.
 func (g *Glance) List(ctx context.Context, token string) ([]Image, error) {
 	return g.list(ctx, token, images.ListOpts{Limit: 1000})
 }
@@ -190,7 +190,7 @@ func (g *Glance) list(ctx context.Context, token string, of images.ListOptsBuild
 	return out, g.translate(ctx, "", err)
 }
 
-// The properties of a backup, by which it is found.
+// The properties by which the backups of a server are found.
 const (
 	TypeProperty       = "image_type"
 	BackupType         = "backup" // the value of TypeProperty
@@ -198,18 +198,18 @@ const (
 	ServerProperty     = "instance_uuid"
 )
 
-// backupQuery selects the backups of a server, the newest first.
+// backupQuery is a query that selects the backups of a server, the newest first.
 type backupQuery url.Values
 
 // ToImageListQuery implements images.ListOptsBuilder.
 func (q backupQuery) ToImageListQuery() (string, error) { return "?" + url.Values(q).Encode(), nil }
 
-// backups returns the backups of a server of a type that belong to a project, the newest first, at most 10,000.
+// backups returns the backups of a server with the type r.Type in the project r.ProjectID, the newest first, at most 10,000.
 func (g *Glance) backups(ctx context.Context, server string, r compute.Rotation) ([]Image, error) {
 	list, err := g.list(ctx, "", backupQuery{
 		TypeProperty: {BackupType}, BackupTypeProperty: {r.Type}, ServerProperty: {server}, "owner": {r.ProjectID}, "sort": {"created_at:desc"}, "limit": {"1000"},
 	})
-	return slices.DeleteFunc(list, func(is Image) bool { // a service may ignore a filter, or the case of letters
+	return slices.DeleteFunc(list, func(is Image) bool { // the image service may ignore a filter, or compare without regard to case
 		p := is.Properties
 		return is.owner != r.ProjectID || p[TypeProperty] != BackupType || p[BackupTypeProperty] != r.Type || p[ServerProperty] != server
 	}), err
@@ -250,8 +250,8 @@ func (g *Glance) Delete(ctx context.Context, token, id string) error {
 	return g.translate(ctx, id, images.Delete(ctx, c, id).ExtractErr())
 }
 
-// Discard removes an image as the service's own user. With keepActive an image with content stays. An image that does not exist is not an error. Errors: Unavailable; Denied, such as for
-// a protected image; Conflict, if the image is in use.
+// Discard removes an image as nova-mini's own user. If keepActive is set, an image with content stays. It is not an error if the image does not exist. Errors: Unavailable; Denied, such as for
+// a protected image; Conflict if the image is in use.
 func (g *Glance) Discard(ctx context.Context, id string, keepActive bool) error {
 	var err error
 	if keepActive {
@@ -277,12 +277,12 @@ func (g *Glance) forget() {
 	g.forgets++
 }
 
-// maxChanges is how often a change of properties is tried while other clients change the same ones.
+// maxChanges limits the attempts of a change of properties while other clients change the same properties.
 const maxChanges = 5
 
-// SetProperties implements Keeper. Only the properties that differ are sent, so a change of others at the same time is kept.
+// SetProperties implements Keeper. It sends only the properties that differ, so it does not undo a change of other properties at the same time.
 func (g *Glance) SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*Image, error) {
-	defer g.forget() // after the request: a read at the same time may have stored the old image
+	defer g.forget() // after the request, because a read at the same time may have cached the old image
 	for i := 1; ; i++ {
 		is, err := g.get(ctx, token, id)
 		if err != nil {
@@ -310,7 +310,7 @@ func (g *Glance) SetProperties(ctx context.Context, token, id string, change fun
 	}
 }
 
-// difference returns the operations that make properties of others.
+// difference returns the operations that change the properties in the argument now into those in the argument to.
 func difference(now, to map[string]string) (out images.UpdateOpts) {
 	for _, key := range slices.Sorted(maps.Keys(now)) {
 		if _, stays := to[key]; !stays {
@@ -329,12 +329,12 @@ func difference(now, to map[string]string) (out images.UpdateOpts) {
 	return out
 }
 
-// escapeName writes a name as a part of a JSON pointer (RFC 6901).
+// escapeName escapes a name for a JSON pointer (RFC 6901).
 func escapeName(name string) string { return strings.NewReplacer("~", "~0", "/", "~1").Replace(name) }
 
 var _ Keeper = (*Glance)(nil)
 
-// equalHash compares a checksum with the text of one.
+// equalHash reports whether a checksum is equal to another one in hexadecimal form.
 func equalHash(sum []byte, text string) bool {
 	return strings.EqualFold(hex.EncodeToString(sum), text)
 }

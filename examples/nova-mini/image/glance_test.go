@@ -24,14 +24,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// fakeGlance is Keystone and Glance with one image. answer answers requests to Glance, if it is not nil.
+// fakeGlance is Keystone and Glance with one image. If answer is set, this function answers the requests to Glance.
 type fakeGlance struct {
 	*httptest.Server
 
-	asked  atomic.Int64
+	asked  atomic.Int64 // the number of requests to Glance
 	logins atomic.Int64
 	answer atomic.Pointer[http.HandlerFunc]
-	life   atomic.Int64 // seconds for which tokens are valid
+	life   atomic.Int64 // the lifetime of tokens in seconds
 	log    bytes.Buffer
 }
 
@@ -42,7 +42,7 @@ func newFakeGlance(t *testing.T) (*fakeGlance, *image.Glance) {
 	return newFakeGlanceWith(t, image.GlanceConfig{})
 }
 
-// newFakeGlanceWith is newFakeGlance with a configuration, of which it sets what it needs. The n-th login returns the token own-n.
+// newFakeGlanceWith is like newFakeGlance, with a configuration; it sets Config and Logger itself. The n-th login returns the token own-n.
 func newFakeGlanceWith(t *testing.T, cfg image.GlanceConfig) (*fakeGlance, *image.Glance) {
 	t.Helper()
 	f := &fakeGlance{}
@@ -74,7 +74,7 @@ func newFakeGlanceWith(t *testing.T, cfg image.GlanceConfig) (*fakeGlance, *imag
 	return f, g
 }
 
-// TestGlanceAnswers: an answer that is not an image, or comes from another place, is an error. The log has the reason and no token.
+// TestGlanceAnswers: an answer that is not an image, or that comes from another server, is an error. The log has the reason and no token.
 func TestGlanceAnswers(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -117,7 +117,7 @@ func TestGlanceAnswers(t *testing.T) {
 	}
 	f, g := newFakeGlance(t)
 	var wg sync.WaitGroup
-	for range 20 { // they share the login
+	for range 20 { // all requests share one login
 		wg.Go(func() {
 			if _, err := g.Get(t.Context(), "", imageID); err != nil {
 				t.Error(err)
@@ -135,7 +135,7 @@ func TestGlanceAnswers(t *testing.T) {
 	}
 }
 
-// TestGlanceCache: an image is read once for each token, and again after a change.
+// TestGlanceCache: an image is read once for each token, and a second time after a change.
 func TestGlanceCache(t *testing.T) {
 	t.Parallel()
 	f, g := newFakeGlance(t)
@@ -160,7 +160,7 @@ func TestGlanceCache(t *testing.T) {
 	get("a", 4)
 }
 
-// TestFilesWithoutChecksum: an image that cannot be verified is not downloaded.
+// TestFilesWithoutChecksum: an image is not downloaded if it has no checksum with a known algorithm, or a format from which servers do not boot.
 func TestFilesWithoutChecksum(t *testing.T) {
 	t.Parallel()
 	for says, attributes := range map[string]string{
@@ -183,7 +183,7 @@ func TestFilesWithoutChecksum(t *testing.T) {
 	}
 }
 
-// TestNewGlance: the errors name the option.
+// TestNewGlance: the error of a wrong option names the option.
 func TestNewGlance(t *testing.T) {
 	t.Parallel()
 	good := image.GlanceConfig{Config: session.Config{AuthURL: "http://k/v3", Username: "u", Password: "p"}}
@@ -203,13 +203,14 @@ func TestNewGlance(t *testing.T) {
 	}
 }
 
-// TestRotate: the newest active backups and those that are newer stay. Images of others neither count nor are removed. One that cannot be removed stays, and the others are removed.
+// TestRotate: the newest active backups stay, and also inactive backups that are newer than the oldest of these. Images of other types, servers and owners neither count nor are removed. A backup
+// that cannot be removed stays, and the other backups are removed.
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	backup := func(id, status, imageType, backupType, server, owner string) string {
 		return fmt.Sprintf(`{"id": %q, "status": %q, "image_type": %q, "backup_type": %q, "instance_uuid": %q, "owner": %q}`, id, status, imageType, backupType, server, owner)
 	}
-	list := []string{ // those of others are in the list if a service ignores a filter, or the case of letters
+	list := []string{ // x1 to x5 must not count: they are in the list as if the service ignored a filter, or the case of letters
 		backup("x1", "active", "snapshot", "daily & more", "s", "p"), backup("x2", "active", "backup", "Daily & More", "s", "p"), backup("x3", "active", "backup", "daily & more", "S", "p"),
 		backup("x4", "active", "backup", "daily & more", "s", "P"), `{"id": "x5", "status": "active", "owner": null}`,
 	}

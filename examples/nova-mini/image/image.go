@@ -1,5 +1,5 @@
-// Package image finds the images from which servers boot: in OpenStack's image service, in a directory of image files, or the one image that is built in
-// for the fake driver. [Files] brings images of the image service to a host, and snapshots of servers to the image service.
+// Package image finds the images from which servers boot. A [Source] of images is OpenStack's image service ([Glance]), a directory of image files ([Directory]),
+// or the one built-in image of the fake driver ([BuiltIn]). [Files] downloads images of the image service to a host, and uploads snapshots of servers.
 package image
 
 import (
@@ -16,51 +16,51 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Image is what is known of an image.
+// Image describes an image.
 type Image struct {
-	// ID is the reference that drivers understand.
+	// ID is the reference by which drivers know the image.
 	ID   string
 	Name string
 	// Size is the size of the file, in bytes.
 	Size int64
-	// MinRAMMiB and MinDiskGiB are what a flavor must have at least.
+	// MinRAMMiB and MinDiskGiB are the least memory and disk that a flavor must have for this image.
 	MinRAMMiB, MinDiskGiB int
 	Properties            map[string]string
 	Created, Updated      time.Time
-	// Status is the status in the image service. Only from an image that is [Active] a server boots.
+	// Status is the status in the image service. Servers boot only from an image that is [Active].
 	Status string
 	// Format is the format of the content, such as qcow2. It is empty if it is not known.
 	Format string
 
-	checksum, hashAlgo, hash string // of the content; checksum is MD5
-	owner                    string // the project
+	checksum, hashAlgo, hash string // hashes of the content; checksum is the MD5 sum, and the algorithm hashAlgo gives hash
+	owner                    string // id of the project
 }
 
-// Active is the status of an image with content.
+// Active is the status of an image that has its content.
 const Active = "active"
 
-// Source finds images. It is safe for concurrent use. The token is that of the client; a directory shows all clients the same images.
+// Source finds images. It is safe for concurrent use. The parameter token is the token of the client. A directory shows all clients the same images.
 type Source interface {
-	// Get returns an image. Errors: NotFound, also if the client must not see the image; Denied; Unavailable, if the images cannot be read.
+	// Get returns an image. Errors: NotFound, also if the client may not see the image; Denied; Unavailable if the images cannot be read.
 	Get(ctx context.Context, token, id string) (*Image, error)
-	// List returns the images that the client may see. Errors: Unavailable; Unauthenticated or Denied, if the token is refused.
+	// List returns the images that the client may see. Errors: Unavailable; Unauthenticated or Denied if the token is refused.
 	List(ctx context.Context, token string) ([]Image, error)
 }
 
-// Keeper is a source in which clients make images. The errors are those of Source, and Conflict, if the state of the image does not allow the change.
+// Keeper is a Source in which clients create, change and delete images. The errors are those of Source, and Conflict if the state of the image does not allow the change.
 type Keeper interface {
 	Source
-	// Create makes an image of the client's project without content, with the name, the format, the minimal amounts and the properties of is. It returns the id.
-	// Errors: Invalid, Denied.
+	// Create makes an image without content in the client's project, and returns its id. The new image gets the Name, the Format, the least memory and disk, and
+	// the Properties of the given Image. Errors: Invalid, Denied.
 	Create(ctx context.Context, token string, is Image) (id string, err error)
 	// Delete removes an image.
 	Delete(ctx context.Context, token, id string) error
-	// SetProperties changes the properties of an image, and returns the image. change gets a copy of the present properties, not those of a cache, and returns the new ones. It
-	// may be called several times. Its error is returned, and nothing is changed.
+	// SetProperties changes the properties of an image, and returns the image. The function change gets a copy of the present properties, never from a cache, and returns the new
+	// properties. SetProperties may call change several times. If change returns an error, SetProperties changes nothing and returns that error.
 	SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*Image, error)
 }
 
-// BuiltIn has the image cirros, which the fake driver does not read.
+// BuiltIn returns a source with one image, cirros. The image has no content, because the fake driver reads none.
 func BuiltIn() Source {
 	return fixed{{ID: "cirros", Name: "cirros", Created: time.Unix(0, 0), Updated: time.Unix(0, 0), Status: Active}}
 }
@@ -79,14 +79,14 @@ func find(list []Image, id string) (*Image, error) {
 	return &list[i], nil
 }
 
-// ListFile is the name of the file of a directory that says more of its images, see [Directory].
+// ListFile is the name of the file that describes the images of a directory, see [Directory].
 const ListFile = "images.json"
 
-// suffixes are the ends of the names of image files, sorted as the names are. The first of several files with the same ID counts.
+// suffixes are the suffixes of the names of image files, in alphabetical order. If several files have the same ID, the one with the first suffix is the image.
 var suffixes = []string{".img", ".qcow2", ".raw"}
 
-// Directory has the images of a directory: the files NAME.qcow2, NAME.img and NAME.raw, with NAME as the id. The file images.json may say more
-// of them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. It is read for each call. Errors: Invalid, if
+// Directory returns the images of a directory: the files NAME.qcow2, NAME.img and NAME.raw, with NAME as the id. The file images.json may describe
+// them: {"NAME": {"min_ram": MIB, "min_disk": GIB, "properties": {"KEY": "VALUE"}}}. Each call of the source reads this file. Errors: Invalid if
 // path is not absolute or cannot be read.
 func Directory(ctx context.Context, path string) (Source, error) {
 	if !filepath.IsAbs(path) {
@@ -101,7 +101,7 @@ func Directory(ctx context.Context, path string) (Source, error) {
 
 type directory string
 
-// more is what the list file says of an image.
+// more is the description of an image in the list file.
 type more struct {
 	MinRAM     int               `json:"min_ram"`
 	MinDisk    int               `json:"min_disk"`
@@ -136,7 +136,7 @@ func (d directory) List(context.Context, string) ([]Image, error) {
 	return out, nil
 }
 
-// listed returns what the list file says.
+// listed returns the descriptions in the list file, by id.
 func (d directory) listed() (out map[string]more, err error) {
 	path := filepath.Join(string(d), ListFile)
 	raw, err := os.ReadFile(path)
@@ -159,7 +159,7 @@ func (d directory) listed() (out map[string]more, err error) {
 	return out, nil
 }
 
-// Get implements Source. It reads no other image.
+// Get implements Source. It does not list the directory.
 func (d directory) Get(_ context.Context, _, id string) (*Image, error) {
 	missing := fault.New(fault.NotFound, "Image %s could not be found.", id)
 	if id == "" || len(id) > maxName || strings.ContainsAny(id, "/\\\x00") {
@@ -180,12 +180,12 @@ func (d directory) Get(_ context.Context, _, id string) (*Image, error) {
 	return nil, missing
 }
 
-// maxName is the highest number of bytes of an ID. File systems have 255 for the name with its suffix.
+// maxName is the maximum length of an ID, in bytes. File systems allow 255 for the name with its suffix.
 const maxName = 240
 
-// read returns the image of a file, or nil if the file is not an image file.
+// read returns the image in a file, or nil if the file does not exist or is not a regular file.
 func (d directory) read(id, file string, known map[string]more) (*Image, error) {
-	info, err := os.Stat(filepath.Join(string(d), file)) // of the file to which a link points
+	info, err := os.Stat(filepath.Join(string(d), file)) // follows links
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && !info.Mode().IsRegular():
 		return nil, nil //nolint:nilnil // see the doc

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestDirectory: the images of a directory are its image files, with what the list says of them.
+// TestDirectory: the images of a directory are its image files, with the properties in the list file.
 func TestDirectory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -11,11 +11,11 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/image"
 )
 
-// TestSetProperties: a change begins with the present properties, and sends only what it changes, so that the change of another client is kept.
+// TestSetProperties: a change is made from the present properties, and only the changed properties are sent, so that another client's change is kept.
 func TestSetProperties(t *testing.T) {
 	t.Parallel()
 	f, g := newFakeGlance(t)
-	if _, err := g.Get(t.Context(), "a", imageID); err != nil { // now the cache has the image without the property of another client
+	if _, err := g.Get(t.Context(), "a", imageID); err != nil { // the cache has the image as it was before the change of another client
 		t.Fatal(err)
 	}
 	now := `"os_distro": "d", "other": "1"`
@@ -52,7 +52,7 @@ func TestSetProperties(t *testing.T) {
 	}
 }
 
-// TestCacheRace: an image that was read before a change is not stored after it.
+// TestCacheRace: an image that was read before a change is not stored in the cache after the change.
 func TestCacheRace(t *testing.T) {
 	t.Parallel()
 	f, g := newFakeGlance(t)
@@ -87,7 +87,7 @@ func TestCacheRace(t *testing.T) {
 	}
 }
 
-// TestOddImages: an image with odd properties is shown without them. An image that cannot be read is left out of lists, and the log names it.
+// TestOddImages: properties that are not texts are not shown. An image that cannot be read is left out of lists, and the log names the image.
 func TestOddImages(t *testing.T) {
 	t.Parallel()
 	f, g := newFakeGlance(t)

@@ -13,12 +13,12 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// tokenTime is how long a token must be valid when a transfer begins.
+// tokenTime is the least time for which a token must be valid when a transfer begins.
 const tokenTime = 5 * time.Minute
 
-// transfer sends a request for the content of an image, as the service's own user. open opens the content, which is sent in chunks. It is nil for a download. If the token is refused, the
-// request is sent once more with another one. The caller closes the body of the reply. Its status is ok. Errors: those of translate; Unavailable, also if no byte is transferred for
-// GlanceConfig.TransferTimeout. After its last byte an upload may take GlanceConfig.FinishTimeout. The same holds for reading the body.
+// transfer sends a request for the content of an image, as nova-mini's own user. For an upload the function open opens the content; for a download open is nil. If the token is refused, the
+// request is sent once more with a new token. The parameter ok is the status of the returned reply. The caller closes the body of the reply. Errors: those of translate; Unavailable also if no byte is transferred for
+// GlanceConfig.TransferTimeout, or if an upload is not answered within GlanceConfig.FinishTimeout after its last byte. Reading the body of the reply has the same errors.
 func (g *Glance) transfer(ctx context.Context, method, id string, open func() (io.ReadCloser, error), ok int) (*http.Response, error) {
 	for renewed := false; ; renewed = true {
 		c, err := g.client(ctx, "")
@@ -34,7 +34,7 @@ func (g *Glance) transfer(ctx context.Context, method, id string, open func() (i
 		if resp.StatusCode == ok {
 			return resp, nil
 		}
-		_ = resp.Body.Close() // it was not read
+		_ = resp.Body.Close() // the body was not read, so an error does not matter
 		if resp.StatusCode != http.StatusUnauthorized || renewed {
 			return nil, g.translate(ctx, id, gophercloud.ErrUnexpectedResponseCode{Method: method, URL: resp.Request.URL.String(), Actual: resp.StatusCode})
 		}
@@ -54,7 +54,7 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 			w.end()
 			return nil, err
 		}
-		body = &watched{content, w, g.cfg.FinishTimeout} // the transport closes it
+		body = &watched{content, w, g.cfg.FinishTimeout} // the HTTP transport closes the content
 	}
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
@@ -74,18 +74,18 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 	return resp, nil
 }
 
-// watch cancels a transfer when no byte was transferred for a time.
+// watch cancels a transfer if no byte is transferred for some time.
 type watch struct {
-	ctx    context.Context //nolint:containedctx // of the request
+	ctx    context.Context //nolint:containedctx // the context of the request
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
-	time   time.Duration // of one byte
+	time   time.Duration // limit between two bytes
 
 	mu   sync.Mutex
-	left time.Duration // until the next byte
+	left time.Duration // present limit until the next byte
 }
 
-// newWatch returns the watch of a transfer, and its context.
+// newWatch returns a watch, and the context that the transfer must use. The argument d limits the time until the first byte.
 func newWatch(ctx context.Context, d time.Duration) (context.Context, *watch) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &watch{ctx: ctx, cancel: cancel, time: d, left: d}
@@ -97,7 +97,7 @@ func newWatch(ctx context.Context, d time.Duration) (context.Context, *watch) {
 	return ctx, w
 }
 
-// extend is called for progress of the transfer. The next byte may take d.
+// extend records progress of the transfer. The argument d limits the time until the next byte.
 func (w *watch) extend(d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -105,13 +105,13 @@ func (w *watch) extend(d time.Duration) {
 	w.timer.Reset(d)
 }
 
-// end stops the watch, and cancels what is left of the transfer.
+// end stops the watch, and cancels the rest of the transfer.
 func (w *watch) end() {
 	w.timer.Stop()
 	w.cancel(nil)
 }
 
-// explain returns the error of the watch, if the watch has canceled the transfer, and otherwise err.
+// explain returns the watch's own error if the watch has canceled the transfer. Otherwise it returns err.
 func (w *watch) explain(err error) error {
 	if cause := context.Cause(w.ctx); err != nil && errors.Is(cause, fault.Unavailable) {
 		return cause
@@ -119,12 +119,12 @@ func (w *watch) explain(err error) error {
 	return err
 }
 
-// watched is a body whose reads are progress of the transfer.
+// watched is a body that reports each read to the watch as progress.
 type watched struct {
 	io.ReadCloser
 
 	w      *watch
-	finish time.Duration // how long the peer may take after the last byte
+	finish time.Duration // limit after the last byte
 }
 
 func (b *watched) Read(p []byte) (int, error) {
@@ -141,7 +141,7 @@ func (b *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watchedReply is the body of a reply. The transfer ends when it is closed.
+// watchedReply is the body of a reply. Closing the body ends the transfer.
 type watchedReply struct{ watched }
 
 func (b *watchedReply) Close() error {

@@ -17,12 +17,12 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// store is an image that a test uploads. put answers an upload instead, unless it is nil, or returns false.
+// store is a fake Glance with one image that a test uploads. If put is set, this function answers the uploads; if it returns false, the store itself answers.
 type store struct {
 	mu      sync.Mutex
 	status  string
 	content []byte
-	tokens  []string // of the uploads
+	tokens  []string // the tokens of the uploads
 	put     func(w http.ResponseWriter, r *http.Request) bool
 }
 
@@ -37,7 +37,7 @@ func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		content, err := io.ReadAll(r.Body)
 		if err != nil {
-			return // as Glance does, it drops a part
+			return // like Glance, the store drops an incomplete upload
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -59,21 +59,21 @@ func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(w, `{"id": %q, "status": %q, "size": %d, "disk_format": "qcow2", "os_hash_algo": "sha512", "os_hash_value": "%x"}`, imageID, s.status, len(s.content), sha512.Sum512(s.content))
 }
 
-// set sets the status and the answer to an upload.
+// set sets the status of the image, and the function put.
 func (s *store) set(status string, put func(w http.ResponseWriter, r *http.Request) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status, s.put = status, put
 }
 
-// now returns the status and the content.
+// now returns the present status and content of the image.
 func (s *store) now() (status, content string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.status, string(s.content)
 }
 
-// newUpload returns a store with an image that waits for its content.
+// newUpload returns a store with an image that waits for its upload.
 func newUpload(t *testing.T, cfg image.GlanceConfig, put func(w http.ResponseWriter, r *http.Request) bool) (*fakeGlance, *store, *image.Files) {
 	t.Helper()
 	f, g := newFakeGlanceWith(t, cfg)
@@ -90,7 +90,7 @@ func writes(content string, n *int) func(string) error {
 	}
 }
 
-// TestUploadToken: an upload uses a token that lasts, and is repeated as a whole if the token is still refused.
+// TestUploadToken: an upload uses a token that does not expire soon. If the token is still refused, the whole upload is repeated.
 func TestUploadToken(t *testing.T) {
 	t.Parallel()
 	content := strings.Repeat("content", 100_000)
@@ -131,22 +131,22 @@ func TestUploadToken(t *testing.T) {
 	}
 }
 
-// TestStalledTransfer: a transfer without progress is Unavailable, and holds nothing.
+// TestStalledTransfer: a transfer without progress fails with Unavailable, and keeps no lock.
 func TestStalledTransfer(t *testing.T) {
 	t.Parallel()
 	ended := make(chan bool)
 	end := sync.OnceFunc(func() { close(ended) })
 	stall := func(http.ResponseWriter, *http.Request) bool {
-		<-ended // the context of a request does not end while its body is not read
+		<-ended // not the context of the request, because it does not end while the body is not read
 		return true
 	}
 	cfg := image.GlanceConfig{TransferTimeout: 100 * time.Millisecond, FinishTimeout: 100 * time.Millisecond}
-	for _, size := range []int{10, 32 << 20} { // the reply, and the content, which no buffer holds
+	for _, size := range []int{10, 32 << 20} { // the reply stalls; the content stalls, because it is larger than all buffers
 		_, _, files := newUpload(t, cfg, stall)
-		t.Cleanup(end) // before the server ends
+		t.Cleanup(end) // before the cleanup that stops the server
 		n := 0
 		write := writes(strings.Repeat("x", size), &n)
-		for range 2 { // the first one holds no lock
+		for range 2 { // the second upload would wait if the first had kept a lock
 			err := files.Put(t.Context(), imageID, write)
 			if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "no byte was transferred for 100ms") {
 				t.Errorf("an upload of %d bytes: %v", size, err)
@@ -196,7 +196,7 @@ func TestFinishTimeout(t *testing.T) {
 	}
 }
 
-// TestPutAgain: an upload that fails keeps the snapshot for the next one, until it is dropped. The image is left to the caller.
+// TestPutAgain: after a failed upload, the next upload uses the same snapshot, until the snapshot is dropped. A failed upload does not remove the image.
 func TestPutAgain(t *testing.T) {
 	t.Parallel()
 	_, s, files := newUpload(t, image.GlanceConfig{}, func(w http.ResponseWriter, _ *http.Request) bool {
@@ -221,7 +221,7 @@ func TestPutAgain(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 	s.set("queued", nil)
-	for range 2 { // the second one finds the content
+	for range 2 { // the second upload finds that the image has its content
 		err := files.Put(t.Context(), imageID, writes("disk", &n))
 		if _, got := s.now(); err != nil || got != "disk" || n != 2 {
 			t.Errorf("%v, %q after %d snapshots", err, got, n)
@@ -229,7 +229,7 @@ func TestPutAgain(t *testing.T) {
 	}
 }
 
-// TestClean: what a killed process has left incomplete is removed. Images, and snapshots that are not uploaded yet, stay.
+// TestClean: incomplete files of a killed process are removed. Images, and snapshots that are not uploaded yet, stay.
 func TestClean(t *testing.T) {
 	t.Parallel()
 	files := &image.Files{Dir: filepath.Join(t.TempDir(), "images")}
@@ -252,7 +252,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// TestDiscard: an image is removed, unless it has content and is to be kept then.
+// TestDiscard: an image is removed. With the parameter keepActive, an active image stays.
 func TestDiscard(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

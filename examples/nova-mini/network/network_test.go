@@ -1,11 +1,19 @@
 package network_test
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
@@ -17,7 +25,7 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// TestNeutron: a real Neutron checks what clients ask for, and the ports of servers are made, bound, found again and released.
+// TestNeutron: with a real Neutron, the requests of clients are checked, and the ports of servers are made, bound, found by a repeated call, and released.
 func TestNeutron(t *testing.T) {
 	t.Parallel()
 	k := keystonetest.Start(t)
@@ -52,7 +60,7 @@ func TestNeutron(t *testing.T) {
 	if _, err := check(nil, true, 1); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Unable to automatically allocate a network") {
 		t.Errorf("auto without a network: %v", err)
 	}
-	private := newNetwork(ada, "private", "10.0.0.0/29") // five addresses: Neutron takes one for the gateway
+	private := newNetwork(ada, "private", "10.0.0.0/29") // five addresses for servers, because the gateway has one
 	if got, err := check(nil, true, 1); len(got) != 1 || got[0].Network != private || err != nil {
 		t.Errorf("the only network: %v, %v", got, err)
 	}
@@ -65,6 +73,21 @@ func TestNeutron(t *testing.T) {
 	}
 	if _, err := check([]network.Request{{Network: shared.ID}}, false, 1); err != nil {
 		t.Errorf("a shared network: %v", err)
+	}
+	outside, err := networks.Create(t.Context(), k.Networks("neutron", k.Services()), external.CreateOptsExt{CreateOptsBuilder: networks.CreateOpts{Name: "outside"}, External: new(true)}).Extract()
+	if err == nil {
+		_, err = subnets.Create(t.Context(), k.Networks("neutron", k.Services()), subnets.CreateOpts{NetworkID: outside.ID, CIDR: "10.3.0.0/24", IPVersion: 4}).Extract()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, may := range []bool{false, true} {
+		for _, admin := range []bool{false, true} { // also an administrator needs the rule
+			_, err := n.Check(t.Context(), network.Client{Token: token, Project: project, Admin: admin, External: may}, []network.Request{{Network: outside.ID}}, false, 1)
+			if may != (err == nil) || !may && (!errors.Is(err, fault.Denied) || err.Error() != "It is not allowed to create an interface on external network "+outside.ID) {
+				t.Errorf("an external network, allowed %v: %v", may, err)
+			}
+		}
 	}
 	empty, foreign := newNetwork(ada, "empty", ""), newNetwork(bob, "foreign", "10.1.0.0/24")
 	mine, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: private}).Extract()
@@ -102,10 +125,10 @@ func TestNeutron(t *testing.T) {
 	if _, err := check([]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, false, 1); !errors.Is(err, network.ErrAddressInUse) {
 		t.Errorf("an address that is in use: %v", err)
 	}
-	// An administrator of another project attaches for the project of the server.
+	// An administrator of another project attaches an interface: the networks and ports of the server's project count.
 	k.Grant(k.User("root"), "admin", gophercloud.AuthScope{ProjectID: other})
 	admin := network.Client{Token: k.Token("root", &gophercloud.AuthScope{ProjectID: other}), Project: project, Admin: true, Server: "s"}
-	if _, err := n.Check(t.Context(), admin, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) { // the other project has one network, and a shared one
+	if _, err := n.Check(t.Context(), admin, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) { // the server's project has several networks
 		t.Errorf("an administrator: %v", err)
 	}
 	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: mine.ID}}, false, 1); err != nil {
@@ -114,7 +137,7 @@ func TestNeutron(t *testing.T) {
 	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: theirs.ID}}, false, 1); !errors.Is(err, fault.Invalid) || err.Error() != "Port "+theirs.ID+" not usable for instance s." {
 		t.Errorf("an administrator names a port of another project: %v", err)
 	}
-	// A port of another project that the server has been given by an earlier release is released, too.
+	// An earlier release may have attached a port of another project to the server. It is released, too.
 	given := network.Server{ID: "7a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: wanted(network.Request{Port: theirs.ID})}
 	if _, err := n.Attach(t.Context(), given); err != nil {
 		t.Fatal(err)
@@ -125,7 +148,7 @@ func TestNeutron(t *testing.T) {
 	if is, err := ports.Get(t.Context(), bob, theirs.ID).Extract(); err != nil || is.DeviceID != "" {
 		t.Errorf("the port of another project after the release: %+v, %v", is, err)
 	}
-	// A port that cannot be bound is returned with the error.
+	// If a port cannot be bound, it is returned with the error.
 	given.Host, given.Wanted = "nowhere", wanted(network.Request{Network: private})
 	if got, err := n.Attach(t.Context(), given); !errors.Is(err, network.ErrBindingFailed) || got == nil {
 		t.Errorf("attach on a host without an agent: %+v, %v", got, err)
@@ -156,6 +179,9 @@ func TestNeutron(t *testing.T) {
 	if err != nil || len(first) != 3 || first[1].Port.ID != mine.ID || first[0].Port.NetworkName != "private" || first[0].Port.Tag != "a" || len(first[2].Port.Addresses) != 1 || first[0].Port.MAC == "" {
 		t.Fatalf("allocate: %+v, %v", first, err)
 	}
+	if p := first[0].Port; p.MTU < 1280 || len(p.Subnets) != 1 || p.Subnets[0].ID != p.Addresses[0].Subnet || p.Subnets[0].CIDR != "10.0.0.0/29" || p.Subnets[0].Gateway != "10.0.0.1" || !p.Subnets[0].DHCP {
+		t.Errorf("what the guest is told: MTU %d, subnets %+v", p.MTU, p.Subnets)
+	}
 	ids := func(list []network.Interface) string {
 		out := make([]string, len(list))
 		for i, one := range list {
@@ -163,7 +189,7 @@ func TestNeutron(t *testing.T) {
 		}
 		return strings.Join(out, " ")
 	}
-	// The answer was lost, and then another host is chosen: no port is made a second time.
+	// The call is repeated, as after a lost answer, and then made for another host: no port is made a second time.
 	s.Host = "node-2"
 	secured, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: "second"}).Extract()
 	if err != nil {
@@ -174,6 +200,35 @@ func TestNeutron(t *testing.T) {
 	}
 	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got) != 2 || got[0].ID == got[1].ID || len(got[0].Rules)+len(got[1].Rules) < 3 {
 		t.Errorf("the groups of the ports: %+v, %v", got, err)
+	}
+	if got, err := n.GroupNames(t.Context(), token, []string{first[0].Port.ID, mine.ID, theirs.ID, "gone"}); err != nil || len(got) != 2 || !slices.Equal(got[first[0].Port.ID], []string{"default"}) ||
+		len(got[mine.ID]) != 2 || !slices.Contains(got[mine.ID], "default") || !slices.Contains(got[mine.ID], "second") {
+		t.Errorf("the names of the groups of ports: %v, %v", got, err)
+	}
+	names := func(list []network.Group, err error) string {
+		var out []string
+		for _, g := range list {
+			out = append(out, g.Name)
+		}
+		slices.Sort(out)
+		return strings.Join(append(out, fmt.Sprint(err)), " ")
+	}
+	const none = "the server of no port"
+	for _, tt := range []struct {
+		name, got, want string
+	}{
+		{"add a group", names(n.AddGroup(t.Context(), token, project, s.ID, "second")), "default second <nil>"},
+		{"add it again", names(n.AddGroup(t.Context(), token, project, s.ID, secured.ID)), "default second <nil>"},
+		{"add an unknown group", names(n.AddGroup(t.Context(), token, project, s.ID, "nothing")), "Security group nothing not found for project " + project + "."},
+		{"add without a port", names(n.AddGroup(t.Context(), token, project, none, "second")), "instance_id " + none + " could not be found as device id on any ports"},
+		{"remove the default", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "second <nil>"},
+		{"remove it again", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "Security group default not associated with the instance " + s.ID},
+		{"remove the other", names(n.RemoveGroup(t.Context(), token, project, s.ID, "second")), "<nil>"},
+		{"add the default", names(n.AddGroup(t.Context(), token, project, s.ID, "default")), "default <nil>"},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, tt.got, tt.want)
+		}
 	}
 	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got) != 0 {
 		t.Errorf("the groups of no port: %+v, %v", got, err)
@@ -191,7 +246,7 @@ func TestNeutron(t *testing.T) {
 	if _, err := check([]network.Request{{Port: mine.ID}}, false, 1); !errors.Is(err, fault.Conflict) || err.Error() != "Port "+mine.ID+" is still in use." {
 		t.Errorf("a port of a server: %v", err)
 	}
-	// A port of another project that names the server, and a port that was made twice.
+	// A port of another project that names the server stays, and a port that was made twice is deleted.
 	if _, err := ports.Create(t.Context(), k.Networks("bob", other), ports.CreateOpts{NetworkID: shared.ID, DeviceID: s.ID, DeviceOwner: "compute:nova"}).Extract(); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +254,7 @@ func TestNeutron(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again, err := n.Allocate(t.Context(), s); err != nil || ids(again) != ids(first) {
-		t.Errorf("allocate with a port too many: %+v, %v", again, err)
+		t.Errorf("allocate with one port too many: %+v, %v", again, err)
 	}
 	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
 		t.Errorf("ports: %+v, %v", list, err)
@@ -221,8 +276,114 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("a host without an agent: %+v, %v", got, err)
 	}
 
+	// Addresses are added to a port, and removed from it.
+	wide, tight := newNetwork(ada, "wide", "10.5.0.0/24"), newNetwork(ada, "tight", "10.6.0.0/30") // the second has one address for servers
+	four := network.Server{ID: "9a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: wanted(network.Request{Network: wide}, network.Request{Network: tight})}
+	its, err := n.Allocate(t.Context(), four)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(to string) (*network.Port, error) { return n.AddAddress(t.Context(), token, project, four.ID, to) }
+	more, err := add(wide)
+	if err != nil || more.ID != its[0].Port.ID || len(more.Addresses) != 2 || more.Addresses[0].IP == more.Addresses[1].IP || len(more.Subnets) != 1 || more.Subnets[0].CIDR != "10.5.0.0/24" {
+		t.Fatalf("one more address: %+v, %v", more, err)
+	}
+	for _, id := range []string{private, foreign, "none"} {
+		if _, err := add(id); !errors.Is(err, fault.NotFound) || err.Error() != "Network could not be found for instance "+four.ID+"." {
+			t.Errorf("an address in the network %s: %v", id, err)
+		}
+	}
+	if _, err := add(tight); !errors.Is(err, fault.Exhausted) || err.Error() != "No fixed IP addresses available for network: "+tight {
+		t.Errorf("an address in a network without a free one: %v", err)
+	}
+	first0, second0 := its[0].Port.Addresses[0].IP, more.Addresses[0].IP
+	if second0 == first0 {
+		second0 = more.Addresses[1].IP
+	}
+	if less, err := n.RemoveAddress(t.Context(), token, project, four.ID, first0); err != nil || less.ID != more.ID || len(less.Addresses) != 1 || less.Addresses[0].IP != second0 {
+		t.Errorf("one address less: %+v, %v", less, err)
+	}
+	if _, err := n.RemoveAddress(t.Context(), token, project, four.ID, first0); !errors.Is(err, fault.Invalid) || err.Error() != "Instance "+four.ID+" does not have fixed IP '"+first0+"'." {
+		t.Errorf("remove an address again: %v", err)
+	}
+	if none, err := n.RemoveAddress(t.Context(), token, project, four.ID, second0); err != nil || len(none.Addresses)+len(none.Subnets) != 0 {
+		t.Errorf("remove the last address: %+v, %v", none, err)
+	}
+
+	// None of several changes at the same time is lost.
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := add(wide); err != nil {
+				t.Errorf("an address at the same time: %v", err)
+			}
+		})
+	}
+	for _, name := range []string{"third", "fourth", "fifth"} {
+		if _, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: name}).Extract(); err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			if _, err := n.AddGroup(t.Context(), token, project, four.ID, name); err != nil {
+				t.Errorf("a group at the same time: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	at, err := n.Ports(t.Context(), token, four.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range at {
+		if p.ID != more.ID {
+			continue
+		}
+		if len(p.Addresses) != 4 {
+			t.Errorf("%d addresses after four changes at the same time: %+v", len(p.Addresses), p)
+		}
+	}
+	if got, err := n.GroupNames(t.Context(), token, []string{more.ID}); err != nil || !slices.Equal(got[more.ID], []string{"default", "fifth", "fourth", "third"}) {
+		t.Errorf("after three changes of the groups at the same time: %v, %v", got, err)
+	}
+
+	// A server that has run loses the interfaces whose ports are deleted or have another owner. One that has not gets new ports.
+	three := network.Server{ID: "8a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Launched: true, Wanted: wanted(network.Request{Network: shared.ID}, network.Request{Network: shared.ID}, network.Request{Network: shared.ID})}
+	freed, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: shared.ID}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: shared.ID}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	three.Wanted.Interfaces = append(three.Wanted.Interfaces, wanted(network.Request{Port: freed.ID}, network.Request{Port: lost.ID}).Interfaces...)
+	had, err := n.Allocate(t.Context(), three)
+	if err != nil || len(had) != 5 {
+		t.Fatalf("%+v, %v", had, err)
+	}
+	for _, id := range []string{had[1].Port.ID, lost.ID} {
+		if err := ports.Delete(t.Context(), k.Networks("neutron", k.Services()), id).ExtractErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.ReleasePort(t.Context(), three.ID, freed.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	three.Wanted.Interfaces, three.Host = had, "node-2"
+	if got, err := n.Allocate(t.Context(), three); err != nil || ids(got) != had[0].Port.ID+" "+had[2].Port.ID || got[0].Port.Host != "node-2" {
+		t.Errorf("allocate for a server that has run: %+v, %v; had %+v", got, err, had)
+	}
+	three.Launched, three.Wanted.Interfaces = false, had[:3]
+	if got, err := n.Allocate(t.Context(), three); err != nil || len(got) != 3 || got[1].Port.ID == had[1].Port.ID {
+		t.Errorf("allocate for a server that has not run: %+v, %v", got, err)
+	}
+	three.Wanted.Interfaces = had
+	if _, err := n.Allocate(t.Context(), three); !errors.Is(err, fault.NotFound) {
+		t.Errorf("a deleted port of a server that has not run: %v", err)
+	}
+
 	for range 2 {
-		for _, one := range []network.Server{s, two} {
+		for _, one := range []network.Server{s, two, three, four} {
 			if err := n.Release(t.Context(), one); err != nil {
 				t.Errorf("release: %v", err)
 			}
@@ -242,10 +403,163 @@ func TestNeutron(t *testing.T) {
 	}
 }
 
+// TestNoAddress: a port without an address is refused, unless its owner has asked for none, or it gets one when it is bound. As in Nova, an attachment does not check
+// it. Neutron has the attribute ip_allocation only with some of its plug-ins.
+func TestNoAddress(t *testing.T) {
+	t.Parallel()
+	n, mux := written(t)
+	mux.HandleFunc("GET /v2.0/ports/{id}", func(w http.ResponseWriter, r *http.Request) { // the id is the allocation
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, `{"port": {"id": %q, "network_id": "n", "project_id": "p", "tenant_id": "p", "fixed_ips": [], "ip_allocation": %q}}`, r.PathValue("id"), r.PathValue("id"))
+	})
+	for allocation, refused := range map[string]bool{"immediate": true, "none": false, "deferred": false} {
+		list := []network.Request{{Port: allocation}}
+		got, err := n.Check(t.Context(), network.Client{Project: "p"}, list, false, 1)
+		if refused && (!errors.Is(err, fault.Invalid) || err.Error() != "Port "+allocation+" requires a FixedIP in order to be used.") || !refused && (err != nil || got[0].Network != "n") {
+			t.Errorf("%s: %v, %v", allocation, got, err)
+		}
+		if _, err := n.Check(t.Context(), network.Client{Project: "p", Server: "s"}, list, false, 1); err != nil {
+			t.Errorf("attach, %s: %v", allocation, err)
+		}
+	}
+}
+
+// written returns a client of a network service whose routes the test adds to the mux.
+func written(t *testing.T) (*network.Neutron, *http.ServeMux) {
+	t.Helper()
+	mux := http.NewServeMux()
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	mux.HandleFunc("POST /v3/auth/tokens", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Subject-Token", "token")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = fmt.Fprintf(w, `{"token": {"expires_at": "2100-01-01T00:00:00.000000Z", "catalog": [{"type": "network", "endpoints": [{"interface": "public", "region_id": "r", "url": %q}]}]}}`, srv.URL)
+	})
+	n, err := network.New(session.Config{AuthURL: srv.URL + "/v3", Username: "u", Password: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, mux
+}
+
+// TestGroupNames: the names of a port are sorted, and the number of requests for the groups of many ports is bounded. A URL has at most 150 ids, as in Nova, and a reply may have several pages.
+func TestGroupNames(t *testing.T) {
+	t.Parallel()
+	n, mux := written(t)
+	var requests []string
+	list := func(kind, attributes string) {
+		mux.HandleFunc("GET /v2.0/"+kind, func(w http.ResponseWriter, r *http.Request) {
+			ids := r.URL.Query()["id"]
+			requests = append(requests, fmt.Sprintf("%d %s with %v", len(ids), kind, r.URL.Query()["fields"]))
+			name, links := strings.ReplaceAll(kind, "-", "_"), ""
+			if len(ids) > 100 { // the second page has the others
+				next := url.Values{"id": ids[100:]}
+				ids, links = ids[:100], fmt.Sprintf(`, "%s_links": [{"rel": "next", "href": "http://%s%s?%s"}]`, name, r.Host, r.URL.Path, next.Encode())
+			}
+			all := make([]string, len(ids))
+			for i, id := range ids {
+				all[i] = fmt.Sprintf(`{"id": %q, %s}`, id, strings.ReplaceAll(attributes, "ID", id))
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = fmt.Fprintf(w, `{"%s": [%s]%s}`, name, strings.Join(all, ", "), links)
+		})
+	}
+	list("ports", `"security_groups": ["b", "a"]`)
+	list("security-groups", `"name": "group ID"`)
+	var ids []string
+	for i := range 160 {
+		ids = append(ids, fmt.Sprintf("%036d", i), fmt.Sprintf("%036d", i)) // each twice
+	}
+	got, err := n.GroupNames(t.Context(), "", ids)
+	if err != nil || len(got) != 160 || !slices.Equal(got[ids[310]], []string{"group a", "group b"}) {
+		t.Errorf("%d ports, %v, %v", len(got), got[ids[310]], err)
+	}
+	want := []string{"150 ports with [id security_groups]", "50 ports with []", "10 ports with [id security_groups]", "2 security-groups with [id name]"}
+	if !slices.Equal(requests, want) {
+		t.Errorf("requests %q, want %q", requests, want)
+	}
+	requests = nil
+	if got, err := n.GroupNames(t.Context(), "", nil); len(got)+len(requests) != 0 || err != nil {
+		t.Errorf("no ports: %v, %v, requests %q", got, err, requests)
+	}
+}
+
+// TestRequests: networks and subnets are read by one request for all interfaces of a server.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	n, mux := written(t)
+	var requests []string
+	answer := func(pattern string, reply func(r *http.Request) any) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			requests = append(requests, fmt.Sprint(r.Method, " ", strings.TrimPrefix(r.URL.Path, "/v2.0/"), " ", r.URL.Query()["id"]))
+			w.Header().Set("Content-Type", "application/json")
+			if r.Method == http.MethodPost {
+				w.WriteHeader(http.StatusCreated)
+			}
+			_ = json.NewEncoder(w).Encode(reply(r))
+		})
+	}
+	type object = map[string]any
+	each := func(r *http.Request, of func(id string) object) (out []object) {
+		for _, id := range r.URL.Query()["id"] {
+			if id != "gone" {
+				out = append(out, of(id))
+			}
+		}
+		return out
+	}
+	made := 0
+	answer("GET /v2.0/quotas/p", func(*http.Request) any { return object{"quota": object{"port": 10}} })
+	answer("GET /v2.0/ports", func(*http.Request) any { return object{"ports": []object{}} })
+	answer("POST /v2.0/ports", func(r *http.Request) any {
+		var in struct{ Port object }
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		made++
+		port := in.Port
+		port["id"] = fmt.Sprint("port-", made)
+		subnet := fmt.Sprint("subnet of ", port["network_id"])
+		port["fixed_ips"] = []object{{"subnet_id": subnet, "ip_address": "10.0.0.1"}, {"subnet_id": subnet, "ip_address": "10.0.0.2"}}
+		return object{"port": port}
+	})
+	answer("GET /v2.0/networks", func(r *http.Request) any {
+		return object{"networks": each(r, func(id string) object {
+			return object{"id": id, "name": "name of " + id, "mtu": 1400, "project_id": "p", "subnets": []string{"s"}}
+		})}
+	})
+	answer("GET /v2.0/subnets", func(r *http.Request) any {
+		return object{"subnets": each(r, func(id string) object {
+			return object{"id": id, "cidr": "10.0.0.0/24", "gateway_ip": "10.0.0.254", "enable_dhcp": true, "host_routes": []object{{"destination": "10.1.0.0/16", "nexthop": "10.0.0.9"}}}
+		})}
+	})
+	list := []network.Request{{Network: "b"}, {Network: "a"}, {Network: "b"}}
+	got, err := n.Check(t.Context(), network.Client{Project: "p"}, list, false, 1)
+	if want := []string{"GET quotas/p []", "GET ports []", "GET networks [a b]"}; err != nil || !slices.Equal(got, list) || !slices.Equal(requests, want) {
+		t.Errorf("check: %v, %v, requests %q, want %q", got, err, requests, want)
+	}
+	if _, err := n.Check(t.Context(), network.Client{Project: "p"}, []network.Request{{Network: "a"}, {Network: "gone"}}, false, 1); !errors.Is(err, fault.NotFound) || err.Error() != "Network gone could not be found." {
+		t.Errorf("a network that does not exist: %v", err)
+	}
+	requests = nil
+	ports, err := n.Allocate(t.Context(), network.Server{ID: "s", Project: "p", Host: "h", Wanted: wanted(list...)})
+	want := []string{"GET ports []", "POST ports []", "POST ports []", "POST ports []", "GET networks [a b]", "GET subnets [subnet of a subnet of b]"}
+	if err != nil || len(ports) != 3 || !slices.Equal(requests, want) {
+		t.Fatalf("allocate: %+v, %v, requests %q, want %q", ports, err, requests, want)
+	}
+	for i, one := range ports {
+		p, in := one.Port, list[i].Network
+		if p.NetworkName != "name of "+in || p.MTU != 1400 || p.Host != "h" || len(p.Addresses) != 2 || len(p.Subnets) != 1 || p.Subnets[0].ID != "subnet of "+in || p.Subnets[0].Routes[0].Gateway != "10.0.0.9" {
+			t.Errorf("%s: %+v", in, p)
+		}
+	}
+	if p, err := n.Attach(t.Context(), network.Server{ID: "s", Project: "p", Host: "h", Wanted: wanted(network.Request{Network: "gone"})}); !errors.Is(err, fault.NotFound) || p == nil {
+		t.Errorf("a network that is gone when its port is made: %+v, %v", p, err)
+	}
+}
+
 // second returns the error of a call.
 func second[T any](_ T, err error) error { return err }
 
-// wanted returns what a server asks for, without ports.
+// wanted returns the networks that a server requests. Ports are not made yet.
 func wanted(list ...network.Request) (out network.Wanted) {
 	for _, r := range list {
 		out.Interfaces = append(out.Interfaces, network.Interface{Request: r})

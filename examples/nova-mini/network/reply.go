@@ -2,7 +2,7 @@ package network
 
 import "encoding/json"
 
-// neutronError returns the type of an error in a reply of Neutron, such as OverQuota, or "".
+// neutronError returns the type of the error in a reply of Neutron, such as OverQuota, or "" if the reply has none.
 func neutronError(body []byte) string {
 	var reply struct {
 		Error struct {

@@ -19,7 +19,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// groupBench has two schedulers, whose fleets are refreshed only when a decision needs that, and hosts with room for 100 servers each.
+// groupBench has two schedulers, and hosts with room for 100 servers each. The schedulers read the hosts only when a decision needs new data.
 type groupBench struct {
 	*testing.T
 
@@ -34,7 +34,7 @@ func eachGroupBench(t *testing.T, hosts int, f func(b *groupBench)) {
 		for i := range b.svcs {
 			svc, err := scheduler.New(scheduler.Config{
 				Store: b.store, DownAfter: time.Minute, SubsetSize: 3, Logger: slog.New(slog.DiscardHandler),
-				Filters:     []string{"ComputeFilter"}, // the policies of groups hold without their filters
+				Filters:     []string{"ComputeFilter"}, // no filter of groups: their policies hold without it
 				Multipliers: map[string]float64{"soft_affinity": 10, "soft_anti_affinity": -10},
 			})
 			if err != nil {
@@ -79,8 +79,8 @@ func (b *groupBench) create(svc *scheduler.Service, group string) (id, host stri
 	return srv.ID, got.Host, nil
 }
 
-// together creates servers in a group at the same time on both schedulers, and returns how many are on each host. A server without a host has the
-// host "".
+// together creates n servers in a group at the same time on both schedulers, and returns the number of servers by host. Servers without a host count
+// under "".
 func (b *groupBench) together(n int, group string) map[string]int {
 	b.Helper()
 	var wg sync.WaitGroup
@@ -101,7 +101,8 @@ func (b *groupBench) together(n int, group string) map[string]int {
 	return on
 }
 
-// TestGroupRace: servers of a group that are created at the same time keep to its policy, although each scheduler knows only an old state of the hosts.
+// TestGroupRace: if servers of a group are created at the same time, the policy of the group holds, although each scheduler knows only an old state of the
+// hosts.
 func TestGroupRace(t *testing.T) {
 	t.Parallel()
 	eachGroupBench(t, 4, func(b *groupBench) {
@@ -123,7 +124,7 @@ func TestGroupRace(t *testing.T) {
 	})
 }
 
-// TestSoftGroups: a soft policy is a preference. The servers have a host even if it cannot be kept.
+// TestSoftGroups: a soft policy is only a preference. Servers get a host even if the policy cannot hold.
 func TestSoftGroups(t *testing.T) {
 	t.Parallel()
 	eachGroupBench(t, 4, func(b *groupBench) {
@@ -143,7 +144,7 @@ func TestSoftGroups(t *testing.T) {
 	})
 }
 
-// TestDeletedGroup: the policy of a group ends with the group, and a server without a claim does not count.
+// TestDeletedGroup: after the deletion of a group its policy no longer holds. A server without a claim does not count as a member.
 func TestDeletedGroup(t *testing.T) {
 	t.Parallel()
 	eachGroupBench(t, 1, func(b *groupBench) {
@@ -168,7 +169,7 @@ func TestDeletedGroup(t *testing.T) {
 		if _, _, err := b.create(b.svcs[0], group); err == nil {
 			b.Error("a server was created in a deleted group")
 		}
-		// A server that is unshelved after the deletion of its group.
+		// A server is unshelved after the deletion of its group.
 		if err := b.store.ReleaseClaim(b.Context(), second); err != nil {
 			b.Fatal(err)
 		}

@@ -23,14 +23,15 @@ import (
 // Config configures a Service.
 type Config struct {
 	Store *store.Store
-	// DownAfter is how long after its last heartbeat a compute service still gets
-	// servers.
+	// DownAfter is how long a compute service without heartbeats still gets
+	// servers, from its last heartbeat on.
 	DownAfter time.Duration
-	// Filters are the names of the filters, in the order of their use: names of
-	// this package, of package placement, or Nova's. Default: [DefaultFilters].
+	// Filters are the names of the filters, in the order of their use. A name is
+	// one of this package, one of package placement, or Nova's name of a filter.
+	// Default: [DefaultFilters].
 	Filters []string
-	// Multipliers are the multipliers of the weighers, by name. A weigher that is
-	// not named has the multiplier of package placement.
+	// Multipliers are the multipliers of the weighers, by name. Default for each
+	// weigher: the multiplier of package placement.
 	Multipliers map[string]float64
 	// SubsetSize is the number of best hosts of which one is chosen at random, so
 	// that several schedulers do not all choose the same host (Nova's
@@ -43,42 +44,45 @@ type Config struct {
 	Logger       *slog.Logger
 }
 
-// Service answers the scheduler's RPC interface. It is safe for concurrent use.
+// Service implements the RPC interface compute.Scheduler. It is safe for concurrent use.
 type Service struct {
 	cfg    Config
 	fleet  scheduler.Fleet[*store.Host]
 	placer placement.Placer[*spec, *store.Host]
-	// best is a placer that chooses the best host, for requests with preferences: a random one of several hosts would ignore them.
+	// best is a placer that always chooses the best host. It is for groups with a soft policy: a random choice of one of several hosts would ignore the policy.
 	best placement.Placer[*spec, *store.Host]
 }
 
-// RefreshInterval is the interval at which [Service.Refresh] should be called. The hosts of a decision are as old as the last
-// call. Hosts that are older than maxAge are rejected. The claim uses the database, see [placement.Placer].
+// RefreshInterval is the interval at which [Service.Refresh] should be called. A decision uses the hosts as the last call has read
+// them, and rejects hosts that were read more than maxAge ago. The claim uses the database, see [placement.Placer].
 const (
 	RefreshInterval = 2 * time.Second
 	maxAge          = 5 * time.Second
 )
 
-// maxRanked is how many hosts a decision ranks. The Placer tries to claim on at most five of them before it reads the hosts again.
+// maxRanked is the number of ranked hosts that a decision keeps. The Placer tries to claim on at most five of them before it reads the hosts again.
 const maxRanked = 10
 
-// spec is a request as filters and weighers see it.
+// spec is the request that filters and weighers get.
 type spec struct {
 	placement.Request
 
-	tried []string
+	tried []string // hosts on which a build has failed
+	// refused is an extra spec of the flavor that no host can satisfy, or "".
+	refused string
 }
 
 type filter = scheduler.Filter[*spec, *store.Host]
 
-// builtInFilters are always used: a host on which a build has failed is never chosen again, a client may choose the host, and the claim checks the
-// policy of a group, too.
-var builtInFilters = []string{"tried", "forced", "affinity", "anti_affinity"}
+// builtInFilters are always used, because these rules hold in every configuration: a host on which a build has failed is never chosen again; a client may choose
+// the host and its zone; an image may need a kind of guest or a trait; a flavor may ask for something that no host can do; a group has a policy, which the claim
+// checks again.
+var builtInFilters = []string{"tried", "extra_specs", "forced", "zone", "platform", "traits", "affinity", "anti_affinity"}
 
 // DefaultFilters are the filters that are used if the configuration names none.
-var DefaultFilters = append(slices.Clone(builtInFilters), "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB)
+var DefaultFilters = append(slices.Clone(builtInFilters), "disabled", "down", "capabilities", placement.VCPU, placement.MemoryMB, placement.DiskGB)
 
-// nova maps names of Nova's filters to the filters of this package and of package placement that do the same.
+// nova maps the names of Nova's filters to the filters of this package and of package placement that do the same.
 var nova = map[string][]string{
 	"ComputeFilter":                     {"disabled", "down"},
 	"ComputeCapabilitiesFilter":         {"capabilities"},
@@ -100,7 +104,7 @@ var nova = map[string][]string{
 // builtIn maps names of Nova's filters to the reason why nova-mini needs no filter for them.
 var builtIn = map[string]string{
 	"RetryFilter":            "a host on which a build has failed is not asked again",
-	"AvailabilityZoneFilter": "nova-mini has no availability zones, so every host is in the requested zone",
+	"AvailabilityZoneFilter": "the zone that a client asks for always counts",
 }
 
 // New returns a service. Errors: Invalid if the configuration names a filter that does not
@@ -137,17 +141,53 @@ func (c Config) Validate() error {
 	return err
 }
 
-// newRanking returns a scheduler with the filters and weighers of a configuration, which chooses one of the subset best hosts.
-func newRanking(cfg *Config, subset int) (*scheduler.Scheduler[*spec, *store.Host], error) {
-	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
-	names := filterNames(cfg.Filters)
+// forNewServers are the filters that do not fit a server that stays on its host. They check whether the host takes another server, or count the server itself as one of the host's
+// servers. The amounts of resources are checked by the claim.
+var forNewServers = []string{"tried", "disabled", "down", "resources", "affinity", "anti_affinity", "tasks", "consumers", placement.VCPU, placement.MemoryMB, placement.DiskGB}
+
+// Passes reports whether a server could stay on its host with a changed request: whether the host passes the configured filters, except those of forNewServers. Passes returns
+// false if the host does not exist. It does not use Store. Errors: those of Validate.
+func (c Config) Passes(ctx context.Context, hosts []*store.Host, host string, req *compute.SelectRequest) (bool, error) {
+	names := slices.DeleteFunc(slices.Clone(filterNames(c.Filters)), func(n string) bool { return slices.Contains(forNewServers, n) })
+	filters, err := filtersOf(placement.Options{DownAfter: c.DownAfter}, names)
+	if err != nil {
+		return false, err
+	}
+	at := slices.IndexFunc(hosts, func(h *store.Host) bool { return h.Hostname == host })
+	if at < 0 {
+		return false, nil
+	}
+	q := specOf(req)
+	for _, f := range filters {
+		judge, err := f.Prepare(ctx, q, hosts)
+		if err != nil || judge != nil && judge(hosts[at]) != scheduler.Pass {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// filtersOf returns the filters with these names. Errors: Invalid if one does not exist.
+func filtersOf(o placement.Options, names []string) ([]filter, error) {
 	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
 		if slices.Contains(s.tried, h.Hostname) {
 			return scheduler.Reject("a build failed there")
 		}
 		return scheduler.Pass
 	})
-	filters, err := scheduler.ByName(append([]filter{tried}, placement.Filters[*spec, *store.Host](o)...), names)
+	refused := scheduler.FilterFunc("extra_specs", func(s *spec, _ *store.Host) scheduler.Verdict {
+		if s.refused != "" {
+			return scheduler.Reject("no driver can do " + s.refused)
+		}
+		return scheduler.Pass
+	})
+	return scheduler.ByName(append([]filter{tried, refused}, placement.Filters[*spec, *store.Host](o)...), names)
+}
+
+// newRanking returns a scheduler with the filters and weighers of a configuration. It chooses at random from the best hosts; the parameter subset is their number.
+func newRanking(cfg *Config, subset int) (*scheduler.Scheduler[*spec, *store.Host], error) {
+	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
+	filters, err := filtersOf(o, filterNames(cfg.Filters))
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +200,7 @@ func newRanking(cfg *Config, subset int) (*scheduler.Scheduler[*spec, *store.Hos
 	})
 }
 
-// filterNames returns the names of the filters in this package and in package placement. The configured names may be Nova's.
+// filterNames translates the configured names, which may be Nova's, to the names of filters of this package and of package placement. It adds builtInFilters.
 func filterNames(configured []string) []string {
 	if len(configured) == 0 {
 		return DefaultFilters
@@ -183,7 +223,7 @@ func filterNames(configured []string) []string {
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) { rpc.Handle(srv, compute.Select, s.Select) }
 
-// Refresh reads all hosts from the database, so that decisions do not have to. It is for a loop, see [RefreshInterval].
+// Refresh reads all hosts from the database, so that decisions need not read them. Call it in a loop, see [RefreshInterval].
 // Without the loop each decision reads the hosts itself.
 func (s *Service) Refresh(ctx context.Context) error {
 	began := time.Now()
@@ -196,7 +236,7 @@ func (s *Service) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// WriteReport writes how many hosts the fleet has, and how old their reports are. It is for the report of SIGUSR2.
+// WriteReport writes the number of hosts in the fleet, and the age of their reports. It is a part of the report that SIGUSR2 prints.
 func (s *Service) WriteReport(w io.Writer) error {
 	newest, oldest := s.fleet.Age()
 	_, err := fmt.Fprintf(w, "%d hosts, reports %s to %s old\n", len(s.fleet.Hosts()), newest.Round(time.Millisecond), oldest.Round(time.Millisecond))
@@ -213,7 +253,7 @@ func (s *Service) Providers(context.Context) ([]*placement.Provider, error) {
 	return out, nil
 }
 
-// hosts returns all hosts as the last Refresh has read them. If fresh is true, it reads them now, and fails with Unavailable if
+// hosts returns all hosts as the last Refresh has read them. If fresh is true, hosts calls Refresh first, and returns Unavailable if
 // no host is up.
 func (s *Service) hosts(ctx context.Context, fresh bool) ([]*store.Host, error) {
 	if !fresh {
@@ -224,7 +264,7 @@ func (s *Service) hosts(ctx context.Context, fresh bool) ([]*store.Host, error) 
 	}
 	hosts := s.fleet.Hosts()
 	if !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Service.Up }) {
-		// The cloud is starting, or has an outage. This is temporary, and not a lack of resources.
+		// The cloud is starting, or has an outage. This is temporary, so the error is not ErrNoValidHost.
 		return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
 	}
 	return hosts, nil
@@ -238,7 +278,7 @@ type currentClaims struct {
 	members *membership.Registry
 }
 
-// Claim implements placement.Store. Errors: placement.ErrChanged, if the host's compute service does not accept servers.
+// Claim implements placement.Store. Errors: those of the embedded store; placement.ErrChanged also if the host's compute service does not accept servers.
 func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) error {
 	for i := range claims {
 		for _, a := range claims[i].Allocations {
@@ -257,9 +297,17 @@ func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) err
 	return c.Store.Claim(ctx, claims...)
 }
 
+// specOf returns a request in the form that filters need. The host and the group of the request are not set.
+func specOf(req *compute.SelectRequest) *spec {
+	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need), Zone: req.Zone, Platform: placement.Platform(req.Guest.Platform), Required: req.Guest.Traits}}
+	needs := compute.NeedsOf(req.Specs, req.Need)
+	q.Required, q.Forbidden, q.Specs, q.refused = append(slices.Clone(q.Required), needs.Required...), needs.Forbidden, needs.Conditions, needs.Refused
+	return q
+}
+
 // Select chooses a host and claims it, see compute.Select.
 func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*compute.SelectReply, error) {
-	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need)}}
+	q := specOf(req)
 	if req.Host != "" {
 		q.Force = []string{req.Host}
 	}
@@ -278,7 +326,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the texts that callers have put before the error
+		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the context that wrapping has added to err
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
@@ -287,7 +335,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 		s.fleet.Update(placed.Host.Name(), func(h *store.Host) *store.Host { // until the next Refresh
 			next := *h
 			next.Provider = h.With(&q.Request)
-			next.Tasks = h.Tasks // With has added one, but nova-mini does not count tasks
+			next.Tasks = h.Tasks // Provider.With adds a task, but nova-mini does not count tasks
 			return &next
 		})
 	}

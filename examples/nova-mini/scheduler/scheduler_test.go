@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
@@ -17,6 +18,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	rank "github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // TestFilterNames: New accepts the names of filters of this project and of Nova, and
@@ -102,17 +104,17 @@ func TestDownHosts(t *testing.T) {
 				if _, err := d.ExecContext(t.Context(), change); err != nil {
 					t.Fatal(err)
 				}
-				on["c"] = 0 // other ids
+				on["c"] = 0 // from here on the servers have other ids
 				choose(12)
 				if before == 0 || on["b"] != before {
-					t.Errorf("the host had %d servers before the change, and got %d after it; want more than 0, and 0", before, on["b"]-before)
+					t.Errorf("the host got %d servers before the change, and %d after the change; want more than 0, and 0", before, on["b"]-before)
 				}
 			})
 		})
 	}
 }
 
-// TestFleet: a decision does not read the hosts from the database. The claim does, and so it detects a host that is disabled or
+// TestFleet: a decision does not read the hosts from the database. The claim reads the chosen host, and so detects that the host is disabled or
 // full. A new host is found when it is needed.
 func TestFleet(t *testing.T) {
 	t.Parallel()
@@ -155,7 +157,7 @@ func TestFleet(t *testing.T) {
 		}
 		rename("hosts", "away") // a decision that reads the hosts fails
 		choose("a")
-		choose("a") // the claims of this scheduler count at once: 1 is left on a, 2 on b
+		choose("a") // the claims of this scheduler count at once: now a has room for 1 server, and b for 2
 		choose("b")
 		rename("away", "hosts")
 
@@ -164,7 +166,7 @@ func TestFleet(t *testing.T) {
 		}
 		choose("b") // the fleet does not know yet that host a is disabled, but the claim on a is refused
 		report("c", 1)
-		choose("c") // a is disabled, b is full, and the fleet did not have c
+		choose("c") // a is disabled, b is full, and c was added after the fleet was read
 		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", false, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -176,6 +178,158 @@ func TestFleet(t *testing.T) {
 		_, err = svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need()})
 		if !errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "0 of 3 hosts: 3 VCPU") {
 			t.Errorf("all hosts are full: %v", err)
+		}
+	})
+}
+
+// TestZones: a server whose client asks for an availability zone gets a host of this zone, whatever filters are configured.
+func TestZones(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		svc, err := scheduler.New(scheduler.Config{Store: s, DownAfter: time.Minute, Filters: []string{"ComputeFilter"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for host, zone := range map[string]string{"h1": "a", "h2": "b", "h3": ""} {
+			r := compute.HostReport{Host: host, Driver: "d", Zone: zone, Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for zone, want := range map[string]string{"a": "h1", "b": "h2", "nova": "h3", "c": ""} {
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
+			if err := s.CreateServer(t.Context(), srv); err != nil {
+				t.Fatal(err)
+			}
+			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Zone: zone})
+			switch {
+			case want != "" && (err != nil || got.Host != want):
+				t.Errorf("zone %s: %v, %v; want %s", zone, got, err, want)
+			case want == "" && (!errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "3 zone")):
+				t.Errorf("zone %s: %v, %v", zone, got, err)
+			}
+		}
+		// The zone of a host follows the option of its compute service.
+		r := compute.HostReport{Host: "h1", Driver: "d", Zone: "c", Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}
+		if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if zones, err := s.Zones(t.Context()); err != nil || fmt.Sprint(zones) != "map[h1:c h2:b h3:nova]" {
+			t.Errorf("%v, %v", zones, err)
+		}
+	})
+}
+
+// TestGuestNeeds: a server whose image asks for a kind of guest or a trait only gets a host that has declared it, whatever filters are configured.
+func TestGuestNeeds(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		svc, err := scheduler.New(scheduler.Config{Store: s, DownAfter: time.Minute, Filters: []string{"ComputeFilter"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for host, platforms := range map[string][]compute.Platform{"pc": {{Arch: "x86_64", Type: "kvm", Mode: "hvm"}}, "arm": {{Arch: "aarch64", Type: "kvm", Mode: "hvm"}, {Arch: "armv7l", Type: "qemu", Mode: "hvm"}}, "old": nil} {
+			r := compute.HostReport{Host: host, Driver: "d", Platforms: platforms, Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, tt := range []struct{ name, value, want string }{
+			{"hw_architecture", "x86_64", "pc"}, {"hw_architecture", "aarch64", "arm"}, {"img_hv_type", "qemu", "arm"}, {"hw_architecture", "s390x", ""}, {"hw_vm_mode", "xen", ""}, {"trait:CUSTOM_A", "required", ""},
+		} {
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, ImageProperties: db.JSONOf(map[string]string{tt.name: tt.value})}
+			if err := s.CreateServer(t.Context(), srv); err != nil {
+				t.Fatal(err)
+			}
+			op, err := s.Operations().Current(t.Context(), srv.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := operation.DataOf[store.CreateData](op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Guest: data.Guest})
+			switch {
+			case tt.want != "" && (err != nil || got.Host != tt.want):
+				t.Errorf("%+v: %v, %v", tt, got, err)
+			case tt.want == "" && !errors.Is(err, rank.ErrNoValidHost):
+				t.Errorf("%+v: %v, %v", tt, got, err)
+			}
+		}
+	})
+}
+
+// TestExtraSpecs: the extra specs of a flavor restrict the choice of a host, and a spec that no host can do leaves no host. Specs that Nova's default filters ignore have no effect.
+func TestExtraSpecs(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		var log strings.Builder
+		svc, err := scheduler.New(scheduler.Config{Store: s, DownAfter: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range []string{"a", "b"} {
+			r := compute.HostReport{Host: host, Driver: "driver-" + host, Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, tt := range []struct{ name, value, want, says string }{
+			{"resources:VGPU", "1", "", "no driver can do resources:VGPU = 1"},
+			{"resources:VGPU", "0", "a b", ""},
+			{"resources:VCPU", "1", "a b", ""},
+			{"resources:VCPU", "2", "", "no driver can do resources:VCPU = 2"},
+			{"resources1:VCPU", "1", "", "no driver can do resources1:VCPU = 1"},
+			{"hw:emulator_threads_policy", "share", "a b", ""},
+			{"hw:emulator_threads_policy", "isolate", "", "no driver can do hw:emulator_threads_policy = isolate"},
+			{"accel:device_profile", "no", "", "no driver can do accel:device_profile = no"},
+			{"trait:HW_CPU_X86_AVX", "required", "", "trait HW_CPU_X86_AVX is missing"},
+			{"trait1:HW_CPU_X86_AVX", "required", "", "trait HW_CPU_X86_AVX is missing"},
+			{"trait:HW_CPU_X86_AVX", "forbidden", "a b", ""},
+			{"hw:cpu_policy", "dedicated", "", "no driver can do hw:cpu_policy = dedicated"},
+			{"hw:cpu_policy", "shared", "a b", ""},
+			{"hw:numa_nodes", "2", "", "no driver can do hw:numa_nodes = 2"},
+			{"hw:hide_hypervisor_id", "False", "a b", ""},
+			{"quota:disk_read_bytes_sec", "1000", "", "no driver can do quota:disk_read_bytes_sec = 1000"},
+			{"os:secure_boot", "required", "", "no driver can do os:secure_boot = required"},
+			{"capabilities:hypervisor_type", "xen", "", "hypervisor_type is not xen"},
+			{"capabilities:hypervisor_type", "driver-b", "b", ""},
+			{"hypervisor_type", "driver-a", "a", ""},
+			{"capabilities:cpu_info:arch", "x86_64", "", "has no cpu_info:arch"},
+			{"aggregate_instance_extra_specs:ssd", "true", "a b", ""}, // Nova's default filters ignore these
+			{"colour", "red", "a b", ""},
+			{"vendor:colour", "red", "a b", ""},
+		} {
+			srv := &store.Server{
+				ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1,
+				BootFlavor: db.JSONOf(&store.BootFlavor{ExtraSpecs: map[string]string{tt.name: tt.value}}),
+			}
+			if err := s.CreateServer(t.Context(), srv); err != nil {
+				t.Fatal(err)
+			}
+			op, err := s.Operations().Current(t.Context(), srv.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := operation.DataOf[store.CreateData](op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log.Reset()
+			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Specs: data.Specs})
+			switch {
+			case tt.want != "" && (err != nil || !strings.Contains(tt.want, got.Host)):
+				t.Errorf("%s = %s: %v, %v; want %s", tt.name, tt.value, got, err, tt.want)
+			case tt.want == "" && (!errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(log.String(), tt.says)):
+				t.Errorf("%s = %s: %v, %v, %s; want %s", tt.name, tt.value, got, err, &log, tt.says)
+			}
 		}
 	})
 }

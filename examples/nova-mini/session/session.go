@@ -1,5 +1,5 @@
-// Package session makes clients of OpenStack's other services. It logs in at Keystone as the user of this service, and finds the other service in
-// the catalog.
+// Package session makes clients of other OpenStack services. It logs in at Keystone as nova-mini's own user, and finds the other service in the
+// catalog.
 package session
 
 import (
@@ -26,22 +26,23 @@ import (
 
 // Config configures a [Session]. Type, AuthURL, Username and Password are required.
 type Config struct {
-	// Type is the type of the service in Keystone's catalog, such as network. Version is the part of the URLs of its API, such as v2.0.
+	// Type is the type of the service in Keystone's catalog, such as network. Version is the version in the URLs of the service's API, such as v2.0.
 	Type, Version string
-	// AuthURL is Keystone's URL, https://host:5000/v3, at which the user logs in.
+	// AuthURL is Keystone's URL, such as https://host:5000/v3. Username and Password are nova-mini's login at Keystone.
 	AuthURL, Username, Password string
-	// UserDomain and ProjectDomain are names of domains. Default: Default. Project is the name of the user's project. Default: service.
+	// UserDomain and ProjectDomain are the names of the domains of the user and of the project. Default: "Default". Project is the name of the user's project.
+	// Default: "service".
 	UserDomain, Project, ProjectDomain string
-	// Region is the region of the service. Default: the first one in the catalog. Interfaces are the kinds of endpoints, the best first. Default:
-	// internal, public. Endpoint is the URL of the service. Default: the one of the catalog.
+	// Region is the region of the service. Default: the first region in the catalog. Interfaces are the kinds of endpoints in the order of preference.
+	// Default: internal, public. Endpoint is the URL of the service. Default: the URL in the catalog.
 	Region     string
 	Interfaces []string
 	Endpoint   string
-	// UserTokens reports that the tokens of clients are Keystone's. Otherwise every request is one of the user of this service.
+	// UserTokens reports whether clients of nova-mini send Keystone's tokens. Otherwise nova-mini sends every request as its own user.
 	UserTokens bool
 	// TLS is the configuration of connections. Default: the system's authorities.
 	TLS *tls.Config
-	// Timeout is the time of a request. Default 30 s.
+	// Timeout limits the time of a request. Default 30 s.
 	Timeout time.Duration
 }
 
@@ -49,7 +50,7 @@ type Config struct {
 type Session struct {
 	cfg  Config
 	http http.Client
-	data http.Client // without a timeout and a bound
+	data http.Client // without a timeout and without a limit for replies
 
 	logins singleflight.Group
 
@@ -58,11 +59,11 @@ type Session struct {
 	endpoint string                      // set with own; ends in "/"
 }
 
-// maxReply bounds a reply, in bytes.
+// maxReply limits the size of a reply, in bytes.
 const maxReply = 16 << 20
 
-// New returns a session. It sends no request. Errors: Invalid with the name of the option in the details, if a required field is empty, or a value
-// is malformed.
+// New returns a session. It sends no request. Errors: Invalid if a required field is empty or a value is malformed. The fault's Meta has the name of the
+// option under "option".
 func New(cfg Config) (*Session, error) {
 	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"username", cfg.Username}, {"password", cfg.Password}} {
 		if one[1] == "" {
@@ -87,7 +88,7 @@ func New(cfg Config) (*Session, error) {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // net/http defines it as *http.Transport
 	transport.TLSClientConfig = cfg.TLS
-	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a redirect would send tokens to another server
+	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a redirect could send tokens to another server
 	return &Session{
 		cfg: cfg, http: http.Client{Transport: bounded{transport}, Timeout: cfg.Timeout, CheckRedirect: noRedirect},
 		data: http.Client{Transport: transport, CheckRedirect: noRedirect},
@@ -112,17 +113,18 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// CloseIdle closes the connections that no request uses.
+// CloseIdle closes the idle connections.
 func (s *Session) CloseIdle() {
 	s.http.CloseIdleConnections()
 	s.data.CloseIdleConnections()
 }
 
-// Transfers returns the HTTP client for long bodies. It has no timeout, and does not bound a reply.
+// Transfers returns the HTTP client for large bodies. It has no timeout and no limit for the size of replies.
 func (s *Session) Transfers() *http.Client { return &s.data }
 
-// Client returns a client that uses the token of a client of this service or, if the token is empty, of its own user. It blocks for the first login,
-// and renews the token of its own user by itself. Errors: those of [Session.Translate].
+// Client returns a client of the other service. The parameter token is the token of a user who has sent a request to nova-mini; the returned client uses this
+// token. If the parameter is empty, or Config.UserTokens is not set, the returned client uses nova-mini's own user, and renews the token of this user by itself.
+// Client blocks for the first login. Errors: those of [Session.Translate].
 func (s *Session) Client(ctx context.Context, token string) (*gophercloud.ServiceClient, error) {
 	p, at, err := s.login(ctx)
 	if err != nil {
@@ -135,19 +137,19 @@ func (s *Session) Client(ctx context.Context, token string) (*gophercloud.Servic
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: at, ResourceBase: at + s.cfg.Version + "/", Type: s.cfg.Type}, nil
 }
 
-// RenewToken logs in again if the token of the service's own user, which c uses, ends within a time. If that fails, the client keeps its token.
+// RenewToken renews the token of c if it expires within the given time. The client c must use nova-mini's own user. If the login fails, c keeps its token.
 func (s *Session) RenewToken(ctx context.Context, c *gophercloud.ServiceClient, within time.Duration) {
 	result, ok := c.GetAuthResult().(tokens.CreateResult)
 	if !ok {
 		return
 	}
 	if t, err := result.ExtractToken(); err == nil && !t.ExpiresAt.IsZero() && time.Until(t.ExpiresAt) < within {
-		_ = c.Reauthenticate(ctx, c.Token()) // the request fails if the token does not last
+		_ = c.Reauthenticate(ctx, c.Token()) // if the token expires, the request fails and reports that
 	}
 }
 
-// login returns the client of the service's own user, and the URL of the service. It logs in if no login has succeeded before. Callers share a login,
-// which does not end with the context of one of them.
+// login returns the client of nova-mini's own user, and the URL of the other service. It logs in if no login has succeeded before. Concurrent callers share
+// one login, which goes on if the context of one of them ends.
 func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, string, error) {
 	s.mu.Lock()
 	own, at := s.own, s.endpoint
@@ -168,7 +170,7 @@ func (s *Session) login(ctx context.Context) (*gophercloud.ProviderClient, strin
 	return s.own, s.endpoint, nil
 }
 
-// logInOnce logs in, and finds the service.
+// logInOnce logs in, finds the service in the catalog, and stores the login and the URL of the service.
 func (s *Session) logInOnce(ctx context.Context) error {
 	p, err := openstack.NewClient(s.cfg.AuthURL)
 	if err != nil {
@@ -180,7 +182,7 @@ func (s *Session) logInOnce(ctx context.Context) error {
 		Scope: &gophercloud.AuthScope{ProjectName: s.cfg.Project, DomainName: s.cfg.ProjectDomain},
 	})
 	if err != nil {
-		return fmt.Errorf("log in at Keystone: %w", err)
+		return &loginError{s.cfg.AuthURL, s.cfg.Username, describe(err)}
 	}
 	at := s.cfg.Endpoint
 	for _, kind := range s.cfg.Interfaces {
@@ -197,8 +199,8 @@ func (s *Session) logInOnce(ctx context.Context) error {
 	return nil
 }
 
-// Translate gives an error of a request of c the code Unavailable, or that of a context that has ended. If the service refuses the token of a client, the code is Unauthenticated (401) or
-// Denied (403). c may be nil. The text has the request and the status, not the reply, which may repeat a token.
+// Translate returns the error of a request of the client c with the code Unavailable. If ctx has ended, the code is that of ctx. If c uses the token of a user, and the service refuses this
+// token, the code is Unauthenticated (401) or Denied (403). The client c may be nil. The text has the request and the status, not the reply, which may repeat a token. The text for users says whether the service or Keystone is away.
 func (s *Session) Translate(ctx context.Context, c *gophercloud.ServiceClient, err error) error {
 	var reply gophercloud.ErrUnexpectedResponseCode
 	switch {
@@ -210,13 +212,37 @@ func (s *Session) Translate(ctx context.Context, c *gophercloud.ServiceClient, e
 		return fault.New(fault.Unauthenticated, "The %s service does not accept the token of the request.", s.cfg.Type)
 	case errors.As(err, &reply) && s.ofClient(c) && reply.Actual == http.StatusForbidden:
 		return fault.New(fault.Denied, "The %s service does not allow the request.", s.cfg.Type)
-	case errors.As(err, &reply):
-		err = fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
 	}
-	return fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, err)
+	text := fmt.Sprintf("The %s service is not available now.", s.cfg.Type)
+	if again, ok := errors.AsType[*gophercloud.ErrUnableToReauthenticate](err); ok {
+		err = &loginError{s.cfg.AuthURL, s.cfg.Username, describe(again.ErrReauth)}
+	}
+	if _, ok := errors.AsType[*loginError](err); ok {
+		text = fmt.Sprintf("The %s service cannot be used now, because the login at Keystone, the identity service, has failed.", s.cfg.Type)
+	}
+	return fault.WithUser(fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, describe(err)), text)
 }
 
-// ofClient reports whether c has the token of a client.
+// loginError means that the service's own user cannot log in.
+type loginError struct {
+	url, user string
+	err       error
+}
+
+func (e *loginError) Error() string {
+	return fmt.Sprintf("log in at Keystone (%s) as the user %s: %v", e.url, e.user, e.err)
+}
+func (e *loginError) Unwrap() error { return e.err }
+
+// describe returns an error with the request and the status instead of the reply, which may repeat a token.
+func describe(err error) error {
+	if reply, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
+		return fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
+	}
+	return err
+}
+
+// ofClient reports whether c uses the token of a user who has sent a request to nova-mini.
 func (s *Session) ofClient(c *gophercloud.ServiceClient) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

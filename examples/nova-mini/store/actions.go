@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -19,16 +20,17 @@ import (
 )
 
 // BeginAction begins the operation of an action on a server. Errors: NotFound; Conflict, with Nova's text, if the
-// server's state does not allow the action or the server has a task; Unimplemented, if the driver of the server's host cannot do it.
+// server's state does not allow the action, or the server has a task that the action does not interrupt; Unimplemented if the driver of the server's host does not support the action.
 //
-// A resize gives the server another size on its host, and claims the resources for both sizes. Its errors are also Invalid, with Nova's text, if
-// the server already has the flavor or its disk would shrink; [placement.ErrNoRoom], if the host has too little. The text of ErrNoRoom names
-// the host and amounts, which the server's project must not see.
+// BeginAction of a resize or of a restore also counts the server in the quota. Further error: Denied if the quota is exceeded. For a
+// resize, BeginAction also claims the resources for both sizes on the server's host. Further errors of a resize: Invalid, with Nova's
+// text, if the server already has the flavor or its disk would shrink; [placement.ErrNoRoom] if the host does not have enough
+// resources. The text of ErrNoRoom names the host and amounts, which the server's project must not see.
 func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, data ActData) error {
-	for {
+	for attempt := 1; ; attempt++ {
 		err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 			// The operation is locked before the server, in the same order as a runner locks them.
-			if _, err := operation.Begin(ctx, s.ops, Kinds[a], id, &data); err != nil {
+			if err := s.beginOperation(ctx, tx, id, a, &data); err != nil {
 				return err
 			}
 			return s.prepareAction(ctx, tx, id, a, &data, now)
@@ -43,22 +45,52 @@ func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, da
 		if err := checkState(srv, a.Info()); err != nil { // Nova checks the vm_state first
 			return err
 		}
-		if srv.Task() != "" { // without a task the other operation has ended meanwhile: begin again
+		// Without a task, the other operation has ended meanwhile. A task that the action interrupts has begun meanwhile. Then begin again.
+		if task := srv.Task(); attempt == maxBegins || task != "" && !interruptsTask(a, task) {
 			return hasTask(srv, a.Info())
 		}
 	}
 }
 
-// PrepareAction checks that a server's state allows the action of its operation. For a resize it claims the resources if
-// they are not claimed yet, as after operation.Store.Retry, and for a restore it counts the server in the quota, before the first request to the compute service. It returns
-// the server. Errors: those of BeginAction; operation.ErrStale, if there was something to claim or to count and the step of op is no longer the current step.
+// interruptsTask reports whether an action ends the action that has a task.
+func interruptsTask(a compute.Action, task string) bool {
+	return slices.ContainsFunc(a.Info().Interrupts, func(other compute.Action) bool { return other.Info().Task == task })
+}
+
+// maxBegins limits the attempts to begin an action while other actions begin and end.
+const maxBegins = 20
+
+// beginOperation begins the operation of an action. If the action interrupts the open operation of the server, beginOperation ends
+// that operation. Errors: operation.ErrBusy.
+func (s *Store) beginOperation(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData) error {
+	kind, interrupts := Kinds[a], a.Info().Interrupts
+	begin := func(open *operation.Op) error {
+		if open != nil && slices.Contains(interrupts, actionOf(open.Kind)) {
+			kind.Preempts, kind.PreemptsSame = true, true
+		}
+		_, err := operation.Begin(ctx, s.ops, kind, id, data)
+		return err
+	}
+	if interrupts == nil {
+		return begin(nil)
+	}
+	return s.preempt(ctx, tx, id, begin)
+}
+
+// PrepareAction checks that a server's state still allows the action of an operation, and returns the server. The conductor calls
+// PrepareAction before it casts a request to the compute service. An operation that operation.Store.Retry has started anew has lost
+// what BeginAction reserved. So PrepareAction claims the resources of a resize if they are not claimed, and counts the server in the
+// quota before the first request of a restore. A resize, its confirmation or its revert that was interrupted continues, see [Resize].
+// Errors: those of BeginAction; operation.ErrStale if PrepareAction must prepare
+// something, but the step of the operation op is no longer the current step.
 func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.Action, data *ActData) (*Server, error) {
 	id := op.Resource
 	srv, err := s.Server(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if begun := a == compute.Resize && srv.Resize.V != nil || a == compute.Restore && op.Waits > 0; begun || a != compute.Resize && a != compute.Restore {
+	resumes := srv.interruptedBy(a, data)
+	if begun := op.Waits > 0 || a == compute.Resize && srv.resizing(); begun || a != compute.Resize && a != compute.Restore && !resumes {
 		return srv, checkState(srv, a.Info())
 	}
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -67,6 +99,8 @@ func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.A
 			return operation.ErrStale
 		case err != nil:
 			return err
+		case resumes:
+			return s.resumeResize(ctx, tx, id, a, now)
 		}
 		return s.prepareAction(ctx, tx, id, a, data, now)
 	})
@@ -87,7 +121,8 @@ func checkState(srv *Server, info compute.ActionInfo) error {
 	return nil
 }
 
-// CheckAction returns Conflict, with Nova's text, if a server's state does not allow an action without an operation, or the server has a task.
+// CheckAction is for actions that the API service does without an operation. It returns Conflict, with Nova's text, if the server's state does not allow the action, or the
+// server has a task.
 func CheckAction(srv *Server, a compute.Action) error {
 	info := a.Info()
 	if len(info.From) == 0 {
@@ -107,7 +142,7 @@ func hasTask(srv *Server, info compute.ActionInfo) error {
 // NotReady returns the error Conflict for a server without a host.
 func NotReady(id string) error { return fault.New(fault.Conflict, "Instance %s is not ready", id) }
 
-// prepareAction checks that a server's state and the driver of its host allow an action, and writes what the action changes before it begins.
+// prepareAction checks that the server's state and the driver of its host allow an action. Then it calls applyAction.
 func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, now time.Time) error {
 	info := a.Info()
 	if info.Capability == "" && !info.Builds && data.Resize == nil && a != compute.Restore {
@@ -121,14 +156,20 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 		return err
 	}
 	if srv.Host != nil {
-		err := s.checkCapability(ctx, tx, *srv.Host, info.Capability)
+		err = s.checkCapability(ctx, tx, *srv.Host, info.Capability)
 		if err == nil && data.Backup != nil && data.Backup.ByDriver {
 			err = s.checkCapability(ctx, tx, *srv.Host, compute.CapRemoveImage)
 		}
-		if err != nil {
-			return err
-		}
 	}
+	if err != nil {
+		return err
+	}
+	return s.applyAction(ctx, tx, srv, a, data, now)
+}
+
+// applyAction makes the changes in the database that precede the work of the compute service.
+func (s *Store) applyAction(ctx context.Context, tx *sqlx.Tx, srv *Server, a compute.Action, data *ActData, now time.Time) (err error) {
+	id := srv.ID
 	switch {
 	case a == compute.Restore:
 		if err := s.quotas.Reserve(ctx, tx, srv.quotaClaim(srv.Holds())); err != nil {
@@ -154,8 +195,8 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	return err
 }
 
-// touchServer sets the time of a server's last change if the server's state allows the action, which the database checks in the same
-// statement. Its errors are those of checkState, and NotFound.
+// touchServer sets the updated_at of a server if the server's state allows the action. The database checks the state in the same
+// statement. Errors: those of checkState; NotFound.
 func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, info compute.ActionInfo, now time.Time) error {
 	err := db.UpdateIf(ctx, tx, db.Update{
 		Table: "servers", Key: db.Values{"id": id},
@@ -175,8 +216,8 @@ func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, info co
 	return err
 }
 
-// checkCapability returns Unimplemented, with Nova's text, if the driver of a host does not have a capability. If the capabilities of the
-// driver are not known, the compute service will say so.
+// checkCapability returns ErrNotSupported if the driver of a host does not have a capability. If the database does not have the driver's
+// capabilities, checkCapability returns nil: the compute service checks the capability later.
 func (s *Store) checkCapability(ctx context.Context, tx *sqlx.Tx, host string, need driver.Capability) error {
 	if need == "" {
 		return nil
@@ -196,23 +237,33 @@ func (s *Store) checkCapability(ctx context.Context, tx *sqlx.Tx, host string, n
 	return ErrNotSupported
 }
 
-// ErrNotSupported is the error for an action that the driver of a server's host cannot do. The text is Nova's.
+// HasCapability reports whether the driver of at least one host has a capability.
+func (s *Store) HasCapability(ctx context.Context, c driver.Capability) (bool, error) {
+	var lists []db.JSON[[]driver.Capability]
+	if err := s.db.SelectContext(ctx, &lists, `SELECT DISTINCT capabilities FROM hosts WHERE capabilities IS NOT NULL`); err != nil {
+		return false, db.Error(err)
+	}
+	return slices.ContainsFunc(lists, func(l db.JSON[[]driver.Capability]) bool { return slices.Contains(l.V, c) }), nil
+}
+
+// ErrNotSupported means that the driver of the server's host does not support an action. The text is Nova's.
 var ErrNotSupported = fault.Sentinel(fault.Unimplemented, "NotSupported", "The requested functionality is not supported.")
 
-// failedAction returns the message of a server's fault after an action has failed.
+// failedAction returns the message of the fault of a server after a failed action.
 func failedAction(a compute.Action, id string) string {
 	return fmt.Sprintf("Failed to %s instance %s.", a.Info().Name, id)
 }
 
-// EndAction writes the result of an action. After success the server is in the state that the action leads to. After an
-// error the server keeps its state, or is in the state in which the action fails, and gets a fault. After an error with the code
-// Precondition the server keeps its state, because the compute service has changed nothing. After a resize that timed out or was
-// canceled the size of the server is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction
-// in which the operation ends. A server that does not exist is not an error.
+// EndAction writes the result of an action. After success the server is in the state that the action leads to. After an error the
+// server gets a fault, and its state becomes ActionInfo.Fails. If Fails is empty, the server keeps its state. After an error with the
+// code Precondition the server always keeps its state, because the compute service has changed nothing. After some errors the size of
+// the server on its host is not known, for example after a confirmation of a resize that has failed, see losesSize. Then the server is in
+// ERROR, as in Nova, and keeps its [Resize]. EndAction runs in the transaction in which the operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, failed error) error {
-	if info := a.Info(); failed == nil && changesOnlyState(info) {
-		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, info.To, id)
-		return err
+	if failed == nil {
+		if done, err := s.changeState(ctx, tx, id, a.Info()); err != nil || done {
+			return err
+		}
 	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if errors.Is(err, fault.NotFound) {
@@ -221,9 +272,8 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	if err != nil {
 		return err
 	}
-	if c := fault.CodeOf(failed); failed != nil && srv.Resize.V != nil && (c == fault.Canceled || c == fault.Timeout) {
-		_, err := s.fail(ctx, tx, id, failedAction(a, id), failed.Error())
-		return err
+	if failed != nil && srv.losesSize(a, failed) {
+		return s.failResize(ctx, tx, srv, a, failed)
 	}
 	now, err := db.Now(ctx, tx)
 	if err != nil {
@@ -232,31 +282,70 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL, networks = :networks,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
-	switch {
-	case err != nil:
+	if err != nil {
 		return db.Error(err)
-	case srv.Host == nil: // it was offloaded, or could not be unshelved
-		return s.release(ctx, tx, id)
-	case resizing:
-		if err := s.updateClaim(ctx, tx, srv); err != nil {
-			return err
-		}
-		return s.recount(ctx, tx, srv)
-	case srv.VMState == compute.VMSoftDeleted: // it was soft-deleted, or could not be restored
-		return s.recount(ctx, tx, srv)
 	}
-	return nil
+	if srv.Host == nil { // it was offloaded, or could not be unshelved
+		err = s.release(ctx, tx, id)
+	} else if resizing {
+		err = s.updateClaim(ctx, tx, srv)
+	}
+	if err == nil && (resizing || srv.VMState == compute.VMSoftDeleted) { // the server was soft-deleted, or could not be restored
+		err = s.recount(ctx, tx, srv)
+	}
+	return err
 }
 
-// changesOnlyState reports whether an action that succeeds changes nothing but the vm_state.
+// failResize sets a server to ERROR after an action that has failed, and keeps its [Resize],
+// because the size of the server on its host is not known.
+func (s *Store) failResize(ctx context.Context, tx *sqlx.Tx, srv *Server, a compute.Action, failed error) error {
+	srv.Resize.V.interrupted(a)
+	if err := s.writeResize(ctx, tx, srv); err != nil {
+		return err
+	}
+	_, err := s.fail(ctx, tx, srv.ID, failedAction(a, srv.ID), failed.Error())
+	return err
+}
+
+// changeState writes the vm_state after the success of an action that changes nothing else. The result done is false if the action may change more.
+func (s *Store) changeState(ctx context.Context, tx *sqlx.Tx, id string, info compute.ActionInfo) (done bool, err error) {
+	if !changesOnlyState(info) {
+		return false, nil
+	}
+	query := `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`
+	if info.Settles {
+		query += ` AND resize IS NULL`
+	}
+	n, err := db.Exec(ctx, tx, query, info.To, id)
+	return n > 0, err
+}
+
+// losesSize reports whether the size of a server on its host is not known after an action has failed. A resize that fails on its host has been undone. A confirmation, a revert or a soft deletion
+// that fails may still have been done.
+func (s *Server) losesSize(a compute.Action, failed error) bool {
+	c := fault.CodeOf(failed)
+	switch {
+	case s.Resize.V == nil || !resizes(a) && a != compute.SoftDelete:
+		return false
+	case a == compute.Resize && s.FlavorID != s.Resize.V.From.FlavorID: // another resize, which is done
+		return false
+	case a == compute.SoftDelete && s.Resize.V.Back: // it has preempted a resize or a revert
+		return true
+	case a == compute.Resize && !s.Resize.V.Back:
+		return c == fault.Canceled || c == fault.Timeout
+	}
+	return c != fault.Precondition
+}
+
+// changesOnlyState reports whether the success of an action changes only the vm_state, except that an action with Settles also ends an interrupted resize.
 func changesOnlyState(info compute.ActionInfo) bool {
 	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !resizes(info.Action)
 }
 
-// endAction sets the state of a server after an action. failed is the error of an action that failed, or nil.
+// endAction sets the state of a server after an action. The parameter failed is the error of the action, or nil after success.
 func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error, now time.Time) {
 	s.UpdatedAt = now
 	before, state := s.VMState, info.To
@@ -272,14 +361,18 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	if failed == nil && info.Launches {
 		s.LaunchedAt = &now
 	}
+	if size := s.Goal(info.Action); failed == nil && size != nil && info.Settles {
+		s.setSize(*size)
+		s.Resize.V = nil
+	}
 	switch {
 	case resizes(info.Action):
 		s.endResize(info.Action, failed != nil, now)
 	case failed != nil && before == compute.VMOffloaded && info.Schedules:
 		s.Host = nil
 	case failed != nil:
-	case s.VMState == compute.VMSoftDeleted: // the compute service has confirmed a resize
-		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt, s.Resize.V = &now, "", nil, nil, nil
+	case s.VMState == compute.VMSoftDeleted:
+		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = &now, "", nil, nil
 	case s.VMState == compute.VMShelved:
 		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = data.ImageRef, &data.Upload, &now
 	case s.VMState == compute.VMOffloaded:
@@ -287,12 +380,16 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	default:
 		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = "", nil, nil
 	}
+	if s.Host == nil {
+		s.Networks.V.Unbind()
+	}
 }
 
-// rebuildServer changes the attributes of a server that a rebuild may change. The server is locked.
+// rebuildServer calls the function change with a server, and writes all columns of the server. It may
+// write all columns because it has locked the row.
 func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, change func(*Server), now time.Time) error {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Join(tableColumns(), ", ")+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	if err != nil {
 		return err
 	}
@@ -301,13 +398,11 @@ func (s *Store) rebuildServer(ctx context.Context, tx *sqlx.Tx, id string, chang
 		return err
 	}
 	srv.UpdatedAt = now
-	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET image_ref = :image_ref, name = :name, metadata = :metadata, auto_disk_config = :auto_disk_config,
-		access_ip_v4 = :access_ip_v4, access_ip_v6 = :access_ip_v6, description = :description, hostname = :hostname, key_name = :key_name, public_key = :public_key,
-		user_data = :user_data, files = :files, admin_pass = :admin_pass, updated_at = :updated_at WHERE id = :id`, srv)
+	_, err = tx.NamedExecContext(ctx, updateServer, srv)
 	return db.Error(err)
 }
 
-// Shelved returns the IDs of servers without an operation that are shelved on their hosts for longer than a time, at most 100, the oldest first.
+// Shelved returns the IDs of at most 100 servers that have been shelved on their hosts for longer than the given time, the longest first. It leaves out servers with an operation.
 func (s *Store) Shelved(ctx context.Context, longer time.Duration) (ids []string, err error) {
 	now, err := db.Now(ctx, s.db)
 	if err == nil {
@@ -316,13 +411,14 @@ func (s *Store) Shelved(ctx context.Context, longer time.Duration) (ids []string
 	return ids, err
 }
 
-// Who has locked a server, see Server.LockedBy.
+// The values of Server.LockedBy for a locked server.
 const (
 	LockedByOwner = "owner"
 	LockedByAdmin = "admin"
 )
 
-// LockServer locks a server. by is LockedByOwner or LockedByAdmin. Errors: NotFound.
+// LockServer locks a server. The parameter by is LockedByOwner or LockedByAdmin. An empty reason
+// leaves the stored reason as it is. Errors: NotFound.
 func (s *Store) LockServer(ctx context.Context, id, by, reason string) error {
 	return s.record(ctx, id, compute.Lock, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET locked_by = ?, locked_reason = CASE WHEN ? = '' THEN locked_reason ELSE ? END, updated_at = ? WHERE id = ?`,
@@ -337,12 +433,12 @@ func (s *Store) UnlockServer(ctx context.Context, id string) error {
 	})
 }
 
-// ResetState sets the vm_state of a server to Active or Error, and ends its operation, if it has one, without undoing the operation. Errors:
+// ResetState sets the vm_state of a server to Active or Error. If the server has an operation, ResetState ends the operation without undoing it. Errors:
 // NotFound.
 func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	return s.record(ctx, id, compute.ResetState, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		srv, err := s.lockServer(ctx, tx, id)
-		if err == nil && srv.Host == nil { // a creation that has been ended may have claimed a host
+		if err == nil && srv.Host == nil { // the ended operation may be a creation that has claimed a host
 			err = s.release(ctx, tx, id)
 		}
 		if err != nil {
@@ -356,15 +452,28 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	})
 }
 
-// record makes a change of a server at once, and lists it among the operations on the server as one that has succeeded.
+// RecordAction records an action that the API service has done without an operation, and that has just ended. The parameter began is the time of its start, and failed is its error, or nil
+// after success.
+func (s *Store) RecordAction(ctx context.Context, id string, a compute.Action, began time.Time, failed error) error {
+	_, err := operation.Record(ctx, s.ops, operation.Kind[struct{}]{Name: kindName(a)}, id, &struct{}{}, time.Since(began), failed)
+	return err
+}
+
+// record changes a server at once, and records the change as an operation that has succeeded.
 func (s *Store) record(ctx context.Context, id string, a compute.Action, change func(context.Context, *sqlx.Tx, time.Time) error) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is written before the server, in the same order as a runner locks them.
 		k := operation.Kind[struct{}]{Name: kindName(a), Preempts: a == compute.ResetState}
-		err := s.discardPreempted(ctx, tx, id, k.Preempts, func() error {
-			_, err := operation.Record(ctx, s.ops, k, id, &struct{}{}, nil)
+		begin := func(*operation.Op) error {
+			_, err := operation.Record(ctx, s.ops, k, id, &struct{}{}, 0, nil)
 			return err
-		})
+		}
+		var err error
+		if k.Preempts {
+			err = s.preempt(ctx, tx, id, begin)
+		} else {
+			err = begin(nil)
+		}
 		if err != nil {
 			return err
 		}

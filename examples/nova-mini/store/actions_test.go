@@ -7,13 +7,16 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -25,7 +28,7 @@ func endOperations(ctx context.Context, t *testing.T, d *sqlx.DB) {
 	}
 }
 
-// TestActions: each action in each state, the state after the action, and reports that come twice or too late.
+// TestActions tests in which states an action is refused, the operation and the state of each action, and the fault after a failed action.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -94,7 +97,7 @@ func TestActions(t *testing.T) {
 			})
 			endOperations(ctx, t, d)
 			if srv, err = s.Server(ctx, id); err != nil || srv.VMState != tt.to || srv.TaskState != nil {
-				t.Errorf("after %s it is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
+				t.Errorf("after %s the server is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
 			}
 		}
 		if err := s.BeginAction(ctx, id, compute.Stop, store.ActData{}); err != nil {
@@ -196,7 +199,7 @@ func TestResize(t *testing.T) {
 			t.Errorf("stop before the resize is confirmed: %v", err)
 		}
 		act(compute.RevertResize)
-		end(compute.RevertResize, errors.New("not now"))
+		end(compute.RevertResize, fault.New(fault.Precondition, "refused"))
 		check("not reverted", store.Resized, "3", 3*512)
 		act(compute.RevertResize)
 		end(compute.RevertResize, nil)
@@ -207,7 +210,7 @@ func TestResize(t *testing.T) {
 		begin(size("2", 2, 1))
 		end(compute.Resize, nil)
 		act(compute.ConfirmResize)
-		end(compute.ConfirmResize, errors.New("not now"))
+		end(compute.ConfirmResize, fault.New(fault.Precondition, "refused"))
 		check("not confirmed", store.Resized, "2", 2*512)
 		act(compute.ConfirmResize)
 		end(compute.ConfirmResize, nil)
@@ -219,7 +222,7 @@ func TestResize(t *testing.T) {
 		end(compute.ConfirmResize, nil)
 		check("smaller, confirmed", store.Stopped, "1", 512)
 
-		// After a resize whose result is not known the claim covers both sizes.
+		// After a resize with an unknown result, the claim covers both sizes.
 		begin(size("3", 3, 1))
 		end(compute.Resize, fault.New(fault.Timeout, "the host does not answer"))
 		check("result not known", store.Error, "1", 3*512)
@@ -270,8 +273,8 @@ func TestOneTime(t *testing.T) {
 	})
 }
 
-// TestPrepareAction: a conductor whose step is no longer the current step claims nothing. Without this check an operation
-// that has ended would leave a claim that no operation releases.
+// TestPrepareAction: a conductor whose step is no longer the current step claims nothing. Otherwise the conductor of an ended operation
+// could make a claim that no operation releases.
 func TestPrepareAction(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -330,8 +333,73 @@ func TestPrepareAction(t *testing.T) {
 	})
 }
 
-// TestActionStates: an action begins only in the values of vm_state of its row. It shows its task and status, leads to the vm_state of
-// its row, and after a failure the server is in its old state, or in the one of the row, with a fault.
+// TestHardReboot: a hard reboot ends those actions that Nova lets it interrupt, and no others. The ended action is shown as failed,
+// with a text that says that another action or an operator has ended it. A soft reboot ends no action.
+func TestHardReboot(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 8)
+		id := addServer(t, s).ID
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+		interrupted := []compute.Action{compute.SoftReboot, compute.HardReboot, compute.Pause, compute.Unpause, compute.Suspend, compute.Resume}
+		tried := 0
+		for _, info := range compute.Actions {
+			a := info.Action
+			from := slices.IndexFunc(info.From, func(state string) bool { return slices.Contains(compute.HardReboot.Info().From, state) })
+			if info.Task == "" || info.Preempts || from < 0 {
+				continue
+			}
+			tried++
+			endOperations(ctx, t, d)
+			if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?, resize = NULL`, info.From[from]); err != nil {
+				t.Fatal(err)
+			}
+			data := store.ActData{}
+			if a == compute.Resize {
+				data.Resize = store.SizeOf(&store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2})
+			}
+			request := "req-" + string(a)
+			if err := s.BeginAction(reqctx.With(ctx, reqctx.Request{ID: request}), id, a, data); err != nil {
+				t.Fatalf("%s: %v", a, err)
+			}
+			refused := func(next compute.Action, task string) {
+				t.Helper()
+				if err := s.BeginAction(ctx, id, next, store.ActData{}); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'reboot' instance "+id+" while it is in task_state "+task {
+					t.Errorf("%s during %s: %v", next, task, err)
+				}
+			}
+			if info.From[from] == store.Active {
+				refused(compute.SoftReboot, info.Task)
+			}
+			if !slices.Contains(interrupted, a) {
+				refused(compute.HardReboot, info.Task)
+				continue
+			}
+			if err := s.BeginAction(ctx, id, compute.HardReboot, store.ActData{}); err != nil {
+				t.Errorf("hard reboot during %s: %v", a, err)
+				continue
+			}
+			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != compute.HardReboot.Info().Task {
+				t.Errorf("during %s the hard reboot has the task %q, %v", a, srv.Task(), err)
+			}
+			past, err := s.PastAction(ctx, id, request)
+			if err != nil || !past.Failed || len(past.Events) != 1 {
+				t.Errorf("%s after it was ended: %+v, %v", a, past, err)
+			} else if e := past.Events[0]; e.Finish == nil || !strings.Contains(e.Error, "server.hard_reboot") || !strings.HasSuffix(e.Details, "Another action or an operator has ended it.") {
+				t.Errorf("%s after it was ended: %+v", a, e)
+			}
+		}
+		if tried < 2*len(interrupted) {
+			t.Errorf("only %d actions tried", tried)
+		}
+	})
+}
+
+// TestActionStates: each row of compute.Actions describes an action. An action begins only in the values of vm_state in its row.
+// During the action, the server has the task and the status of the row. After success, it has the vm_state of the row. After a
+// failure, it has its old state, or the failure state of the row, and a fault.
 func TestActionStates(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -393,6 +461,60 @@ func TestActionStates(t *testing.T) {
 				try(info, state, nil)
 				try(info, state, errors.New("no"))
 			}
+		}
+	})
+}
+
+// TestHardRebootRace: other actions begin and end while a hard reboot begins. The hard reboot is refused only because of an action that it does not interrupt.
+func TestHardRebootRace(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 8)
+		id := addServer(t, s).ID
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+		endOperations(ctx, t, d)
+		end := func(where string) {
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+				_, err := tx.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL WHERE active = ? AND `+where, operation.Succeeded, id)
+				return err
+			})
+		}
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				a := []compute.Action{compute.CreateImage, compute.SoftReboot}[i%2]
+				if err := s.BeginAction(ctx, id, a, store.ActData{}); err != nil && fault.CodeOf(err) != fault.Conflict {
+					t.Error(err)
+					return
+				}
+				if a == compute.CreateImage { // its end; a soft reboot is interrupted, or ends when the next image is made
+					end(`kind <> 'server.hard_reboot'`)
+				}
+			}
+		})
+		begun := 0
+		for start := time.Now(); time.Since(start) < 2*time.Second; {
+			err := s.BeginAction(ctx, id, compute.HardReboot, store.ActData{})
+			if err == nil {
+				begun++
+				end(`kind = 'server.hard_reboot'`)
+			} else if !strings.HasSuffix(err.Error(), "while it is in task_state image_snapshot") {
+				t.Error(err)
+				break
+			}
+		}
+		close(stop)
+		wg.Wait()
+		if begun == 0 {
+			t.Error("no hard reboot has begun")
 		}
 	})
 }

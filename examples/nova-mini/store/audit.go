@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -11,7 +12,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// Need converts the resources of a server to amounts of a host's inventories. A resource of which r has 0 is left out.
+// Need converts the resources of a server to amounts by resource class. It leaves out classes with the amount 0.
 func Need(r compute.Resources) placement.Resources {
 	out := placement.Resources{}
 	for _, a := range r.Amounts() {
@@ -25,12 +26,12 @@ func Need(r compute.Resources) placement.Resources {
 // Audit compares the claims with the servers and returns each difference. If repair is set, Audit corrects the
 // claims. The rules are:
 //
-//   - A server on a host has a claim there, with the amounts of its flavor, or during a resize with the larger
-//     amount of both flavors, and with its group.
-//   - A server with a task but without a host may have a claim: the server waits for a host, or is deleted.
+//   - A server on a host has a claim there, with its group and the amounts of its flavor. During a resize it has the
+//     larger amount of the two flavors for each resource.
+//   - A server with a task but without a host may have a claim: the server waits for a host, or is being deleted.
 //   - Any other server has no claim.
 //
-// Claims that have changed within minAge are not compared; with minAge 0 all claims are. Audit is safe while all services run.
+// Audit skips claims that have changed within minAge; with minAge 0 it compares all claims. It is safe while all services run.
 func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([]placement.Finding, error) {
 	if minAge == 0 {
 		minAge = -1 // compare claims of every age
@@ -38,9 +39,9 @@ func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([
 	return placement.Audit(ctx, repairs{s.claims, s}, placement.AuditConfig{Want: s.wanted, Repair: repair, MinAge: minAge})
 }
 
-// wanted returns the claims that the servers should have. With ids it returns only the claims of these servers.
+// wanted returns the claims that the servers should have. If the caller names servers by ids, wanted returns only the claims of these servers.
 func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, error) {
-	query, args := `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks, []any(nil)
+	query, args := `SELECT `+strings.Join(shownColumns(), ", ")+`, task_state FROM `+serversWithTasks, []any(nil)
 	if len(ids) > 0 {
 		var err error
 		if query, args, err = sqlx.In(query+` WHERE id IN (?)`, ids); err != nil {
@@ -68,8 +69,7 @@ func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, e
 	return append(out, have...), err
 }
 
-// repairs is the store of claims that an audit writes to. It makes a claim only while the server is still on the
-// host of the claim.
+// repairs is the store of claims for an audit. It makes a claim only if the server is still on the host of the claim.
 type repairs struct {
 	*placement.SQL
 

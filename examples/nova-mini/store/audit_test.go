@@ -23,7 +23,7 @@ func TestAudit(t *testing.T) {
 			return placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: store.Need(one)}}}
 		}
 		raw := placement.NewSQL(d)
-		// The name and the task of each server, the host it is on, and the host its claim is on.
+		// Each row has the name and the task of a server, the server's host, and the host of the server's claim.
 		servers := map[string]string{}
 		for name, at := range map[string]struct{ task, host, claim string }{
 			"right":     {"", "n1", "n1"},

@@ -14,25 +14,26 @@ import (
 	"github.com/armature-go/armature/service/quota"
 )
 
-// CreateServer adds servers of one request that wait for a host, together with the operations that build them, in one transaction. A conductor can
-// build a server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
-// error these fields have no meaning. All servers have the same GroupID and project. Errors: Denied if a server has no project, or a quota is exceeded;
-// Invalid if the metadata of a server have more than 65,535 bytes as JSON, or the group does not exist; Conflict with the reason DuplicateKey if an ID exists.
+// CreateServer adds the servers of one request and the operations that build them, in one transaction. The new servers have no hosts.
+// A conductor can build a server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after
+// an error these fields have no meaning. All servers must have the same GroupID and project. Errors: Denied if a server has no
+// project, or a quota is exceeded; Invalid if the metadata of a server have more than 65,535 bytes as JSON, or the group does not
+// exist; Conflict with the reason DuplicateKey if an ID exists.
 func (s *Store) CreateServer(ctx context.Context, list ...*Server) error {
 	return overQuota(s.createServers(ctx, list))
 }
 
-// NewServers are servers of one request, of which at least Least and at most Most are created.
+// NewServers describes the servers of one request. At least Least and at most Most servers are created.
 type NewServers struct {
 	Least, Most int
 	// Make returns n servers. It may be called several times.
 	Make func(n int) []*Server
-	// Also runs in the transaction that creates the servers.
+	// CreateServers calls the function Also with the new servers, in the transaction that creates them.
 	Also func(context.Context, []*Server) error
 }
 
-// CreateServers is like CreateServer, and creates as many of the servers as the quota of their project has room for. It must not be called in a transaction,
-// because it runs several ones.
+// CreateServers is like CreateServer, but creates as many of the servers as the quota of their project allows. If the quota allows
+// fewer than Least, CreateServers creates no server and returns Denied. It must not be called in a transaction, because it runs several transactions.
 func (s *Store) CreateServers(ctx context.Context, of NewServers) error {
 	n := of.Most
 	for attempt := 1; ; attempt++ {
@@ -57,10 +58,10 @@ func (s *Store) CreateServers(ctx context.Context, of NewServers) error {
 	}
 }
 
-// maxCreations is how many times CreateServers tries to create servers, if others use up the quota meanwhile.
+// maxCreations limits the attempts of CreateServers while other requests use up the quota.
 const maxCreations = 3
 
-// createServers is CreateServer, but returns [quota.ErrExceeded] as it is.
+// createServers is CreateServer, but does not translate [quota.ErrExceeded].
 func (s *Store) createServers(ctx context.Context, list []*Server) error {
 	for _, srv := range list {
 		if srv.ProjectID == "" {
@@ -72,7 +73,7 @@ func (s *Store) createServers(ctx context.Context, list []*Server) error {
 	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		if list[0].GroupID != nil {
-			if err := s.joinGroup(ctx, tx, *list[0].GroupID, len(list)); err != nil {
+			if err := s.joinGroup(ctx, tx, *list[0].GroupID, list[0].UserID, len(list)); err != nil {
 				return err
 			}
 		}
@@ -84,7 +85,7 @@ func (s *Store) createServers(ctx context.Context, list []*Server) error {
 			}
 			claims[i] = srv.quotaClaim(srv.Need())
 		}
-		return s.quotas.Reserve(ctx, tx, claims...) // late, because other requests of the project wait from here on
+		return s.quotas.Reserve(ctx, tx, claims...) // last, because other requests of the project must wait from here until the commit
 	})
 }
 
@@ -93,16 +94,19 @@ func (s *Store) addServer(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 		return db.Error(err)
 	}
-	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, GroupID: srv.GroupID})
+	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, Zone: orEmpty(srv.PinnedZone), GroupID: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs})
 	return err
 }
 
-// insertServer inserts a row with all columns of a server.
-var insertServer = func() string {
+// insertServer is SQL that adds a server's row with all columns of the table. updateServer is SQL
+// that writes all columns of an existing row.
+var insertServer, updateServer = func() (insert, update string) {
 	columns := tableColumns()
-	values := make([]string, len(columns))
+	values, sets := make([]string, len(columns)), make([]string, len(columns))
 	for i, name := range columns {
 		values[i] = ":" + strings.Trim(name, `"`)
+		sets[i] = name + " = " + values[i]
 	}
-	return "INSERT INTO servers (" + strings.Join(columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")"
+	return "INSERT INTO servers (" + strings.Join(columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")",
+		"UPDATE servers SET " + strings.Join(sets, ", ") + " WHERE id = :id"
 }()

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/listing"
 )
 
-// TestPowerStates: the order of lists by the power state is that of the servers' own power states.
+// TestPowerStates: a list that is sorted by the power state has the order of the values that Server.PowerState returns.
 func TestPowerStates(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -53,7 +53,7 @@ func TestPowerStates(t *testing.T) {
 	})
 }
 
-// TestDeletedColumns: a deleted server keeps all columns of a server, so the tables have the same ones.
+// TestDeletedColumns: the table of deleted servers has all columns of the table of servers.
 func TestDeletedColumns(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {

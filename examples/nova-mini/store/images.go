@@ -13,23 +13,23 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// DiscardImage is the operation that removes an image of the image service. Its resource is the id of the image. It is an operation, because the image service may be
-// away for longer than a process lives.
+// DiscardImage is the kind of operation that removes an image from the image service. The resource of the operation is the id of the image.
+// The removal is an operation, because the image service may be unavailable for longer than a process lives.
 var DiscardImage = operation.Kind[DiscardData]{Name: "image.discard", Timeout: 7 * maxOperationTime}
 
 // DiscardData are the data of the removal of an image.
 type DiscardData struct {
 	// Server is the server from whose disk the image was made.
 	Server string `json:"server,omitempty"`
-	// KeepActive means that an image with content stays.
+	// KeepActive means that the image stays if it has content.
 	KeepActive bool `json:"keep_active,omitempty"`
 }
 
-// DiscardImage begins to remove an image that no server needs. In the transaction of ctx, if ctx has one, it is begun only with the changes of the caller. An image that is being
-// removed is not an error.
+// DiscardImage begins the operation that removes an image. If ctx has a transaction, the operation begins only if that transaction commits. It is not an error if the image is being
+// removed already.
 func (s *Store) DiscardImage(ctx context.Context, id string, data DiscardData) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		// An error of Begin would end the transaction of the caller.
+		// The lock avoids ErrBusy of Begin, which would roll the caller's transaction back.
 		if _, err := s.ops.Lock(ctx, tx, id); !errors.Is(err, fault.NotFound) {
 			return err
 		}
@@ -42,12 +42,11 @@ func (s *Store) DiscardImage(ctx context.Context, id string, data DiscardData) e
 	return err
 }
 
-// discardPreempted calls begin, which begins an operation on a server. If that operation preempts another one, and the other one uploads an image, the image is removed. As in
-// Nova, the image of a createImage stays if its content is complete.
-func (s *Store) discardPreempted(ctx context.Context, tx *sqlx.Tx, id string, preempts bool, begin func() error) error {
-	if !preempts {
-		return begin()
-	}
+// preempt calls the function begin, and cleans up after the operation that this call preempts. The function begin begins a new
+// operation on the server that preempts the open operation, or returns an error. Its argument is the open operation, which is locked,
+// or nil. If the open operation uploads an image, preempt begins the removal of the image. As in Nova, the image of a createImage
+// stays if its content is complete. If the open operation is a resize, it is interrupted, see [Resize].
+func (s *Store) preempt(ctx context.Context, tx *sqlx.Tx, id string, begin func(open *operation.Op) error) error {
 	data := new(ActData)
 	op, err := s.ops.Lock(ctx, tx, id)
 	if err == nil {
@@ -56,13 +55,17 @@ func (s *Store) discardPreempted(ctx context.Context, tx *sqlx.Tx, id string, pr
 	if err != nil && !errors.Is(err, fault.NotFound) {
 		return err
 	}
-	if err := begin(); err != nil || !data.Upload {
+	if err := begin(op); err != nil || op == nil {
+		return err
+	}
+	if err := s.interruptResize(ctx, tx, id, actionOf(op.Kind)); err != nil || !data.Upload {
 		return err
 	}
 	return s.DiscardImage(ctx, data.ImageRef, DiscardData{Server: id, KeepActive: op.Kind != kindName(compute.Shelve)})
 }
 
-// KeepImage ends the removal of an image that is good now: an action that had failed was repeated. It runs in the transaction that ends the action's step.
+// KeepImage cancels the removal of an image whose content is complete now. Such a removal exists if the action that makes the image had failed, and was then repeated. KeepImage runs in
+// the transaction that ends the action's step.
 func (s *Store) KeepImage(ctx context.Context, tx *sqlx.Tx, image string) error {
 	op, err := s.ops.Lock(ctx, tx, image)
 	if err == nil && op.State == operation.Running {
@@ -74,17 +77,17 @@ func (s *Store) KeepImage(ctx context.Context, tx *sqlx.Tx, image string) error 
 	return err
 }
 
-// The uses of an image that is to be removed.
+// Errors of CheckUnneeded: the image is in use.
 var (
 	errImageInWork = fault.Sentinel(fault.Conflict, "ImageInWork", "an operation on the server works with the image")
 	// ErrImageNeeded means that the image is the disk of a shelved server.
 	ErrImageNeeded = fault.Sentinel(fault.Precondition, "ImageNeeded", "the image is the disk of a shelved server")
 )
 
-// CheckUnneeded returns an error if a server needs an image: Conflict, while an operation on the server works with the image; ErrImageNeeded. A server that does not exist
-// needs none.
+// CheckUnneeded returns an error if a server needs an image: Conflict while an operation on the server works with the image;
+// ErrImageNeeded if the image is the disk of the shelved server. A server that does not exist needs no image.
 func (s *Store) CheckUnneeded(ctx context.Context, server, image string) error {
-	op, err := s.ops.Current(ctx, server) // first: the transaction that ends a shelve also writes shelved_image
+	op, err := s.ops.Current(ctx, server) // read before shelved_image, because the transaction that ends a shelve writes shelved_image
 	if err == nil {
 		var data *ActData
 		if data, err = operation.DataOf[ActData](op); err == nil && data.ImageRef == image {
@@ -101,8 +104,8 @@ func (s *Store) CheckUnneeded(ctx context.Context, server, image string) error {
 	return err
 }
 
-// ShelvedImage returns the image of a server that is shelved, or "", also if the server does not exist. uploaded reports whether it is one of the image service; nil: an earlier
-// release has shelved the server.
+// ShelvedImage returns the image of a shelved server. It returns "" if the server is not shelved or does not exist. The result uploaded reports whether the image is in the image
+// service; nil: an earlier release has shelved the server.
 func (s *Store) ShelvedImage(ctx context.Context, q sqlx.QueryerContext, id string) (image string, uploaded *bool, err error) {
 	var row struct {
 		Image    string `db:"shelved_image"`

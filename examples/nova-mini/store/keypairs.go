@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/quota"
 )
 
-// KeyPair is the public key of a user, under a name.
+// KeyPair is a public key of a user, with a name.
 type KeyPair struct {
 	ID          int64     `db:"id"`
 	UserID      string    `db:"user_id"`
@@ -31,7 +31,7 @@ func noKeyPair(user, name string) error {
 	return fault.New(fault.NotFound, "Keypair %s not found for user %s", name, user)
 }
 
-// KeyPairs returns a page of a user's key pairs. Errors: Invalid, if the user has no key pair with the name that is the marker.
+// KeyPairs returns a page of a user's key pairs. The marker is the name of a key pair. Errors: Invalid if the user has no key pair of this name.
 func (s *Store) KeyPairs(ctx context.Context, user string, q listing.Query) ([]KeyPair, error) {
 	p := db.Page{From: "key_pairs", Key: "name"}.Select(q)
 	p.Within, p.WithinArgs = "user_id = ?", []any{user}
@@ -39,7 +39,7 @@ func (s *Store) KeyPairs(ctx context.Context, user string, q listing.Query) ([]K
 	return out, noMarker(err, q.Marker)
 }
 
-// noMarker gives the error for a marker that does not exist Nova's text.
+// noMarker returns err, with Nova's text if err means that the marker does not exist.
 func noMarker(err error, marker string) error {
 	if fault.CodeOf(err) == fault.Invalid && fault.From(err).Reason == "MarkerNotFound" {
 		return fault.New(fault.Invalid, "Marker %.255s could not be found.", marker)
@@ -54,7 +54,8 @@ func (s *Store) KeyPair(ctx context.Context, user, name string) (*KeyPair, error
 	return k, err
 }
 
-// CheckKeyPair returns an error of CreateKeyPair, if there is one now. So the generation of a key, which is expensive, can be left out.
+// CheckKeyPair returns the error that CreateKeyPair would return now, or nil. With this check a caller generates a key, which is expensive, only if
+// CreateKeyPair is likely to succeed.
 func (s *Store) CheckKeyPair(ctx context.Context, user, name string) error {
 	used, err := s.keys.Usage(ctx, user)
 	if err != nil {
@@ -76,7 +77,7 @@ func (s *Store) CheckKeyPair(ctx context.Context, user, name string) error {
 
 func tooManyKeyPairs() error { return fault.New(fault.Denied, "Quota exceeded, too many key pairs.") }
 
-// CreateKeyPair adds a key pair. It sets ID and CreatedAt. Errors: Denied, if the user has as many key pairs as [Limits] allow; Conflict,
+// CreateKeyPair adds a key pair. It sets ID and CreatedAt. Errors: Denied if the user already has as many key pairs as [Limits] allow; Conflict
 // if the user has a key pair of this name.
 func (s *Store) CreateKeyPair(ctx context.Context, k *KeyPair) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -96,7 +97,7 @@ func (s *Store) CreateKeyPair(ctx context.Context, k *KeyPair) error {
 	})
 }
 
-// consumer is the name under which the quota counts the key pair. The quota of key pairs is that of the user.
+// consumer returns the name under which the quota counts the key pair. The quota of key pairs is a quota of the user, not of the project.
 func (k *KeyPair) consumer() string { return "key_pair/" + strconv.FormatInt(k.ID, 10) }
 
 // DeleteKeyPair removes a key pair. Servers keep the key. Errors: NotFound.
@@ -114,9 +115,9 @@ func (s *Store) DeleteKeyPair(ctx context.Context, user, name string) error {
 	})
 }
 
-// randomID returns a positive number that every JSON client can represent exactly.
+// randomID returns a random number from 1 to 2^53, so that every JSON client can represent it exactly.
 func randomID() int64 {
 	var raw [8]byte
-	_, _ = rand.Read(raw[:]) // it does not fail
+	_, _ = rand.Read(raw[:]) // never fails
 	return int64(binary.BigEndian.Uint64(raw[:])>>11) + 1
 }

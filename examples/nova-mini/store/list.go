@@ -13,17 +13,16 @@ import (
 	"github.com/armature-go/armature/listing"
 )
 
-// Projects selects the projects whose rows a query sees. The zero value is the project with an empty id, which has
-// no rows.
+// Projects selects rows by project. The zero value selects no rows.
 type Projects struct {
 	id  string
 	all bool
 }
 
-// OfProject selects the project with this id. With an empty id a query sees no rows.
+// OfProject selects the rows of one project. If id is empty, it selects no rows.
 func OfProject(id string) Projects { return Projects{id: id} }
 
-// AllProjects selects every project. It is for queries of administrators.
+// AllProjects selects the rows of every project. It is for queries of administrators.
 func AllProjects() Projects { return Projects{all: true} }
 
 // where returns the SQL condition on the column project_id. An empty text means no condition.
@@ -39,7 +38,7 @@ func (p Projects) where() (text string, args []any) {
 
 // ServerQuery selects and sorts the servers of a list. A server is in the list if it matches all conditions.
 type ServerQuery struct {
-	// Query has the conditions on columns, the order and the page. Servers that are equal by the order are sorted by id, in the
+	// Query has the conditions on columns, the order and the page. Servers with equal sort keys are sorted by id, in the
 	// direction of the last key.
 	listing.Query
 
@@ -47,12 +46,13 @@ type ServerQuery struct {
 	In Projects
 	// Statuses lists the allowed statuses, in upper or lower case. Nil: any status.
 	Statuses []string
-	// Deleted selects deleted and soft-deleted servers instead of the others. Ever selects both. SoftDeleted selects soft-deleted servers beside the others.
+	// By default a list has neither deleted nor soft-deleted servers. Deleted selects only deleted and soft-deleted servers. Ever selects all servers.
+	// SoftDeleted adds the soft-deleted servers to the default.
 	Deleted, Ever, SoftDeleted bool
 	// Nothing makes the list empty.
 	Nothing bool
-	// Keep lists conditions that SQL cannot express. They are called for each server that matches all other
-	// conditions, until the page is full.
+	// Keep has conditions that SQL cannot express. A server is in the list only if every function returns true.
+	// The functions are called for servers that match all other conditions, until the page is full.
 	Keep []func(*Server) bool
 }
 
@@ -66,7 +66,7 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	case q.Ever:
 		from = anyServers
 	}
-	p := db.Page{From: from, MarkerFrom: anyServers, Key: "id"}.Select(q.Query) // as in Nova, the last server of a page may be deleted meanwhile
+	p := db.Page{Columns: listColumns, From: from, MarkerFrom: anyServers, Key: "id"}.Select(q.Query) // as in Nova, the marker may be a server that was deleted meanwhile
 	p.Within, p.WithinArgs = q.In.where()
 	switch {
 	case q.Nothing:
@@ -96,8 +96,8 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	return out, err
 }
 
-// statuses maps vm_state and task_state to Nova's status. A row without a task applies to servers without a task, and to every
-// task of its vm_state that has no row of its own. These rows come after those with a task, which are of the actions.
+// statuses maps vm_state and task_state to Nova's status. The rows with a task come first; they are from compute.Actions. A row
+// without a task applies to servers without a task, and to tasks that have no row for this vm_state.
 var statuses = func() (out []statusRow) {
 	for _, info := range compute.Actions {
 		for vm, status := range info.Shown {
@@ -114,13 +114,13 @@ var statuses = func() (out []statusRow) {
 
 type statusRow struct{ vm, task, status string }
 
-// StatusError and StatusDeleted are the statuses of servers whose fault is shown to clients.
+// The API shows the fault of a server only in the statuses StatusError and StatusDeleted.
 const (
 	StatusError   = "ERROR"
 	StatusDeleted = "DELETED"
 )
 
-// Statuses returns all statuses of servers.
+// Statuses returns all statuses of servers that are not deleted.
 func Statuses() []string {
 	var out []string
 	for _, e := range statuses {
@@ -131,19 +131,18 @@ func Statuses() []string {
 	return out
 }
 
-// RootDevice is the name of the disk from which guests boot.
+// RootDevice is the device name of the disk from which guests boot.
 const RootDevice = "/dev/vda"
 
-// computed are columns for the order of lists, and for filters, which are no columns of the table: their names and their SQL.
+// computed has the sort keys and filters that are not columns of the table: for each name, the SQL that computes the value.
 var computed = map[string]string{
 	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('%s', '%s') OR s.vm_state = '%s' AND s.resize LIKE '%%"running":true%%' THEN %d
 		WHEN s.vm_state IN ('%s', '%s', '%s', '%s', '%s') THEN %d WHEN s.vm_state = '%s' THEN %d WHEN s.vm_state = '%s' THEN %d ELSE %d END`,
 		Active, compute.VMRescued, Resized, compute.Running, Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted, compute.Shutdown,
 		compute.VMPaused, compute.Paused, compute.VMSuspended, compute.Suspended, compute.NoState),
-	"availability_zone": "CASE WHEN s.host IS NULL THEN '' ELSE 'nova' END",
-	"root_device_name":  "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
-	"locked":            "CASE WHEN s.locked_by = '' THEN 0 ELSE 1 END",
-	"kernel_id":         "''", "ramdisk_id": "''", "progress": "0",
+	"root_device_name": "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",
+	"locked":           "CASE WHEN s.locked_by = '' THEN 0 ELSE 1 END",
+	"kernel_id":        "''", "ramdisk_id": "''", "progress": "0",
 }
 
 // Status returns the status that clients see, which depends on the server's vm_state and task.
@@ -159,30 +158,22 @@ func (s *Server) Status() string {
 	return "UNKNOWN"
 }
 
-// whereStatus returns the SQL condition of the servers that have one of the statuses.
+// whereStatus returns the SQL condition of the servers that a filter by statuses selects. The condition comes from those rows of the
+// variable statuses that have one of the given statuses. As in Nova, the vm_state of a server must be in one of these rows, and the task
+// must be in one of them, too, perhaps in another one. If one of these rows has no task, the condition does not depend on the task.
 func whereStatus(list []string) (text string, args []any, err error) {
-	terms := []string{"1 = 0"}
-	changing := map[string][]string{} // for each vm_state, the tasks with a status of their own
+	var states, tasks []string
+	anyTask := false
 	for _, e := range statuses {
-		if e.task != "" {
-			changing[e.vm] = append(changing[e.vm], e.task)
+		if slices.ContainsFunc(list, func(name string) bool { return strings.EqualFold(name, e.status) }) {
+			states, tasks, anyTask = append(states, e.vm), append(tasks, e.task), anyTask || e.task == ""
 		}
 	}
-	for _, e := range statuses {
-		if !slices.ContainsFunc(list, func(name string) bool { return strings.EqualFold(name, e.status) }) {
-			continue
-		}
-		term, values := "vm_state = ?", []any{e.vm}
-		switch tasks := changing[e.vm]; {
-		case e.task != "":
-			term, values = term+" AND task_state = ?", append(values, e.task)
-		case len(tasks) > 0:
-			term, values = term+" AND (task_state IS NULL OR task_state NOT IN (?))", append(values, tasks)
-		}
-		terms, args = append(terms, term), append(args, values...)
+	switch {
+	case len(states) == 0:
+		return "1 = 0", nil, nil
+	case anyTask:
+		return sqlx.In("vm_state IN (?)", states)
 	}
-	if len(args) == 0 {
-		return terms[0], nil, nil
-	}
-	return sqlx.In(strings.Join(terms, " OR "), args...)
+	return sqlx.In("vm_state IN (?) AND task_state IN (?)", states, tasks)
 }

@@ -15,8 +15,9 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// maxOperationTime is how long an operation may take in all. The steps of an operation time out much earlier, see
-// conductor.Config. Only a deletion waits as long as the host is down.
+// maxOperationTime limits the total time of an operation. The steps of an operation time out much earlier, see
+// conductor.Config. A deletion, a soft deletion and the removal of an image have seven times as long, because they wait until
+// the host or the image service is back.
 const maxOperationTime = 24 * time.Hour
 
 // The operations on servers. The resource of each operation is the server's id.
@@ -40,10 +41,15 @@ var (
 	}()
 )
 
-// kindPrefix begins the name of each kind.
+// The name of each kind of operation on servers begins with kindPrefix.
 const kindPrefix = "server."
 
 func kindName(a compute.Action) string { return kindPrefix + string(a) }
+
+// actionOf returns the action that operations of a kind do. For other kinds it returns an action that does not exist.
+func actionOf(kind string) compute.Action {
+	return compute.Action(strings.TrimPrefix(kind, kindPrefix))
+}
 
 // The steps of Create.
 const (
@@ -53,12 +59,18 @@ const (
 
 // CreateData are the data of a server's creation.
 type CreateData struct {
-	// Need are the resources that the server needs of a host.
+	// Need are the resources that the server needs on a host.
 	Need compute.Resources `json:"need,omitzero"`
 	// OnlyHost is the host that the client asks for, or empty for any host.
 	OnlyHost string `json:"only_host,omitempty"`
-	// GroupID is the server group, which may be deleted. Nil: none.
+	// GroupID is the server group, which may have been deleted meanwhile. Nil: none.
 	GroupID *string `json:"group,omitempty"`
+	// Zone is the availability zone that the client asks for, or empty for any zone.
+	Zone string `json:"zone,omitempty"`
+	// Guest is what the image needs of the host.
+	Guest compute.GuestNeeds `json:"guest,omitzero"`
+	// Specs are the extra specs of the flavor.
+	Specs map[string]string `json:"specs,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
@@ -66,11 +78,13 @@ type CreateData struct {
 	LastError string   `json:"last_error,omitempty"`
 }
 
-// creation returns the kind of the operation that creates the server. A process of the last release may run it only if the client has chosen neither
-// a host nor a group, and wants neither networks nor data for the guest, because such a process would ignore them.
+// creation returns the kind of the operation that creates the server. The kind has version 0 if processes of the previous release may
+// run the operation. Such a process would ignore a host, a zone or a group that the client has chosen, what the image and the flavor
+// need of the host, the networks, the data for the guest, and the extra disks. So a server with any of these gets a kind of version 1, which only newer processes run.
 func (s *Server) creation() operation.Kind[CreateData] {
 	k := Create
-	if spec := s.Spec(); s.OnlyHost == "" && s.GroupID == nil && s.Networks.V == nil && !spec.NeedsGuestData() {
+	needs := compute.NeedsOf(s.Flavor().ExtraSpecs, s.Need())
+	if spec := s.Spec(); needs.IsZero() && s.OnlyHost == "" && s.PinnedZone == nil && s.GuestNeeds().IsZero() && s.GroupID == nil && s.Networks.V == nil && !spec.NeedsGuestData() && !spec.HasExtraDisks() {
 		k.Version = 0
 	}
 	return k
@@ -80,22 +94,22 @@ func (s *Server) creation() operation.Kind[CreateData] {
 type ActData struct {
 	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
-	// ImageRef is the image of a rescue, where empty means the server's own, or the one that is made. Upload means that the compute service uploads the
-	// image that is made to the image service.
+	// ImageRef is the image that a rescue boots from (empty: the server's own image), or the image that the action makes. Upload means that the compute
+	// service uploads the new image to the image service.
 	ImageRef string `json:"image_ref,omitempty"`
 	Upload   bool   `json:"upload,omitempty"`
-	// Image is what is known of an image that is made.
+	// Image describes the image that the action makes.
 	Image *Image `json:"image,omitempty"`
 	// Backup makes the image a backup.
 	Backup *Backup `json:"backup,omitempty"`
-	// Rebuild changes the server as a rebuild says. It may be called several times. Pin says to which availability zone the server is pinned.
-	// AutoDisk says who changes the partitions after a resize; nil: as before. AdminPass is a new password, which the server keeps until the end of the
-	// action. They change the server when the action begins, and are not stored with the operation.
+	// The next four fields change the server when the action begins, and are not stored with the operation. Rebuild makes the changes of a rebuild; it may
+	// be called several times. Pin is the new availability zone of the server. AutoDisk is the new Server.AutoDisk of a resize; nil: it stays. AdminPass is a
+	// new password, which the server's row keeps until the end of the action.
 	Rebuild   func(*Server) `json:"-"`
 	Pin       *Pin          `json:"-"`
 	AutoDisk  *bool         `json:"-"`
 	AdminPass *string       `json:"-"`
-	// Host is the host that was chosen for the action. OnlyHost is the host that the client wants.
+	// Host is the host that the scheduler has chosen for the action. OnlyHost is the host that the client asks for.
 	Host     string `json:"host,omitempty"`
 	OnlyHost string `json:"only_host,omitempty"`
 }
@@ -108,11 +122,11 @@ type Image struct {
 	BackupType string `json:"backup_type,omitempty"`
 }
 
-// Pin is the availability zone that a server is pinned to. Zone is nil: any zone.
+// Pin is the availability zone that a server is pinned to. If Zone is nil, the server is not pinned.
 type Pin struct{ Zone *string }
 
-// tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,
-// too, see serversWithTasks.
+// tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state also depends on the
+// step, see liveTask.
 var tasks = func() map[string]string {
 	out := map[string]string{Create.Name: Scheduling, Delete.Name: Deleting}
 	for a := range Kinds {
@@ -121,8 +135,8 @@ var tasks = func() map[string]string {
 	return out
 }()
 
-// serversWithTasks is SQL for a FROM clause: the table of servers with the computed columns. deletedServers has the deleted and the soft-deleted servers, and
-// anyServers both.
+// Each variable is SQL for a FROM clause: a table of servers with the computed columns. serversWithTasks has the servers that are not deleted,
+// deletedServers has the deleted servers, and both have the soft-deleted servers. anyServers has all servers.
 var (
 	serversWithTasks = asServers(liveServers)
 	deletedServers   = asServers(goneServers + " UNION ALL " + liveServers + " WHERE s.vm_state = '" + compute.VMSoftDeleted + "'")
@@ -132,10 +146,10 @@ var (
 func asServers(query string) string { return "(" + query + ") servers" }
 
 // goneServers is a query of the deleted servers.
-var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s")
+var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s"+withHost, computed)
 
-// liveTask is SQL for the task_state of the server s with the current operation o. The CASE has the values of one column, because databases
-// parse and compare it faster than one with conditions.
+// liveTask is SQL for the task_state of the server s with the current operation o. It uses the form CASE column WHEN value, because databases
+// parse and evaluate this form faster than CASE WHEN condition.
 var liveTask = func() string {
 	var cases strings.Builder
 	for _, kind := range slices.Sorted(maps.Keys(tasks)) {
@@ -144,38 +158,33 @@ var liveTask = func() string {
 	return fmt.Sprintf("CASE WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ELSE CASE o.kind%s END END", Create.Name, StepBuild, Spawning, &cases)
 }()
 
-// withOperation is SQL for the servers s with their current operation o.
-const withOperation = "servers s LEFT JOIN operation_current o ON o.resource = s.id"
-
-// liveServers is a query of the servers that are not deleted. oneServer is a query of one of them by its id, without the computed columns.
-var (
-	liveServers = selectServers(liveTask, "NULL", withOperation)
-	oneServer   = `SELECT s.` + strings.Join(shownColumns(), ", s.") + `, ` + liveTask + ` AS task_state FROM ` + withOperation + ` WHERE s.id = ?`
+// withHost is SQL for a FROM clause: the hosts h of the servers s. withOperation is SQL for the servers s with their current operation o and their host h.
+const (
+	withHost      = " LEFT JOIN hosts h ON h.name = s.host"
+	withOperation = "servers s LEFT JOIN operation_current o ON o.resource = s.id" + withHost
 )
 
-// shownColumns returns the columns of the table of servers that lists have.
-func shownColumns() []string {
-	return slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return hidden[name] != "" })
-}
+// liveServers is a query of the servers that are not deleted. oneServer is a query of one such server by id, without the computed columns.
+var (
+	liveServers = selectServers(liveTask, "NULL", withOperation, computed)
+	oneServer   = selectServers(liveTask, "NULL", withOperation, nil) + ` WHERE s.id = ?`
+)
 
-// selectServers returns a query of all columns of servers, and of the computed ones.
-func selectServers(task, terminated, from string) string {
-	var more strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(computed)) {
-		fmt.Fprintf(&more, ", %s AS %s", computed[name], name)
+// selectServers returns a query of servers with the shown columns, the derived columns, and further columns. The parameters task,
+// terminated and from are SQL for task_state, for terminated_at and for the FROM clause. The map in the parameter named more has
+// the SQL of each further column, by the name of the column.
+func selectServers(task, terminated, from string, more map[string]string) string {
+	var also strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(more)) {
+		fmt.Fprintf(&also, ", %s AS %s", more[name], name)
 	}
-	for _, name := range slices.Sorted(maps.Keys(hidden)) {
-		if derived[name] == "" {
-			fmt.Fprintf(&more, ", %s AS %s", hidden[name], name)
-		}
-	}
-	return `SELECT s.` + strings.Join(shownColumns(), ", s.") + more.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+	return `SELECT s.` + strings.Join(shownColumns(), ", s.") + deriveOf("s", "h.zone") + also.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
 }
 
 // Operations returns the store of the operations on servers.
 func (s *Store) Operations() *operation.Store { return s.ops }
 
-// Tx runs f in a transaction. Methods of the store that get the context of f run in this transaction.
+// Tx runs f in a transaction. Methods of the store that are called with the context of f run in this transaction.
 func (s *Store) Tx(ctx context.Context, f func(context.Context) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
 }

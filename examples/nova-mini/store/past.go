@@ -3,49 +3,47 @@ package store
 import (
 	"cmp"
 	"context"
-	"strings"
 	"time"
 
-	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
 
-// PastAction is an action on a server that a client has asked for: an operation as the client sees it.
+// PastAction is an operation on a server in the form in which the API shows actions.
 type PastAction struct {
 	// Name is Nova's name of the action.
 	Name                                   string
 	ServerID, RequestID, UserID, ProjectID string
 	Start, Updated                         time.Time
 	Failed                                 bool
-	// Events are what was done, the oldest first. Only [Store.PastAction] reads them.
+	// Events are the events of the action, the oldest first. Only [Store.PastAction] reads them.
 	Events []PastEvent
 }
 
-// PastEvent is what a service has done for an action.
+// PastEvent is an event of an action. In most cases it is a part of the action that a compute service has done.
 type PastEvent struct {
-	// Name is Nova's name.
+	// Name is Nova's name of the event.
 	Name  string
 	Start time.Time
-	// Finish is nil while it is being done.
+	// Finish is nil while the compute service still works.
 	Finish *time.Time
-	// Host is the host whose compute service has done it, or "".
+	// Host is the host of the compute service, or "" if no compute service has reported.
 	Host string
-	// Error is the error, or "". Details is what the server's project may know of the error.
+	// Error is the error for administrators, or "". Details is the text of the error for the server's project.
 	Error, Details string
 }
 
 // PastQuery selects actions on a server.
 type PastQuery struct {
-	// Marker is the request of the last action of the page before.
+	// Marker is the request ID of the last action of the previous page.
 	Marker string
-	// Limit is the highest number of actions. 0: none.
+	// Limit is the maximum number of actions. 0: no actions.
 	Limit int
-	// Since and Until bound the time of the last change, both inclusive. Zero: no bound.
+	// Since and Until limit the time of the last change, both inclusive. Zero: no limit.
 	Since, Until time.Time
 }
 
-// PastActions returns the actions on a server, the newest first. What nova-mini has done by itself is left out. Errors: Invalid, if the marker
+// PastActions returns the actions on a server, the newest first. It leaves out operations that nova-mini has begun by itself. Errors: Invalid if the marker
 // does not exist.
 func (s *Store) PastActions(ctx context.Context, id string, q PastQuery) ([]PastAction, error) {
 	f := operation.Filter{Resource: id, Requested: true, Limit: q.Limit, UpdatedSince: q.Since, UpdatedUntil: q.Until}
@@ -59,7 +57,7 @@ func (s *Store) PastActions(ctx context.Context, id string, q PastQuery) ([]Past
 		}
 		f.Marker = last.ID
 	}
-	if q.Limit == 0 { // for the list of operations it would mean a default
+	if q.Limit == 0 { // in operation.Filter, 0 means the default limit
 		return nil, nil
 	}
 	list, err := s.ops.List(ctx, f)
@@ -70,7 +68,7 @@ func (s *Store) PastActions(ctx context.Context, id string, q PastQuery) ([]Past
 	return out, err
 }
 
-// operationOf returns the operation of a request on a server, or nil.
+// operationOf returns the operation on a server that a request has begun, or nil. The parameter request is the request ID.
 func (s *Store) operationOf(ctx context.Context, id, request string) (*operation.Operation, error) {
 	list, err := s.ops.List(ctx, operation.Filter{Resource: id, RequestID: request, Limit: 1})
 	if err != nil || len(list) == 0 || request == "" {
@@ -79,7 +77,7 @@ func (s *Store) operationOf(ctx context.Context, id, request string) (*operation
 	return &list[0], nil
 }
 
-// PastAction returns the action of a request on a server, with its events. Errors: NotFound.
+// PastAction returns the action that a request has begun on a server, with its events. Errors: NotFound.
 func (s *Store) PastAction(ctx context.Context, id, request string) (*PastAction, error) {
 	o, err := s.operationOf(ctx, id, request)
 	if err == nil && o == nil {
@@ -96,8 +94,8 @@ func (s *Store) PastAction(ctx context.Context, id, request string) (*PastAction
 	return &out, nil
 }
 
-// PastServer returns what is known of a server that is deleted: its ID, its project and its user. Errors: NotFound, also if its operations
-// are purged.
+// PastServer returns the ID, the project and the user of a deleted server. It reads them from the operation that created the server.
+// Errors: NotFound, also if the server's operations have been purged.
 func (s *Store) PastServer(ctx context.Context, id string) (*Server, error) {
 	list, err := s.ops.List(ctx, operation.Filter{Resource: id, Kind: Create.Name, Limit: 1})
 	if err != nil {
@@ -117,7 +115,7 @@ func pastAction(o *operation.Operation) PastAction {
 	}
 }
 
-// namesOf returns Nova's names of what an operation of a kind does, and of what its compute service does.
+// namesOf returns Nova's name of the action that operations of a kind do, and Nova's name of the event for the compute service's part.
 func namesOf(kind string) (action, event string) {
 	switch kind {
 	case Create.Name:
@@ -125,25 +123,34 @@ func namesOf(kind string) (action, event string) {
 	case Delete.Name:
 		return "delete", "compute_terminate_instance"
 	}
-	name := strings.TrimPrefix(kind, kindPrefix)
-	info := compute.Action(name).Info()
-	return cmp.Or(info.Name, name), info.Event
+	a := actionOf(kind)
+	return cmp.Or(a.Info().Name, string(a)), a.Info().Event
 }
 
-// pastEvents returns the events of an operation: each end of work that a compute service has reported, what it does now, and the error of an
-// operation that has failed without such a report.
+// failureDetails returns the text about the failure of an operation for the server's project. It returns "" for operations that do no
+// action of compute.Actions.
+func failureDetails(o *operation.Operation) string {
+	a := actionOf(o.Kind)
+	switch {
+	case a.Info().Name == "":
+		return ""
+	case o.State == operation.Canceled:
+		return failedAction(a, o.Resource) + " Another action or an operator has ended it."
+	}
+	return failedAction(a, o.Resource)
+}
+
+// pastEvents returns the events of an operation: one for each report of a compute service, one for the work that a compute service does now,
+// and one for the error of an operation that has failed without such a report. An action that the API service has done at once has one event.
 func pastEvents(o *operation.Operation) (out []PastEvent) {
 	_, name := namesOf(o.Kind)
 	if name == "" {
 		return nil
 	}
-	if len(o.Steps) == 0 && o.Ended != nil { // it was recorded at its end
-		return []PastEvent{{Name: name, Start: o.Created, Finish: o.Ended, Error: o.Error}}
+	if len(o.Steps) == 0 && o.State == operation.Succeeded { // an action without steps, which Store.record has recorded
+		return []PastEvent{{Name: name, Start: o.Created, Finish: o.Ended}}
 	}
-	details := ""
-	if a := compute.Action(strings.TrimPrefix(o.Kind, kindPrefix)); a.Info().Name != "" {
-		details = failedAction(a, o.Resource)
-	}
+	details := failureDetails(o)
 	for _, e := range o.Events {
 		if e.Reporter == "" || e.Result == "retry" {
 			continue

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -11,7 +13,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/network"
 )
 
-// interfaces returns the network interfaces that a driver gives the server.
+// interfaces returns the network interfaces of the server in the form for drivers.
 func (s *Server) interfaces() (out []compute.Interface) {
 	for _, p := range s.Networks.V.Ports() {
 		out = append(out, Interface(p))
@@ -19,17 +21,31 @@ func (s *Server) interfaces() (out []compute.Interface) {
 	return out
 }
 
-// Interface returns the network interface of a port.
+// Interface returns the network interface of a port in the form for drivers. The field Network of the result is "bridge:NAME" if the
+// port has a bridge, and otherwise the network's id.
 func Interface(p network.Port) compute.Interface {
 	where := p.Network
 	if p.Bridge != "" {
 		where = "bridge:" + p.Bridge
 	}
-	return compute.Interface{ID: p.ID, MAC: p.MAC, Network: where}
+	out := compute.Interface{ID: p.ID, MAC: p.MAC, Network: where, NetworkID: p.Network, MTU: p.MTU, Tag: p.Tag}
+	for _, s := range p.Subnets {
+		in := slices.IndexFunc(p.Addresses, func(a network.Address) bool { return a.Subnet == s.ID }) // as Nova, the guest is told the first address in each subnet
+		_, bits, _ := strings.Cut(s.CIDR, "/")
+		if in < 0 || bits == "" {
+			continue
+		}
+		one := compute.GuestAddress{Prefix: p.Addresses[in].IP + "/" + bits, DHCP: s.DHCP, IPv6Mode: s.IPv6Mode, Gateway: s.Gateway, DNS: s.DNS}
+		for _, r := range s.Routes {
+			one.Routes = append(one.Routes, compute.Route(r))
+		}
+		out.Addresses = append(out.Addresses, one)
+	}
+	return out
 }
 
-// ChangePorts changes the network interfaces of a server. It calls change with the server, without its task, and writes them. An error
-// of change is returned, and nothing is changed. Errors: NotFound.
+// ChangePorts changes the network interfaces of a server. It calls the function change with the server, which has no TaskState, and
+// writes Networks. If the function returns an error, ChangePorts writes nothing and returns that error. Other errors: NotFound.
 func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server) error) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		srv, err := s.lockServer(ctx, tx, id)

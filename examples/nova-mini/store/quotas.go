@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/service/quota"
 )
 
-// Names of limits, as in Nova.
+// The names of limits, as in Nova.
 const (
 	Cores        = "cores"                // virtual CPUs of a project
 	Instances    = "instances"            // servers of a project
@@ -25,17 +25,17 @@ const (
 	Metadata     = "metadata_items"       // metadata items of a server
 	KeyPairs     = "key_pairs"            // key pairs of a user
 	ServerGroups = "server_groups"        // server groups of a project
-	GroupMembers = "server_group_members" // servers of a server group
+	GroupMembers = "server_group_members" // servers of a user in a server group
 
 	InjectedFiles    = "injected_files"              // files for a guest
 	FileContentBytes = "injected_file_content_bytes" // bytes of one of these files
-	FilePathLength   = "injected_file_path_bytes"    // bytes of the path of one
+	FilePathLength   = "injected_file_path_bytes"    // bytes of the path of one of these files
 )
 
-// Limits are the highest amounts by name. A name that is missing, and the amount -1, mean no limit.
+// Limits are the maximum amounts, by name. A missing name and the amount -1 mean no limit.
 type Limits map[string]int64
 
-// Of returns a limit, or -1.
+// Of returns a limit, or -1 if there is no limit.
 func (l Limits) Of(name string) int64 {
 	if n, ok := l[name]; ok {
 		return n
@@ -43,7 +43,7 @@ func (l Limits) Of(name string) int64 {
 	return quota.Unlimited
 }
 
-// of returns a store of usage with some of the limits.
+// of returns a quota store for the named limits.
 func (l Limits) of(d *sqlx.DB, names ...string) *quota.Store {
 	classes := map[string]int64{}
 	for _, name := range names {
@@ -55,7 +55,7 @@ func (l Limits) of(d *sqlx.DB, names ...string) *quota.Store {
 // Limits returns the limits with which the store was made.
 func (s *Store) Limits() Limits { return s.limits }
 
-// Usage returns what a project uses, by the names of limits.
+// Usage returns the amounts that a project uses, by the names of limits.
 func (s *Store) Usage(ctx context.Context, project string) (map[string]int64, error) {
 	out := map[string]int64{}
 	for _, q := range []*quota.Store{s.quotas, s.groups} {
@@ -70,7 +70,7 @@ func (s *Store) Usage(ctx context.Context, project string) (map[string]int64, er
 	return out, nil
 }
 
-// quotaClaim is what a server counts in the quota of its project while it has these resources.
+// quotaClaim returns the amounts that a server with these resources uses of its project's quota.
 func (s *Server) quotaClaim(has compute.Resources) quota.Claim {
 	return quota.Claim{Consumer: s.ID, Project: s.ProjectID, Amounts: map[string]int64{Instances: 1, Cores: int64(has.VCPUs), RAM: int64(has.MemoryMiB)}}
 }
@@ -88,8 +88,8 @@ func quotaText(m map[string]string) error {
 	return fault.New(fault.Denied, "Quota exceeded for %s: Requested %s, but already used %s of %s %s", m["class"], m["requested"], m["used"], m["limit"], m["class"])
 }
 
-// tooMany is overQuota for servers of which not even the least number fits. As in Nova, the text has the least and the highest number of servers, and
-// what the highest number needs of the rest.
+// tooMany returns Nova's error for a request of which not even the Least servers fit into the quota. As in Nova, the text gives the requested
+// number of servers as a range, such as 2-5, if Least and Most differ. For other limits the text gives the amounts that Most servers need.
 func tooMany(err error, of NewServers, one *Server) error {
 	m := maps.Clone(fault.From(err).Meta)
 	amounts := one.quotaClaim(one.Need()).Amounts
@@ -105,7 +105,7 @@ func tooMany(err error, of NewServers, one *Server) error {
 	return quotaText(m)
 }
 
-// room returns how many servers like one its project may still create.
+// room returns the number of further servers that a project may create. The parameter named one is an example of these servers, with their project and their size.
 func (s *Store) room(ctx context.Context, one *Server) (int, error) {
 	used, err := s.quotas.Usage(ctx, one.ProjectID)
 	if err != nil {
@@ -120,14 +120,15 @@ func (s *Store) room(ctx context.Context, one *Server) (int, error) {
 	return int(room), nil
 }
 
-// RepairQuotas makes the quotas count exactly the servers that exist: a conductor of the last release removes servers without their quota, and its
-// API creates them without. It returns how many servers it has counted or no longer counts. All services may run meanwhile.
+// RepairQuotas makes the quotas count exactly the existing servers that are not soft-deleted. This is needed because services of the
+// previous release do not update the quotas when they create or remove servers. RepairQuotas returns the number of servers for which
+// it has changed the quota. All services may run meanwhile.
 func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
 	consumers, err := s.counted.Consumers(ctx)
 	if err != nil {
 		return 0, err
 	}
-	var servers []struct { // after the claims: a server and its claim are added in one transaction
+	var servers []struct { // read after the consumers, because a server and its use of the quota are added in one transaction
 		ID      string `db:"id"`
 		VMState string `db:"vm_state"`
 	}
@@ -138,7 +139,7 @@ func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
 	exists, counted := map[string]bool{}, map[string]bool{}
 	for _, srv := range servers {
 		exists[srv.ID] = true
-		counted[srv.ID] = srv.VMState == compute.VMSoftDeleted // it counts only while it is restored
+		counted[srv.ID] = srv.VMState == compute.VMSoftDeleted // treated as correct: a soft-deleted server counts only while it is being restored
 		ids = append(ids, srv.ID)
 	}
 	for _, id := range consumers {
@@ -159,7 +160,7 @@ func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
 	return changed, errors.Join(errs...)
 }
 
-// repairQuota counts a server if it exists, and no longer counts it if it does not.
+// repairQuota makes the quota count a server that exists, and not count a server that does not exist.
 func (s *Store) repairQuota(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		srv, err := s.lockServer(ctx, tx, id)

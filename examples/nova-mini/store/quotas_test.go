@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestRepairQuotas: the quotas count the servers that exist after processes of an earlier release, which do not know quotas, have created and
-// removed servers. A server above the limit is counted, too.
+// TestRepairQuotas: processes of an earlier release, which do not know quotas, may have created and removed servers. After the repair, the quotas
+// count the existing servers, even those above the limit.
 func TestRepairQuotas(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -44,7 +44,7 @@ func TestRepairQuotas(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for _, want := range []int{2, 0} { // the second time nothing is left to do
+		for _, want := range []int{2, 0} { // the second repair has nothing left to do
 			changed, err := s.RepairQuotas(t.Context())
 			if err != nil || changed != want {
 				t.Errorf("repaired %d, %v; want %d", changed, err, want)
@@ -56,7 +56,8 @@ func TestRepairQuotas(t *testing.T) {
 	})
 }
 
-// TestQuotaOneConnection: servers that the quota refuses need no second connection, which other requests may have.
+// TestQuotaOneConnection: a request that the quota refuses needs no second connection of the pool. Otherwise it could wait for the connections of
+// other requests.
 func TestQuotaOneConnection(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestReportAgain: a report that changes nothing is only a heartbeat. A report that changes something is written, even if
+// TestReportAgain: a report without changes is only a heartbeat. A report with changes is written, even if
 // another process has written a report in between.
 func TestReportAgain(t *testing.T) {
 	t.Parallel()

@@ -13,22 +13,127 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// Size is a flavor's id, the resources of a server of that flavor, and what the server keeps of the flavor. Boot is nil for an earlier release.
+// Size is a flavor's id, the resources of a server of that flavor, and the other values of the flavor that are stored with the server.
+// Boot is nil in a Size that an earlier release has written.
 type Size struct {
 	FlavorID string            `json:"flavor"`
 	Has      compute.Resources `json:"has"`
 	Boot     *BootFlavor       `json:"boot,omitempty"`
 }
 
-// Resize is a resize that is neither confirmed nor reverted. Until then the server's claim covers both sizes.
+// Resize is a resize that is neither confirmed nor reverted. Meanwhile the server's claim and its use of the quota cover both sizes. A server keeps its Resize from the transaction
+// that accepts the resize until its size on the host is known again:
+//
+//   - Without an interruption: until the resize is confirmed or reverted, or has failed and is undone (endResize).
+//   - After an interruption: until the end of the next action with [compute.ActionInfo].Settles. In this action the compute service gives the server the size that
+//     settledSize returns. Until then no other resize begins. As long as the server is in ERROR, an operator can also retry the operation.
+//
+// A resize, its confirmation or its revert is interrupted if it times out or is canceled, if its result on the host is not known, or if a deletion or os-resetState ends it. For a resized
+// server, os-resetState is an interruption, too. A crash of a conductor interrupts nothing, because another conductor continues the operation.
 type Resize struct {
 	From Size `json:"from"`
 	To   Size `json:"to"`
-	// Running reports whether the server ran before the resize, and so must run after the resize.
+	// Running reports whether the server ran before the resize. If so, it must also run after the resize.
 	Running bool `json:"running"`
+	// Back means that the resize, or its revert, was interrupted: the server gets its old size back.
+	Back bool `json:"back,omitempty"`
 }
 
-// SizeOf returns the size of the servers of a flavor.
+// Goal returns the size that the request of an action has. For a resize, its confirmation and its revert, this is the new size, which
+// a compute service reads only for the resize. For an action with [compute.ActionInfo].Settles, this is the size of the server after
+// the action. Goal returns nil for other actions, and if the server has no resize.
+func (s *Server) Goal(a compute.Action) *Size {
+	switch {
+	case s.Resize.V == nil:
+		return nil
+	case resizes(a):
+		return &s.Resize.V.To
+	case a.Info().Settles:
+		return s.settledSize()
+	}
+	return nil
+}
+
+// settledSize returns the size that a server gets after its resize was interrupted. It is the new size only if the resize was done.
+// vm_state does not tell whether the resize was done, because an administrator may have reset vm_state.
+func (s *Server) settledSize() *Size {
+	if r := s.Resize.V; !r.Back && s.FlavorID != r.From.FlavorID {
+		return &r.To
+	}
+	return &s.Resize.V.From
+}
+
+// interrupted records that an action on a server with a resize has ended, and that the result of the action on the host is not known.
+func (r *Resize) interrupted(a compute.Action) {
+	r.Back = r.Back || a == compute.Resize || a == compute.RevertResize
+}
+
+// resizing reports whether the server has a resize that runs.
+func (s *Server) resizing() bool {
+	r := s.Resize.V
+	return r != nil && !r.Back && s.FlavorID == r.From.FlavorID
+}
+
+// interruptedBy reports whether a server is in ERROR because this action was interrupted. The parameter data has the data of the action.
+func (s *Server) interruptedBy(a compute.Action, data *ActData) bool {
+	r := s.Resize.V
+	if r == nil || s.VMState != Error {
+		return false
+	}
+	switch done := s.FlavorID == r.To.FlavorID; a {
+	case compute.Resize:
+		return r.Back && !done && data.Resize.FlavorID == r.To.FlavorID
+	case compute.RevertResize:
+		return r.Back && done
+	case compute.ConfirmResize:
+		return !r.Back && done
+	default:
+		return false
+	}
+}
+
+// resumeResize gives a server the state from before an action was interrupted, so that the action can be done again.
+func (s *Store) resumeResize(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, now time.Time) error {
+	srv, err := s.lockServer(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	srv.Resize.V.Back = false
+	state := Resized
+	if a == compute.Resize {
+		state = srv.Resize.V.stateBefore()
+	}
+	_, err = db.Exec(ctx, tx, `UPDATE servers SET resize = ?, vm_state = ?, updated_at = ? WHERE id = ?`, srv.Resize, state, now, id)
+	return err
+}
+
+// stateBefore returns the vm_state of the server before the resize.
+func (r *Resize) stateBefore() string {
+	if r.Running {
+		return Active
+	}
+	return Stopped
+}
+
+// interruptResize is [Resize.interrupted] for a preempted operation.
+func (s *Store) interruptResize(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action) error {
+	if !resizes(a) {
+		return nil
+	}
+	srv, err := s.lockServer(ctx, tx, id)
+	if err != nil || srv.Resize.V == nil {
+		return err
+	}
+	srv.Resize.V.interrupted(a)
+	return s.writeResize(ctx, tx, srv)
+}
+
+func (s *Store) writeResize(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
+	_, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, srv.ID)
+	return err
+}
+
+// SizeOf returns the size of servers of a flavor.
 func SizeOf(f *Flavor) *Size { return &Size{f.ID, f.Resources(), f.Boot()} }
 
 func (s *Server) size() Size { return Size{s.FlavorID, s.Need(), s.BootFlavor.V} }
@@ -38,8 +143,8 @@ func (s *Server) setSize(z Size) {
 	s.BootFlavor.V = z.Boot
 }
 
-// Holds returns the resources that the server's claim covers: of two sizes during a resize, the larger amount of each
-// resource.
+// Holds returns the resources that the server's claim covers. During a resize this is, for each resource, the larger amount
+// of the two sizes.
 func (s *Server) Holds() compute.Resources {
 	if s.Resize.V == nil {
 		return s.Need()
@@ -56,9 +161,11 @@ func (s *Store) updateClaim(ctx context.Context, tx *sqlx.Tx, srv *Server) error
 	})
 }
 
-// prepareResize claims the resources for both sizes, and writes the resize into the server's row. The server is locked.
+// prepareResize claims the resources for both sizes, and writes the resize into the server's row. The caller has locked the server.
 func (s *Store) prepareResize(ctx context.Context, tx *sqlx.Tx, srv *Server, to Size, now time.Time) error {
 	switch {
+	case srv.Resize.V != nil:
+		return fault.New(fault.Conflict, "Cannot 'resize' instance %s: an earlier resize is neither confirmed nor reverted. A hard reboot gives the instance a known size.", srv.ID)
 	case to.FlavorID == srv.FlavorID:
 		return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
 	case to.Has.DiskGiB < srv.DiskGiB:
@@ -78,10 +185,10 @@ func (s *Store) prepareResize(ctx context.Context, tx *sqlx.Tx, srv *Server, to 
 	return err
 }
 
-// endResize sets the state and the size that the server has after an action of a resize.
+// endResize sets the state and the size of the server after a resize, its confirmation or its revert.
 func (s *Server) endResize(a compute.Action, failed bool, now time.Time) {
 	switch {
-	case a == compute.Resize && failed:
+	case a == compute.Resize && failed && s.resizing():
 		s.Resize.V = nil
 	case failed:
 	case a == compute.Resize:
@@ -91,15 +198,11 @@ func (s *Server) endResize(a compute.Action, failed bool, now time.Time) {
 		if a == compute.RevertResize {
 			s.setSize(s.Resize.V.From)
 		}
-		s.VMState = Stopped
-		if s.Resize.V.Running {
-			s.VMState = Active
-		}
-		s.Resize.V = nil
+		s.VMState, s.Resize.V = s.Resize.V.stateBefore(), nil
 	}
 }
 
-// resizes reports whether an action is a part of a resize.
+// resizes reports whether an action is a resize, its confirmation or its revert.
 func resizes(a compute.Action) bool {
 	return a == compute.Resize || a == compute.ConfirmResize || a == compute.RevertResize
 }

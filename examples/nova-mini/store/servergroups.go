@@ -13,17 +13,18 @@ import (
 	"github.com/armature-go/armature/service/quota"
 )
 
-// ServerGroup is a group of servers whose hosts depend on each other. Only its members change.
+// ServerGroup is a group of servers. The policy of the group says which of the servers should share a host. After the creation
+// of a group only its members change.
 type ServerGroup struct {
 	ID        string           `db:"id"`
 	Name      string           `db:"name"`
 	ProjectID string           `db:"project_id"`
 	UserID    string           `db:"user_id"`
 	Policy    placement.Policy `db:"policy"`
-	// MaxPerHost is the most members on one host, for the policy anti-affinity. 0: the group has no such rule, which means 1.
+	// MaxPerHost is the maximum number of members on one host, for the policy anti-affinity. 0: the client has not set this rule, and the maximum is 1.
 	MaxPerHost int       `db:"max_per_host"`
 	CreatedAt  time.Time `db:"created_at"`
-	// Members are the IDs of the servers in the group that are not deleted, also of those without a host, the oldest first. They are read only.
+	// Members are the IDs of the servers in the group that are not deleted, the oldest first. They include servers without a host. Members is read only.
 	Members []string `db:"-"`
 }
 
@@ -34,8 +35,8 @@ func NoServerGroup(id string) error {
 
 const selectGroups = `SELECT id, name, project_id, user_id, policy, max_per_host, created_at FROM server_groups`
 
-// ServerGroups returns server groups, the oldest first: at most limit, without the first offset. of are the projects whose servers are listed as
-// members.
+// ServerGroups returns a page of server groups, the oldest first. The page begins after the first offset groups, and has at most limit
+// groups. The parameter named in selects the projects of the groups. The parameter named of selects the projects whose servers are listed as members.
 func (s *Store) ServerGroups(ctx context.Context, in, of Projects, limit, offset int) ([]ServerGroup, error) {
 	query, args := selectGroups, []any(nil)
 	if text, more := in.where(); text != "" {
@@ -48,7 +49,7 @@ func (s *Store) ServerGroups(ctx context.Context, in, of Projects, limit, offset
 	return list, s.readMembers(ctx, of, list)
 }
 
-// ServerGroup returns one server group. of are the projects whose servers are listed as members. Errors: NotFound.
+// ServerGroup returns one server group. The parameter named of selects the projects whose servers are listed as members. Errors: NotFound.
 func (s *Store) ServerGroup(ctx context.Context, id string, of Projects) (*ServerGroup, error) {
 	list := make([]ServerGroup, 1)
 	if err := s.get(ctx, s.db, &list[0], NoServerGroup(id), selectGroups+` WHERE id = ?`, id); err != nil {
@@ -91,10 +92,10 @@ func (s *Store) readMembers(ctx context.Context, of Projects, list []ServerGroup
 	return nil
 }
 
-// consumer is the name under which the quota counts the group.
+// consumer returns the name under which the quota counts the group.
 func (g *ServerGroup) consumer() string { return "server_group/" + g.ID }
 
-// CreateServerGroup adds a server group. It sets CreatedAt. Errors: Denied, if the group has no project, or the project has as many groups as
+// CreateServerGroup adds a server group. It sets CreatedAt. Errors: Denied if the group has no project, or the project already has as many groups as
 // [Limits] allow.
 func (s *Store) CreateServerGroup(ctx context.Context, g *ServerGroup) error {
 	if g.ProjectID == "" {
@@ -115,7 +116,7 @@ func (s *Store) CreateServerGroup(ctx context.Context, g *ServerGroup) error {
 	})
 }
 
-// DeleteServerGroup removes a server group. Its servers stay where they are, and are in no group. Errors: NotFound.
+// DeleteServerGroup removes a server group. The servers of the group stay on their hosts, and are in no group. Errors: NotFound.
 func (s *Store) DeleteServerGroup(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		if err := db.ExecOne(ctx, tx, NoServerGroup(id), `DELETE FROM server_groups WHERE id = ?`, id); err != nil {
@@ -126,9 +127,10 @@ func (s *Store) DeleteServerGroup(ctx context.Context, id string) error {
 }
 
 // joinGroup checks that a new server may be in its group, with the other servers of the request. It locks the group until the end of the transaction,
-// so that requests for one group run one after the other. It must be the first read of the transaction: then the count has the servers of
-// all transactions that have had the lock. Errors: Invalid, if the group does not exist; Denied, if it would have more members than [Limits] allow.
-func (s *Store) joinGroup(ctx context.Context, tx *sqlx.Tx, id string, servers int) error {
+// so that requests for one group run one after the other. The lock must be the first read of the transaction: then joinGroup also
+// counts the servers of all transactions that have had the lock before. As in Nova, the limit is for the members of each user. Errors:
+// Invalid, if the group does not exist; Denied, if the group would have more members of the user than [Limits] allow.
+func (s *Store) joinGroup(ctx context.Context, tx *sqlx.Tx, id, user string, servers int) error {
 	var locked string
 	gone := fault.New(fault.Invalid, "%s", fault.From(NoServerGroup(id)).Msg)
 	if err := s.get(ctx, tx, &locked, gone, `SELECT id FROM server_groups WHERE id = ? FOR UPDATE`, id); err != nil {
@@ -139,7 +141,7 @@ func (s *Store) joinGroup(ctx context.Context, tx *sqlx.Tx, id string, servers i
 		return nil
 	}
 	var has int64
-	if err := tx.GetContext(ctx, &has, `SELECT COUNT(*) FROM servers WHERE group_id = ?`, id); err != nil {
+	if err := tx.GetContext(ctx, &has, `SELECT COUNT(*) FROM servers WHERE group_id = ? AND user_id = ?`, id, user); err != nil {
 		return db.Error(err)
 	}
 	if has+int64(servers) > most {
@@ -148,7 +150,7 @@ func (s *Store) joinGroup(ctx context.Context, tx *sqlx.Tx, id string, servers i
 	return nil
 }
 
-// PlacementGroup returns the group of a claim. A group that is deleted has no policy.
+// PlacementGroup returns a server group in the form for claims. A deleted group has no policy.
 func (s *Store) PlacementGroup(ctx context.Context, id string) (*placement.Group, error) {
 	var g ServerGroup
 	err := s.get(ctx, s.db, &g, NoServerGroup(id), selectGroups+` WHERE id = ?`, id)
@@ -158,7 +160,7 @@ func (s *Store) PlacementGroup(ctx context.Context, id string) (*placement.Group
 	return &placement.Group{ID: id, Policy: g.Policy, MaxPerHost: int64(g.MaxPerHost)}, err
 }
 
-// group returns the group of the server's claim while the server stays on its host, where the claim does not check the policy.
+// group returns the group for a claim of a server that stays on its host. The result has no policy, because such a claim does not check the policy.
 func (s *Server) group() *placement.Group {
 	if s.GroupID == nil {
 		return nil

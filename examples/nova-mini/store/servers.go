@@ -13,12 +13,13 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Values of vm_state, as in Nova.
+// The values of vm_state, as in Nova. The others are in package compute.
 const (
 	Building = compute.VMBuilding
 	Active   = compute.VMActive
@@ -28,11 +29,11 @@ const (
 	Deleted  = "deleted" // only in lists, see ServerQuery.Deleted
 )
 
-// Values of task_state, as in Nova, of operations that are not actions. The others are in [compute.Actions].
+// The values of task_state, as in Nova, for operations that are not actions. The others are in [compute.Actions].
 const (
 	Scheduling = "scheduling" // the scheduler chooses a host
 	Spawning   = "spawning"   // the compute service builds the server
-	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
+	Deleting   = "deleting"   // the compute service removes the server; without a host, the conductor removes it
 )
 
 // Server is one row of the table of servers, with its task. A server has a task while it has an operation that has not
@@ -52,11 +53,11 @@ type Server struct {
 	VMState   string                     `db:"vm_state"`
 	// TaskState is read only. It is computed from the server's operation, see Task.
 	TaskState *string `db:"task_state"`
-	// Host is the host on which the server is placed. It is nil before that, and again after a build has failed.
+	// Host is the host on which the server is placed. It is nil until a host is chosen, and after a build has failed.
 	Host      *string `db:"host"`
 	FaultCode int     `db:"fault_code"`
 	// FaultMessage is the text of the fault for the server's project. It names no hosts and no amounts of resources. The
-	// names of the columns are older than those of the fields: fault_message has the details.
+	// names of the columns are older than the fields: the column fault_message has FaultDetails.
 	FaultMessage string `db:"fault_for_users"`
 	// FaultDetails is the text of the fault for administrators.
 	FaultDetails string     `db:"fault_message"`
@@ -64,98 +65,125 @@ type Server struct {
 	CreatedAt    time.Time  `db:"created_at"`
 	UpdatedAt    time.Time  `db:"updated_at"`
 	LaunchedAt   *time.Time `db:"launched_at"`
-	// TerminatedAt is read only. It is nil unless the server is Deleted.
+	// TerminatedAt is read only. Only a server in the state Deleted has it.
 	TerminatedAt *time.Time       `db:"terminated_at"`
 	Resize       db.JSON[*Resize] `db:"resize"`
 	// LockedBy says who has locked the server: LockedByOwner, LockedByAdmin or "" if it is not locked.
 	LockedBy     string `db:"locked_by"`
 	LockedReason string `db:"locked_reason"`
-	// ShelvedImage is the image of a shelved server's disk, and ShelvedAt is since when the server is shelved on its host.
+	// ShelvedImage is the image of a shelved server's disk. ShelvedAt is the time at which the server was shelved. It is nil if the
+	// server is not shelved, or has left its host since.
 	ShelvedImage string     `db:"shelved_image"`
 	ShelvedAt    *time.Time `db:"shelved_at"`
-	// ShelvedUpload reports whether ShelvedImage is one of the image service. Nil: an earlier release has shelved the server, or it is not shelved.
+	// ShelvedUpload reports whether ShelvedImage is in the image service. Nil: the server is not shelved, or an earlier release has shelved it.
 	ShelvedUpload *bool `db:"shelved_upload"`
-	// SoftDeletedAt is since when the server is soft-deleted. It stays after the server has been restored.
+	// SoftDeletedAt is the time at which the server was last soft-deleted. It stays after the server has been restored.
 	SoftDeletedAt *time.Time `db:"soft_deleted_at"`
 
-	// Description is nil unless the client gives one.
+	// Description is nil if the client has given none.
 	Description *string `db:"description"`
-	// Hostname is the name that the guest is told. ReservationID is common to the servers of one request, and LaunchIndex is the
-	// number of the server among them, from 0.
+	// Hostname is the host name for the guest. The servers of one request have the same ReservationID. LaunchIndex is the
+	// number of the server within the request, from 0.
 	Hostname      string `db:"hostname"`
 	ReservationID string `db:"reservation_id"`
-	LaunchIndex   int    `db:"launch_index"`
-	AccessIPv4    string `db:"access_ip_v4"`
-	AccessIPv6    string `db:"access_ip_v6"`
-	// AutoDisk reports whether the guest may change its partitions.
+	// InstanceName is the name on the host. It is nil for a server that an earlier release has created, see NameOnHost.
+	InstanceName *string `db:"instance_name"`
+	LaunchIndex  int     `db:"launch_index"`
+	AccessIPv4   string  `db:"access_ip_v4"`
+	AccessIPv6   string  `db:"access_ip_v6"`
+	// AutoDisk reports whether the guest may change the partitions of its disk.
 	AutoDisk bool `db:"auto_disk_config"`
-	// ConfigDrive reports whether the client asks for a disk with the server's metadata and user data.
+	// ConfigDrive reports whether the server has a disk with its metadata and user data, because the client or the image asks for it.
 	ConfigDrive bool    `db:"config_drive"`
 	KeyName     *string `db:"key_name"`
+	// Zone is the availability zone of the server. It is read only, and is empty if the server was built and has no host now. See zoneOf.
+	Zone string `db:"availability_zone"`
 	// PinnedZone is the availability zone that the client asks for.
 	PinnedZone *string `db:"pinned_zone"`
 	// Tags are sorted.
 	Tags db.JSON[[]string] `db:"tags"`
-	// Hints are lists of values by name, as JSON. Nil: none.
+	// Hints are the client's scheduler hints: lists of values by name, as JSON. Nil: none.
 	Hints *string `db:"scheduler_hints"`
-	// GroupID is the server group, which may be deleted. Nil: none.
+	// GroupID is the server group, which may have been deleted. Nil: none.
 	GroupID *string `db:"group_id"`
 	// BootFlavor is nil for a server that an earlier release has created, see Flavor.
 	BootFlavor db.JSON[*BootFlavor] `db:"boot_flavor"`
 
-	// Networks are the network interfaces of the server. Nil: it has none, and is to have none.
+	// ImageProperties are those properties of the image that Nova defines, with the values at the last boot.
+	ImageProperties db.JSON[map[string]string] `db:"image_properties"`
+
+	// Networks are the network interfaces of the server: the requested ones, with their ports. Nil: no interface was requested or attached.
 	Networks db.JSON[*network.Wanted] `db:"networks"`
 
-	// UserData (base64, as the client has sent it), AdminPass and PublicKey, that of the key pair, are large or secret, so only
-	// [Store.ServerToBuild] reads them. AdminPass is kept until the server has been built.
+	// Most queries of servers leave out UserData, PublicKey, AdminPass and Files, because these are large or secret.
+	// [Store.ServerToBuild] reads them. UserData is base64, as the client has sent it. PublicKey is the key of the key pair.
+	// AdminPass is removed when the server has been built, and at the end of an action that sets a password.
 	UserData  *string `db:"user_data"`
 	PublicKey *string `db:"public_key"`
 	AdminPass *string `db:"admin_pass"`
-	// Files are given to the guest. They are large, as UserData is.
+	// Files are files for the guest.
 	Files db.JSON[*[]compute.File] `db:"files"`
+	// HasUserData reports whether the server has user data. It is read only. Lists of servers have it, too.
+	HasUserData bool `db:"has_user_data"`
 
 	// OnlyHost is for CreateServer: the only host on which the server may be built. Empty: any host.
 	OnlyHost string `db:"-"`
 }
 
-// hidden are the columns of a server that most queries do not read, with what they read instead.
-var hidden = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL", `"user_data"`: "NULL", `"public_key"`: "NULL", `"admin_pass"`: "NULL", `"files"`: "NULL"}
+// derivedColumns are the columns of a Server that its table does not have. unreadColumns are the columns of the table that most queries do not read.
+var (
+	derivedColumns = []string{`"availability_zone"`, `"task_state"`, `"terminated_at"`, `"has_user_data"`}
+	unreadColumns  = []string{`"user_data"`, `"public_key"`, `"admin_pass"`, `"files"`}
+)
 
-// derived are the columns of a server that its table does not have.
-var derived = map[string]string{`"task_state"`: "NULL", `"terminated_at"`: "NULL"}
+// deriveOf returns SQL for the derived columns that do not need the operation of a server. The parameters are those of zoneOf.
+func deriveOf(table, hostZone string) string {
+	return ", " + zoneOf(table, hostZone) + " AS availability_zone, user_data IS NOT NULL AS has_user_data"
+}
+
+// derivedHere is the SQL of deriveOf for queries without a join. Queries that lock a server's row use it, because a join would also
+// lock the host's row.
+var derivedHere = deriveOf("servers", "(SELECT hosts.zone FROM hosts WHERE hosts.name = servers.host)")
 
 // tableColumns returns the columns of a server that its table has.
 func tableColumns() []string {
-	return slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return derived[name] != "" })
+	return slices.DeleteFunc(strings.Split(db.Columns[Server](), ", "), func(name string) bool { return slices.Contains(derivedColumns, name) })
 }
 
-// serverColumns returns the columns of a server, without those of the map, which are read as its values.
-func serverColumns(without map[string]string) string {
-	columns := strings.Split(db.Columns[Server](), ", ")
-	for i, name := range columns {
-		if value, ok := without[name]; ok {
-			columns[i] = value + " AS " + name
-		}
-	}
-	return strings.Join(columns, ", ")
+// shownColumns returns the columns of the table of servers that most queries read.
+func shownColumns() []string {
+	return slices.DeleteFunc(tableColumns(), func(name string) bool { return slices.Contains(unreadColumns, name) })
 }
 
-// BootFlavor are the values of a flavor that a server keeps beside its resources.
+// listColumns are the columns that queries of [serversWithTasks], [deletedServers] and [anyServers] read.
+var listColumns = strings.Join(append(shownColumns(), derivedColumns...), ", ")
+
+// BootFlavor has those values of a flavor that are stored with each server of the flavor, besides the server's resources.
 type BootFlavor struct {
 	Name         string            `json:"name"`
 	DiskGiB      int               `json:"disk_gib"`
 	EphemeralGiB int               `json:"ephemeral_gib,omitempty"`
 	SwapMiB      int               `json:"swap_mib,omitempty"`
 	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
+	// ExtraDisks reports whether the server has the ephemeral and the swap disk of the flavor. A server of an earlier release has one larger disk instead.
+	ExtraDisks bool `json:"extra_disks,omitempty"`
 }
 
-// Boot returns what a server keeps of its flavor.
+// Extra returns the sizes of the ephemeral and the swap disk of a server.
+func (b *BootFlavor) Extra() (ephemeralGiB, swapMiB int) {
+	if !b.ExtraDisks {
+		return 0, 0
+	}
+	return b.EphemeralGiB, b.SwapMiB
+}
+
+// Boot returns the values of the flavor that are stored with each server of the flavor.
 func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V}
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0}
 }
 
-// Flavor returns the flavor at the server's last boot or resize. For a server of an earlier release, which has kept only the sum of its
-// disks, Name is the flavor's id and DiskGiB is the sum.
+// Flavor returns the values of the flavor at the time of the server's creation or last resize. For a server that an earlier release
+// has created, only the sum of the flavor's disks is stored: then Name is the flavor's id, and DiskGiB is the sum.
 func (s *Server) Flavor() BootFlavor {
 	if s.BootFlavor.V == nil {
 		return BootFlavor{Name: s.FlavorID, DiskGiB: s.DiskGiB}
@@ -171,7 +199,7 @@ func (s *Server) Task() string {
 	return *s.TaskState
 }
 
-// PowerState returns the power state that follows from the server's vm_state.
+// PowerState returns the power state that belongs to the server's vm_state.
 func (s *Server) PowerState() compute.PowerState {
 	switch {
 	case s.VMState == Active, s.VMState == compute.VMRescued, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
@@ -191,18 +219,36 @@ func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to build the server, see [Store.ServerToBuild]. A shelved server is built from the image
-// of its disk.
+// Spec returns the Spec with which a driver builds the server. The server must come from [Store.ServerToBuild]. A shelved server
+// is built from the image of its disk.
 func (s *Server) Spec() compute.Spec {
 	var files []compute.File
 	if s.Files.V != nil {
 		files = *s.Files.V
 	}
+	flavor := s.Flavor()
+	ephemeral, swap := flavor.Extra()
 	return compute.Spec{
-		Files: files, ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
+		EphemeralGiB: ephemeral, SwapMiB: swap, Files: files, ID: s.ID, Name: s.Name, InstanceName: orEmpty(s.InstanceName), ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
 		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
 		Interfaces: s.interfaces(), UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
+		KeyName: orEmpty(s.KeyName), LaunchIndex: s.LaunchIndex, Zone: s.Zone,
 	}
+}
+
+// GuestNeeds returns what the image of the server needs of the server's host. It ignores the error of
+// image.Needs, because the API service has checked the properties.
+func (s *Server) GuestNeeds() compute.GuestNeeds {
+	needs, _ := image.Needs(s.ImageProperties.V)
+	return needs
+}
+
+// NameOnHost returns the name that an operator sees for the server on its host.
+func (s *Server) NameOnHost() string {
+	if s.InstanceName == nil {
+		return "instance-" + s.ID
+	}
+	return *s.InstanceName
 }
 
 // orEmpty returns the text, or "" for nil.
@@ -218,7 +264,7 @@ func NoServer(id string) error {
 	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
 }
 
-// Limits of texts in the table of servers, in bytes. Longer texts of a fault are cut; longer metadata are refused.
+// The maximum lengths of texts in the table of servers, in bytes. Longer texts of a fault are cut; longer metadata are refused.
 const (
 	maxMessage  = 255       // FaultMessage
 	maxFault    = 8 << 10   // FaultDetails
@@ -240,18 +286,21 @@ func checkMetadata(m db.JSON[map[string]string]) error {
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, NoServer(id), oneServer, id)
+	err := s.server.Get(ctx, srv, id)
+	if fault.CodeOf(err) == fault.NotFound && err != nil {
+		return nil, NoServer(id)
+	}
 	return srv, err
 }
 
-// ServerToBuild returns one server without its task, with all that a driver needs to build it. Errors: NotFound.
+// ServerToBuild returns one server with all values that a driver needs to build it, but without TaskState. Errors: NotFound.
 func (s *Store) ServerToBuild(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+serverColumns(derived)+` FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+strings.Join(tableColumns(), ", ")+derivedHere+` FROM servers WHERE id = ?`, id)
 	return srv, err
 }
 
-// UserData returns the user data of servers by their ids.
+// UserData returns the user data of servers, by server id.
 func (s *Store) UserData(ctx context.Context, ids ...string) (map[string]*string, error) {
 	out := map[string]*string{}
 	if len(ids) == 0 {
@@ -274,16 +323,17 @@ func (s *Store) UserData(ctx context.Context, ids ...string) (map[string]*string
 	return out, nil
 }
 
-// lockServer returns one server without its task, and locks the row until the end of the transaction. Errors: NotFound.
+// lockServer returns one server with the shown columns, so without TaskState, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+serverColumns(hidden)+` FROM servers WHERE id = ? FOR UPDATE`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Join(shownColumns(), ", ")+derivedHere+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 
-// ChangeServer changes what its client says about a server: Name, Description, Hostname, the addresses, AutoDisk, PinnedZone, Metadata and Tags. It
-// calls change with the server, without its task, and writes these values. An error of change is returned, and nothing is changed. Errors:
-// NotFound; Invalid if the metadata have more than 65,535 bytes as JSON.
+// ChangeServer changes the attributes of a server that clients set: Name, Description, Hostname, the access addresses, AutoDisk,
+// PinnedZone, Metadata and Tags. It calls the function change with the server, which has no TaskState, and writes these attributes. If
+// the function returns an error, ChangeServer writes nothing and returns that error. Other errors: NotFound; Invalid if the metadata
+// have more than 65,535 bytes as JSON.
 func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server) error) (*Server, error) {
 	var srv *Server
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) (err error) {
@@ -310,7 +360,7 @@ func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
-		err := s.discardPreempted(ctx, tx, id, true, func() error {
+		err := s.preempt(ctx, tx, id, func(*operation.Op) error {
 			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
 			return err
 		})
@@ -325,8 +375,8 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// Place sets the host on which a server is to be built. It runs in the transaction that ends the operation's step. Errors:
-// [compute.ErrStale] if the server does not exist or has been built.
+// Place sets the host on which a server will be built. It runs in the transaction that ends the operation's step. Errors:
+// [compute.ErrStale] if the server does not exist or has been built already.
 func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
 		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
@@ -338,8 +388,8 @@ func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) er
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
 }
 
-// Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the
-// error of the build, for administrators. Unplace runs in the transaction that ends the operation's step.
+// Unplace clears the host of a server after a build has failed there, and releases the server's claim. The parameter details
+// is the error of the build, for administrators. Unplace runs in the transaction that ends the operation's step.
 func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) error {
 	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL, fault_message = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.Cut(details, maxFault), id); err != nil {
 		return err
@@ -353,9 +403,9 @@ func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, id)
 }
 
-// FailCreate writes that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
+// FailCreate records that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
 // its claim is released. If a compute service still has the server, it later detects the server as an orphan and destroys
-// it. FailCreate runs in the transaction in which the operation ends. A server that does not exist is not an error.
+// it. FailCreate runs in the transaction in which the operation ends. It is not an error if the server does not exist.
 func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
 	n, err := s.fail(ctx, tx, id, message, details)
 	if err == nil && n > 0 {
@@ -364,41 +414,39 @@ func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, detail
 	if err != nil {
 		return err
 	}
-	return s.release(ctx, tx, id) // even if the row no longer exists: the operation may have claimed a host after the deletion
+	return s.release(ctx, tx, id) // even if the server's row no longer exists: the operation may have claimed a host after the deletion
 }
 
-// FailDelete writes that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
-// its claim. It runs in the transaction in which the operation ends. A server that does not exist is not an error.
+// FailDelete records that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
+// its claim. It runs in the transaction in which the operation ends. It is not an error if the server does not exist.
 func (s *Store) FailDelete(ctx context.Context, tx *sqlx.Tx, id, details string) error {
 	_, err := s.fail(ctx, tx, id, fmt.Sprintf("Failed to delete instance %s.", id), details)
 	return err
 }
 
-// fail puts a server into ERROR with a fault: message is for the server's project, details are for administrators. It
-// returns the number of rows, 0 if the server does not exist.
+// fail sets a server to ERROR with a fault. The text message is for the server's project, and details is for administrators.
+// fail returns the number of changed rows: 0 if the server does not exist.
 func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details string) (int64, error) {
 	return db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = UTC_TIMESTAMP(6),
 		updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), id)
 }
 
-// keepDeleted copies a server to the deleted ones.
+// keepDeleted is SQL that copies the shown columns of a server to the table of deleted servers.
 var keepDeleted = func() string {
-	columns := tableColumns()
+	columns := shownColumns()
 	values := slices.Clone(columns)
 	for i, name := range columns {
-		switch {
-		case hidden[name] != "":
-			values[i] = hidden[name]
-		case name == `"vm_state"`:
+		switch name {
+		case `"vm_state"`:
 			values[i] = "'" + Deleted + "'"
-		case name == `"updated_at"`:
+		case `"updated_at"`:
 			values[i] = "UTC_TIMESTAMP(6)"
 		}
 	}
 	return `INSERT INTO deleted_servers (` + strings.Join(columns, ", ") + `, deleted_at) SELECT ` + strings.Join(values, ", ") + `, UTC_TIMESTAMP(6) FROM servers WHERE id = ?`
 }()
 
-// PruneDeleted forgets the servers that were deleted at least this long ago.
+// PruneDeleted removes the rows of deleted servers. The parameter age is the least time since the deletion.
 func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		_, err := db.Exec(ctx, tx, `DELETE FROM deleted_servers WHERE deleted_at <= ?`, now.Add(-age))
@@ -406,8 +454,8 @@ func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
 	})
 }
 
-// Remove deletes a server and releases its claim. Lists of deleted servers have it until PruneDeleted, and reports of usage until PruneUsage. Remove runs in the transaction in which the
-// operation ends. A server that does not exist is not an error.
+// Remove deletes a server, and releases its claim and its use of the quota. Lists of deleted servers have the server until PruneDeleted, and reports of usage have it until PruneUsage. Remove
+// runs in the transaction in which the operation ends. It is not an error if the server does not exist.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	_, err := db.Exec(ctx, tx, keepDeleted, id)
 	if err == nil {
@@ -431,8 +479,8 @@ func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return s.release(ctx, tx, id)
 }
 
-// Orphans returns the ids whose servers the database does not place on host: the server is on another host, has no host, or
-// does not exist. The order is that of ids.
+// Orphans returns the ids of those servers that the database does not place on the host: such a server is on another host, has
+// no host, or does not exist. The result has the order of the parameter ids.
 func (s *Store) Orphans(ctx context.Context, host string, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil

@@ -14,42 +14,31 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// A server that is soft-deleted keeps its host and its claim there, but does not count in the quotas of its project, as in Nova.
+// As in Nova, a soft-deleted server keeps its host and its claim there, but does not count in the quotas of its project.
 
-// errNotRestorable means that a server could not be restored after a soft deletion. errUnchanged means that nothing has to be done.
+// errNotRestorable means that the server could not be restored after a soft deletion, so it is deleted at once. errUnchanged means that nothing must be changed.
 var (
 	errNotRestorable = errors.New("the server cannot be restored")
 	errUnchanged     = errors.New("the server is being deleted, or is soft-deleted")
 )
 
-// BeginSoftDelete begins the soft deletion of a server, which preempts other operations. A server that could not be restored is deleted at once: it
-// has never run, is on no host or offloaded, or its size is not known while it is being resized or after a failed resize. If the server is being deleted or is soft-deleted
-// already, BeginSoftDelete does nothing. Errors: NotFound.
+// BeginSoftDelete begins the soft deletion of a server, which preempts other operations. A resize that is neither done nor reverted is
+// undone. A server that could not be restored later is deleted at once: a server that has never run, has no host or is offloaded. If
+// the server is being deleted or is soft-deleted already, BeginSoftDelete does nothing. Errors: NotFound.
 func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
-		switch open, err := s.ops.Lock(ctx, tx, id); {
-		case errors.Is(err, fault.NotFound):
-		case err != nil:
-			return err
-		case open.Kind == Delete.Name, open.Kind == kindName(compute.SoftDelete):
-			return errUnchanged
-		case open.Kind == kindName(compute.Resize), open.Kind == kindName(compute.RevertResize): // the confirmation of a resize goes on in the soft deletion
-			return errNotRestorable
-		}
-		if err := s.discardPreempted(ctx, tx, id, true, func() error {
-			_, err := operation.Begin(ctx, s.ops, Kinds[compute.SoftDelete], id, &ActData{})
-			return err
-		}); err != nil {
+		open, err := s.preemptBySoftDelete(ctx, tx, id)
+		if err != nil {
 			return err
 		}
 		srv, err := s.lockServer(ctx, tx, id)
 		switch {
 		case err != nil:
 			return err
-		case srv.VMState == compute.VMSoftDeleted:
+		case srv.VMState == compute.VMSoftDeleted && open != kindName(compute.Restore):
 			return errUnchanged
-		case srv.LaunchedAt == nil, srv.Host == nil, srv.Resize.V != nil && srv.VMState != Resized, !slices.Contains(compute.SoftDelete.Info().From, srv.VMState):
+		case srv.LaunchedAt == nil, srv.Host == nil, !slices.Contains(compute.SoftDelete.Info().From, srv.VMState):
 			return errNotRestorable
 		}
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
@@ -64,7 +53,23 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// SoftDeleted returns the IDs of servers without an operation that are soft-deleted for longer than a time, at most 100, the oldest first.
+// preemptBySoftDelete begins the operation of a soft deletion. It returns the kind of the operation that the deletion preempts, or "". Errors: errUnchanged.
+func (s *Store) preemptBySoftDelete(ctx context.Context, tx *sqlx.Tx, id string) (preempted string, err error) {
+	err = s.preempt(ctx, tx, id, func(open *operation.Op) error {
+		if open != nil {
+			if open.Kind == Delete.Name || open.Kind == kindName(compute.SoftDelete) {
+				return errUnchanged
+			}
+			preempted = open.Kind
+		}
+		_, err := operation.Begin(ctx, s.ops, Kinds[compute.SoftDelete], id, &ActData{})
+		return err
+	})
+	return preempted, err
+}
+
+// SoftDeleted returns the IDs of servers that have been soft-deleted for longer than the given time: at most 100, the oldest first. It
+// leaves out servers with an operation.
 func (s *Store) SoftDeleted(ctx context.Context, longer time.Duration) (ids []string, err error) {
 	now, err := db.Now(ctx, s.db)
 	if err == nil {
@@ -74,8 +79,8 @@ func (s *Store) SoftDeleted(ctx context.Context, longer time.Duration) (ids []st
 	return ids, err
 }
 
-// Reclaim begins the deletion of a server that is soft-deleted for longer than a time. It does nothing if the server has an operation, such as one
-// that restores it, or is not soft-deleted any more. begun reports whether the deletion has begun.
+// Reclaim begins the deletion of a server that has been soft-deleted for longer than the given time. It does nothing if the server has an operation, such
+// as a restore, or is no longer soft-deleted. The result begun reports whether the deletion has begun.
 func (s *Store) Reclaim(ctx context.Context, id string, longer time.Duration) (begun bool, err error) {
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		switch _, err := s.ops.Lock(ctx, tx, id); {
@@ -85,7 +90,7 @@ func (s *Store) Reclaim(ctx context.Context, id string, longer time.Duration) (b
 			return err
 		}
 		k := Delete
-		k.Preempts = false // an operation that has begun meanwhile wins
+		k.Preempts = false // an operation that has begun meanwhile continues
 		if _, err := operation.Begin(ctx, s.ops, k, id, &struct{}{}); err != nil {
 			return err
 		}
@@ -101,7 +106,7 @@ func (s *Store) Reclaim(ctx context.Context, id string, longer time.Duration) (b
 	return err == nil, err
 }
 
-// recount makes the quota of a server's project count the server, or not, after its state has changed.
+// recount corrects the server's use of its project's quota after a change of its state or size. A soft-deleted server does not count.
 func (s *Store) recount(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	if srv.VMState == compute.VMSoftDeleted {
 		return s.quotas.Release(ctx, tx, srv.ID)

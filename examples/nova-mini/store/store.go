@@ -30,31 +30,32 @@ func Migrations() []db.Migrations {
 }
 
 // Store reads and writes the database. It is safe for concurrent use. Every method may fail with
-// Unavailable while the database is down. A method that documents an error as NotFound, Conflict, Invalid
-// or Denied returns an error of package fault with that code.
+// Unavailable while the database is down. The error codes in the comments of the methods, such as NotFound,
+// are those of package fault.
 type Store struct {
 	db      *sqlx.DB
+	server  *db.Prepared // oneServer
 	claims  *placement.SQL
 	ops     *operation.Store
 	members *membership.Registry
 	caps    *rpccaps.Caps
 	replies *idempotency.Store
 	limits  Limits
-	quotas  *quota.Store // of servers
-	counted *quota.Store // of servers, without limits: for changes that must not fail
-	keys    *quota.Store // of key pairs
-	groups  *quota.Store // of server groups
+	quotas  *quota.Store // for servers
+	counted *quota.Store // for servers, without limits: for changes that the quota must not refuse
+	keys    *quota.Store // for key pairs
+	groups  *quota.Store // for server groups
 	reports reports
 }
 
-// New returns a store without limits on a migrated database. The store does not close the database.
+// New returns a store on a migrated database, without quota limits. The store does not close the database.
 func New(d *sqlx.DB) *Store { return NewLimited(d, nil) }
 
-// NewLimited is New with limits. It panics for a limit below -1.
+// NewLimited is New with quota limits. It panics if a limit is below -1.
 func NewLimited(d *sqlx.DB, limits Limits) *Store {
 	members := membership.New(membership.Config{DB: d})
 	return &Store{
-		db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
+		db: d, server: db.Prepare(d, oneServer), claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
 		caps:    rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
 		replies: idempotency.New(idempotency.Config{DB: d}),
 		limits:  limits,
@@ -65,7 +66,7 @@ func NewLimited(d *sqlx.DB, limits Limits) *Store {
 	}
 }
 
-// Replies keeps the replies of requests with the header Idempotency-Key. Without a store, as for the OpenAPI document, it is nil.
+// Replies returns the store of the replies to requests with the header Idempotency-Key. For a nil Store, as when the OpenAPI document is printed, it returns nil.
 func (s *Store) Replies() *idempotency.Store {
 	if s == nil {
 		return nil
@@ -73,10 +74,10 @@ func (s *Store) Replies() *idempotency.Store {
 	return s.replies
 }
 
-// AfterCommit calls f after the transaction of ctx is committed, see db.AfterCommit.
+// AfterCommit calls f after the transaction of ctx has committed, see db.AfterCommit.
 func (s *Store) AfterCommit(ctx context.Context, f func()) { db.AfterCommit(ctx, s.db, f) }
 
-// get reads one row into out. It returns the error missing if the query has no row.
+// get reads one row into out. It returns the parameter missing if the query returns no row.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {
 	err := db.Error(sqlx.GetContext(ctx, q, out, query, args...))
 	if fault.CodeOf(err) == fault.NotFound && err != nil {
@@ -85,8 +86,8 @@ func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing
 	return err
 }
 
-// tx runs f in a transaction. now is the database's time: all times in the transaction come from the database's
-// clock, because the clocks of the hosts may differ.
+// tx runs f in a transaction. The parameter now of f is the database's time. All times in a transaction come from the
+// database's clock, because the clocks of the hosts may differ.
 func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx, now time.Time) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)

@@ -29,7 +29,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// each runs f on an empty store, on every database.
+// each runs the function f with an empty store, on every database.
 func each(t *testing.T, f func(t *testing.T, s *store.Store, d *sqlx.DB)) {
 	t.Helper()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -49,6 +49,7 @@ func addServer(t *testing.T, s *store.Store) *store.Server {
 	return srv
 }
 
+// addHost adds a host with room for a number of servers.
 func addHost(t *testing.T, s *store.Store, name string, servers int) {
 	t.Helper()
 	err := s.ReportHost(t.Context(), &compute.HostReport{
@@ -69,7 +70,7 @@ func claim(t *testing.T, s *store.Store, id, host string) error {
 	return s.Claims().Claim(t.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: r}}})
 }
 
-// place claims resources on host for a server and begins the step that builds the server there, as the conductor does.
+// place claims resources on a host for a server, and begins the step that builds the server on this host, as the conductor does.
 func place(t *testing.T, s *store.Store, d *sqlx.DB, id, host string) {
 	t.Helper()
 	if err := claim(t, s, id, host); err != nil {
@@ -98,7 +99,7 @@ func remove(t *testing.T, s *store.Store, d *sqlx.DB, id string) {
 	})
 }
 
-// used returns how many MiB of memory are claimed on a host. It fails the test if the counters and the claims differ.
+// used returns the claimed memory of a host in MiB. It fails the test if the counters and the claims differ.
 func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
 	t.Helper()
 	var claimed int64
@@ -115,7 +116,7 @@ func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
 }
 
 // TestClaimRace makes more concurrent claims than the hosts have room for, with deletions between them. No host is
-// over-committed, every claim that fits succeeds, no claim leaks.
+// over its capacity, every claim that fits succeeds, and no claim is left behind.
 func TestClaimRace(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -174,8 +175,8 @@ func TestClaimRace(t *testing.T) {
 	})
 }
 
-// TestClaimAgain: a claim can be repeated, but a different claim for the same server is refused. So the next
-// conductor can continue after the first has died between the claim and its record.
+// TestClaimAgain: a claim can be repeated, but a different claim for the same server is refused. So if a conductor
+// dies between the claim and the record of the claim, the next conductor can continue.
 func TestClaimAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -199,8 +200,8 @@ func TestClaimAgain(t *testing.T) {
 	})
 }
 
-// TestAttempts: a server is on the host that builds it. After a build or the creation has failed, it is on no host. Its
-// claim changes with its host.
+// TestAttempts: a server is on the host that builds it. After a failed build or a failed creation, the server is on no host. Its
+// claim is always on its host.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -227,7 +228,7 @@ func TestAttempts(t *testing.T) {
 		place(t, s, d, id, "a")
 		task(store.Spawning, "a")
 		if err := claim(t, s, id, "b"); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("a claim while it is built: %v, want ErrStale", err)
+			t.Errorf("a claim during the build: %v, want ErrStale", err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			_, err := tx.ExecContext(ctx, `UPDATE operations SET step = 0, step_name = ? WHERE active = ?`, store.StepSchedule, id)
@@ -256,7 +257,7 @@ func TestAttempts(t *testing.T) {
 			t.Errorf("built: %+v", srv)
 		}
 		if err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Place(ctx, tx, id, "b") }); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("placed after it was built: %v, want ErrStale", err)
+			t.Errorf("a claim after the build: %v, want ErrStale", err)
 		}
 	})
 }
@@ -336,7 +337,7 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestServices: many services may join at the same time. Each gets its own number and keeps it. A service without
+// TestServices: many services may join at the same time. Each service gets its own number and keeps it. A service without
 // heartbeats is down.
 func TestServices(t *testing.T) {
 	t.Parallel()
@@ -392,7 +393,7 @@ func TestServices(t *testing.T) {
 	})
 }
 
-// TestRefusedReport: a report that is refused as Invalid adds no host.
+// TestRefusedReport: an invalid report is refused, and adds no host.
 func TestRefusedReport(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -419,7 +420,8 @@ func TestRefusedReport(t *testing.T) {
 	})
 }
 
-// TestSoftDeletedWithOperations: a soft-deleted server whose deletion waits, such as for a host that is down, does not keep others from being reclaimed.
+// TestSoftDeletedWithOperations: while the deletions of 100 soft-deleted servers wait, for example for a host that is down, other
+// soft-deleted servers are still reclaimed.
 func TestSoftDeletedWithOperations(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {

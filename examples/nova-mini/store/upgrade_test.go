@@ -32,8 +32,8 @@ func columns(t *testing.T, d *sqlx.DB) (list []string) {
 	return list
 }
 
-// TestTakeOver: in the previous release nova-mini's own migrations had a copy of the libraries' SQL. A database of that
-// release is upgraded to the schema of a new database, and keeps its rows. A database of an older release is refused.
+// TestTakeOver: a database of the previous release, whose own migrations had a copy of the libraries' SQL, is upgraded to the schema of a
+// new database, and keeps its rows. A database of an older release is refused.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	old := []db.Migrations{{Files: os.DirFS("testdata/version13")}}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/armature-go/armature/examples/drivers/fake"
@@ -15,8 +16,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestActs: each action leads to the state of the server that its row promises, also if the message is delivered twice, and if the driver
-// fails, the error is reported.
+// TestActs: after each action, the server has the right state, also if the message is delivered twice. If the driver fails, the error is
+// reported.
 func TestActs(t *testing.T) {
 	t.Parallel()
 	size := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
@@ -40,9 +41,11 @@ func TestActs(t *testing.T) {
 		{name: "pause fails", faults: map[string]string{"pause": "fail internal"}, req: compute.ActRequest{Action: compute.Pause}, says: "configured to fail", want: compute.Running},
 		{name: "password", req: compute.ActRequest{Action: compute.ChangePassword, AdminPass: "secret"}, want: compute.Running},
 		{name: "password of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.ChangePassword, AdminPass: "secret"}, says: "is SHUTDOWN", want: compute.Shutdown},
+		{name: "crash dump", req: compute.ActRequest{Action: compute.CrashDump}, want: compute.Running},
+		{name: "crash dump of a paused server", before: []compute.Action{compute.Pause}, req: compute.ActRequest{Action: compute.CrashDump}, says: "is PAUSED", want: compute.Paused},
 		{name: "soft deletion", req: compute.ActRequest{Action: compute.SoftDelete}, want: compute.Shutdown},
 		{name: "soft deletion of a suspended server", before: []compute.Action{compute.Suspend}, req: compute.ActRequest{Action: compute.SoftDelete}, want: compute.Shutdown},
-		{name: "soft deletion of a rescued server", before: []compute.Action{compute.Rescue}, req: compute.ActRequest{Action: compute.SoftDelete, Resources: size}, want: compute.Shutdown},
+		{name: "soft deletion of a rescued server", before: []compute.Action{compute.Rescue}, req: compute.ActRequest{Action: compute.SoftDelete, Resources: size, Settle: true}, want: compute.Shutdown},
 		{name: "restore", before: []compute.Action{compute.SoftDelete}, req: compute.ActRequest{Action: compute.Restore}, want: compute.Running},
 		{name: "rebuild", req: compute.ActRequest{Action: compute.Rebuild, Spec: again, Running: true}, want: compute.Running, image: "other"},
 		{name: "rebuild of a stopped server", before: []compute.Action{compute.Stop}, req: compute.ActRequest{Action: compute.Rebuild, Spec: again}, want: compute.Shutdown, image: "other"},
@@ -111,6 +114,36 @@ func TestActs(t *testing.T) {
 	}
 }
 
+// TestRescuePassword: the guest gets the password of a rescue.
+func TestRescuePassword(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	d, err := fake.New(fake.Config{Host: "h1"})
+	if err == nil {
+		err = d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: compute.Resources{VCPUs: 1}, ConfigDrive: true})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	for _, tt := range []struct {
+		action   compute.Action
+		password string
+		want     bool
+	}{{compute.Rescue, "secret", true}, {compute.Unrescue, "", false}, {compute.Rescue, "", false}} {
+		if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Token: "op/1", AdminPass: tt.password}); err != nil {
+			t.Fatal(err)
+		}
+		if end := get(t, b.ended); end.Error != "" {
+			t.Errorf("%s: %+v", tt.action, end)
+		}
+		var log strings.Builder
+		if err := d.ConsoleLog(t.Context(), "s1", 0, &log); err != nil || strings.Contains(log.String(), "password of the rescue") != tt.want {
+			t.Errorf("%s with the password %q: %v\n%s", tt.action, tt.password, err, &log)
+		}
+	}
+}
+
 // TestSoftDeleteMissing: the report of a soft deletion says that the host does not have the server.
 func TestSoftDeleteMissing(t *testing.T) {
 	t.Parallel()
@@ -130,6 +163,92 @@ func TestSoftDeleteMissing(t *testing.T) {
 	}
 }
 
+// TestInterruptedResize: an action that ends an interrupted resize gives the server the size in the request. The action undoes the resize, even if the resize was not done, or confirms
+// the resize. If nothing is left to be undone, the action resizes the server.
+func TestInterruptedResize(t *testing.T) {
+	t.Parallel()
+	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
+	for _, tt := range []struct {
+		name        string
+		resize      bool
+		want, after compute.Resources // after a revert that follows
+	}{
+		{"undone", true, small, small},
+		{"not done", false, small, small},
+		{"confirmed", true, large, large},
+		{"reverted before its end was reported", false, large, large},
+	} {
+		for a, power := range map[compute.Action]compute.PowerState{
+			compute.SoftDelete: compute.Shutdown, compute.HardReboot: compute.Running, compute.Stop: compute.Shutdown, compute.Shelve: compute.Shutdown,
+		} {
+			t.Run(tt.name+", "+string(a), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t)
+				d, err := fake.New(fake.Config{Host: "h1"})
+				if err == nil {
+					err = d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: small})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+				if tt.resize {
+					if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Resize, Token: "op/1", Resources: large, Running: true}); err != nil || get(t, b.ended).Error != "" {
+						t.Fatal(err)
+					}
+				}
+				for range 2 { // the message may be delivered twice
+					if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: a, Token: "op/2", Resources: tt.want, Settle: true, ImageRef: "copy"}); err != nil {
+						t.Fatal(err)
+					}
+					if end := get(t, b.ended); end.Error != "" {
+						t.Errorf("reported %+v", end)
+					}
+				}
+				is, err := d.Get(t.Context(), "s1")
+				if err != nil || is.Power != power || is.Resources != tt.want {
+					t.Errorf("the server: %+v, %v", is, err)
+				}
+				if err = d.PowerOff(t.Context(), "s1", 0); err == nil {
+					err = d.RevertResize(t.Context(), "s1")
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				if is, err := d.Get(t.Context(), "s1"); err != nil || is.Resources != tt.after {
+					t.Errorf("after a revert: %+v, %v", is, err)
+				}
+			})
+		}
+	}
+}
+
+// TestLeftoverResources: a conductor of the last release sends the new size of an interrupted resize with any action. This does not change the size.
+func TestLeftoverResources(t *testing.T) {
+	t.Parallel()
+	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
+	b := newBench(t)
+	d, err := fake.New(fake.Config{Host: "h1"})
+	if err == nil {
+		err = d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: small})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	for _, a := range []compute.Action{compute.HardReboot, compute.Stop} {
+		if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: a, Token: "op/2", Resources: large, Running: true}); err != nil {
+			t.Fatal(err)
+		}
+		if end := get(t, b.ended); end.Error != "" {
+			t.Errorf("%s: reported %+v", a, end)
+		}
+		if is, err := d.Get(t.Context(), "s1"); err != nil || is.Resources != small {
+			t.Errorf("after a %s: %+v, %v", a, is, err)
+		}
+	}
+}
+
 // gated is a driver whose Pause waits.
 type gated struct {
 	compute.Driver
@@ -143,8 +262,8 @@ func (g *gated) Pause(ctx context.Context, id string) error {
 	return g.Driver.Pause(ctx, id)
 }
 
-// TestNextAction: an action that comes while the one before has not returned yet, because its report is being answered, is done, and not
-// dropped: its conductor would repeat the request only after a long time.
+// TestNextAction: an action may come while the handler of the previous action has not returned yet, because it waits for the reply to its
+// report. The new action is done, and not dropped: its conductor would repeat the request only after a long time.
 func TestNextAction(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -173,5 +292,56 @@ func TestNextAction(t *testing.T) {
 	wg.Wait()
 	if is, err := d.Get(t.Context(), "s1"); err != nil || is.Power != compute.Shutdown {
 		t.Errorf("after both actions: %+v, %v", is, err)
+	}
+}
+
+// blind is a driver that cannot say what it knows of a server.
+type blind struct {
+	compute.Driver
+
+	err error
+}
+
+func (b blind) Get(context.Context, string) (compute.Instance, error) {
+	return compute.Instance{}, b.err
+}
+
+// TestFirstLook: an earlier delivery of the message may have done the action. If the driver does not answer what it knows of the server, nothing is reported, and the message is redelivered.
+// A definite answer is reported.
+func TestFirstLook(t *testing.T) {
+	t.Parallel()
+	size := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
+	for _, a := range []compute.Action{compute.Resize, compute.SoftDelete, compute.Rescue, compute.HardReboot, compute.Unshelve} {
+		for _, code := range []fault.Code{fault.Unavailable, fault.Unknown, fault.Timeout, fault.Internal, fault.Precondition} {
+			t.Run(string(a)+", "+code.String(), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					b := newBench(t)
+					d, err := fake.New(fake.Config{Host: "h1"})
+					if err == nil {
+						err = d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: size})
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					no := blind{d, fault.New(code, "no answer")}
+					svc := worker.New(worker.Config{
+						Host: "h1", Driver: func() compute.Driver { return no }, Client: b.client, Logger: slog.New(slog.DiscardHandler), Images: &fakeImages{dir: t.TempDir()},
+					})
+					_, err = svc.Act(t.Context(), &compute.ActRequest{
+						ServerID: "s1", Action: a, Token: "op/1", Resources: size, Settle: true, ImageRef: "cd", Spec: &compute.Spec{ID: "s1", ImageRef: "cd", Resources: size},
+					})
+					if code == fault.Precondition {
+						if end := get(t, b.ended); err != nil || !strings.Contains(end.Error, "no answer") {
+							t.Errorf("reported %+v, %v", end, err)
+						}
+						return
+					}
+					if fault.CodeOf(err) != fault.Unavailable || len(b.ended) > 0 {
+						t.Errorf("%v, %d reports; want Unavailable without a report", err, len(b.ended))
+					}
+				})
+			})
+		}
 	}
 }

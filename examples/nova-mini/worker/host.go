@@ -12,13 +12,14 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// leaveTime is how long Stop tries to free the host. It is short because the conductors may have stopped, too.
+// leaveTime limits the time that Stop takes to free the host. It is short because the conductors may have stopped, too.
 const leaveTime = 2 * time.Second
 
 // Start asks the driver for the resources of the host, and then claims the host, because only one process may own a host. Start
-// must succeed before the RPC server with the service's handlers is started. Errors: membership.ErrHeld, which names the other
-// process, while another process owns the host; Unavailable, while the driver or the conductors do not answer, or while all
-// conductors are of a release without claims of hosts.
+// must succeed before the RPC server with the service's handlers is started. Start blocks until the RPC clients know the versions of
+// this process, see awaitClients. Errors: membership.ErrHeld if another process owns
+// the host (the text names that process); Unavailable if the driver or the conductors do not answer, or if all conductors are of
+// a release without claims of hosts.
 func (s *Service) Start(ctx context.Context) error {
 	if _, err := s.inspectHost(ctx); err != nil {
 		return err
@@ -37,7 +38,7 @@ func (s *Service) Start(ctx context.Context) error {
 		return nil
 	case errors.Is(err, membership.ErrHeld):
 		return fmt.Errorf("%w: stop that process, or set another host for this process; if that process no longer exists, "+
-			"run \"nova-mini member remove --force nova-compute %s\", or wait until it is down (service_down_time)", err, s.cfg.Host)
+			"run \"nova-mini member remove --force nova-compute %s\", or wait until its service is down (service_down_time)", err, s.cfg.Host)
 	case errors.Is(err, fault.Invalid), ctx.Err() != nil:
 		return err
 	case errors.Is(err, rpc.ErrUnsupportedVersion), errors.Is(err, rpc.ErrNoSuchMethod), errors.Is(err, rpc.ErrVersionCap):
@@ -47,11 +48,11 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 }
 
-// claimEvery is the time between two claims of a process that waits until the RPC clients know its versions.
+// claimEvery is the time between two claims while the process waits until the RPC clients know its versions.
 const claimEvery = time.Second
 
-// awaitClients repeats the claim until the RPC clients know the versions of the process. If ctx ends first, it frees the host: the claim has
-// announced these versions, and they would keep the caps low although the process does not run.
+// awaitClients repeats the claim until the RPC clients know the versions of the process. If ctx ends first, awaitClients frees the host.
+// Without this, the versions that the claim has announced would keep the clients' version caps low, although the process does not run.
 func (s *Service) awaitClients(ctx context.Context, p compute.Process, err error) error {
 	s.cfg.Logger.WarnContext(ctx, "waiting before serving: RPC clients must learn the lower versions of this process", "error", err)
 	for errors.Is(err, compute.ErrVersionsNotKnown) {
@@ -92,15 +93,15 @@ func (s *Service) loseHost(err error) {
 	s.once.Do(func() {
 		s.cfg.Logger.Error("host lost to another process", "error", err)
 		s.cancelHeld()
-		s.lost <- fmt.Errorf("host %s lost: another process owns it, because this process sent no heartbeat for too long or was removed: %w", s.cfg.Host, err)
+		s.lost <- fmt.Errorf("host %s lost: another process owns the host, because this process sent no heartbeat for too long or was removed: %w", s.cfg.Host, err)
 	})
 }
 
 // Failed implements service.Failer. The service fails when another process has become the owner of the host.
 func (s *Service) Failed() <-chan error { return s.lost }
 
-// Check reports whether the service is ready. Errors: Unavailable, when another process owns the host, and while the
-// driver does not report the resources of the host. Check does not block.
+// Check reports whether the service is ready. Errors: Unavailable if another process owns the host, or if the driver did not
+// report the resources of the host when it was last asked. Check does not block.
 func (s *Service) Check(context.Context) error {
 	if err := s.checkHeld(); err != nil {
 		return err

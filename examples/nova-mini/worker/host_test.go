@@ -20,8 +20,8 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestLoseHost: a compute service claims its host before it works and frees the host when it stops. When a conductor answers
-// that another process owns the host, running handlers are canceled and new messages return to the queue.
+// TestLoseHost: a compute service claims its host before it works, and releases the host when it stops. If a conductor answers
+// that another process owns the host, running handlers are canceled and new messages are requeued.
 func TestLoseHost(t *testing.T) {
 	t.Parallel()
 	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
@@ -69,7 +69,7 @@ func TestLoseHost(t *testing.T) {
 	}
 	select {
 	case err := <-svc.Failed():
-		t.Errorf("a process that waits fails: %v", err)
+		t.Errorf("a waiting process fails: %v", err)
 	default:
 	}
 	held.Store(false)
@@ -80,7 +80,7 @@ func TestLoseHost(t *testing.T) {
 		t.Error(err)
 	}
 	if id := <-left; id != "i-1" {
-		t.Errorf("the instance %q has freed the host", id)
+		t.Errorf("the instance %q has released the host", id)
 	}
 
 	go func() {
@@ -94,7 +94,7 @@ func TestLoseHost(t *testing.T) {
 	<-started
 	held.Store(true)
 	if _, err := svc.Build(t.Context(), &build); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("a build that is refused: %v, want Unavailable, so that the message returns to the queue", err)
+		t.Errorf("a refused build: %v, want Unavailable, so that the message is requeued", err)
 	}
 	select {
 	case err := <-ended:
@@ -111,20 +111,20 @@ func TestLoseHost(t *testing.T) {
 		t.Errorf("the service fails with %v", err)
 	}
 	if _, err := svc.Guard(t.Context(), rpc.Info{}, nil, func(context.Context, any) (any, error) { t.Error("a message is handled"); return nil, nil }); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("a message that comes later: %v, want Unavailable", err)
+		t.Errorf("a later message: %v, want Unavailable", err)
 	}
 	if err := svc.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("the service is ready: %v", err)
 	}
 	if err := svc.Stop(t.Context()); err != nil || len(left) > 0 {
-		t.Errorf("stop: %v, or it frees the host of another process", err)
+		t.Errorf("stop: %v, or the stop has released the host of another process", err)
 	}
 	if len(d.log) > 0 {
 		t.Errorf("the driver was called: %v", d.log)
 	}
 }
 
-// TestOlderConductor: while all conductors are of a release without claims of hosts, a compute service does not start.
+// TestOlderConductor: while all conductors are of a release that does not know claims of hosts, a compute service does not start.
 func TestOlderConductor(t *testing.T) {
 	t.Parallel()
 	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
@@ -142,7 +142,7 @@ func TestOlderConductor(t *testing.T) {
 	}
 }
 
-// failingDriver is a driver whose Info and Resources fail if the fields say so.
+// failingDriver is a driver whose Info and Resources fail with the errors in the fields info and resources, if they are set.
 type failingDriver struct {
 	*fakeDriver
 
@@ -189,8 +189,8 @@ func TestFailingDriver(t *testing.T) {
 	}
 }
 
-// TestStopWhileWaiting: a process waits because it is older than another one that has run. When it is stopped, it frees its host, because
-// the claim has announced its versions. Otherwise it starts when the RPC clients know them.
+// TestStopWhileWaiting: a process of an older release than the process before it waits until the RPC clients know its versions. Then it starts.
+// If the process is stopped while it waits, it releases its host, because the claim has announced its versions.
 func TestStopWhileWaiting(t *testing.T) {
 	t.Parallel()
 	for _, stopped := range []bool{true, false} {
@@ -231,7 +231,7 @@ func TestStopWhileWaiting(t *testing.T) {
 				return
 			}
 			if fault.CodeOf(err) != fault.Canceled || len(left) != 1 || <-left != "i-1" {
-				t.Errorf("stopped while it waits: %v, the host was freed %d times", err, len(left))
+				t.Errorf("stop of a waiting process: %v, the host was released %d times", err, len(left))
 			}
 		})
 	}

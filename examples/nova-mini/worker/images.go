@@ -11,13 +11,13 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// imageToBuild returns the reference of the image of a server that is built, as fetchImage does. A server that is built already needs no image, which may have been removed
-// since.
+// imageToBuild returns the reference of the image from which the driver is to build a server, as fetchImage does. If the host has the server already, the image is not needed,
+// and is not fetched, because it may have been removed since.
 func (s *Service) imageToBuild(ctx context.Context, d compute.Driver, spec compute.Spec) (string, error) {
 	if s.cfg.Images == nil {
 		return spec.ImageRef, checkName(spec.ImageRef)
 	}
-	is, err := d.Get(ctx, spec.ID)
+	is, err := readServer(ctx, d, spec.ID)
 	switch {
 	case err == nil && is.Power != compute.NoState:
 		return spec.ImageRef, nil
@@ -27,7 +27,7 @@ func (s *Service) imageToBuild(ctx context.Context, d compute.Driver, spec compu
 	return s.fetchImage(ctx, d, spec.ImageRef)
 }
 
-// checkName returns Invalid if a client's reference of an image is a path. A driver opens the file at a path, so only the compute service makes one.
+// checkName returns Invalid if a client's reference of an image is a path. A driver would open the file at this path, so only the compute service may give paths to a driver.
 func checkName(ref string) error {
 	if strings.ContainsAny(ref, `/\`) {
 		return fault.New(fault.Invalid, "%q is not the name of an image: it is a path", ref)
@@ -35,7 +35,8 @@ func checkName(ref string) error {
 	return nil
 }
 
-// fetchImage returns the reference of an image for the driver: the path of its file if there is an image service. Errors: Unimplemented, if the driver boots from no files.
+// fetchImage returns the reference by which the driver knows an image. With an image service, fetchImage downloads the image and returns the path of the file. Errors: Unimplemented
+// if the driver cannot boot from files.
 func (s *Service) fetchImage(ctx context.Context, d compute.Driver, ref string) (string, error) {
 	if s.cfg.Images == nil || ref == "" {
 		return ref, checkName(ref)
@@ -46,7 +47,7 @@ func (s *Service) fetchImage(ctx context.Context, d compute.Driver, ref string) 
 	return s.cfg.Images.Fetch(ctx, ref)
 }
 
-// checkImageFiles returns Unimplemented if a driver does not take the paths of files as images.
+// checkImageFiles returns Unimplemented if a driver does not accept paths of files as images.
 func checkImageFiles(ctx context.Context, d compute.Driver) error {
 	info, err := d.Info(ctx)
 	if err == nil && !info.Has(compute.CapImageFiles) {
@@ -79,17 +80,18 @@ func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 		return write(req.ImageRef)
 	}
 	err := s.upload(ctx, req.ImageRef, write)
-	if err != nil && ctx.Err() == nil { // otherwise the message is redelivered
+	if err != nil && ctx.Err() == nil { // if ctx has ended, the message is redelivered, and the file is used then
 		err = errors.Join(err, s.cfg.Images.Drop(req.ImageRef))
 	}
 	return err
 }
 
-// maxUploadDelay is the longest delay after which an upload is repeated.
+// maxUploadDelay is the longest delay between two attempts of an upload.
 const maxUploadDelay = 5 * time.Second
 
-// upload fills an image. It repeats this while the image service is away (Unavailable), for Config.UploadRetry from the first such error on, with a back-off from 100 ms. The time and
-// the back-off begin again after an attempt that has made progress: it has written the snapshot, or has taken longer than Config.UploadRetry.
+// upload calls the function write, which writes the file of an image, and uploads the file. If the image service is away (Unavailable), upload repeats the attempt, with a back-off from
+// 100 ms to maxUploadDelay, until Config.UploadRetry has passed since the first such error. An attempt has made progress if it has written the file, or has taken longer than
+// Config.UploadRetry. After such an attempt the time and the back-off begin anew.
 func (s *Service) upload(ctx context.Context, id string, write func(path string) error) error {
 	var end time.Time // zero: no error yet
 	wait, wrote := time.Duration(0), false
@@ -121,7 +123,7 @@ func (s *Service) upload(ctx context.Context, id string, write func(path string)
 	}
 }
 
-// backup makes an image of a server's disk, or, with a Rotation, removes older ones.
+// backup makes an image of a server's disk. If the request has a Rotation, backup only removes older images.
 func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
 	r := req.Rotation
 	switch {
@@ -140,19 +142,19 @@ func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
 	return nil
 }
 
-// rescue starts a server from another image.
+// rescue starts a server from another image. Errors: errPartial.
 func (s *Service) rescue(ctx context.Context, req *compute.ActRequest) error {
 	return retryDriver(ctx, func() error {
 		d := s.cfg.Driver()
-		is, err := d.Get(ctx, req.ServerID)
+		is, err := readServer(ctx, d, req.ServerID)
 		ref := req.ImageRef
-		if err == nil && (!is.Rescued || is.Power != compute.Running) { // otherwise an earlier delivery of the message has rescued it
+		if err == nil && (!is.Rescued || is.Power != compute.Running) { // otherwise an earlier delivery of the message has rescued the server
 			ref, err = s.fetchImage(ctx, d, ref)
 		}
 		if err != nil {
 			return err
 		}
-		return d.Rescue(ctx, req.ServerID, ref)
+		return d.Rescue(ctx, req.ServerID, ref, req.AdminPass)
 	})
 }
 

@@ -24,9 +24,9 @@ import (
 type fakeImages struct {
 	dir  string
 	log  []string
-	away int // how often Put fails, because the image service is away
+	away int // the number of calls of Put that fail, as if the image service were down
 
-	slowWrite, slowPut time.Duration // how long the snapshot and the upload take
+	slowWrite, slowPut time.Duration // the durations of the snapshot and of the upload
 	written            bool
 }
 
@@ -73,7 +73,8 @@ func (f *fakeImages) Rotate(_ context.Context, server string, r compute.Rotation
 	return nil
 }
 
-// TestImages: with an image service the driver gets files. A server that is built needs no image. The file of a snapshot that is no longer wanted is dropped.
+// TestImages: with an image service, the driver gets the paths of files. If the host has the server already, a build fetches no image. The file of a snapshot that is no longer wanted is
+// dropped.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -92,7 +93,7 @@ func TestImages(t *testing.T) {
 		build *compute.Spec
 		act   *compute.ActRequest
 		says  string
-		want  string // what was done with images
+		want  string // the calls of fakeImages
 	}{
 		{name: "no image", build: spec("none"), says: "Image none could not be found.", want: "fetch none"},
 		{name: "build", build: spec("base"), want: "fetch base"},
@@ -107,7 +108,7 @@ func TestImages(t *testing.T) {
 		{name: "rescue again", act: &compute.ActRequest{Action: compute.Rescue, ImageRef: "none"}},
 		{name: "unrescue", act: &compute.ActRequest{Action: compute.Unrescue}},
 		{name: "rebuild with no image", act: &compute.ActRequest{Action: compute.Rebuild, Spec: spec("none"), Running: true}, says: "could not be found", want: "fetch none"},
-		{name: "build again after the rebuild that was refused", build: spec("none")}, // the server still exists
+		{name: "build again after the failed rebuild", build: spec("none")}, // the server still exists
 		{name: "rebuild", act: &compute.ActRequest{Action: compute.Rebuild, Spec: spec("new"), Running: true}, want: "fetch new"},
 		{name: "shelve", act: &compute.ActRequest{Action: compute.Shelve, ImageRef: "shelved", Running: true}, want: "put shelved"},
 		{name: "offload", act: &compute.ActRequest{Action: compute.ShelveOffload}},
@@ -132,13 +133,14 @@ func TestImages(t *testing.T) {
 			}
 		}
 		if got := strings.Join(images.log, ", "); got != step.want {
-			t.Errorf("%s: with images it did %q, want %q", step.name, got, step.want)
+			t.Errorf("%s: the calls about images are %q, want %q", step.name, got, step.want)
 		}
 		images.log = nil
 	}
 }
 
-// TestUploadRetry: an upload is repeated while the image service is away, for a time, which begins after the snapshot and after an upload that takes longer. After that the action fails, the file is dropped, and the server runs as before.
+// TestUploadRetry: while the image service is down, an upload is repeated for the retry time. The retry time begins after the snapshot, and again after an upload that takes longer than the
+// retry time. If no upload has succeeded by then, the action fails, the file is dropped, and the server runs as before.
 func TestUploadRetry(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -146,7 +148,7 @@ func TestUploadRetry(t *testing.T) {
 		retry      time.Duration
 		says       string
 		want       string
-		write, put time.Duration // how long they take
+		write, put time.Duration // the durations of the snapshot and of the upload
 	}{
 		{0, 0, "", "put snap", 0, 0},
 		{1, 0, "away", "put snap, drop snap", 0, 0},
@@ -197,7 +199,7 @@ func TestNoUpload(t *testing.T) {
 		{&fakeImages{dir: t.TempDir()}, "image-files"},
 	} {
 		for _, a := range []compute.Action{compute.Shelve, compute.CreateImage, compute.CreateBackup} {
-			d := &noFiles{fakeDriver{servers: map[string]bool{}}} // any other call of it panics
+			d := &noFiles{fakeDriver{servers: map[string]bool{}}} // calls of other methods panic
 			s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Images: tt.images, Logger: slog.New(slog.DiscardHandler)})
 			if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Token: "op/1", Action: a, ImageRef: "snap", Upload: true, Running: true}); err != nil {
 				t.Fatal(err)
@@ -218,7 +220,7 @@ func TestNoUpload(t *testing.T) {
 	}
 }
 
-// TestNoImageFiles: a driver that takes no paths of files builds no server from an image service.
+// TestNoImageFiles: with an image service, a driver without the capability image-files builds no server.
 func TestNoImageFiles(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

@@ -1,6 +1,6 @@
 // Package worker is nova-mini's compute service. On its host it builds, changes and destroys servers through the driver,
-// as the conductor requests. The compute service has no access to the database: all that it needs is in the requests, or
-// in the conductor's answers.
+// as the conductor requests. The compute service has no access to the database: the requests and the conductor's answers
+// have all that it needs.
 package worker
 
 import (
@@ -26,52 +26,57 @@ import (
 
 // Config configures a Service.
 type Config struct {
-	// Host is the name of the host. It stays the same after every restart.
+	// Host is the name of the host. It must be the same after every restart.
 	Host string
-	// Driver returns the driver. It is called for each use, from Start on, because the driver may be replaced.
+	// Driver returns the present driver. From Start on, the service calls Driver before each use of the driver, because the driver may be replaced.
 	Driver func() compute.Driver
 	Client *rpc.Client
-	// Images brings images to the host, and snapshots to the image service. Nil: the driver knows images by their references.
+	// Images downloads images to the host, and uploads snapshots to the image service. Nil: there is no image service, and the driver gets the references of images.
 	Images Images
-	// UploadRetry is how long an upload is repeated while the image service is away. 0: not at all.
+	// UploadRetry is the time for which an upload is repeated while the image service is away. 0: no upload is repeated.
 	UploadRetry time.Duration
-	// ConsoleHost is the address of the host for the console proxy, by the type of the console. Default: the address that the driver names.
+	// ConsoleHost has, by type of console, the address at which the console proxy reaches the consoles of this host. Default: the address that the driver names.
 	ConsoleHost map[compute.ConsoleType]string
-	// Process returns the identity of this start of the process, with which the service claims the host. It is called
-	// from Start on. Nil, for tests: the host is not claimed.
+	// Zone is the availability zone of the host. Empty: the default one.
+	Zone string
+	// Process returns the identity of this start of the process. The service claims the host with this identity, and calls
+	// Process from Start on. Nil, for tests: the host is not claimed.
 	Process func() compute.Process
-	// ShutdownTimeout is how long a guest may take to shut down before its power is cut. Default 60 s, as in Nova.
+	// ShutdownTimeout is the time that a guest has to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
 	Logger          *slog.Logger
 }
 
-// Images are the images of an image service that a host uses. The methods are those of image.Files.
+// Images connects a host with the image service. image.Files implements it.
 type Images interface {
 	// Fetch returns the path of the file of an image.
 	Fetch(ctx context.Context, id string) (path string, err error)
-	// Put fills an image with the file that write writes. After an error it keeps the file for another call.
+	// Put calls the function write, which writes the file of an image, and uploads the file. After an error Put keeps the file for the next Put of this image.
 	Put(ctx context.Context, id string, write func(path string) error) error
-	// Drop removes the file that write has written.
+	// Drop removes the file that a Put has kept.
 	Drop(id string) error
 	// Rotate removes the older backups of a server.
 	Rotate(ctx context.Context, server string, r compute.Rotation) error
 }
 
-// Service answers the worker's RPC interface. It is safe for concurrent use.
+// Service implements the RPC interface compute.Worker. It is safe for concurrent use.
 type Service struct {
 	cfg   Config
-	locks keylock.Locks // by server id, held during work on the server
+	locks keylock.Locks // the key is the server id; the job on the server holds the lock
 
-	interfaces map[string][]string // what the RPC server with the handlers serves; set by Register
+	mu   sync.Mutex
+	jobs map[string]*job // the key is the server id
+
+	interfaces map[string][]string // versions that the RPC server with the handlers serves, by interface; set by Register
 	instance   string              // id of this process; set by Start, before the first message
 	held       context.Context     //nolint:containedctx // canceled when another process owns the host
 	cancelHeld context.CancelFunc  // called by loseHost
 	lost       chan error
-	once       sync.Once             // of loseHost
-	inspectErr atomic.Pointer[error] // result of the last inspectHost; nil: it succeeded
+	once       sync.Once             // runs loseHost once
+	inspectErr atomic.Pointer[error] // error of the last inspectHost; nil after success
 }
 
-// New returns a service. The driver stays the caller's.
+// New returns a service. The caller still owns the driver and closes it.
 func New(cfg Config) *Service {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -80,12 +85,12 @@ func New(cfg Config) *Service {
 		cfg.ShutdownTimeout = time.Minute
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
-	s := &Service{cfg: cfg, lost: make(chan error, 1)}
+	s := &Service{cfg: cfg, lost: make(chan error, 1), jobs: make(map[string]*job)}
 	s.held, s.cancelHeld = context.WithCancel(context.Background())
 	return s
 }
 
-// Register adds the service's handlers to a server. The conductors store the versions that the server serves, so call it before Start.
+// Register adds the service's handlers to an RPC server. Call Register before Start, because Start tells a conductor which versions srv serves.
 func (s *Service) Register(srv *rpc.Server) {
 	s.interfaces = rpccaps.Of(srv)
 	rpc.Handle(srv, compute.Build, s.Build)
@@ -97,38 +102,33 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.OpenConsole, s.OpenConsole)
 }
 
-// Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
-// message is redelivered, in three cases: the result could not be reported, the remains of a failed build could not be
-// removed, or the service stops.
+// Build makes one attempt to build a server, if the build is still wanted, and reports the result to the conductor. Build returns
+// Unavailable, so that the message is redelivered, in three cases: a call to the conductor fails, the remains of a failed build
+// cannot be removed, or the service stops.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
-	if !s.lockSoon(ctx, id) {
-		return s.dropRequest(ctx, "build", id)
-	}
-	defer s.locks.Unlock(id)
-	wanted, err := s.beginStep(ctx, "build", id, req.Token)
-	if err != nil || !wanted {
-		return &rpc.None{}, err
-	}
-	failed := retryDriver(ctx, func() error { return s.spawn(ctx, req.Spec) })
-	if failed != nil {
-		if ctx.Err() != nil { // the service stops, and the message is redelivered
-			return nil, askRedelivery(fmt.Errorf("spawn server %s: %w", id, failed))
+	return s.runStep(ctx, step{work: "build", id: id, token: req.Token}, func(ctx context.Context) error {
+		failed := retryDriver(ctx, func() error { return s.spawn(ctx, req.Spec) })
+		if failed != nil {
+			if ctx.Err() != nil { // the service stops, and the message is redelivered
+				return askRedelivery(fmt.Errorf("spawn server %s: %w", id, failed))
+			}
+			s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", failed)
+			// The remains are removed before the report, because another host gets the server after the report.
+			if err := s.destroy(ctx, id); err != nil {
+				return askRedelivery(fmt.Errorf("clean up after server %s: %w", id, err))
+			}
 		}
-		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", failed)
-		// The remains are removed before the report, because another host gets the server after the report.
-		if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-			return nil, askRedelivery(fmt.Errorf("clean up after server %s: %w", id, err))
+		stale, err := s.endStep(ctx, "build", id, req.Token, failed)
+		if stale { // the build is no longer wanted: the server stays only if the database still places it on this host
+			err = s.evictOrphan(ctx, id)
 		}
-	}
-	stale, err := s.endStep(ctx, "build", id, req.Token, failed)
-	if stale { // the build is no longer wanted: the server stays only if the database still places it on this host
-		err = s.evictLocked(ctx, id)
-	}
-	return &rpc.None{}, err
+		return err
+	})
 }
 
-// spawn makes the driver build a server. Errors: Unimplemented, if the server needs data for the guest, and the driver would ignore them.
+// spawn makes the driver build a server with its network interfaces. Errors: those of the driver
+// and of Config.Images; Unimplemented if the server needs a capability that the driver does not have.
 func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	d := s.cfg.Driver()
 	if err := checkGuestData(ctx, d, spec); err != nil {
@@ -141,7 +141,7 @@ func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	return spawnWithInterfaces(ctx, d, spec)
 }
 
-// spawnWithInterfaces builds a server and gives it its network interfaces.
+// spawnWithInterfaces builds a server and attaches its network interfaces.
 func spawnWithInterfaces(ctx context.Context, d compute.Driver, spec compute.Spec) error {
 	err := d.Spawn(ctx, spec)
 	for i := 0; i < len(spec.Interfaces) && err == nil; i++ {
@@ -150,9 +150,9 @@ func spawnWithInterfaces(ctx context.Context, d compute.Driver, spec compute.Spe
 	return err
 }
 
-// checkGuestData returns Unimplemented if a server needs data for the guest or network interfaces, and the driver would ignore them.
+// checkGuestData returns Unimplemented if a server has network interfaces, or data for the guest, that the driver would ignore.
 func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) error {
-	if !spec.NeedsGuestData() && len(spec.Interfaces) == 0 {
+	if !spec.NeedsGuestData() && len(spec.Interfaces) == 0 && !spec.HasExtraDisks() {
 		return nil
 	}
 	info, err := d.Info(ctx)
@@ -161,17 +161,12 @@ func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) er
 		return err
 	case spec.NeedsGuestData() && !info.Has(compute.CapGuestData):
 		return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
+	case spec.HasExtraDisks() && !info.Has(compute.CapExtraDisks):
+		return fault.New(fault.Unimplemented, "server %s has an ephemeral or a swap disk, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapExtraDisks)
 	case len(spec.Interfaces) > 0 && !info.Has(compute.CapAttachInterface):
 		return fault.New(fault.Unimplemented, "server %s has network interfaces, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapAttachInterface)
 	}
 	return nil
-}
-
-// dropRequest drops a request because other work on the server is running. The request does not wait longer, because it
-// occupies a slot. As long as the step is wanted, the conductor repeats the request.
-func (s *Service) dropRequest(ctx context.Context, work, id string) (*rpc.None, error) {
-	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server is running", "work", work, "server", id)
-	return &rpc.None{}, nil
 }
 
 // beginStep asks the conductor whether a step is still wanted. While the message waited in the queue, the server may have
@@ -192,12 +187,12 @@ func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted
 	return true, nil
 }
 
-// maxReports is how often a report is sent at once while conductors do not know the operation. During an upgrade, the conductors of the release that
-// has begun it may be few among many, and the next delivery of the message comes late.
+// maxReports limits how often endStep repeats a report, without a pause, to find a conductor that knows the operation. During an upgrade
+// few of many conductors may be of the release that has begun the operation, and a redelivery of the message would come late.
 const maxReports = 10
 
-// endStep reports the result of a step to the conductor. failed is the error of the step. stale reports that the step was no
-// longer wanted.
+// endStep reports the result of a step to the conductor. The parameter failed is the error of the step, or nil. The result stale
+// reports whether the step was no longer wanted.
 func (s *Service) endStep(ctx context.Context, work, id, token string, failed error) (stale bool, err error) {
 	end := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance}}
 	if failed != nil {
@@ -222,57 +217,43 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 	return false, nil
 }
 
-// Destroy asks the conductor whether the server is to be deleted on this host. If so, it destroys the server and reports that
-// the server is destroyed. It waits for other work on the server. It returns Unavailable, so that the message is redelivered,
-// if the server could not be destroyed or the result could not be reported.
+// Destroy destroys a server and reports this to the conductor. Before that, Destroy asks the conductor whether the server is to be deleted on this host,
+// because the message may be old, or come from a service that must not delete servers. Destroy stops other work on the server. Destroy returns
+// Unavailable, so that the message is redelivered, if the server cannot be destroyed or a call to the conductor fails.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
 	id := req.ServerID
-	if err := s.lock(ctx, id); err != nil {
-		return nil, err
-	}
-	defer s.locks.Unlock(id)
-	// The message alone is not trusted: it may be old, or from a service that must not delete servers.
-	wanted, err := s.beginStep(ctx, "destroy", id, req.Token)
-	if err != nil || !wanted {
-		return &rpc.None{}, err
-	}
-	if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-		return nil, askRedelivery(fmt.Errorf("destroy server %s: %w", id, err))
-	}
-	_, err = s.endStep(ctx, "destroy", id, req.Token, nil)
-	return &rpc.None{}, err
+	return s.runStep(ctx, step{work: "destroy", id: id, token: req.Token, preempts: true}, func(ctx context.Context) error {
+		if err := s.destroy(ctx, id); err != nil {
+			return askRedelivery(fmt.Errorf("destroy server %s: %w", id, err))
+		}
+		_, err := s.endStep(ctx, "destroy", id, req.Token, nil)
+		return err
+	})
 }
 
-// Act does an action on a server and reports the result. Act returns Unavailable, so that the message is redelivered, in three
-// cases: the result could not be reported, the action is done in part, or the service stops.
+// Act does an action on a server, if the action is still wanted, and reports the result to the conductor. Act returns Unavailable, so
+// that the message is redelivered, in three cases: a call to the conductor fails, the action is done in part or its result is not
+// known, or the service stops.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
-	if !s.lockSoon(ctx, id) {
-		return s.dropRequest(ctx, work, id)
-	}
-	defer s.locks.Unlock(id)
-	wanted, err := s.beginStep(ctx, work, id, req.Token)
-	if err != nil || !wanted {
-		if err == nil {
-			err = s.dropSnapshot(req)
+	r := step{work: work, id: id, token: req.Token, preempts: req.Action.Info().Preempts, drop: func() error { return s.dropSnapshot(req) }}
+	return s.runStep(ctx, r, func(ctx context.Context) error {
+		failed := s.runAction(ctx, req)
+		if failed != nil {
+			if ctx.Err() != nil || errors.Is(failed, errPartial) {
+				return askRedelivery(fmt.Errorf("%s server %s: %w", work, id, failed))
+			}
+			s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 		}
-		return &rpc.None{}, err
-	}
-	failed := s.runAction(ctx, req)
-	if failed != nil {
-		if ctx.Err() != nil || errors.Is(failed, errPartial) {
-			return nil, askRedelivery(fmt.Errorf("%s server %s: %w", work, id, failed))
+		stale, err := s.endStep(ctx, work, id, req.Token, failed)
+		if stale {
+			err = s.undoLate(ctx, req)
 		}
-		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
-	}
-	stale, err := s.endStep(ctx, work, id, req.Token, failed)
-	if stale && req.Placed { // as after a build that is no longer wanted
-		err = s.evictLocked(ctx, id)
-	}
-	return &rpc.None{}, err
+		return err
+	})
 }
 
-// maxConsole is the highest number of bytes of a console log that are returned: Nova's MAX_CONSOLE_BYTES.
+// maxConsole is the maximum size of a returned console log, in bytes: Nova's MAX_CONSOLE_BYTES.
 const maxConsole = 100 << 10
 
 // ReadConsole returns the end of a server's console log, see compute.ReadConsole.
@@ -328,12 +309,16 @@ func (s *Service) OpenConsole(ctx context.Context, req *compute.OpenConsoleReque
 	return &compute.OpenConsoleReply{Host: cmp.Or(s.cfg.ConsoleHost[req.Type], at.Host), Port: at.Port}, nil
 }
 
-// ChangeInterface gives a server a network interface, or takes it away, see compute.ChangeInterface.
+// interfaceWait is how long a change of a server's interfaces waits for other work on the server. The caller usually has a shorter deadline.
+const interfaceWait = time.Minute
+
+// ChangeInterface attaches a network interface to a server, or detaches the interface, see compute.ChangeInterface.
 func (s *Service) ChangeInterface(ctx context.Context, req *compute.InterfaceRequest) (*rpc.None, error) {
-	if err := s.lock(ctx, req.ServerID); err != nil {
-		return nil, err
+	ctx, end := s.beginJob(ctx, req.ServerID, "", interfaceWait)
+	if end == nil {
+		return nil, fault.New(fault.Unavailable, "wait for other work on server %s: it still runs", req.ServerID)
 	}
-	defer s.locks.Unlock(req.ServerID)
+	defer end()
 	if req.Detach {
 		return &rpc.None{}, s.cfg.Driver().DetachInterface(ctx, req.ServerID, req.Interface.ID)
 	}
@@ -350,11 +335,12 @@ func (t *tailBuffer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// askTimeout is how long a conductor may take to answer. It is much shorter than a drain: when all services of a cloud
-// stop at once, a compute service must return its message to the queue instead of waiting for a stopped conductor.
+// askTimeout is the time that a conductor has to answer. It is much shorter than the time for a drain: when all services of a
+// cloud stop at once, a compute service must return its message to the queue instead of waiting for a stopped conductor.
 const askTimeout = 8 * time.Second
 
-// askConductor calls a conductor. If the conductor answers that another process owns the host, all work stops, see loseHost.
+// askConductor calls a conductor. If the conductor answers that another process owns the host, all work stops, see loseHost. The answer to a
+// claim is an exception: Start returns it.
 func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -365,7 +351,7 @@ func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[R
 	return resp, err
 }
 
-// askRedelivery gives an error of the conductor or the driver the code Unavailable, whatever its own code, so that the message is
+// askRedelivery wraps an error of the conductor or the driver in an error with the code Unavailable, so that the message is
 // redelivered.
 func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", err) }
 
@@ -399,10 +385,10 @@ func (s *Service) Report(ctx context.Context) error {
 	return err
 }
 
-// inspectTimeout is how long the driver may take to report the resources of the host.
+// inspectTimeout is how long the driver may take to report the resources of the host, or its servers.
 const inspectTimeout = 10 * time.Second
 
-// inspectHost asks the driver for the resources of the host. Errors: Unavailable, if the driver does not report them.
+// inspectHost asks the driver for the resources of the host. Errors: Unavailable if the driver does not report them.
 func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
@@ -412,6 +398,10 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 	if err == nil {
 		have, err = d.Resources(ctx)
 	}
+	var platforms []compute.Platform
+	if err == nil && info.Has(compute.CapPlatforms) {
+		platforms, err = d.Platforms(ctx)
+	}
 	if err != nil {
 		err = fault.New(fault.Unavailable, "read the resources of host %s from the driver: %w", s.cfg.Host, err)
 	}
@@ -420,7 +410,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 		return nil, err
 	}
 	s.inspectErr.Store(nil)
-	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Instance: s.instance, Interfaces: s.interfaces}
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, Instance: s.instance, Interfaces: s.interfaces}
 	if s.cfg.Process != nil && s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
@@ -435,7 +425,9 @@ func (s *Service) Audit(ctx context.Context) error {
 	if ready := s.Check(ctx) == nil; !ready {
 		return nil
 	}
-	found, err := s.cfg.Driver().List(ctx)
+	list, cancel := context.WithTimeout(ctx, inspectTimeout)
+	found, err := s.cfg.Driver().List(list)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -450,7 +442,7 @@ func (s *Service) Audit(ctx context.Context) error {
 	return err
 }
 
-// orphans asks a conductor for the ids whose servers the database does not place on this host.
+// orphans asks a conductor which of the given servers the database does not place on this host, and returns their ids.
 func (s *Service) orphans(ctx context.Context, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -462,39 +454,12 @@ func (s *Service) orphans(ctx context.Context, ids []string) ([]string, error) {
 	return got.Servers, nil
 }
 
-// evict waits for other work on a server, and then destroys the server if it is still an orphan.
-func (s *Service) evict(ctx context.Context, id string) error {
-	if err := s.lock(ctx, id); err != nil {
-		return err
-	}
-	defer s.locks.Unlock(id)
-	return s.evictLocked(ctx, id)
-}
-
-// evictLocked destroys a server if the database does not place it on this host. The caller holds the server's lock.
-func (s *Service) evictLocked(ctx context.Context, id string) error {
+// evictOrphan destroys a server if the database does not place the server on this host. The caller must be the job on the server.
+func (s *Service) evictOrphan(ctx context.Context, id string) error {
 	orphans, err := s.orphans(ctx, []string{id})
 	if err != nil || len(orphans) == 0 {
 		return err
 	}
 	s.cfg.Logger.WarnContext(ctx, "destroying orphan, the database does not place it on this host", "server", id)
-	return s.cfg.Driver().Destroy(ctx, id)
-}
-
-// soon is how long a build or an action waits for other work on its server: for the reply to the report of the work before.
-const soon = time.Second
-
-// lockSoon waits for a short time until other work on a server has ended, and locks the server. It returns false if the work has not ended.
-func (s *Service) lockSoon(ctx context.Context, id string) bool {
-	ctx, cancel := context.WithTimeout(ctx, soon)
-	defer cancel()
-	return s.locks.Lock(ctx, id) == nil
-}
-
-// lock waits until other work on a server has ended, and locks the server. Errors: Unavailable, if ctx ends first.
-func (s *Service) lock(ctx context.Context, id string) error {
-	if err := s.locks.Lock(ctx, id); err != nil {
-		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, err)
-	}
-	return nil
+	return s.destroy(ctx, id)
 }

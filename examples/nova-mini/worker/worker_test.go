@@ -34,7 +34,7 @@ type fakeDriver struct {
 	log     []string
 	servers map[string]bool
 	caps    []driver.Capability
-	spawn   func() error // what Spawn returns; nil is success
+	spawn   func() error // returns the error of Spawn; nil: Spawn succeeds
 	destroy func() error
 }
 
@@ -71,6 +71,16 @@ func (d *fakeDriver) Spawn(_ context.Context, s compute.Spec) error {
 	return nil
 }
 
+func (d *fakeDriver) PowerOn(_ context.Context, id string) error {
+	d.note("on " + id)
+	return nil
+}
+
+func (d *fakeDriver) PowerOff(_ context.Context, id string, _ time.Duration) error {
+	d.note("off " + id)
+	return nil
+}
+
 func (d *fakeDriver) Destroy(_ context.Context, id string) error {
 	d.note("destroy " + id)
 	if d.destroy != nil {
@@ -100,12 +110,12 @@ type bench struct {
 	client *rpc.Client
 
 	mu    sync.Mutex
-	begin error // what the conductor answers
-	end   error
-	other int // how many reports meet a conductor that does not know the operation
-	mine  map[string]bool
-	ended chan compute.EndStepRequest
-	seen  chan compute.HostReport
+	begin error                       // the conductor's answer to begin_step
+	end   error                       // the conductor's answer to end_step
+	other int                         // the number of reports that are refused, because the conductor does not know the operation
+	mine  map[string]bool             // the servers that the database places on the host
+	ended chan compute.EndStepRequest // receives the reports that end steps
+	seen  chan compute.HostReport     // receives the reports about the host
 }
 
 func newBench(t *testing.T) *bench {
@@ -119,7 +129,7 @@ func newBench(t *testing.T) *bench {
 	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
 	t.Cleanup(func() { b.client.Close() })
 	b.svc = worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return b.driver }, Client: b.client, Logger: quiet})
-	// The answer is read first, because tell lets the test continue and change it.
+	// answer reads the error before it calls tell, because the test then continues and may change the error.
 	answer := func(err *error, tell func()) (*rpc.None, error) {
 		b.mu.Lock()
 		is := *err
@@ -188,6 +198,7 @@ func get[T any](t *testing.T, ch <-chan T) T {
 
 var build = compute.BuildRequest{Spec: compute.Spec{ID: "s1"}, Token: "op/3"}
 
+// cast casts the request build to the compute service.
 func (b *bench) cast(t *testing.T) {
 	t.Helper()
 	if err := rpc.Cast(t.Context(), b.client, compute.Build, "h1", &build); err != nil {
@@ -195,7 +206,7 @@ func (b *bench) cast(t *testing.T) {
 	}
 }
 
-// TestBuild: the report carries the token of the step.
+// TestBuild: the report has the token of the step.
 func TestBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -206,8 +217,8 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// TestOtherRelease: a report that most conductors refuse, because another release has begun the operation, finds the conductor that knows it at
-// once, without another delivery of the message.
+// TestOtherRelease: most conductors refuse a report, because a conductor of another release has begun the operation. The compute service repeats the
+// report until a conductor accepts it, without a redelivery of the message.
 func TestOtherRelease(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -237,8 +248,8 @@ func TestImagePath(t *testing.T) {
 	}
 }
 
-// TestGuestData: a server with user data or a config drive is built only by a driver that gives them to the guest. Another driver would
-// ignore them.
+// TestGuestData: only a driver with the capability for guest data builds a server with user data or a config drive. Another driver would
+// ignore these data.
 func TestGuestData(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -251,6 +262,8 @@ func TestGuestData(t *testing.T) {
 		{compute.Spec{ConfigDrive: true}, nil, "does not have the capability guest-data"},
 		{compute.Spec{PublicKey: "ssh-rsa A"}, nil, "does not have the capability guest-data"},
 		{compute.Spec{AdminPass: "x", Hostname: "h"}, nil, ""},
+		{compute.Spec{SwapMiB: 1}, []driver.Capability{compute.CapGuestData}, "server s has an ephemeral or a swap disk, and the driver d does not have the capability extra-disks"},
+		{compute.Spec{EphemeralGiB: 1, SwapMiB: 1}, []driver.Capability{compute.CapExtraDisks}, ""},
 		{compute.Spec{UserData: "QQ==", ConfigDrive: true}, []driver.Capability{compute.CapGuestData}, ""},
 	} {
 		b.driver.caps = tt.caps
@@ -278,8 +291,8 @@ func TestFailedBuild(t *testing.T) {
 	}
 }
 
-// TestUncleanBuild: while the remains of a failed build cannot be removed, no other host may get the server. So the compute service
-// does not report the failure, and the message is redelivered.
+// TestUncleanBuild: while the remains of a failed build cannot be removed, the compute service does not report the failure, because
+// another host must not get the server yet. The message is redelivered.
 func TestUncleanBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -311,8 +324,8 @@ func TestStaleBuild(t *testing.T) {
 	}
 }
 
-// TestReportFails: the message is redelivered until the result is reported. The compute service does not repeat the build
-// on its own.
+// TestReportFails: if the report fails, the message is redelivered until the result is reported. The compute service does not repeat the
+// build by itself.
 func TestReportFails(t *testing.T) {
 	t.Parallel()
 	for _, code := range []fault.Code{fault.Unavailable, fault.NotFound, fault.Internal} {
@@ -325,8 +338,8 @@ func TestReportFails(t *testing.T) {
 	}
 }
 
-// TestStaleReport: if a build is no longer wanted when it ends, the server stays only if the database places it on this host, as the
-// result of another build attempt.
+// TestStaleReport: a build may no longer be wanted when it ends. The server then stays only if the database places the server on this host, because
+// another build attempt is on this host.
 func TestStaleReport(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -340,6 +353,20 @@ func TestStaleReport(t *testing.T) {
 		if did := strings.Join(b.driver.did(), " "); did != want {
 			t.Errorf("placed here %t: the driver did %q, want %q", mine, did, want)
 		}
+	}
+}
+
+// TestLateRestore: when the driver has started the server, the restore may no longer be wanted, for example because the operation has timed out. The server is then stopped,
+// because it is still soft-deleted.
+func TestLateRestore(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.end = compute.ErrStale
+	if _, err := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Restore, Token: "t"}); err != nil {
+		t.Error(err)
+	}
+	if did := strings.Join(b.driver.did(), " "); did != "on s1 off s1" {
+		t.Errorf("the driver did %q", did)
 	}
 }
 
@@ -373,7 +400,7 @@ func TestOneAtATime(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := b.svc.Destroy(short, &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("destroy while it is built: %v, want Unavailable, so that the message is redelivered", err)
+		t.Errorf("destroy during the build: %v, want Unavailable, so that the message is redelivered", err)
 	}
 	if err := rpc.Cast(t.Context(), b.client, compute.Destroy, "h1", &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); err != nil {
 		t.Fatal(err)
@@ -388,8 +415,8 @@ func TestOneAtATime(t *testing.T) {
 	}
 }
 
-// TestDestroyNotWanted: a message to destroy a server, such as an old message or one of another service, has no effect if the
-// conductor answers that the server is not to be deleted on this host.
+// TestDestroyNotWanted: a message to destroy a server has no effect if the conductor answers that the deletion on this host is not
+// wanted. Such a message may be old, or come from another service.
 func TestDestroyNotWanted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -431,6 +458,7 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// TestReport: a compute service reports the driver, its capabilities, the resources of the host, and the versions that it serves.
 func TestReport(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -439,27 +467,38 @@ func TestReport(t *testing.T) {
 	}
 	want := compute.HostReport{
 		Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1}, Capabilities: []driver.Capability{},
-		Interfaces: map[string][]string{compute.Worker.Name: {compute.Worker.Version.String()}},
-	} // what its RPC server serves
+		Interfaces: map[string][]string{compute.Worker.Name: {compute.Worker.Version.String()}}, // the versions that the RPC server serves
+	}
 	if diff := cmp.Diff(want, get(t, b.seen)); diff != "" {
 		t.Errorf("reported (-want +got):\n%s", diff)
 	}
+	d, err := fake.New(fake.Config{Host: "h2", Arch: "aarch64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := worker.New(worker.Config{Host: "h2", Zone: "z", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	if err := other.Report(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, b.seen); got.Zone != "z" || !slices.Equal(got.Platforms, []compute.Platform{{Arch: "aarch64", Type: "fake", Mode: "hvm"}}) {
+		t.Errorf("%+v", got)
+	}
 }
 
-// TestResize: after a failed resize the server has its old size, and runs if it ran before. A resize that was done is not
-// repeated. If a resize can be neither done nor undone, it is not reported, and its message is redelivered.
+// TestResize: after a failed resize the server has its old size, and runs if it ran before. A completed resize is not
+// repeated. If a resize can be neither done nor undone, nothing is reported, and the message is redelivered.
 func TestResize(t *testing.T) {
 	b := newBench(t)
 	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
 	for _, tt := range []struct {
 		name   string
 		faults map[string]string
-		stop   bool // the server is stopped before the action
+		stop   bool // whether the server is stopped before the action
 		action compute.Action
-		says   string // part of the reported error
-		again  bool   // the message is redelivered
+		says   string // a part of the reported error
+		again  bool   // whether the message is redelivered
 		want   compute.Resources
-		boots  int // how often the guest has been started
+		boots  int // the number of starts of the guest
 	}{
 		{name: "done", action: compute.Resize, want: large, boots: 2},
 		{name: "resize of a stopped server", stop: true, action: compute.Resize, want: large, boots: 1},
@@ -485,7 +524,7 @@ func TestResize(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for range 2 { // the message may be delivered twice
+			for range 2 { // as if the message was delivered twice
 				_, err = svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Token: "op/5", Resources: large, Running: !tt.stop})
 				if tt.again {
 					if fault.CodeOf(err) != fault.Unavailable {

@@ -42,8 +42,8 @@ func missingPackages(ctx context.Context) []string {
 	return list
 }
 
-// installMissing installs the missing packages with apt-get, but not NATS, because the package may be older than 2.10. If the user is not root or apt-get does not exist, it returns
-// an error that names the packages. The packages' services are not started.
+// installMissing installs the missing packages with apt-get. It does not install NATS, because the package may be older than 2.10: without NATS, installMissing returns the error
+// of CheckNATS. If the user is not root or apt-get does not exist, it returns an error that names the packages. The packages' services are not started.
 func installMissing(ctx context.Context) error {
 	if err := testenv.CheckNATS(); err != nil {
 		return err

@@ -4,10 +4,10 @@
 //
 //	bin/testenv -- go test ./...
 //
-// As root on Debian or Ubuntu it installs missing packages with apt-get, but not NATS, whose packages may be too old. If the directory of
+// As root on Debian or Ubuntu, Run installs missing packages with apt-get, but not NATS, whose packages may be too old. If the directory of
 // this program has a program nats-server, such as the one that `make bin/testenv` builds, Run uses it instead of the nats-server of the machine.
 //
-// With --only it starts only the services that are named, needs only their programs, and installs nothing. Then the command may be left out:
+// With --only, Run starts only the services that are named, needs only their programs, and installs nothing. Then the command may be left out:
 // Run prints the options of a component with the URLs, and waits for Ctrl-C. This is `make services`:
 //
 //	go run ./internal/testenv/run --only rabbitmq,mariadb
@@ -100,7 +100,8 @@ func choose(names string) (chosen []product, err error) {
 	return chosen, nil
 }
 
-// run runs the command args with the chosen services, or with all, and returns its exit code. Without a command it waits for a signal.
+// run runs the command in args with the chosen services, or with all services if none is chosen, and returns the exit code of the command.
+// Without a command it waits for a signal.
 func run(chosen []product, args []string, signals <-chan os.Signal) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -181,7 +182,8 @@ var products = []product{
 	}},
 }
 
-// serve prints the options of a component that uses the services, and waits for a signal. It returns an error if a service dies before.
+// serve prints the options of a component that uses the services, and waits for a signal, or until a service dies. It
+// returns nil in both cases: the function stop returns the error of a service that has died.
 func serve(ctx context.Context, chosen []product, all []started, signals <-chan os.Signal) error {
 	died := make(chan struct{}, len(all))
 	for i, s := range all {

@@ -116,7 +116,7 @@ func build(t *testing.T, dir string) string {
 	return bin
 }
 
-// TestUsage: arguments that cannot be followed are refused before a service starts, with the reason and the usage.
+// TestUsage: wrong arguments are refused before a service starts, with the reason and the usage.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	bin := build(t, t.TempDir())

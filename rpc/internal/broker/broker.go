@@ -1,5 +1,5 @@
-// Package broker has what the buses over a broker share: the check of URLs, which also removes passwords from them, and the loop
-// that sends a message again.
+// Package broker has what the buses over a broker share: the check of URLs, URLs without passwords for logs, and the loop that
+// sends a message again.
 package broker
 
 import (
@@ -10,9 +10,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// CheckURLs returns Invalid unless urls has at least one URL, and each has one of the
-// schemes, a host, no parameters and no fragment. The error names the URL, without its
-// password, and what is wrong with it.
+// CheckURLs returns Invalid unless urls has at least one URL, and each URL has one of the schemes, a host, no parameters and no
+// fragment. The error names the URL, without its password, and says what is wrong.
 func CheckURLs(urls []string, schemes ...string) error {
 	if len(urls) == 0 {
 		return fault.New(fault.Invalid, "no URL of a broker is given: set at least one")
@@ -36,7 +35,7 @@ func CheckURLs(urls []string, schemes ...string) error {
 	return nil
 }
 
-// Redacted lists the URLs without their passwords. URLs that cannot be parsed become empty.
+// Redacted joins the URLs, without their passwords, into one text. A URL that cannot be parsed becomes empty.
 func Redacted(urls ...string) string {
 	out := make([]string, len(urls))
 	for i, raw := range urls {

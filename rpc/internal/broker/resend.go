@@ -7,19 +7,20 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Attempts sends one message again and again, with back-off.
+// Attempts sends one message repeatedly, with back-off.
 type Attempts struct {
 	Message *bus.Message
 	Backoff backoff.Backoff
-	// MayRepeat reports whether another attempt may follow one that ended with err, which is not nil.
+	// MayRepeat reports whether another attempt may follow an attempt that ended with err, which is not nil.
 	MayRepeat func(err error) bool
-	// Send makes one attempt and waits for its outcome. last is the outcome of the attempt before.
+	// Send makes one attempt and waits for its outcome. The parameter last is the outcome of the previous attempt.
 	Send func(last error) error
 }
 
-// Resend makes attempts until one succeeds or MayRepeat forbids another one. err is the outcome of the first attempt, which the
-// caller has made. When ctx ends, the wait between two attempts ends. Resend returns nil, or the error of the last attempt. If an attempt
-// may have reached the broker, it returns the error of the first such attempt, because a later refusal does not undo it.
+// Resend makes attempts until an attempt succeeds or MayRepeat forbids another one. The parameter err is the outcome of the first
+// attempt, which the caller has made. When ctx ends, the wait between two attempts ends. Resend returns nil, or the error of the last
+// attempt. If an attempt may have reached the broker, Resend returns the error of the first such attempt, because a later refusal does
+// not undo it.
 func (a Attempts) Resend(ctx context.Context, err error) error {
 	var unknown error
 	for err != nil {

@@ -1,6 +1,6 @@
-// Package gather has a connection that collects the bytes of further writes while one write is in progress, and then
-// writes them together. The brokers' client libraries make a system call for every few messages, and each costs the broker
-// a read and a wake-up.
+// Package gather has a connection that gathers writes: while one write is in progress, it collects the bytes of further writes, and
+// then writes them together. The brokers' client libraries make a system call for every few messages, and each such call costs the
+// broker a read and a wake-up.
 package gather
 
 import (
@@ -10,22 +10,22 @@ import (
 	"sync"
 )
 
-// maxGathered is how many bytes may wait to be written until the connection counts as full.
+// maxGathered: the connection counts as full when this many bytes wait to be written.
 const maxGathered = 1 << 20
 
-// Conn is a connection whose writes are gathered. Write returns before the bytes are written, so an error of writing is
-// returned by a later Write, or by Read. It is safe for concurrent use.
+// Conn is a connection whose writes are gathered. Write returns before the bytes are written, so a later Write or Read returns the
+// error of a failed write. Conn is safe for concurrent use.
 type Conn struct {
 	net.Conn
 
-	// Block makes Write wait while 1 MiB or more waits to be written. Otherwise Write never blocks, and the writer calls
-	// Full before it writes. Set Block before the first Write.
+	// Block makes Write wait while 1 MiB or more waits to be written. If Block is false, Write never blocks, and the writer must
+	// call Full before it writes. Set Block before the first Write.
 	Block bool
 
 	mu      sync.Mutex
-	notFull chan struct{} // closed when next is taken, or on an error; nil if no writer waits
+	notFull chan struct{} // closed when the bytes in the field next are being written, or on an error; nil if no writer waits
 	next    []byte        // bytes that wait to be written
-	spare   []byte        // the other buffer, while no write is in progress
+	spare   []byte        // the second buffer, for reuse, while no write is in progress
 	writing bool          // flush or Batch writes
 	batches int           // calls of Batch that have not returned
 	err     error
@@ -35,7 +35,7 @@ type Conn struct {
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.Block {
 		for full := c.Full(); full != nil; full = c.Full() {
-			c.startFlush() // inside of Batch no other goroutine may be writing
+			c.startFlush() // during a Batch, perhaps no other goroutine writes
 			<-full
 		}
 	}
@@ -45,7 +45,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, c.err
 	}
 	c.next = append(c.next, p...)
-	if c.batches == 0 { // otherwise Batch also writes these bytes
+	if c.batches == 0 { // otherwise endBatch also writes these bytes
 		c.startFlushLocked()
 	}
 	return len(p), nil
@@ -65,9 +65,8 @@ func (c *Conn) startFlushLocked() {
 	}
 }
 
-// Batch calls f. Then it writes the bytes that wait, in the goroutine of the caller, as far as the connection accepts them without
-// blocking. If there is only one writer, this is faster than Write, because no goroutine has to be started. c may be nil: then Batch
-// only calls f.
+// Batch calls f. Then it writes the waiting bytes in the caller's goroutine, as far as the connection accepts them without blocking.
+// If there is only one writer, Batch is faster than Write, because no goroutine has to be started. If c is nil, Batch only calls f.
 func (c *Conn) Batch(f func()) {
 	if c == nil {
 		f()
@@ -100,7 +99,7 @@ func (c *Conn) endBatch() {
 	}
 }
 
-// takeLocked returns the bytes that wait to be written. The caller writes them, and then returns the buffer to spare.
+// takeLocked returns the bytes that wait to be written. The caller writes them, and then stores the buffer in spare.
 func (c *Conn) takeLocked() []byte {
 	out := c.next
 	c.writing = true
@@ -109,7 +108,7 @@ func (c *Conn) takeLocked() []byte {
 	return out
 }
 
-// Full returns nil while less than 1 MiB waits to be written, otherwise a channel that is closed when Write may be called
+// Full returns nil while less than 1 MiB waits to be written. Otherwise it returns a channel that is closed when Write may be called
 // again.
 func (c *Conn) Full() <-chan struct{} {
 	c.mu.Lock()
@@ -126,7 +125,7 @@ func (c *Conn) Full() <-chan struct{} {
 // flush writes until no bytes wait.
 func (c *Conn) flush() {
 	for {
-		runtime.Gosched() // goroutines that are about to write join this write
+		runtime.Gosched() // lets goroutines that are about to write join this write
 		c.mu.Lock()
 		if c.err != nil || len(c.next) == 0 {
 			c.writing = false
@@ -145,7 +144,7 @@ func (c *Conn) flush() {
 	}
 }
 
-// failLocked makes later writes fail with err, and drops the bytes that wait.
+// failLocked makes later writes fail with err, and drops the waiting bytes.
 func (c *Conn) failLocked(err error) {
 	c.err = err
 	c.next = nil
@@ -160,7 +159,7 @@ func (c *Conn) notifyNotFullLocked() {
 	}
 }
 
-// Close closes the connection. Writers that wait return an error, and bytes that wait to be written are lost.
+// Close closes the connection. Waiting writers return an error, and waiting bytes are lost.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.mu.Lock()

@@ -30,7 +30,8 @@ func connect(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-// TestOrder: several goroutines write, by Write and by Batch. All messages arrive whole, and those of each goroutine in order.
+// TestOrder: several goroutines write, by Write and by Batch. Every message arrives complete, and the messages of each goroutine
+// arrive in order.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -69,8 +70,8 @@ func TestOrder(t *testing.T) {
 	wg.Wait()
 }
 
-// TestBatchNeverBlocks: while the peer reads nothing, Batch does not block. When 1 MiB waits to be written, Full reports it. When
-// the peer reads again, everything arrives.
+// TestBatchNeverBlocks: Batch does not block while the peer reads nothing. Full reports when 1 MiB waits to be written. When the
+// peer reads again, all bytes arrive.
 func TestBatchNeverBlocks(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -108,7 +109,7 @@ func TestBatchOfMuch(t *testing.T) {
 	const writes, size = 40, 64 << 10
 	go c.Batch(func() {
 		for i := range writes {
-			_, _ = c.Write(bytes.Repeat([]byte{byte(i)}, size)) // an error is seen below: too little arrives
+			_, _ = c.Write(bytes.Repeat([]byte{byte(i)}, size)) // an error shows below, because too few bytes arrive
 		}
 	})
 	_ = far.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -123,7 +124,7 @@ func TestBatchOfMuch(t *testing.T) {
 	}
 }
 
-// TestBatchOfNil: Batch of a nil Conn only calls its function. A connection whose writes are not gathered has a nil Conn.
+// TestBatchOfNil: Batch of a nil Conn only calls its function. The Conn of a connection whose writes are not gathered is nil.
 func TestBatchOfNil(t *testing.T) {
 	t.Parallel()
 	called := false

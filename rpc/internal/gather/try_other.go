@@ -4,5 +4,5 @@ package gather
 
 import "net"
 
-// tryWrite writes nothing: a write without blocking needs a Unix system.
+// tryWrite writes nothing, because this system has no write without blocking.
 func tryWrite(net.Conn, []byte) int { return 0 }

@@ -8,7 +8,7 @@ import (
 )
 
 // tryWrite writes as much of p as the connection accepts without blocking, and returns the number of bytes. After an error it
-// returns 0, and a later Write returns the error.
+// returns 0; the next ordinary write then returns the error.
 func tryWrite(c net.Conn, p []byte) int {
 	s, ok := c.(syscall.Conn)
 	if !ok {

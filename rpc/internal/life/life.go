@@ -1,5 +1,5 @@
-// Package life has the states of a bus over a broker: the bus is started once, perhaps after failed attempts, and closed
-// once.
+// Package life has the life cycle of a bus over a broker: the bus is started once, perhaps after failed attempts, and
+// closed once.
 package life
 
 import (
@@ -39,7 +39,7 @@ func New() *Life {
 
 // Start calls connect and returns its error. The context of connect ends with ctx, after timeout, or when the bus is
 // closed. After an error of connect, Start may be called again. Other errors: Precondition if the bus is started or
-// starting, bus.ErrClosed.
+// starting; bus.ErrClosed.
 func (l *Life) Start(ctx context.Context, timeout time.Duration, connect func(context.Context) error) error {
 	l.mu.Lock()
 	closed, was := l.Err() != nil, l.state
@@ -71,7 +71,7 @@ func (l *Life) Start(ctx context.Context, timeout time.Duration, connect func(co
 	return err
 }
 
-// Usable returns bus.ErrClosed or bus.ErrNotStarted unless the bus is started and not closed.
+// Usable returns nil if the bus is started and not closed. Otherwise it returns bus.ErrClosed or bus.ErrNotStarted.
 func (l *Life) Usable() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,7 +84,7 @@ func (l *Life) Usable() error {
 	return nil
 }
 
-// Go runs f in a goroutine that End waits for. If the bus is closed, it returns false and does not run f.
+// Go runs f in a goroutine that End waits for. It returns false, and does not run f, if the bus is closed.
 func (l *Life) Go(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

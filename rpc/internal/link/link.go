@@ -1,5 +1,5 @@
-// Package link keeps one connection to a broker: it dials again after a loss, with back-off, and notifies the users of
-// the connection of each change.
+// Package link keeps one connection to a broker open. It dials again after a loss, with back-off, and notifies the
+// users of the connection of each change.
 package link
 
 import (
@@ -17,16 +17,16 @@ const (
 	maxRedial = time.Second
 )
 
-// Config says how connections of type C are made and watched.
+// Config says how connections of type C are opened and watched.
 type Config[C any] struct {
-	// Dial makes one attempt to connect, which ends when ctx ends. Required.
+	// Dial makes one attempt to connect. The attempt ends when ctx ends. Required.
 	Dial func(ctx context.Context) (C, error)
 	// Hold owns the connection until its end. It returns the reason when the connection is lost, and closes the
-	// connection when ctx ends. It is called once for each connection. Required.
+	// connection when ctx ends. Each connection is passed to Hold once. Required.
 	Hold func(ctx context.Context, conn C) error
 }
 
-// Link is a connection that is replaced when it is lost. It is safe for concurrent use.
+// Link is a connection that is replaced when it is lost. Its methods are safe for concurrent use.
 type Link[C any] struct {
 	cfg Config[C]
 
@@ -35,10 +35,10 @@ type Link[C any] struct {
 	epoch    context.Context    //nolint:containedctx // ends when conn is lost; nil while there is no connection
 	end      context.CancelFunc // ends epoch
 	changed  chan struct{}      // closed, and replaced, at each change
-	blocked  string             // why the broker accepts no messages; empty if it does
+	blocked  string             // why the broker accepts no messages; empty if it accepts them
 	last     error              // why the last connection was lost, or the last dial failed
 	dials    uint64             // how many connections were made
-	restored time.Time          // when a connection replaced another one
+	restored time.Time          // when a connection last replaced another one
 }
 
 // New returns a link without a connection.
@@ -46,7 +46,7 @@ func New[C any](cfg Config[C]) *Link[C] {
 	return &Link[C]{cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt to connect was made")}
 }
 
-// Run keeps the connection until life ends, and returns then. It begins with conn, unless conn is nil.
+// Run keeps the connection open until life ends. It begins with conn, unless conn is nil.
 func (l *Link[C]) Run(life context.Context, conn *C) {
 	if conn != nil {
 		l.serve(life, *conn)
@@ -63,7 +63,7 @@ func (l *Link[C]) Run(life context.Context, conn *C) {
 	}
 }
 
-// serve publishes a connection as the present one until it is lost or life ends.
+// serve makes a connection the current one until it is lost or life ends.
 func (l *Link[C]) serve(life context.Context, conn C) {
 	epoch, end := context.WithCancel(context.WithoutCancel(life))
 	defer end()
@@ -97,7 +97,7 @@ func (l *Link[C]) notifyLocked() {
 	l.changed = make(chan struct{})
 }
 
-// Notify closes State.Changed, as a change of the connection does.
+// Notify closes State.Changed, as a change of the connection does. The state itself does not change.
 func (l *Link[C]) Notify() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,19 +117,19 @@ type State[C any] struct {
 	Conn    C               // valid if Epoch is not nil
 	Epoch   context.Context //nolint:containedctx // ends when Conn is lost; nil if there is no connection
 	Changed <-chan struct{} // closed at the next change
-	Blocked string          // why the broker accepts no messages; empty if it does
+	Blocked string          // why the broker accepts no messages; empty if it accepts them
 	Err     error           // why the last connection was lost, or the last dial failed
 }
 
-// State returns the present state.
+// State returns the current state.
 func (l *Link[C]) State() State[C] {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return State[C]{Conn: l.conn, Epoch: l.epoch, Changed: l.changed, Blocked: l.blocked, Err: l.last}
 }
 
-// Get waits for a connection whose broker accepts messages, and returns it. epoch ends when the connection is lost. If
-// ctx ends first, Get returns its error.
+// Get waits for a connection whose broker accepts messages, and returns it. The context epoch ends when the connection
+// is lost. If ctx ends first, Get returns the error of ctx.
 func (l *Link[C]) Get(ctx context.Context) (conn C, epoch context.Context, err error) {
 	for {
 		s := l.State()

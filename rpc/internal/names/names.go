@@ -1,4 +1,4 @@
-// Package names has the rule for the names of hosts and topics: every broker accepts them.
+// Package names checks the names of hosts and topics. Every broker accepts a valid name.
 package names
 
 import (
@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Max is the longest name in bytes, with all its prefixes and suffixes: an AMQP short string has
-// no more.
+// Max is the maximum length of a name in bytes, with all its prefixes and suffixes. An AMQP short string cannot be
+// longer.
 const Max = 255
 
 // Fault returns what is wrong with a name, without the subject, such as "is empty". It returns "" if the name is valid.

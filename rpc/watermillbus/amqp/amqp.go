@@ -1,27 +1,31 @@
-// Package amqp is a bus over RabbitMQ made of stock watermill-amqp (v3.0.2) alone, for programs that must not link
-// another client of RabbitMQ. All other programs use rpc/amqpbus, which is faster and keeps more rules.
+// Package amqp is a bus over RabbitMQ made of stock watermill-amqp (v3.0.2) alone, for programs that must reach
+// RabbitMQ only through watermill-amqp. All other programs use rpc/amqpbus, which is faster and follows more rules
+// of the bus contract.
 //
 //	bus, err := amqp.New(amqp.Config{URLs: []string{"amqp://user:pw@rabbit:5672/"}})
 //	err = bus.Start(ctx)
 //
-// Package urlbus opens it for watermill-amqp:// URLs if the program registers it as below. Other programs do not link it:
+// Package urlbus opens this bus for watermill-amqp:// URLs if the program registers the bus as below. Other programs do
+// not link this package:
 //
 //	cfg.Schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
 //		return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 //	}}
 //
-// The bus keeps the same rules of the bus contract as watermillbus. It does not keep the others, and Start logs a warning
-// about them:
+// The bus breaks the same rules of the bus contract as watermillbus does over RabbitMQ:
 //
 //   - A call to a server that is down waits instead of failing.
-//   - A call stays with a busy server.
-//   - If a server stops before a message's handler has begun, the message counts as lost with the server.
+//   - A call stays with a busy server, although another server is idle.
+//   - If a server stops before the handler of a message has begun, the message is treated as if its handler had begun and the server had died.
 //
-// The queues have the names and properties of those of amqpbus, so both buses may use the same queues.
+// The queues have the names and properties of amqpbus's queues, so both buses may use the same queues.
 //
-// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. It ends with its
-// first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the loss. Then
-// package service ends the process, and the supervisor starts it again.
+// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. When a
+// connection is lost, the bus ends: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the
+// loss. Then package service ends the process, and the supervisor starts the process again.
+//
+// Start logs a warning: calls to servers that are down or die get no error before their timeout, calls stay with busy servers, and a lost
+// connection ends the bus.
 package amqp
 
 import (
@@ -33,6 +37,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
@@ -53,24 +58,26 @@ var ErrConnectionLost = fault.Sentinel(fault.Unavailable, "BusConnectionLost", "
 // Config configures a Bus.
 type Config struct {
 	// URLs has the broker's URL: amqp:// or amqps://, with user, password, host, port and virtual host. Required. The
-	// password does not appear in logs and errors. watermill-amqp knows one broker, so several URLs are Invalid.
+	// password does not appear in logs and errors. watermill-amqp connects to one broker, so New refuses several
+	// URLs.
 	URLs []string
-	// Exchange is the first part of the name of every queue and exchange. It must be the same in all processes that
-	// talk to each other. Default "armature".
+	// Exchange is the first part of the name of every queue and exchange. Processes that exchange messages need the same
+	// value. Default "armature".
 	Exchange string
-	// TLS is the configuration for amqps URLs. Nil: the system's authorities.
+	// TLS is the configuration for amqps URLs. Nil: the system's certificate authorities.
 	TLS *tls.Config
 	// Quorum declares the queues of Shared topics as quorum queues, as amqpbus.Config.Quorum does.
 	Quorum bool
-	// MaxMessage is the largest message that Publish accepts, in bytes. Default bus.DefaultMaxMessage.
+	// MaxMessage is the size of the largest message that Publish accepts, in bytes. Default bus.DefaultMaxMessage.
 	MaxMessage int
-	// Lanes bounds how many messages of a topic are handled at once. Each lane needs a channel. Default 16.
+	// Lanes limits how many messages of a topic are handled at once. Each lane needs a channel. Default 16.
 	Lanes int
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus]. It has the Start, Stop, Check and Failed of a service part. It is safe for concurrent use.
+// Bus is a [bus.Bus]. It can be a part of a service.App: it has Start, Stop, Check and Failed. It is safe for concurrent
+// use.
 type Bus struct {
 	cfg    Config
 	failed chan error
@@ -84,7 +91,7 @@ type Bus struct {
 	closed bool
 }
 
-// New returns a bus that is not connected. The error, with code Invalid, says what is wrong with URLs or Exchange.
+// New returns a bus that is not connected. The error has code Invalid and says what is wrong with URLs or Exchange.
 func New(cfg Config) (*Bus, error) {
 	if err := broker.CheckURLs(cfg.URLs, "amqp", "amqps"); err != nil {
 		return nil, fmt.Errorf("watermill-amqp: %w", err)
@@ -107,9 +114,9 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects, and logs a warning about the rules that the bus does not keep. Errors: Unavailable if the broker does
-// not answer, after which Start may be called again; Precondition if the bus is started already; bus.ErrClosed.
-// watermill-amqp connects without a context, so Start ignores its context, and blocks as long as watermill-amqp does.
+// Start connects to the broker, and logs a warning about the rules that the bus breaks. Errors: Unavailable if the broker does not
+// answer, after which Start may be called again; Precondition if the bus is started already; bus.ErrClosed. Start ignores its context,
+// because watermill-amqp connects without one. So Start blocks as long as watermill-amqp does.
 func (b *Bus) Start(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,18 +127,21 @@ func (b *Bus) Start(context.Context) error {
 		return fault.New(fault.Precondition, "start watermill-amqp: the bus is started already")
 	}
 	var made []*amqp.ConnectionWrapper
-	for range 2 { // to publish and to consume
+	var unused atomic.Bool // the start has failed, so the bus does not use the connections
+	for range 2 {          // to publish and to consume
 		c, err := amqp.NewConnection(amqp.ConnectionConfig{AmqpURI: b.cfg.URLs[0], TLSConfig: b.cfg.TLS}, watermill.NopLogger{})
 		if err != nil {
+			unused.Store(true)
 			closeAll(made)
 			return fault.New(fault.Unavailable, "connect to RabbitMQ at %s: %v", broker.Redacted(b.cfg.URLs[0]), err)
 		}
 		lost := c.Connection().NotifyClose(make(chan *amqp091.Error, 1))
-		go b.awaitLoss(lost) // ends with the connection
+		go b.awaitLoss(lost, &unused) // ends with the connection
 		made = append(made, c)
 	}
 	inner, err := b.assemble(made[0], made[1])
 	if err != nil {
+		unused.Store(true)
 		closeAll(made)
 		return err
 	}
@@ -146,7 +156,7 @@ func closeAll(list []*amqp.ConnectionWrapper) {
 	}
 }
 
-// assemble makes the bus of watermill-amqp publishers and subscribers.
+// assemble makes the inner bus from watermill-amqp publishers and subscribers.
 func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.Bus, error) {
 	log := watermill.NopLogger{}
 	queues, fanouts := b.config(amqp.NewDurableQueueConfig(b.cfg.URLs[0])), b.config(amqp.NewDurablePubSubConfig(b.cfg.URLs[0], nil))
@@ -185,7 +195,7 @@ func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.
 	})
 }
 
-// config sets the names of queues and exchanges, which are those of amqpbus, and publisher confirms.
+// config sets the names of queues and exchanges, which are the names of amqpbus, and turns on publisher confirms.
 func (b *Bus) config(c amqp.Config) amqp.Config {
 	name := func(topic string) string { return b.cfg.Exchange + "." + topic }
 	if c.Exchange.Type == "fanout" {
@@ -197,11 +207,14 @@ func (b *Bus) config(c amqp.Config) amqp.Config {
 	return c
 }
 
-// awaitLoss waits until a connection is lost, and then ends the bus.
-func (b *Bus) awaitLoss(lost <-chan *amqp091.Error) {
+// awaitLoss waits until a connection is lost, and then ends the bus. It does nothing if the bus itself has closed the connection.
+func (b *Bus) awaitLoss(lost <-chan *amqp091.Error, unused *atomic.Bool) {
 	reason := <-lost
-	if reason == nil { // Close has closed the connection
+	if unused.Load() || errors.Is(context.Cause(b.alive), bus.ErrClosed) {
 		return
+	}
+	if reason == nil { // the connection was lost before NotifyClose was called
+		reason = amqp091.ErrClosed
 	}
 	err := fmt.Errorf("%w: %w", ErrConnectionLost, reason)
 	b.end(err)
@@ -215,14 +228,14 @@ func (b *Bus) awaitLoss(lost <-chan *amqp091.Error) {
 // Failed returns a channel that gets one error when a connection is lost. It is never closed.
 func (b *Bus) Failed() <-chan error { return b.failed }
 
-// Check returns nil while the bus works, otherwise bus.ErrNotStarted, bus.ErrClosed or ErrConnectionLost. It does not
-// block.
+// Check returns nil while the bus works. Otherwise it returns bus.ErrNotStarted, bus.ErrClosed or ErrConnectionLost. It
+// does not block.
 func (b *Bus) Check(context.Context) error {
 	_, err := b.usable()
 	return err
 }
 
-// usable returns the inner bus, or the error of Check.
+// usable returns the inner bus, or the error that Check returns.
 func (b *Bus) usable() (*watermillbus.Bus, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -249,7 +262,8 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return b.wrapLoss(inner.Publish(ctx, topic, m))
 }
 
-// wrapLoss adds ErrConnectionLost to err if the connection is lost. A message that may have been sent stays Unknown.
+// wrapLoss adds ErrConnectionLost to err if the connection is lost. The code Unknown of a message that may have been sent
+// stays.
 func (b *Bus) wrapLoss(err error) error {
 	switch {
 	case err == nil || b.alive.Err() == nil:
@@ -301,11 +315,11 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: cmp.Or(b.cfg.MaxMessage, bus.DefaultMaxMessage), MaxTopic: names.Max - len(b.cfg.Exchange) - len("."), Persistent: true}
 }
 
-// Stop is Close, without regard to the context. It makes the bus a part of a service.
+// Stop calls Close, and ignores the context.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
-// Close ends the subscriptions and the connections. It is idempotent. Its errors are those of [watermillbus.Bus.Close]. After a
-// lost connection it returns nil at once, and closes in the background, because watermill-amqp may hang.
+// Close ends the subscriptions and the connections. It is idempotent. Its errors are those of [watermillbus.Bus.Close].
+// After a lost connection Close returns nil at once, and closes in the background, because watermill-amqp may hang.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	inner, conns := b.inner, b.conns
@@ -315,7 +329,7 @@ func (b *Bus) Close() error {
 	if inner == nil {
 		return nil
 	}
-	if errors.Is(context.Cause(b.alive), ErrConnectionLost) { // publishers and subscribers may hang for ever
+	if errors.Is(context.Cause(b.alive), ErrConnectionLost) { // publishers and subscribers may hang forever
 		go func() { _ = inner.Close(); closeAll(conns) }()
 		return nil
 	}

@@ -74,7 +74,7 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// schemes are the kinds of buses that a program registers with urlbus, by URL scheme.
+// schemes are the buses that a program registers with urlbus, by URL scheme.
 var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
 	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 }}
@@ -103,8 +103,8 @@ func TestScheme(t *testing.T) {
 	}
 }
 
-// TestQuorumAndTLS: with Quorum the bus subscribes to the quorum queues of amqpbus. Without Quorum, RabbitMQ refuses the subscription. A URL
-// that asks for TLS gets TLS or no connection.
+// TestQuorumAndTLS: with Quorum the bus subscribes to the quorum queues of amqpbus. Without Quorum, RabbitMQ refuses the subscription. If a
+// URL requires TLS, the bus connects with TLS or not at all.
 func TestQuorumAndTLS(t *testing.T) {
 	t.Parallel()
 	broker, exchange := envtest.URL(t, testenv.AMQPVar), newExchange()

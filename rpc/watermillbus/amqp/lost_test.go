@@ -3,19 +3,26 @@
 package amqp_test
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 )
 
-// TestConnectionLost: watermill-amqp does not survive the loss of a connection. After it, every call fails at once with
-// ErrConnectionLost, and Failed reports the loss.
+// TestConnectionLost: watermill-amqp does not survive the loss of a connection. After the loss, every call fails at
+// once with ErrConnectionLost, and Failed reports the loss.
 func TestConnectionLost(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -56,4 +63,71 @@ func TestConnectionLost(t *testing.T) {
 	if d := time.Since(begin); d > time.Second {
 		t.Errorf("the errors took %v", d)
 	}
+}
+
+// TestConnectionLostAtStart: a connection that is lost just after it is open either fails Start, or ends the bus like a later loss.
+func TestConnectionLostAtStart(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(envtest.URL(t, testenv.AMQPVar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := u.Host
+	for range 20 {
+		u.Host = cutAtOpen(t, server)
+		b, err := amqp.New(amqp.Config{URLs: []string{u.String()}, Exchange: newExchange(), Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Start(t.Context()); err != nil {
+			if !errors.Is(err, fault.Unavailable) {
+				t.Errorf("Start: %v, want Unavailable", err)
+			}
+		} else {
+			waittest.Until(t, "the report of the loss", func() bool { return errors.Is(b.Check(t.Context()), amqp.ErrConnectionLost) })
+			if err := <-b.Failed(); !errors.Is(err, amqp.ErrConnectionLost) {
+				t.Errorf("Failed: %v, want ErrConnectionLost", err)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// cutAtOpen returns the address of a proxy that closes the first connection as soon as the server has opened it, and forwards the later ones.
+func cutAtOpen(t *testing.T, server string) string {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	serve := func(client net.Conn, first bool) {
+		defer client.Close()
+		to, err := new(net.Dialer).DialContext(t.Context(), "tcp", server)
+		if err != nil {
+			return
+		}
+		defer to.Close()
+		go func() { _, _ = io.Copy(to, client); to.Close() }()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := to.Read(buf)
+			_, _ = client.Write(buf[:n])
+			if openOK := []byte{1, 0, 0, 0, 0, 0, 5, 0, 10, 0, 41}; err != nil || first && bytes.Contains(buf[:n], openOK) { // a method frame of channel 0: connection.open-ok
+				return
+			}
+		}
+	}
+	go func() {
+		for first := true; ; first = false {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(client, first)
+		}
+	}()
+	return l.Addr().String()
 }

@@ -39,9 +39,9 @@ type Metrics struct {
 	providers, capacity, used *prometheus.Desc
 }
 
-// New returns metrics without claims. Each collection calls list, for at most 5 s: it returns all providers, such as those that a
-// scheduler keeps in memory. If it fails, the collection has no metrics of providers. A nil list means the same. list must be safe
-// for concurrent use.
+// New returns metrics without claims. The function list returns all providers, for example from the memory of a scheduler. Each
+// collection calls list, for at most 5 s. If list is nil or fails, the collection has no metrics of providers. The function list must
+// be safe for concurrent use.
 func New(list func(context.Context) ([]*placement.Provider, error)) *Metrics {
 	desc := func(name, help, label string) *prometheus.Desc {
 		return prometheus.NewDesc(prefix+name, help, []string{label}, nil)
@@ -64,7 +64,7 @@ var results = []struct {
 	result string
 }{{placement.ErrNoRoom, "no_room"}, {placement.ErrGroup, "group_policy"}, {placement.ErrChanged, "changed"}}
 
-// Observe is for [placement.Placer].
+// Observe is the function for the field Observe of [placement.Placer].
 func (m *Metrics) Observe(_ context.Context, o placement.Observation) {
 	result := "ok"
 	if o.Err != nil {

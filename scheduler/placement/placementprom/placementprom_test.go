@@ -16,7 +16,7 @@ import (
 
 type request struct{ placement.Request }
 
-// broken is a store whose claims fail with an error of their own.
+// broken is a store whose method Claim returns err.
 type broken struct {
 	placement.Store
 

@@ -19,8 +19,8 @@ import (
 )
 
 // TestStore checks every rule of a [placement.Store] in a subtest of its own, in
-// parallel. open returns an empty store, and is called once for each rule. A failure
-// prints the rule.
+// parallel. The function open returns an empty store, and is called once for each rule. A
+// failure prints the rule.
 func TestStore(t *testing.T, open func(t *testing.T) placement.Store) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, r := range rules {
@@ -81,7 +81,7 @@ func (b bench) put(p *placement.Provider) *placement.Provider {
 	return out
 }
 
-// host puts a provider with the number of VCPU.
+// host puts a provider with the given number of VCPU, and with 1 TiB of memory.
 func (b bench) host(id string, vcpus int64) *placement.Provider {
 	b.Helper()
 	return b.put(&placement.Provider{ID: id, Inventories: map[string]placement.Inventory{placement.VCPU: {Total: vcpus}, placement.MemoryMB: {Total: 1 << 20}}})
@@ -95,7 +95,7 @@ func vcpusOf(provider string, n int64) placement.Allocation {
 	return allocationOf(provider, placement.Resources{placement.VCPU: n})
 }
 
-// must claims, or fails the test.
+// must makes the claims. An error fails the test.
 func (b bench) must(claims ...placement.Claim) {
 	b.Helper()
 	if err := b.Claim(b.Context(), claims...); err != nil {
@@ -103,7 +103,7 @@ func (b bench) must(claims ...placement.Claim) {
 	}
 }
 
-// refuses claims and expects the error want, with the text unless it is empty.
+// refuses makes the claims and expects the error want. Unless text is empty, the error must have this text.
 func (b bench) refuses(want error, text string, claims ...placement.Claim) {
 	b.Helper()
 	err := b.Claim(b.Context(), claims...)
@@ -364,7 +364,7 @@ func testMove(b bench) {
 		b.Fatal(err)
 	}
 	b.used(map[string]int64{"n1": 0, "n2": 3})
-	// A move within a host also claims both.
+	// A move within a host also claims both amounts, the old one and the new one.
 	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n2", 2)}, Group: group}); !errors.Is(err, placement.ErrNoRoom) {
 		b.Errorf("a move within a host without room for both: %v", err)
 	}

@@ -4,12 +4,11 @@
 //	mux := api.New(api.Config{Observe: traces.Observe})
 //	app.Add("http", service.HTTP(":8776", traces.Handler(mux)))
 //
-// If the request has a W3C traceparent header, its span is a child of the span in that header. The span's name is
-// the method and the route, such as "GET /v3/volumes/{id}". The span has the attributes of
-// OpenTelemetry's conventions for a server, and the request id. The attribute url.path is set after the request, because only then it is known whether the path has a
-// secret (api.Route.SecretPath): samplers do not see it, and a CORS preflight does not have it. A reply with a status of 500 or
-// more marks the span as an error. In the handler the span is in the context, and in the field
-// Traceparent of reqctx.Request, which package rpc sends with each call.
+// If the request has a W3C traceparent header, its span is a child of the span in that header. The name of the span is the method and the
+// route, such as "GET /v3/volumes/{id}". The span has the attributes of OpenTelemetry's conventions for a server, and the request id. The
+// attribute url.path is set only after the request, because then the Mux knows whether the path has a secret (api.Route.SecretPath). So
+// samplers do not see this attribute, and a CORS preflight does not have it. A reply with a status of 500 or more marks the span as an error.
+// The handler finds the span in the context, and in the field Traceparent of reqctx.Request, which package rpc sends with each call.
 package apiotel
 
 import (
@@ -31,12 +30,12 @@ import (
 // Traces makes spans. It is safe for concurrent use.
 type Traces struct{ tracer trace.Tracer }
 
-// New returns Traces that makes spans with a provider. The caller shuts the provider down.
+// New returns Traces that makes spans with the provider p. The caller shuts p down.
 func New(p trace.TracerProvider) *Traces {
 	return &Traces{p.Tracer("github.com/armature-go/armature/service/api")}
 }
 
-// Handler returns a handler with a span around each request that next, an [api.Mux], answers.
+// Handler returns a handler that makes a span around each request that next answers. The handler next is an [api.Mux].
 func (t *Traces) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w3c := propagation.TraceContext{}
@@ -60,7 +59,7 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 		ctx, span := t.tracer.Start(ctx, knownMethod(r.Method), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
 		defer span.End()
 		r = r.WithContext(ctx)
-		r.Header = r.Header.Clone()                          // the original belongs to the server
+		r.Header = r.Header.Clone()                          // the original header belongs to the server
 		w3c.Inject(ctx, propagation.HeaderCarrier(r.Header)) // the Mux reads the trace from the header
 		next.ServeHTTP(w, r)
 	})

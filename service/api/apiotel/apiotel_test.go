@@ -20,8 +20,9 @@ import (
 	"github.com/armature-go/armature/service/api/apiotel"
 )
 
-// TestSpans: a request is a child span of the client's, with the name of its route; the handler's spans are
-// children of it; and a failed request is a span with an error. No span has a secret of a path.
+// TestSpans: the span of a request is a child of the client's span and has the name of the route. The
+// handler's spans are children of the request's span. The span of a failed request is marked as an error.
+// No span has a secret of a path.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()

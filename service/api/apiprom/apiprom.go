@@ -9,9 +9,10 @@
 //	requests_total            counter    method, route, status   requests that were answered
 //	request_duration_seconds  histogram  method, route           duration of requests
 //	reply_bytes_total         counter    method, route           bytes of replies, before compression
-//	request_seconds           histogram  method, route           deprecated: request_duration_seconds
+//	request_seconds           histogram  method, route           deprecated: use request_duration_seconds
 //
-// route is the path of the pattern, such as /v3/volumes/{id}. method and route are empty for a request without a route.
+// The label route is the path of the pattern, such as /v3/volumes/{id}. The labels method and route are empty for a
+// request without a route.
 package apiprom
 
 import (

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/service/api/apiprom"
 )
 
-// TestMetrics: the metrics have the documented names and no others, and count requests.
+// TestMetrics: the metrics count requests, and their names are exactly the documented names.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := apiprom.New()

@@ -1,5 +1,5 @@
-// Package apitest is for tests of a REST API of package api. A [Checker] compares replies with the API's
-// OpenAPI document, in a client's transport or around a handler.
+// Package apitest has helpers for tests of a REST API of package api. A [Checker] compares replies with the API's OpenAPI
+// document, in a client's transport or around a handler.
 //
 //	c, err := apitest.NewChecker(mux.OpenAPI(about, version))
 //	client := &http.Client{Transport: c.Transport(http.DefaultTransport)}
@@ -25,10 +25,10 @@ import (
 // Checker compares replies with an OpenAPI 3.1 document of one microversion. It is safe for concurrent use.
 type Checker struct {
 	operations []operation
-	failure    *jsonschema.Schema // of the body of an error
+	failure    *jsonschema.Schema // the schema of the body of an error
 }
 
-// operation is a method of a path of the document.
+// operation is one method of one path in the document.
 type operation struct {
 	method   string
 	segments []string
@@ -91,7 +91,7 @@ func NewChecker(document any) (*Checker, error) {
 			c.operations = append(c.operations, op)
 		}
 	}
-	// If several paths match, the one with more fixed segments is the route.
+	// If several paths match a request, the path with more fixed segments is its route.
 	slices.SortFunc(c.operations, func(a, b operation) int { return b.fixed() - a.fixed() })
 	return c, nil
 }
@@ -128,9 +128,9 @@ func (o *operation) matches(method string, segments []string) bool {
 	})
 }
 
-// Check returns an error if a reply does not fit the document, in one of three ways. The operation does not have the
-// status; the body does not fit the schema of the status; or the body of an error does not fit the schema of errors. An
-// error may have any status of 400 or more. On a path that the document does not have, only errors are checked. Health
+// Check returns an error if a reply does not fit the document. A reply does not fit if the operation does not have its
+// status, if its body does not fit the schema of the status, or if the body of an error does not fit the schema of errors.
+// An error may have any status of 400 or more. On a path that the document does not have, only errors are checked. Health
 // probes (/livez, /readyz), replies to HEAD, and replies with status 304 are not checked.
 func (c *Checker) Check(method, path string, status int, body []byte) error {
 	if method == http.MethodHead || status == http.StatusNotModified || path == "/livez" || path == "/readyz" {
@@ -157,7 +157,7 @@ func (c *Checker) Check(method, path string, status int, body []byte) error {
 	return compare(what, s, body)
 }
 
-// statuses returns the statuses of replies in order.
+// statuses returns the statuses of replies, sorted.
 func statuses(of map[int]*jsonschema.Schema) (out []int) {
 	for status := range of {
 		out = append(out, status)
@@ -178,8 +178,8 @@ func compare(what string, s *jsonschema.Schema, body []byte) error {
 	return nil
 }
 
-// Transport returns a transport on base. Its RoundTrip returns an error if the reply does not fit the document, see
-// [Checker.Check]. It reads each reply into memory.
+// Transport returns a transport that uses base. Its RoundTrip returns an error if the reply does not fit the document, see
+// [Checker.Check]. It reads each complete reply into memory.
 func (c *Checker) Transport(base http.RoundTripper) http.RoundTripper { return &transport{c, base} }
 
 // transport is the result of Checker.Transport.
@@ -208,8 +208,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// Handler returns a handler that answers as h does, or with status 599 and the error's text if the reply does not fit the
-// document. It is for tests that call a handler without a server.
+// Handler returns a handler that answers as h does. If the reply does not fit the document, it answers with status 599 and
+// the text of the error. It is for tests that call a handler without a server.
 func (c *Checker) Handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := httptest.NewRecorder()

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// newMux returns an API that answers with the status and the body that the query names.
+// newMux returns an API whose replies have the status and the body that the query names.
 func newMux() *api.Mux {
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
 	answer := func(_ context.Context, r *api.Request[api.None]) (any, error) {
@@ -45,7 +45,7 @@ func newMux() *api.Mux {
 }
 
 // TestChecker: the checker reports a reply that does not fit the document, both in a client and in a test that calls the handler. It
-// reports no reply that fits.
+// reports no reply that fits the document.
 func TestChecker(t *testing.T) {
 	t.Parallel()
 	m := newMux()
@@ -53,7 +53,7 @@ func TestChecker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The replies of a service with a mistake.
+	// These are the replies of a service with a mistake.
 	broken := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("broken") == "" {
 			m.ServeHTTP(w, r)
@@ -88,7 +88,7 @@ func TestChecker(t *testing.T) {
 		if text := w.Body.String(); (w.Code == apitest.StatusWrong) != (tt.says != "") || !strings.Contains(text, tt.says) {
 			t.Errorf("%s by the handler: %d %s, want %q", tt.path, w.Code, text, tt.says)
 		}
-		res, err := client.Get(srv.URL + tt.path) //nolint:noctx // a test's client
+		res, err := client.Get(srv.URL + tt.path) //nolint:noctx // only a test uses this client
 		switch {
 		case err == nil:
 			body, readErr := io.ReadAll(res.Body)

@@ -9,7 +9,8 @@
 //	validations_total                  counter    source, result  validations of tokens; source is cache or identity_service, result is valid, refused or error
 //	identity_service_duration_seconds  histogram               duration of Keystone's answers, with a new login if necessary
 //
-// The result error means that Keystone has given no answer. These clients get status 503.
+// The result error means that Keystone has given no answer about the token: Keystone cannot be reached, answers with an error, or rejects the
+// service's login. The client then gets status 503.
 package authprom
 
 import (
@@ -38,7 +39,7 @@ func New() *Metrics {
 	}
 }
 
-// Observe is for [auth.KeystoneConfig].
+// Observe is the function for the field Observe of [auth.KeystoneConfig].
 func (m *Metrics) Observe(_ context.Context, o auth.Observation) {
 	source, result := "identity_service", "refused"
 	switch {

@@ -5,10 +5,10 @@
 //
 // The metric, with the prefix armature_membership_:
 //
-//	members  gauge  kind, state  members; state is up, disabled (up, but not to be chosen) or down
+//	members  gauge  kind, state  members; state is up, disabled (up, but gets no new work) or down
 //
 // A kind that has a member has all three states. All processes with one database report the same values, which are up to 30 s old: a process
-// reads the database at most once in this time, however often it is asked.
+// reads the database at most once in 30 s, however often the metrics are collected.
 package membershipprom
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// listTimeout bounds a collection that reads the database. listAge is the highest age of its counts: each scrape of each process would otherwise
-// read all members.
+// listTimeout bounds a collection that reads the database. Counts that are younger than listAge are not read again, because otherwise each
+// scrape of each process would read all members.
 const (
 	listTimeout = 5 * time.Second
 	listAge     = 30 * time.Second
@@ -34,11 +34,11 @@ type Metrics struct {
 	members  *prometheus.Desc
 
 	mu     sync.Mutex
-	counts map[string]map[string]int // by kind and state, as of listed, which is zero if they are not known
-	listed time.Time
+	counts map[string]map[string]int // the last counts, by kind and state
+	listed time.Time                 // when the members were counted; zero: the counts are not known
 }
 
-// New returns the metrics of a registry. A collection reads all members if the last counts are older than 30 s, and then takes at most 5 s. If the
+// New returns the metrics of a registry. If the last counts are older than 30 s, a collection reads all members, for at most 5 s. If the
 // database does not answer, the collection has no values.
 func New(r *membership.Registry) *Metrics {
 	return &Metrics{registry: r, members: prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
@@ -71,7 +71,7 @@ func (m *Metrics) countLocked() {
 	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
 	defer cancel()
 	list, err := m.registry.List(ctx, "")
-	if err != nil { // the metrics of the database's own package show the failure
+	if err != nil { // the metrics of package dbprom show the failure
 		return
 	}
 	m.listed = time.Now()

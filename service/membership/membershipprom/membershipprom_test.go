@@ -15,7 +15,8 @@ import (
 	"github.com/armature-go/armature/service/membership/membershipprom"
 )
 
-// TestMetrics: members are counted by kind and state. Without the database there are no values, and the collection does not fail.
+// TestMetrics: members are counted by kind and state. Without the database the collection has no values, and does not
+// fail.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, []db.Migrations{membership.Migrations}, func(t *testing.T, d *sqlx.DB) {
@@ -53,7 +54,7 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestAge: the database is read at most once in 30 s. Without it, the counts are used as long.
+// TestAge: the database is read at most once in 30 s. If the database fails, the last counts are used for this time.
 func TestAge(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)

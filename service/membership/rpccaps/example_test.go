@@ -19,7 +19,8 @@ func must(err error) {
 	}
 }
 
-// While a member of the previous release counts, the client does not send what that member does not know.
+// While a member of the previous release counts, the client sends no message that this
+// member does not know.
 func Example() {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
@@ -50,7 +51,7 @@ func Example() {
 	fmt.Println(errors.Is(err, rpc.ErrVersionCap), client.Allows(snapshots, clone.Since))
 
 	must(members.Leave(ctx, "snapshots", "node-2", "")) // to be upgraded
-	must(client.Reload(ctx))                            // within 10 s the client learns it by itself
+	must(client.Reload(ctx))                            // without this call the client learns of the change within 10 s
 	_, err = rpc.Call(ctx, client, clone, "node-1", &name)
 	fmt.Println(err, client.Allows(snapshots, clone.Since))
 	must(member.Stop(ctx))

@@ -10,16 +10,17 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// note is a fact about a member that an operator may have to change. A note is logged once, and not again while it stays true.
+// note is a fact about a member that an operator may have to change. A note is logged when it becomes true, and not
+// again while it stays true.
 type note struct {
 	level          slog.Level
 	event          string
 	kind, host     string
-	name, versions string // of the interface
+	name, versions string // the name and the versions of the interface
 	newest         string
 }
 
-// log logs the notes that were not true at the last call.
+// log logs the notes that were not true at the previous call.
 func (c *Caps) log(ctx context.Context, services []service) {
 	now := map[note]bool{}
 	for _, s := range services {

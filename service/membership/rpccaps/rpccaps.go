@@ -1,5 +1,5 @@
-// Package rpccaps takes the version caps of RPC clients from the members of a component: a client sends only what every running
-// server understands. Package membership does not know package rpc; this package knows both.
+// Package rpccaps takes the version caps of RPC clients from the members of a component, so that a client sends only messages that every
+// running server understands. Package membership does not import package rpc; this package imports both.
 //
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: volume.Interface, Host: host})
 //	member := members.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume", Host: host, Interfaces: rpccaps.Of(server)}})
@@ -16,9 +16,9 @@
 //	rpc.Handle(server, VersionCaps, caps.Answer)                                    // in the process with the database
 //	client := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: rpccaps.Ask(VersionCaps, nil)}) // in the process without
 //
-// The caps of an interface are the versions that all counted members serve, see [membership.Member.Counts]. For each major version
-// that all of them have, the cap is the lowest of their minor versions. So caps go up when the last old process has left, was removed
-// or was forced down, and go down when an old process announces itself. Clients learn of a change within ClientConfig.CapsEvery.
+// The caps of an interface are the versions that all members that count serve, see [membership.Member.Counts]. For each major version that
+// all these members have, the cap is the lowest of their minor versions. So caps go up when the last old process has left, was removed or
+// was forced down, and go down when an old process announces itself. Clients learn of a change within ClientConfig.CapsEvery.
 package rpccaps
 
 import (
@@ -39,7 +39,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// Of returns the versions that servers of one process serve, for [membership.Self].
+// Of returns the versions that the RPC servers of one process serve, for [membership.Self].
 func Of(servers ...*rpc.Server) map[string][]string {
 	out := map[string][]string{}
 	for _, s := range servers {
@@ -56,14 +56,13 @@ func Of(servers ...*rpc.Server) map[string][]string {
 // Config configures a [Caps]. Members is required.
 type Config struct {
 	Members *membership.Registry
-	// Unreported has the versions of the newest release whose processes did not report their versions. A member without a report
-	// counts with these versions. They are also the caps of an interface that no known member serves. Remove Unreported when
-	// processes of that release need not be supported any more. An interface that is missing here counts with its lowest version:
-	// the oldest major version that a member reports, with the minor version 0. A component that reports versions since its first
-	// release leaves Unreported nil.
+	// Unreported has the versions of the newest release whose processes do not report their versions. Clients assume these versions for a
+	// member without a report. They are also the caps of an interface that no known member serves. For an interface that is missing here,
+	// clients assume the lowest version: the oldest major version that a member reports, with the minor version 0. Remove Unreported when
+	// processes of that release are no longer supported. A component that reports versions since its first release leaves Unreported nil.
 	Unreported rpc.Versions
-	// Logger gets one line when a member begins to keep the caps of an interface below the newest version, and one when the report of a
-	// member cannot be used. Default slog.Default().
+	// Logger gets one line when a member begins to keep the caps of an interface below the newest version, and one line when the report of
+	// a member cannot be used. Default slog.Default().
 	Logger *slog.Logger
 }
 
@@ -74,10 +73,10 @@ type Caps struct {
 	last   atomic.Pointer[answer]
 
 	mu    sync.Mutex
-	noted map[note]bool // the notes of the last Read, all of which are logged
+	noted map[note]bool // the notes of the last Read, which are logged already
 }
 
-// answer is a result of Read.
+// answer is a result of Read, for Answer.
 type answer struct {
 	versions rpc.Versions
 	at       time.Time // when the reading began
@@ -100,13 +99,13 @@ func (c *Caps) Read(ctx context.Context, _ *rpc.Client) (rpc.Versions, error) {
 	return commonVersions(services, c.cfg.Unreported), nil
 }
 
-// answerAge is how long an answer is repeated, so that many processes that ask at the same time cost one read.
+// answerAge is how long an answer is repeated, so that many processes that ask at the same time cause only one read.
 const answerAge = time.Second
 
 // readTimeout bounds the read for an answer.
 const readTimeout = 10 * time.Second
 
-// Answer is the handler of a method of [Define]. Its answers are at most one second old. Errors: as Read.
+// Answer is the handler of a method of [Define]. Its answers are at most one second old. Errors: those of Read.
 func (c *Caps) Answer(ctx context.Context, _ *rpc.None) (*rpc.Versions, error) {
 	if a := c.last.Load(); a != nil && time.Since(a.at) < answerAge {
 		return &a.versions, nil
@@ -133,14 +132,15 @@ func (c *Caps) Answer(ctx context.Context, _ *rpc.None) (*rpc.Versions, error) {
 	}
 }
 
-// Define adds the method version_caps to an interface, and returns it. The method returns the caps and changes nothing. It needs only
-// version MAJOR.0, so that a client may call it before it knows its caps. Errors: Unavailable, while the database cannot be reached.
+// Define adds the method version_caps to an interface, and returns the method. The method returns the caps and changes nothing. It needs
+// only version MAJOR.0, so that a client may call it before it knows its caps. Errors of the method: Unavailable, while the database cannot
+// be reached.
 func Define(i *rpc.Interface) rpc.Method[rpc.None, rpc.Versions] {
 	return rpc.Define(rpc.Method[rpc.None, rpc.Versions]{Interface: i, Name: "version_caps", Since: rpc.Version{Major: i.Version.Major}})
 }
 
-// Ask returns an rpc.ClientConfig.AutoCaps that calls a method of [Define]. If the server is of a release that does not know the method, the
-// caps are unreported, see Config.Unreported. Errors: as [rpc.Call].
+// Ask returns an rpc.ClientConfig.AutoCaps that calls a method of [Define]. If the server's release does not know the method, the caps are
+// the parameter unreported, see Config.Unreported. Errors: those of [rpc.Call].
 func Ask(method rpc.Method[rpc.None, rpc.Versions], unreported rpc.Versions) func(context.Context, *rpc.Client) (rpc.Versions, error) {
 	return func(ctx context.Context, c *rpc.Client) (rpc.Versions, error) {
 		got, err := rpc.Call(ctx, c, method, rpc.Any, &rpc.None{})
@@ -154,7 +154,7 @@ func Ask(method rpc.Method[rpc.None, rpc.Versions], unreported rpc.Versions) fun
 	}
 }
 
-// readReports returns the members that count, with the versions that each of them serves.
+// readReports returns the members that count, with the versions that clients must assume for each of them.
 func readReports(list []membership.Member, unreported rpc.Versions) []service {
 	services := make([]service, len(list))
 	for i := range list {
@@ -176,7 +176,7 @@ func readReports(list []membership.Member, unreported rpc.Versions) []service {
 	return services
 }
 
-// commonVersions returns what all services serve.
+// commonVersions returns the versions that all services serve. For an interface that no service serves, it returns those of unreported.
 func commonVersions(services []service, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
 	for _, s := range services {
@@ -192,16 +192,16 @@ func commonVersions(services []service, unreported rpc.Versions) rpc.Versions {
 	return out
 }
 
-// service is a member and its versions.
+// service is a member with its versions.
 type service struct {
 	*membership.Member
 
-	report rpc.Versions // the versions in its report that can be parsed
+	report rpc.Versions // the versions in the member's report that can be parsed
 	serves rpc.Versions // the versions that clients must assume
 }
 
-// versions returns the versions of an interface of its kind that the service serves. It returns assumed if the report does not have
-// usable versions, and nil if the service does not serve the interface and so gets no messages of it.
+// versions returns the versions that the service serves of an interface of its kind. It returns assumed if the report has no usable
+// versions. It returns nil if the service does not serve the interface and so gets no messages of it.
 func (s service) versions(name string, assumed []rpc.Version) []rpc.Version {
 	if _, offered := s.Interfaces[name]; s.Interfaces != nil && !offered {
 		return nil
@@ -212,7 +212,7 @@ func (s service) versions(name string, assumed []rpc.Version) []rpc.Version {
 	return assumed
 }
 
-// lowestOfKinds returns, for each kind of service, the interfaces that members of this kind report. Each has its lowest version: the
+// lowestOfKinds returns, for each kind of service, the interfaces that members of this kind report, each with its lowest version: the
 // oldest major version that a member reports, with the minor version 0.
 func lowestOfKinds(services []service) map[string]rpc.Versions {
 	out := map[string]rpc.Versions{}
@@ -234,7 +234,7 @@ func lowestOfKinds(services []service) map[string]rpc.Versions {
 }
 
 // parseReport reads the report of a member. It returns the newest minor version of each major version. It ignores versions in an unknown
-// form, and major versions older than the oldest one in unreported, because no release reports these. It leaves out an interface
+// form, and major versions older than the oldest major version in unreported, because no release reports these. It leaves out an interface
 // without a usable version.
 func parseReport(report map[string][]string, unreported rpc.Versions) rpc.Versions {
 	out := rpc.Versions{}
@@ -253,7 +253,7 @@ func parseReport(report map[string][]string, unreported rpc.Versions) rpc.Versio
 		slices.SortFunc(versions, func(a, b rpc.Version) int {
 			return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(b.Minor, a.Minor))
 		})
-		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // with a duplicate, intersect would return duplicates
+		versions = slices.CompactFunc(versions, func(a, b rpc.Version) bool { return a.Major == b.Major }) // with a duplicate, intersectVersions would return duplicates
 		if len(versions) > 0 {
 			out[name] = versions
 		}
@@ -261,14 +261,13 @@ func parseReport(report map[string][]string, unreported rpc.Versions) rpc.Versio
 	return out
 }
 
-// intersectVersions returns the versions of the interface that are in both lists, all[name] and serves. If all does not have the interface,
-// the result is serves.
+// intersectVersions returns the common versions of all[name] and serves. If all does not have the interface, it returns serves.
 func intersectVersions(all rpc.Versions, name string, serves []rpc.Version) []rpc.Version {
 	was, named := all[name]
 	if !named {
 		return serves
 	}
-	out := []rpc.Version{} // empty: no version is common
+	out := []rpc.Version{} // empty: the lists have no common version
 	for _, a := range was {
 		for _, b := range serves {
 			if a.Major == b.Major {

@@ -47,7 +47,7 @@ func v(texts ...string) []rpc.Version {
 	return out
 }
 
-// member is a row of the table of members.
+// member is a row of the table members.
 type member struct {
 	kind, host string
 	serves     map[string][]string // nil: no report
@@ -66,7 +66,7 @@ func comeBack(ctx context.Context, r *membership.Registry, m member) error {
 	return errors.Join(r.ForceDown(ctx, m.kind, m.host, true), r.ForceDown(ctx, m.kind, m.host, false))
 }
 
-// TestCommon: the caps are the versions that all counted members serve.
+// TestCommon: the caps are the versions that all members that count serve.
 func TestCommon(t *testing.T) {
 	t.Parallel()
 	volume := func(versions ...string) map[string][]string { return map[string][]string{"volume": versions} }
@@ -188,8 +188,8 @@ func TestCommon(t *testing.T) {
 	})
 }
 
-// TestLog: a member that keeps the caps low, and a report that cannot be used, are each logged once. They are logged again only
-// after a change.
+// TestLog: a member that keeps the caps low, and a report that cannot be used, are each logged once. They are logged again only after a
+// change.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -204,7 +204,7 @@ func TestLog(t *testing.T) {
 		leaveHost := func(ctx context.Context) error { return r.Leave(ctx, "w", "h2", "") }
 		for _, step := range []struct {
 			do         func(context.Context) error
-			low, wrong int // lines in all
+			low, wrong int // the number of lines so far
 			says       string
 		}{
 			{join("h1", "1.4"), 0, 0, ""},
@@ -231,13 +231,13 @@ func TestLog(t *testing.T) {
 	})
 }
 
-// The interfaces of a component: the conductor has the database, the volume service asks it.
+// The interfaces of a component: the conductor has the database, and the volume service asks the conductor.
 var (
 	conductor = &rpc.Interface{Name: "conductor", Version: rpc.Version{Major: 1, Minor: 3}}
 	askCaps   = rpccaps.Define(conductor)
 )
 
-// volumeOf returns the interface of a release, with a method that all have and, from 1.5 on, one more.
+// volumeOf returns the interface of a release. It has a method that all releases have, and from 1.5 on a second one.
 func volumeOf(minor int) (i *rpc.Interface, create, clone rpc.Method[rpc.None, rpc.None]) {
 	i = &rpc.Interface{Name: "volume", Version: rpc.Version{Major: 1, Minor: minor}}
 	create = rpc.Method[rpc.None, rpc.None]{Interface: i, Name: "create", Since: rpc.Version{Major: 1}}
@@ -245,7 +245,7 @@ func volumeOf(minor int) (i *rpc.Interface, create, clone rpc.Method[rpc.None, r
 	return i, create, clone
 }
 
-// eachBus runs f for the bus in memory, RabbitMQ and NATS. open returns a started bus.
+// eachBus runs f for the in-memory bus, RabbitMQ and NATS. The function open returns a started bus.
 func eachBus(t *testing.T, f func(t *testing.T, open func() urlbus.Bus)) {
 	t.Helper()
 	for name, variable := range map[string]string{"memory": "", "rabbit": testenv.AMQPVar, "nats": testenv.NATSVar} {
@@ -263,7 +263,7 @@ func eachBus(t *testing.T, f func(t *testing.T, open func() urlbus.Bus)) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { _ = b.Stop(context.Background()) }) // the bus is not used any more
+				t.Cleanup(func() { _ = b.Stop(context.Background()) }) // the bus is no longer used
 				return b
 			})
 		})
@@ -274,7 +274,7 @@ func eachBus(t *testing.T, f func(t *testing.T, open func() urlbus.Bus)) {
 type worker struct {
 	server   *rpc.Server
 	member   *membership.MemberPart
-	versions service.Part // its announcement
+	versions service.Part // the announcement of the member's versions
 }
 
 // startWorker starts a volume service of a release, in the documented order of parts.
@@ -306,8 +306,8 @@ func (w *worker) stop(t *testing.T) {
 	}
 }
 
-// TestRolling: hosts are upgraded and rolled back one by one. A client with the database, and a client that asks the conductor, send
-// the new method only while every server knows it. They always send the old method. No server gets a message that it does not know.
+// TestRolling: hosts are upgraded and rolled back one by one. One client has the database, and another client asks the conductor. Both
+// send the new method only while every server knows it, and always send the old method. No server gets a message that it does not know.
 func TestRolling(t *testing.T) {
 	t.Parallel()
 	eachBus(t, func(t *testing.T, open func() urlbus.Bus) {
@@ -317,7 +317,7 @@ func TestRolling(t *testing.T) {
 			caps := rpccaps.New(rpccaps.Config{Members: r})
 			srv := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor})
 			rpc.Handle(srv, askCaps, func(ctx context.Context, _ *rpc.None) (*rpc.Versions, error) {
-				return rpccaps.New(rpccaps.Config{Members: r}).Answer(ctx, nil) // a new Caps, so that no earlier answer is repeated
+				return rpccaps.New(rpccaps.Config{Members: r}).Answer(ctx, nil) // a new Caps repeats no earlier answer
 			})
 			if err := srv.Start(t.Context()); err != nil {
 				t.Fatal(err)
@@ -366,7 +366,7 @@ func TestRolling(t *testing.T) {
 				t.Fatal(err)
 			}
 			w1.stop(t)
-			check("the old one was marked down", true)
+			check("the old one was forced down", true)
 			if err := r.ForceDown(t.Context(), "volume", "h1", false); err != nil {
 				t.Fatal(err)
 			}
@@ -381,7 +381,7 @@ func TestRolling(t *testing.T) {
 	})
 }
 
-// TestAnswer: all requests within a second get the result of one read. A request after this second gets the result of a new read.
+// TestAnswer: all requests within a second get the result of one read. A later request gets the result of a new read.
 func TestAnswer(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -408,8 +408,8 @@ func TestAnswer(t *testing.T) {
 	})
 }
 
-// TestApp: an App with a client is not ready until the client knows its caps. A reload, as by SIGHUP, reads them again. A database that
-// fails then does not keep the parts after the client from reloading.
+// TestApp: an App with a client is not ready until the client knows its caps. A reload, as by SIGHUP, reads the caps again. If the
+// database fails during a reload, the parts after the client are still reloaded.
 func TestApp(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -463,15 +463,16 @@ func TestApp(t *testing.T) {
 	})
 }
 
-// TestUnreachable: without the database, and without a conductor, a client goes on with the lowest version after CapsWait, and logs
-// one warning. If the conductor is of a release without the method version_caps, the caps are the versions of that release.
+// TestUnreachable: if neither the database nor a conductor can be reached, a client sends messages of the lowest version after
+// CapsWait, and logs one warning. If the release of the conductor does not have the method version_caps, the caps are the versions of
+// that release.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	d, err := db.New(db.Config{URL: "mysql://user:password@" + envtest.DeadAddr(t) + "/none"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = d.Close() }) // after the sub-tests
+	t.Cleanup(func() { _ = d.Close() }) // after the subtests
 	caps := rpccaps.New(rpccaps.Config{Members: membership.New(membership.Config{DB: d})})
 	volume, create, clone := volumeOf(5)
 	for name, auto := range map[string]func(context.Context, *rpc.Client) (rpc.Versions, error){
@@ -506,7 +507,7 @@ func TestUnreachable(t *testing.T) {
 			if name == "database" {
 				return
 			}
-			before := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor, Partial: true}) // it does not know the method
+			before := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor, Partial: true}) // this server does not know the method
 			if err := before.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}

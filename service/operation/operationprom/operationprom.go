@@ -11,15 +11,15 @@
 //	unknown           gauge    host               unknown operations: they wait for another runner, because this one does not know them in full
 //	not_undone_total  counter  host               steps that were not undone in time, and operations that ended without their OnEnd
 //	ended_total       counter  host, kind, state  operations that this process has ended
-//	retries_total     counter  host, kind         steps that failed and are repeated after a delay
+//	retries_total     counter  host, kind         attempts at a step that failed in this process and are repeated after a delay
 //	open              gauge    kind, state        operations in the database that have not ended, or are not compensated
 //	oldest_seconds    gauge    kind, state        age of the oldest of them
 //
-// Those with the label host are the fields of [operation.Stats]. All runners of one release count the same operations as unknown. During
-// an upgrade look at a runner of the newest release: if its value is above 0, no running process knows these operations.
+// The metrics with the label host are the fields of [operation.Stats]. All runners of one release report the same number of unknown operations.
+// During an upgrade look at a runner of the newest release: if its value is above 0, no running process knows these operations.
 //
-// open and oldest_seconds need [Metrics.AddStore]. All processes with one database report the same values, which are up to 30 s old: a process
-// reads the database at most once in this time, however often it is asked.
+// The metrics open and oldest_seconds need [Metrics.AddStore]. All processes with one database report the same values, which are up to 30 s
+// old: a process reads the database at most once in 30 s, however often the metrics are collected.
 package operationprom
 
 import (
@@ -34,8 +34,8 @@ import (
 
 const prefix = "armature_operation_"
 
-// countTimeout bounds a collection that reads the database. countAge is the highest age of its counts: each scrape of each process would otherwise
-// read all open operations.
+// countTimeout bounds a collection that reads the database. Counts that are younger than countAge are not read again, because otherwise each
+// scrape of each process would read all open operations.
 const (
 	countTimeout = 5 * time.Second
 	countAge     = 30 * time.Second
@@ -44,10 +44,10 @@ const (
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	mu      sync.Mutex
-	runners map[string]*operation.Runner // by host
+	runners map[string]*operation.Runner // the key is the host
 	store   *operation.Store             // nil: no metrics of the database
-	counts  []operation.OpenCount        // as of counted, which is zero if they are not known
-	counted time.Time
+	counts  []operation.OpenCount        // the last counts from the database
+	counted time.Time                    // when counts was read; zero: there are no counts
 
 	running, unknown, notUndone, ended, retries, open, oldest *prometheus.Desc
 }
@@ -76,9 +76,8 @@ func (m *Metrics) Add(host string, r *operation.Runner) {
 	m.runners[host] = r
 }
 
-// AddStore adds the metrics of a database. A collection reads the open operations if the last counts are older than 30 s, and then takes at most
-// 5 s. If the database does not answer, the collection has no metrics of the database, and its other metrics are complete. AddStore replaces an
-// earlier store.
+// AddStore adds the metrics of a database. If the last counts are older than 30 s, a collection reads the open operations, for at most 5 s. If
+// the database does not answer, the collection has no metrics of the database, but all other metrics. AddStore replaces an earlier store.
 func (m *Metrics) AddStore(s *operation.Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -132,7 +131,7 @@ func (m *Metrics) countOpenLocked() {
 	m.counted = time.Time{}
 	ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
 	defer cancel()
-	if counts, err := m.store.CountOpen(ctx); err == nil { // the metrics of the database's own package show a failure
+	if counts, err := m.store.CountOpen(ctx); err == nil { // the metrics of package dbprom show a failure
 		m.counts, m.counted = counts, time.Now()
 	}
 }

@@ -19,7 +19,8 @@ import (
 	"github.com/armature-go/armature/service/operation/operationprom"
 )
 
-// TestMetrics: one operation runs, one is of a version that the runner does not know, and a step of a third one cannot be undone.
+// TestMetrics: the metrics are right while one operation runs, a second one has a version that the runner does not know, and a
+// step of a third one cannot be undone. Without the database, only the metrics of the database are missing.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, []db.Migrations{operation.Migrations}, func(t *testing.T, d *sqlx.DB) {
@@ -63,7 +64,7 @@ func TestMetrics(t *testing.T) {
 		var got map[string]float64
 		if err := waittest.Poll(30*time.Second, func() error {
 			got = gather()
-			if got["retries_total{host=h,kind=stuck}"] > 1 { // how many depends on the clock
+			if got["retries_total{host=h,kind=stuck}"] > 1 { // the number depends on the clock
 				got["retries_total{host=h,kind=stuck}"] = 1
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
@@ -87,7 +88,7 @@ func TestMetrics(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		m.AddStore(ops) // what was counted is unknown again
+		m.AddStore(ops) // the earlier counts are dropped
 		if diff := cmp.Diff(want["running{host=h}"], gather()["running{host=h}"]); diff != "" {
 			t.Errorf("without the database: %s", diff)
 		}

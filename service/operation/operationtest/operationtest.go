@@ -1,4 +1,4 @@
-// Package operationtest runs an operation of a component in a test, and kills the process that runs it at each place.
+// Package operationtest runs an operation of a component in a test, and kills the process that runs the operation at each possible place.
 //
 //	operationtest.Run(t, func(t testing.TB) operationtest.Scenario {
 //		disks := newFakeDisks()
@@ -16,7 +16,7 @@
 //		}
 //	})
 //
-// A step that takes effect twice when it is repeated, or that forgets what it has done, fails such a test.
+// The test fails if a repeated step takes effect a second time, or loses the result of its first call.
 package operationtest
 
 import (
@@ -37,36 +37,37 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Scenario is one operation with the world that it changes. All fields but Migrations are required.
+// Scenario is one operation, and the things that it changes. All fields except Migrations are required.
 type Scenario struct {
-	// Migrations are the component's own. Those of package operation come first by themselves.
+	// Migrations are the component's own migrations. Run adds those of package operation before them.
 	Migrations []db.Migrations
-	// Register gives the steps to a runner, as the component does. It is called once for each runner, with the runner's handle on the database.
+	// Register sets the steps on a runner, as the component does. It is called once for each runner, with the runner's handle on the database.
 	Register func(r *operation.Runner, d *sqlx.DB)
 	// Begin begins the operation and returns its ID.
 	Begin func(ctx context.Context, d *sqlx.DB) (id string, err error)
-	// Check judges how the operation has ended, and what it has left.
+	// Check checks how the operation has ended, and what it has left behind.
 	Check func(t testing.TB, op operation.Operation, d *sqlx.DB)
 }
 
 const (
-	maxPlaces = 1000             // places at which a process is killed
-	timeout   = 24 * time.Hour   // of the fake clock
-	lease     = 15 * time.Second // of the fake clock
+	maxPlaces = 1000             // maximum number of places at which a process is killed
+	timeout   = 24 * time.Hour   // the operation must end within this time, by the fake clock
+	lease     = 15 * time.Second // the lease of the runners, by the fake clock
 )
 
-// Run runs a scenario without a failure, and then once for each statement of the runner on the database: there the process of the runner is
-// killed, and another one continues. fresh returns a new scenario for each run, with a world of its own, such as a driver.
+// Run runs a scenario once without a failure. Then it runs the scenario once for each SQL statement of the runner: at that statement it kills
+// the process of the runner, and lets another process continue. The function fresh returns a new scenario for each run, with its own fakes,
+// such as a driver.
 //
-// A place is a statement by its text and by how often it has run: the third UPDATE of operations. A runner has several goroutines, whose
-// statements are in another order in each run, so a place is not the number of a statement. A place that only one of the earlier runs has
-// reached is also a place.
+// A place is a statement, identified by its text and by how often that text has run, for example the third UPDATE of operations. It is not
+// identified by its number in the run, because a runner has several goroutines, whose statements are in another order in each run. If only one
+// of the earlier runs has reached a place, Run still kills a process there.
 //
-// Each run has a new SQLite database, and runs in a bubble of testing/synctest, so leases and delays take no time. For that, the steps must not
-// use the network, and fresh, Register and Check must not start goroutines that outlive the run. A process that is killed loses its transaction,
-// as by SIGKILL. A step that runs at this moment runs until it returns, and its effect outside of the database stays, as that of a step whose
-// process was killed just after it. So each step is repeated in at least one run: the run whose process is killed at the statement that records
-// the step.
+// Each run has a new SQLite database, and runs in a bubble of testing/synctest, so leases and delays take no real time. Therefore the steps
+// must not use the network, and fresh, Register and Check must not start goroutines that outlive the run. A killed process loses its
+// transaction, as after SIGKILL. A step that runs at this moment still runs until it returns, and its effect outside of the database stays, as
+// if the process was killed just after the step. So each step is repeated in at least one run: the run in which the process is killed at the
+// statement that records the step.
 func Run(t *testing.T, fresh func(t testing.TB) Scenario) {
 	t.Helper()
 	places := &places{}
@@ -74,9 +75,9 @@ func Run(t *testing.T, fresh func(t testing.TB) Scenario) {
 		if n > maxPlaces {
 			t.Fatalf("the operation has more than %d statements: does a step repeat itself?", maxPlaces)
 		}
-		// Place 0 is no place.
+		// Place 0 means that no process is killed.
 		ok := t.Run("place "+strconv.Itoa(n), func(t *testing.T) {
-			dir := t.TempDir() // outside of the bubble, because it is removed after the bubble
+			dir := t.TempDir() // not in the bubble, because the directory is removed after the end of the bubble
 			synctest.Test(t, func(t *testing.T) { runOnce(t, fresh(t), dir, places, n) })
 		})
 		if !ok {
@@ -88,16 +89,16 @@ func Run(t *testing.T, fresh func(t testing.TB) Scenario) {
 // place is a statement of a runner.
 type place struct {
 	query string
-	nth   int // 1 is the first one with this text
+	nth   int // 1 is the first statement with this text
 }
 
-// places are the statements of all runs, in the order in which they were seen first.
+// places are the statements of all runs, in the order in which they were first seen.
 type places struct {
 	known []place
 	seen  map[place]bool
 }
 
-// add adds a place that is new.
+// add adds a place if it is new.
 func (p *places) add(one place) {
 	if p.seen == nil {
 		p.seen = map[place]bool{}
@@ -108,8 +109,8 @@ func (p *places) add(one place) {
 	}
 }
 
-// runOnce runs a scenario, and kills the runner at the n-th place. An operation that ends before that place is checked as in a run without
-// a failure.
+// runOnce runs a scenario, and kills the runner at the n-th place. If the operation ends before that place, the result is checked as in a run
+// without a failure.
 func runOnce(t *testing.T, s Scenario, dir string, all *places, n int) {
 	t.Helper()
 	ctx := t.Context()
@@ -138,14 +139,14 @@ func runOnce(t *testing.T, s Scenario, dir string, all *places, n int) {
 	s.Check(t, op, d)
 }
 
-// open opens a database until the end of the test.
+// open opens a database, and closes it at the end of the test.
 func open(t *testing.T, file string, observe func(context.Context, string) func(error)) *sqlx.DB {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: "sqlite://" + file, Observe: observe})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = d.Close() }) // the file is removed
+	t.Cleanup(func() { _ = d.Close() }) // an error does not matter, because the file is removed next
 	return d
 }
 
@@ -180,12 +181,12 @@ func runUntilEnd(t *testing.T, s Scenario, file, id, host string, k *killer) (op
 	}
 }
 
-// killer kills a runner at a place: it copies the data that were committed before the place, and closes the runner's database. It adds all
-// places that the runner reaches. A nil killer does nothing.
+// killer kills a runner at a place: it copies the data that were committed before the place, and closes the runner's database. It also records
+// all places that the runner reaches. A nil killer does nothing.
 type killer struct {
-	place     place // the zero value is none
+	place     place // the zero value: kill at no place
 	places    *places
-	committed *sqlx.DB // the database of the runner, with a handle of its own
+	committed *sqlx.DB // a separate handle on the runner's database
 	left      string   // the file of the copy
 
 	mu    sync.Mutex
@@ -195,7 +196,7 @@ type killer struct {
 	err   error
 }
 
-// arm begins to count.
+// arm begins to count statements.
 func (k *killer) arm(d *sqlx.DB) {
 	if k == nil {
 		return
@@ -229,9 +230,9 @@ func (k *killer) observe(_ context.Context, query string) func(error) {
 	k.places.add(here)
 	if here == k.place {
 		k.gone = true
-		// A transaction that runs is not in the copy. It may end in the database of the runner, which is not used any more.
+		// The copy does not have a transaction that still runs. The transaction may end in the runner's database, which is no longer used.
 		_, k.err = k.committed.Exec(`VACUUM INTO ?`, k.left)
-		_ = k.d.Close() // nothing begins any more
+		_ = k.d.Close() // no further statement begins
 	}
 	return func(error) {}
 }

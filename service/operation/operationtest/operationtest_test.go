@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/service/operation/operationtest"
 )
 
-// order is the data of the operation.
+// order is the data of the operation of the tests.
 type order struct {
 	ID string `json:"id"`
 }
@@ -27,10 +27,10 @@ var kind = operation.Kind[order]{Name: "order.pack"}
 //go:embed migrations/*.sql
 var files embed.FS
 
-// shelf is the world outside of the database: how many of each thing were taken.
+// shelf stands for the effects outside of the database. It counts, for each order, how often the order's thing was taken.
 type shelf map[string]int
 
-// scenario packs an order. With take the shelf knows whether an order has its thing already, so a repetition has no effect.
+// scenario returns a scenario whose operation packs an order. The function take takes the order's thing from the shelf.
 func scenario(take func(s shelf, id string), fails bool) func(testing.TB) operationtest.Scenario {
 	run := 0
 	return func(testing.TB) operationtest.Scenario {
@@ -91,8 +91,9 @@ func scenario(take func(s shelf, id string), fails bool) func(testing.TB) operat
 	}
 }
 
-// noise returns a statement that stands for a statement of another goroutine. It runs before the step, in every second run only, so the
-// statements after it have other numbers in each run. OPERATIONTEST_BROKEN says in which runs.
+// noise returns a function with a statement that stands for a statement of another goroutine. The statement runs before the step, in only
+// every second run, so the numbers of the statements after it differ between the runs. OPERATIONTEST_BROKEN is 0 for the even runs and 1 for
+// the odd runs. Without it, the statement never runs.
 func noise(run int) func(context.Context, *sqlx.DB) error {
 	return func(ctx context.Context, d *sqlx.DB) error {
 		if strconv.Itoa(run%2) != os.Getenv("OPERATIONTEST_BROKEN") {
@@ -117,16 +118,16 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestRepeated is run by TestFinds: a step takes effect twice.
+// TestRepeated is started by TestFinds. It has a step that takes effect twice.
 func TestRepeated(t *testing.T) {
 	if os.Getenv("OPERATIONTEST_BROKEN") == "" {
-		t.Skip("TestFinds runs it")
+		t.Skip("TestFinds starts this test")
 	}
 	operationtest.Run(t, scenario(takeAlways, false))
 }
 
-// TestFinds: a step that takes effect twice when it is repeated fails the test, which names the place. The order of the statements differs from
-// run to run. The place is found in every order.
+// TestFinds: Run fails the test if a repeated step takes effect twice, and the failure names the place. The order of the statements differs
+// from run to run, and the place is found in every order.
 func TestFinds(t *testing.T) {
 	t.Parallel()
 	for _, run := range []string{"0", "1"} {

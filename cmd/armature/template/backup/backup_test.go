@@ -82,7 +82,7 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-// TestKill: whichever process is killed while backups are created, all of them are created, once.
+// TestKill: a process of each service is killed while backups are created. Each backup is still created, once.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	d := backupdriver.NewMemory()

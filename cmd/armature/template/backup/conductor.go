@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// work is the data of an operation, which its steps share. The data are stored: fields may be added, but no field may change its meaning.
+// work has the data of an operation. The steps of the operation share them. The data are stored: fields may be added, but no field may change its meaning.
 type work struct {
 	ID   string `json:"id"`
 	Size int64  `json:"size,omitempty"`
@@ -50,7 +50,7 @@ func wireConductor(_ context.Context, p *component.Process[options]) error {
 	return nil
 }
 
-// conductorInterface is what the conductor serves.
+// conductorInterface is the RPC interface that the conductor serves.
 var conductorInterface = &rpc.Interface{Name: "backup-conductor", Version: rpc.Version{Major: 1}}
 
 // hostMethod returns the host of a backup.
@@ -61,7 +61,7 @@ type hostRequest struct {
 }
 
 // hostReply has the host that has a backup, or will have it. Host is empty if the backup does not exist. Safe means that the backup is complete on
-// that host, and that its worker is up. Then another host may destroy what it has of the backup.
+// that host, and that its worker is up. Then another host may destroy its remains of the backup.
 type hostReply struct {
 	Host string `json:"host"`
 	Safe bool   `json:"safe"`
@@ -108,7 +108,7 @@ func (c *conductor) make(ctx context.Context, _ *operation.Op, w *work) error {
 	defer cancel()
 	_, err := rpc.Call(ctx, c.Client, createMethod, w.Host, &createRequest{ID: w.ID, Size: w.Size})
 	if code := fault.CodeOf(err); err != nil && (code == fault.Unavailable || code == fault.Unknown || code == fault.Timeout) {
-		return operation.GoTo("choose", 20, err)
+		return operation.GoTo("choose", 100, err)
 	}
 	return err
 }
@@ -131,7 +131,7 @@ func (c *conductor) deleteRow(ctx context.Context, tx *sqlx.Tx, _ *operation.Op,
 	return err
 }
 
-// deleted marks a backup whose deletion has failed, in the transaction of its end. The client may delete it again.
+// deleted marks a backup whose deletion has failed, in the transaction that ends the operation. The client may delete the backup again.
 func (c *conductor) deleted(ctx context.Context, tx *sqlx.Tx, op *operation.Op, w *work) error {
 	if op.State == operation.Succeeded {
 		return nil // there is no row any more
@@ -140,7 +140,7 @@ func (c *conductor) deleted(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	return err
 }
 
-// created writes how a creation has ended, in the transaction of its end.
+// created writes the result of a creation, in the transaction that ends the operation.
 func (c *conductor) created(ctx context.Context, tx *sqlx.Tx, op *operation.Op, w *work) error {
 	status := available
 	if op.State != operation.Succeeded {

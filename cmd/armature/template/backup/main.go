@@ -19,7 +19,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// options are the options of the program. The embedded structs have those of every component: see "backup config sample".
+// options are the options of the program. The embedded structs have the options that every component has: see "backup config sample".
 type options struct {
 	component.Options
 	component.APIOptions
@@ -27,8 +27,8 @@ type options struct {
 	MaxSize int64 `ini:"max_size" default:"1024" min:"1" help:"largest size of a backup, in GiB"`
 }
 
-// newComponent returns the component. builtIn is the driver that the option driver = memory names; other drivers are programs, see package
-// backupdriver.
+// newComponent returns the component. The parameter builtIn is the driver that the option driver = memory names. Other drivers are programs,
+// see package backupdriver.
 func newComponent(builtIn backupdriver.Driver) component.Component[options] {
 	return component.Component[options]{
 		Name: "backup", Short: "Makes backups", Resource: "backup",

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// workerInterface is what workers serve. A method that is added later has a higher Since, and Version is the highest of them: see
+// workerInterface is the RPC interface of the workers. A method that is added later has a higher Since, and Version is the highest Since: see
 // docs/upgrading.md of Armature.
 var workerInterface = &rpc.Interface{Name: "backup-worker", Version: rpc.Version{Major: 1}}
 
@@ -27,7 +27,7 @@ type createRequest struct {
 	Size int64  `json:"size"`
 }
 
-// destroyRequest asks for the end of a backup. A backup that does not exist is no error.
+// destroyRequest asks a worker to destroy a backup. It is not an error if the backup does not exist.
 type destroyRequest struct {
 	ID string `json:"id"`
 }
@@ -78,8 +78,8 @@ func (w *worker) lock(id string) func() {
 
 const auditInterval = time.Minute
 
-// audit destroys backups that are complete on another host: this host had made them, and the conductor has not heard of it. Backups that the
-// conductor does not know, or whose host is not up, are only logged: the database may be another one, or this host may have a new name.
+// audit destroys backups that are complete on another host: this host has also made them, but its reply did not reach the conductor. Backups that
+// the conductor does not know, or whose host is not up, are only logged: the database may be another one, or this host may have a new name.
 func (w *worker) audit(ctx context.Context) error {
 	ids, err := w.driver().List(ctx)
 	if err != nil {

@@ -1,6 +1,6 @@
 """A compute driver. Its servers are entries of a file.
 
-It implements the methods of compute.proto that are not optional. A method that the class does not override answers Unimplemented.
+The driver implements the required methods of compute.proto. A method that the class does not override returns Unimplemented.
 """
 
 import json
@@ -102,7 +102,7 @@ class Driver(driver_pb2_grpc.DriverServicer, compute_pb2_grpc.ComputeServicer):
             self.put(id, {**self.find(id), "power": state})
 
     def put(self, id, server):
-        """Stores a server, or removes it if server is None. The file is complete at any moment."""
+        """Stores a server, or removes the server if server is None. The file is complete at any moment."""
         servers = {**self.servers, id: server}
         if server is None:
             del servers[id]

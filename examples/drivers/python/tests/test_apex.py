@@ -1,4 +1,4 @@
-"""Tests of the driver without a process. `make test` also checks the rules of compute drivers with the program."""
+"""Tests of the driver that start no process. `make test` also checks the rules of compute drivers with the program."""
 
 import json
 import tempfile

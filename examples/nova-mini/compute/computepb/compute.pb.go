@@ -12,7 +12,7 @@
 // and Destroy works in every state. Servers outlive the driver's process: a driver
 // that is started again has the same servers, in their real states.
 //
-// Every call except Reboot is idempotent by the server's id. If a compute service was
+// Every call except Reboot and InjectNMI is idempotent by the server's id. If a compute service was
 // killed, or lost the driver in the middle of a call, it repeats the call. It is not an
 // error if the server is already in the state that the call leads to.
 //
@@ -170,7 +170,7 @@ const (
 	EventType_EVENT_TYPE_SUSPENDED   EventType = 4
 	EventType_EVENT_TYPE_CRASHED     EventType = 5
 	EventType_EVENT_TYPE_DESTROYED   EventType = 6 // the server does not exist any more
-	EventType_EVENT_TYPE_BEGAN       EventType = 7 // the stream has begun; it has no server
+	EventType_EVENT_TYPE_BEGAN       EventType = 7 // the stream has begun; server_id is empty
 )
 
 // Enum value maps for EventType.
@@ -224,7 +224,7 @@ func (EventType) EnumDescriptor() ([]byte, []int) {
 	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{2}
 }
 
-// Resources are amounts of what a server needs or a host has.
+// Resources are the amounts that a server needs or a host has.
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vcpus         int64                  `protobuf:"varint,1,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
@@ -291,7 +291,7 @@ type Instance struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Power PowerState             `protobuf:"varint,3,opt,name=power,proto3,enum=armature.compute.v1.PowerState" json:"power,omitempty"`
-	// What the server was built with, or last resized to.
+	// The resources that the server was built with, or was last resized to.
 	Resources *Resources `protobuf:"bytes,4,opt,name=resources,proto3" json:"resources,omitempty"`
 	Rescued   bool       `protobuf:"varint,5,opt,name=rescued,proto3" json:"rescued,omitempty"`
 	// The ids of the attached volumes and interfaces, in any order.
@@ -385,26 +385,53 @@ type SpawnRequest struct {
 	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	ProjectId string                 `protobuf:"bytes,3,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	// The image that the server boots from, in a form that the driver understands.
+	// The image that the server boots from, in a form that the driver understands. For a
+	// driver with the capability image-files it may be the absolute path of a file on the
+	// host, NAME.qcow2 or NAME.raw; the suffix gives the format. The file may be removed
+	// after Spawn. The same holds for the image of Rescue. Such a path may also be the image
+	// that Snapshot makes: the driver writes a file NAME.qcow2, and gives the file this name
+	// only when it is complete.
 	ImageRef  string            `protobuf:"bytes,4,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
 	Resources *Resources        `protobuf:"bytes,5,opt,name=resources,proto3" json:"resources,omitempty"`
 	Metadata  map[string]string `protobuf:"bytes,6,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// A driver with the capability guest-data gives the guest a disk with the following
-	// values and the metadata if user_data, public_key or files is not empty or
-	// config_drive is set. Other drivers are not asked for such servers, and ignore the values.
+	// The following fields, except instance_name, are the data for the guest. If user_data,
+	// public_key or files is not empty, or config_drive is set, a driver with the capability
+	// guest-data gives the guest a disk. The disk has these data, the metadata, and the
+	// fields of the interfaces that are for the guest. Other drivers do not get such servers,
+	// and ignore these fields.
 	//
-	// The name of the guest. It is empty for a server of an earlier release.
+	// The name of the guest. It is empty for a server that an earlier release has created.
 	Hostname    string `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	ConfigDrive bool   `protobuf:"varint,8,opt,name=config_drive,json=configDrive,proto3" json:"config_drive,omitempty"`
 	// Base64, at most 65,535 characters.
 	UserData string `protobuf:"bytes,9,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	// The password of the guest's administrator. Only the first build of a server has it.
 	AdminPass string `protobuf:"bytes,10,opt,name=admin_pass,json=adminPass,proto3" json:"admin_pass,omitempty"`
-	// The public key with which the user logs in, in the form of OpenSSH, or a
-	// certificate in the form PEM.
+	// The public key with which the user logs in, in OpenSSH's format, or a
+	// certificate in PEM.
 	PublicKey string `protobuf:"bytes,11,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// Files that the guest is to write when it boots for the first time.
-	Files         []*GuestFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
+	Files []*GuestFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
+	// The name that an operator sees for the server on the host, such as instance-ID. It is
+	// unique. It is empty for a server that an earlier release has created.
+	InstanceName string `protobuf:"bytes,13,opt,name=instance_name,json=instanceName,proto3" json:"instance_name,omitempty"`
+	// The network interfaces of the server. The compute service attaches them after Spawn,
+	// with AttachInterface.
+	Interfaces []*Interface `protobuf:"bytes,14,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// The name of the key pair. Empty: the server has no key pair, or an earlier release has
+	// created the server.
+	KeyName string `protobuf:"bytes,15,opt,name=key_name,json=keyName,proto3" json:"key_name,omitempty"`
+	// The number, from 0, of the server among the servers that one request creates.
+	LaunchIndex      int64  `protobuf:"varint,16,opt,name=launch_index,json=launchIndex,proto3" json:"launch_index,omitempty"`
+	AvailabilityZone string `protobuf:"bytes,17,opt,name=availability_zone,json=availabilityZone,proto3" json:"availability_zone,omitempty"`
+	// The sizes of two more disks. 0: the server does not have the disk. A driver with the
+	// capability extra-disks gives the guest an empty disk with a file system, and then a
+	// swap disk. They stay when the server is stopped, started or resized, but are not in a
+	// snapshot. resources.disk_gib is the size of all disks of the server: of the root disk,
+	// of the ephemeral disk, and of the swap disk, rounded up to a GiB. A resize changes only
+	// the size of the root disk. Other drivers do not get such servers.
+	EphemeralGib  int64 `protobuf:"varint,18,opt,name=ephemeral_gib,json=ephemeralGib,proto3" json:"ephemeral_gib,omitempty"`
+	SwapMib       int64 `protobuf:"varint,19,opt,name=swap_mib,json=swapMib,proto3" json:"swap_mib,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +548,55 @@ func (x *SpawnRequest) GetFiles() []*GuestFile {
 		return x.Files
 	}
 	return nil
+}
+
+func (x *SpawnRequest) GetInstanceName() string {
+	if x != nil {
+		return x.InstanceName
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *SpawnRequest) GetKeyName() string {
+	if x != nil {
+		return x.KeyName
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetLaunchIndex() int64 {
+	if x != nil {
+		return x.LaunchIndex
+	}
+	return 0
+}
+
+func (x *SpawnRequest) GetAvailabilityZone() string {
+	if x != nil {
+		return x.AvailabilityZone
+	}
+	return ""
+}
+
+func (x *SpawnRequest) GetEphemeralGib() int64 {
+	if x != nil {
+		return x.EphemeralGib
+	}
+	return 0
+}
+
+func (x *SpawnRequest) GetSwapMib() int64 {
+	if x != nil {
+		return x.SwapMib
+	}
+	return 0
 }
 
 type GuestFile struct {
@@ -943,8 +1019,8 @@ func (*PowerOnResponse) Descriptor() ([]byte, []int) {
 type PowerOffRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// How long the guest may take to shut down, in milliseconds; 0: the power is cut
-	// at once.
+	// How long the guest may take to shut down, in milliseconds; 0 or less: the power is
+	// cut at once.
 	GraceMs       int64 `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1770,7 +1846,10 @@ type RescueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The image to boot from; empty: the server's own image.
-	ImageRef      string `protobuf:"bytes,2,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
+	ImageRef string `protobuf:"bytes,2,opt,name=image_ref,json=imageRef,proto3" json:"image_ref,omitempty"`
+	// The password of the guest's administrator until Unrescue, in the data for the guest
+	// of a server that has such data. Empty: the data do not change.
+	AdminPass     string `protobuf:"bytes,3,opt,name=admin_pass,json=adminPass,proto3" json:"admin_pass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1815,6 +1894,13 @@ func (x *RescueRequest) GetId() string {
 func (x *RescueRequest) GetImageRef() string {
 	if x != nil {
 		return x.ImageRef
+	}
+	return ""
+}
+
+func (x *RescueRequest) GetAdminPass() string {
+	if x != nil {
+		return x.AdminPass
 	}
 	return ""
 }
@@ -2191,6 +2277,230 @@ func (*SetPasswordResponse) Descriptor() ([]byte, []int) {
 	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
 }
 
+type InjectNMIRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InjectNMIRequest) Reset() {
+	*x = InjectNMIRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InjectNMIRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InjectNMIRequest) ProtoMessage() {}
+
+func (x *InjectNMIRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InjectNMIRequest.ProtoReflect.Descriptor instead.
+func (*InjectNMIRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *InjectNMIRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type InjectNMIResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InjectNMIResponse) Reset() {
+	*x = InjectNMIResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InjectNMIResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InjectNMIResponse) ProtoMessage() {}
+
+func (x *InjectNMIResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InjectNMIResponse.ProtoReflect.Descriptor instead.
+func (*InjectNMIResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
+}
+
+type PlatformsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformsRequest) Reset() {
+	*x = PlatformsRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformsRequest) ProtoMessage() {}
+
+func (x *PlatformsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformsRequest.ProtoReflect.Descriptor instead.
+func (*PlatformsRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
+}
+
+type PlatformsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Platforms     []*Platform            `protobuf:"bytes,1,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlatformsResponse) Reset() {
+	*x = PlatformsResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlatformsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlatformsResponse) ProtoMessage() {}
+
+func (x *PlatformsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlatformsResponse.ProtoReflect.Descriptor instead.
+func (*PlatformsResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PlatformsResponse) GetPlatforms() []*Platform {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+// A kind of guest. The names are Nova's.
+type Platform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The architecture of the processor, such as x86_64.
+	Arch string `protobuf:"bytes,1,opt,name=arch,proto3" json:"arch,omitempty"`
+	// The type of the hypervisor, such as kvm.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The mode in which the guest runs, such as hvm.
+	Mode          string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Platform) Reset() {
+	*x = Platform{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Platform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Platform) ProtoMessage() {}
+
+func (x *Platform) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Platform.ProtoReflect.Descriptor instead.
+func (*Platform) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Platform) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *Platform) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Platform) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
 type ConsoleLogRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2202,7 +2512,7 @@ type ConsoleLogRequest struct {
 
 func (x *ConsoleLogRequest) Reset() {
 	*x = ConsoleLogRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2524,7 @@ func (x *ConsoleLogRequest) String() string {
 func (*ConsoleLogRequest) ProtoMessage() {}
 
 func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2537,7 @@ func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleLogRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ConsoleLogRequest) GetId() string {
@@ -2253,7 +2563,7 @@ type ConsoleLogResponse struct {
 
 func (x *ConsoleLogResponse) Reset() {
 	*x = ConsoleLogResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2575,7 @@ func (x *ConsoleLogResponse) String() string {
 func (*ConsoleLogResponse) ProtoMessage() {}
 
 func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2588,7 @@ func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleLogResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ConsoleLogResponse) GetData() []byte {
@@ -2298,7 +2608,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2620,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2633,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ConsoleRequest) GetId() string {
@@ -2352,7 +2662,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2674,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2687,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ConsoleResponse) GetHost() string {
@@ -2412,7 +2722,7 @@ type LiveMigrateRequest struct {
 
 func (x *LiveMigrateRequest) Reset() {
 	*x = LiveMigrateRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2734,7 @@ func (x *LiveMigrateRequest) String() string {
 func (*LiveMigrateRequest) ProtoMessage() {}
 
 func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2747,7 @@ func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateRequest.ProtoReflect.Descriptor instead.
 func (*LiveMigrateRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LiveMigrateRequest) GetId() string {
@@ -2462,7 +2772,7 @@ type LiveMigrateResponse struct {
 
 func (x *LiveMigrateResponse) Reset() {
 	*x = LiveMigrateResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2784,7 @@ func (x *LiveMigrateResponse) String() string {
 func (*LiveMigrateResponse) ProtoMessage() {}
 
 func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2797,7 @@ func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateResponse.ProtoReflect.Descriptor instead.
 func (*LiveMigrateResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
 }
 
 type AttachVolumeRequest struct {
@@ -2500,7 +2810,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2822,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2835,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AttachVolumeRequest) GetId() string {
@@ -2554,7 +2864,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2876,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2889,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Volume) GetId() string {
@@ -2611,7 +2921,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2933,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2946,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
 }
 
 type DetachVolumeRequest struct {
@@ -2649,7 +2959,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2971,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2984,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DetachVolumeRequest) GetId() string {
@@ -2699,7 +3009,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +3021,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +3034,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
 }
 
 type AttachInterfaceRequest struct {
@@ -2737,7 +3047,7 @@ type AttachInterfaceRequest struct {
 
 func (x *AttachInterfaceRequest) Reset() {
 	*x = AttachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +3059,7 @@ func (x *AttachInterfaceRequest) String() string {
 func (*AttachInterfaceRequest) ProtoMessage() {}
 
 func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +3072,7 @@ func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AttachInterfaceRequest) GetId() string {
@@ -2785,14 +3095,24 @@ type Interface struct {
 	// The hardware address, such as "52:54:00:12:34:56".
 	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	// The network, in a form that the driver understands.
-	Network       string `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Network string `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	// The following fields are for the guest, see SpawnRequest. A field is empty if its value
+	// is not known.
+	//
+	// The UUID of the network.
+	NetworkId string `protobuf:"bytes,4,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	// The maximum size of a packet, in bytes; 0: not known.
+	Mtu int64 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// The name that the user has given the interface. Empty: none.
+	Tag           string          `protobuf:"bytes,6,opt,name=tag,proto3" json:"tag,omitempty"`
+	Addresses     []*GuestAddress `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +3124,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +3137,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Interface) GetId() string {
@@ -2841,6 +3161,178 @@ func (x *Interface) GetNetwork() string {
 	return ""
 }
 
+func (x *Interface) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *Interface) GetMtu() int64 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Interface) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *Interface) GetAddresses() []*GuestAddress {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// An address of an interface, and the subnet in which it is.
+type GuestAddress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The address with the length of the subnet's prefix, such as "10.0.0.5/24".
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Whether a DHCP server of the subnet tells the guest the address.
+	Dhcp bool `protobuf:"varint,2,opt,name=dhcp,proto3" json:"dhcp,omitempty"`
+	// How the guest gets an IPv6 address: "slaac", "dhcpv6-stateful", "dhcpv6-stateless".
+	// Empty: the field dhcp applies.
+	Ipv6Mode string `protobuf:"bytes,3,opt,name=ipv6_mode,json=ipv6Mode,proto3" json:"ipv6_mode,omitempty"`
+	// The address of the default gateway. Empty: none.
+	Gateway string `protobuf:"bytes,4,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// The addresses of name servers.
+	Dns           []string `protobuf:"bytes,5,rep,name=dns,proto3" json:"dns,omitempty"`
+	Routes        []*Route `protobuf:"bytes,6,rep,name=routes,proto3" json:"routes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestAddress) Reset() {
+	*x = GuestAddress{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestAddress) ProtoMessage() {}
+
+func (x *GuestAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestAddress.ProtoReflect.Descriptor instead.
+func (*GuestAddress) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *GuestAddress) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *GuestAddress) GetDhcp() bool {
+	if x != nil {
+		return x.Dhcp
+	}
+	return false
+}
+
+func (x *GuestAddress) GetIpv6Mode() string {
+	if x != nil {
+		return x.Ipv6Mode
+	}
+	return ""
+}
+
+func (x *GuestAddress) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *GuestAddress) GetDns() []string {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *GuestAddress) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The network behind the gateway, such as "10.1.0.0/16".
+	Destination   string `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	Gateway       string `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *Route) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Route) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
 type AttachInterfaceResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2849,7 +3341,7 @@ type AttachInterfaceResponse struct {
 
 func (x *AttachInterfaceResponse) Reset() {
 	*x = AttachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +3353,7 @@ func (x *AttachInterfaceResponse) String() string {
 func (*AttachInterfaceResponse) ProtoMessage() {}
 
 func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3366,7 @@ func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{63}
 }
 
 type DetachInterfaceRequest struct {
@@ -2887,7 +3379,7 @@ type DetachInterfaceRequest struct {
 
 func (x *DetachInterfaceRequest) Reset() {
 	*x = DetachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3391,7 @@ func (x *DetachInterfaceRequest) String() string {
 func (*DetachInterfaceRequest) ProtoMessage() {}
 
 func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3404,7 @@ func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DetachInterfaceRequest) GetId() string {
@@ -2937,7 +3429,7 @@ type DetachInterfaceResponse struct {
 
 func (x *DetachInterfaceResponse) Reset() {
 	*x = DetachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3441,7 @@ func (x *DetachInterfaceResponse) String() string {
 func (*DetachInterfaceResponse) ProtoMessage() {}
 
 func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3454,7 @@ func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{65}
 }
 
 type MetricsRequest struct {
@@ -2974,7 +3466,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3478,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3491,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MetricsRequest) GetId() string {
@@ -3011,7 +3503,7 @@ func (x *MetricsRequest) GetId() string {
 
 type MetricsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The time that the server's processors worked, the sum of all.
+	// The time that the server's processors have worked, summed over all processors.
 	CpuTimeNs int64 `protobuf:"varint,1,opt,name=cpu_time_ns,json=cpuTimeNs,proto3" json:"cpu_time_ns,omitempty"`
 	// How much of the host's memory the server uses now.
 	MemoryMib        int64 `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
@@ -3025,7 +3517,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3529,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[60]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3542,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{60}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MetricsResponse) GetCpuTimeNs() int64 {
@@ -3104,7 +3596,7 @@ type DiagnosticsRequest struct {
 
 func (x *DiagnosticsRequest) Reset() {
 	*x = DiagnosticsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3608,7 @@ func (x *DiagnosticsRequest) String() string {
 func (*DiagnosticsRequest) ProtoMessage() {}
 
 func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[61]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3621,7 @@ func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsRequest.ProtoReflect.Descriptor instead.
 func (*DiagnosticsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{61}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DiagnosticsRequest) GetId() string {
@@ -3148,7 +3640,7 @@ type DiagnosticsResponse struct {
 
 func (x *DiagnosticsResponse) Reset() {
 	*x = DiagnosticsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3160,7 +3652,7 @@ func (x *DiagnosticsResponse) String() string {
 func (*DiagnosticsResponse) ProtoMessage() {}
 
 func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[62]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3173,7 +3665,7 @@ func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsResponse.ProtoReflect.Descriptor instead.
 func (*DiagnosticsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{62}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DiagnosticsResponse) GetDiagnostics() map[string]string {
@@ -3191,7 +3683,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3695,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[63]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3708,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{63}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{70}
 }
 
 type EventsResponse struct {
@@ -3231,7 +3723,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3735,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[64]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3748,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{64}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *EventsResponse) GetServerId() string {
@@ -3299,7 +3791,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\avolumes\x18\x06 \x03(\tR\avolumes\x12\x1e\n" +
 	"\n" +
 	"interfaces\x18\a \x03(\tR\n" +
-	"interfaces\"\x86\x04\n" +
+	"interfaces\"\x96\x06\n" +
 	"\fSpawnRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3316,7 +3808,16 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	" \x01(\tR\tadminPass\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\v \x01(\tR\tpublicKey\x124\n" +
-	"\x05files\x18\f \x03(\v2\x1e.armature.compute.v1.GuestFileR\x05files\x1a;\n" +
+	"\x05files\x18\f \x03(\v2\x1e.armature.compute.v1.GuestFileR\x05files\x12#\n" +
+	"\rinstance_name\x18\r \x01(\tR\finstanceName\x12>\n" +
+	"\n" +
+	"interfaces\x18\x0e \x03(\v2\x1e.armature.compute.v1.InterfaceR\n" +
+	"interfaces\x12\x19\n" +
+	"\bkey_name\x18\x0f \x01(\tR\akeyName\x12!\n" +
+	"\flaunch_index\x18\x10 \x01(\x03R\vlaunchIndex\x12+\n" +
+	"\x11availability_zone\x18\x11 \x01(\tR\x10availabilityZone\x12#\n" +
+	"\rephemeral_gib\x18\x12 \x01(\x03R\fephemeralGib\x12\x19\n" +
+	"\bswap_mib\x18\x13 \x01(\x03R\aswapMib\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
@@ -3370,10 +3871,12 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x15ConfirmResizeResponse\"%\n" +
 	"\x13RevertResizeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
-	"\x14RevertResizeResponse\"<\n" +
+	"\x14RevertResizeResponse\"[\n" +
 	"\rRescueRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
-	"\timage_ref\x18\x02 \x01(\tR\bimageRef\"\x10\n" +
+	"\timage_ref\x18\x02 \x01(\tR\bimageRef\x12\x1d\n" +
+	"\n" +
+	"admin_pass\x18\x03 \x01(\tR\tadminPass\"\x10\n" +
 	"\x0eRescueResponse\"!\n" +
 	"\x0fUnrescueRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x12\n" +
@@ -3388,7 +3891,17 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x12SetPasswordRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\"\x15\n" +
-	"\x13SetPasswordResponse\"9\n" +
+	"\x13SetPasswordResponse\"\"\n" +
+	"\x10InjectNMIRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
+	"\x11InjectNMIResponse\"\x12\n" +
+	"\x10PlatformsRequest\"P\n" +
+	"\x11PlatformsResponse\x12;\n" +
+	"\tplatforms\x18\x01 \x03(\v2\x1d.armature.compute.v1.PlatformR\tplatforms\"F\n" +
+	"\bPlatform\x12\x12\n" +
+	"\x04arch\x18\x01 \x01(\tR\x04arch\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\tR\x04mode\"9\n" +
 	"\x11ConsoleLogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05lines\x18\x02 \x01(\x03R\x05lines\"(\n" +
@@ -3419,11 +3932,26 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x14DetachVolumeResponse\"f\n" +
 	"\x16AttachInterfaceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12<\n" +
-	"\tinterface\x18\x02 \x01(\v2\x1e.armature.compute.v1.InterfaceR\tinterface\"G\n" +
+	"\tinterface\x18\x02 \x01(\v2\x1e.armature.compute.v1.InterfaceR\tinterface\"\xcb\x01\n" +
 	"\tInterface\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x18\n" +
-	"\anetwork\x18\x03 \x01(\tR\anetwork\"\x19\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x04 \x01(\tR\tnetworkId\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\x03R\x03mtu\x12\x10\n" +
+	"\x03tag\x18\x06 \x01(\tR\x03tag\x12?\n" +
+	"\taddresses\x18\a \x03(\v2!.armature.compute.v1.GuestAddressR\taddresses\"\xb7\x01\n" +
+	"\fGuestAddress\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04dhcp\x18\x02 \x01(\bR\x04dhcp\x12\x1b\n" +
+	"\tipv6_mode\x18\x03 \x01(\tR\bipv6Mode\x12\x18\n" +
+	"\agateway\x18\x04 \x01(\tR\agateway\x12\x10\n" +
+	"\x03dns\x18\x05 \x03(\tR\x03dns\x122\n" +
+	"\x06routes\x18\x06 \x03(\v2\x1a.armature.compute.v1.RouteR\x06routes\"C\n" +
+	"\x05Route\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\x19\n" +
 	"\x17AttachInterfaceResponse\"K\n" +
 	"\x16DetachInterfaceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
@@ -3472,7 +4000,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x14EVENT_TYPE_SUSPENDED\x10\x04\x12\x16\n" +
 	"\x12EVENT_TYPE_CRASHED\x10\x05\x12\x18\n" +
 	"\x14EVENT_TYPE_DESTROYED\x10\x06\x12\x14\n" +
-	"\x10EVENT_TYPE_BEGAN\x10\a2\xa8\x15\n" +
+	"\x10EVENT_TYPE_BEGAN\x10\a2\xe0\x16\n" +
 	"\aCompute\x12N\n" +
 	"\x05Spawn\x12!.armature.compute.v1.SpawnRequest\x1a\".armature.compute.v1.SpawnResponse\x12T\n" +
 	"\aDestroy\x12#.armature.compute.v1.DestroyRequest\x1a$.armature.compute.v1.DestroyResponse\x12K\n" +
@@ -3493,7 +4021,9 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\bUnrescue\x12$.armature.compute.v1.UnrescueRequest\x1a%.armature.compute.v1.UnrescueResponse\x12W\n" +
 	"\bSnapshot\x12$.armature.compute.v1.SnapshotRequest\x1a%.armature.compute.v1.SnapshotResponse\x12`\n" +
 	"\vRemoveImage\x12'.armature.compute.v1.RemoveImageRequest\x1a(.armature.compute.v1.RemoveImageResponse\x12`\n" +
-	"\vSetPassword\x12'.armature.compute.v1.SetPasswordRequest\x1a(.armature.compute.v1.SetPasswordResponse\x12_\n" +
+	"\vSetPassword\x12'.armature.compute.v1.SetPasswordRequest\x1a(.armature.compute.v1.SetPasswordResponse\x12Z\n" +
+	"\tInjectNMI\x12%.armature.compute.v1.InjectNMIRequest\x1a&.armature.compute.v1.InjectNMIResponse\x12Z\n" +
+	"\tPlatforms\x12%.armature.compute.v1.PlatformsRequest\x1a&.armature.compute.v1.PlatformsResponse\x12_\n" +
 	"\n" +
 	"ConsoleLog\x12&.armature.compute.v1.ConsoleLogRequest\x1a'.armature.compute.v1.ConsoleLogResponse0\x01\x12T\n" +
 	"\aConsole\x12#.armature.compute.v1.ConsoleRequest\x1a$.armature.compute.v1.ConsoleResponse\x12`\n" +
@@ -3519,7 +4049,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP() []byt
 }
 
 var file_examples_nova_mini_compute_computepb_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(PowerState)(0),                 // 0: armature.compute.v1.PowerState
 	(ConsoleType)(0),                // 1: armature.compute.v1.ConsoleType
@@ -3567,111 +4097,126 @@ var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(*RemoveImageResponse)(nil),     // 43: armature.compute.v1.RemoveImageResponse
 	(*SetPasswordRequest)(nil),      // 44: armature.compute.v1.SetPasswordRequest
 	(*SetPasswordResponse)(nil),     // 45: armature.compute.v1.SetPasswordResponse
-	(*ConsoleLogRequest)(nil),       // 46: armature.compute.v1.ConsoleLogRequest
-	(*ConsoleLogResponse)(nil),      // 47: armature.compute.v1.ConsoleLogResponse
-	(*ConsoleRequest)(nil),          // 48: armature.compute.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 49: armature.compute.v1.ConsoleResponse
-	(*LiveMigrateRequest)(nil),      // 50: armature.compute.v1.LiveMigrateRequest
-	(*LiveMigrateResponse)(nil),     // 51: armature.compute.v1.LiveMigrateResponse
-	(*AttachVolumeRequest)(nil),     // 52: armature.compute.v1.AttachVolumeRequest
-	(*Volume)(nil),                  // 53: armature.compute.v1.Volume
-	(*AttachVolumeResponse)(nil),    // 54: armature.compute.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 55: armature.compute.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 56: armature.compute.v1.DetachVolumeResponse
-	(*AttachInterfaceRequest)(nil),  // 57: armature.compute.v1.AttachInterfaceRequest
-	(*Interface)(nil),               // 58: armature.compute.v1.Interface
-	(*AttachInterfaceResponse)(nil), // 59: armature.compute.v1.AttachInterfaceResponse
-	(*DetachInterfaceRequest)(nil),  // 60: armature.compute.v1.DetachInterfaceRequest
-	(*DetachInterfaceResponse)(nil), // 61: armature.compute.v1.DetachInterfaceResponse
-	(*MetricsRequest)(nil),          // 62: armature.compute.v1.MetricsRequest
-	(*MetricsResponse)(nil),         // 63: armature.compute.v1.MetricsResponse
-	(*DiagnosticsRequest)(nil),      // 64: armature.compute.v1.DiagnosticsRequest
-	(*DiagnosticsResponse)(nil),     // 65: armature.compute.v1.DiagnosticsResponse
-	(*EventsRequest)(nil),           // 66: armature.compute.v1.EventsRequest
-	(*EventsResponse)(nil),          // 67: armature.compute.v1.EventsResponse
-	nil,                             // 68: armature.compute.v1.SpawnRequest.MetadataEntry
-	nil,                             // 69: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	(*InjectNMIRequest)(nil),        // 46: armature.compute.v1.InjectNMIRequest
+	(*InjectNMIResponse)(nil),       // 47: armature.compute.v1.InjectNMIResponse
+	(*PlatformsRequest)(nil),        // 48: armature.compute.v1.PlatformsRequest
+	(*PlatformsResponse)(nil),       // 49: armature.compute.v1.PlatformsResponse
+	(*Platform)(nil),                // 50: armature.compute.v1.Platform
+	(*ConsoleLogRequest)(nil),       // 51: armature.compute.v1.ConsoleLogRequest
+	(*ConsoleLogResponse)(nil),      // 52: armature.compute.v1.ConsoleLogResponse
+	(*ConsoleRequest)(nil),          // 53: armature.compute.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 54: armature.compute.v1.ConsoleResponse
+	(*LiveMigrateRequest)(nil),      // 55: armature.compute.v1.LiveMigrateRequest
+	(*LiveMigrateResponse)(nil),     // 56: armature.compute.v1.LiveMigrateResponse
+	(*AttachVolumeRequest)(nil),     // 57: armature.compute.v1.AttachVolumeRequest
+	(*Volume)(nil),                  // 58: armature.compute.v1.Volume
+	(*AttachVolumeResponse)(nil),    // 59: armature.compute.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 60: armature.compute.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 61: armature.compute.v1.DetachVolumeResponse
+	(*AttachInterfaceRequest)(nil),  // 62: armature.compute.v1.AttachInterfaceRequest
+	(*Interface)(nil),               // 63: armature.compute.v1.Interface
+	(*GuestAddress)(nil),            // 64: armature.compute.v1.GuestAddress
+	(*Route)(nil),                   // 65: armature.compute.v1.Route
+	(*AttachInterfaceResponse)(nil), // 66: armature.compute.v1.AttachInterfaceResponse
+	(*DetachInterfaceRequest)(nil),  // 67: armature.compute.v1.DetachInterfaceRequest
+	(*DetachInterfaceResponse)(nil), // 68: armature.compute.v1.DetachInterfaceResponse
+	(*MetricsRequest)(nil),          // 69: armature.compute.v1.MetricsRequest
+	(*MetricsResponse)(nil),         // 70: armature.compute.v1.MetricsResponse
+	(*DiagnosticsRequest)(nil),      // 71: armature.compute.v1.DiagnosticsRequest
+	(*DiagnosticsResponse)(nil),     // 72: armature.compute.v1.DiagnosticsResponse
+	(*EventsRequest)(nil),           // 73: armature.compute.v1.EventsRequest
+	(*EventsResponse)(nil),          // 74: armature.compute.v1.EventsResponse
+	nil,                             // 75: armature.compute.v1.SpawnRequest.MetadataEntry
+	nil,                             // 76: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 }
 var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	0,  // 0: armature.compute.v1.Instance.power:type_name -> armature.compute.v1.PowerState
 	3,  // 1: armature.compute.v1.Instance.resources:type_name -> armature.compute.v1.Resources
 	3,  // 2: armature.compute.v1.SpawnRequest.resources:type_name -> armature.compute.v1.Resources
-	68, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
+	75, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
 	6,  // 4: armature.compute.v1.SpawnRequest.files:type_name -> armature.compute.v1.GuestFile
-	4,  // 5: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
-	4,  // 6: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
-	3,  // 7: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
-	3,  // 8: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
-	1,  // 9: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
-	53, // 10: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
-	58, // 11: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
-	69, // 12: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
-	2,  // 13: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
-	5,  // 14: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
-	8,  // 15: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
-	10, // 16: armature.compute.v1.Compute.List:input_type -> armature.compute.v1.ListRequest
-	12, // 17: armature.compute.v1.Compute.Get:input_type -> armature.compute.v1.GetRequest
-	14, // 18: armature.compute.v1.Compute.PowerOn:input_type -> armature.compute.v1.PowerOnRequest
-	16, // 19: armature.compute.v1.Compute.PowerOff:input_type -> armature.compute.v1.PowerOffRequest
-	18, // 20: armature.compute.v1.Compute.Reboot:input_type -> armature.compute.v1.RebootRequest
-	20, // 21: armature.compute.v1.Compute.Resources:input_type -> armature.compute.v1.ResourcesRequest
-	22, // 22: armature.compute.v1.Compute.Pause:input_type -> armature.compute.v1.PauseRequest
-	24, // 23: armature.compute.v1.Compute.Unpause:input_type -> armature.compute.v1.UnpauseRequest
-	26, // 24: armature.compute.v1.Compute.Suspend:input_type -> armature.compute.v1.SuspendRequest
-	28, // 25: armature.compute.v1.Compute.Resume:input_type -> armature.compute.v1.ResumeRequest
-	30, // 26: armature.compute.v1.Compute.Resize:input_type -> armature.compute.v1.ResizeRequest
-	32, // 27: armature.compute.v1.Compute.ConfirmResize:input_type -> armature.compute.v1.ConfirmResizeRequest
-	34, // 28: armature.compute.v1.Compute.RevertResize:input_type -> armature.compute.v1.RevertResizeRequest
-	36, // 29: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
-	38, // 30: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
-	40, // 31: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
-	42, // 32: armature.compute.v1.Compute.RemoveImage:input_type -> armature.compute.v1.RemoveImageRequest
-	44, // 33: armature.compute.v1.Compute.SetPassword:input_type -> armature.compute.v1.SetPasswordRequest
-	46, // 34: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
-	48, // 35: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
-	50, // 36: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
-	52, // 37: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
-	55, // 38: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
-	57, // 39: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
-	60, // 40: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
-	62, // 41: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
-	64, // 42: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
-	66, // 43: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
-	7,  // 44: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
-	9,  // 45: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
-	11, // 46: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
-	13, // 47: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
-	15, // 48: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
-	17, // 49: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
-	19, // 50: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
-	21, // 51: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
-	23, // 52: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
-	25, // 53: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
-	27, // 54: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
-	29, // 55: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
-	31, // 56: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
-	33, // 57: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
-	35, // 58: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
-	37, // 59: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
-	39, // 60: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
-	41, // 61: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
-	43, // 62: armature.compute.v1.Compute.RemoveImage:output_type -> armature.compute.v1.RemoveImageResponse
-	45, // 63: armature.compute.v1.Compute.SetPassword:output_type -> armature.compute.v1.SetPasswordResponse
-	47, // 64: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
-	49, // 65: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
-	51, // 66: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
-	54, // 67: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
-	56, // 68: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
-	59, // 69: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
-	61, // 70: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
-	63, // 71: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
-	65, // 72: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
-	67, // 73: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
-	44, // [44:74] is the sub-list for method output_type
-	14, // [14:44] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	63, // 5: armature.compute.v1.SpawnRequest.interfaces:type_name -> armature.compute.v1.Interface
+	4,  // 6: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
+	4,  // 7: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
+	3,  // 8: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
+	3,  // 9: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
+	50, // 10: armature.compute.v1.PlatformsResponse.platforms:type_name -> armature.compute.v1.Platform
+	1,  // 11: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
+	58, // 12: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
+	63, // 13: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
+	64, // 14: armature.compute.v1.Interface.addresses:type_name -> armature.compute.v1.GuestAddress
+	65, // 15: armature.compute.v1.GuestAddress.routes:type_name -> armature.compute.v1.Route
+	76, // 16: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	2,  // 17: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
+	5,  // 18: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
+	8,  // 19: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
+	10, // 20: armature.compute.v1.Compute.List:input_type -> armature.compute.v1.ListRequest
+	12, // 21: armature.compute.v1.Compute.Get:input_type -> armature.compute.v1.GetRequest
+	14, // 22: armature.compute.v1.Compute.PowerOn:input_type -> armature.compute.v1.PowerOnRequest
+	16, // 23: armature.compute.v1.Compute.PowerOff:input_type -> armature.compute.v1.PowerOffRequest
+	18, // 24: armature.compute.v1.Compute.Reboot:input_type -> armature.compute.v1.RebootRequest
+	20, // 25: armature.compute.v1.Compute.Resources:input_type -> armature.compute.v1.ResourcesRequest
+	22, // 26: armature.compute.v1.Compute.Pause:input_type -> armature.compute.v1.PauseRequest
+	24, // 27: armature.compute.v1.Compute.Unpause:input_type -> armature.compute.v1.UnpauseRequest
+	26, // 28: armature.compute.v1.Compute.Suspend:input_type -> armature.compute.v1.SuspendRequest
+	28, // 29: armature.compute.v1.Compute.Resume:input_type -> armature.compute.v1.ResumeRequest
+	30, // 30: armature.compute.v1.Compute.Resize:input_type -> armature.compute.v1.ResizeRequest
+	32, // 31: armature.compute.v1.Compute.ConfirmResize:input_type -> armature.compute.v1.ConfirmResizeRequest
+	34, // 32: armature.compute.v1.Compute.RevertResize:input_type -> armature.compute.v1.RevertResizeRequest
+	36, // 33: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
+	38, // 34: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
+	40, // 35: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
+	42, // 36: armature.compute.v1.Compute.RemoveImage:input_type -> armature.compute.v1.RemoveImageRequest
+	44, // 37: armature.compute.v1.Compute.SetPassword:input_type -> armature.compute.v1.SetPasswordRequest
+	46, // 38: armature.compute.v1.Compute.InjectNMI:input_type -> armature.compute.v1.InjectNMIRequest
+	48, // 39: armature.compute.v1.Compute.Platforms:input_type -> armature.compute.v1.PlatformsRequest
+	51, // 40: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
+	53, // 41: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
+	55, // 42: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
+	57, // 43: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
+	60, // 44: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
+	62, // 45: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
+	67, // 46: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
+	69, // 47: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
+	71, // 48: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
+	73, // 49: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
+	7,  // 50: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
+	9,  // 51: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
+	11, // 52: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
+	13, // 53: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
+	15, // 54: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
+	17, // 55: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
+	19, // 56: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
+	21, // 57: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
+	23, // 58: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
+	25, // 59: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
+	27, // 60: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
+	29, // 61: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
+	31, // 62: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
+	33, // 63: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
+	35, // 64: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
+	37, // 65: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
+	39, // 66: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
+	41, // 67: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
+	43, // 68: armature.compute.v1.Compute.RemoveImage:output_type -> armature.compute.v1.RemoveImageResponse
+	45, // 69: armature.compute.v1.Compute.SetPassword:output_type -> armature.compute.v1.SetPasswordResponse
+	47, // 70: armature.compute.v1.Compute.InjectNMI:output_type -> armature.compute.v1.InjectNMIResponse
+	49, // 71: armature.compute.v1.Compute.Platforms:output_type -> armature.compute.v1.PlatformsResponse
+	52, // 72: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
+	54, // 73: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
+	56, // 74: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
+	59, // 75: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
+	61, // 76: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
+	66, // 77: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
+	68, // 78: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
+	70, // 79: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
+	72, // 80: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
+	74, // 81: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
+	50, // [50:82] is the sub-list for method output_type
+	18, // [18:50] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_examples_nova_mini_compute_computepb_compute_proto_init() }
@@ -3685,7 +4230,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc), len(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   67,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,7 +12,7 @@
 // and Destroy works in every state. Servers outlive the driver's process: a driver
 // that is started again has the same servers, in their real states.
 //
-// Every call except Reboot is idempotent by the server's id. If a compute service was
+// Every call except Reboot and InjectNMI is idempotent by the server's id. If a compute service was
 // killed, or lost the driver in the middle of a call, it repeats the call. It is not an
 // error if the server is already in the state that the call leads to.
 //
@@ -70,6 +70,8 @@ const (
 	Compute_Snapshot_FullMethodName        = "/armature.compute.v1.Compute/Snapshot"
 	Compute_RemoveImage_FullMethodName     = "/armature.compute.v1.Compute/RemoveImage"
 	Compute_SetPassword_FullMethodName     = "/armature.compute.v1.Compute/SetPassword"
+	Compute_InjectNMI_FullMethodName       = "/armature.compute.v1.Compute/InjectNMI"
+	Compute_Platforms_FullMethodName       = "/armature.compute.v1.Compute/Platforms"
 	Compute_ConsoleLog_FullMethodName      = "/armature.compute.v1.Compute/ConsoleLog"
 	Compute_Console_FullMethodName         = "/armature.compute.v1.Compute/Console"
 	Compute_LiveMigrate_FullMethodName     = "/armature.compute.v1.Compute/LiveMigrate"
@@ -86,11 +88,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type ComputeClient interface {
-	// Spawn builds the server and starts it. If a server of this id exists already,
-	// Spawn starts that one. Errors: RESOURCE_EXHAUSTED if the host has no room,
+	// Spawn builds the server and starts it. If a server with this id exists already,
+	// Spawn only starts it. Errors: RESOURCE_EXHAUSTED if the host has no room,
 	// although the scheduler has chosen it; INVALID_ARGUMENT if no host could build
 	// the server. After an error the host may have parts of the server; the same
-	// Spawn, or Destroy, must still succeed.
+	// Spawn, or Destroy, must still succeed. With the capability guest-data, Spawn also
+	// gives the guest the data that SpawnRequest has for the guest, and returns
+	// INVALID_ARGUMENT if user_data is not base64.
 	Spawn(ctx context.Context, in *SpawnRequest, opts ...grpc.CallOption) (*SpawnResponse, error)
 	// Destroy stops the server and removes all of it, including its disks. It is not
 	// an error if the server does not exist.
@@ -98,14 +102,14 @@ type ComputeClient interface {
 	// List returns the servers on the host, in any order. It includes servers that
 	// are half built or half destroyed.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
-	// Get returns one server. NOT_FOUND: it does not exist.
+	// Get returns one server. NOT_FOUND: the server does not exist.
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetResponse, error)
 	// PowerOn starts a server that is SHUTDOWN or CRASHED. It has no effect on a
 	// server that is RUNNING.
 	PowerOn(ctx context.Context, in *PowerOnRequest, opts ...grpc.CallOption) (*PowerOnResponse, error)
-	// PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
-	// cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
-	// or less the power is cut at once.
+	// PowerOff asks the guest to shut down, and cuts the power if the guest has not done
+	// so after grace_ms. It works in every state, and ends in SHUTDOWN. If grace_ms is 0
+	// or less, the power is cut at once.
 	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in
 	// RUNNING; if the guest does not answer within a time that the driver chooses,
@@ -131,45 +135,54 @@ type ComputeClient interface {
 	// earlier resize to other resources is neither confirmed nor reverted. Capability
 	// resize.
 	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeResponse, error)
-	// ConfirmResize removes what RevertResize would need. It is not an error if the
-	// server has no resize to confirm. Capability resize.
+	// ConfirmResize removes the data that RevertResize would need. It is not an error if
+	// the server has no resize to confirm. Capability resize.
 	ConfirmResize(ctx context.Context, in *ConfirmResizeRequest, opts ...grpc.CallOption) (*ConfirmResizeResponse, error)
 	// RevertResize gives a SHUTDOWN server the resources that it had before Resize.
-	// If the disk had grown, data that was written since is lost. It is not an error
-	// if the server has no resize to revert. Capability resize.
+	// If Resize made the disk larger, the data written since then is lost. It is not an
+	// error if the server has no resize to revert. Capability resize.
 	RevertResize(ctx context.Context, in *RevertResizeRequest, opts ...grpc.CallOption) (*RevertResizeResponse, error)
-	// Rescue starts the server from another image, or from its own image if the given
-	// one is empty, with the server's disk as the second disk. It works in every
-	// state, and ends in RUNNING with Instance.rescued set. Capability rescue.
+	// Rescue starts the server from the image image_ref (empty: the server's own image),
+	// with the server's disk as the second disk. It works in every state, and ends in
+	// RUNNING with Instance.rescued set. Capability rescue.
 	Rescue(ctx context.Context, in *RescueRequest, opts ...grpc.CallOption) (*RescueResponse, error)
 	// Unrescue starts a rescued server from its own disk again, and ends in RUNNING. It
 	// is not an error if the server is not rescued. Capability rescue.
 	Unrescue(ctx context.Context, in *UnrescueRequest, opts ...grpc.CallOption) (*UnrescueResponse, error)
-	// Snapshot copies the present content of the server's disk into an image of the
-	// given name, which SpawnRequest.image_ref may name afterwards. The server
-	// continues. If the image exists already, an earlier call has taken the snapshot,
-	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+	// Snapshot copies the present content of the server's disk into an image with the
+	// name image_ref. SpawnRequest.image_ref may name this image afterwards. The server
+	// keeps its state. If the image exists already, an earlier call has made it, and
+	// Snapshot does not change it. INVALID_ARGUMENT: the name is not valid, such as
 	// ../x. Capability snapshot.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (*SnapshotResponse, error)
 	// RemoveImage removes an image that Snapshot has made on this host. Servers that
-	// were built from it keep their disks. It is not an error if the image does not
-	// exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
-	// Capability remove-image, which only a driver with the capability snapshot has.
+	// were built from the image keep their disks. It is not an error if the image does not
+	// exist. INVALID_ARGUMENT: the name is not valid, or is a path. A driver with this
+	// capability also has the capability snapshot. Capability remove-image.
 	RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error)
-	// SetPassword sets the password of the administrator of the guest of a RUNNING
-	// server. FAILED_PRECONDITION also if the guest does not answer. Capability
+	// SetPassword sets the administrator's password in the guest of a RUNNING server.
+	// Errors: FAILED_PRECONDITION also if the guest does not answer. Capability
 	// set-password.
 	SetPassword(ctx context.Context, in *SetPasswordRequest, opts ...grpc.CallOption) (*SetPasswordResponse, error)
+	// InjectNMI sends a non-maskable interrupt to the guest of a RUNNING server, whose
+	// kernel may then write a crash dump. A repeated call may send another one.
+	// Capability inject-nmi.
+	InjectNMI(ctx context.Context, in *InjectNMIRequest, opts ...grpc.CallOption) (*InjectNMIResponse, error)
+	// Platforms returns the kinds of guests that the host can run, at least one. A host
+	// whose driver lacks the method gets no servers whose image asks for a kind of guest.
+	// Capability platforms.
+	Platforms(ctx context.Context, in *PlatformsRequest, opts ...grpc.CallOption) (*PlatformsResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(ctx context.Context, in *ConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleLogResponse], error)
-	// Console returns where the console of a RUNNING server can be reached, until the
-	// server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
-	// vnc-console or serial-console.
+	// Console returns the address of a console of a RUNNING server. The address is valid
+	// until the server stops. INVALID_ARGUMENT: the driver does not support the type.
+	// Capability vnc-console or serial-console, by type.
 	Console(ctx context.Context, in *ConsoleRequest, opts ...grpc.CallOption) (*ConsoleResponse, error)
-	// LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
-	// returns, the server is on the other host and no longer on this one. It is not
-	// an error if the server is there already. Capability live-migrate.
+	// LiveMigrate moves a RUNNING server to another host without stopping the server.
+	// After LiveMigrate has succeeded, the server is on the other host and no longer on
+	// this one. It is not an error if the server is on the other host already. Capability
+	// live-migrate.
 	LiveMigrate(ctx context.Context, in *LiveMigrateRequest, opts ...grpc.CallOption) (*LiveMigrateResponse, error)
 	// AttachVolume gives a RUNNING or SHUTDOWN server another disk. The server keeps the
 	// disk when it is stopped and started. It is not an error if the server has the
@@ -185,16 +198,17 @@ type ComputeClient interface {
 	// DetachInterface removes the network interface from the server. It is not an
 	// error if the server does not have the interface. Capability attach-interface.
 	DetachInterface(ctx context.Context, in *DetachInterfaceRequest, opts ...grpc.CallOption) (*DetachInterfaceResponse, error)
-	// Metrics returns what a RUNNING server has used since it was started. Capability
+	// Metrics returns the resource usage of a RUNNING server since its start. Capability
 	// metrics.
 	Metrics(ctx context.Context, in *MetricsRequest, opts ...grpc.CallOption) (*MetricsResponse, error)
-	// Diagnostics returns facts for an operator who looks for a fault, under names
-	// that the driver chooses. Capability diagnostics.
+	// Diagnostics returns facts that help an operator to find a fault, under names that
+	// the driver chooses. Capability diagnostics.
 	Diagnostics(ctx context.Context, in *DiagnosticsRequest, opts ...grpc.CallOption) (*DiagnosticsResponse, error)
-	// Events reports each change of a server, whatever caused it, until the call is
-	// canceled. The first event is BEGAN, which is sent at once. Every change after it
-	// is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
-	// of its stream. Capability events.
+	// Events reports each change of a server, whatever caused the change, until the call
+	// is canceled. The first event is BEGAN, which is sent at once. Events reports every
+	// change after BEGAN; for the states before, call List after BEGAN. If the stream ends
+	// for another reason, the client may have missed events, and calls Events and List
+	// again. Capability events.
 	Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventsResponse], error)
 }
 
@@ -406,6 +420,26 @@ func (c *computeClient) SetPassword(ctx context.Context, in *SetPasswordRequest,
 	return out, nil
 }
 
+func (c *computeClient) InjectNMI(ctx context.Context, in *InjectNMIRequest, opts ...grpc.CallOption) (*InjectNMIResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InjectNMIResponse)
+	err := c.cc.Invoke(ctx, Compute_InjectNMI_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *computeClient) Platforms(ctx context.Context, in *PlatformsRequest, opts ...grpc.CallOption) (*PlatformsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlatformsResponse)
+	err := c.cc.Invoke(ctx, Compute_Platforms_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *computeClient) ConsoleLog(ctx context.Context, in *ConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleLogResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Compute_ServiceDesc.Streams[0], Compute_ConsoleLog_FullMethodName, cOpts...)
@@ -528,11 +562,13 @@ type Compute_EventsClient = grpc.ServerStreamingClient[EventsResponse]
 // All implementations must embed UnimplementedComputeServer
 // for forward compatibility.
 type ComputeServer interface {
-	// Spawn builds the server and starts it. If a server of this id exists already,
-	// Spawn starts that one. Errors: RESOURCE_EXHAUSTED if the host has no room,
+	// Spawn builds the server and starts it. If a server with this id exists already,
+	// Spawn only starts it. Errors: RESOURCE_EXHAUSTED if the host has no room,
 	// although the scheduler has chosen it; INVALID_ARGUMENT if no host could build
 	// the server. After an error the host may have parts of the server; the same
-	// Spawn, or Destroy, must still succeed.
+	// Spawn, or Destroy, must still succeed. With the capability guest-data, Spawn also
+	// gives the guest the data that SpawnRequest has for the guest, and returns
+	// INVALID_ARGUMENT if user_data is not base64.
 	Spawn(context.Context, *SpawnRequest) (*SpawnResponse, error)
 	// Destroy stops the server and removes all of it, including its disks. It is not
 	// an error if the server does not exist.
@@ -540,14 +576,14 @@ type ComputeServer interface {
 	// List returns the servers on the host, in any order. It includes servers that
 	// are half built or half destroyed.
 	List(context.Context, *ListRequest) (*ListResponse, error)
-	// Get returns one server. NOT_FOUND: it does not exist.
+	// Get returns one server. NOT_FOUND: the server does not exist.
 	Get(context.Context, *GetRequest) (*GetResponse, error)
 	// PowerOn starts a server that is SHUTDOWN or CRASHED. It has no effect on a
 	// server that is RUNNING.
 	PowerOn(context.Context, *PowerOnRequest) (*PowerOnResponse, error)
-	// PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
-	// cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
-	// or less the power is cut at once.
+	// PowerOff asks the guest to shut down, and cuts the power if the guest has not done
+	// so after grace_ms. It works in every state, and ends in SHUTDOWN. If grace_ms is 0
+	// or less, the power is cut at once.
 	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in
 	// RUNNING; if the guest does not answer within a time that the driver chooses,
@@ -573,45 +609,54 @@ type ComputeServer interface {
 	// earlier resize to other resources is neither confirmed nor reverted. Capability
 	// resize.
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
-	// ConfirmResize removes what RevertResize would need. It is not an error if the
-	// server has no resize to confirm. Capability resize.
+	// ConfirmResize removes the data that RevertResize would need. It is not an error if
+	// the server has no resize to confirm. Capability resize.
 	ConfirmResize(context.Context, *ConfirmResizeRequest) (*ConfirmResizeResponse, error)
 	// RevertResize gives a SHUTDOWN server the resources that it had before Resize.
-	// If the disk had grown, data that was written since is lost. It is not an error
-	// if the server has no resize to revert. Capability resize.
+	// If Resize made the disk larger, the data written since then is lost. It is not an
+	// error if the server has no resize to revert. Capability resize.
 	RevertResize(context.Context, *RevertResizeRequest) (*RevertResizeResponse, error)
-	// Rescue starts the server from another image, or from its own image if the given
-	// one is empty, with the server's disk as the second disk. It works in every
-	// state, and ends in RUNNING with Instance.rescued set. Capability rescue.
+	// Rescue starts the server from the image image_ref (empty: the server's own image),
+	// with the server's disk as the second disk. It works in every state, and ends in
+	// RUNNING with Instance.rescued set. Capability rescue.
 	Rescue(context.Context, *RescueRequest) (*RescueResponse, error)
 	// Unrescue starts a rescued server from its own disk again, and ends in RUNNING. It
 	// is not an error if the server is not rescued. Capability rescue.
 	Unrescue(context.Context, *UnrescueRequest) (*UnrescueResponse, error)
-	// Snapshot copies the present content of the server's disk into an image of the
-	// given name, which SpawnRequest.image_ref may name afterwards. The server
-	// continues. If the image exists already, an earlier call has taken the snapshot,
-	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+	// Snapshot copies the present content of the server's disk into an image with the
+	// name image_ref. SpawnRequest.image_ref may name this image afterwards. The server
+	// keeps its state. If the image exists already, an earlier call has made it, and
+	// Snapshot does not change it. INVALID_ARGUMENT: the name is not valid, such as
 	// ../x. Capability snapshot.
 	Snapshot(context.Context, *SnapshotRequest) (*SnapshotResponse, error)
 	// RemoveImage removes an image that Snapshot has made on this host. Servers that
-	// were built from it keep their disks. It is not an error if the image does not
-	// exist. INVALID_ARGUMENT: the name is not valid, or is that of a file at a path.
-	// Capability remove-image, which only a driver with the capability snapshot has.
+	// were built from the image keep their disks. It is not an error if the image does not
+	// exist. INVALID_ARGUMENT: the name is not valid, or is a path. A driver with this
+	// capability also has the capability snapshot. Capability remove-image.
 	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
-	// SetPassword sets the password of the administrator of the guest of a RUNNING
-	// server. FAILED_PRECONDITION also if the guest does not answer. Capability
+	// SetPassword sets the administrator's password in the guest of a RUNNING server.
+	// Errors: FAILED_PRECONDITION also if the guest does not answer. Capability
 	// set-password.
 	SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error)
+	// InjectNMI sends a non-maskable interrupt to the guest of a RUNNING server, whose
+	// kernel may then write a crash dump. A repeated call may send another one.
+	// Capability inject-nmi.
+	InjectNMI(context.Context, *InjectNMIRequest) (*InjectNMIResponse, error)
+	// Platforms returns the kinds of guests that the host can run, at least one. A host
+	// whose driver lacks the method gets no servers whose image asks for a kind of guest.
+	// Capability platforms.
+	Platforms(context.Context, *PlatformsRequest) (*PlatformsResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(*ConsoleLogRequest, grpc.ServerStreamingServer[ConsoleLogResponse]) error
-	// Console returns where the console of a RUNNING server can be reached, until the
-	// server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
-	// vnc-console or serial-console.
+	// Console returns the address of a console of a RUNNING server. The address is valid
+	// until the server stops. INVALID_ARGUMENT: the driver does not support the type.
+	// Capability vnc-console or serial-console, by type.
 	Console(context.Context, *ConsoleRequest) (*ConsoleResponse, error)
-	// LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
-	// returns, the server is on the other host and no longer on this one. It is not
-	// an error if the server is there already. Capability live-migrate.
+	// LiveMigrate moves a RUNNING server to another host without stopping the server.
+	// After LiveMigrate has succeeded, the server is on the other host and no longer on
+	// this one. It is not an error if the server is on the other host already. Capability
+	// live-migrate.
 	LiveMigrate(context.Context, *LiveMigrateRequest) (*LiveMigrateResponse, error)
 	// AttachVolume gives a RUNNING or SHUTDOWN server another disk. The server keeps the
 	// disk when it is stopped and started. It is not an error if the server has the
@@ -627,16 +672,17 @@ type ComputeServer interface {
 	// DetachInterface removes the network interface from the server. It is not an
 	// error if the server does not have the interface. Capability attach-interface.
 	DetachInterface(context.Context, *DetachInterfaceRequest) (*DetachInterfaceResponse, error)
-	// Metrics returns what a RUNNING server has used since it was started. Capability
+	// Metrics returns the resource usage of a RUNNING server since its start. Capability
 	// metrics.
 	Metrics(context.Context, *MetricsRequest) (*MetricsResponse, error)
-	// Diagnostics returns facts for an operator who looks for a fault, under names
-	// that the driver chooses. Capability diagnostics.
+	// Diagnostics returns facts that help an operator to find a fault, under names that
+	// the driver chooses. Capability diagnostics.
 	Diagnostics(context.Context, *DiagnosticsRequest) (*DiagnosticsResponse, error)
-	// Events reports each change of a server, whatever caused it, until the call is
-	// canceled. The first event is BEGAN, which is sent at once. Every change after it
-	// is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
-	// of its stream. Capability events.
+	// Events reports each change of a server, whatever caused the change, until the call
+	// is canceled. The first event is BEGAN, which is sent at once. Events reports every
+	// change after BEGAN; for the states before, call List after BEGAN. If the stream ends
+	// for another reason, the client may have missed events, and calls Events and List
+	// again. Capability events.
 	Events(*EventsRequest, grpc.ServerStreamingServer[EventsResponse]) error
 	mustEmbedUnimplementedComputeServer()
 }
@@ -707,6 +753,12 @@ func (UnimplementedComputeServer) RemoveImage(context.Context, *RemoveImageReque
 }
 func (UnimplementedComputeServer) SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetPassword not implemented")
+}
+func (UnimplementedComputeServer) InjectNMI(context.Context, *InjectNMIRequest) (*InjectNMIResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method InjectNMI not implemented")
+}
+func (UnimplementedComputeServer) Platforms(context.Context, *PlatformsRequest) (*PlatformsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Platforms not implemented")
 }
 func (UnimplementedComputeServer) ConsoleLog(*ConsoleLogRequest, grpc.ServerStreamingServer[ConsoleLogResponse]) error {
 	return status.Error(codes.Unimplemented, "method ConsoleLog not implemented")
@@ -1119,6 +1171,42 @@ func _Compute_SetPassword_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Compute_InjectNMI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InjectNMIRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).InjectNMI(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_InjectNMI_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).InjectNMI(ctx, req.(*InjectNMIRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Compute_Platforms_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlatformsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).Platforms(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_Platforms_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).Platforms(ctx, req.(*PlatformsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Compute_ConsoleLog_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ConsoleLogRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1371,6 +1459,14 @@ var Compute_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetPassword",
 			Handler:    _Compute_SetPassword_Handler,
+		},
+		{
+			MethodName: "InjectNMI",
+			Handler:    _Compute_InjectNMI_Handler,
+		},
+		{
+			MethodName: "Platforms",
+			Handler:    _Compute_Platforms_Handler,
 		},
 		{
 			MethodName: "Console",

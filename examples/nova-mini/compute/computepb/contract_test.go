@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute/computepb"
 )
 
-// TestContract: the contract stays compatible with the drivers that vendors have built.
+// TestContract: the .proto file stays compatible with the drivers that vendors have built.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	drivertest.Contract(t, "testdata/compute.txt", computepb.File_examples_nova_mini_compute_computepb_compute_proto)

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// testThereAndBack checks a pair of methods, such as Pause and Unpause: enter brings a Running server into the state, and exit
-// brings it back to Running. Both are idempotent, and fail with Precondition in Shutdown.
+// testThereAndBack checks a pair of methods, such as Pause and Unpause. The method enter brings a Running server into the given state,
+// and the method exit brings the server back to Running. Both are idempotent, and fail with Precondition in Shutdown.
 func testThereAndBack(e *env, state compute.PowerState, enter, exit stateChange) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
@@ -99,7 +99,7 @@ func testResize(e *env) {
 func testRescue(e *env) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
-			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image) })
+			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image, "secret") })
 			if got := e.state("rescue", s.ID, compute.Running); !got.Rescued {
 				e.Errorf("Instance.Rescued is false after rescue")
 			}
@@ -111,9 +111,29 @@ func testRescue(e *env) {
 			}
 		}
 		e.reach(s.ID, compute.Shutdown)
-		e.must("rescue of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, "") })
+		e.must("rescue of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, "", "") })
 		e.state("rescue", s.ID, compute.Running)
 	})
+}
+
+func testRescuePassword(e *env) {
+	s := e.spec()
+	s.Hostname, s.ConfigDrive, s.AdminPass = "guest", true, "secret"
+	defer func() {
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.mustNotExist(s.ID)
+	}()
+	e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+	for _, password := range []string{"other secret", ""} {
+		for range 2 {
+			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image, password) })
+			e.state("rescue", s.ID, compute.Running)
+		}
+		for range 2 {
+			e.must("unrescue", func(ctx context.Context, d compute.Driver) error { return d.Unrescue(ctx, s.ID) })
+			e.state("unrescue", s.ID, compute.Running)
+		}
+	}
 }
 
 func testSnapshot(e *env) {
@@ -169,6 +189,31 @@ func testSetPassword(e *env) {
 		e.reach(s.ID, compute.Shutdown)
 		e.want(fault.Precondition, "set the password of a stopped server", set)
 	})
+}
+
+func testInjectNMI(e *env) {
+	e.with(func(s compute.Spec) {
+		inject := func(ctx context.Context, d compute.Driver) error { return d.InjectNMI(ctx, s.ID) }
+		e.must("inject an interrupt", inject)
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "inject an interrupt into a stopped server", inject)
+	})
+}
+
+func testPlatforms(e *env) {
+	var list []compute.Platform
+	e.must("platforms", func(ctx context.Context, d compute.Driver) (err error) {
+		list, err = d.Platforms(ctx)
+		return err
+	})
+	if len(list) == 0 {
+		e.Errorf("the host can run no guest")
+	}
+	for _, p := range list {
+		if p.Arch == "" || p.Type == "" || p.Mode == "" {
+			e.Errorf("the platform %+v lacks a name", p)
+		}
+	}
 }
 
 func testConsoleLog(e *env) {
@@ -318,6 +363,64 @@ func testImageFiles(e *env) {
 		e.must("start without the file", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, other.ID) })
 		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, other.ID) })
 	})
+}
+
+// withExtraDisks returns a server with an ephemeral and a swap disk.
+func (e *env) withExtraDisks() compute.Spec {
+	s := e.spec()
+	s.EphemeralGiB, s.SwapMiB = 1, 64
+	s.Resources.DiskGiB += compute.ExtraGiB(1, 64)
+	return s
+}
+
+func testExtraDisks(e *env) {
+	s := e.withExtraDisks()
+	defer func() {
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.mustNotExist(s.ID)
+	}()
+	for _, bad := range [][2]int{{-1, 0}, {0, -1}, {s.Resources.DiskGiB + 1, 0}} {
+		wrong := s
+		wrong.EphemeralGiB, wrong.SwapMiB = bad[0], bad[1]
+		e.want(fault.Invalid, fmt.Sprintf("an ephemeral disk of %d GiB and %d MiB of swap", bad[0], bad[1]), func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, wrong) })
+	}
+	for range 2 {
+		e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+		if got := e.state("spawn", s.ID, compute.Running); got.Resources != s.Resources {
+			e.Errorf("the server has %+v, want %+v", got.Resources, s.Resources)
+		}
+	}
+	e.reach(s.ID, compute.Shutdown)
+	e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+	e.state("power on", s.ID, compute.Running)
+}
+
+func testResizeExtraDisks(e *env) {
+	s := e.withExtraDisks()
+	defer func() {
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.mustNotExist(s.ID)
+	}()
+	e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+	e.reach(s.ID, compute.Shutdown)
+	bigger := e.cfg.Bigger
+	bigger.DiskGiB += compute.ExtraGiB(s.EphemeralGiB, s.SwapMiB)
+	for _, revert := range []bool{true, false} {
+		e.must("resize", func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, bigger) })
+		if got := e.state("resize", s.ID, compute.Shutdown); got.Resources != bigger {
+			e.Errorf("the server has %+v, want %+v", got.Resources, bigger)
+		}
+		if !revert {
+			break
+		}
+		e.must("revert", func(ctx context.Context, d compute.Driver) error { return d.RevertResize(ctx, s.ID) })
+		if got := e.state("revert", s.ID, compute.Shutdown); got.Resources != s.Resources {
+			e.Errorf("after the revert the server has %+v, want %+v", got.Resources, s.Resources)
+		}
+	}
+	e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+	e.must("confirm", func(ctx context.Context, d compute.Driver) error { return d.ConfirmResize(ctx, s.ID) })
+	e.state("confirm", s.ID, compute.Running)
 }
 
 func testGuestData(e *env) {

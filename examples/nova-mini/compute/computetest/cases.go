@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Cases returns the rules, each as a test case. They run one after the other on one driver,
-// and each fails if it leaves a server behind.
+// Cases returns the rules as test cases. They run one after the other on one driver. A case
+// fails if it leaves a server behind.
 func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	cfg.setDefaults()
 	var out []drivertest.Case[compute.Driver]
@@ -32,11 +32,11 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 			}
 		}})
 	}
-	add("info", "Info has the name and the version of the driver, and only capabilities that exist: nova-mini decides by them.", testInfo)
-	add("unknown options", "An unknown or misspelled option is Invalid, and the error names it: otherwise the option would have no effect, and the operator would not notice.", testUnknownOptions)
-	add("life", "Spawn returns when the server runs with the requested resources; Get and List show it; after Destroy nothing of it is left.", testLife)
-	add("spawn again", "A worker that was killed repeats Spawn: then exactly one server exists, and it runs, even if it was stopped before.", testSpawnAgain)
-	add("destroy again", "A worker repeats Destroy until it succeeds: it works in every state, and is not an error if the server does not exist.", testDestroyAgain)
+	add("info", "Info has the name and the version of the driver, and only capabilities that exist: nova-mini relies on them.", testInfo)
+	add("unknown options", "An unknown or misspelled option is Invalid, and the error names the option: otherwise the option would have no effect, and the operator would not notice.", testUnknownOptions)
+	add("life", "Spawn returns when the server runs with the requested resources; Get and List show the server; Destroy leaves nothing of it.", testLife)
+	add("spawn again", "A worker that was killed repeats Spawn: then exactly one server exists and runs, even if the server was stopped before.", testSpawnAgain)
+	add("destroy again", "A worker repeats Destroy until it succeeds: Destroy works in every state, and succeeds if the server does not exist.", testDestroyAgain)
 	add("not found", "Every call on a server that does not exist returns NotFound: the worker must be able to tell this from a fault of the host.", testNotFound)
 	add("bad ids", "An id that is not valid is Invalid, and the call has no effect: drivers use ids as names of files.", testBadIDs)
 	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, even if the server is in that state already.", testPower)
@@ -47,21 +47,26 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	add("suspend", "Suspend and Resume work in RUNNING and SUSPENDED, even if they are repeated, and fail in SHUTDOWN.", testSuspend, compute.CapSuspend)
 	add("resize", "A stopped server gets other resources and runs with them; then the resize is confirmed or reverted. The disk does not shrink.", testResize, compute.CapResize)
 	add("rescue", "A rescued server runs, and Get shows that it is rescued; after Unrescue it runs from its own disk again.", testRescue, compute.CapRescue)
+	add("rescue password", "A server with a config drive is rescued with a password and without one, even if the call is repeated; after Unrescue it runs from its own disk again.", testRescuePassword, compute.CapRescue, compute.CapGuestData)
 	add("snapshot", "A snapshot does not change the server, and a server can boot from it; to take it again is not an error.", testSnapshot, compute.CapSnapshot)
 	add("remove image", "An image that a snapshot has made is removed, also by a repeated call; a server that was built from it stays.", testRemoveImage, compute.CapRemoveImage, compute.CapSnapshot)
 	add("set password", "The password of a running guest is set; for a stopped server the call is a Precondition error.", testSetPassword, compute.CapSetPassword)
+	add("inject nmi", "A running guest gets the interrupt, and its server stays or is rebooted by its kernel; for a stopped server the call is a Precondition error.", testInjectNMI, compute.CapInjectNMI)
+	add("platforms", "A host can run at least one kind of guest, with architecture, type and mode: the scheduler compares them with what images ask for.", testPlatforms, compute.CapPlatforms)
 	add("console log", "ConsoleLog returns what the guest wrote on its console, all of it or the last lines.", testConsoleLog, compute.CapConsoleLog)
-	add("vnc console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.VNC) }, compute.CapVNCConsole)
-	add("serial console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.Serial) }, compute.CapSerialConsole)
+	add("vnc console", "A running server has a console; for a stopped server the call returns Precondition.", func(e *env) { testConsole(e, compute.VNC) }, compute.CapVNCConsole)
+	add("serial console", "A running server has a console; for a stopped server the call returns Precondition.", func(e *env) { testConsole(e, compute.Serial) }, compute.CapSerialConsole)
 	add("volumes", "Repeated calls attach a volume once; the volume stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testVolumes, compute.CapAttachVolume)
 	add("interfaces", "Repeated calls attach an interface once; the interface stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testInterfaces, compute.CapAttachInterface)
 	add("metrics", "The counters of a running server do not decrease.", testMetrics, compute.CapMetrics)
 	add("diagnostics", "Diagnostics of a server are not empty.", testDiagnostics, compute.CapDiagnostics)
-	add("guest data", "A server is built with user data and a config drive, also by a repeated call; user data that are not base64 are Invalid.", testGuestData, compute.CapGuestData)
-	add("image files", "A snapshot is written into a file at an absolute path, and a server boots from such a file, which may be removed afterwards.", testImageFiles, compute.CapImageFiles, compute.CapSnapshot)
+	add("guest data", "Spawn builds a server with user data and a config drive; a repeated call is not an error; user data that are not base64 are Invalid.", testGuestData, compute.CapGuestData)
+	add("extra disks", "A server with an ephemeral and a swap disk runs, also after a repeated Spawn and after a stop; sizes that are not valid are Invalid.", testExtraDisks, compute.CapExtraDisks)
+	add("resize with extra disks", "A resize, and its revert, change only the root disk of a server with an ephemeral and a swap disk.", testResizeExtraDisks, compute.CapExtraDisks, compute.CapResize)
+	add("image files", "A snapshot is written into a file at an absolute path; a server boots from such a file, and does not need the file afterwards.", testImageFiles, compute.CapImageFiles, compute.CapSnapshot)
 	add("events", "The stream begins with BEGAN, and reports each later change.", testEvents, compute.CapEvents)
 	add("many servers", "Calls on different servers, and List, may run at the same time.", testManyServers)
-	add("canceled", "A call ends when its context ends, before the call or during it; the same call, or Destroy, succeeds later.", testCanceled)
+	add("canceled", "A call ends when its context ends before or during the call; the same call, or Destroy, succeeds later.", testCanceled)
 	add("restart", "Servers outlive the driver, and keep their states.", testRestart)
 	add("crash in the middle", "If the driver is killed at any moment of a call, the same call succeeds afterwards, and Destroy leaves nothing.", testCrashes)
 	return out
@@ -75,7 +80,7 @@ func testInfo(e *env) {
 	all := []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog, compute.CapVNCConsole,
 		compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
-		compute.CapGuestData, compute.CapImageFiles, compute.CapRemoveImage, compute.CapSetPassword,
+		compute.CapGuestData, compute.CapImageFiles, compute.CapRemoveImage, compute.CapSetPassword, compute.CapInjectNMI, compute.CapPlatforms, compute.CapExtraDisks,
 	}
 	for _, c := range i.Capabilities {
 		if !slices.Contains(all, c) {

@@ -32,22 +32,24 @@ import (
 type Config struct {
 	drivertest.Config
 
-	// Image is the image that the servers boot from. With [compute.CapConsoleLog] it must write at least two lines to the
+	// Image is the image that the servers boot from. With [compute.CapConsoleLog] its guest must write at least two lines to the
 	// console. Default "image", which suits only a driver that ignores the image.
 	Image string
 	// Resources are the resources of the servers. Default 1 VCPU, 64 MiB of memory, 1 GiB of disk.
 	Resources compute.Resources
-	// Bigger is what the servers are resized to. Default: twice the Resources.
+	// Bigger are the resources that servers are resized to. Default: twice the Resources.
 	Bigger compute.Resources
-	// Volume and Interface are attached to the servers. The defaults are /dev/null and the
-	// network "default", which suit only a driver that checks neither.
+	// Volume and Interface are attached to the servers. The default volume is /dev/null, and
+	// the default interface is on the network "default". The defaults suit only a driver that
+	// checks neither.
 	Volume    compute.Volume
 	Interface compute.Interface
 	// Timeout limits each call. Default 1 min.
 	Timeout time.Duration
-	// Servers is how many servers exist at the same time. Default 8.
+	// Servers is the number of servers that exist at the same time. Default 8.
 	Servers int
-	// Crashes is how often the driver is killed in the middle of each call. Default 3.
+	// Crashes is how often each call is interrupted: by killing the driver, or by canceling the
+	// call. Default 3.
 	Crashes int
 }
 
@@ -64,7 +66,7 @@ func (c *Config) setDefaults() {
 	if c.Volume == (compute.Volume{}) {
 		c.Volume = compute.Volume{ID: "5f0c8b3e-8d55-4f30-9f29-0a4c1f6a7b11", Path: "/dev/null"}
 	}
-	if c.Interface == (compute.Interface{}) {
+	if c.Interface.ID == "" {
 		c.Interface = compute.Interface{ID: "8a0f6b1d-2f4e-4c58-8f0e-6f2b7c9d4e21", MAC: "52:54:00:12:34:56", Network: "default"}
 	}
 	if c.Timeout == 0 {
@@ -98,14 +100,14 @@ type env struct {
 	cfg *Config
 }
 
-// call runs f with the time limit of a call.
+// call runs f with a context that ends after Config.Timeout.
 func (e *env) call(f func(ctx context.Context, d compute.Driver) error) error {
 	ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout)
 	defer cancel()
 	return f(ctx, e.Driver())
 }
 
-// must is like call. An error of f breaks the rule and ends it.
+// must is like call. If f fails, the rule is broken, and its test case ends.
 func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err != nil {
@@ -113,7 +115,7 @@ func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) er
 	}
 }
 
-// want is like call. f must fail with the code: another code, or no error, breaks the rule.
+// want is like call, but the function f must fail with the code. Another code, or no error, breaks the rule.
 func (e *env) want(code fault.Code, what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err == nil || fault.CodeOf(err) != code {
@@ -157,7 +159,8 @@ func (e *env) with(f func(s compute.Spec)) {
 	f(s)
 }
 
-// state checks that a server is in the state want, and returns the server. after is the call before, for the failure.
+// state checks that a server is in the wanted state, and returns the server. The parameter after names the preceding call, for the
+// failure message.
 func (e *env) state(after, id string, want compute.PowerState) compute.Instance {
 	e.Helper()
 	var got compute.Instance
@@ -196,7 +199,7 @@ func (e *env) list() (ids []string) {
 	return ids
 }
 
-// eventually waits until f returns true, at most Config.Timeout.
+// eventually waits until f returns true. It fails after Config.Timeout.
 func (e *env) eventually(what string, f func() bool) {
 	e.Helper()
 	for end := time.Now().Add(e.cfg.Timeout); !f(); {
@@ -219,7 +222,7 @@ type method struct {
 	name string
 	need driver.Capability // "": every driver has the method
 	call func(ctx context.Context, d compute.Driver, id string) error
-	// from and to are the states of the server before and after the call. 0: the call does not change the server.
+	// The fields from and to are the states of the server before and after the call. 0: the call does not change the server.
 	from, to compute.PowerState
 }
 
@@ -236,7 +239,9 @@ func (c *Config) methods() []method {
 		{"Resize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.Resize(ctx, id, c.Bigger) }, compute.Shutdown, compute.Shutdown},
 		{"ConfirmResize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.ConfirmResize(ctx, id) }, compute.Shutdown, compute.Shutdown},
 		{"RevertResize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.RevertResize(ctx, id) }, compute.Shutdown, compute.Shutdown},
-		{"Rescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Rescue(ctx, id, c.Image) }, compute.Running, compute.Running},
+		{"Rescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.Rescue(ctx, id, c.Image, "secret")
+		}, compute.Running, compute.Running},
 		{"Unrescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Unrescue(ctx, id) }, compute.Running, compute.Running},
 		{"Snapshot", compute.CapSnapshot, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.Snapshot(ctx, id, "snapshot-"+id)
@@ -244,6 +249,7 @@ func (c *Config) methods() []method {
 		{"SetPassword", compute.CapSetPassword, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.SetPassword(ctx, id, "secret")
 		}, compute.Running, compute.Running},
+		{"InjectNMI", compute.CapInjectNMI, func(ctx context.Context, d compute.Driver, id string) error { return d.InjectNMI(ctx, id) }, compute.Running, compute.Running},
 		{"ConsoleLog", compute.CapConsoleLog, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.ConsoleLog(ctx, id, 0, new(strings.Builder))
 		}, 0, 0},
@@ -273,7 +279,7 @@ func (c *Config) methods() []method {
 	}
 }
 
-// reach brings a running server into the state.
+// reach brings a running server into the state s.
 func (e *env) reach(id string, s compute.PowerState) {
 	e.Helper()
 	e.must(fmt.Sprintf("bring the server to %v", s), func(ctx context.Context, d compute.Driver) error {
@@ -290,5 +296,5 @@ func (e *env) reach(id string, s compute.PowerState) {
 	})
 }
 
-// errEnough is returned by a listener to end its stream of events.
+// errEnough is the error with which a listener ends its stream of events.
 var errEnough = errors.New("enough")

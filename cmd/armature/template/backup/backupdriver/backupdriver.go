@@ -12,10 +12,10 @@ import (
 )
 
 // Driver makes backups on a host. Each call may be repeated, because a call to a worker that was killed is repeated. A function has a context, at most
-// one argument and at most one result beside the error: several values are a struct, such as Spec. They are JSON if the driver is a program.
+// one argument and at most one result beside the error: several values are a struct, such as Spec. Argument and result are JSON if the driver is a program.
 type Driver struct {
 	driver.Driver
-	// Create makes a backup. It is not an error if the backup exists. Exhausted: there is no room.
+	// Create makes a backup. It is not an error if the backup exists. It fails with Exhausted if the host has no room.
 	Create func(ctx context.Context, s Spec) error
 	// Destroy destroys a backup. It is not an error if the backup does not exist.
 	Destroy func(ctx context.Context, id string) error
@@ -23,7 +23,7 @@ type Driver struct {
 	List func(ctx context.Context) ([]string, error)
 }
 
-// Spec is what a backup shall be.
+// Spec describes a backup.
 type Spec struct {
 	ID   string `json:"id"`
 	Size int64  `json:"size"` // in GiB
