@@ -23,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rabbitmq/amqp091-go"
 
+	"github.com/armature-go/armature/internal/compare"
 	"github.com/armature-go/armature/internal/testenv"
 )
 
@@ -36,12 +37,13 @@ type set struct {
 var sets = []set{
 	{title: "Calls in one process", pkg: "./rpc/membus", bench: "Compare"},
 	{title: "Calls and fanouts over RabbitMQ", pkg: "./rpc/amqpbus", bench: "Compare/^(json|fanoutjson)$", callers: []int{1, 16, 64}},
-	{title: "Calls over NATS", pkg: "./rpc/natsbus", bench: "Compare/^json$"},
+	{title: "Calls over NATS", pkg: "./rpc/natsbus", bench: "Compare/^(json|cast)$"},
 	{title: "Decisions of a scheduler", pkg: "./scheduler/placement", bench: "Compare/^rank$", what: []string{"1000 hosts", "100000 hosts"}},
 	{title: "Claims", pkg: "./scheduler/placement", bench: "Compare/^claim$"},
 	{title: "Operations", pkg: "./service/operation", bench: "Operation"},
 	{title: "Calls of a driver's program", pkg: "./driver", bench: "Compare"},
 	{title: "The start of a process", pkg: "./component", bench: "Start"},
+	{title: "nova-mini with many hosts", pkg: "./examples/nova-mini/e2e", bench: "Hosts"},
 }
 
 // short are the lines of the table "In short". Each has a name, the title of the set, the work, the number of callers, the contender without the
@@ -49,17 +51,20 @@ var sets = []set{
 var short = []struct {
 	name, title, work string
 	callers           int
-	raw, by           string // raw is the first contender of the work, to which the ratio refers; "": the line has no ratio
+	raw, by           string // raw is the contender to which the ratio refers; "": the line has no ratio
 }{
 	{"call in one process", "Calls in one process", "call with JSON", 16, "", "rpc on membus"},
-	{"call over RabbitMQ", "Calls and fanouts over RabbitMQ", "call with JSON", 16, "amqp091-go, mandatory, confirmed", "rpc on amqpbus"},
+	{"call over RabbitMQ", "Calls and fanouts over RabbitMQ", "call with JSON", 16, "amqp091-go, replies mandatory and confirmed, too", "rpc on amqpbus"},
 	{"fanout to 10 servers over RabbitMQ", "Calls and fanouts over RabbitMQ", "fanout to 10 with JSON", 16, "amqp091-go", "rpc on amqpbus"},
 	{"call over NATS", "Calls over NATS", "call with JSON", 16, "nats.go request, and JSON", "rpc on natsbus"},
+	{"cast over NATS, at least once", "Calls over NATS", "cast, at least once", 64, "JetStream publish", "rpc on natsbus, bytes as above"},
 	{"decision among 1,000 hosts, 8 filters and 4 weighers", "Decisions of a scheduler", "1000 hosts, 8 filters and 4 weighers, every filter rejects some", 1, "loop by hand", "Rank, counts only"},
 	{"decision among 100,000 hosts", "Decisions of a scheduler", "100000 hosts, 8 filters and 4 weighers, every filter rejects some", 1, "loop by hand", "Rank, counts only"},
 	{"claim on MariaDB", "Claims", "claim on MariaDB, 200 hosts", 16, "UPDATE, INSERT", "Store.Claim of one class"},
 	{"operation of three steps on MariaDB", "Operations", "operation of three steps", 16, "bare SQL", "operation"},
 	{"call of a driver's program", "Calls of a driver's program", "call", 64, "go-plugin", "driver"},
+	{"create in nova-mini with 1,000 hosts, beside 4 hosts", "nova-mini with many hosts", "create in one process until ACTIVE", 16, "4 hosts", "1000 hosts"},
+	{"start of nova-mini with 1,000 hosts", "nova-mini with many hosts", "start of one process until all hosts are up", 1, "", "1000 hosts"},
 	{"start and stop of a process with all services", "The start of a process", "start and stop, bus in memory and SQLite", 1, "", "component"},
 }
 
@@ -104,7 +109,7 @@ func table(rows []row) string {
 	var b strings.Builder
 	b.WriteString("| work | callers | by | per second | ratio | median |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
-		fmt.Fprintf(&b, "| %s | %d | %s | %.0f | %.2f | %v |\n", r.work, r.callers, r.by, r.rate, r.ratio, r.p50)
+		fmt.Fprintf(&b, "| %s | %d | %s | %s | %.2f | %v |\n", r.work, r.callers, r.by, compare.Rate(r.rate), r.ratio, r.p50)
 	}
 	return b.String()
 }
@@ -132,9 +137,9 @@ func shortTable(rows []row) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			alone, ratio = fmt.Sprintf("%s: %.0f", s.raw, raw.rate), fmt.Sprintf("%.2f", ours.ratio)
+			alone, ratio = s.raw+": "+compare.Rate(raw.rate), fmt.Sprintf("%.2f", ours.ratio/raw.ratio)
 		}
-		fmt.Fprintf(&b, "| %s | %d | %.0f | %v | %s | %s |\n", s.name, s.callers, ours.rate, ours.p50, alone, ratio)
+		fmt.Fprintf(&b, "| %s | %d | %s | %v | %s | %s |\n", s.name, s.callers, compare.Rate(ours.rate), ours.p50, alone, ratio)
 	}
 	return b.String(), nil
 }
@@ -209,7 +214,7 @@ writes it; do not edit it.
 Each figure is the median of %d rounds of %v, in which all contenders of a work run one after the other. Services and clients share the
 machine, so absolute figures say little about other machines.
 
-A **ratio** compares the rate of a line with the rate of the first line of the same work and number of callers. The ratio is computed for each round, and the
+A **ratio** compares the rate of a line with the rate of the first line of the same work and number of callers. In the short table it compares with the line that is named there. The ratio is computed for each round, and the
 table has the median of the rounds. So it may differ from the quotient of the two rates in the table. The first line is the library, or a loop by
 hand, without the package. If a work has no such line, the first line is that of the package, and its ratio is 1. A ratio below 1 means that the line is slower
 than the first line. The **median** in a table is the median time of one piece of work. While other programs load

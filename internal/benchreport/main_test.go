@@ -56,7 +56,7 @@ func TestShort(t *testing.T) {
 		}
 		list := []row{{work: s.work, callers: s.callers, by: s.by, rate: 50, ratio: 0.5, p50: time.Millisecond}}
 		if s.raw != "" {
-			list = append(list, row{work: s.work, callers: s.callers, by: s.raw, rate: 100})
+			list = append(list, row{work: s.work, callers: s.callers, by: s.raw, rate: 100, ratio: 1})
 		}
 		kept := sets[of].reported(list)
 		if len(kept) != len(list) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -88,10 +89,18 @@ func (t *Table) Row(what string, callers int, list ...Contender) {
 			ratios = append(ratios, x.rate/got[0][r].rate)
 			slower = append(slower, float64(x.p50)/float64(got[0][r].p50))
 		}
-		_, _ = fmt.Fprintf(t.w, "%s\t%d\t%s\t%.0f\t%.2f\t%v\t%.2f\t\n", what, callers, c.Name,
-			median(rates), median(ratios), median(p50s).Round(100*time.Nanosecond), median(slower))
+		_, _ = fmt.Fprintf(t.w, "%s\t%d\t%s\t%s\t%.2f\t%v\t%.2f\t\n", what, callers, c.Name,
+			Rate(median(rates)), median(ratios), median(p50s).Round(100*time.Nanosecond), median(slower))
 	}
 	_ = t.w.Flush() // an error of standard output does not matter
+}
+
+// Rate returns the text of a rate: with two decimals below 10, and otherwise as a whole number.
+func Rate(perSecond float64) string {
+	if perSecond < 10 {
+		return strconv.FormatFloat(perSecond, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(perSecond, 'f', 0, 64)
 }
 
 // median returns the median of a list, which must not be empty.

@@ -2,29 +2,62 @@ package e2e_test
 
 import (
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+
+	"github.com/armature-go/armature/internal/compare"
 )
 
-// BenchmarkServers measures the number of servers that 8 concurrent clients can create per second, from the POST until the
-// server is ACTIVE. The benchmark runs with all services in one process, with 4 and with 1,000 simulated hosts, and
-// with separate processes on RabbitMQ and MariaDB. The hosts have room for all servers. The result should depend little on
-// the number of hosts.
-func BenchmarkServers(b *testing.B) {
-	const room = "[driver_fake]\nvcpus = 100000\nmemory_mib = 100000000\ndisk_gib = 1000000\n"
+// room makes a host large enough for all servers of a benchmark.
+const room = "[driver_fake]\nvcpus = 100000\nmemory_mib = 100000000\ndisk_gib = 1000000\n"
+
+// BenchmarkHosts compares one process with all services and 4 simulated hosts with one that has 1,000: servers until they are ACTIVE, and the start of the process until all
+// hosts are up. The benchmark ignores -benchtime. Set the duration with -args -rounds and -slice.
+func BenchmarkHosts(b *testing.B) {
+	var creates, starts []compare.Contender
 	for _, hosts := range []int{4, 1000} {
-		b.Run(fmt.Sprintf("one process, %d hosts", hosts), func(b *testing.B) {
-			c := newCloud(b, room+fmt.Sprintf("hosts = %d\n", hosts))
-			p := c.startWith("", "all", "OS_DEFAULT__TRANSPORT_URL=", "OS_DATABASE__CONNECTION=sqlite://"+c.dir+"/nova.db", "OS_DEFAULT__REPORT_INTERVAL=10", "OS_DEFAULT__SERVICE_DOWN_TIME=60")
+		name := fmt.Sprintf("%d hosts", hosts)
+		begin := func(c *cloud, host, database string) *gophercloud.ServiceClient {
+			p := c.startWith("", host, "OS_DEFAULT__TRANSPORT_URL=", "OS_DATABASE__CONNECTION=sqlite://"+database, "OS_DEFAULT__REPORT_INTERVAL=10", "OS_DEFAULT__SERVICE_DOWN_TIME=60")
 			cl := c.client(p)
 			c.hostsUp(cl, hosts)
-			benchServers(b, c, cl, cl)
-		})
+			return cl
+		}
+		c := newCloud(b, room+fmt.Sprintf("hosts = %d\n", hosts))
+		cl := begin(c, "all", c.dir+"/nova.db")
+		creates = append(creates, compare.Contender{Name: name, Op: func() {
+			s, err := create(b.Context(), cl, "b", "1", nil)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			c.poll("server active", time.Minute, func() error {
+				s, err := servers.Get(b.Context(), cl, s.ID).Extract()
+				if err == nil && s.Status != "ACTIVE" {
+					err = fmt.Errorf("server %s is %s", s.ID, s.Status)
+				}
+				return err
+			})
+		}})
+		other := newCloud(b, room+fmt.Sprintf("hosts = %d\n", hosts)) // a process locks its hosts in the state path
+		starts = append(starts, compare.Contender{Name: name, Op: func() {
+			begin(other, "all", filepath.Join(b.TempDir(), "nova.db"))
+			other.procs["all"].Kill()
+		}})
 	}
+	w := compare.New()
+	w.Row("create in one process until ACTIVE", 16, creates...)
+	w.Row("start of one process until all hosts are up", 1, starts...)
+}
+
+// BenchmarkServers measures the number of servers that 8 concurrent clients can create per second in separate processes on RabbitMQ and MariaDB, from the POST until the
+// server is ACTIVE. The hosts have room for all servers.
+func BenchmarkServers(b *testing.B) {
 	b.Run("processes", func(b *testing.B) {
 		c := newCloud(b, room)
 		for _, s := range [][2]string{
