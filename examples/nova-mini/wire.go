@@ -265,7 +265,10 @@ func wireConductor(_ context.Context, p *process) error {
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
-		changed, err := s.RepairQuotas(ctx)
+		changed, sums, err := s.RepairQuotas(ctx)
+		for _, r := range sums {
+			p.Log.WarnContext(ctx, "quota usage repaired, it did not match the claims", "project", r.Project, "class", r.Class, "was", r.Was, "is", r.Is)
+		}
 		if changed > 0 {
 			p.Log.InfoContext(ctx, "quota usage repaired, processes of an earlier release had created or removed servers", "servers", changed)
 		}
