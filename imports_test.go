@@ -51,7 +51,7 @@ var rules = map[string][]string{
 	"tlsfile": {"fault"},
 	"listing": {"fault"},
 
-	"rpc":                   {"rpc/bus", "rpc/internal/names", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
+	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/partial", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "internal/version", "fault"},
 	"rpc/membus":            {"rpc/bus"},
 	"rpc/amqpbus":           {"rpc/bus", "internal/backoff", "tlsfile", "internal/outage", "rpc/internal/...", "internal/text", "fault", amqp, "golang.org/x/sync"},

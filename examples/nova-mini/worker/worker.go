@@ -39,8 +39,8 @@ type Config struct {
 	ConsoleHost map[compute.ConsoleType]string
 	// Zone is the availability zone of the host. Empty: the default one.
 	Zone string
-	// Process returns the identity of this start of the process. The service claims the host with this identity, and calls
-	// Process from Start on. Nil, for tests: the host is not claimed.
+	// Process returns the identity of this start of the process. Start claims the host with this identity. The service calls Process
+	// from Start on.
 	Process func() compute.Process
 	// ShutdownTimeout is the time that a guest has to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
@@ -411,7 +411,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 	}
 	s.inspectErr.Store(nil)
 	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, Instance: s.instance, Interfaces: s.interfaces}
-	if s.cfg.Process != nil && s.instance != "" {
+	if s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
 	}
