@@ -18,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
@@ -357,22 +358,25 @@ func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", 
 
 // retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
 // Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and
-// doubles up to 3.2 s. retryDriver gives up after about 6 s.
+// doubles up to 3.2 s. retryDriver gives up after driverRetries repetitions, which take about 6 s.
 func retryDriver(ctx context.Context, call func() error) error {
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
+	for failed := 1; ; failed++ {
 		err := call()
-		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || wait > 5*time.Second {
+		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || failed > driverRetries {
 			return err
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, backoff.Exponential(failed, minDriverDelay, maxDriverDelay)) {
 			return err
 		}
 	}
 }
+
+// The back-off of retryDriver.
+const (
+	driverRetries  = 7
+	minDriverDelay = 50 * time.Millisecond
+	maxDriverDelay = 3200 * time.Millisecond
+)
 
 // Report sends the host's heartbeat and resources to a conductor. If the driver does not answer, no report is sent and
 // the service is not ready, see [Service.Check]. Report is called periodically.
