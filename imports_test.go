@@ -62,7 +62,7 @@ var rules = map[string][]string{
 	"rpc/internal/...":      {"rpc/bus", "internal/backoff", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":           {"internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
+	"rpc/rpctest":           {"rpc/internal/partial", "internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
