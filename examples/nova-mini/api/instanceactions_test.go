@@ -201,7 +201,7 @@ func TestInterfaceActionTimes(t *testing.T) {
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
 		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
 		rpc.Handle(srv, compute.ChangeInterface, func(context.Context, *compute.InterfaceRequest) (*rpc.None, error) {
-			waittest.Spend(slow)
+			waittest.Spend(slow, "the work of the driver")
 			return nil, fault.New(fault.Internal, "no power")
 		})
 		if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
