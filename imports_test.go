@@ -121,7 +121,7 @@ var rules = map[string][]string{
 	"internal/envtest":      {"internal/testenv"},
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
-	"internal/goldentest":   {},
+	"internal/goldentest":   {"github.com/google/go-cmp"},
 	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
 	"internal/benchreport":  {"internal/testenv", mysql, amqp, nats},
