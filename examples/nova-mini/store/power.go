@@ -12,7 +12,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/service/operation"
 )
 
 // PowerRule says what follows from the power state of a guest. The rules are Nova's.
@@ -112,7 +111,7 @@ func (s *Store) SetPower(ctx context.Context, seen SeenPower) (rule PowerRule, s
 		rule, err = s.setPower(ctx, seen, rule)
 	}
 	switch {
-	case errors.Is(err, errUnchanged), errors.Is(err, errStop), errors.Is(err, operation.ErrBusy), errors.Is(err, fault.NotFound):
+	case errors.Is(err, errUnchanged), errors.Is(err, errStop), errors.Is(err, fault.Conflict), errors.Is(err, fault.NotFound): // Conflict: another operation has begun
 		return rule, true, nil
 	}
 	return rule, false, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -217,11 +216,7 @@ func (g *Guests) compare(ctx context.Context, ids []string, all bool) (later []s
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range reply.Later {
-		if slices.Contains(ids, id) { // the end of the task reports the others
-			later = append(later, id)
-		}
-	}
+	later = append(later, reply.Later...)
 	var differ []compute.GuestPower
 	for _, v := range reply.Differ {
 		is, err := g.read(ctx, v.ServerID)
