@@ -50,11 +50,11 @@ func kindVersion(a compute.Action) int {
 	return 0
 }
 
-// kind returns the kind of the operation that an action with these data begins. The kind has version 0 if processes of the previous release may run the operation.
+// kind returns the kind of the operation that an action with these data begins. Without Force, processes of the previous release may run a stop.
 func (d *ActData) kind(a compute.Action) operation.Kind[ActData] {
 	k := Kinds[a]
-	if a == compute.Stop && !d.Force {
-		k.Version = 0
+	if !d.Force {
+		k.Version -= kindVersion(a)
 	}
 	return k
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/internal/backoff"
 )
 
-// Guests tells the conductor when the power states of the guests on the host differ from what the database has, because a guest has stopped by itself, or somebody has changed a guest without
+// Guests tells the conductor when the power states of the guests on the host differ from what the database has, because a guest has stopped by itself, or an operator has changed a guest without
 // nova-mini. It learns of changes from the events of a driver with compute.CapEvents, and it asks the driver for all guests: at the start, whenever a stream of events begins, and periodically. It
 // implements service.Part. The state always comes from the driver, and never from an event, because an event may be late.
 type Guests struct {
