@@ -135,10 +135,9 @@ func TestLatePower(t *testing.T) {
 		}
 		for _, a := range []compute.Action{compute.Stop, compute.HardReboot, compute.Rescue, compute.Rebuild, compute.Resize, compute.CreateImage} {
 			id, data := b.build(), store.ActData{}
-			switch a {
-			case compute.Resize:
+			if a == compute.Resize {
 				data.Resize = store.SizeOf(&store.Flavor{ID: "2", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1})
-			case compute.Rebuild:
+			} else if a == compute.Rebuild {
 				data.Rebuild = func(*store.Server) {}
 			}
 			b.tick()
@@ -261,15 +260,15 @@ func TestPowerOfActions(t *testing.T) {
 			compute.Rebuild, compute.Resize, compute.RevertResize, compute.Resize, compute.ConfirmResize, compute.Start, compute.Shelve, compute.ShelveOffload,
 		} {
 			data := store.ActData{ImageRef: "i"}
-			switch a {
-			case compute.Resize:
+			switch {
+			case a == compute.Resize:
 				if data.Resize = large; b.server(id).FlavorID == "2" {
 					data.Resize = small
 				}
 				data.Resize.Has.DiskGiB = b.server(id).DiskGiB
-			case compute.Rebuild:
+			case a == compute.Rebuild:
 				data.Rebuild = func(*store.Server) {}
-			case compute.ChangePassword:
+			case a == compute.ChangePassword:
 				data.AdminPass = new("secret")
 			}
 			if info := a.Info(); info.To != "" && a != compute.SoftDelete {

@@ -89,7 +89,9 @@ func (d *guestDriver) Events(ctx context.Context, f func(compute.Event) error) e
 		return err
 	case <-d.lose:
 		cancel()
-		<-ended
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			return err
+		}
 		d.over.Add(1)
 		return fault.New(fault.Unavailable, "the stream is lost")
 	}
