@@ -310,11 +310,12 @@ func embeddedDatabase(file, statePath string) (connection, path string, err erro
 
 func (p *Process[O]) openDatabase(url string) (err error) {
 	cfg := p.base.Database.Config()
+	embedded := ""
 	if cfg.URL = url; url == "" {
 		if p.Name != AllInOne {
 			return errNoDatabase
 		}
-		if cfg.URL, _, err = embeddedDatabase(p.c.databaseFile(), p.base.StatePath); err != nil {
+		if cfg.URL, embedded, err = embeddedDatabase(p.c.databaseFile(), p.base.StatePath); err != nil {
 			return err
 		}
 	}
@@ -331,11 +332,17 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 	p.addPart(phaseDatabase, "database", p.read.label("database.connection"),
 		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
 	p.probes = append(p.probes, probe{"database.connection", func(ctx context.Context) error {
+		if _, err := os.Stat(embedded); embedded != "" && (p.base.StatePath == "" || errors.Is(err, fs.ErrNotExist)) {
+			return nil // the start makes the database
+		}
 		one, err := db.Open(ctx, cfg)
 		if err != nil {
 			return err
 		}
 		_, err = db.Check(ctx, one, p.c.migrations()...)
+		if err != nil && p.Name == AllInOne && fault.From(err).Reason == "SchemaOlder" {
+			err = nil // the start migrates the schema
+		}
 		return errors.Join(err, one.Close())
 	}})
 	return nil

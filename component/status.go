@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -40,7 +41,7 @@ type operationCount struct {
 // processView is what a process of this host says about itself.
 type processView struct {
 	Process string `json:"process"`
-	State   string `json:"state"` // ready, not ready or not reached
+	State   string `json:"state"` // ready, not ready, not running (there is no socket) or not reached
 	Address string `json:"address"`
 	Why     string `json:"why,omitempty"`
 }
@@ -144,6 +145,9 @@ func (v *processView) ask(ctx context.Context) {
 	}
 	res, err := client.Do(r)
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			v.State = "not running"
+		}
 		v.Why = errors.Unwrap(err).Error() // without the URL, which is not that of the process
 		return
 	}

@@ -57,7 +57,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("without the database: %s", out)
 	}
 	stop()
-	if out := status(0, env); strings.Contains(out, "all-in-one") || !strings.Contains(out, "no such file") || !strings.Contains(out, "back        not reached") && !strings.Contains(out, "back     not reached") {
+	if out := status(0, env); strings.Contains(out, "all-in-one") || !strings.Contains(out, "no such file") || !strings.Contains(out, "back        not running") && !strings.Contains(out, "back     not running") {
 		t.Errorf("after the end: %s", out)
 	}
 

@@ -47,13 +47,13 @@ func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], re
 // adds filters and weighers. The default of its Picker is scheduler.Shuffle. A decision has only counts of rejected members, see
 // CountsOnly of scheduler.Config. NewScheduler panics if cfg is wrong, which is a programmer's error.
 func NewScheduler[R any](cfg scheduler.Config[R, membership.Member]) *scheduler.Scheduler[R, membership.Member] {
-	fit := scheduler.FilterFunc("fit", func(_ R, m membership.Member) scheduler.Verdict {
+	up := scheduler.FilterFunc("not_up", func(_ R, m membership.Member) scheduler.Verdict {
 		if why := m.Unfit(); why != "" {
 			return scheduler.Reject("%s", why)
 		}
 		return scheduler.Pass
 	})
-	cfg.Filters = slices.Concat([]scheduler.Filter[R, membership.Member]{fit}, cfg.Filters)
+	cfg.Filters = slices.Concat([]scheduler.Filter[R, membership.Member]{up}, cfg.Filters)
 	cfg.CountsOnly = true
 	if cfg.Picker == nil {
 		cfg.Picker = scheduler.Shuffle

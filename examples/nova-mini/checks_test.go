@@ -188,6 +188,15 @@ func TestGoodFiles(t *testing.T) {
 	if _, err := validate("[DEFAULT]\n", "--service", "all-in-one"); err != nil {
 		t.Errorf("all in one process: %v", err)
 	}
+	for _, text := range []string{"[DEFAULT]\n", "[DEFAULT]\nstate_path = DIR/new/state\n"} { // the first start makes the directory and the database
+		out, err := validate(text, "--service", "all-in-one", "--online")
+		if err != nil || !strings.Contains(out, "works: [database] connection") {
+			t.Errorf("all in one process, online, before the first start: %v: %s", err, out)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "new", "state", "nova.db")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("validate --online has created a database: %v", err)
+	}
 	if _, err := validate("[keystone_authtoken]\nusername = nova\n", "--service", "all-in-one"); err == nil || strings.Contains(err.Error(), "transport_url") || !strings.Contains(err.Error(), "auth_url") {
 		t.Errorf("all in one process, keystone: %v", err)
 	}

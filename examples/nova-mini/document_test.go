@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -86,19 +87,20 @@ func printAll(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// removed sends requests to the operations that Nova has removed.
+// removed sends requests to the operations that Nova has removed, and to those that nova-mini leaves to other services.
 func (j *judge) removed() {
 	for path, ops := range j.doc.Paths {
 		for method, op := range ops {
-			if op.Summary != "Removed from Nova" {
+			refused := map[string]int{"Removed from Nova": 410, "Not in nova-mini: a proxy to another service": 501}[op.Summary]
+			if refused == 0 {
 				continue
 			}
 			method = strings.ToUpper(method)
-			j.do(410, method, path, "", "x", "y")
+			j.do(refused, method, path, "", "x", "y")
 			for status := range op.Responses { // the other statuses come from code before the handler, such as 401 for a token that is not valid
 				j.seen[method+" "+path+": "+status] = status[0] != '2' && status != "404"
 			}
-			j.seen[method+" "+path+": 410"] = true
+			j.seen[method+" "+path+": "+strconv.Itoa(refused)] = true
 		}
 	}
 }
@@ -134,6 +136,9 @@ func (j *judge) networks() {
 		j.seen[what] = true
 	}
 	const missing = "00000000-0000-0000-0000-000000000000"
+	j.do(200, "GET", "/v2.1/os-security-groups", "")
+	j.do(404, "GET", "/v2.1/os-security-groups/{id}", "", missing)
+	j.seen["GET /v2.1/os-security-groups/{id}: 200"] = true
 	const events, event = "/v2.1/os-server-external-events", `{"events": [{"server_uuid": "` + missing + `", "name": "network-changed"}]}`
 	j.do(400, "POST", events, `{"events": []}`)
 	j.do(207, "POST", events, event)

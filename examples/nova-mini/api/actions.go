@@ -252,8 +252,8 @@ func (s *server) hostPasses(ctx context.Context, host string, req *compute.Selec
 
 type rescue struct {
 	Rescue *struct {
-		AdminPass string `json:"adminPass,omitempty"`
-		ImageRef  string `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
+		AdminPass *string `json:"adminPass,omitempty"` // as in Nova, an empty password is one
+		ImageRef  string  `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
 	} `json:"rescue"`
 }
 
@@ -266,18 +266,19 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	if err := store.CheckAction(srv, compute.Rescue); err != nil {
 		return out, err
 	}
-	out.AdminPass = newPassword()
 	var data store.ActData
 	if in := r.Body.Rescue; in != nil {
-		out.AdminPass, data.ImageRef = cmp.Or(in.AdminPass, out.AdminPass), in.ImageRef
+		data.AdminPass, data.ImageRef = in.AdminPass, in.ImageRef
+	}
+	if data.AdminPass == nil {
+		data.AdminPass = new(newPassword())
 	}
 	if data.ImageRef == "" && s.keeper() != nil { // the compute service downloads the server's image if the host no longer has it
 		data.ImageRef = srv.ImageRef
 	} else if _, err := s.checkImage(ctx, r.Request, data.ImageRef, "Requested rescue image '"+data.ImageRef+"' is not supported", "", srv.MemoryMiB, 0); err != nil {
 		return out, err
 	}
-	data.AdminPass = &out.AdminPass
-	return out, s.beginAction(ctx, srv, compute.Rescue, data)
+	return rescued{*data.AdminPass}, s.beginAction(ctx, srv, compute.Rescue, data)
 }
 
 type lock struct {

@@ -44,7 +44,7 @@ func (s *server) interfaceRoutes(all, withBody *api.Group) {
 	t := s.target()
 	api.HandleTarget(parts, api.Route{Pattern: "GET /ips", Rule: ruleAddresses, Summary: "List the addresses of a server", Query: noQuery}, t, s.listAddresses)
 	api.HandleTarget(parts, api.Route{Pattern: "GET /ips/{network}", Rule: ruleAddress, Summary: "Show the addresses of a server in a network", Query: noQuery}, t, s.showAddresses)
-	api.HandleTarget(parts, api.Route{Pattern: "GET /os-security-groups", Rule: ruleServerGroups, Summary: "List the security groups of a server", Query: noQuery}, t, s.listSecurityGroups)
+	api.HandleTarget(parts, api.Route{Pattern: "GET /os-security-groups", Rule: ruleServerGroups, Summary: "List the security groups of a server", Query: noQuery}, t, s.listServerGroups)
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface", Rule: ruleInterfaces, Summary: "List the interfaces of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.listInterfaces)
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-interface/{port}", Rule: ruleInterface, Summary: "Show an interface of a server", Errors: []int{unavailable}, Query: noQuery}, t, s.showInterface)
 	api.HandleTarget(parts, api.Route{

@@ -44,7 +44,7 @@ func Rules() []policy.Rule {
 	}
 	for _, r := range slices.Concat(
 		extensionRules,
-		serverRules, metadataRules, tagRules, partRules, interfaceRules, eventRules,
+		serverRules, metadataRules, tagRules, partRules, interfaceRules, securityGroupRules, eventRules,
 		actionRules, consoleRules,
 		diagnosticsRules,
 		instanceActionRules,

@@ -81,6 +81,8 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:ips:show":                         reader,
 		"os_compute_api:os-server-password:show":          reader,
 		"os_compute_api:os-security-groups:list":          reader,
+		"os_compute_api:os-security-groups:get":           reader,
+		"os_compute_api:os-security-groups:show":          reader,
 		"os_compute_api:os-security-groups:add":           member,
 		"os_compute_api:os-multinic:add":                  member,
 		"os_compute_api:os-multinic:remove":               member,

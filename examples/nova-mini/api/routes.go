@@ -45,6 +45,7 @@ func (s *server) routes() {
 		s.tagRoutes,
 		s.partRoutes,
 		s.interfaceRoutes,
+		s.securityGroupRoutes,
 		s.eventRoutes,
 		s.actionRoutes,
 		s.consoleRoutes,

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/rules"
 
@@ -15,8 +17,27 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
+
+// The names of the rules, as in Nova. They are for the security groups of a project. The list of a server's groups is in interfaces.go.
+const (
+	ruleSecurityGroups = "os_compute_api:os-security-groups:get"
+	ruleSecurityGroup  = "os_compute_api:os-security-groups:show"
+)
+
+var securityGroupRules = []rule{
+	{ruleSecurityGroups, "rule:project_reader_or_admin", "List security groups", "GET", "/os-security-groups"},
+	{ruleSecurityGroup, "rule:project_reader_or_admin", "Show a security group", "GET", "/os-security-groups/{security_group_id}"},
+}
+
+// securityGroupRoutes registers the two routes of Nova's proxy to Neutron that clients use to find a security group by its name, until 2.35. Neutron itself changes groups.
+func (s *server) securityGroupRoutes(all, _ *api.Group) {
+	g := api.NewGroup(all, api.Route{Pattern: "/os-security-groups", Max: "2.35", Errors: []int{unavailable}})
+	api.HandleRoute(g, api.Route{Pattern: "GET", Rule: ruleSecurityGroups, Summary: "List security groups", Query: pagesWith(`"all_tenants": {"type": "array"}`)[:1]}, s.listSecurityGroups)
+	api.HandleRoute(g, api.Route{Pattern: "GET /{id}", Summary: "Show a security group", Errors: []int{notFound}}, s.showSecurityGroup)
+}
 
 // groupsTimeout limits the time of the requests to Neutron for the security groups of the servers in a reply.
 const groupsTimeout = 5 * time.Second
@@ -89,6 +110,10 @@ type securityGroupList struct {
 	Groups []fullGroup `json:"security_groups"`
 }
 
+type oneSecurityGroup struct {
+	Group fullGroup `json:"security_group"`
+}
+
 type fullGroup struct {
 	ID          string         `json:"id"`
 	Name        string         `json:"name"`
@@ -118,15 +143,27 @@ type ruleRange struct {
 	CIDR string `json:"cidr,omitempty"`
 }
 
-// viewSecurityGroup returns a security group with its rules for packets to a server. The parameter names has the groups to which rules refer, by id.
-func viewSecurityGroup(g *groups.SecGroup, names map[string]ruleSource) fullGroup {
+// viewSecurityGroups returns a list of security groups, each with its rules for packets to a server, by project and name. As in Nova, it leaves out a rule whose other group cannot be seen.
+func viewSecurityGroups(list network.GroupList) []fullGroup {
+	out := make([]fullGroup, 0, len(list.Groups))
+	for i := range list.Groups {
+		out = append(out, viewSecurityGroup(&list.Groups[i], list.Sources))
+	}
+	slices.SortFunc(out, func(a, b fullGroup) int {
+		return cmp.Or(cmp.Compare(a.TenantID, b.TenantID), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+func viewSecurityGroup(g *groups.SecGroup, sources map[string]groups.SecGroup) fullGroup {
 	v := fullGroup{ID: g.ID, Name: g.Name, Description: g.Description, TenantID: g.TenantID, Rules: []securityRule{}}
 	for i := range g.Rules {
 		r := &g.Rules[i]
-		if r.Direction != "ingress" {
+		source, visible := sources[r.RemoteGroupID]
+		if r.Direction != "ingress" || r.RemoteGroupID != "" && !visible {
 			continue
 		}
-		one := securityRule{ID: r.ID, Parent: g.ID, Group: names[r.RemoteGroupID], Range: ruleRange{r.RemoteIPPrefix}}
+		one := securityRule{ID: r.ID, Parent: g.ID, Group: ruleSource{source.Name, source.TenantID}, Range: ruleRange{r.RemoteIPPrefix}}
 		if r.RemoteGroupID == "" && r.RemoteIPPrefix == "" {
 			one.Range.CIDR = "0.0.0.0/0" // as in Nova, also for IPv6
 		}
@@ -150,20 +187,56 @@ func portRange(r *rules.SecGroupRule) (from, to int) {
 	return -1, -1
 }
 
-func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None], srv *store.Server) (securityGroupList, error) {
-	out := securityGroupList{Groups: []fullGroup{}}
+// listServerGroups lists the security groups of the ports of a server.
+func (s *server) listServerGroups(ctx context.Context, r *api.Request[api.None], srv *store.Server) (securityGroupList, error) {
 	if s.cfg.Network == nil || len(srv.Networks.V.Ports()) == 0 {
-		return out, nil
+		return securityGroupList{Groups: []fullGroup{}}, nil
 	}
 	list, err := s.cfg.Network.GroupsOf(ctx, tokenOf(r.Request), srv.ID)
-	names := map[string]ruleSource{}
-	for _, g := range list {
-		names[g.ID] = ruleSource{g.Name, g.TenantID}
+	return securityGroupList{viewSecurityGroups(list)}, err
+}
+
+// listSecurityGroups lists the security groups of the client's project. As in Nova, an administrator can list those of all projects, and a filter has no effect.
+func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None]) (securityGroupList, error) {
+	out := securityGroupList{Groups: []fullGroup{}}
+	if s.cfg.Network == nil {
+		return out, nil
 	}
-	for i := range list {
-		out.Groups = append(out.Groups, viewSecurityGroup(&list[i], names))
+	project, q := reqctx.From(ctx).ProjectID, r.URL.Query()
+	if q.Has("all_tenants") && s.administrator(ctx) {
+		project = ""
 	}
-	return out, err
+	limit, offset, err := pageOf(q)
+	if err != nil {
+		return out, err
+	}
+	list, err := s.cfg.Network.ProjectGroups(ctx, tokenOf(r.Request), project)
+	if err != nil {
+		return out, err
+	}
+	views := viewSecurityGroups(list)
+	first := min(offset, len(views))
+	out.Groups = append(out.Groups, views[first:min(first+limit, len(views))]...)
+	return out, nil
+}
+
+// showSecurityGroup shows a security group by its id. As in Nova, the rule is for the client's own project, and Neutron decides whether the client may see the group.
+func (s *server) showSecurityGroup(ctx context.Context, r *api.Request[api.None]) (out oneSecurityGroup, _ error) {
+	id := r.PathValue("id")
+	err := s.mux.Enforce(ctx, ruleSecurityGroup, nil)
+	switch {
+	case err != nil:
+		return out, err
+	case uuid.Validate(id) != nil:
+		return out, fault.New(fault.Invalid, "Security group id should be uuid")
+	case s.cfg.Network == nil:
+		return out, fault.New(fault.NotFound, "Security group %s does not exist", id)
+	}
+	list, err := s.cfg.Network.Group(ctx, tokenOf(r.Request), id)
+	if err != nil {
+		return out, err
+	}
+	return oneSecurityGroup{viewSecurityGroups(list)[0]}, nil
 }
 
 // groupHandlers are the handlers of the actions that change the security groups of a server.
@@ -199,7 +272,7 @@ func (s *server) changeGroups(ctx context.Context, r *http.Request, srv *store.S
 		return fault.New(fault.Invalid, "Security group name cannot be empty")
 	}
 	if s.cfg.Network == nil {
-		return fault.New(fault.NotFound, "Security group %s not found for project %s.", name, srv.ProjectID)
+		return network.NoGroup(name, srv.ProjectID)
 	}
 	list, err := change(s.cfg.Network, ctx, tokenOf(r), srv.ProjectID, srv.ID, name)
 	if err != nil {

@@ -216,6 +216,29 @@ type File struct {
 // HasExtraDisks reports whether the server needs a driver with CapExtraDisks.
 func (s *Spec) HasExtraDisks() bool { return s.EphemeralGiB != 0 || s.SwapMiB != 0 }
 
+// Need is a capability that a driver must have to build a server, and the part of the server that needs it.
+type Need struct {
+	Capability driver.Capability
+	Part       string
+}
+
+// Needs returns what the server needs of its driver. A driver without one of these capabilities would ignore a part of the server.
+func (s *Spec) Needs() (out []Need) {
+	for _, n := range []struct {
+		needed bool
+		Need
+	}{
+		{s.NeedsGuestData(), Need{CapGuestData, "user data, a key pair or a config drive"}},
+		{s.HasExtraDisks(), Need{CapExtraDisks, "an ephemeral or a swap disk"}},
+		{len(s.Interfaces) > 0, Need{CapAttachInterface, "network interfaces"}},
+	} {
+		if n.needed {
+			out = append(out, n.Need)
+		}
+	}
+	return out
+}
+
 // CheckDisks returns Invalid if the sizes of the disks are not valid: an amount is negative, or the extra disks are larger than all disks.
 func (s *Spec) CheckDisks() error {
 	if s.EphemeralGiB < 0 || s.SwapMiB < 0 || s.RootGiB() < 0 {

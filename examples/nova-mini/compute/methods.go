@@ -326,7 +326,7 @@ type OrphansReply struct {
 }
 
 // Scheduler is the interface of the scheduler.
-var Scheduler = &rpc.Interface{Name: "scheduler", Version: v11}
+var Scheduler = &rpc.Interface{Name: "scheduler", Version: v12}
 
 // A service of an earlier version ignores the newer fields of a request. A service knows such fields since the following versions: GuestDataSince of [Worker] for the data for the guest in
 // a [Spec]; SettlesSince of [Worker] for the Settle of an [ActRequest]; ChosenHostSince of [Scheduler] for Host, Group, Zone, Guest and Specs of a [SelectRequest].
@@ -359,6 +359,9 @@ type SelectRequest struct {
 	Guest GuestNeeds `json:"guest,omitzero"`
 	// Specs are the extra specs of the flavor, since 1.1.
 	Specs map[string]string `json:"specs,omitempty"`
+	// Driver are the capabilities that the driver of the host must have, since 1.2. A host that reports no capabilities may be chosen. An earlier scheduler
+	// ignores them: then the host refuses the build, and the next host is chosen.
+	Driver []driver.Capability `json:"driver,omitempty"`
 }
 
 // SelectReply is the chosen host.

@@ -29,7 +29,7 @@ func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.Act
 	if err != nil || srv.Host != nil {
 		return err
 	}
-	req := &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost, Group: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs}
+	req := &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Host: data.OnlyHost, Group: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs, Driver: srv.DriverNeeds()}
 	if srv.PinnedZone != nil {
 		req.Zone = *srv.PinnedZone
 	}

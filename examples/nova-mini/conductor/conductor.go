@@ -170,7 +170,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Zone: data.Zone, Group: data.GroupID, Guest: data.Guest, Specs: data.Specs}, data.LastError)
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Zone: data.Zone, Group: data.GroupID, Guest: data.Guest, Specs: data.Specs, Driver: data.Driver}, data.LastError)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
+
+	"github.com/armature-go/armature/internal/clienttest"
+	"github.com/armature-go/armature/internal/keystonetest"
 )
 
 // TestNetworks: servers get ports of a real Neutron, and show their addresses. After the deletion of the servers no port is left, even if the
@@ -95,6 +98,8 @@ func TestNetworks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	client := clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=ada", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+p,
+		"OS_USER_DOMAIN_NAME=Default", "OS_IDENTITY_API_VERSION=3", "OS_REGION_NAME=RegionOne", "OS_COMPUTE_API_VERSION=2.79")
 	left := func() (out []string) {
 		t.Helper()
 		pages, err := ports.List(neutron, ports.ListOpts{NetworkID: private.ID}).AllPages(t.Context())
@@ -141,6 +146,14 @@ func TestNetworks(t *testing.T) {
 			for _, path := range []string{"servers/" + id, "servers/detail"} {
 				if code, body := ask("ada", "GET", path, ""); code != 200 || !strings.Contains(body, `"security_groups":[{"name":"web"}]`) {
 					t.Errorf("GET %s after a change of the groups in Neutron: %d %s", path, code, body)
+				}
+			}
+		}
+		if strings.Contains(networks, private.ID) { // the client asks compute for the id of the group
+			for _, command := range []string{"add", "remove"} {
+				client.Run(t, "server", command, "security", "group", id, "web")
+				if code, body := ask("ada", "GET", "servers/"+id, ""); code != 200 || strings.Contains(body, `"name":"web"`) != (command == "add") {
+					t.Errorf("after openstack server %s security group: %d %s", command, code, body)
 				}
 			}
 		}
@@ -200,6 +213,26 @@ func TestNetworks(t *testing.T) {
 			t.Errorf("%s: ports left: %v", networks, l)
 		}
 	}
+	for _, tt := range []struct {
+		version, path string
+		code          int
+		want          string
+	}{
+		{"2.35", "os-security-groups", 200, `"name":"web"`},
+		{"2.35", "os-security-groups?limit=1&offset=1", 200, `"name":"web"`},
+		{"2.35", "os-security-groups?offset=9", 200, `{"security_groups":[]}`},
+		{"2.1", "os-security-groups/" + web.ID, 200, `{"security_group":{"id":"` + web.ID + `","name":"web"`},
+		{"2.1", "os-security-groups/web", 400, "Security group id should be uuid"},
+		{"2.1", "os-security-groups/" + private.ID, 404, "Security group " + private.ID + " does not exist"},
+		{"2.36", "os-security-groups", 404, ""},
+		{"2.36", "os-security-groups/" + web.ID, 404, ""},
+	} {
+		version = tt.version
+		if code, body := ask("ada", "GET", tt.path, ""); code != tt.code || !strings.Contains(body, tt.want) {
+			t.Errorf("GET %s at %s: %d %s, want %d %s", tt.path, tt.version, code, body, tt.code, tt.want)
+		}
+	}
+	version = "2.96"
 	if code, body := ask("ada", "POST", "servers", `{"server": {"name": "s", "flavorRef": "1", "imageRef": "one", "networks": [{"uuid": "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51"}]}}`); code != 400 || !strings.Contains(body, "could not be found") {
 		t.Errorf("a network that does not exist: %d %s", code, body)
 	}

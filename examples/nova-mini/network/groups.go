@@ -57,6 +57,11 @@ func choose(all []groups.SecGroup, project, name string) (Group, error) {
 	}
 }
 
+// NoGroup is the error, with Nova's text, for a change of a server's security groups that names an unknown group.
+func NoGroup(name, project string) error {
+	return fault.New(fault.NotFound, "Security group %s is not found for project %s", name, project)
+}
+
 // groups returns a client with a token, and the security groups of a project that the token may see.
 func (n *Neutron) groups(ctx context.Context, token, project string) (*gophercloud.ServiceClient, []groups.SecGroup, error) {
 	c, err := n.session.Client(ctx, token)
@@ -71,21 +76,78 @@ func (n *Neutron) groups(ctx context.Context, token, project string) (*gopherclo
 	return c, out, n.session.Translate(ctx, c, err)
 }
 
-// GroupsOf returns the security groups of the ports of a server, with their rules.
-func (n *Neutron) GroupsOf(ctx context.Context, token, server string) ([]groups.SecGroup, error) {
+// GroupList is a list of security groups with their rules.
+type GroupList struct {
+	Groups []groups.SecGroup
+	// Sources has the groups to which the rules refer, by id, with their names and projects. It leaves out those that do not exist or that the client may not see.
+	Sources map[string]groups.SecGroup
+}
+
+// GroupsOf returns the security groups of the ports of a server, without those that the token may not see.
+func (n *Neutron) GroupsOf(ctx context.Context, token, server string) (out GroupList, _ error) {
 	c, err := n.session.Client(ctx, token)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	list, err := n.list(ctx, c, ports.ListOpts{DeviceID: server})
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	var ids []string
 	for _, p := range list {
 		ids = append(ids, p.SecurityGroups...)
 	}
-	return objects[groups.SecGroup](ctx, n, c, "security-groups", ids)
+	found, err := objects[groups.SecGroup](ctx, n, c, "security-groups", ids)
+	if err != nil {
+		return out, err
+	}
+	return n.withSources(ctx, c, found)
+}
+
+// ProjectGroups returns the security groups of a project that the token may see, or, if project is empty, of all projects.
+func (n *Neutron) ProjectGroups(ctx context.Context, token, project string) (out GroupList, _ error) {
+	c, list, err := n.groups(ctx, token, project)
+	if err != nil {
+		return out, err
+	}
+	return n.withSources(ctx, c, list)
+}
+
+// Group returns the security group with an id, as the only one of the list. Errors: NotFound.
+func (n *Neutron) Group(ctx context.Context, token, id string) (out GroupList, _ error) {
+	c, err := n.session.Client(ctx, token)
+	if err != nil {
+		return out, err
+	}
+	list, err := objects[groups.SecGroup](ctx, n, c, "security-groups", []string{id})
+	switch {
+	case err != nil:
+		return out, err
+	case len(list) == 0:
+		return out, fault.New(fault.NotFound, "Security group %s does not exist", id)
+	}
+	return n.withSources(ctx, c, list)
+}
+
+// withSources returns a list of security groups with the groups to which their rules refer. It asks Neutron for those that are not in the list.
+func (n *Neutron) withSources(ctx context.Context, c *gophercloud.ServiceClient, list []groups.SecGroup) (GroupList, error) {
+	out := GroupList{list, map[string]groups.SecGroup{}}
+	for i := range list {
+		out.Sources[list[i].ID] = list[i]
+	}
+	var others []string
+	for i := range list {
+		for j := range list[i].Rules {
+			if id := list[i].Rules[j].RemoteGroupID; id != "" && out.Sources[id].ID == "" {
+				others = append(others, id)
+			}
+		}
+	}
+	found, err := objects[groups.SecGroup](ctx, n, c, "security-groups", others, "id", "name", "tenant_id")
+	for i := range found {
+		out.Sources[found[i].ID] = found[i]
+	}
+	return out, err
 }
 
 // GroupNames returns the sorted names of the security groups of ports, by the id of the port. A group without a name has its id instead. GroupNames leaves out the ports and the groups that do not
@@ -132,10 +194,10 @@ var ErrGroupNotApplied = fault.New(fault.Invalid, "Network requires port_securit
 func (n *Neutron) AddGroup(ctx context.Context, token, project, server, name string) ([]Group, error) {
 	return n.changeGroups(ctx, token, project, server, name, func(p *bound, id string) (*[]string, error) {
 		switch {
+		case len(p.FixedIPs) == 0 && p.Addresses != "deferred":
+			return nil, ErrGroupNotApplied
 		case slices.Contains(p.SecurityGroups, id):
 			return nil, nil
-		case len(p.FixedIPs) == 0:
-			return nil, ErrGroupNotApplied
 		}
 		return new(append(slices.Clone(p.SecurityGroups), id)), nil
 	})
@@ -167,7 +229,10 @@ func (n *Neutron) changeGroups(ctx context.Context, token, project, server, name
 		return nil, err
 	}
 	group, err := choose(all, project, name)
-	if err != nil {
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return nil, NoGroup(name, project)
+	case err != nil:
 		return nil, err
 	}
 	return untilUnchanged(ctx, n, server, func() ([]Group, error) {

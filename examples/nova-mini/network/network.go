@@ -176,6 +176,7 @@ const bindingReason = "BindingFailed"
 type bound struct {
 	ports.Port
 	portsbinding.PortsBindingExt
+	PortAllocation
 }
 
 // Client is a client of nova-mini's API. Admin reports whether the client may use networks of other projects that are not shared, and choose addresses in networks
@@ -333,13 +334,13 @@ func (n *Neutron) checkNetwork(ctx context.Context, c *gophercloud.ServiceClient
 	return err
 }
 
-// portAllocation says how a port gets its addresses: none means that it has no address, and deferred that it gets one when it is bound.
-type portAllocation struct {
+// PortAllocation says how a port gets its addresses: none means that it has no address, and deferred that it gets one when it is bound.
+type PortAllocation struct {
 	Addresses string `json:"ip_allocation"`
 }
 
 func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, by Client, r *Request, count int) error {
-	var more portAllocation
+	var more PortAllocation
 	reply := ports.Get(ctx, c, r.Port)
 	is, err := reply.Extract()
 	if err == nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/rules"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
@@ -198,7 +199,7 @@ func TestNeutron(t *testing.T) {
 	if _, err := ports.Update(t.Context(), ada, mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, mine.SecurityGroups[0]}}).Extract(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got) != 2 || got[0].ID == got[1].ID || len(got[0].Rules)+len(got[1].Rules) < 3 {
+	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got.Groups) != 2 || got.Groups[0].ID == got.Groups[1].ID || len(got.Groups[0].Rules)+len(got.Groups[1].Rules) < 3 || got.Sources[secured.ID].Name != "second" {
 		t.Errorf("the groups of the ports: %+v, %v", got, err)
 	}
 	if got, err := n.GroupNames(t.Context(), token, []string{first[0].Port.ID, mine.ID, theirs.ID, "gone"}); err != nil || len(got) != 2 || !slices.Equal(got[first[0].Port.ID], []string{"default"}) ||
@@ -219,7 +220,7 @@ func TestNeutron(t *testing.T) {
 	}{
 		{"add a group", names(n.AddGroup(t.Context(), token, project, s.ID, "second")), "default second <nil>"},
 		{"add it again", names(n.AddGroup(t.Context(), token, project, s.ID, secured.ID)), "default second <nil>"},
-		{"add an unknown group", names(n.AddGroup(t.Context(), token, project, s.ID, "nothing")), "Security group nothing not found for project " + project + "."},
+		{"add an unknown group", names(n.AddGroup(t.Context(), token, project, s.ID, "nothing")), "Security group nothing is not found for project " + project},
 		{"add without a port", names(n.AddGroup(t.Context(), token, project, none, "second")), "instance_id " + none + " could not be found as device id on any ports"},
 		{"remove the default", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "second <nil>"},
 		{"remove it again", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "Security group default not associated with the instance " + s.ID},
@@ -230,8 +231,27 @@ func TestNeutron(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tt.name, tt.got, tt.want)
 		}
 	}
-	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got) != 0 {
+	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got.Groups) != 0 {
 		t.Errorf("the groups of no port: %+v, %v", got, err)
+	}
+	if got, err := n.ProjectGroups(t.Context(), token, project); err != nil || len(got.Groups) != 2 || got.Sources[secured.ID].TenantID != project {
+		t.Errorf("the groups of the project: %+v, %v", got, err)
+	}
+	if _, err := rules.Create(t.Context(), ada, rules.CreateOpts{SecGroupID: secured.ID, Direction: rules.DirIngress, EtherType: rules.EtherType4, RemoteGroupID: mine.SecurityGroups[0]}).Extract(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.Group(t.Context(), token, secured.ID); err != nil || len(got.Groups) != 1 || got.Groups[0].Name != "second" || got.Sources[mine.SecurityGroups[0]].Name != "default" {
+		t.Errorf("one group with the source of a rule: %+v, %v", got, err)
+	}
+	for who, get := range map[string]func() (network.GroupList, error){
+		"a group that does not exist": func() (network.GroupList, error) { return n.Group(t.Context(), token, private) },
+		"a group of another project": func() (network.GroupList, error) {
+			return n.Group(t.Context(), k.Token("bob", &gophercloud.AuthScope{ProjectID: other}), secured.ID)
+		},
+	} {
+		if got, err := get(); !errors.Is(err, fault.NotFound) || !strings.HasSuffix(err.Error(), " does not exist") {
+			t.Errorf("%s: %+v, %v", who, got, err)
+		}
 	}
 	for _, known := range []int{0, 1, 3} {
 		copy(s.Wanted.Interfaces, first[:known])

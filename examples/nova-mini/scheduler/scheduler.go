@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -70,14 +71,15 @@ type spec struct {
 	tried []string // hosts on which a build has failed
 	// refused is an extra spec of the flavor that no host can satisfy, or "".
 	refused string
+	driver  []driver.Capability // what the driver of the host must have
 }
 
 type filter = scheduler.Filter[*spec, *store.Host]
 
 // builtInFilters are always used, because these rules hold in every configuration: a host on which a build has failed is never chosen again; a client may choose
-// the host and its zone; an image may need a kind of guest or a trait; a flavor may ask for something that no host can do; a group has a policy, which the claim
+// the host and its zone; an image may need a kind of guest or a trait; a flavor may ask for something that no host can do; a part of the server may need a capability of the driver; a group has a policy, which the claim
 // checks again.
-var builtInFilters = []string{"tried", "extra_specs", "forced", "zone", "platform", "traits", "affinity", "anti_affinity"}
+var builtInFilters = []string{"tried", "extra_specs", "driver", "forced", "zone", "platform", "traits", "affinity", "anti_affinity"}
 
 // DefaultFilters are the filters that are used if the configuration names none.
 var DefaultFilters = append(slices.Clone(builtInFilters), "disabled", "down", "capabilities", placement.VCPU, placement.MemoryMB, placement.DiskGB)
@@ -181,7 +183,15 @@ func filtersOf(o placement.Options, names []string) ([]filter, error) {
 		}
 		return scheduler.Pass
 	})
-	return scheduler.ByName(append([]filter{tried, refused}, placement.Filters[*spec, *store.Host](o)...), names)
+	capable := scheduler.FilterFunc("driver", func(s *spec, h *store.Host) scheduler.Verdict {
+		for _, need := range s.driver {
+			if has := h.DriverCapabilities.V; has != nil && !slices.Contains(has, need) {
+				return scheduler.Reject("its driver does not have the capability " + string(need))
+			}
+		}
+		return scheduler.Pass
+	})
+	return scheduler.ByName(append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...), names)
 }
 
 // newRanking returns a scheduler with the filters and weighers of a configuration. It chooses at random from the best hosts; the parameter subset is their number.
@@ -302,6 +312,7 @@ func specOf(req *compute.SelectRequest) *spec {
 	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need), Zone: req.Zone, Platform: placement.Platform(req.Guest.Platform), Required: req.Guest.Traits}}
 	needs := compute.NeedsOf(req.Specs, req.Need)
 	q.Required, q.Forbidden, q.Specs, q.refused = append(slices.Clone(q.Required), needs.Required...), needs.Forbidden, needs.Conditions, needs.Refused
+	q.driver = req.Driver
 	return q
 }
 

@@ -13,7 +13,9 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -260,6 +262,71 @@ func TestGuestNeeds(t *testing.T) {
 			case tt.want == "" && !errors.Is(err, rank.ErrNoValidHost):
 				t.Errorf("%+v: %v, %v", tt, got, err)
 			}
+		}
+	})
+}
+
+// TestDriverNeeds: a server whose parts need capabilities of the driver gets a host whose driver has them. A host that reports no capabilities may be chosen, because only an older
+// compute service reports none.
+func TestDriverNeeds(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		svc, err := scheduler.New(scheduler.Config{Store: s, DownAfter: time.Minute, Filters: []string{"ComputeFilter"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := func(host string, has []driver.Capability) {
+			t.Helper()
+			r := compute.HostReport{Host: host, Driver: "d", Capabilities: has, Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		report("plain", []driver.Capability{})
+		report("disks", []driver.Capability{compute.CapExtraDisks, compute.CapGuestData})
+		report("nets", []driver.Capability{compute.CapAttachInterface})
+		choose := func(srv store.Server) (string, error) {
+			t.Helper()
+			srv.ID, srv.Name, srv.ProjectID, srv.VCPUs, srv.MemoryMiB, srv.DiskGiB = uuid.NewString(), "s", "p", 1, 1, 3
+			if err := s.CreateServer(t.Context(), &srv); err != nil {
+				t.Fatal(err)
+			}
+			op, err := s.Operations().Current(t.Context(), srv.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := operation.DataOf[store.CreateData](op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Driver: data.Driver})
+			if err != nil {
+				return "", err
+			}
+			return got.Host, nil
+		}
+		ephemeral, swap := db.JSONOf((&store.Flavor{EphemeralGiB: 1}).Boot()), db.JSONOf((&store.Flavor{SwapMiB: 512}).Boot())
+		net := &network.Wanted{Interfaces: []network.Interface{{Request: network.Request{Network: "n"}}}}
+		for range 3 { // of three hosts one is chosen each time, not by chance
+			for _, tt := range []struct {
+				srv  store.Server
+				want string
+			}{
+				{store.Server{BootFlavor: ephemeral}, "disks"}, {store.Server{BootFlavor: swap}, "disks"}, {store.Server{UserData: new("QQ==")}, "disks"}, {store.Server{Networks: db.JSONOf(net)}, "nets"},
+			} {
+				if host, err := choose(tt.srv); host != tt.want || err != nil {
+					t.Errorf("%+v is on %q, want %q: %v", tt.srv, host, tt.want, err)
+				}
+			}
+		}
+		if host, err := choose(store.Server{BootFlavor: ephemeral, Networks: db.JSONOf(net)}); !errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "3 driver") {
+			t.Errorf("two needs that no host has: %q, %v", host, err)
+		}
+		report("older", nil)
+		if host, err := choose(store.Server{BootFlavor: ephemeral, Networks: db.JSONOf(net)}); host != "older" || err != nil {
+			t.Errorf("a host without capabilities: %q, %v", host, err)
 		}
 	})
 }

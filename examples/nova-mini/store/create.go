@@ -94,7 +94,7 @@ func (s *Store) addServer(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	if _, err := tx.NamedExecContext(ctx, insertServer, srv); err != nil {
 		return db.Error(err)
 	}
-	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, Zone: orEmpty(srv.PinnedZone), GroupID: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs})
+	_, err := operation.Begin(ctx, s.ops, srv.creation(), srv.ID, &CreateData{Need: srv.Need(), OnlyHost: srv.OnlyHost, Zone: orEmpty(srv.PinnedZone), GroupID: srv.GroupID, Guest: srv.GuestNeeds(), Specs: srv.Flavor().ExtraSpecs, Driver: srv.DriverNeeds()})
 	return err
 }
 

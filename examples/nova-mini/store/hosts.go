@@ -12,6 +12,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
@@ -171,6 +172,8 @@ type Host struct {
 	Hostname      string `db:"name"`
 	Driver        string `db:"driver"`
 	DriverVersion string `db:"driver_version"`
+	// DriverCapabilities are those of the driver. Nil: the host reports none.
+	DriverCapabilities db.JSON[[]driver.Capability] `db:"capabilities"`
 
 	Service             Service `db:"-"`
 	*placement.Provider `db:"-"`

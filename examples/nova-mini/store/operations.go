@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -89,6 +90,8 @@ type CreateData struct {
 	Guest compute.GuestNeeds `json:"guest,omitzero"`
 	// Specs are the extra specs of the flavor.
 	Specs map[string]string `json:"specs,omitempty"`
+	// Driver are the capabilities that the driver of the host must have.
+	Driver []driver.Capability `json:"driver,omitempty"`
 	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
 	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.

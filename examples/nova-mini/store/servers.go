@@ -13,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/network"
@@ -253,6 +254,18 @@ func (s *Server) Spec() compute.Spec {
 func (s *Server) GuestNeeds() compute.GuestNeeds {
 	needs, _ := image.Needs(s.ImageProperties.V)
 	return needs
+}
+
+// DriverNeeds returns the capabilities that the driver of the server's host must have. The interfaces of the server may not exist yet.
+func (s *Server) DriverNeeds() (out []driver.Capability) {
+	spec := s.Spec()
+	if w := s.Networks.V; w != nil && len(w.Interfaces) > 0 {
+		spec.Interfaces = make([]compute.Interface, len(w.Interfaces))
+	}
+	for _, n := range spec.Needs() {
+		out = append(out, n.Capability)
+	}
+	return out
 }
 
 // NameOnHost returns the name that an operator sees for the server on its host.

@@ -181,7 +181,7 @@ func (s *Service) softDelete(ctx context.Context, req *compute.ActRequest) error
 func (s *Service) rebuild(ctx context.Context, req *compute.ActRequest) error {
 	spec := *req.Spec
 	err := retryDriver(ctx, func() (err error) { // before the server is destroyed
-		if err = checkGuestData(ctx, s.cfg.Driver(), spec); err == nil {
+		if err = checkNeeds(ctx, s.cfg.Driver(), spec); err == nil {
 			spec.ImageRef, err = s.fetchImage(ctx, s.cfg.Driver(), req.Spec.ImageRef)
 		}
 		return err

@@ -141,7 +141,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 // and of Config.Images; Unimplemented if the server needs a capability that the driver does not have.
 func (s *Service) spawn(ctx context.Context, spec compute.Spec) error {
 	d := s.cfg.Driver()
-	if err := checkGuestData(ctx, d, spec); err != nil {
+	if err := checkNeeds(ctx, d, spec); err != nil {
 		return err
 	}
 	var err error
@@ -160,21 +160,20 @@ func spawnWithInterfaces(ctx context.Context, d compute.Driver, spec compute.Spe
 	return err
 }
 
-// checkGuestData returns Unimplemented if a server has network interfaces, or data for the guest, that the driver would ignore.
-func checkGuestData(ctx context.Context, d compute.Driver, spec compute.Spec) error {
-	if !spec.NeedsGuestData() && len(spec.Interfaces) == 0 && !spec.HasExtraDisks() {
+// checkNeeds returns Unimplemented if a server has a part that the driver would ignore.
+func checkNeeds(ctx context.Context, d compute.Driver, spec compute.Spec) error {
+	needs := spec.Needs()
+	if len(needs) == 0 {
 		return nil
 	}
 	info, err := d.Info(ctx)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case spec.NeedsGuestData() && !info.Has(compute.CapGuestData):
-		return fault.New(fault.Unimplemented, "server %s has user data, a key pair or a config drive, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapGuestData)
-	case spec.HasExtraDisks() && !info.Has(compute.CapExtraDisks):
-		return fault.New(fault.Unimplemented, "server %s has an ephemeral or a swap disk, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapExtraDisks)
-	case len(spec.Interfaces) > 0 && !info.Has(compute.CapAttachInterface):
-		return fault.New(fault.Unimplemented, "server %s has network interfaces, and the driver %s does not have the capability %s", spec.ID, info.Name, compute.CapAttachInterface)
+	}
+	for _, n := range needs {
+		if !info.Has(n.Capability) {
+			return fault.New(fault.Unimplemented, "server %s has %s, and the driver %s does not have the capability %s", spec.ID, n.Part, info.Name, n.Capability)
+		}
 	}
 	return nil
 }
