@@ -224,7 +224,8 @@ func (c *chaos) compare(list []servers.Server) (differ []string) {
 			c.Fatal(err)
 		}
 		flavor, _ := s.Flavor["id"].(string)
-		if int(is.Power) != int(s.PowerState) || is.Rescued != (s.VmState == compute.VMRescued) || is.Resources.VCPUs != chaosVCPUs[flavor] {
+		dead := s.VmState == compute.VMActive && (is.Power == compute.Shutdown || is.Power == compute.Crashed)
+		if dead || int(is.Power) != int(s.PowerState) || is.Rescued != (s.VmState == compute.VMRescued) || is.Resources.VCPUs != chaosVCPUs[flavor] {
 			differ = append(differ, fmt.Sprintf("differs: %s is %s with power state %d and flavor %s; the driver has %+v", s.ID, s.VmState, s.PowerState, flavor, is))
 		}
 	}
