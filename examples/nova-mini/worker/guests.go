@@ -45,13 +45,23 @@ func (g *Guests) Start(ctx context.Context) error {
 	return nil
 }
 
-// Stop implements service.Part. It waits until the work has ended.
-func (g *Guests) Stop(context.Context) error {
-	if g.cancel != nil {
-		g.cancel()
+// Stop implements service.Part. It waits until the work has ended. If ctx ends first, as with a driver that does not return, Stop returns the error of ctx.
+func (g *Guests) Stop(ctx context.Context) error {
+	if g.cancel == nil {
+		return nil
 	}
-	g.wg.Wait()
-	return nil
+	g.cancel()
+	done := make(chan struct{})
+	go func() {
+		g.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // The delays after which a stream of events is opened again, and after which a report is repeated.
