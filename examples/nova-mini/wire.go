@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -342,6 +343,7 @@ func wireCompute(_ context.Context, p *process) error {
 		})
 		p.Add("compute "+host+" report", service.Loop(min(time.Second, p.Options.ReportInterval), report))
 		p.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
+		p.Add("compute "+host+" guests", w.Guests())
 	}
 	return errors.Join(errs...)
 }
@@ -380,7 +382,7 @@ func addWorker(p *process) (*worker.Service, error) {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
+		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, GuestInterval: cmp.Or(p.Options.SyncPower, time.Minute), Logger: p.Log,
 		ConsoleHost: map[compute.ConsoleType]string{compute.VNC: p.Options.VNC.ProxyClient, compute.Serial: p.Options.SerialConsole.ProxyClient},
 		Process:     func() compute.Process { return compute.Process(lock.Instance()) },
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/releasetest"
@@ -29,7 +30,10 @@ import (
 const novaMini = "./examples/nova-mini"
 
 // ofNext is an SQL condition for the operations with the steps of the next release: their kinds have a higher version than in this release.
-var ofNext = fmt.Sprintf("kind_version > CASE WHEN kind = '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version)
+var ofNext = func() string {
+	stop := store.Kinds[compute.Stop]
+	return fmt.Sprintf("kind_version > CASE kind WHEN '%s' THEN %d WHEN '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version, stop.Name, stop.Version)
+}()
 
 // upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}

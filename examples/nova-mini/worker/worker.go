@@ -43,6 +43,9 @@ type Config struct {
 	// Process returns the identity of this start of the process. Start claims the host with this identity. The service calls Process
 	// from Start on.
 	Process func() compute.Process
+	// GuestInterval is the time between two comparisons of all guests with the database, see Guests. Default 10 minutes, as in Nova. Negative: all guests are never compared, and only the
+	// events of the driver count.
+	GuestInterval time.Duration
 	// ShutdownTimeout is the time that a guest has to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
 	Logger          *slog.Logger
@@ -62,8 +65,9 @@ type Images interface {
 
 // Service implements the RPC interface compute.Worker. It is safe for concurrent use.
 type Service struct {
-	cfg   Config
-	locks keylock.Locks // the key is the server id; the job on the server holds the lock
+	cfg    Config
+	guests *Guests
+	locks  keylock.Locks // the key is the server id; the job on the server holds the lock
 
 	mu   sync.Mutex
 	jobs map[string]*job // the key is the server id
@@ -85,8 +89,12 @@ func New(cfg Config) *Service {
 	if cfg.ShutdownTimeout <= 0 {
 		cfg.ShutdownTimeout = time.Minute
 	}
+	if cfg.GuestInterval == 0 {
+		cfg.GuestInterval = 10 * time.Minute
+	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
 	s := &Service{cfg: cfg, lost: make(chan error, 1), jobs: make(map[string]*job)}
+	s.guests = newGuests(s)
 	s.held, s.cancelHeld = context.WithCancel(context.Background())
 	return s
 }
@@ -123,6 +131,8 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 		stale, err := s.endStep(ctx, "build", id, req.Token, failed)
 		if stale { // the build is no longer wanted: the server stays only if the database still places it on this host
 			err = s.evictOrphan(ctx, id)
+		} else if err == nil && failed == nil {
+			s.guests.acted(id, compute.Running)
 		}
 		return err
 	})
@@ -226,6 +236,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		if err := s.destroy(ctx, id); err != nil {
 			return askRedelivery(fmt.Errorf("destroy server %s: %w", id, err))
 		}
+		s.guests.removed(id)
 		_, err := s.endStep(ctx, "destroy", id, req.Token, nil)
 		return err
 	})
@@ -248,6 +259,8 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		stale, err := s.endStep(ctx, work, id, req.Token, failed)
 		if stale {
 			err = s.undoLate(ctx, req)
+		} else if is, ok := req.PowerAfter(); ok && err == nil && failed == nil {
+			s.guests.acted(id, is)
 		}
 		return err
 	})
