@@ -97,7 +97,8 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 	}
 	pl := &Placement[R]{Claims: placement.NewSQL(p.DB), kind: cfg.Kind, log: p.Log, members: p.Members}
 	pl.signal = func(ctx context.Context) error { return p.signalRoom(ctx, cfg.Kind) }
-	metrics := placementprom.New(pl.providers)
+	metrics := placementprom.New()
+	metrics.AddProviders(pl.providers)
 	if err := p.Metrics.Register(metrics); err != nil {
 		panic("component: NewPlacement: the process has a placement already: " + err.Error())
 	}

@@ -66,7 +66,7 @@ func startSupervised(ctx context.Context, kind string, protocols []int, pl *plan
 		return nil, err
 	}
 	s.link = newLink(name, pl.cfg.Observe)
-	s.link.check, s.link.end = s.check, s.close
+	s.link.check, s.link.closeDriver = s.check, s.close
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.urgent, s.kill = context.WithCancel(context.WithoutCancel(ctx))

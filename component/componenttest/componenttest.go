@@ -331,7 +331,7 @@ func (cl *Cluster[O]) unserve(addr string) {
 // Stop ends the process as SIGTERM does, and returns when it has ended. An exit code other than 0 fails the test.
 func (s *Service[O]) Stop() {
 	s.cl.t.Helper()
-	own := s.end()
+	own := s.markEnded()
 	s.cancel()
 	select {
 	case code := <-s.ended:
@@ -351,7 +351,7 @@ func (s *Service[O]) Stop() {
 // has ended.
 func (s *Service[O]) Kill() {
 	s.cl.t.Helper()
-	own := s.end()
+	own := s.markEnded()
 	s.cl.unserve(own.Addr())
 	_ = own.Bus.Close()
 	if own.DB != nil {
@@ -366,8 +366,8 @@ func (s *Service[O]) Kill() {
 	s.cancel = nil
 }
 
-// end marks the process as ended, and ends the test if it does not run.
-func (s *Service[O]) end() *component.Process[O] {
+// markEnded marks the process as ended, and ends the test if it does not run.
+func (s *Service[O]) markEnded() *component.Process[O] {
 	s.cl.t.Helper()
 	own := s.Process()
 	s.process = nil

@@ -71,6 +71,7 @@ type schedulerOptions struct {
 type filterOptions struct {
 	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order of their use, by their own names or Nova's (default: disabled, down, capabilities, VCPU, MEMORY_MB, DISK_GB; tried, extra_specs, forced, zone, platform, traits, affinity and anti_affinity are always used)"`
 	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" min:"1" help:"number of best hosts from which one is chosen at random"`
+	MaxServers        int64    `ini:"max_instances_per_host" default:"50" deprecated:"DEFAULT.max_instances_per_host" min:"1" help:"maximum number of servers on a host, if the filter NumInstancesFilter is enabled"`
 	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free memory; negative: fill hosts up"`
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
@@ -309,7 +310,7 @@ func (o *options) driver() driver.Options {
 func (o *options) schedulerConfig() scheduler.Config {
 	f := o.FilterScheduler
 	return scheduler.Config{
-		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize,
+		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize, MaxServers: f.MaxServers,
 		Multipliers: map[string]float64{
 			"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier,
 			"soft_affinity": f.NearMultiplier, "soft_anti_affinity": -f.FarMultiplier,

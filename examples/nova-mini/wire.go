@@ -29,7 +29,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/scheduler/placement/placementprom"
 	"github.com/armature-go/armature/service"
 	restapi "github.com/armature-go/armature/service/api"
@@ -266,7 +265,10 @@ func wireConductor(_ context.Context, p *process) error {
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
-		changed, err := s.RepairQuotas(ctx)
+		changed, sums, err := s.RepairQuotas(ctx)
+		for _, r := range sums {
+			p.Log.WarnContext(ctx, "quota usage repaired, it did not match the claims", "project", r.Project, "class", r.Class, "was", r.Was, "is", r.Is)
+		}
 		if changed > 0 {
 			p.Log.InfoContext(ctx, "quota usage repaired, processes of an earlier release had created or removed servers", "servers", changed)
 		}
@@ -280,13 +282,13 @@ func wireConductor(_ context.Context, p *process) error {
 func wireScheduler(_ context.Context, p *process) error {
 	st := store.New(p.DB)
 	cfg := p.Options.schedulerConfig()
-	var s *scheduler.Service
-	claims := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return s.Providers(ctx) })
+	claims := placementprom.New()
 	cfg.Store, cfg.Logger, cfg.Observe, cfg.ObserveClaim = st, p.Log, p.ObserveDecision, claims.Observe
-	var err error
-	if s, err = scheduler.New(cfg); err != nil {
+	s, err := scheduler.New(cfg)
+	if err != nil {
 		return about("filter_scheduler.enabled_filters", err)
 	}
+	claims.AddProviders(s.Providers)
 	p.Metrics.MustRegister(claims)
 	p.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	p.App.AddReport("scheduler fleet", s.WriteReport)

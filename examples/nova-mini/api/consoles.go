@@ -27,7 +27,7 @@ var consoleHandlers = map[compute.Action]actionHandler{
 	compute.SPICEConsole:  actionOf((*server).spiceConsole),
 	compute.RDPConsole: func(_ *server, g *api.Group, def api.Route, _ compute.ActionInfo) {
 		def.Rule, def.Summary, def.Errors = "", removed, []int{http.StatusGone}
-		refuse(g, def, errGone)
+		registerRefusal(g, def, errGone)
 	},
 	compute.SerialConsole: actionOf((*server).serialConsole),
 }

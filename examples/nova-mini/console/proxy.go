@@ -108,9 +108,9 @@ func (p *Proxy) Close(ctx context.Context) error {
 	}
 }
 
-// enter counts a new session, and returns true. The caller must then call leave at the end of the session. If there are too many sessions, or the proxy is closed,
-// enter returns false and counts nothing.
-func (p *Proxy) enter() bool {
+// beginSession counts a new session, and returns true. The caller must then call endSession at the end of the session. If there are too many sessions, or the proxy is closed,
+// beginSession returns false and counts nothing.
+func (p *Proxy) beginSession() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.sessions >= p.cfg.MaxSessions {
@@ -121,16 +121,16 @@ func (p *Proxy) enter() bool {
 	return true
 }
 
-func (p *Proxy) leave() {
+func (p *Proxy) endSession() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sessions--
 	p.wg.Done()
 }
 
-// enterServer counts a new session of one server, and returns true. The caller must then call leaveServer at the end of the session. If the server has too many
-// sessions, enterServer returns false and counts nothing.
-func (p *Proxy) enterServer(id string) bool {
+// beginServerSession counts a new session of one server, and returns true. The caller must then call endServerSession at the end of the session. If the server has too many
+// sessions, beginServerSession returns false and counts nothing.
+func (p *Proxy) beginServerSession(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.servers[id] >= p.cfg.MaxServerSessions {
@@ -140,7 +140,7 @@ func (p *Proxy) enterServer(id string) bool {
 	return true
 }
 
-func (p *Proxy) leaveServer(id string) {
+func (p *Proxy) endServerSession(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.servers[id]--; p.servers[id] == 0 {
@@ -164,12 +164,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "This is the proxy for consoles of servers: use a WebSocket client, such as noVNC.", http.StatusUpgradeRequired)
 		return
 	}
-	if !p.enter() {
+	if !p.beginSession() {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "There are too many sessions.", http.StatusServiceUnavailable)
 		return
 	}
-	defer p.leave()
+	defer p.endSession()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // the sessions end with the proxy
@@ -180,7 +180,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, http.StatusText(status), status) // only the log has the reason, for operators
 		return
 	}
-	defer p.leaveServer(t.ServerID)
+	defer p.endServerSession(t.ServerID)
 	defer func() { _ = console.Close() }() // run may have closed it already
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"binary"},
@@ -192,14 +192,14 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	log := p.cfg.Logger.With("server", t.ServerID, "host", t.Host, "client", r.RemoteAddr)
 	log.InfoContext(ctx, "console session began")
-	why := p.run(ctx, t, ws, console)
+	why := p.relaySession(ctx, t, ws, console)
 	log.InfoContext(ctx, "console session ended", "reason", why)
 }
 
 // errOrigin means that the request comes from a page of another site.
 var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
 
-// open checks a request and connects to its console. After success the caller must call leaveServer.
+// open checks a request and connects to its console. After success the caller must call endServerSession.
 func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
 	token := tokenOf(r)
 	if token == "" {
@@ -214,12 +214,12 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 	if err := p.checkOrigin(r, t); err != nil {
 		return nil, nil, err
 	}
-	if !p.enterServer(t.ServerID) {
+	if !p.beginServerSession(t.ServerID) {
 		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, the maximum for one server", t.ServerID, p.cfg.MaxServerSessions)
 	}
 	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
-		p.leaveServer(t.ServerID)
+		p.endServerSession(t.ServerID)
 		return nil, nil, fault.New(fault.Unavailable, "connect to the console of server %s: %w", t.ServerID, err)
 	}
 	return t, c, nil
@@ -253,8 +253,8 @@ func statusOf(err error) int {
 	return http.StatusServiceUnavailable
 }
 
-// run copies between a client and a console until the session ends, and returns the reason.
-func (p *Proxy) run(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
+// relaySession copies between a client and a console until the session ends, and returns the reason.
+func (p *Proxy) relaySession(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	open, end := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx, so that the client can be told the reason

@@ -92,7 +92,7 @@ func (h *hole) swallow(d time.Duration) {
 	gate := make(chan struct{})
 	h.gate = gate
 	h.mu.Unlock()
-	waittest.Spend(d)
+	waittest.Spend(d, "the fault of the network")
 	close(gate)
 }
 
@@ -280,7 +280,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 		return func() {
 			t.Logf("the %s is killed, and down for 10 s", what)
 			kill()
-			waittest.Spend(10 * time.Second)
+			waittest.Spend(10*time.Second, "the outage")
 			if err := again(t.Context()); err != nil {
 				t.Errorf("the %s does not start again: %v", what, err)
 			}
@@ -295,7 +295,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 			if err := p.Signal(syscall.SIGSTOP); err != nil {
 				t.Errorf("pause: %v", err)
 			}
-			waittest.Spend(20 * time.Second)
+			waittest.Spend(20*time.Second, "the pause of the host")
 			if err := p.Signal(syscall.SIGCONT); err != nil {
 				t.Errorf("the process ended while it was paused: %v", err)
 			}

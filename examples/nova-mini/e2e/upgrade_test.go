@@ -176,7 +176,7 @@ func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 		u.procs[host].Kill()
 		u.kills++
 		u.launch(host, to)
-		waittest.Spend(time.Duration(u.rng.IntN(1000)) * time.Millisecond)
+		waittest.Spend(time.Duration(u.rng.IntN(1000))*time.Millisecond, "the work before the process is killed")
 		u.procs[host].Kill()
 		u.kills++
 	} else {
@@ -225,7 +225,7 @@ func (u *upgrade) useServer(ctx context.Context, name string, n int) {
 		u.mu.Lock()
 		u.lost = append(u.lost, name)
 		u.mu.Unlock()
-		waittest.Spend(200 * time.Millisecond)
+		waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 		return
 	}
 	u.mu.Lock()
@@ -247,7 +247,7 @@ func (u *upgrade) useServer(ctx context.Context, name string, n int) {
 			return
 		}
 		if err := u.request(ctx, a.name+" "+name, a.act); err != nil {
-			waittest.Spend(200 * time.Millisecond)
+			waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 		}
 	}
 	if n%2 == 0 || !u.idle(ctx, id) {
@@ -295,7 +295,7 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 			u.Errorf("server %s is not idle after 90 s: %v", id, err)
 			return false
 		}
-		waittest.Spend(200 * time.Millisecond)
+		waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 	}
 	return false
 }
@@ -412,7 +412,7 @@ func (u *upgrade) checkColumns() {
 // docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "time in which a runner ends the operations that it knows")
 	var left int
 	if err := u.db.GetContext(u.Context(), &left, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL AND `+ofNext); err != nil {
 		u.Fatal(err)
@@ -436,7 +436,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	for i := range 8 {
 		using.Go(func() { u.use(ctx, i, stop) })
 	}
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "the work in the old release")
 	u.program, u.conf = to.program, to.conf
 	if out, err := u.command("db", "sync").CombinedOutput(); err != nil {
 		t.Errorf("db sync of release %s: %v: %s", to.name, err, out)
@@ -444,7 +444,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	for _, host := range order {
 		u.replace(host, from, to, kill)
 	}
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "the work in the new release")
 	if back {
 		u.checkColumns()
 		u.poll("the methods of the next release to be used", 30*time.Second, func() error {

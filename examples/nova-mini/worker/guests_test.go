@@ -111,11 +111,11 @@ func newGuestBench(t *testing.T, every time.Duration, calls rpc.ClientConfig) *g
 	client := rpc.NewClient(bus, calls)
 	t.Cleanup(func() { client.Close() })
 	b.svc = worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return b.driver }, Client: client, GuestInterval: every, Logger: quiet})
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet})
 	rpc.Handle(srv, compute.BeginStep, func(context.Context, *compute.StepRequest) (*rpc.None, error) { return &rpc.None{}, nil })
 	rpc.Handle(srv, compute.EndStep, func(context.Context, *compute.EndStepRequest) (*rpc.None, error) { return &rpc.None{}, nil })
 	rpc.Handle(srv, compute.ReportPower, b.answer)
-	if err := srv.Start(t.Context()); err != nil {
+	if err := srv.Start(rpctest.Partial(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = srv.Stop(context.WithoutCancel(t.Context())) })

@@ -18,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
@@ -39,8 +40,8 @@ type Config struct {
 	ConsoleHost map[compute.ConsoleType]string
 	// Zone is the availability zone of the host. Empty: the default one.
 	Zone string
-	// Process returns the identity of this start of the process. The service claims the host with this identity, and calls
-	// Process from Start on. Nil, for tests: the host is not claimed.
+	// Process returns the identity of this start of the process. Start claims the host with this identity. The service calls Process
+	// from Start on.
 	Process func() compute.Process
 	// GuestInterval is the time between two comparisons of all guests with the database, see Guests. Default 10 minutes, as in Nova. Negative: all guests are never compared, and only the
 	// events of the driver count.
@@ -369,22 +370,25 @@ func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", 
 
 // retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
 // Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and
-// doubles up to 3.2 s. retryDriver gives up after about 6 s.
+// doubles up to 3.2 s. retryDriver gives up after driverRetries repetitions, which take about 6 s.
 func retryDriver(ctx context.Context, call func() error) error {
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
+	for failed := 1; ; failed++ {
 		err := call()
-		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || wait > 5*time.Second {
+		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || failed > driverRetries {
 			return err
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, backoff.Exponential(failed, minDriverDelay, maxDriverDelay)) {
 			return err
 		}
 	}
 }
+
+// The back-off of retryDriver.
+const (
+	driverRetries  = 7
+	minDriverDelay = 50 * time.Millisecond
+	maxDriverDelay = 3200 * time.Millisecond
+)
 
 // Report sends the host's heartbeat and resources to a conductor. If the driver does not answer, no report is sent and
 // the service is not ready, see [Service.Check]. Report is called periodically.
@@ -423,7 +427,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 	}
 	s.inspectErr.Store(nil)
 	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, Instance: s.instance, Interfaces: s.interfaces}
-	if s.cfg.Process != nil && s.instance != "" {
+	if s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
 	}
