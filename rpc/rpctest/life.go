@@ -173,9 +173,6 @@ func testDescribe(b *bench) {
 		b.Fatal(err)
 	}
 	receiveValue(b, entered, "the call")
-	if _, err := rpc.Ping(b.ctx(), c, iface, "a"); err != nil {
-		b.Errorf("ping: %v", err)
-	}
 	d, err := rpc.Describe(b.ctx(), c, iface, rpc.Any)
 	close(gate)
 	if err != nil {
