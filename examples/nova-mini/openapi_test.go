@@ -238,7 +238,7 @@ func TestOperations(t *testing.T) {
 			}
 		}
 	}
-	if removed != 48 || proxied != 27 {
+	if removed != 48 || proxied != 26 {
 		t.Errorf("%d operations are removed, and %d are proxies", removed, proxied)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
