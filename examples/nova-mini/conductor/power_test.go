@@ -135,10 +135,12 @@ func TestLatePower(t *testing.T) {
 		}
 		for _, a := range []compute.Action{compute.Stop, compute.HardReboot, compute.Rescue, compute.Rebuild, compute.Resize, compute.CreateImage} {
 			id, data := b.build(), store.ActData{}
-			if a == compute.Resize {
+			switch a {
+			case compute.Resize:
 				data.Resize = store.SizeOf(&store.Flavor{ID: "2", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1})
-			} else if a == compute.Rebuild {
+			case compute.Rebuild:
 				data.Rebuild = func(*store.Server) {}
+			default:
 			}
 			b.tick()
 			asked := b.ask(id, compute.Crashed)
@@ -260,16 +262,17 @@ func TestPowerOfActions(t *testing.T) {
 			compute.Rebuild, compute.Resize, compute.RevertResize, compute.Resize, compute.ConfirmResize, compute.Start, compute.Shelve, compute.ShelveOffload,
 		} {
 			data := store.ActData{ImageRef: "i"}
-			switch {
-			case a == compute.Resize:
+			switch a {
+			case compute.Resize:
 				if data.Resize = large; b.server(id).FlavorID == "2" {
 					data.Resize = small
 				}
 				data.Resize.Has.DiskGiB = b.server(id).DiskGiB
-			case a == compute.Rebuild:
+			case compute.Rebuild:
 				data.Rebuild = func(*store.Server) {}
-			case a == compute.ChangePassword:
+			case compute.ChangePassword:
 				data.AdminPass = new("secret")
+			default:
 			}
 			if info := a.Info(); info.To != "" && a != compute.SoftDelete {
 				before := b.server(id).VMState

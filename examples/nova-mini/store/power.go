@@ -60,7 +60,7 @@ func versionOf(updated time.Time) string { return updated.UTC().Format(time.RFC3
 // Agrees reports whether nothing has to be done if the guest has a power state.
 func (g *Guest) Agrees(is compute.PowerState) bool {
 	rule := powerRule(g.VMState, is)
-	return g.Power == is && rule != PowerStops && rule != PowerForce
+	return g.Power == is && !rule.stops()
 }
 
 // Guests returns the guests of the servers that the database places on a host, by server id. If ids is not nil, it returns only those among the ids.
@@ -117,14 +117,16 @@ func (s *Store) SetPower(ctx context.Context, seen SeenPower) (rule PowerRule, s
 	return rule, false, err
 }
 
+// stops reports whether a server must be stopped.
+func (r PowerRule) stops() bool { return r == PowerStops || r == PowerForce }
+
 // setPower is one transaction of SetPower. The parameter begin is PowerFits, or the rule for whose stop an operation begins. Errors: errStop; errUnchanged.
 func (s *Store) setPower(ctx context.Context, seen SeenPower, begin PowerRule) (rule PowerRule, err error) {
-	stops := func(r PowerRule) bool { return r == PowerStops || r == PowerForce }
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		if err := s.HoldsHost(ctx, seen.Host, seen.Instance); err != nil {
 			return err
 		}
-		if stops(begin) {
+		if begin.stops() {
 			if err := s.beginOperation(ctx, tx, seen.ServerID, compute.Stop, &ActData{Force: begin == PowerForce}); err != nil {
 				return err
 			}
@@ -136,25 +138,30 @@ func (s *Store) setPower(ctx context.Context, seen SeenPower, begin PowerRule) (
 		if srv.Host == nil || *srv.Host != seen.Host || versionOf(srv.UpdatedAt) != seen.Version {
 			return errUnchanged
 		}
-		switch rule = powerRule(srv.VMState, seen.Power); {
-		case stops(rule) && begin != rule:
+		if rule = powerRule(srv.VMState, seen.Power); rule.stops() && begin != rule {
 			return errStop
-		case !stops(rule):
-			var open []string
-			if err := tx.SelectContext(ctx, &open, `SELECT id FROM operation_current WHERE resource = ?`, seen.ServerID); err != nil {
-				return db.Error(err)
-			}
-			if stops(begin) || len(open) > 0 {
-				return errUnchanged
-			}
-			if srv.Power != nil && *srv.Power == seen.Power {
-				return nil
+		}
+		if !rule.stops() {
+			if err := checkIdle(ctx, tx, seen.ServerID, begin); err != nil || srv.Power != nil && *srv.Power == seen.Power {
+				return err
 			}
 		}
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET power_state = ?, updated_at = ? WHERE id = ?`, seen.Power, now, seen.ServerID)
 		return err
 	})
 	return rule, err
+}
+
+// checkIdle returns errUnchanged if a server that need not be stopped has an operation, such as the stop of the parameter begin.
+func checkIdle(ctx context.Context, tx *sqlx.Tx, id string, begin PowerRule) error {
+	var open []string
+	if err := tx.SelectContext(ctx, &open, `SELECT id FROM operation_current WHERE resource = ?`, id); err != nil {
+		return db.Error(err)
+	}
+	if begin.stops() || len(open) > 0 {
+		return errUnchanged
+	}
+	return nil
 }
 
 // ValidPower reports whether a power state is one of package compute.

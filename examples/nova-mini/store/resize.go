@@ -200,7 +200,7 @@ func (s *Server) endResize(a compute.Action, failed bool, now time.Time) {
 		}
 		s.VMState = s.Resize.V.stateBefore()
 		if a == compute.ConfirmResize && s.Power != nil { // as in Nova: the guest may have been stopped or started since the resize
-			if s.VMState = Active; *s.Power == compute.Shutdown {
+			if s.VMState = Active; *s.Power == compute.Shutdown || *s.Power == compute.Crashed {
 				s.VMState = Stopped
 			}
 		}

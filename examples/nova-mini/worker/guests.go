@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/backoff"
@@ -25,11 +27,22 @@ type Guests struct {
 	known   map[string]compute.PowerState // the power states that the conductor has, as far as this process knows
 	changed map[string]bool               // the guests that may have changed
 	due     bool                          // all guests are to be read
+	held    map[string]*hold
 }
+
+// hold delays the reports about a guest that differed before. Otherwise a guest that runs on after each stop would be stopped in a loop.
+type hold struct {
+	delay backoff.Backoff
+	since time.Time // when the guest differed
+	until time.Time
+}
+
+// over reports whether a guest has not differed for so long that the next difference is new.
+func (h *hold) over(now time.Time) bool { return now.Sub(h.since) > 2*maxReportDelay }
 
 // newGuests returns the part of a service.
 func newGuests(s *Service) *Guests {
-	return &Guests{s: s, wake: make(chan struct{}, 1), known: map[string]compute.PowerState{}, changed: map[string]bool{}}
+	return &Guests{s: s, wake: make(chan struct{}, 1), known: map[string]compute.PowerState{}, changed: map[string]bool{}, held: map[string]*hold{}}
 }
 
 // Guests returns the part that watches the guests of the host. Start it after the service.
@@ -77,7 +90,11 @@ var errNoEvents = errors.New("the driver has no events")
 func (g *Guests) listen(ctx context.Context) {
 	delay := backoff.Backoff{Min: minStreamDelay, Max: maxStreamDelay}
 	for {
-		err := g.listenOnce(ctx, &delay)
+		began := time.Now()
+		err := g.listenOnce(ctx)
+		if time.Since(began) > maxStreamDelay { // not after EventBegan, because the stream may end at once
+			delay.Reset()
+		}
 		wait := delay.Next()
 		if ctx.Err() == nil && !errors.Is(err, errNoEvents) {
 			g.s.cfg.Logger.InfoContext(ctx, "events of the driver ended, listening again", "error", err, "delay", wait)
@@ -88,8 +105,8 @@ func (g *Guests) listen(ctx context.Context) {
 	}
 }
 
-// listenOnce reads one stream of events. It resets the delay when the stream has begun. Errors: errNoEvents, because the next driver may have events; those of the driver.
-func (g *Guests) listenOnce(ctx context.Context, delay *backoff.Backoff) error {
+// listenOnce reads one stream of events. Errors: errNoEvents, because the next driver may have events; those of the driver.
+func (g *Guests) listenOnce(ctx context.Context) error {
 	d := g.s.cfg.Driver()
 	limited, cancel := context.WithTimeout(ctx, inspectTimeout)
 	info, err := d.Info(limited)
@@ -103,7 +120,6 @@ func (g *Guests) listenOnce(ctx context.Context, delay *backoff.Backoff) error {
 	return d.Events(ctx, func(e compute.Event) error {
 		switch e.Type {
 		case compute.EventBegan: // events before are lost
-			delay.Reset()
 			g.readAll()
 		case compute.EventDestroyed: // nova-mini has done so, or the next comparison finds it
 		default:
@@ -141,18 +157,58 @@ func (g *Guests) notify() {
 	}
 }
 
-// take returns what is to be compared, and forgets it. A guest with a running job stays marked until the end of the job.
-func (g *Guests) take() (ids []string, all bool) {
+// take returns what is to be compared, and forgets it. A guest with a running job stays marked until the end of the job, and one that is held until the end of its hold. The result next is the time
+// until the first hold ends, or 0.
+func (g *Guests) take() (ids []string, all bool, next time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for id, h := range g.held {
+		if h.over(time.Now()) {
+			delete(g.held, id)
+		}
+	}
 	for id := range g.changed {
-		if g.s.jobOn(id) == nil {
+		left := g.holdLocked(id)
+		switch {
+		case left > 0 && (next == 0 || left < next):
+			next = left
+		case left <= 0 && g.s.jobOn(id) == nil:
 			ids = append(ids, id)
 			delete(g.changed, id)
 		}
 	}
 	all, g.due = g.due, false
-	return ids, all
+	return ids, all, next
+}
+
+// holdLocked returns how long a guest is still held.
+func (g *Guests) holdLocked(id string) time.Duration {
+	if h := g.held[id]; h != nil {
+		return time.Until(h.until)
+	}
+	return 0
+}
+
+// isHeld reports whether a guest is held.
+func (g *Guests) isHeld(id string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.holdLocked(id) > 0
+}
+
+// holdAll holds guests that differ, each time for longer.
+func (g *Guests) holdAll(differ []compute.GuestPower) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, is := range differ {
+		h := g.held[is.ServerID]
+		if h == nil || h.over(time.Now()) {
+			h = &hold{delay: backoff.Backoff{Min: minReportDelay, Max: maxReportDelay}}
+			g.held[is.ServerID] = h
+		}
+		h.since = time.Now()
+		h.until = h.since.Add(h.delay.Next())
+	}
 }
 
 // reportLoop compares guests when they may have changed, and all guests periodically, until ctx ends.
@@ -172,7 +228,7 @@ func (g *Guests) reportLoop(ctx context.Context) {
 		case <-again.C:
 		case <-g.wake:
 		}
-		ids, all := g.take()
+		ids, all, next := g.take()
 		later, err := g.compare(ctx, ids, all)
 		switch {
 		case ctx.Err() != nil:
@@ -182,7 +238,9 @@ func (g *Guests) reportLoop(ctx context.Context) {
 		case err != nil:
 			g.s.cfg.Logger.WarnContext(ctx, "power states of guests not reported, will be repeated", "error", err)
 		case len(later) == 0:
-			delay.Reset()
+			if delay.Reset(); next > 0 {
+				again.Reset(next)
+			}
 			continue
 		}
 		if err != nil {
@@ -194,7 +252,7 @@ func (g *Guests) reportLoop(ctx context.Context) {
 		}
 		g.due = g.due || all && err != nil
 		g.mu.Unlock()
-		again.Reset(delay.Next())
+		again.Reset(delay.Next()) // not later than next: the hold of a guest is as long as this delay
 	}
 }
 
@@ -227,22 +285,38 @@ func (g *Guests) compare(ctx context.Context, ids []string, all bool) (later []s
 		return nil, err
 	}
 	later = append(later, reply.Later...)
-	var differ []compute.GuestPower
-	for _, v := range reply.Differ {
-		is, err := g.read(ctx, v.ServerID)
-		if err != nil || g.s.jobOn(v.ServerID) != nil { // a job may be changing the guest
-			later = append(later, v.ServerID)
+	more, err := g.reportDiffering(ctx, reply.Differ)
+	return append(later, more...), err
+}
+
+// reportDiffering reads the guests that differ again, and reports them. The result later is that of compare.
+func (g *Guests) reportDiffering(ctx context.Context, list []compute.GuestVersion) (later []string, err error) {
+	versions, ids := map[string]string{}, []string{}
+	for _, v := range list {
+		if g.isHeld(v.ServerID) {
+			g.mark(v.ServerID)
 			continue
 		}
-		differ = append(differ, compute.GuestPower{ServerID: v.ServerID, Power: is, Version: v.Version})
+		versions[v.ServerID] = v.Version
+		ids = append(ids, v.ServerID)
 	}
-	if len(differ) > 0 {
-		if reply, err = g.report(ctx, differ, false); err != nil {
-			return nil, err
+	var differ []compute.GuestPower
+	for id, is := range g.readEach(ctx, ids) {
+		if is.err != nil || g.s.jobOn(id) != nil { // a job may be changing the guest
+			later = append(later, id)
+			continue
 		}
-		later = append(later, reply.Later...)
+		differ = append(differ, compute.GuestPower{ServerID: id, Power: is.power, Version: versions[id]})
 	}
-	return later, nil
+	if len(differ) == 0 {
+		return later, nil
+	}
+	g.holdAll(differ)
+	reply, err := g.report(ctx, differ, false)
+	if err != nil {
+		return nil, err
+	}
+	return append(later, reply.Later...), nil
 }
 
 // report reports power states to a conductor, and notes what the conductor then has.
@@ -290,18 +364,45 @@ func (g *Guests) listAll(ctx context.Context) ([]compute.GuestPower, error) {
 
 // readChanged returns the power states of those guests whose power state is not what the conductor has. The result later has guests of which the driver does not tell the state.
 func (g *Guests) readChanged(ctx context.Context, ids []string) (out []compute.GuestPower, later []string) {
-	for _, id := range ids {
-		is, err := g.read(ctx, id)
+	for id, is := range g.readEach(ctx, ids) {
 		g.mu.Lock()
 		known, ok := g.known[id]
 		g.mu.Unlock()
-		if err != nil {
+		if is.err != nil {
 			later = append(later, id)
-		} else if is != compute.NoState && (!ok || is != known) {
-			out = append(out, compute.GuestPower{ServerID: id, Power: is})
+		} else if is.power != compute.NoState && (!ok || is.power != known) {
+			out = append(out, compute.GuestPower{ServerID: id, Power: is.power})
 		}
 	}
 	return out, later
+}
+
+// maxReads is the number of guests whose states are read at the same time, so that a guest of which the driver does not tell the state does not delay the others one after another.
+const maxReads = 16
+
+// readResult is a power state, or the error of the driver.
+type readResult struct {
+	power compute.PowerState
+	err   error
+}
+
+// readEach reads the power states of guests.
+func (g *Guests) readEach(ctx context.Context, ids []string) map[string]readResult {
+	var mu sync.Mutex
+	out := make(map[string]readResult, len(ids))
+	var reads errgroup.Group
+	reads.SetLimit(maxReads)
+	for _, id := range ids {
+		reads.Go(func() error {
+			power, err := g.read(ctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			out[id] = readResult{power, err}
+			return nil
+		})
+	}
+	_ = reads.Wait() // no function returns an error
+	return out
 }
 
 // read returns the power state of a guest: NoState if the host does not have the guest.

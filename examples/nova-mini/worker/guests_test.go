@@ -3,10 +3,13 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/armature-go/armature/driver"
@@ -29,6 +32,7 @@ type guestBench struct {
 	power  chan map[string]compute.PowerState // has one value: the power states that the conductor has
 	busy   atomic.Bool                        // all servers have tasks
 	failed atomic.Int32                       // the number of reports that get an error
+	stop   func(id string)                    // stops a server whose guest runs; nil: the conductor only stores the power state
 }
 
 // guestDriver is a fake driver whose streams of events the test controls.
@@ -40,6 +44,8 @@ type guestDriver struct {
 	streams atomic.Int32  // the number of streams that have begun
 	over    atomic.Int32  // the number of streams that were lost
 	gets    atomic.Int32  // the number of calls of Get that return an error
+	broken  atomic.Bool   // a stream of events ends when it has begun
+	lists   atomic.Int32  // the number of calls of List
 
 	meanwhile func(id string) error // called at the end of PowerOff
 }
@@ -52,7 +58,16 @@ func (d *guestDriver) Info(ctx context.Context) (driver.Info, error) {
 	return info, err
 }
 
+func (d *guestDriver) List(ctx context.Context) ([]compute.Instance, error) {
+	d.lists.Add(1)
+	return d.Driver.List(ctx)
+}
+
 func (d *guestDriver) Get(ctx context.Context, id string) (compute.Instance, error) {
+	if strings.HasPrefix(id, "hung") {
+		<-ctx.Done()
+		return compute.Instance{}, ctx.Err()
+	}
 	if d.gets.Add(-1) >= 0 {
 		return compute.Instance{}, fault.New(fault.Unavailable, "the driver is away")
 	}
@@ -70,6 +85,9 @@ func (d *guestDriver) PowerOff(ctx context.Context, id string, grace time.Durati
 func (d *guestDriver) Events(ctx context.Context, f func(compute.Event) error) error {
 	if d.silent.Load() {
 		return fault.New(fault.Unimplemented, "no events")
+	}
+	if d.broken.Load() {
+		return errors.Join(f(compute.Event{Type: compute.EventBegan}), fault.New(fault.Unavailable, "the stream ends"))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -143,6 +161,8 @@ func (b *guestBench) answer(_ context.Context, r *compute.PowerReport) (*compute
 			out.Later = append(out.Later, id)
 		case is.Version == "":
 			out.Differ = append(out.Differ, compute.GuestVersion{ServerID: id, Version: "v"})
+		case b.stop != nil:
+			b.stop(id)
 		default:
 			power[id] = is.Power
 		}
@@ -323,6 +343,79 @@ func TestGuestOfBusyServer(t *testing.T) {
 	}
 	b.busy.Store(false)
 	b.learns("s1", compute.Shutdown)
+}
+
+// TestGuestRunsOn: a guest that runs on after each stop is stopped again with growing delays, and not in a loop.
+func TestGuestRunsOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGuestBench(t, time.Hour, rpc.ClientConfig{})
+		b.build("s1")
+		b.put("s1", compute.Shutdown)
+		stops := make(chan string, 1000)
+		b.stop = func(id string) { stops <- id }
+		b.driver.meanwhile = func(id string) error { return b.driver.PowerOn(t.Context(), id) }
+		go func() {
+			for n := 0; ; n++ {
+				select {
+				case id := <-stops:
+					if _, err := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: id, Action: compute.Stop, Token: fmt.Sprint("op/", n)}); err != nil {
+						t.Error(err)
+					}
+				case <-t.Context().Done():
+					return
+				}
+			}
+		}()
+		b.watch()
+		time.Sleep(time.Minute) // in the bubble: all delays are exact
+		n := 0
+		for len(b.reports) > 0 {
+			if r := <-b.reports; len(r.Guests) > 0 && r.Guests[0].Version != "" {
+				n++
+			}
+		}
+		if n < 4 || n > 10 {
+			t.Errorf("the server was stopped %d times in a minute, want about 7", n)
+		}
+	})
+}
+
+// TestBrokenStream: a stream of events that ends at once, again and again, does not make the compute service compare all guests in a loop.
+func TestBrokenStream(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGuestBench(t, time.Hour, rpc.ClientConfig{})
+		b.driver.broken.Store(true)
+		b.watch()
+		time.Sleep(time.Minute)
+		if n := b.driver.lists.Load(); n < 4 || n > 15 {
+			t.Errorf("all guests were listed %d times in a minute, want about 10", n)
+		}
+	})
+}
+
+// TestHungGuests: guests of which the driver does not tell the state do not delay the others one after another.
+func TestHungGuests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGuestBench(t, time.Hour, rpc.ClientConfig{})
+		b.watch()
+		synctest.Wait()
+		all := []string{"hung1", "hung2", "hung3", "hung4", "s1", "s2"}
+		for _, id := range all {
+			b.build(id)
+		}
+		began := time.Now()
+		for _, id := range all {
+			b.dies(id)
+		}
+		b.learns("s1", compute.Shutdown)
+		b.learns("s2", compute.Shutdown)
+		if took := time.Since(began); took > 25*time.Second { // two comparisons, each with one timeout of the driver
+			t.Errorf("the conductor learnt of the other guests after %v", took)
+		}
+	})
 }
 
 // TestOldConductors: nothing is sent to conductors of the previous release. After their upgrade all guests are compared.
