@@ -132,7 +132,7 @@ func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err
 // appliedRows returns the rows of a table of versions, in the order of the versions. A table of an older release lacks the last two columns.
 func (m *migrator) appliedRows(ctx context.Context, table string) (list []appliedRow, err error) {
 	query := func(last string) string {
-		return "SELECT version, name, sha256, " + last + " FROM " + table + " ORDER BY version" //nolint:gosec // names of the program
+		return "SELECT version, name, sha256, " + last + " FROM " + table + " ORDER BY version"
 	}
 	rows, err := m.conn.QueryContext(ctx, query("breaks, done"))
 	if isMissing(err) {

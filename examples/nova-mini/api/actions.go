@@ -217,7 +217,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	}
 	err = s.beginAction(ctx, srv, compute.Resize, data)
 	if errors.Is(err, placement.ErrNoRoom) {
-		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
+		s.cfg.Logger.DebugContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
 		err = errNoResizeHost
 	}
 	return api.None{}, err
