@@ -90,10 +90,10 @@ func (s *supervisor) start(ctx context.Context, pl *plan) (*process, error) {
 }
 
 // startFile does what start does, for an open program, see startProcess.
-func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, again bool) (*process, error) {
+func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, runOpenFile bool) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, pl.cfg.StartTimeout)
 	defer cancel()
-	p, err := startProcess(ctx, program, again, s.protocols, pl.path, &pl.cfg, s.log)
+	p, err := startProcess(ctx, program, runOpenFile, s.protocols, pl.path, &pl.cfg, s.log)
 	if err != nil {
 		return nil, err
 	}

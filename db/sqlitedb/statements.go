@@ -44,7 +44,7 @@ func (s *statements) takeStatement(ctx context.Context, query string) (*statemen
 
 // keepStatement stores a statement that is not in use, so that the next call of takeStatement can return it.
 func (s *statements) keepStatement(st *statement) error {
-	if s.byText[st.query] != nil || !repeats(st.query) {
+	if s.byText[st.query] != nil || !isRepeatable(st.query) {
 		return st.Close()
 	}
 	if s.byText == nil {
@@ -67,9 +67,9 @@ func (s *statements) close() {
 	s.byText, s.order = nil, list.List{}
 }
 
-// repeats reports whether a statement may be executed again after its preparation. SQLite executes some statements, such as PRAGMA, partly when it prepares
+// isRepeatable reports whether a statement may be executed again after its preparation. SQLite executes some statements, such as PRAGMA, partly when it prepares
 // them.
-func repeats(query string) bool {
+func isRepeatable(query string) bool {
 	word, _, _ := strings.Cut(strings.TrimSpace(query), " ")
 	switch strings.ToUpper(word) {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "WITH":

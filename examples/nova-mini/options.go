@@ -200,7 +200,7 @@ func (o *sessionOptions) config(userTokens bool) (session.Config, error) {
 // are accepted, because many configuration files of Nova have them.
 func (o *sessionOptions) validate(section string) error {
 	if o.AuthURL == "" && o.Username+o.Password != "" {
-		return about(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
+		return nameOptions(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
 	}
 	return nil
 }
@@ -226,20 +226,20 @@ type sslOptions struct {
 func (o *options) Validate() error {
 	var errs []error
 	if o.BuildTimeout <= o.RetryInterval {
-		errs = append(errs, about("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
+		errs = append(errs, nameOptions("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
 			"otherwise requests to build are never repeated", o.BuildTimeout, o.RetryInterval)))
 	}
 	if _, err := api.ParseNameTemplate(o.InstanceNames); err != nil {
-		errs = append(errs, about("instance_name_template", err))
+		errs = append(errs, nameOptions("instance_name_template", err))
 	}
 	if o.ScheduleZone == o.InternalZone {
-		errs = append(errs, about("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))
+		errs = append(errs, nameOptions("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))
 	}
 	if o.Zone == o.InternalZone {
-		errs = append(errs, about("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
+		errs = append(errs, nameOptions("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
 	}
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
-		errs = append(errs, about("osapi_compute_listen",
+		errs = append(errs, nameOptions("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
 	}
 	for section, of := range map[string]*sessionOptions{"glance": &o.Glance.sessionOptions, "neutron": &o.Neutron.sessionOptions} {
@@ -248,20 +248,20 @@ func (o *options) Validate() error {
 		}
 	}
 	if o.Glance.AuthURL != "" && o.Image.Directory != "" {
-		errs = append(errs, about("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
+		errs = append(errs, nameOptions("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
 	}
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != d.Section() {
-			errs = append(errs, about("driver_"+name+".", fmt.Errorf("compute_driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name",
+			errs = append(errs, nameOptions("driver_"+name+".", fmt.Errorf("compute_driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name",
 				d.Driver, d.Section())))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// about returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
-func about(options string, err error) error {
+// nameOptions returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
+func nameOptions(options string, err error) error {
 	return fault.WithReason(err, "", map[string]string{"option": options})
 }
 
@@ -269,9 +269,9 @@ func about(options string, err error) error {
 func driverError(o *options, err error) error {
 	d := o.driver()
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
-		return about("driver_"+d.Section()+"."+f.Meta["option"], err)
+		return nameOptions("driver_"+d.Section()+"."+f.Meta["option"], err)
 	}
-	return about("compute_driver", err)
+	return nameOptions("compute_driver", err)
 }
 
 // hostName matches the name of a host in DNS or in /etc/hosts. It also matches texts whose last label has only digits, which isHostName excludes.

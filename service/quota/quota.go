@@ -430,7 +430,7 @@ func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	var out []Repaired
 	for _, k := range keys {
 		r := Repaired{Project: k.Project, Class: k.Class}
-		if err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return repair(ctx, tx, &r) }); err != nil {
+		if err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return repairUsage(ctx, tx, &r) }); err != nil {
 			return out, err
 		}
 		if r.Was != r.Is {
@@ -440,9 +440,9 @@ func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	return out, nil
 }
 
-// repair counts one usage again. It locks the row before it reads the claims, so that it sees all claims of transactions that have
+// repairUsage counts one usage again. It locks the row before it reads the claims, so that it sees all claims of transactions that have
 // changed the row.
-func repair(ctx context.Context, tx *sqlx.Tx, r *Repaired) error {
+func repairUsage(ctx context.Context, tx *sqlx.Tx, r *Repaired) error {
 	rows, err := lockUsage(ctx, tx, r.Project, []string{r.Class})
 	if err != nil {
 		return err

@@ -176,7 +176,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	t, console, err := p.open(ctx, r)
 	if err != nil {
 		status := statusOf(err)
-		p.cfg.Logger.WarnContext(ctx, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
+		level := slog.LevelWarn
+		if isClients(err) || r.Context().Err() != nil { // the client has closed the connection
+			level = slog.LevelDebug
+		}
+		p.cfg.Logger.Log(ctx, level, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
 		http.Error(w, http.StatusText(status), status) // only the log has the reason, for operators
 		return
 	}
@@ -186,8 +190,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Subprotocols:       []string{"binary"},
 		InsecureSkipVerify: true, // open has checked the origin, as Nova does
 	})
-	if err != nil {
-		p.cfg.Logger.WarnContext(ctx, "WebSocket refused", "client", r.RemoteAddr, "error", err)
+	if err != nil { // a header of the request is wrong, or the client has closed the connection
+		p.cfg.Logger.DebugContext(ctx, "WebSocket refused", "client", r.RemoteAddr, "error", err)
 		return
 	}
 	log := p.cfg.Logger.With("server", t.ServerID, "host", t.Host, "client", r.RemoteAddr)
@@ -198,6 +202,14 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // errOrigin means that the request comes from a page of another site.
 var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
+
+// errFull means that the server has the maximum number of sessions.
+var errFull = errors.New("the maximum for one server")
+
+// isClients reports whether an error of open is the client's fault: its token or its origin is wrong, or the server has too many sessions.
+func isClients(err error) bool {
+	return errors.Is(err, fault.NotFound) || errors.Is(err, errOrigin) || errors.Is(err, errFull)
+}
 
 // open checks a request and connects to its console. After success the caller must call endServerSession.
 func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
@@ -215,7 +227,7 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 		return nil, nil, err
 	}
 	if !p.beginServerSession(t.ServerID) {
-		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, the maximum for one server", t.ServerID, p.cfg.MaxServerSessions)
+		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, %w", t.ServerID, p.cfg.MaxServerSessions, errFull)
 	}
 	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {

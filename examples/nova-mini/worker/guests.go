@@ -18,10 +18,10 @@ import (
 // nova-mini. It learns of changes from the events of a driver with compute.CapEvents, and it asks the driver for all guests: at the start, whenever a stream of events begins, and periodically. It
 // implements service.Part. The state always comes from the driver, and never from an event, because an event may be late.
 type Guests struct {
-	s      *Service
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	wake   chan struct{} // has a value after changed or due have changed
+	s        *Service
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	wakeLoop chan struct{} // has a value after changed or due have changed
 
 	mu      sync.Mutex
 	known   map[string]compute.PowerState // the power states that the conductor has, as far as this process knows
@@ -42,7 +42,7 @@ func (h *hold) over(now time.Time) bool { return now.Sub(h.since) > 2*maxReportD
 
 // newGuests returns the part of a service.
 func newGuests(s *Service) *Guests {
-	return &Guests{s: s, wake: make(chan struct{}, 1), known: map[string]compute.PowerState{}, changed: map[string]bool{}, held: map[string]*hold{}}
+	return &Guests{s: s, wakeLoop: make(chan struct{}, 1), known: map[string]compute.PowerState{}, changed: map[string]bool{}, held: map[string]*hold{}}
 }
 
 // Guests returns the part that watches the guests of the host. Start it after the service.
@@ -152,14 +152,14 @@ func (g *Guests) mark(ids ...string) {
 
 func (g *Guests) notify() {
 	select {
-	case g.wake <- struct{}{}:
+	case g.wakeLoop <- struct{}{}:
 	default:
 	}
 }
 
-// take returns what is to be compared, and forgets it. A guest with a running job stays marked until the end of the job, and one that is held until the end of its hold. The result next is the time
+// takeChanged returns what is to be compared, and forgets it. A guest with a running job stays marked until the end of the job, and one that is held until the end of its hold. The result next is the time
 // until the first hold ends, or 0.
-func (g *Guests) take() (ids []string, all bool, next time.Duration) {
+func (g *Guests) takeChanged() (ids []string, all bool, next time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for id, h := range g.held {
@@ -215,8 +215,8 @@ func (g *Guests) holdAll(differ []compute.GuestPower) {
 func (g *Guests) reportLoop(ctx context.Context) {
 	period := time.NewTicker(g.s.cfg.GuestInterval.Abs()) // without an effect if the interval is negative, see readAll
 	defer period.Stop()
-	again := time.NewTimer(maxReportDelay) // repeats what has failed
-	defer again.Stop()
+	retryTimer := time.NewTimer(maxReportDelay) // repeats what has failed
+	defer retryTimer.Stop()
 	delay := backoff.Backoff{Min: minReportDelay, Max: maxReportDelay}
 	for {
 		select {
@@ -225,10 +225,10 @@ func (g *Guests) reportLoop(ctx context.Context) {
 		case <-period.C:
 			g.readAll()
 			continue
-		case <-again.C:
-		case <-g.wake:
+		case <-retryTimer.C:
+		case <-g.wakeLoop:
 		}
-		ids, all, next := g.take()
+		ids, all, next := g.takeChanged()
 		later, err := g.compare(ctx, ids, all)
 		switch {
 		case ctx.Err() != nil:
@@ -239,7 +239,7 @@ func (g *Guests) reportLoop(ctx context.Context) {
 			g.s.cfg.Logger.WarnContext(ctx, "power states of guests not reported, will be repeated", "error", err)
 		case len(later) == 0:
 			if delay.Reset(); next > 0 {
-				again.Reset(next)
+				retryTimer.Reset(next)
 			}
 			continue
 		}
@@ -252,7 +252,7 @@ func (g *Guests) reportLoop(ctx context.Context) {
 		}
 		g.due = g.due || all && err != nil
 		g.mu.Unlock()
-		again.Reset(delay.Next()) // not later than next: the hold of a guest is as long as this delay
+		retryTimer.Reset(delay.Next()) // not later than next: the hold of a guest is as long as this delay
 	}
 }
 

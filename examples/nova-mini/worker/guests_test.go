@@ -368,7 +368,7 @@ func TestGuestRunsOn(t *testing.T) {
 			}
 		}()
 		b.watch()
-		<-time.After(time.Minute) // in the bubble: all delays are exact
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
 		n := 0
 		for len(b.reports) > 0 {
 			if r := <-b.reports; len(r.Guests) > 0 && r.Guests[0].Version != "" {
@@ -388,7 +388,7 @@ func TestBrokenStream(t *testing.T) {
 		b := newGuestBench(t, time.Hour, rpc.ClientConfig{})
 		b.driver.broken.Store(true)
 		b.watch()
-		<-time.After(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
 		if n := b.driver.lists.Load(); n < 4 || n > 15 {
 			t.Errorf("all guests were listed %d times in a minute, want about 10", n)
 		}
