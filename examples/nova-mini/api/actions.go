@@ -252,8 +252,8 @@ func (s *server) hostPasses(ctx context.Context, host string, req *compute.Selec
 
 type rescue struct {
 	Rescue *struct {
-		AdminPass *string `json:"adminPass,omitempty"` // as in Nova, an empty password is one
-		ImageRef  string  `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
+		AdminPass givenText `json:"adminPass,omitzero"` // as in Nova, an empty password is one
+		ImageRef  string    `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
 	} `json:"rescue"`
 }
 
@@ -268,7 +268,9 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	}
 	var data store.ActData
 	if in := r.Body.Rescue; in != nil {
-		data.AdminPass, data.ImageRef = in.AdminPass, in.ImageRef
+		if data.ImageRef = in.ImageRef; in.AdminPass.RawMessage != nil {
+			data.AdminPass = new(plainText(in.AdminPass.RawMessage))
+		}
 	}
 	if data.AdminPass == nil {
 		data.AdminPass = new(newPassword())

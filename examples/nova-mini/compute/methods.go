@@ -186,8 +186,8 @@ var (
 	Orphans = rpc.Define(rpc.Method[OrphansRequest, OrphansReply]{Interface: Conductor, Name: "strangers", Since: v1})
 	// ReportPower tells the conductor the power states of guests. It is idempotent. A worker calls it twice. The first call asks which of the guests differ from what the database has, and
 	// changes nothing. Then the worker asks the driver about these guests again, and reports them with the versions in the reply. The conductor stores a power state, and stops the server if
-	// that follows from the power state, only if the server still has this version and no task. So a late report never has an effect. The error with the reason MemberHeld is as for the other methods;
-	// Invalid if a power state is not one of [PowerState].
+	// that follows from the power state, only if the server still has this version and no task. So a late report never has an effect. The error with the reason MemberHeld is as for the other methods.
+	// A power state that is not one of [PowerState] counts as [NoState].
 	ReportPower = rpc.Define(rpc.Method[PowerReport, PowerReply]{Interface: Conductor, Name: "report_power", Since: v15})
 )
 

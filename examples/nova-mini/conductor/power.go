@@ -6,7 +6,6 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
-	"github.com/armature-go/armature/fault"
 )
 
 // ReportPower stores the power states of guests, and stops servers whose guests have stopped by themselves, see compute.ReportPower.
@@ -17,8 +16,9 @@ func (s *Service) ReportPower(ctx context.Context, req *compute.PowerReport) (*c
 	seen := make(map[string]compute.GuestPower, len(req.Guests))
 	ids := make([]string, 0, len(req.Guests))
 	for _, g := range req.Guests {
-		if !store.ValidPower(g.Power) {
-			return nil, fault.New(fault.Invalid, "server %s: %d is not a power state", g.ServerID, g.Power)
+		if !store.ValidPower(g.Power) { // a faulty driver must not hide the other guests of the host
+			s.cfg.Logger.WarnContext(ctx, "power state of guest is not known, treated as no state", "server", g.ServerID, "host", req.Host, "power_state", int(g.Power))
+			g.Power = compute.NoState
 		}
 		seen[g.ServerID], ids = g, append(ids, g.ServerID)
 	}

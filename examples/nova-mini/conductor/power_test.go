@@ -9,7 +9,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
-	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -346,15 +345,21 @@ func TestConfirmStopped(t *testing.T) {
 	})
 }
 
-// TestWrongPower: reports of a process that does not own the host, and invalid ones, are refused.
+// TestWrongPower: reports of a process that does not own the host are refused. A power state that does not exist counts as no state, and does not hide the other guests of the report.
 func TestWrongPower(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
 		b.start()
-		id := b.build()
-		report := &compute.PowerReport{Host: "h1", Guests: []compute.GuestPower{{ServerID: id, Power: 2}}}
-		if _, err := b.svc.ReportPower(b.Context(), report); !errors.Is(err, fault.Invalid) {
-			b.Errorf("a power state that does not exist: %v", err)
+		id, odd := b.build(), b.build()
+		b.tick()
+		report := &compute.PowerReport{Host: "h1", Guests: []compute.GuestPower{{ServerID: odd, Power: 2}, {ServerID: id, Power: compute.Shutdown}}}
+		got, err := b.svc.ReportPower(b.Context(), report)
+		if err != nil || len(got.Differ) != 2 {
+			b.Errorf("a power state that does not exist, beside another guest: %+v, %v", got, err)
+		}
+		b.reportPower(odd, 2, b.ask(odd, 2))
+		if srv := b.server(odd); srv.PowerState() != compute.NoState || srv.VMState != store.Active {
+			b.Errorf("after a power state that does not exist: %+v", srv)
 		}
 		b.tick()
 		asked := b.ask(id, compute.Crashed)

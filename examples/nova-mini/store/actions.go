@@ -389,11 +389,16 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	default:
 		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = "", nil, nil
 	}
-	if failed == nil && (info.To != "" || info.Action == compute.RevertResize) {
-		s.Power = new(s.impliedPower())
-	}
+	s.endPower(info, failed)
 	if s.Host == nil {
 		s.Networks.V.Unbind()
+	}
+}
+
+// endPower sets the power state of a server after an action, as endAction does.
+func (s *Server) endPower(info compute.ActionInfo, failed error) {
+	if failed == nil && (info.To != "" || info.Action == compute.RevertResize) {
+		s.Power = new(s.impliedPower())
 	}
 }
 

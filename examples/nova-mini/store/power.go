@@ -131,25 +131,33 @@ func (s *Store) setPower(ctx context.Context, seen SeenPower, begin PowerRule) (
 				return err
 			}
 		}
-		srv, err := s.lockServer(ctx, tx, seen.ServerID)
-		if err != nil {
+		var same bool
+		if rule, same, err = s.compareGuest(ctx, tx, seen, begin); err != nil || same {
 			return err
 		}
-		if srv.Host == nil || *srv.Host != seen.Host || versionOf(srv.UpdatedAt) != seen.Version {
-			return errUnchanged
-		}
-		if rule = powerRule(srv.VMState, seen.Power); rule.stops() && begin != rule {
-			return errStop
-		}
-		if !rule.stops() {
-			if err := checkIdle(ctx, tx, seen.ServerID, begin); err != nil || srv.Power != nil && *srv.Power == seen.Power {
-				return err
-			}
-		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET power_state = ?, updated_at = ? WHERE id = ?`, seen.Power, now, seen.ServerID)
+		_, err := db.Exec(ctx, tx, `UPDATE servers SET power_state = ?, updated_at = ? WHERE id = ?`, seen.Power, now, seen.ServerID)
 		return err
 	})
 	return rule, err
+}
+
+// compareGuest locks a server and returns the rule for its guest. The result same reports that the database has the guest's power state already. Errors: those of setPower.
+func (s *Store) compareGuest(ctx context.Context, tx *sqlx.Tx, seen SeenPower, begin PowerRule) (rule PowerRule, same bool, err error) {
+	srv, err := s.lockServer(ctx, tx, seen.ServerID)
+	if err != nil {
+		return PowerFits, false, err
+	}
+	if srv.Host == nil || *srv.Host != seen.Host || versionOf(srv.UpdatedAt) != seen.Version {
+		return PowerFits, false, errUnchanged
+	}
+	rule = powerRule(srv.VMState, seen.Power)
+	switch {
+	case rule.stops() && begin != rule:
+		return rule, false, errStop
+	case rule.stops():
+		return rule, false, nil
+	}
+	return rule, srv.Power != nil && *srv.Power == seen.Power, checkIdle(ctx, tx, seen.ServerID, begin)
 }
 
 // checkIdle returns errUnchanged if a server that need not be stopped has an operation, such as the stop of the parameter begin.
