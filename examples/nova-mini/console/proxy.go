@@ -148,13 +148,6 @@ func (p *Proxy) endServerSession(id string) {
 	}
 }
 
-// Sessions returns the number of open sessions.
-func (p *Proxy) Sessions() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.sessions
-}
-
 // ServeHTTP implements http.Handler. It serves every path in the same way. It blocks until the session ends.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Referrer-Policy", "no-referrer") // the URL has the token

@@ -76,7 +76,7 @@ func TestQuotaOneConnection(t *testing.T) {
 		}
 		defer d.Close()
 		s := store.NewLimited(d, store.Limits{store.Instances: 2})
-		if err := s.Migrate(t.Context()); err != nil {
+		if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
