@@ -31,8 +31,8 @@ import (
 // measured maps the packages with metrics to their collectors.
 var measured = map[string]prom.Collector{
 	"db/dbprom": dbprom.New(), "driver/driverprom": driverprom.New(), "rpc/rpcprom": rpcprom.New(), "scheduler/schedulerprom": schedulerprom.New(),
-	"scheduler/placement/placementprom": placementprom.New(nil), "service/api/apiprom": apiprom.New(), "service/auth/authprom": authprom.New(),
-	"service/membership/membershipprom": membershipprom.New(nil), "service/operation/operationprom": operationprom.New(), "service/serviceprom": serviceprom.New(),
+	"scheduler/placement/placementprom": placementprom.New(), "service/api/apiprom": apiprom.New(), "service/auth/authprom": authprom.New(),
+	"service/membership/membershipprom": membershipprom.New(), "service/operation/operationprom": operationprom.New(), "service/serviceprom": serviceprom.New(),
 }
 
 // expression is a query of an alert or of a panel.

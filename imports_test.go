@@ -51,7 +51,7 @@ var rules = map[string][]string{
 	"tlsfile": {"fault"},
 	"listing": {"fault"},
 
-	"rpc":                   {"rpc/bus", "rpc/internal/names", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
+	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/partial", "internal/backoff", "internal/outage", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "internal/version", "fault"},
 	"rpc/membus":            {"rpc/bus"},
 	"rpc/amqpbus":           {"rpc/bus", "internal/backoff", "tlsfile", "internal/outage", "rpc/internal/...", "internal/text", "fault", amqp, "golang.org/x/sync"},
@@ -62,7 +62,7 @@ var rules = map[string][]string{
 	"rpc/internal/...":      {"rpc/bus", "internal/backoff", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":           {"internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
+	"rpc/rpctest":           {"rpc/internal/partial", "internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
@@ -111,7 +111,7 @@ var rules = map[string][]string{
 	"component/componenttest":   {"component", "component/internal/inject", "rpc/bus", "rpc/membus", "db", "fault", "service/operation", "github.com/jmoiron/sqlx"},
 	"component": {
 		"component/internal/inject", "fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/placement/placementprom", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/mysqldb", "db/sqlitedb", "db/dbprom", "service", "service/...",
-		"internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
+		"internal/backoff", "internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 
 	"testenv":               {"internal/testenv"},
@@ -121,7 +121,7 @@ var rules = map[string][]string{
 	"internal/envtest":      {"internal/testenv"},
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
-	"internal/goldentest":   {},
+	"internal/goldentest":   {"github.com/google/go-cmp"},
 	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
 	"internal/benchreport":  {"internal/testenv", mysql, amqp, nats},

@@ -25,7 +25,7 @@ import (
 // API panics if it is called twice. It also panics if the options embed neither [APIOptions], nor [AccessOptions] together with a
 // [Component.Address].
 func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
-	o := embedded[AccessOptions](p.Options)
+	o := findOptions[AccessOptions](p.Options)
 	addr, names := p.c.address(p.Options)
 	switch {
 	case o == nil || addr == "":
@@ -47,7 +47,7 @@ func (p *Process[O]) API(cfg api.Config, register func(m *api.Mux)) error {
 	if len(o.CORS.Origins) > 0 {
 		cfg.CORS = &api.CORS{Origins: o.CORS.Origins}
 	}
-	if a := embedded[APIOptions](p.Options); a != nil && cfg.PublicURL == "" {
+	if a := findOptions[APIOptions](p.Options); a != nil && cfg.PublicURL == "" {
 		cfg.PublicURL = a.Links.PublicURL
 	}
 	cfg.Inflight, cfg.Observe, cfg.Logger, cfg.BodyTimeout = p.App.Inflight(), p.tell.observe, p.Log, o.WSGI.BodyTimeout
@@ -153,7 +153,7 @@ func (l *loadedOptions[O]) policy(log *slog.Logger) policy.Config {
 	if files := l.config.Files(); len(files) > 0 {
 		dir = filepath.Dir(files[0])
 	}
-	o := embedded[AccessOptions](l.opts)
+	o := findOptions[AccessOptions](l.opts)
 	if o == nil {
 		return policy.Config{Logger: log}
 	}

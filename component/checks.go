@@ -204,7 +204,7 @@ func (t *Tool[O]) explainCommand() *cobra.Command {
 				return unknownName("rule", rule, slices.Values(names))
 			}
 			if token != "" {
-				if c, err = credentialsOf(cmd.Context(), embedded[AccessOptions](l.opts), token); err != nil {
+				if c, err = credentialsOf(cmd.Context(), findOptions[AccessOptions](l.opts), token); err != nil {
 					return err
 				}
 			}

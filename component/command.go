@@ -55,7 +55,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 			if err := r.openByDefault(f); err != nil {
 				return err
 			}
-			return r.run(cmd.Context(), f, AllInOne)
+			return r.runService(cmd.Context(), f, AllInOne)
 		},
 	}
 	root.SetOut(r.out)
@@ -85,7 +85,7 @@ func (r *runtime[O]) command(env []string) *cobra.Command {
 	for _, s := range r.c.Services {
 		root.AddCommand(&cobra.Command{
 			Use: s.Name, Short: s.Short, Args: noArguments,
-			RunE: func(cmd *cobra.Command, _ []string) error { return r.run(cmd.Context(), f, s.Name) },
+			RunE: func(cmd *cobra.Command, _ []string) error { return r.runService(cmd.Context(), f, s.Name) },
 		})
 	}
 	r.addTools(root, &Tool[O]{r: r, f: f, Out: r.out})
@@ -114,7 +114,7 @@ func (r *runtime[O]) addTools(root *cobra.Command, t *Tool[O]) {
 	if len(r.c.Interfaces) > 0 {
 		root.AddCommand(t.dlqCommand())
 	}
-	if r.c.OpenAPI != nil || embedded[AccessOptions](new(O)) != nil {
+	if r.c.OpenAPI != nil || findOptions[AccessOptions](new(O)) != nil {
 		root.AddCommand(t.openapiCommand())
 	}
 	if r.c.Commands != nil {
@@ -205,7 +205,7 @@ func (f *flags) source() config.Source {
 // stays keystone.
 func (r *runtime[O]) openByDefault(f *flags) error {
 	const strategy = "api.auth_strategy"
-	if embedded[AccessOptions](new(O)) == nil || f.config.Defaults[strategy] != "" {
+	if findOptions[AccessOptions](new(O)) == nil || f.config.Defaults[strategy] != "" {
 		return nil
 	}
 	f.config.Defaults[strategy] = "noauth2"
@@ -242,7 +242,7 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 		return nil, err
 	}
 	level := new(slog.LevelVar)
-	src.Logger = newLogger(r.err, embedded[Options](early.Current()), level)
+	src.Logger = newLogger(r.err, findOptions[Options](early.Current()), level)
 	c, err := config.Inspect[O](src)
 	if c == nil {
 		return nil, err
@@ -256,12 +256,12 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	}
 	l.opts = new(O)
 	*l.opts = *c.Current() // a copy: the changes below do not affect c
-	l.base = embedded[Options](l.opts)
+	l.base = findOptions[Options](l.opts)
 	host, herr := hostName(l.base)
 	if l.base.Host = host; checkHost(host) != nil {
 		l.base.Host = "wrong" // a valid name, so that the caller can look for further errors
 	}
-	c.OnChange(nil, func(_, next *O) { setLevel(level, embedded[Options](next)) })
+	c.OnChange(nil, func(_, next *O) { setLevel(level, findOptions[Options](next)) })
 	return l, errors.Join(err, herr)
 }
 
@@ -270,7 +270,7 @@ func (l *loadedOptions[O]) forService() *loadedOptions[O] {
 	one := *l
 	one.opts = new(O)
 	*one.opts = *l.opts
-	one.base = embedded[Options](one.opts)
+	one.base = findOptions[Options](one.opts)
 	return &one
 }
 
@@ -431,7 +431,7 @@ func (t *Tool[O]) printHistory(ctx context.Context) error {
 // withRoutes wires the services, without starting them and without the options of an operator, and calls do with their routes.
 func (t *Tool[O]) withRoutes(ctx context.Context, do func(m *api.Mux) error) error {
 	overrides := map[string]string{"transport_url": "memory://", "database.connection": "sqlite:///:memory:", "api.auth_strategy": "noauth2"}
-	if embedded[APIOptions](new(O)) != nil {
+	if findOptions[APIOptions](new(O)) != nil {
 		overrides["listen"] = "127.0.0.1:0"
 	}
 	l, err := t.r.load(&flags{config: config.Source{Defaults: t.f.config.Defaults, Overrides: overrides}})

@@ -198,7 +198,7 @@ func (r *runtime[O]) main(ctx context.Context, args, env []string) int {
 // check panics if the component is wrong.
 func (c *Component[O]) check() {
 	fail := func(format string, args ...any) { panic("component: " + fmt.Sprintf(format, args...)) }
-	if embedded[Options](new(O)) == nil {
+	if findOptions[Options](new(O)) == nil {
 		fail("the options type %T does not embed component.Options: write component.Options as a field without a name in it", *new(O))
 	}
 	if c.Name == "" || len(c.Services) == 0 {
@@ -236,7 +236,7 @@ func (c *Component[O]) address(o *O) (addr string, options []string) {
 	if c.Address != nil {
 		return c.Address(o)
 	}
-	if a := embedded[APIOptions](o); a != nil {
+	if a := findOptions[APIOptions](o); a != nil {
 		return a.Listen, []string{"listen"}
 	}
 	return "", nil

@@ -230,7 +230,7 @@ func checkKind(ctx context.Context, members *membership.Registry, kind string) e
 func (t *Tool[O]) withMembers(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		return t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
-			return do(ctx, membership.New(membership.Config{DB: d, DownAfter: embedded[Options](o).ServiceDownTime}), args)
+			return do(ctx, membership.New(membership.Config{DB: d, DownAfter: findOptions[Options](o).ServiceDownTime}), args)
 		})
 	}
 }

@@ -39,10 +39,10 @@ type DriverConfig[D driver.Driver, O any] struct {
 // DriverWith is [Driver] with more settings. It panics if the options do not embed DriverOptions and cfg has no Options.
 func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (func() D, error) {
 	if cfg.Options == nil {
-		if embedded[driver.Options](p.Options) == nil {
+		if findOptions[driver.Options](p.Options) == nil {
 			panic("component: Driver: the options do not embed component.DriverOptions: embed component.DriverOptions in the struct of options")
 		}
-		cfg.Options = func(o *O) driver.Options { return *embedded[driver.Options](o) }
+		cfg.Options = func(o *O) driver.Options { return *findOptions[driver.Options](o) }
 	}
 	if cfg.Probe == nil {
 		cfg.Probe = func(ctx context.Context, d D) error {

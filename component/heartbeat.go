@@ -3,6 +3,8 @@ package component
 import (
 	"context"
 	"time"
+
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Heartbeat returns a function for a loop that runs every second or more often, such as service.Loop. The function calls f when a heartbeat of the
@@ -14,7 +16,7 @@ import (
 // at a time. A call blocks as long as f does. The context of f ends after report_interval, or after 1 s if report_interval is shorter.
 func (p *Process[O]) Heartbeat(member string, f func(ctx context.Context) error) func(ctx context.Context) error {
 	var next time.Time
-	gap, failed, every := time.Second, 0, p.base.ReportInterval
+	failed, every := 0, p.base.ReportInterval
 	return func(life context.Context) error {
 		if time.Now().Before(next) {
 			return nil
@@ -29,15 +31,13 @@ func (p *Process[O]) Heartbeat(member string, f func(ctx context.Context) error)
 			if failed > 0 {
 				p.Log.InfoContext(ctx, "heartbeat succeeded after failures", "member", member, "failed", failed)
 			}
-			gap, failed = time.Second, 0
-			next = time.Now().Add(every)
+			failed, next = 0, time.Now().Add(every)
 			return nil
 		case failed == 0:
 			p.Log.WarnContext(ctx, "heartbeat failed, will be retried", "member", member, "error", err)
 		}
 		failed++
-		next = time.Now().Add(min(gap, every))
-		gap *= 2
+		next = time.Now().Add(backoff.Exponential(failed, time.Second, every))
 		return nil
 	}
 }

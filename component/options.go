@@ -241,8 +241,8 @@ func isLocal(addr string) bool {
 	return strings.HasPrefix(addr, "unix:") || err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
-// embedded returns the options of type T within a struct of options, or nil.
-func embedded[T any](o any) *T {
+// findOptions returns the options of type T within a struct of options, or nil.
+func findOptions[T any](o any) *T {
 	return findEmbedded[T](reflect.ValueOf(o).Elem())
 }
 

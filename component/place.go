@@ -75,17 +75,17 @@ func (l *loadedOptions[O]) placeAll(err error) (out []error) {
 		}
 		return out
 	}
-	if err == nil || slices.ContainsFunc(optionsIn(err), func(option string) bool { return l.wrong[qualified(option)] }) {
+	if err == nil || slices.ContainsFunc(optionsIn(err), func(option string) bool { return l.wrong[qualifyOption(option)] }) {
 		return nil
 	}
 	for _, option := range optionsIn(err) {
-		l.wrong[qualified(option)] = true
+		l.wrong[qualifyOption(option)] = true
 	}
 	return []error{l.place(err)}
 }
 
-// qualified returns an option in the form SECTION.NAME.
-func qualified(option string) string {
+// qualifyOption returns an option in the form SECTION.NAME.
+func qualifyOption(option string) string {
 	section, name := splitOption(option)
 	return section + "." + name
 }

@@ -51,14 +51,14 @@ type Placement[R placement.Requester] struct {
 	// Claims are the claims in the database.
 	Claims *placement.SQL
 
-	kind    string
-	log     *slog.Logger
-	members *membership.Registry
-	fleet   scheduler.Fleet[*Host]
-	placer  placement.Placer[R, *Host]
-	again   placement.Placer[R, *Host] // for requests that wait already: their decisions are not measured
-	signal  func(ctx context.Context) error
-	freed   atomic.Bool // set when resources were freed that requests may wait for
+	kind        string
+	log         *slog.Logger
+	members     *membership.Registry
+	fleet       scheduler.Fleet[*Host]
+	placer      placement.Placer[R, *Host]
+	retryPlacer placement.Placer[R, *Host] // for requests that wait already: their decisions are not measured
+	signal      func(ctx context.Context) error
+	freed       atomic.Bool // set when resources were freed that requests may wait for
 }
 
 const (
@@ -86,7 +86,7 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 		Weighers: slices.Concat(placement.Weighers[R, *Host](cfg.Options), cfg.Weighers), Picker: scheduler.Subset(max(cfg.Subset, 1)),
 		MaxRanked: maxRanked,
 	}
-	again, err := scheduler.New(schedule)
+	retry, err := scheduler.New(schedule)
 	if err != nil {
 		panic("component: NewPlacement: " + err.Error())
 	}
@@ -97,13 +97,14 @@ func NewPlacement[R placement.Requester, O any](p *Process[O], cfg PlacementConf
 	}
 	pl := &Placement[R]{Claims: placement.NewSQL(p.DB), kind: cfg.Kind, log: p.Log, members: p.Members}
 	pl.signal = func(ctx context.Context) error { return p.signalRoom(ctx, cfg.Kind) }
-	metrics := placementprom.New(pl.providers)
+	metrics := placementprom.New()
+	metrics.AddProviders(pl.providers)
 	if err := p.Metrics.Register(metrics); err != nil {
 		panic("component: NewPlacement: the process has a placement already: " + err.Error())
 	}
 	pl.placer = placement.Placer[R, *Host]{Scheduler: rank, Store: liveClaims{pl.Claims, p.Members, cfg.Kind}, Hosts: pl.Hosts, Observe: metrics.Observe}
-	pl.again = pl.placer
-	pl.again.Scheduler = again
+	pl.retryPlacer = pl.placer
+	pl.retryPlacer.Scheduler = retry
 	p.Add(cfg.Kind+" hosts", service.Loop(refreshInterval, pl.poll))
 	return pl
 }
@@ -147,7 +148,7 @@ func (pl *Placement[R]) refresh(ctx context.Context) error {
 	var hosts []*Host
 	for _, one := range providers {
 		if m, ok := byHost[one.ID]; ok {
-			hosts = append(hosts, &Host{live(one, &m), m})
+			hosts = append(hosts, &Host{applyMemberState(one, &m), m})
 		}
 	}
 	pl.fleet.Report(hosts...)
@@ -155,8 +156,8 @@ func (pl *Placement[R]) refresh(ctx context.Context) error {
 	return nil
 }
 
-// live returns a copy of a provider. The copy is disabled if an operator has disabled the member.
-func live(p *placement.Provider, m *membership.Member) *placement.Provider {
+// applyMemberState returns a copy of a provider. The copy is disabled if an operator has disabled the member.
+func applyMemberState(p *placement.Provider, m *membership.Member) *placement.Provider {
 	out := *p
 	if m.Disabled {
 		out.Disabled = "disabled: " + m.DisabledReason
@@ -219,7 +220,7 @@ func (pl *Placement[R]) placed(placed *placement.Placed[*Host], req R) *Host {
 func (pl *Placement[R]) PlaceOrWait(ctx context.Context, op *operation.Op, req R) (*Host, error) {
 	placer := &pl.placer
 	if op.Waits > 0 {
-		placer = &pl.again
+		placer = &pl.retryPlacer
 	}
 	placed, err := placer.Place(ctx, req)
 	if errors.Is(err, scheduler.ErrNoValidHost) {
@@ -359,7 +360,7 @@ func (r *resourceReport[O]) report(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, remoteTimeout)
 		defer cancel()
 		_, err = rpc.Call(limited, r.p.Client, reportResources, rpc.Any, &resourcesMessage{r.kind, &now})
-		err = unanswered(ctx, err)
+		err = translateUnanswered(ctx, err)
 	}
 	if err == nil {
 		r.last, r.at = text, time.Now()

@@ -493,8 +493,8 @@ func (r *runtime[O]) wire(ctx context.Context, read *loadedOptions[O], name stri
 	return p, nil
 }
 
-// run runs a service until ctx ends or a signal comes.
-func (r *runtime[O]) run(ctx context.Context, f *flags, name string) (err error) {
+// runService runs a service until ctx ends or a signal comes.
+func (r *runtime[O]) runService(ctx context.Context, f *flags, name string) (err error) {
 	read, err := r.load(f)
 	if err != nil {
 		return err

@@ -131,12 +131,12 @@ func callProcess[Resp any](ctx context.Context, m *remoteMember, method rpc.Meth
 	limited, cancel := context.WithTimeout(ctx, remoteTimeout)
 	defer cancel()
 	out, err := rpc.Call(limited, m.client, method, rpc.Any, &m.self)
-	return out, unanswered(ctx, err)
+	return out, translateUnanswered(ctx, err)
 }
 
-// unanswered translates the error of a call to a process with the database. If no process has answered, the result is Unavailable,
+// translateUnanswered translates the error of a call to a process with the database. If no process has answered, the result is Unavailable,
 // after which the call may be repeated. So the called method must be idempotent.
-func unanswered(ctx context.Context, err error) error {
+func translateUnanswered(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() == nil && slices.Contains([]fault.Code{fault.Timeout, fault.Unknown, fault.Unavailable}, fault.CodeOf(err)) {
 		err = fault.New(fault.Unavailable, "no process with the database has answered: %w", err)
 	}

@@ -59,7 +59,9 @@ func (t *Tool[O]) statusCommand() *cobra.Command {
 			}
 			v := statusView{Members: []memberView{}, Operations: []operationCount{}}
 			if t.r.c.Migrations != nil {
-				err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error { return v.readDatabase(ctx, embedded[Options](o), d) })
+				err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
+					return v.readDatabase(ctx, findOptions[Options](o), d)
+				})
 			}
 			v.Processes = t.askProcesses(cmd.Context(), l.base)
 			return errors.Join(err, t.printStatus(&v))

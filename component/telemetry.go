@@ -45,6 +45,7 @@ type telemetry struct {
 	runners  *operationprom.Metrics
 	tokens   *authprom.Metrics
 	decided  *schedulerprom.Metrics
+	members  *membershipprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // nil: no traces
 	log      *slog.Logger
@@ -55,11 +56,11 @@ type telemetry struct {
 func newTelemetry(ctx context.Context, app *service.App, name, process string, o *Options, log *slog.Logger, dry bool) (*telemetry, error) {
 	t := &telemetry{
 		registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(),
-		database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New(), log: log,
+		database: dbprom.New(), runners: operationprom.New(), tokens: authprom.New(), decided: schedulerprom.New(), members: membershipprom.New(), log: log,
 	}
 	t.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewBuildInfoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided,
+		t.service, t.requests, t.rpc, t.drivers, t.database, t.runners, t.tokens, t.decided, t.members,
 	)
 	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" {
@@ -92,7 +93,8 @@ func newTelemetry(ctx context.Context, app *service.App, name, process string, o
 
 // addDatabase adds the metrics of a database.
 func (t *telemetry) addDatabase(name string, d *sqlx.DB, members *membership.Registry, ops *operation.Store) {
-	t.registry.MustRegister(collectors.NewDBStatsCollector(d.DB, name), membershipprom.New(members))
+	t.registry.MustRegister(collectors.NewDBStatsCollector(d.DB, name))
+	t.members.Add(members)
 	t.runners.AddStore(ops)
 }
 

@@ -306,9 +306,7 @@ func addAfter(c *clause, keys []pageKey, values []any) {
 	// finds this bound. Without this term each page would read all rows before the page.
 	k := keys[0]
 	if v := values[0]; len(keys) > 1 && v != nil {
-		var gt clause
-		k.addAfter(&gt, v)
-		c.addTerm(strings.NewReplacer(" > ", " >= ", " < ", " <= ").Replace(gt.terms[0]), gt.args...)
+		k.addBound(c, k.compareSign()+"=", v)
 	}
 	c.addTerm(text.String(), args...)
 }
@@ -324,16 +322,23 @@ func (c *clause) addEqualKey(k pageKey, v any) {
 
 // addAfter adds one term, which is true for values that come after v.
 func (k pageKey) addAfter(c *clause, v any) {
-	switch last := k.nullsLast(); {
-	case v == nil && last:
+	switch {
+	case v == nil && k.nullsLast():
 		c.addTerm("1 = 0")
 	case v == nil:
 		c.addTerm(k.quotedName() + " IS NOT NULL")
-	case last:
-		c.addTerm(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.quotedName(), k.compareSign(), k.quotedName()), v)
 	default:
-		c.addTerm(k.quotedName()+" "+k.compareSign()+" ?", v)
+		k.addBound(c, k.compareSign(), v)
 	}
+}
+
+// addBound adds one term, which compares the key with v. The parameter sign is the operator, and v is not nil. If NULLs come last, the term is true for them.
+func (k pageKey) addBound(c *clause, sign string, v any) {
+	if k.nullsLast() {
+		c.addTerm(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.quotedName(), sign, k.quotedName()), v)
+		return
+	}
+	c.addTerm(k.quotedName()+" "+sign+" ?", v)
 }
 
 // nullsLast reports whether NULLs may exist and come last.

@@ -111,7 +111,7 @@ func TestServiceSlowServer(t *testing.T) {
 				return
 			}
 			go func() {
-				waittest.Spend(1500 * time.Millisecond)
+				waittest.Spend(1500*time.Millisecond, "the slow answer of the server")
 				_, _ = c.Write([]byte("\x10\x00\x00\x00\xff\x6a\x04no such host.")) // the error 1130 of MySQL's protocol
 				_ = c.Close()
 			}()

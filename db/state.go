@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -132,10 +131,12 @@ func (m *migrator) adoptedState(ctx context.Context, s *sequence) (st state, err
 
 // appliedRows returns the rows of a table of versions, in the order of the versions. A table of an older release lacks the last two columns.
 func (m *migrator) appliedRows(ctx context.Context, table string) (list []appliedRow, err error) {
-	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
-	rows, err := m.conn.QueryContext(ctx, query)
+	query := func(last string) string {
+		return "SELECT version, name, sha256, " + last + " FROM " + table + " ORDER BY version"
+	}
+	rows, err := m.conn.QueryContext(ctx, query("breaks, done"))
 	if isMissing(err) {
-		rows, err = m.conn.QueryContext(ctx, strings.Replace(query, "breaks, done", "0, NULL", 1))
+		rows, err = m.conn.QueryContext(ctx, query("0, NULL"))
 	}
 	if err != nil {
 		return nil, err

@@ -138,7 +138,7 @@ func BenchmarkCrash(b *testing.B) {
 			if _, err := p.Driver().Echo(b.Context(), "x"); err == nil {
 				break
 			}
-			time.Sleep(time.Millisecond) //nolint:forbidigo // until the program is restarted
+			time.Sleep(time.Millisecond) //nolint:forbidigo // the longer pauses of waittest would be measured, too
 		}
 		back = append(back, time.Since(began))
 	}

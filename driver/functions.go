@@ -177,7 +177,7 @@ func (m method) none() (out reflect.Value) {
 func (m method) call(c grpc.ClientConnInterface, path string, args []reflect.Value) (_ reflect.Value, err error) {
 	req, resp := new(wrapperspb.StringValue), new(wrapperspb.StringValue)
 	if m.in != nil {
-		if req.Value, err = encode(args[1], fault.Invalid, m.name, "argument"); err != nil {
+		if req.Value, err = encodeJSON(args[1], fault.Invalid, m.name, "argument"); err != nil {
 			return m.none(), err
 		}
 	}
@@ -185,7 +185,7 @@ func (m method) call(c grpc.ClientConnInterface, path string, args []reflect.Val
 	if err != nil || m.out == nil {
 		return m.none(), err
 	}
-	return decode(resp.GetValue(), m.out, fault.Internal, m.name, "result")
+	return decodeJSON(resp.GetValue(), m.out, fault.Internal, m.name, "result")
 }
 
 // handler returns the function of the program, which calls the driver's function.
@@ -208,7 +208,7 @@ func (m method) handler(path string) grpc.MethodHandler {
 func (m method) serve(ctx context.Context, fn reflect.Value, text string) (*wrapperspb.StringValue, error) {
 	args := []reflect.Value{reflect.ValueOf(ctx)}
 	if m.in != nil {
-		in, err := decode(text, m.in, fault.Invalid, m.name, "argument")
+		in, err := decodeJSON(text, m.in, fault.Invalid, m.name, "argument")
 		if err != nil {
 			return nil, err
 		}
@@ -223,12 +223,12 @@ func (m method) serve(ctx context.Context, fn reflect.Value, text string) (*wrap
 		return resp, nil
 	}
 	var err error
-	resp.Value, err = encode(results[0], fault.Internal, m.name, "result")
+	resp.Value, err = encodeJSON(results[0], fault.Internal, m.name, "result")
 	return resp, err
 }
 
-// encode returns the JSON of an argument or a result.
-func encode(v reflect.Value, code fault.Code, name, what string) (string, error) {
+// encodeJSON returns the JSON of an argument or a result.
+func encodeJSON(v reflect.Value, code fault.Code, name, what string) (string, error) {
 	raw, err := json.Marshal(v.Interface())
 	if err != nil {
 		return "", fault.New(code, "%s: the %s cannot be encoded: %w", name, what, err)
@@ -236,8 +236,8 @@ func encode(v reflect.Value, code fault.Code, name, what string) (string, error)
 	return string(raw), nil
 }
 
-// decode returns the argument or the result that a JSON text has.
-func decode(text string, t reflect.Type, code fault.Code, name, what string) (reflect.Value, error) {
+// decodeJSON returns the argument or the result that a JSON text has.
+func decodeJSON(text string, t reflect.Type, code fault.Code, name, what string) (reflect.Value, error) {
 	p := reflect.New(t)
 	if err := json.Unmarshal([]byte(text), p.Interface()); err != nil {
 		if text == "" {

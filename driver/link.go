@@ -16,29 +16,29 @@ import (
 // link forwards calls to the process that runs now. Kind.Client gets a view of the link, so the driver that Kind.Client
 // returns stays usable when the program is restarted or replaced.
 type link struct {
-	name    string
-	observe func(method string, took time.Duration, err error) // or nil
-	check   func() error                                       // returns the reason why cur is nil
-	end     func(context.Context) error                        // closes the driver, as supervisor.close
+	name        string
+	observe     func(method string, took time.Duration, err error) // or nil
+	check       func() error                                       // returns the reason why cur is nil
+	closeDriver func(context.Context) error                        // closes the driver, as supervisor.close
 
 	cur  atomic.Pointer[route]         // nil while no program can be called
 	held atomic.Pointer[chan struct{}] // while it is not nil, new calls wait until the channel is closed
 	shut atomic.Bool                   // set by drain
 }
 
-// newLink returns a link without a process. The caller must set check and end.
+// newLink returns a link without a process. The caller must set check and closeDriver.
 func newLink(name string, observe func(string, time.Duration, error)) *link {
 	return &link{name: name, observe: observe}
 }
 
 // close closes the driver without a deadline of the caller.
-func (l *link) close() error { return l.end(context.Background()) }
+func (l *link) close() error { return l.closeDriver(context.Background()) }
 
 // view returns a connection for the driver of a protocol.
 func (l *link) view(protocol int) *view { return &view{link: l, protocol: protocol} }
 
 // begin returns the process for one call, or an error with code Unavailable. It blocks while calls are held. If ctx ends
-// first, it returns Timeout or Canceled. The caller must call leave of the route after the call.
+// first, it returns Timeout or Canceled. The caller must call endCall of the route after the call.
 func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 	for {
 		if l.shut.Load() {
@@ -55,9 +55,9 @@ func (l *link) begin(ctx context.Context, protocol int) (*route, error) {
 			// Another program was started, or calls were held, between Load and check.
 		case r.protocol != protocol:
 			return nil, fault.New(fault.Unavailable, "driver %s: its program was replaced by one with protocol %d, but this call is of protocol %d: call Plugin.Driver for each use", l.name, r.protocol, protocol)
-		case !r.enter(): // the route was retired after Load; by now cur, held or shut has another value
+		case !r.beginCall(): // the route was retired after Load; by now cur, held or shut has another value
 		case l.shut.Load():
-			r.leave() // drain has begun, and may not wait for this call
+			r.endCall() // drain has begun, and may not wait for this call
 		default:
 			return r, nil
 		}
@@ -78,8 +78,8 @@ func (l *link) awaitHeld(ctx context.Context) error {
 	}
 }
 
-// hold makes new calls wait until the returned function is called.
-func (l *link) hold() (release func()) {
+// holdCalls makes new calls wait until the returned function is called.
+func (l *link) holdCalls() (release func()) {
 	c := make(chan struct{})
 	l.held.Store(&c)
 	return func() {
@@ -115,18 +115,18 @@ func newRoute(p *process) *route {
 	return &route{conn: p.conn, protocol: p.protocol, idle: make(chan struct{}, 1), cut: make(chan struct{})}
 }
 
-// enter records the beginning of a call, and returns false if no call may begin.
-func (r *route) enter() bool {
+// beginCall records the beginning of a call, and returns false if no call may begin.
+func (r *route) beginCall() bool {
 	r.n.Add(1)
 	if r.retired.Load() {
-		r.leave()
+		r.endCall()
 		return false
 	}
 	return true
 }
 
-// leave records the end of a call.
-func (r *route) leave() {
+// endCall records the end of a call.
+func (r *route) endCall() {
 	if r.n.Add(-1) == 0 && r.retired.Load() {
 		select {
 		case r.idle <- struct{}{}:
@@ -169,7 +169,7 @@ func (l *view) begin(ctx context.Context) (*route, error) {
 	if l.fixed == nil {
 		return l.link.begin(ctx, l.protocol)
 	}
-	if !l.fixed.enter() {
+	if !l.fixed.beginCall() {
 		return nil, fault.New(fault.Unavailable, "driver %s is closed", l.name)
 	}
 	return l.fixed, nil
@@ -184,7 +184,7 @@ func (l *view) Invoke(ctx context.Context, method string, req, resp any, opts ..
 		if err = r.conn.Invoke(outgoingContext(ctx), method, req, resp, out.options(opts)...); err != nil {
 			err = out.err(ctx, l.name, method, err)
 		}
-		r.leave()
+		r.endCall()
 	}
 	if l.observe != nil {
 		l.observe(method, time.Since(began), err)
@@ -205,7 +205,7 @@ func (l *view) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	s := &clientStream{link: l.link, route: r, method: method, began: began, user: ctx, many: desc.ServerStreams}
 	ctx, s.cancel = context.WithCancel(outgoingContext(ctx))
 	go func() {
-		defer r.leave() // finish also cancels ctx
+		defer r.endCall() // finish also cancels ctx
 		select {
 		case <-r.cut:
 		case <-ctx.Done():

@@ -47,11 +47,11 @@ const outputTimeout = 200 * time.Millisecond
 // does not end programs that hang, or whose children keep the output open, and it panics at
 // some log lines.
 type process struct {
-	cfg       *PluginConfig
-	path      string
-	program   *os.File // the checked file at path; open until cleanUp, so that the program can be started again
-	protocols []int
-	again     bool // execute the open file, even without a checksum
+	cfg         *PluginConfig
+	path        string
+	program     *os.File // the checked file at path; open until cleanUp, so that the program can be started again
+	protocols   []int
+	runOpenFile bool // execute the open file, even without a checksum
 
 	cmd    *exec.Cmd
 	proc   atomic.Pointer[os.Process] // nil until the program runs
@@ -87,11 +87,11 @@ func openRefused(path, pin string) (*os.File, error) {
 }
 
 // startProcess runs the program and makes the handshake before ctx ends. The driver is not open yet. The parameter program is the
-// checked file at path; the process closes this file. With a checksum, or if the parameter again is true, this file is
+// checked file at path; the process closes this file. With a checksum, or if the parameter runOpenFile is true, this file is
 // executed even if the path has another file meanwhile. After an error no process and no directory is left.
-func startProcess(ctx context.Context, program *os.File, again bool, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
+func startProcess(ctx context.Context, program *os.File, runOpenFile bool, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	p := &process{
-		cfg: cfg, path: path, program: program, again: again, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
+		cfg: cfg, path: path, program: program, runOpenFile: runOpenFile, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
 		exited: make(chan struct{}), drained: make(chan struct{}),
 	}
 	return p, p.attempt(ctx, p.connect)
@@ -207,7 +207,7 @@ const maxSocket = 107
 // prepare makes the command for [process.Start].
 func (p *process) prepare(ctx context.Context, env []string, dir, cert string) error {
 	p.cmd = exec.Command(p.path, p.cfg.Args...) //nolint:noctx // fail ends it
-	if p.cfg.SHA256 != "" || p.again {
+	if p.cfg.SHA256 != "" || p.runOpenFile {
 		p.executeOpen()
 	}
 	p.cmd.Dir = "/"

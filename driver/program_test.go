@@ -26,6 +26,7 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -177,8 +178,8 @@ func (o *echoOptions) pass() (lock *os.File, err error) {
 		if err := errors.Join(os.WriteFile(o.Gate+".new", []byte(strconv.Itoa(os.Getpid())), 0o600), os.Rename(o.Gate+".new", o.Gate+".pid")); err != nil {
 			return nil, err
 		}
-		for _, err := os.Stat(o.Gate); err != nil; _, err = os.Stat(o.Gate) {
-			time.Sleep(time.Millisecond) //nolint:forbidigo // a file cannot be waited for
+		if err := waittest.Poll(time.Hour, func() error { _, err := os.Stat(o.Gate); return err }); err != nil {
+			return nil, err
 		}
 	}
 	if o.Lock == "" {

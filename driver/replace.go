@@ -70,9 +70,9 @@ func (s *supervisor) replace(ctx context.Context, next *plan, check func(context
 	}:
 		err = <-result
 	case <-ctx.Done():
-		err = r.end(fault.New(fault.CodeOf(ctx.Err()), "the replacement did not begin in time: %w", ctx.Err()))
+		err = r.discardProgram(fault.New(fault.CodeOf(ctx.Err()), "the replacement did not begin in time: %w", ctx.Err()))
 	case <-s.done:
-		err = r.end(fault.New(fault.Unavailable, "the driver is closed"))
+		err = r.discardProgram(fault.New(fault.Unavailable, "the driver is closed"))
 	}
 	if err != nil {
 		return s.notReplaced(err)
@@ -135,7 +135,7 @@ func (r *replacement) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.next.cfg.CloseTimeout)
 	defer cancel()
 	if r.p.hasExited() {
-		return r.end(err)
+		return r.discardProgram(err)
 	}
 	_ = r.p.closeDriver(ctx) // err is the reason
 	return fmt.Errorf("%s: %w", r.p.path, err)
@@ -161,8 +161,8 @@ func (r *replacement) verify(ctx context.Context) error {
 	return r.check(ctx, v)
 }
 
-// end ends the new program, which is not used, and returns the reason.
-func (r *replacement) end(reason error) error {
+// discardProgram ends the new program, which is not used, and returns the reason.
+func (r *replacement) discardProgram(reason error) error {
 	r.p.fail(reason)
 	r.p.cleanUp()
 	return r.p.explain(reason)
@@ -189,7 +189,7 @@ func (r *replacement) use(old *process) *process {
 // swapBeside changes to the new program, whose driver is open, while calls on the old program continue.
 func (r *replacement) swapBeside(life, _ context.Context, old *process) (after *process, failed, err error) {
 	if r.p.hasExited() {
-		failed = r.end(nil)
+		failed = r.discardProgram(nil)
 		if old == nil {
 			return nil, failed, failed
 		}
@@ -210,9 +210,9 @@ func (r *replacement) swapAfter(life, ctx context.Context, old *process) (after 
 	defer context.AfterFunc(life, cancel)()
 	now := r.plan.Load()
 	if old != nil {
-		defer r.link.hold()()
+		defer r.link.holdCalls()()
 		if err := r.awaitCalls(ctx, old); err != nil {
-			return old, r.end(err), nil
+			return old, r.discardProgram(err), nil
 		}
 		r.link.cur.Store(nil)
 		program := old.program

@@ -41,7 +41,7 @@ func TestReplaceStorm(t *testing.T) {
 			if most = max(most, len(left)); err != nil {
 				t.Error(err)
 			}
-			waittest.Spend(20 * time.Millisecond)
+			waittest.Spend(20*time.Millisecond, "the time between two replacements")
 		}
 		wg.Wait()
 		if st := r.p.Status(); st.State != driver.Up || st.Restarts != 0 || st.Replacements < 1 || most > 2 {

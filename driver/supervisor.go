@@ -66,7 +66,7 @@ func startSupervised(ctx context.Context, kind string, protocols []int, pl *plan
 		return nil, err
 	}
 	s.link = newLink(name, pl.cfg.Observe)
-	s.link.check, s.link.end = s.check, s.close
+	s.link.check, s.link.closeDriver = s.check, s.close
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.urgent, s.kill = context.WithCancel(context.WithoutCancel(ctx))
@@ -90,10 +90,10 @@ func (s *supervisor) start(ctx context.Context, pl *plan) (*process, error) {
 }
 
 // startFile does what start does, for an open program, see startProcess.
-func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, again bool) (*process, error) {
+func (s *supervisor) startFile(ctx context.Context, pl *plan, program *os.File, runOpenFile bool) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, pl.cfg.StartTimeout)
 	defer cancel()
-	p, err := startProcess(ctx, program, again, s.protocols, pl.path, &pl.cfg, s.log)
+	p, err := startProcess(ctx, program, runOpenFile, s.protocols, pl.path, &pl.cfg, s.log)
 	if err != nil {
 		return nil, err
 	}

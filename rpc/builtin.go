@@ -36,16 +36,8 @@ func builtinMethod(i *Interface, name string) Method[None, Description] {
 	return Method[None, Description]{Interface: i, Name: name, Since: Version{Major: i.Version.Major}}
 }
 
-// Ping calls a server of the interface and returns how long the answer took. The
-// server needs a free handler slot to answer, as for every call. Errors: those of [Call].
-func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Duration, error) {
-	start := time.Now()
-	_, err := Call(ctx, c, builtinMethod(i, methodPing), host, &None{})
-	return time.Since(start), err
-}
-
 // Describe returns the description of a server of the interface. The version and the methods are those of i's major version; the running
-// requests are those of all versions. Errors: those of [Call].
+// requests are those of all versions. The server needs a free handler slot to answer, as for every call. Errors: those of [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }

@@ -37,11 +37,11 @@ type caps struct {
 	asked   chan struct{}             // makes keepCaps read the caps now
 	flight  singleflight.Group        // shares one call of refreshCaps
 
-	mu      sync.Mutex
-	settled chan struct{} // closed when the caps are known, or CapsWait has passed
-	gaveUp  bool          // CapsWait has passed, and the caps are not known
-	err     error         // the error of the last call of AutoCaps; nil before the first call
-	ended   time.Time     // when that call ended
+	mu       sync.Mutex
+	released chan struct{} // closed when the caps are known, or CapsWait has passed
+	gaveUp   bool          // CapsWait has passed, and the caps are not known
+	err      error         // the error of the last call of AutoCaps; nil before the first call
+	ended    time.Time     // when that call ended
 }
 
 // knownCaps is one answer of AutoCaps. It is immutable.
@@ -50,7 +50,7 @@ type knownCaps struct {
 	at       time.Time // when the call began
 }
 
-func newCaps() *caps { return &caps{asked: make(chan struct{}, 1), settled: make(chan struct{})} }
+func newCaps() *caps { return &caps{asked: make(chan struct{}, 1), released: make(chan struct{})} }
 
 // allow reports whether a message that needs version v of the interface may be sent. The receiver k is nil while the caps are not known.
 func (k *knownCaps) allow(i *Interface, v Version) bool {
@@ -62,12 +62,12 @@ func (k *knownCaps) allow(i *Interface, v Version) bool {
 	return i.isLowest(v)
 }
 
-// settleLocked releases the messages that wait for the caps.
-func (k *caps) settleLocked() {
+// releaseLocked releases the messages that wait for the caps.
+func (k *caps) releaseLocked() {
 	select {
-	case <-k.settled:
+	case <-k.released:
 	default:
-		close(k.settled)
+		close(k.released)
 	}
 }
 
@@ -143,7 +143,7 @@ func (c *Client) capText(name string) string {
 func (c *Client) awaitCaps(ctx context.Context, info Info) error {
 	c.startCaps()
 	select {
-	case <-c.caps.settled:
+	case <-c.caps.released:
 		return nil
 	case <-ctx.Done():
 		return fault.New(fault.CodeOf(ctx.Err()), "%s: not sent, the version caps are not known yet: %w", info, errors.Join(ctx.Err(), c.capsError()))
@@ -173,7 +173,7 @@ func (c *Client) Check(context.Context) error {
 		return nil
 	}
 	select {
-	case <-c.caps.settled:
+	case <-c.caps.released:
 		return nil
 	default:
 	}
@@ -223,7 +223,7 @@ func (c *Client) refreshCaps(ctx context.Context) error {
 		k.gaveUp = false
 		c.cfg.Logger.InfoContext(ctx, "version caps known")
 	}
-	k.settleLocked()
+	k.releaseLocked()
 	return nil
 }
 
@@ -323,7 +323,7 @@ func (c *Client) giveUpCaps() {
 	}
 	k.gaveUp = true
 	c.cfg.Logger.Warn("version caps not known, sending only the lowest version of each interface until they are", "waited", c.cfg.CapsWait, "error", k.err)
-	k.settleLocked()
+	k.releaseLocked()
 }
 
 // noteRefusal makes the client read its caps again if a server has refused a version, because an older server must have started.

@@ -74,7 +74,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 	}
 	var kept []*bus.Delivery
-	again := map[string]bool{} // the keys of the messages that were requeued
+	requeued := map[string]bool{} // the keys of the messages that were requeued
 	defer func() {
 		cancel()
 		returnLetters(in, kept)
@@ -90,10 +90,10 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 			return nil
 		}
 		verdict := Keep
-		if !again[letterKey(d.Message, 0)] {
+		if !requeued[letterKey(d.Message, 0)] {
 			verdict = decide(newDeadLetter(d.Message))
 		}
-		again[letterKey(d.Message, 1)] = verdict == Requeue
+		requeued[letterKey(d.Message, 1)] = verdict == Requeue
 		keep, err := executeVerdict(ctx, b, i, d, verdict)
 		if keep {
 			kept = append(kept, d)

@@ -16,7 +16,7 @@ import (
 )
 
 // TestDefine: Methods returns the defined methods. A server without a handler for one of them does not start, and its error
-// names the missing handlers. A Partial server starts.
+// names the missing handlers. With rpctest.Partial it starts.
 func TestDefine(t *testing.T) {
 	t.Parallel()
 	volumes := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}

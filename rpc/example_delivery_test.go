@@ -84,7 +84,7 @@ func ExampleFanout() {
 	// node-2
 }
 
-// Every server answers Ping and Describe, and needs no handler for them.
+// Every server answers Describe, and needs no handler for it.
 func ExampleDescribe() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -96,15 +96,12 @@ func ExampleDescribe() {
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
 
-	_, err := rpc.Ping(ctx, client, backups, "node-1")
-	fmt.Println("ping:", err)
-	_, err = rpc.Ping(ctx, client, backups, "node-2")
-	fmt.Println("ping:", errors.Is(err, rpc.ErrNoConsumer))
+	_, err := rpc.Describe(ctx, client, backups, "node-2")
+	fmt.Println("node-2 has no server:", errors.Is(err, rpc.ErrNoConsumer))
 	d, err := rpc.Describe(ctx, client, backups, "node-1")
 	fmt.Println(d.Interface, d.Version, d.Host, d.Methods[0].Name, d.Methods[0].Delivery, err)
 	// Output:
-	// ping: <nil>
-	// ping: true
+	// node-2 has no server: true
 	// backups 1.0 node-1 remove at-least-once <nil>
 }
 

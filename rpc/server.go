@@ -13,15 +13,13 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/partial"
 )
 
 // ServerConfig configures a Server.
 type ServerConfig struct {
 	// Interface is what the server offers, with its older major versions, see Interface.Older. Required.
 	Interface *Interface
-	// Partial lets the server start although methods of the interface have no handler. Calls of such methods fail with
-	// ErrNoSuchMethod. Partial is for tests. Default false.
-	Partial bool
 	// Host is the server's own name, by which a client addresses this server alone. Each server of an interface needs a
 	// different name. Empty: only messages to Any and fanouts reach the server. See [CheckHost].
 	Host string
@@ -180,7 +178,7 @@ func (s *Server) Stats() ServerStats {
 // parameter ctx bounds only Start itself. After an error Start may be called again, except after the first of these errors:
 //
 //   - Precondition: the server was started before.
-//   - Precondition: methods of the interface have no handler, and ServerConfig.Partial is not set. The error names the methods.
+//   - Precondition: methods of the interface have no handler. The error names the methods. Tests of some methods: see rpctest.Partial.
 //   - Invalid: the bus cannot carry the names of the server's topics; or the Timeout of an AtLeastOnce method is not
 //     shorter than the bus's Capabilities.ConsumerTimeout, so that the bus would redeliver the message while its handler
 //     runs.
@@ -191,7 +189,7 @@ func (s *Server) Start(ctx context.Context) error {
 	if s.started {
 		return fault.New(fault.Precondition, "rpc server %s was started before", s.cfg.Interface.Name)
 	}
-	if missing := s.missingLocked(); len(missing) > 0 && !s.cfg.Partial {
+	if missing := s.missingLocked(); len(missing) > 0 && !partial.Allowed(ctx) {
 		return fault.New(fault.Precondition, "start a server of %s: methods without a handler: %s", s.cfg.Interface.Name, strings.Join(missing, ", "))
 	}
 	s.limits = s.bus.Capabilities()

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/goldentest"
 	"github.com/armature-go/armature/scheduler"
 )
 
@@ -35,12 +36,12 @@ func TestDecision(t *testing.T) {
 	if diff := cmp.Diff(want, viewOf(d), cmp.AllowUnexported(node{})); diff != "" {
 		t.Errorf("decision (-want +got):\n%s", diff)
 	}
-	golden(t, "decision.txt", d.String())
+	goldentest.File(t, "the decision", "testdata/decision.txt", d.String())
 	raw, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "decision.json", string(raw)+"\n")
+	goldentest.File(t, "the decision", "testdata/decision.json", string(raw)+"\n")
 	var back scheduler.Decision[scheduler.Name]
 	if err := json.Unmarshal(raw, &back); err != nil {
 		t.Fatal(err)
@@ -67,7 +68,7 @@ func TestNoValidHost(t *testing.T) {
 	if want := "no valid host: 0 of 4 hosts: 3 MEMORY_MB, 1 disabled"; err.Error() != want {
 		t.Errorf("error %q, want %q", err, want)
 	}
-	golden(t, "no_valid_host.txt", d.String())
+	goldentest.File(t, "the decision", "testdata/no_valid_host.txt", d.String())
 
 	d, err = s.Rank(t.Context(), spec{}, nil)
 	if !errors.Is(err, scheduler.ErrNoValidHost) || d == nil || d.Summary() != "0 of 0 hosts" {

@@ -2,17 +2,11 @@ package scheduler_test
 
 import (
 	"context"
-	"flag"
-	"os"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/armature-go/armature/scheduler"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 type node struct {
 	name     string
@@ -94,23 +88,6 @@ type view[H scheduler.Host] struct {
 
 func viewOf[H scheduler.Host](d *scheduler.Decision[H]) view[H] {
 	return view[H]{d.Ranked, d.Rejected(), d.Feasible, d.Counts}
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := "testdata/" + name
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", name, diff)
-	}
 }
 
 // prepared is a filter whose Prepare the test defines.

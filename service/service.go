@@ -105,9 +105,10 @@ type Config struct {
 	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s. systemd's watchdog is fed after all
 	// checks have returned, so WatchdogSec must be longer than 2 * CheckTimeout + 2 s.
 	CheckTimeout time.Duration
-	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's
-	// context, or a [Failer], stops the App. It is for programs that handle signals themselves, and
-	// for tests in a synctest bubble, because the runtime's signal goroutine must not enter a bubble.
+	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's context, or a [Failer], stops the App. It
+	// is for programs that handle signals themselves, and for the further Apps of a program with several ones, because systemd would take
+	// READY=1 of the first App for that of all. In a synctest bubble it must be set, because the runtime's goroutine for signals must not
+	// enter a bubble.
 	NoSignals bool
 	// ReportTo gets the report of SIGUSR2. Default os.Stderr.
 	ReportTo io.Writer

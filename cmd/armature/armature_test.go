@@ -16,7 +16,7 @@ import (
 func armature(t *testing.T, args ...string) (int, string) {
 	t.Helper()
 	var out bytes.Buffer
-	code := run(t.Context(), args, &out, &out)
+	code := runCommand(t.Context(), args, &out, &out)
 	return code, out.String()
 }
 

@@ -77,7 +77,7 @@ func goDriverReason(name string) (reason string, err error) {
 			return err
 		}
 		driver := func(i *ast.ImportSpec) bool { return i.Path.Value == strconv.Quote(importPath) }
-		if slices.ContainsFunc(f.Imports, driver) && uses(f, name) {
+		if slices.ContainsFunc(f.Imports, driver) && usesName(f, name) {
 			reason = "the driver's code uses it for something else"
 		}
 		return nil
@@ -85,8 +85,8 @@ func goDriverReason(name string) (reason string, err error) {
 	return reason, err
 }
 
-// uses reports whether a file uses a name for a package, a variable, a type or a function.
-func uses(f *ast.File, name string) (found bool) {
+// usesName reports whether a file uses a name for a package, a variable, a type or a function.
+func usesName(f *ast.File, name string) (found bool) {
 	ast.Inspect(f, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.SelectorExpr: // the name after the dot does not count

@@ -206,7 +206,7 @@ func spawnServers(t *testing.T, p *driver.Plugin[compute.Driver]) (created *atom
 				return
 			}
 			created.Add(1)
-			waittest.Spend(time.Millisecond)
+			waittest.Spend(time.Millisecond, "the time between two calls")
 		}
 	})
 	stop = func() {

@@ -23,7 +23,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	code := runCommand(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -31,8 +31,8 @@ func main() {
 // usageError is an error of the command line, or of a program that is not a driver: the exit code is 2.
 type usageError struct{ error }
 
-// run runs the command and returns the exit code.
-func run(ctx context.Context, args []string, out, errs io.Writer) int {
+// runCommand runs the command and returns the exit code.
+func runCommand(ctx context.Context, args []string, out, errs io.Writer) int {
 	root := &cobra.Command{
 		Use: "armature", Short: "Write the beginning of a component or of a driver, and check drivers", SilenceUsage: true, SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {

@@ -320,7 +320,7 @@ func startClients(t *testing.T, addrs []string) *clients {
 						t.Errorf("a request ended with %d", status)
 					}
 				}
-				waittest.Spend(20 * time.Millisecond)
+				waittest.Spend(20*time.Millisecond, "the time between two requests")
 			}
 		})
 	}

@@ -75,10 +75,10 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.Join(dir, "test.db")
 	cl.options = append([]string{"state_path=" + dir, "database.connection=" + url}, settings...)
-	if embeds(reflect.TypeFor[O](), reflect.TypeFor[component.AccessOptions]()) {
+	if embedsType(reflect.TypeFor[O](), reflect.TypeFor[component.AccessOptions]()) {
 		cl.options = append(cl.options, "api.auth_strategy=noauth2")
 	}
-	if embeds(reflect.TypeFor[O](), reflect.TypeFor[component.APIOptions]()) { // a component with another option for the address sets it itself
+	if embedsType(reflect.TypeFor[O](), reflect.TypeFor[component.APIOptions]()) { // a component with another option for the address sets it itself
 		cl.options = append(cl.options, "listen=127.0.0.1:0")
 	}
 	cl.options = append(cl.options, options...)
@@ -116,13 +116,13 @@ func Start[O any](t testing.TB, c component.Component[O], options ...string) *Cl
 	return cl
 }
 
-// embeds reports whether the struct type t is the type other, or embeds it.
-func embeds(t, other reflect.Type) bool {
+// embedsType reports whether the struct type t is the type other, or embeds it.
+func embedsType(t, other reflect.Type) bool {
 	if t == other {
 		return true
 	}
 	for f := range t.Fields() {
-		if f.Anonymous && f.Type.Kind() == reflect.Struct && embeds(f.Type, other) {
+		if f.Anonymous && f.Type.Kind() == reflect.Struct && embedsType(f.Type, other) {
 			return true
 		}
 	}
@@ -331,7 +331,7 @@ func (cl *Cluster[O]) unserve(addr string) {
 // Stop ends the process as SIGTERM does, and returns when it has ended. An exit code other than 0 fails the test.
 func (s *Service[O]) Stop() {
 	s.cl.t.Helper()
-	own := s.end()
+	own := s.markEnded()
 	s.cancel()
 	select {
 	case code := <-s.ended:
@@ -351,7 +351,7 @@ func (s *Service[O]) Stop() {
 // has ended.
 func (s *Service[O]) Kill() {
 	s.cl.t.Helper()
-	own := s.end()
+	own := s.markEnded()
 	s.cl.unserve(own.Addr())
 	_ = own.Bus.Close()
 	if own.DB != nil {
@@ -366,8 +366,8 @@ func (s *Service[O]) Kill() {
 	s.cancel = nil
 }
 
-// end marks the process as ended, and ends the test if it does not run.
-func (s *Service[O]) end() *component.Process[O] {
+// markEnded marks the process as ended, and ends the test if it does not run.
+func (s *Service[O]) markEnded() *component.Process[O] {
 	s.cl.t.Helper()
 	own := s.Process()
 	s.process = nil

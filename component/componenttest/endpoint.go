@@ -15,9 +15,9 @@ import (
 type endpoint struct {
 	*membus.Bus
 
-	life context.Context //nolint:containedctx // the life of the connection, ended by Close
-	end  context.CancelFunc
-	wg   sync.WaitGroup
+	life          context.Context //nolint:containedctx // the life of the connection, ended by Close
+	cutConnection context.CancelFunc
+	wg            sync.WaitGroup
 
 	mu   sync.Mutex
 	held map[*held]struct{} // deliveries that are not acknowledged
@@ -25,7 +25,7 @@ type endpoint struct {
 
 func newEndpoint(hub *membus.Bus) *endpoint {
 	life, end := context.WithCancel(context.Background())
-	return &endpoint{Bus: hub, life: life, end: end, held: map[*held]struct{}{}}
+	return &endpoint{Bus: hub, life: life, cutConnection: end, held: map[*held]struct{}{}}
 }
 
 // errCut is the error of an endpoint after Close.
@@ -71,7 +71,7 @@ func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *b
 		defer stop()
 		defer cancel()
 		for d := range in {
-			own := e.hold(d)
+			own := e.holdDelivery(d)
 			select {
 			case out <- bus.NewDelivery(d.Message, d.Redelivered, own):
 			case <-ctx.Done():
@@ -85,7 +85,7 @@ func (e *endpoint) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *b
 // Close cuts the connection.
 func (e *endpoint) Close() error {
 	e.mu.Lock()
-	e.end()
+	e.cutConnection()
 	held := e.held
 	e.held = nil
 	e.mu.Unlock()
@@ -106,7 +106,7 @@ type held struct {
 	delivery *bus.Delivery
 }
 
-func (e *endpoint) hold(d *bus.Delivery) *held {
+func (e *endpoint) holdDelivery(d *bus.Delivery) *held {
 	h := &held{e, d}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -12,13 +12,13 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// explain says what an error of the driver means.
-func explain(err error) (m engine.Meaning) {
+// explainError says what an error of the driver means.
+func explainError(err error) (m engine.Meaning) {
 	e, ok := errors.AsType[*mysql.MySQLError](err)
 	switch {
 	case ok:
 		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), Unprepared: slices.Contains(unpreparedErrors, e.Number)}
-		m.Code, m.Reason = classify(e)
+		m.Code, m.Reason = classifyError(e)
 		m.Transient = m.Code == fault.Unavailable
 		if m.Reason == engine.ReasonDuplicate {
 			m.Key = duplicateKey(e.Message)
@@ -33,8 +33,8 @@ func explain(err error) (m engine.Meaning) {
 	return m
 }
 
-// classify maps the error numbers of MySQL and MariaDB to codes and reasons.
-func classify(e *mysql.MySQLError) (fault.Code, string) {
+// classifyError maps the error numbers of MySQL and MariaDB to codes and reasons.
+func classifyError(e *mysql.MySQLError) (fault.Code, string) {
 	if isContention(e) {
 		return fault.Unavailable, engine.ReasonContention
 	}
@@ -91,7 +91,7 @@ func isLasting(e *mysql.MySQLError) bool {
 	case 1021, 1026, 1114, 3675: // the disk or the table is full, or a file cannot be written
 		return true
 	}
-	code, _ := classify(e)
+	code, _ := classifyError(e)
 	return code == fault.Unauthenticated || e.Number == 1044 // 1044: no privilege on the database
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 func init() { //nolint:gochecknoinits // a driver registers itself, as the drivers of database/sql do
-	engine.Register(&engine.Engine{Scheme: "mysql", Driver: engine.MySQL, Parse: parseURL, Explain: explain})
+	engine.Register(&engine.Engine{Scheme: "mysql", Driver: engine.MySQL, Parse: parseURL, Explain: explainError})
 }
 
 // rollbackTimeout bounds a ROLLBACK. A ROLLBACK is also sent after its context has

@@ -12,14 +12,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// explain says what an error of the driver means.
-func explain(err error) (m engine.Meaning) {
+// explainError says what an error of the driver means.
+func explainError(err error) (m engine.Meaning) {
 	e, ok := errors.AsType[*sqlite.Error](err)
 	if !ok {
 		return engine.Meaning{}
 	}
 	m.Answered = true
-	m.Code, m.Reason = classify(e.Code())
+	m.Code, m.Reason = classifyError(e.Code())
 	m.Transient = m.Reason == engine.ReasonContention
 	// SQLite has one code for all wrong statements, so only the text says that a name is missing.
 	m.Missing = strings.Contains(e.Error(), "no such table") || strings.Contains(e.Error(), "no such column")
@@ -33,8 +33,8 @@ func explain(err error) (m engine.Meaning) {
 	return m
 }
 
-// classify maps the extended result codes of SQLite to codes and reasons.
-func classify(code int) (fault.Code, string) {
+// classifyError maps the extended result codes of SQLite to codes and reasons.
+func classifyError(code int) (fault.Code, string) {
 	switch code {
 	case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID:
 		return fault.Conflict, engine.ReasonDuplicate

@@ -22,7 +22,7 @@ import (
 )
 
 func init() { //nolint:gochecknoinits // a driver registers itself, as the drivers of database/sql do
-	engine.Register(&engine.Engine{Scheme: "sqlite", Driver: engine.SQLite, Parse: parseURL, Explain: explain})
+	engine.Register(&engine.Engine{Scheme: "sqlite", Driver: engine.SQLite, Parse: parseURL, Explain: explainError})
 }
 
 // busyTimeout is how long a writer waits for another writer. Writers of this process
@@ -225,7 +225,7 @@ func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []drive
 	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.execWrite(ctx, func() (driver.Result, error) {
-		st, err := c.statements.take(ctx, query)
+		st, err := c.statements.takeStatement(ctx, query)
 		if err != nil {
 			return nil, err
 		}
@@ -233,7 +233,7 @@ func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []drive
 		if err != nil {
 			return nil, st.discard(err)
 		}
-		return res, c.statements.keep(st)
+		return res, c.statements.keepStatement(st)
 	})
 }
 
@@ -241,7 +241,7 @@ func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []drive
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.db.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
-	st, err := c.statements.take(ctx, query)
+	st, err := c.statements.takeStatement(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +252,7 @@ func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driv
 		if err != nil {
 			return st.discard(err)
 		}
-		return c.statements.keep(st)
+		return c.statements.keepStatement(st)
 	}), nil
 }
 

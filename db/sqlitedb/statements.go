@@ -28,9 +28,9 @@ func (s *statement) discard(err error) error {
 	return err
 }
 
-// take returns a prepared statement without FOR UPDATE, which SQLite does not accept. The caller passes the statement to
-// the method keep, or closes it.
-func (s *statements) take(ctx context.Context, query string) (*statement, error) {
+// takeStatement returns a prepared statement without FOR UPDATE, which SQLite does not accept. The caller passes the statement to
+// the method keepStatement, or closes it.
+func (s *statements) takeStatement(ctx context.Context, query string) (*statement, error) {
 	if e := s.byText[query]; e != nil {
 		delete(s.byText, query)
 		return s.order.Remove(e).(*statement), nil //nolint:forcetypeassert // see order
@@ -42,9 +42,9 @@ func (s *statements) take(ctx context.Context, query string) (*statement, error)
 	return &statement{st.(rawStmt), query}, nil //nolint:forcetypeassert // the driver's statement has all methods
 }
 
-// keep stores a statement that is not in use, so that the next call of take can return it.
-func (s *statements) keep(st *statement) error {
-	if s.byText[st.query] != nil || !repeats(st.query) {
+// keepStatement stores a statement that is not in use, so that the next call of takeStatement can return it.
+func (s *statements) keepStatement(st *statement) error {
+	if s.byText[st.query] != nil || !isRepeatable(st.query) {
 		return st.Close()
 	}
 	if s.byText == nil {
@@ -67,9 +67,9 @@ func (s *statements) close() {
 	s.byText, s.order = nil, list.List{}
 }
 
-// repeats reports whether a statement may be executed again after its preparation. SQLite executes some statements, such as PRAGMA, partly when it prepares
+// isRepeatable reports whether a statement may be executed again after its preparation. SQLite executes some statements, such as PRAGMA, partly when it prepares
 // them.
-func repeats(query string) bool {
+func isRepeatable(query string) bool {
 	word, _, _ := strings.Cut(strings.TrimSpace(query), " ")
 	switch strings.ToUpper(word) {
 	case "SELECT", "INSERT", "UPDATE", "DELETE", "WITH":

@@ -11,9 +11,6 @@ import (
 	"github.com/armature-go/armature/internal/goldentest"
 )
 
-// UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
-const UpdateVar = goldentest.UpdateVar
-
 // Contract fails the test if the contents of a .proto file differ from the committed list. The list is the file at path. While
 // programs that were built with the .proto file are in use, no service, method, message, field or value of an enum may be removed or
 // changed. Such programs are in use until the kind's protocol gets a new version, and the .proto file a new package. A part that was

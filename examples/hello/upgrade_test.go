@@ -100,7 +100,7 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 		}
 		p.cmd, p.addr = startLogged(t, &p.log, program, p.host, database, bus, exchange)
 	}
-	waittest.Spend(500 * time.Millisecond)
+	requests.awaitMore(t)
 	count := func(text string) (n int) {
 		for _, p := range processes {
 			n += p.log.count(text)
@@ -113,13 +113,13 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 			t.Errorf("%d calls used a method of the next release while only %d of %d processes had the method", n, i, len(processes))
 		}
 		replace(p, next)
-		waittest.Spend(500 * time.Millisecond)
+		requests.awaitMore(t)
 	}
 	waittest.Until(t, "the method of the next release to be used", func() bool { return count("next: served") > 0 })
 	used := 0
 	for i, p := range processes {
 		replace(p, this)
-		waittest.Spend(500 * time.Millisecond)
+		requests.awaitMore(t)
 		if n := count("next: served"); i == 0 {
 			used = n
 		} else if n > used {
@@ -172,11 +172,23 @@ func startRequests(t *testing.T, processes []*replaceable) *requests {
 					t.Errorf("%s: %v", p.host, err)
 				}
 				r.mu.Unlock()
-				waittest.Spend(50 * time.Millisecond)
+				waittest.Spend(50*time.Millisecond, "the time between two requests of a client")
 			}
 		})
 	}
 	return r
+}
+
+// awaitMore waits until the processes have accepted 40 more requests: ten of each client.
+func (r *requests) awaitMore(t *testing.T) {
+	t.Helper()
+	accepted := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.places)
+	}
+	before := accepted()
+	waittest.Until(t, "40 more requests to be accepted", func() bool { return accepted() >= before+40 })
 }
 
 // end ends the clients, and returns the paths of the accepted greetings.
@@ -207,7 +219,7 @@ func TestUpgradeFromLast(t *testing.T) {
 	}
 	requests := startRequests(t, processes)
 	for _, p := range processes {
-		waittest.Spend(500 * time.Millisecond)
+		requests.awaitMore(t)
 		p.in.Lock()
 		if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Errorf("%s: %v", p.host, err)
@@ -218,7 +230,7 @@ func TestUpgradeFromLast(t *testing.T) {
 		p.cmd, p.addr = startLogged(t, &p.log, this, p.host, database, bus, exchange)
 		p.in.Unlock()
 	}
-	waittest.Spend(500 * time.Millisecond)
+	requests.awaitMore(t)
 	judgeUpgrade(t, database, processes[0].addr, requests.end())
 }
 

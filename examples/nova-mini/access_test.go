@@ -138,7 +138,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := store.New(d).Migrate(t.Context()); err != nil {
+				if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 					t.Fatal(err)
 				}
 				_ = d.Close()

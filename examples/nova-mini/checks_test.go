@@ -60,6 +60,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"ratio 1e300", "scheduler", good + "[DEFAULT]\ndisk_allocation_ratio = 1e300\n", "FILE:9: [DEFAULT] disk_allocation_ratio", "more than 10000"},
 		{"multiplier 1e300", "scheduler", good + "[filter_scheduler]\nram_weight_multiplier = 1e300\n", "FILE:9: [filter_scheduler] ram_weight_multiplier", "more than 1000000"},
 		{"subset 0", "scheduler", good + "[filter_scheduler]\nhost_subset_size = 0\n", "FILE:9: [filter_scheduler] host_subset_size", "less than 1"},
+		{"no servers on a host", "scheduler", good + "[filter_scheduler]\nmax_instances_per_host = 0\n", "FILE:9: [filter_scheduler] max_instances_per_host", "less than 1"},
 		{"no attempts", "conductor", good + "[scheduler]\nmax_attempts = 0\n", "FILE:9: [scheduler] max_attempts", "less than 1"},
 		{"down time shorter than the report interval", "conductor", good + "[DEFAULT]\nreport_interval = 60\n", "FILE:9: [DEFAULT] report_interval", "must be longer than report_interval"},
 		{"report interval 0", "conductor", good + "[DEFAULT]\nreport_interval = 0\n", "FILE:9: [DEFAULT] report_interval", "less than 1ms"},

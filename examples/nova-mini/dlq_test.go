@@ -18,6 +18,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 )
 
@@ -49,11 +50,11 @@ func TestDeadLetters(t *testing.T) {
 	}
 	defer bus.Close()
 	serve := func(handle func(*compute.DestroyRequest) error) *rpc.Server {
-		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", Partial: true, MaxDeliveries: 1})
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", MaxDeliveries: 1})
 		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
 			return &rpc.None{}, handle(r)
 		})
-		if err := srv.Start(t.Context()); err != nil {
+		if err := srv.Start(rpctest.Partial(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		return srv
@@ -145,11 +146,11 @@ func TestDeadLettersOfWatermill(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer bus.Stop(context.Background())
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", Partial: true, MaxDeliveries: 1, Logger: slog.New(slog.DiscardHandler)})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", MaxDeliveries: 1, Logger: slog.New(slog.DiscardHandler)})
 	rpc.Handle(srv, compute.Destroy, func(context.Context, *compute.DestroyRequest) (*rpc.None, error) {
 		return nil, fault.New(fault.Exhausted, "no driver")
 	})
-	if err := srv.Start(t.Context()); err != nil {
+	if err := srv.Start(rpctest.Partial(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	client := rpc.NewClient(bus, rpc.ClientConfig{})

@@ -38,7 +38,7 @@ func TestOperating(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := store.New(d).Migrate(t.Context()); err != nil {
+	if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 		t.Fatal(err)
 	}
 	secret := filepath.Join(dir, "url")

@@ -29,7 +29,7 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // other tests of 
 		}
 		defer func() { _ = d.Close() }()
 		s := store.New(d)
-		if err := s.Migrate(t.Context()); err != nil {
+		if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 			t.Fatal(err)
 		}
 		first, second := compute.Process{ID: "i-1", Process: "process 7 on machine m1"}, compute.Process{ID: "i-2", Process: "process 8 on machine m2"}

@@ -38,6 +38,7 @@ type options struct {
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory that servers can claim, as a multiple of the real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk that servers can claim, as a multiple of the real disk"`
 	ReclaimInterval time.Duration                `ini:"reclaim_instance_interval" default:"0" min:"0s" help:"seconds for which a deleted server can be restored; 0: a server is deleted at once, and cannot be restored"`
+	SyncPower       time.Duration                `ini:"sync_power_state_interval" default:"600" help:"seconds between two comparisons of the power states of all guests of a host with the database; 0: 60 seconds, as in Nova; negative: all guests are never compared, and only events of the driver count"`
 	DeletedKept     time.Duration                `ini:"deleted_server_retention" default:"86400" min:"0s" help:"seconds for which administrators can list a deleted server"`
 	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
 	InstanceNames   string                       `ini:"instance_name_template" default:"instance-%(uuid)s" help:"name of a server on its host; with %(uuid)s, and if needed %(hostname)s, %(project_id)s, %(user_id)s, %(reservation_id)s and %(launch_index)d (Nova's default, instance-%08x, has a number that servers do not have here)"`
@@ -70,6 +71,7 @@ type schedulerOptions struct {
 type filterOptions struct {
 	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order of their use, by their own names or Nova's (default: disabled, down, capabilities, VCPU, MEMORY_MB, DISK_GB; tried, extra_specs, forced, zone, platform, traits, affinity and anti_affinity are always used)"`
 	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" min:"1" help:"number of best hosts from which one is chosen at random"`
+	MaxServers        int64    `ini:"max_instances_per_host" default:"50" deprecated:"DEFAULT.max_instances_per_host" min:"1" help:"maximum number of servers on a host, if the filter NumInstancesFilter is enabled"`
 	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free memory; negative: fill hosts up"`
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free virtual CPUs"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"weight of free disk"`
@@ -198,7 +200,7 @@ func (o *sessionOptions) config(userTokens bool) (session.Config, error) {
 // are accepted, because many configuration files of Nova have them.
 func (o *sessionOptions) validate(section string) error {
 	if o.AuthURL == "" && o.Username+o.Password != "" {
-		return about(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
+		return nameOptions(section+".auth_url", errors.New("is not set, and username and password of ["+section+"] need it"))
 	}
 	return nil
 }
@@ -224,20 +226,20 @@ type sslOptions struct {
 func (o *options) Validate() error {
 	var errs []error
 	if o.BuildTimeout <= o.RetryInterval {
-		errs = append(errs, about("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
+		errs = append(errs, nameOptions("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
 			"otherwise requests to build are never repeated", o.BuildTimeout, o.RetryInterval)))
 	}
 	if _, err := api.ParseNameTemplate(o.InstanceNames); err != nil {
-		errs = append(errs, about("instance_name_template", err))
+		errs = append(errs, nameOptions("instance_name_template", err))
 	}
 	if o.ScheduleZone == o.InternalZone {
-		errs = append(errs, about("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))
+		errs = append(errs, nameOptions("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))
 	}
 	if o.Zone == o.InternalZone {
-		errs = append(errs, about("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
+		errs = append(errs, nameOptions("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
 	}
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
-		errs = append(errs, about("osapi_compute_listen",
+		errs = append(errs, nameOptions("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
 	}
 	for section, of := range map[string]*sessionOptions{"glance": &o.Glance.sessionOptions, "neutron": &o.Neutron.sessionOptions} {
@@ -246,20 +248,20 @@ func (o *options) Validate() error {
 		}
 	}
 	if o.Glance.AuthURL != "" && o.Image.Directory != "" {
-		errs = append(errs, about("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
+		errs = append(errs, nameOptions("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
 	}
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != d.Section() {
-			errs = append(errs, about("driver_"+name+".", fmt.Errorf("compute_driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name",
+			errs = append(errs, nameOptions("driver_"+name+".", fmt.Errorf("compute_driver = %s has the section [driver_%s], and no other driver is in use; remove this section or correct its name",
 				d.Driver, d.Section())))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// about returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
-func about(options string, err error) error {
+// nameOptions returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
+func nameOptions(options string, err error) error {
 	return fault.WithReason(err, "", map[string]string{"option": options})
 }
 
@@ -267,9 +269,9 @@ func about(options string, err error) error {
 func driverError(o *options, err error) error {
 	d := o.driver()
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
-		return about("driver_"+d.Section()+"."+f.Meta["option"], err)
+		return nameOptions("driver_"+d.Section()+"."+f.Meta["option"], err)
 	}
-	return about("compute_driver", err)
+	return nameOptions("compute_driver", err)
 }
 
 // hostName matches the name of a host in DNS or in /etc/hosts. It also matches texts whose last label has only digits, which isHostName excludes.
@@ -308,7 +310,7 @@ func (o *options) driver() driver.Options {
 func (o *options) schedulerConfig() scheduler.Config {
 	f := o.FilterScheduler
 	return scheduler.Config{
-		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize,
+		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize, MaxServers: f.MaxServers,
 		Multipliers: map[string]float64{
 			"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier,
 			"soft_affinity": f.NearMultiplier, "soft_anti_affinity": -f.FarMultiplier,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/scheduler/placement/placementprom"
 	"github.com/armature-go/armature/service"
 	restapi "github.com/armature-go/armature/service/api"
@@ -66,10 +66,10 @@ func addConsoleProxy(p *process) (*service.HTTPPart, error) {
 	}
 	names := []string{"consoleproxy.listen", "consoleproxy.port"}
 	if err := (service.HTTPConfig{Addr: cfg.Addr}).Validate(); err != nil {
-		return nil, about(strings.Join(names, " "), err)
+		return nil, nameOptions(strings.Join(names, " "), err)
 	}
 	if err := cfg.Validate(); err != nil {
-		return nil, about("consoleproxy.ssl_cert_file consoleproxy.ssl_key_file", err)
+		return nil, nameOptions("consoleproxy.ssl_cert_file consoleproxy.ssl_key_file", err)
 	}
 	part := service.NewHTTP(cfg)
 	p.Add("console proxy", part, names...)
@@ -128,9 +128,9 @@ func consoles(p *process) (out api.Consoles, err error) {
 		case c.url != "":
 			out.URL[c.t] = func() string { return c.url }
 		case proxy != nil && net.ParseIP(o.ConsoleProxy.Listen).IsUnspecified():
-			return out, about(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy listens on all addresses"))
+			return out, nameOptions(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy listens on all addresses"))
 		case proxy == nil:
-			return out, about(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy is another process"))
+			return out, nameOptions(c.option, errors.New("is not set: set the URL at which clients reach the console proxy, because the proxy is another process"))
 		default:
 			out.URL[c.t] = func() string { return c.scheme + tls + "://" + proxy.Addr() + c.path }
 		}
@@ -153,10 +153,10 @@ func wireAPI(ctx context.Context, p *process) error {
 	}
 	names, err := api.ParseNameTemplate(p.Options.InstanceNames)
 	if err != nil {
-		return about("instance_name_template", err)
+		return nameOptions("instance_name_template", err)
 	}
 	if err := p.Options.schedulerConfig().Validate(); err != nil {
-		return about("filter_scheduler.enabled_filters", err)
+		return nameOptions("filter_scheduler.enabled_filters", err)
 	}
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
 		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, HasProject: hasProject(p.Options), Consoles: consoles, Client: p.Client, Bus: p.Bus.Check, InstanceNames: names, Filters: p.Options.FilterScheduler.EnabledFilters, InternalZone: p.Options.InternalZone, ScheduleZone: p.Options.ScheduleZone, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
@@ -200,7 +200,7 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 	}
 	if dir := o.Image.Directory; dir != "" {
 		s, err := image.Directory(ctx, dir)
-		return s, about("image.directory", err)
+		return s, nameOptions("image.directory", err)
 	}
 	if o.driver().Driver == "fake" {
 		return image.BuiltIn(), nil
@@ -210,28 +210,28 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 
 // glance returns the client of the image service, or nil if none is configured.
 func glance(p *process) (*image.Glance, error) {
-	return another(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
+	return openServiceClient(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
 		return image.NewGlance(image.GlanceConfig{Config: cfg, TransferTimeout: p.Options.Glance.TransferTimeout, Logger: p.Log})
 	})
 }
 
 // neutron returns the client of the network service, or nil if none is configured.
 func neutron(p *process) (*network.Neutron, error) {
-	return another(p, "neutron", &p.Options.Neutron.sessionOptions, network.New)
+	return openServiceClient(p, "neutron", &p.Options.Neutron.sessionOptions, network.New)
 }
 
-// another returns the client of another OpenStack service, or nil if the section of this service has no auth_url.
-func another[S any](p *process, section string, o *sessionOptions, open func(session.Config) (*S, error)) (*S, error) {
+// openServiceClient returns the client of another OpenStack service, or nil if the section of this service has no auth_url.
+func openServiceClient[S any](p *process, section string, o *sessionOptions, open func(session.Config) (*S, error)) (*S, error) {
 	if o.AuthURL == "" {
 		return nil, nil
 	}
 	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
 	if err != nil {
-		return nil, about(section+".cafile "+section+".certfile "+section+".keyfile", err)
+		return nil, nameOptions(section+".cafile "+section+".certfile "+section+".keyfile", err)
 	}
 	out, err := open(cfg)
 	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return nil, about(section+"."+f.Meta["option"], err)
+		return nil, nameOptions(section+"."+f.Meta["option"], err)
 	}
 	return out, err
 }
@@ -265,7 +265,10 @@ func wireConductor(_ context.Context, p *process) error {
 	p.Add("deleted servers", service.Loop(10*time.Minute, func(ctx context.Context) error { return s.PruneDeleted(ctx, o.DeletedKept) }))
 	p.Add("usage", service.Loop(time.Hour, func(ctx context.Context) error { return s.PruneUsage(ctx, o.UsageKept) }))
 	p.Add("quotas", service.Loop(time.Hour, func(ctx context.Context) error {
-		changed, err := s.RepairQuotas(ctx)
+		changed, sums, err := s.RepairQuotas(ctx)
+		for _, r := range sums {
+			p.Log.WarnContext(ctx, "quota usage repaired, it did not match the claims", "project", r.Project, "class", r.Class, "was", r.Was, "is", r.Is)
+		}
 		if changed > 0 {
 			p.Log.InfoContext(ctx, "quota usage repaired, processes of an earlier release had created or removed servers", "servers", changed)
 		}
@@ -279,13 +282,13 @@ func wireConductor(_ context.Context, p *process) error {
 func wireScheduler(_ context.Context, p *process) error {
 	st := store.New(p.DB)
 	cfg := p.Options.schedulerConfig()
-	var s *scheduler.Service
-	claims := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return s.Providers(ctx) })
+	claims := placementprom.New()
 	cfg.Store, cfg.Logger, cfg.Observe, cfg.ObserveClaim = st, p.Log, p.ObserveDecision, claims.Observe
-	var err error
-	if s, err = scheduler.New(cfg); err != nil {
-		return about("filter_scheduler.enabled_filters", err)
+	s, err := scheduler.New(cfg)
+	if err != nil {
+		return nameOptions("filter_scheduler.enabled_filters", err)
 	}
+	claims.AddProviders(s.Providers)
 	p.Metrics.MustRegister(claims)
 	p.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	p.App.AddReport("scheduler fleet", s.WriteReport)
@@ -306,7 +309,7 @@ func wireCompute(_ context.Context, p *process) error {
 	var errs []error
 	hosts := []string{p.Host}
 	if p.Name != component.AllInOne && p.StatePath == "" {
-		errs = append(errs, about("state_path", errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova-mini")))
+		errs = append(errs, nameOptions("state_path", errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova-mini")))
 	}
 	if p.Name == component.AllInOne {
 		o := p.Options.driver()
@@ -340,6 +343,7 @@ func wireCompute(_ context.Context, p *process) error {
 		})
 		p.Add("compute "+host+" report", service.Loop(min(time.Second, p.Options.ReportInterval), report))
 		p.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
+		p.Add("compute "+host+" guests", w.Guests())
 	}
 	return errors.Join(errs...)
 }
@@ -378,7 +382,7 @@ func addWorker(p *process) (*worker.Service, error) {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, Logger: p.Log,
+		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, GuestInterval: cmp.Or(p.Options.SyncPower, time.Minute), Logger: p.Log,
 		ConsoleHost: map[compute.ConsoleType]string{compute.VNC: p.Options.VNC.ProxyClient, compute.Serial: p.Options.SerialConsole.ProxyClient},
 		Process:     func() compute.Process { return compute.Process(lock.Instance()) },
 	})

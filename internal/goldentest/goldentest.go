@@ -1,5 +1,5 @@
-// Package goldentest compares a contract, such as a wire format, with a committed file, so that a test fails when the
-// contract changes.
+// Package goldentest compares a contract, such as a wire format, or an output with a committed file, so that a test fails when the
+// contract or the output changes.
 package goldentest
 
 import (
@@ -9,9 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
+// UpdateVar is the name of the environment variable that makes [Contract] and [File] write their file if its value is not empty.
 const UpdateVar = "ARMATURE_UPDATE"
 
 // LastReleaseVar is the name of the environment variable that may have the directory of the last release's tree. If its value is not empty,
@@ -54,6 +56,25 @@ func Contract(t testing.TB, name, file, text, remedy string, broken func(old str
 		}
 	default:
 		t.Errorf("the contract of %s has grown: run with %s=1 to write it to %s. It is now:\n%s", name, UpdateVar, file, text)
+	}
+}
+
+// File fails the test if text is not the content of a file, byte by byte. The parameter name is the name of the text in failures. With
+// ARMATURE_UPDATE=1, File writes the file instead.
+func File(t testing.TB, name, file, text string) {
+	t.Helper()
+	if os.Getenv(UpdateVar) != "" {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("read %s: %v; %s=1 writes the file", name, err, UpdateVar)
+	}
+	if diff := cmp.Diff(string(raw), text); diff != "" {
+		t.Errorf("%s (-%s +now); %s=1 writes the file:\n%s", name, file, UpdateVar, diff)
 	}
 }
 

@@ -77,3 +77,30 @@ func TestContract(t *testing.T) {
 		}
 	}
 }
+
+// TestFile: a text that differs from its file fails the test, and ARMATURE_UPDATE=1 writes the file.
+func TestFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.txt")
+	for _, step := range []struct{ update, text, want string }{
+		{text: "a\n", want: "ARMATURE_UPDATE=1 writes the file"}, // no file
+		{update: "1", text: "a\n"},
+		{text: "a\n"},
+		{text: "a", want: "x (-" + file},
+		{update: "1", text: "b"},
+		{text: "b"},
+	} {
+		t.Setenv(goldentest.UpdateVar, step.update)
+		r := &recorder{TB: t}
+		func() {
+			defer func() {
+				if p := recover(); p != nil && p != any(r) { // Fatalf panics with r
+					panic(p)
+				}
+			}()
+			goldentest.File(r, "x", file, step.text)
+		}()
+		if !strings.Contains(r.text, step.want) || (r.text == "") != (step.want == "") {
+			t.Errorf("%+v: %q", step, r.text)
+		}
+	}
+}

@@ -27,7 +27,6 @@ func (l *Locks) Lock(ctx context.Context, key string) error {
 	e := l.entries[key]
 	if e == nil {
 		e = l.addEntryLocked(key)
-		e.token <- struct{}{}
 	}
 	e.users++
 	l.mu.Unlock()
@@ -38,18 +37,6 @@ func (l *Locks) Lock(ctx context.Context, key string) error {
 		l.release(key, e)
 		return ctx.Err()
 	}
-}
-
-// TryLock acquires the lock of key and returns true if no goroutine holds it or waits for it. Otherwise it returns false.
-// It does not block.
-func (l *Locks) TryLock(key string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.entries[key] != nil {
-		return false
-	}
-	l.addEntryLocked(key).users = 1
-	return true
 }
 
 // Unlock releases the lock of key. It panics if the lock is not held. A goroutine may call Unlock for a lock that
@@ -65,9 +52,10 @@ func (l *Locks) Unlock(key string) {
 	l.release(key, e)
 }
 
-// addEntryLocked adds the entry of a key. Its lock is not free: it has no token.
+// addEntryLocked adds the entry of a key. Its lock is free.
 func (l *Locks) addEntryLocked(key string) *entry {
 	e := &entry{token: make(chan struct{}, 1)}
+	e.token <- struct{}{}
 	if l.entries == nil {
 		l.entries = make(map[string]*entry)
 	}

@@ -40,7 +40,7 @@ func Poll(limit time.Duration, f func() error) error {
 		if err := f(); err == nil || time.Now().After(end) {
 			return err
 		}
-		Spend(pause)
+		Spend(pause, "the pause of a poll")
 		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
@@ -51,9 +51,13 @@ func Poll(limit time.Duration, f func() error) error {
 func Pass(t testing.TB, d time.Duration, why string) {
 	t.Helper()
 	t.Logf("%s pass: %s", d, why)
-	Spend(d)
+	Spend(d, why)
 }
 
-// Spend blocks for d. It takes the place of a handler's work or of a proxy's delay. It is also for code that has no
-// testing.TB.
-func Spend(d time.Duration) { <-time.After(d) }
+// Spend blocks for d. It takes the place of something that lasts so long, such as the work of a handler, a delay of the network, or the
+// time between two requests of a client. The parameter why names it, for the reader: Spend does not use it. Spend is no wait for
+// another goroutine or process: use [Until] or [Poll] instead.
+func Spend(d time.Duration, why string) {
+	_ = why
+	<-time.After(d)
+}

@@ -166,7 +166,7 @@ func TestCutSockets(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			waittest.Spend(300 * time.Millisecond) // lets some of the work be done
+			waittest.Spend(300*time.Millisecond, "the work between two faults") // lets some of the work be done
 			if p.cut() > 0 {
 				cuts++
 			}

@@ -130,7 +130,7 @@ func TestLateConfirm(t *testing.T) {
 		if err := cliBus.Publish(t.Context(), "fault.h", m); err != nil {
 			t.Fatal(err)
 		}
-		waittest.Spend(length / 2 / casts)
+		waittest.Spend(length/2/casts, "the time between two casts")
 	}
 	waittest.Pass(t, time.Until(begin.Add(length)), "the network stalls most of the time")
 	close(stop)

@@ -31,7 +31,7 @@ func TestLost(t *testing.T) {
 		return rpctest.Broker{URL: url, ServerURL: via, Keeps: true, Outage: func(d time.Duration) {
 			p.stall()
 			p.cut()
-			waittest.Spend(d)
+			waittest.Spend(d, "the outage")
 			p.resume()
 		}}
 	})

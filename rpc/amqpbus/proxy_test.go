@@ -98,7 +98,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 		}
 		<-gate
 		if slow > 0 {
-			waittest.Spend(slow)
+			waittest.Spend(slow, "the delay of the network")
 		}
 		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 			return

@@ -200,9 +200,12 @@ func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 	for g := range 16 {
 		wg.Go(func() {
 			for n := g; n < s.calls; n += 16 {
-				for s.called.Load() > s.sent.Load()/2+200 && s.sent.Load() < int64(s.casts) {
-					waittest.Spend(time.Millisecond)
-				}
+				_ = waittest.Poll(time.Hour, func() error { // cannot fail: the test ends earlier
+					if s.called.Load() > s.sent.Load()/2+200 && s.sent.Load() < int64(s.casts) {
+						return errors.New("the calls are ahead of the casts")
+					}
+					return nil
+				})
 				ctx, cancel := context.WithTimeout(s.Context(), stormCallTime)
 				start := time.Now()
 				m, err := rpc.Call(ctx, client, add, []string{"h", rpc.Any}[n%2], &n)
@@ -217,7 +220,7 @@ func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 					s.failed = append(s.failed, failedCall{fault.CodeOf(err), time.Since(start) - stormCallTime})
 					s.mu.Unlock()
 					if fault.CodeOf(err) == fault.Unavailable { // without a delay after this immediate failure, all calls would fail in one outage
-						waittest.Spend(20 * time.Millisecond)
+						waittest.Spend(20*time.Millisecond, "the time between two calls of a client")
 					}
 				}
 			}
@@ -245,7 +248,12 @@ func (s *storm) disturb() {
 		cutBoth,
 		restart,
 		func() { ctl("close_all_connections", "storm") },
-		func() { s.toClient.stall(); waittest.Spend(time.Second); s.toClient.resume(); s.toClient.cut() },
+		func() {
+			s.toClient.stall()
+			waittest.Spend(time.Second, "the stall")
+			s.toClient.resume()
+			s.toClient.cut()
+		},
 		restart,
 		func() { s.broker.Kill(); check(s.T, s.broker.Restart(s.Context())) },
 		cutBoth,
@@ -253,7 +261,7 @@ func (s *storm) disturb() {
 		func() { ctl("stop_app"); ctl("start_app") },
 		func() {
 			s.toServer.delay(5 * time.Millisecond)
-			waittest.Spend(time.Second)
+			waittest.Spend(time.Second, "the slow network")
 			s.toServer.delay(0)
 			s.toServer.cut()
 		},
@@ -263,9 +271,12 @@ func (s *storm) disturb() {
 	}
 	for i, event := range events {
 		// the events are spread over the casts
-		for s.sent.Load() < int64(s.casts*(i+1)/(len(events)+2)) {
-			waittest.Spend(5 * time.Millisecond)
-		}
+		_ = waittest.Poll(time.Hour, func() error { // cannot fail: the test ends earlier
+			if s.sent.Load() < int64(s.casts*(i+1)/(len(events)+2)) {
+				return errors.New("the casts of this part are not sent")
+			}
+			return nil
+		})
 		event()
 	}
 }

@@ -5,18 +5,17 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/goldentest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
@@ -44,9 +43,8 @@ func plain(exchange, s string) string {
 	return timeForm.ReplaceAllString(idForm.ReplaceAllString(s, "ID"), "TIME")
 }
 
-// golden compares a delivery with its golden file. If ARMATURE_UPDATE is set, golden first writes
-// the file.
-func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
+// checkFrame compares a delivery with its golden file, see goldentest.File.
+func checkFrame(t *testing.T, name, exchange string, d amqp.Delivery) {
 	t.Helper()
 	f := frame{
 		Exchange: d.Exchange, RoutingKey: d.RoutingKey, Persistent: d.DeliveryMode == amqp.Persistent,
@@ -65,20 +63,7 @@ func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := plain(exchange, string(text)) + "\n"
-	path := filepath.Join("testdata", "wire", name+".json")
-	if os.Getenv("ARMATURE_UPDATE") != "" {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s on the wire (-want +got):\n%s", name, diff)
-	}
+	goldentest.File(t, name+" on the wire", filepath.Join("testdata", "wire", name+".json"), plain(exchange, string(text))+"\n")
 }
 
 // TestWire: the messages on the wire are those of the golden files, byte by byte, except for
@@ -134,27 +119,27 @@ func TestWire(t *testing.T) {
 	if err := rpc.Cast(ctx, client, start, rpc.Any, &text); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "cast", exchange, <-casts)
+	checkFrame(t, "cast", exchange, <-casts)
 	if err := rpc.Cast(t.Context(), client, hint, rpc.Any, &text); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "cast-at-most-once", exchange, <-casts)
+	checkFrame(t, "cast-at-most-once", exchange, <-casts)
 	if err := rpc.Fanout(ctx, client, hint, &text); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "fanout", exchange, <-events)
+	checkFrame(t, "fanout", exchange, <-events)
 
 	callCtx, cancel := context.WithCancel(ctx)
 	p, err := rpc.Go(callCtx, client, list, "node-1", &text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "call", exchange, <-calls)
+	checkFrame(t, "call", exchange, <-calls)
 	cancel()
 	if _, err := p.Wait(t.Context()); fault.CodeOf(err) != fault.Canceled {
 		t.Errorf("canceled call: %v", err)
 	}
-	golden(t, "cancel", exchange, <-calls)
+	checkFrame(t, "cancel", exchange, <-calls)
 
 	// From here on a server answers, and its replies are compared.
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxDeliveries: 1})
@@ -183,9 +168,9 @@ func TestWire(t *testing.T) {
 		}
 		return <-answers
 	}
-	golden(t, "reply", exchange, ask(`"naïve"`, ""))
-	golden(t, "reply-error", exchange, ask(`"no"`, ""))
-	golden(t, "beat", exchange, ask(`"long"`, " beat=20ms"))
+	checkFrame(t, "reply", exchange, ask(`"naïve"`, ""))
+	checkFrame(t, "reply-error", exchange, ask(`"no"`, ""))
+	checkFrame(t, "beat", exchange, ask(`"long"`, " beat=20ms"))
 	close(long)
 	letters := consume(exchange+".backup.dlq", true, "")
 	if err := rpc.Cast(ctx, client, start, "node-2", &text); err != nil {
@@ -193,7 +178,7 @@ func TestWire(t *testing.T) {
 	}
 	select {
 	case d := <-letters:
-		golden(t, "dead-letter", exchange, d)
+		checkFrame(t, "dead-letter", exchange, d)
 	case <-time.After(20 * time.Second):
 		t.Error("no dead letter")
 	}

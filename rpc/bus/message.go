@@ -10,7 +10,11 @@ import (
 	"github.com/armature-go/armature/internal/version"
 )
 
-// Kind says what a message is for. On the wire it is a word.
+// This file has the envelope of a message: its fields, their names on the wire, and the way from one to the other. docs/wire.md
+// describes the same format for programs in other languages. A change of the format must be readable by the previous release:
+// a reader ignores options that it does not know, and keeps metadata that it does not know in Header.
+
+// Kind says what a message is for. On the wire it is a word, the first one of the envelope. The values never change.
 type Kind string
 
 // The kinds of messages.
@@ -26,19 +30,22 @@ const (
 
 // Message is a typed envelope and a payload. A bus carries all fields except Resent and Malformed. It may read ID, Kind, Durable,
 // Deadline, ReplyTo, Correlation and Dead, and calls Resent. The other fields are for package rpc alone.
+//
+// The methods of a Message do not change it, and are safe for concurrent use. After a message is published, no goroutine may change its
+// fields, see [Bus]: a message that is sent again is a copy.
 type Message struct {
-	// ID is the same for all deliveries of a message, and no other message has it.
+	// ID is the same for all deliveries of a message, and no other message has it. At most 255 bytes.
 	ID string
 	// Kind is what the message is for. Empty if the kind could not be read, see Malformed.
 	Kind Kind
 	// Interface, Method and Version name the method of a request. Version is the oldest version of the interface that has
-	// the method.
+	// the method. A reply, a heartbeat and a probe have no method.
 	Interface string
 	Method    string
 	Version   struct{ Major, Minor int }
 	// Durable: the message must survive a restart of the broker, see [Message.Persistent].
 	Durable bool
-	// Deadline is when the request becomes useless. Zero: no deadline.
+	// Deadline is when the request becomes useless. The server compares it with the clock of its host. Zero: no deadline.
 	Deadline time.Time
 	// Heartbeat is the interval of the heartbeats that the caller wants while the handler runs. FirstHeartbeat is how soon after the
 	// start of the handler the caller wants the first heartbeat. Zero: no heartbeats.
@@ -46,7 +53,7 @@ type Message struct {
 	// Options are the words of the envelope that this release does not know. They are sent on unchanged.
 	Options string
 
-	// ReplyTo is the topic for the reply and the heartbeats of a call, and for the answer to a probe.
+	// ReplyTo is the topic for the reply and the heartbeats of a call, and for the answer to a probe. It is [Private]. Empty: no answer.
 	ReplyTo string
 	// Correlation is the ID of the call or probe that a reply, heartbeat or cancel is about.
 	Correlation string
@@ -54,7 +61,7 @@ type Message struct {
 	Instance string
 
 	// Failures counts the delivery attempts that failed with a code other than Unavailable. Waited is the sum of the
-	// delays after attempts that failed with Unavailable.
+	// delays after attempts that failed with Unavailable; on the wire it is in whole milliseconds.
 	Failures int
 	Waited   time.Duration
 	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often the message's dead letter
@@ -63,9 +70,10 @@ type Message struct {
 	// Dead says why the message is a dead letter. Nil: the message is not a dead letter.
 	Dead *Dead
 
-	// Header is metadata beside the fields above, by name. Nil is empty.
+	// Header is metadata beside the fields above, by name, such as the user of the request and the trace context. Its names must not be
+	// those of the envelope. Nil is empty.
 	Header map[string]string
-	// Payload is the request or the response. A bus does not read it.
+	// Payload is the request or the response, as JSON. A bus does not read it. Empty: a value without fields.
 	Payload []byte
 
 	// Resent is called by the bus before it sends the message again, if all earlier attempts certainly had no effect, for example
@@ -76,10 +84,11 @@ type Message struct {
 	// it cannot be handled.
 	Malformed error
 
-	unread string // the text of KeyEnvelope of a malformed message
+	unread string // the text of KeyEnvelope of a malformed message, so that the message can be published again unchanged
 }
 
-// Dead says why and when a message became a dead letter.
+// Dead says why and when a message became a dead letter. The envelope and the payload of a dead letter are those of the message, so that
+// an operator can send the message again unless its payload is truncated.
 type Dead struct {
 	Reason    string    // a text for people: a fault code and the last error, or "malformed: ..."
 	Topic     string    // the topic that the message was published to
@@ -96,7 +105,7 @@ func (d *Dead) at() string {
 	return d.At.UTC().Format(time.RFC3339Nano)
 }
 
-// Names of metadata for which a broker may have a field of its own.
+// Names of metadata for which a broker may have a field of its own. A bus that uses such a field gives Decode the name nevertheless.
 const (
 	// KeyEnvelope is the envelope's main text: the kind, the method, its version and options, such as
 	// "call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s first=100ms".
@@ -106,7 +115,7 @@ const (
 	KeyInstance    = "instance"
 )
 
-// Names of the other metadata of the envelope.
+// Names of the other metadata of the envelope. A value is missing on the wire if it is zero. Names never get another meaning.
 const (
 	keyFailures     = "failures"
 	keyWaited       = "waited" // the value is in milliseconds
@@ -121,7 +130,8 @@ const (
 	keyRedelivered = "redelivered"
 )
 
-// Options of KeyEnvelope.
+// Options of KeyEnvelope, each a word without spaces. Those that end with = have a value: optionDeadline a time of RFC 3339 in UTC,
+// optionHeartbeat and optionFirst a positive duration in the form of Go's time.Duration.
 const (
 	optionDurable   = "at-least-once"
 	optionDeadline  = "deadline="
@@ -135,9 +145,11 @@ func (m *Message) Persistent() bool { return m.Durable || m.Dead != nil }
 // Size returns the size of a message in bytes, for the limit of a bus: its id, its metadata and its payload.
 func (m *Message) Size() int { return m.metadataSize() + len(m.Payload) }
 
-// envelopeSize approximates the size, in bytes, of the fields of the envelope whose length is bounded.
+// envelopeSize approximates the size, in bytes, of the fields of the envelope whose length is bounded, such as the deadline and the
+// counters. An exact size would cost an encoding of each message.
 const envelopeSize = 64
 
+// metadataSize returns the size in bytes of all but the payload. [CheckMessage] compares it with what brokers allow.
 func (m *Message) metadataSize() int {
 	n := envelopeSize + len(m.ID) + len(m.Interface) + len(m.Method) + len(m.Options) + len(m.ReplyTo) + len(m.Correlation) + len(m.Instance) + len(m.unread)
 	if m.Dead != nil {
@@ -149,7 +161,8 @@ func (m *Message) metadataSize() int {
 	return n
 }
 
-// Metadata returns the envelope as names and texts, the entries of Header last. It does not include the ID and the payload.
+// Metadata returns the envelope as names and texts, the entries of Header last and in no fixed order. It does not include the ID and the
+// payload, for which each broker has a place. A bus writes each entry as it is.
 func (m *Message) Metadata() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		put := func(key, value string) bool { return value == "" || yield(key, value) }
@@ -172,12 +185,12 @@ func (m *Message) Metadata() iter.Seq2[string, string] {
 	}
 }
 
-// Envelope returns the text of [KeyEnvelope].
+// Envelope returns the text of [KeyEnvelope]. For a malformed message it is the text that Decode has read.
 func (m *Message) Envelope() string {
 	if m.Malformed != nil {
 		return m.unread
 	}
-	if m.Method == "" {
+	if m.Method == "" { // a reply, a heartbeat or a probe
 		return string(m.Kind)
 	}
 	b := make([]byte, 0, 128)
@@ -213,7 +226,8 @@ func (m *Message) Envelope() string {
 }
 
 // Decode is the inverse of [Message.Metadata]. It never fails: if the envelope cannot be read, Decode sets Malformed and keeps the
-// metadata. The message owns payload.
+// metadata. The names may come in any order. A counter that is not a number counts as 0,
+// because such a message is still better handled than lost. The message owns payload: the caller must not change it afterwards.
 func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Message {
 	m := &Message{ID: id, Payload: payload}
 	var dead Dead
@@ -248,7 +262,7 @@ func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Mess
 			dead.At, _ = time.Parse(time.RFC3339Nano, v) // zero if the text is not a time
 		case keyTruncated:
 			dead.Truncated = decodeCount(v)
-		case keyRedelivered:
+		case keyRedelivered: // ignored: the bus says whether a delivery is a redelivery
 		default:
 			if m.Header == nil {
 				m.Header = make(map[string]string)
@@ -274,7 +288,8 @@ func decodeCount(s string) int {
 	return n
 }
 
-// decodeEnvelope reads the text of KeyEnvelope. It keeps unknown options in Options, because newer clients may send more options.
+// decodeEnvelope reads the text of KeyEnvelope. It keeps unknown options in Options, because newer clients may send more options. An option
+// that is known and has a wrong value is an error: a request without its deadline could run too late. Errors have code Invalid.
 func (m *Message) decodeEnvelope(s string) error {
 	kind, rest, _ := strings.Cut(s, " ")
 	switch k := Kind(kind); k {
@@ -317,7 +332,8 @@ func (m *Message) decodeEnvelope(s string) error {
 	return nil
 }
 
-// decodeOption reads one option. The result known is false if this release does not know the option.
+// decodeOption reads one option into the field of the message. The result known is false if this release does not know the option.
+// The error has code Invalid.
 func (m *Message) decodeOption(word string) (known bool, err error) {
 	name, value, ok := strings.Cut(word, "=")
 	switch {

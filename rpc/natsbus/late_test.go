@@ -113,7 +113,7 @@ func TestLateConfirm(t *testing.T) {
 		if err := cliBus.Publish(t.Context(), "backup.h", m); err != nil {
 			t.Fatal(err)
 		}
-		waittest.Spend(length / 2 / casts)
+		waittest.Spend(length/2/casts, "the time between two casts")
 	}
 	waittest.Pass(t, time.Until(end), "the link stalls and works again")
 	close(stop)

@@ -99,7 +99,7 @@ func (p *proxy) outage(d time.Duration) {
 	}
 	p.open = nil
 	p.mu.Unlock()
-	waittest.Spend(d)
+	waittest.Spend(d, "the outage")
 	p.resume()
 }
 

@@ -160,7 +160,7 @@ func testContext(b *bench) {
 			d, _ := ctx.Deadline()
 			got <- seen{d, reqctx.From(ctx)}
 			<-ctx.Done() // until the deadline passes
-			waittest.Spend(50 * time.Millisecond)
+			waittest.Spend(50*time.Millisecond, "work that ends after the deadline")
 			return n, nil
 		})
 	})

@@ -16,10 +16,6 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// UpdateVar is the name of an environment variable, ARMATURE_UPDATE. If it is set and not empty, [Contract] writes its
-// file.
-const UpdateVar = goldentest.UpdateVar
-
 // Contract compares the methods that rpc.Define has added to the interface with those in the file. The test fails if they
 // differ or if the file does not exist. Commit the file when you publish the interface. With ARMATURE_UPDATE=1 in the
 // environment, Contract writes the file, but only if each difference follows these rules:

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/internal/goldentest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -97,7 +98,7 @@ func TestContract(t *testing.T) { // not parallel: the environment variable belo
 	if said := check(t, file, v1, start); !strings.Contains(said, "ARMATURE_UPDATE=1") {
 		t.Errorf("no file: %q", said)
 	}
-	t.Setenv(rpctest.UpdateVar, "1")
+	t.Setenv(goldentest.UpdateVar, "1")
 	if said := check(t, file, v1, start); said != "" {
 		t.Fatalf("the first time: %s", said)
 	}
@@ -147,7 +148,7 @@ func TestContract(t *testing.T) { // not parallel: the environment variable belo
 			if tt.says != "" && string(after) != string(frozen) {
 				t.Error("a broken contract was written to the file")
 			}
-			t.Setenv(rpctest.UpdateVar, "")
+			t.Setenv(goldentest.UpdateVar, "")
 			said = check(t, file, tt.version, tt.methods...)
 			if (said == "") != (tt.says == "") {
 				t.Errorf("without ARMATURE_UPDATE the failure is %q", said)

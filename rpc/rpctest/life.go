@@ -29,7 +29,8 @@ func testStop(b *bench) {
 			}
 		})
 	})
-	p, err := rpc.Go(b.ctx(), b.newClient(), echo, "a", &note{N: 5})
+	c := b.newClient()
+	p, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 5})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -38,10 +39,18 @@ func testStop(b *bench) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { stopped <- s.Stop(b.ctx()) })
+	waittest.Succeeds(b, "Stop to end the intake", func() error {
+		ctx, cancel := context.WithTimeout(b.ctx(), time.Second)
+		defer cancel()
+		if _, err := rpc.Describe(ctx, c, iface, "a"); err == nil {
+			return errors.New("the server answers")
+		}
+		return nil
+	})
 	select {
 	case err := <-stopped:
 		b.Fatalf("Stop did not wait for the handler: %v", err)
-	case <-time.After(50 * time.Millisecond):
+	default:
 	}
 	close(gate)
 	if got, err := p.Wait(b.ctx()); err != nil || got.N != 5 {
@@ -164,9 +173,6 @@ func testDescribe(b *bench) {
 		b.Fatal(err)
 	}
 	receiveValue(b, entered, "the call")
-	if _, err := rpc.Ping(b.ctx(), c, iface, "a"); err != nil {
-		b.Errorf("ping: %v", err)
-	}
 	d, err := rpc.Describe(b.ctx(), c, iface, rpc.Any)
 	close(gate)
 	if err != nil {
@@ -193,7 +199,7 @@ func testDescribe(b *bench) {
 func testStopFull(b *bench) {
 	const calls, slots = 40, 2
 	work := func(_ context.Context, n *note) (*note, error) {
-		waittest.Spend(100 * time.Millisecond)
+		waittest.Spend(100*time.Millisecond, "the work of the call")
 		return n, nil
 	}
 	first := b.serve("a", slots, func(s *rpc.Server) { rpc.Handle(s, echo, work) })

@@ -45,7 +45,7 @@ func ServeLost(open Dialer) {
 	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: what[2]})
 	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
 		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // in one write, so that the lines of concurrent handlers do not mix
-		waittest.Spend(j.Takes)
+		waittest.Spend(j.Takes, "the work of the job")
 		return j, err
 	})
 	if err = srv.Start(context.Background()); err == nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/partial"
 	"github.com/armature-go/armature/rpc/membus"
 )
 
@@ -26,6 +27,10 @@ func NewBus(t testing.TB) *membus.Bus {
 	return b
 }
 
+// Partial returns a context with which rpc.Server.Start starts a server although methods of its interface have no handler. Calls of
+// such methods fail with rpc.ErrNoSuchMethod. It is for tests that need a server with some of the methods, on a bus of their own.
+func Partial(ctx context.Context) context.Context { return partial.Allow(ctx) }
+
 // Serve starts a server of the interface on a new in-memory bus, with the handlers
 // that register adds, and returns a client on the same bus. Calls of methods without a
 // handler fail with rpc.ErrNoSuchMethod. The server's host is "host". Client, server and
@@ -33,7 +38,7 @@ func NewBus(t testing.TB) *membus.Bus {
 func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
 	t.Helper()
 	b := NewBus(t)
-	startServer(t, b, rpc.ServerConfig{Interface: iface, Host: "host", Partial: true}, register)
+	startServer(t, b, rpc.ServerConfig{Interface: iface, Host: "host"}, register)
 	return newClient(t, b, rpc.ClientConfig{})
 }
 
@@ -41,7 +46,7 @@ func startServer(t testing.TB, on bus.Bus, cfg rpc.ServerConfig, register func(*
 	t.Helper()
 	s := rpc.NewServer(on, cfg)
 	register(s)
-	if err := s.Start(t.Context()); err != nil {
+	if err := s.Start(Partial(t.Context())); err != nil {
 		t.Fatalf("start the server: %v", err)
 	}
 	t.Cleanup(func() {

@@ -19,8 +19,6 @@ type Options struct {
 	// 8 and 50, as for Nova's max_io_ops_per_host and max_instances_per_host. Metadata with Nova's names in an aggregate of the
 	// host replace the limits. If several aggregates have such metadata, the lowest number counts.
 	MaxTasks, MaxConsumers int64
-	// HalfLife is the time in which the weight of a failure halves. Default 1 hour.
-	HalfLife time.Duration
 	// PropertyPrefix limits the filter "aggregate_properties" to metadata whose names begin with the prefix. Default:
 	// all metadata.
 	PropertyPrefix string
@@ -37,9 +35,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxConsumers == 0 {
 		o.MaxConsumers = 50
-	}
-	if o.HalfLife == 0 {
-		o.HalfLife = time.Hour
 	}
 	return o
 }

@@ -86,7 +86,7 @@ func TestFilters(t *testing.T) {
 		{"traits", request{Required: []string{"A"}}, provider{Traits: []string{"A", "B"}}, ""},
 		{"traits", request{Required: []string{"B", "C"}}, provider{Traits: []string{"A", "B"}}, "trait C is missing"},
 		{"traits", request{Forbidden: []string{"B"}}, provider{Traits: []string{"A", "B"}}, "trait B is forbidden"},
-		{"traits", request{Forbidden: []string{"C"}, Preferred: []string{"C"}}, provider{Traits: []string{"A", "B"}}, ""},
+		{"traits", request{Forbidden: []string{"C"}}, provider{Traits: []string{"A", "B"}}, ""},
 		{"platform", request{}, provider{}, ""},
 		{"platform", request{Platform: placement.Platform{Arch: "arm64"}}, provider{}, "cannot run arm64"},
 		{"platform", request{Platform: placement.Platform{Arch: "x86_64", Mode: "hvm"}}, provider{Platforms: []placement.Platform{{"i686", "qemu", "hvm"}, {"x86_64", "qemu", "hvm"}}}, ""},
@@ -297,7 +297,6 @@ func TestMatch(t *testing.T) {
 // TestWeighers: each weigher gives one host the right raw score.
 func TestWeighers(t *testing.T) {
 	t.Parallel()
-	now := time.Now()
 	g := func(p placement.Policy) *group { return &group{ID: "g", Policy: p, Members: map[string]int64{"n": 3}} }
 	tested := map[string]bool{}
 	all := placement.Weighers[*request, *provider](placement.Options{})
@@ -317,13 +316,6 @@ func TestWeighers(t *testing.T) {
 		{"soft_affinity", request{Group: g(placement.SoftAntiAffinity)}, provider{ID: "n"}, 0, 1},
 		{"soft_anti_affinity", request{Group: g(placement.SoftAntiAffinity)}, provider{ID: "n"}, 3, -1},
 		{"soft_anti_affinity", request{}, provider{ID: "n"}, 0, -1},
-		{"preferred_traits", request{Preferred: []string{"A", "C", "B"}}, provider{Traits: []string{"A", "B", "D"}}, 2, 1},
-		{"preferred_traits", request{}, provider{Traits: []string{"A", "B", "D"}}, 0, 1},
-		{"build_failure", request{}, provider{}, 0, -1},
-		{"build_failure", request{}, provider{Failures: 8, FailedAt: now}, 8, -1},
-		{"build_failure", request{}, provider{Failures: 8, FailedAt: now.Add(-3 * time.Hour)}, 1, -1},
-		{"build_failure", request{}, provider{Failures: 8, FailedAt: now.Add(time.Hour)}, 8, -1},
-		{"version", request{}, provider{Version: 8002001}, 8002001, 1},
 	} {
 		w, err := scheduler.ByName(all, []string{tt.weigher})
 		if err != nil {
@@ -355,7 +347,7 @@ func TestOptions(t *testing.T) {
 	t.Parallel()
 	o := placement.Options{
 		DownAfter: time.Second, MaxTasks: 1, MaxConsumers: 1, PropertyPrefix: "os_",
-		Multipliers: map[string]float64{"ram": -1}, HalfLife: time.Minute,
+		Multipliers: map[string]float64{"ram": -1},
 	}
 	s, err := scheduler.New(scheduler.Config[*request, *provider]{Filters: filters(o), Weighers: placement.Weighers[*request, *provider](o)})
 	if err != nil {
@@ -372,9 +364,6 @@ func TestOptions(t *testing.T) {
 	})
 	if err != nil || d.Summary() != "2 of 6 hosts: 1 aggregate_properties, 1 consumers, 1 down, 1 tasks" || d.Ranked[0].Host.ID != "e" {
 		t.Errorf("%v, %v", d, err)
-	}
-	if p := (&provider{Failures: 4, FailedAt: now.Add(-2 * time.Minute)}).Failed(now, time.Minute); math.Abs(p.Failures-2) > 0.01 || !p.FailedAt.Equal(now) {
-		t.Errorf("one more failure: %+v", p)
 	}
 }
 

@@ -122,7 +122,7 @@ func claimHistory(t *testing.T, s placement.Store, seed uint64) []porcupine.Oper
 					continue
 				}
 				if do(w, o, func() error { return s.Claim(t.Context(), c) }) {
-					waittest.Spend(rand.N(time.Millisecond)) // meanwhile other claims find no room
+					waittest.Spend(rand.N(time.Millisecond), "the life of the claim, in which other claims find no room")
 					o.release = true
 					do(w, o, func() error { return placement.Release(t.Context(), s, c.Consumer) })
 				}

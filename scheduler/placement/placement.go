@@ -153,16 +153,12 @@ type Provider struct {
 	// with Specs.
 	Platforms    []Platform        `json:"platforms,omitempty"`
 	Capabilities map[string]string `json:"capabilities,omitempty"`
-	Version      int64             `json:"version,omitempty"` // the version of the software on the provider, as a number
 	// Tasks is the number of operations with much I/O that run on the provider. Consumers is the number of consumers
 	// whose host is this provider. Members is the number of these consumers in each group, by the group's ID. A Store
 	// counts Consumers and Members.
 	Tasks     int64            `json:"tasks,omitempty"`
 	Consumers int64            `json:"consumers,omitempty"`
 	Members   map[string]int64 `json:"members,omitempty"`
-	// Failures is the number of failed builds on the provider, weighted by their age at FailedAt, see [Provider.Failed].
-	Failures float64   `json:"failures,omitempty"`
-	FailedAt time.Time `json:"failed_at,omitzero"`
 }
 
 // Name returns the ID. It makes a Provider a scheduler.Host.
@@ -201,22 +197,6 @@ func (p *Provider) With(q *Request) *Provider {
 	return &out
 }
 
-// Failed returns a copy of the provider with one more failure at the given time. The weight of earlier failures halves
-// with each half-life.
-func (p *Provider) Failed(at time.Time, halfLife time.Duration) *Provider {
-	out := *p
-	out.Failures, out.FailedAt = p.failures(at, halfLife)+1, at
-	return &out
-}
-
-// failures returns the weighted failures at the given time.
-func (p *Provider) failures(at time.Time, halfLife time.Duration) float64 {
-	if p.Failures == 0 || halfLife <= 0 {
-		return p.Failures
-	}
-	return p.Failures * math.Exp2(-max(at.Sub(p.FailedAt), 0).Hours()/halfLife.Hours())
-}
-
 // Policy is the rule of a group for the hosts of its members.
 type Policy string
 
@@ -246,7 +226,6 @@ type Request struct {
 	Resources Resources `json:"resources,omitempty"`
 	Required  []string  `json:"required,omitempty"`  // traits
 	Forbidden []string  `json:"forbidden,omitempty"` // traits
-	Preferred []string  `json:"preferred,omitempty"` // traits
 	Zone      string    `json:"zone,omitempty"`
 	Tenant    string    `json:"tenant,omitempty"`
 	Type      string    `json:"type,omitempty"` // name of the request's type; hosts may be reserved for types

@@ -39,9 +39,6 @@ type Observation struct {
 // Placed is the result of [Placer.Place].
 type Placed[H Hosted] struct {
 	Host H
-	// Alternates are the hosts to try next if the work fails on Host, best first. They are not claimed. With
-	// AlreadyClaimed the list is empty.
-	Alternates []H
 	// Decision is the decision that chose the host.
 	Decision *scheduler.Decision[H]
 	// AlreadyClaimed reports that the consumer had a claim before the call, for example from a call whose reply was
@@ -105,7 +102,7 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 // host of that claim. If no host accepts the claim, refused is the error of the last host that it tried.
 func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]) (refused, err error) {
 	ranked := placed.Decision.Ranked
-	for i, r := range ranked {
+	for _, r := range ranked {
 		c := p.claim(req, r.Host)
 		start := time.Now()
 		err := p.Store.Claim(ctx, c)
@@ -115,9 +112,6 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 		switch {
 		case err == nil:
 			placed.Host = r.Host
-			for _, a := range ranked[i+1:] {
-				placed.Alternates = append(placed.Alternates, a.Host)
-			}
 			return nil, nil
 		case !mayTryNextHost(err):
 			return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), err)

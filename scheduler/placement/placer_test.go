@@ -62,7 +62,7 @@ func TestPlace(t *testing.T) {
 	put(t, s, "n3", 2)
 	p := newPlacer(t, s)
 	got, err := p.Place(t.Context(), vcpus("a", 2))
-	if err != nil || got.Host.ID != "n1" || len(got.Alternates) != 2 || got.Alternates[0].ID != "n2" || got.AlreadyClaimed || len(got.Refused) != 0 {
+	if err != nil || got.Host.ID != "n1" || got.AlreadyClaimed || len(got.Refused) != 0 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	// The same request again, as after a lost reply: nothing is claimed twice.

@@ -59,7 +59,7 @@ func (p *Provider) differs(q *Provider) bool {
 		}
 		return out
 	}
-	return p.Zone != q.Zone || p.Disabled != q.Disabled || p.Version != q.Version ||
+	return p.Zone != q.Zone || p.Disabled != q.Disabled ||
 		!maps.Equal(p.Inventories, q.Inventories) || !slices.Equal(p.Traits, q.Traits) || !slices.Equal(names(p), names(q)) ||
 		!slices.Equal(p.Platforms, q.Platforms) || !maps.Equal(p.Capabilities, q.Capabilities)
 }

@@ -2,7 +2,6 @@ package placement
 
 import (
 	"context"
-	"time"
 
 	"github.com/armature-go/armature/scheduler"
 )
@@ -29,7 +28,6 @@ func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64
 // Weighers returns all ready-made weighers with their usual multipliers. Options.Multipliers replaces multipliers, and
 // scheduler.ByName selects weighers. docs/scheduling.md lists the names of the weighers, and Nova's names for them.
 func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
-	o = o.withDefaults()
 	var out []scheduler.Weighted[R, H]
 	for _, w := range []struct {
 		name       string
@@ -47,11 +45,6 @@ func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 		}},
 		{"soft_affinity", 1, groupMembers(SoftAffinity)},
 		{"soft_anti_affinity", -1, groupMembers(SoftAntiAffinity)},
-		{"preferred_traits", 1, preferredTraits},
-		{"build_failure", -1, o.failures},
-		{"version", 1, func(*Request) func(*Provider) float64 {
-			return func(p *Provider) float64 { return float64(p.Version) }
-		}},
 	} {
 		m, ok := o.Multipliers[w.name]
 		if !ok {
@@ -78,24 +71,4 @@ func groupMembers(policy Policy) func(*Request) func(*Provider) float64 {
 		}
 		return func(p *Provider) float64 { return float64(max(q.Group.Members[p.ID], p.Members[q.Group.ID])) }
 	}
-}
-
-func preferredTraits(q *Request) func(*Provider) float64 {
-	if len(q.Preferred) == 0 {
-		return nil
-	}
-	return func(p *Provider) float64 {
-		n := 0
-		for _, t := range q.Preferred {
-			if p.Has(t) {
-				n++
-			}
-		}
-		return float64(n)
-	}
-}
-
-func (o Options) failures(*Request) func(*Provider) float64 {
-	now := time.Now()
-	return func(p *Provider) float64 { return p.failures(now, o.HalfLife) }
 }

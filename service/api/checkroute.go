@@ -307,7 +307,7 @@ func allowsOneValue(schema any) bool {
 func jsonFields(t reflect.Type, v Version) map[string]reflect.Type {
 	out := map[string]reflect.Type{}
 	list, _ := propertiesOf(t) // learn has reported its errors
-	for _, p := range flatten(list) {
+	for _, p := range flattenEmbedded(list) {
 		if p.has(v) {
 			out[strings.ToLower(p.name)] = p.Type
 		}

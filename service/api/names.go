@@ -38,7 +38,7 @@ func (s *schema) useFieldNames(t reflect.Type, value any, v Version) string {
 func (s *schema) useNamesOf(t reflect.Type, object map[string]any, v Version) string {
 	fields := map[string]reflect.Type{}
 	list, _ := propertiesOf(t) // learn has reported its errors
-	for _, p := range flatten(list) {
+	for _, p := range flattenEmbedded(list) {
 		if p.has(v) {
 			fields[p.name] = p.Type
 		}

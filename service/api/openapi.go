@@ -98,10 +98,13 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	return op
 }
 
-// describeActions describes the body of each action.
+// describeActions describes the body of each action. It leaves out an action whose only status is 404: such a route refuses an action that the version does not have.
 func describeActions(e entry, v Version) []any {
 	var out []any
 	for _, r := range e {
+		if r.Status == http.StatusNotFound {
+			continue
+		}
 		one := map[string]any{"title": r.Action}
 		if r.Summary != "" {
 			one["description"] = r.Summary

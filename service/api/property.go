@@ -116,9 +116,9 @@ func hasIsZero(t reflect.Type) bool {
 	return t.Implements(isZeroer) || reflect.PointerTo(t).Implements(isZeroer)
 }
 
-// flatten replaces each embedded struct with its fields. The Go name of such a field is then the name of the struct, a dot, and
+// flattenEmbedded replaces each embedded struct with its fields. The Go name of such a field is then the name of the struct, a dot, and
 // the name of the field. The fields of an embedded pointer are optional, because the pointer may be nil.
-func flatten(fields []property) []property {
+func flattenEmbedded(fields []property) []property {
 	var out []property
 	for _, f := range fields {
 		if !f.flat {
@@ -126,7 +126,7 @@ func flatten(fields []property) []property {
 			continue
 		}
 		inner, _ := propertiesOf(structAt(f.Type)) // learn has reported its errors
-		for _, p := range flatten(inner) {
+		for _, p := range flattenEmbedded(inner) {
 			p.Name, p.span = f.Name+"."+p.Name, f.intersect(p.span)
 			p.optional = p.optional || f.Type.Kind() == reflect.Pointer
 			out = append(out, p)

@@ -58,7 +58,8 @@ type Route struct {
 	// tests. In production, replies are not checked.
 	Reply []Schema
 	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None]. An error status, such as 410, means that the handler
-	// always returns an error: the OpenAPI document then has no other reply than Errors.
+	// always returns an error: the OpenAPI document then has no other reply than Errors. With 404 the document leaves an Action out, because its versions do not have
+	// the action.
 	Status int
 	// Statuses are other statuses that the handler may set for a reply with the same body, such as 207. They are only for the OpenAPI document.
 	Statuses []int

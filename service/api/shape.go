@@ -163,7 +163,7 @@ func (s *shape) learnStruct(t reflect.Type, inside map[reflect.Type]bool) (bool,
 		}
 	}
 	s.depends[t] = depends
-	s.fields[t] = flatten(fields)
+	s.fields[t] = flattenEmbedded(fields)
 	return depends, checkNames(t, s.fields[t])
 }
 

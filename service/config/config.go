@@ -150,7 +150,8 @@ type Value struct {
 	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in URLs are also ***.
 	Value string `json:"value"`
 	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
-	// default NAME, program's override NAME.
+	// default NAME, program's override NAME. If the option NAME_file names a file with the value, that file follows
+	// in parentheses.
 	Where string `json:"where"`
 	// Wrong reports that the error of [Inspect] is about this value. In this case [Config.Current] has the
 	// default, unless a Validate method has refused the value.

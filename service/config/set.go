@@ -306,6 +306,6 @@ func (l *loader) readSecret(o *option, r rank, where, key, path string) {
 		fail("%v", err)
 		return
 	}
-	o.setValue(r, where, strings.TrimRight(string(raw), "\r\n"), false)
+	o.setValue(r, where+" ("+path+")", strings.TrimRight(string(raw), "\r\n"), false)
 	o.byFile = key
 }

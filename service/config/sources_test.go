@@ -118,6 +118,13 @@ func TestSecretFiles(t *testing.T) {
 	if err != nil || o.Database.URL != "hush" {
 		t.Errorf("a secret file in the environment: %q, %v; want the value of the file", o.Database.URL, err)
 	}
+	c, err := config.Open[full](config.Source{Files: write(t, "[database]\nurl_file = "+good+"\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if where := c.Where("database", "url"); !strings.HasSuffix(where, "1.conf:2 ("+good+")") {
+		t.Errorf("the origin of a secret from a file: %s", where)
+	}
 }
 
 // TestPasswordsInURLs: no value, warning or error shows the password of a URL, even if the option does not

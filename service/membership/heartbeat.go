@@ -30,7 +30,7 @@ type heartbeats struct {
 
 // batch has the heartbeats that are written together.
 type batch struct {
-	beats   map[string][]heartbeat // the key is the kind of the member
+	byKind  map[string][]heartbeat // the key is the kind of the member
 	done    chan struct{}          // closed when the batch is written
 	err     error
 	refused map[heartbeat]error
@@ -65,9 +65,9 @@ func (h *heartbeats) add(own heartbeat) (b *batch, first bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if first = h.next == nil; first {
-		h.next = &batch{beats: map[string][]heartbeat{}, done: make(chan struct{}), refused: map[heartbeat]error{}}
+		h.next = &batch{byKind: map[string][]heartbeat{}, done: make(chan struct{}), refused: map[heartbeat]error{}}
 	}
-	h.next.beats[own.kind] = append(h.next.beats[own.kind], own)
+	h.next.byKind[own.kind] = append(h.next.byKind[own.kind], own)
 	return h.next, first
 }
 
@@ -87,10 +87,10 @@ func (r *Registry) writeBatch(b *batch) {
 	r.heartbeats.close()
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()
-	for kind, beats := range b.beats {
+	for kind, senders := range b.byKind {
 		// Processes that write the same rows must lock them in the same order.
-		slices.SortFunc(beats, func(x, y heartbeat) int { return strings.Compare(x.host, y.host) })
-		for part := range slices.Chunk(beats, maxWritten) {
+		slices.SortFunc(senders, func(x, y heartbeat) int { return strings.Compare(x.host, y.host) })
+		for part := range slices.Chunk(senders, maxWritten) {
 			if b.err = r.writeHeartbeats(ctx, b, kind, part); b.err != nil {
 				return
 			}
@@ -99,10 +99,10 @@ func (r *Registry) writeBatch(b *batch) {
 }
 
 // writeHeartbeats writes heartbeats of one kind, and records the refused heartbeats in b.
-func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, beats []heartbeat) error {
-	hosts := make([]string, len(beats))
-	for i := range beats {
-		hosts[i] = beats[i].host
+func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, senders []heartbeat) error {
+	hosts := make([]string, len(senders))
+	for i := range senders {
+		hosts[i] = senders[i].host
 	}
 	where, args, err := sqlx.In(`kind = ? AND host IN (?) ORDER BY host FOR UPDATE`, kind, slices.Compact(hosts))
 	if err != nil {
@@ -114,15 +114,15 @@ func (r *Registry) writeHeartbeats(ctx context.Context, b *batch, kind string, b
 			return err
 		}
 		var seen []string
-		for _, beat := range beats {
-			switch h, known := holders[beat.host]; {
+		for _, sender := range senders {
+			switch h, known := holders[sender.host]; {
 			case !known:
-				b.refused[beat] = notFound(kind, beat.host)
-			case h.ID != beat.instance:
-				b.refused[beat] = heldError(kind, beat.host, h, "")
+				b.refused[sender] = notFound(kind, sender.host)
+			case h.ID != sender.instance:
+				b.refused[sender] = heldError(kind, sender.host, h, "")
 			default:
-				delete(b.refused, beat) // an earlier attempt of this transaction may have refused the heartbeat
-				seen = append(seen, beat.host)
+				delete(b.refused, sender) // an earlier attempt of this transaction may have refused the heartbeat
+				seen = append(seen, sender.host)
 			}
 		}
 		if len(seen) == 0 {

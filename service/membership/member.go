@@ -167,5 +167,5 @@ func (p *MemberPart) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return p.r.leave(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID, p.process)
+	return p.r.markDeparted(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID, p.process)
 }

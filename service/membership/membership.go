@@ -197,11 +197,11 @@ func (r *Registry) insert(ctx context.Context, tx *sqlx.Tx, s Self, e entry, rep
 // [Registry.Announce], Leave ends the announcement. It changes nothing, and returns nil, if the member does not exist or belongs
 // to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
-	return r.leave(ctx, kind, host, instance, "")
+	return r.markDeparted(ctx, kind, host, instance, "")
 }
 
-// leave does what Leave does. It changes nothing if process is not empty and another process has joined since.
-func (r *Registry) leave(ctx context.Context, kind, host, instance, process string) error {
+// markDeparted does what Leave does. It changes nothing if process is not empty and another process has joined since.
+func (r *Registry) markDeparted(ctx context.Context, kind, host, instance, process string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
 		switch {

@@ -41,7 +41,7 @@ func BenchmarkOperation(b *testing.B) {
 	defer r.Stop(context.WithoutCancel(b.Context()))
 	wait := func(open int64) { // waits until at most open operations have not ended
 		for begun.Load()-ended.Load() > open {
-			waittest.Spend(100 * time.Microsecond)
+			waittest.Spend(100*time.Microsecond, "the time between two looks: a longer one would be measured")
 		}
 	}
 	must := func(err error) {

@@ -133,7 +133,7 @@ func child() int {
 			fmt.Println("over")
 			return 0
 		}
-		waittest.Spend(5 * time.Millisecond)
+		waittest.Spend(5*time.Millisecond, "the time between two looks of a process that is killed")
 	}
 }
 
@@ -181,22 +181,21 @@ func TestDeadlineOfKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Stop(context.WithoutCancel(t.Context()))
-	for {
+	err := waittest.Poll(time.Minute, func() error {
 		o, err := operation.NewStore(d).Show(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		late := time.Since(o.Created.Add(3 * time.Second))
-		if late > time.Minute {
-			t.Fatalf("%v after its deadline the operation is %s, owner %s", late, o.State, o.Owner)
+		if !o.State.Ended() {
+			return fmt.Errorf("%v after its deadline the operation is %s, owner %s", time.Since(o.Created.Add(3*time.Second)), o.State, o.Owner)
 		}
-		if o.State.Ended() {
-			if o.State != operation.TimedOut {
-				t.Errorf("the operation ended as %s: %s", o.State, o.Error)
-			}
-			return
+		if o.State != operation.TimedOut {
+			t.Errorf("the operation ended as %s: %s", o.State, o.Error)
 		}
-		waittest.Spend(20 * time.Millisecond)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -294,16 +293,15 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 		return false
 	}
 	defer r.Stop(context.WithoutCancel(t.Context()))
-	for end := time.Now().Add(2 * time.Minute); !o.State.Ended(); {
-		if time.Now().After(end) {
-			t.Errorf("%s: the operation does not end: %+v", what, o)
-			return true
+	err = waittest.Poll(2*time.Minute, func() error {
+		if o, err = ops.Show(t.Context(), id); err == nil && !o.State.Ended() {
+			err = fmt.Errorf("the operation does not end: %+v", o)
 		}
-		waittest.Spend(10 * time.Millisecond)
-		if o, err = ops.Show(t.Context(), id); err != nil {
-			t.Error(err)
-			return true
-		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+		return true
 	}
 	want, wantError := operation.Succeeded, ""
 	if strings.HasSuffix(kind, "fails") {

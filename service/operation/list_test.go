@@ -33,7 +33,7 @@ func TestList(t *testing.T) {
 				k = remove
 			}
 			ids = append(ids, b.begin(k, fmt.Sprintf("disk-%d", i)))
-			waittest.Spend(time.Millisecond) // so that the database's clock advances
+			<-time.After(time.Millisecond) // so that the database's clock advances
 		}
 		if err := b.ops.Cancel(t.Context(), ids[0], ""); err != nil {
 			t.Fatal(err)
@@ -83,7 +83,7 @@ func TestRecord(t *testing.T) {
 		lock := operation.Kind[input]{Name: "disk.lock"}
 		reset := operation.Kind[input]{Name: "disk.reset", Preempts: true}
 		running := b.begin(create, "disk")
-		waittest.Spend(time.Second)
+		<-time.After(time.Second)
 		var recorded []string
 		for _, failed := range []error{nil, fault.New(fault.Precondition, "no key")} {
 			id, err := operation.Record(ctx, b.ops, lock, "disk", &input{Size: 3}, time.Minute, failed)

@@ -31,7 +31,7 @@ func TestReportInTransaction(t *testing.T) {
 			if err := b.runner.EndStep(ctx, token, "", nil); err != nil {
 				return err
 			}
-			waittest.Spend(500 * time.Millisecond) // meanwhile the runner must not look at the operation
+			waittest.Spend(500*time.Millisecond, "the life of the transaction") // in which the runner must not look at the operation
 			return nil
 		})
 		if err != nil {
@@ -51,7 +51,7 @@ func TestMoreThanSlots(t *testing.T) {
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour, MaxInFlight: 4})
 		operation.Handle(b.runner, create, b.step("a", func(*operation.Op) error {
-			waittest.Spend(10 * time.Millisecond)
+			<-time.After(10 * time.Millisecond)
 			return nil
 		}, nil))
 		b.start()

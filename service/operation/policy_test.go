@@ -250,19 +250,19 @@ func TestNotifyWithoutSlot(t *testing.T) {
 // waitsFor waits until an operation waits for a peer.
 func (b *bench) waitsFor(id, peer string) {
 	b.Helper()
-	for end := time.Now().Add(30 * time.Second); ; {
+	waittest.Succeeds(b, "the operation to wait for "+peer, func() error {
 		o, err := b.ops.Show(b.Context(), id)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if o.WaitsFor == peer && o.Owner == "" {
-			return
-		}
-		if o.State.Ended() || time.Now().After(end) {
+		if o.State.Ended() {
 			b.Fatalf("the operation does not wait for %s: %+v", peer, o)
 		}
-		waittest.Spend(5 * time.Millisecond)
-	}
+		if o.WaitsFor != peer || o.Owner != "" {
+			return fmt.Errorf("%+v", o)
+		}
+		return nil
+	})
 }
 
 // TestDeadlines: the deadlines of a step and of an operation run only while a runner could have received a report. A report also counts

@@ -28,19 +28,21 @@ func (b *bench) waiting(name string) operation.Step[input] {
 // notification can increase this number.
 func (b *bench) waits(id, step string, n int) int {
 	b.Helper()
-	for end := time.Now().Add(30 * time.Second); ; {
+	did := 0
+	waittest.Succeeds(b, "the operation to wait at "+step, func() error {
 		o, err := b.ops.Show(b.Context(), id)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if did := strings.Count(b.j.String(), step+"("); did > n && o.Owner == "" {
-			return did
+		if did = strings.Count(b.j.String(), step+"("); did > n && o.Owner == "" {
+			return nil
 		}
-		if o.State.Ended() || time.Now().After(end) {
+		if o.State.Ended() {
 			b.Fatalf("the operation does not wait at %s, but did %s: %+v", step, &b.j, o)
 		}
-		waittest.Spend(5 * time.Millisecond)
-	}
+		return fmt.Errorf("it did %s: %+v", &b.j, o)
+	})
+	return did
 }
 
 // token returns the token of the current step of an operation.
@@ -323,19 +325,16 @@ func TestReporter(t *testing.T) {
 // which the step's Reported counts in the field Kept.
 func (b *bench) waitsAtStep(resource, step string, entries int) {
 	b.Helper()
-	for end := time.Now().Add(30 * time.Second); ; {
+	waittest.Succeeds(b, "the operation to wait at "+step, func() error {
 		op, err := b.ops.Current(b.Context(), resource)
 		if err != nil {
 			b.Fatal(err)
 		}
 		if op.StepName == step && op.Waits > 0 && b.data(op.ID).Kept == entries {
-			return
+			return nil
 		}
-		if time.Now().After(end) {
-			b.Fatalf("the operation does not wait at %s: %+v", step, op)
-		}
-		waittest.Spend(5 * time.Millisecond)
-	}
+		return fmt.Errorf("%+v", op)
+	})
 }
 
 // TestReportedUndo: another process can also undo a step, and report the result.

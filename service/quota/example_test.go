@@ -41,5 +41,5 @@ func Example() {
 	// Output:
 	// <nil>
 	// Quota exceeded for gigabytes: Requested 40, but already used 70 of 100 gigabytes true
-	// [{gigabytes 70 0 100} {volumes 1 0 2}] <nil>
+	// [{gigabytes 70 100} {volumes 1 2}] <nil>
 }

@@ -11,8 +11,8 @@
 //	})
 //
 // A claim belongs to a consumer, such as the id of a resource. So a retry counts once, [Store.Release] needs the
-// consumer only, and [Store.Repair] can count usage again. A reservation is a claim that ends by itself, unless it is
-// committed, for example if a client has to confirm a resize.
+// consumer only, and [Store.Repair] can count usage again. A claim has no time limit: the component releases it in the transaction that
+// removes the row of the consumer.
 //
 // The tables are those of [Migrations].
 package quota
@@ -26,7 +26,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -85,8 +84,6 @@ type Claim struct {
 	Project string
 	// Amounts are the amounts by class, each at least 0. A class that is missing has the amount 0.
 	Amounts map[string]int64
-	// For is how long the claim lasts unless it is committed, by the database's clock. 0: it lasts until it is released.
-	For time.Duration
 }
 
 // check returns an error if the claim is malformed.
@@ -96,8 +93,6 @@ func (s *Store) check(c Claim) error {
 		return fault.New(fault.Invalid, "quota claim: the consumer %.80q must have 1 to 64 bytes", c.Consumer)
 	case c.Project == "" || len(c.Project) > 255:
 		return fault.New(fault.Invalid, "quota claim of %s: the project %.80q must have 1 to 255 bytes", c.Consumer, c.Project)
-	case c.For < 0:
-		return fault.New(fault.Invalid, "quota claim of %s: it lasts for %v: write a duration above 0, or 0 for no end", c.Consumer, c.For)
 	}
 	for class, n := range c.Amounts {
 		if err := s.checkClass(class); err != nil {
@@ -118,13 +113,12 @@ func (s *Store) checkClass(class string) error {
 	return nil
 }
 
-// claimRow is a row of quota_claims.
+// claimRow is a row of quota_claims. The column until is not used: it is of an earlier release, and NULL.
 type claimRow struct {
-	Consumer string     `db:"consumer"`
-	Class    string     `db:"class"`
-	Project  string     `db:"project"`
-	Amount   int64      `db:"amount"`
-	Until    *time.Time `db:"until"`
+	Consumer string `db:"consumer"`
+	Class    string `db:"class"`
+	Project  string `db:"project"`
+	Amount   int64  `db:"amount"`
 }
 
 // Reserve makes the claims of consumers. If a consumer has a claim already, Reserve replaces it: the consumer then has the new amounts,
@@ -162,16 +156,13 @@ func (s *Store) Reserve(ctx context.Context, tx *sqlx.Tx, claims ...Claim) error
 
 // writeClaim writes the rows of a claim. It adds the differences from the consumer's previous amounts to changes.
 func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes map[string]int64) error {
-	until, err := endOf(ctx, tx, c.For)
-	if err != nil {
-		return err
-	}
 	var have map[string]claimRow
 	classes := s.classes()
-	if err = insertClaims(ctx, tx, c, classes, until); errors.Is(err, fault.Conflict) { // the consumer has a claim
+	err := insertClaims(ctx, tx, c, classes)
+	if errors.Is(err, fault.Conflict) { // the consumer has a claim
 		if have, err = claimOf(ctx, tx, c.Consumer); err == nil { // the claim may lack rows for classes that are new in Limits
 			classes = slices.DeleteFunc(classes, func(class string) bool { _, ok := have[class]; return ok })
-			err = insertClaims(ctx, tx, c, classes, until)
+			err = insertClaims(ctx, tx, c, classes)
 		}
 	}
 	if err != nil {
@@ -185,7 +176,7 @@ func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes ma
 			return fault.New(fault.Conflict, "quota claim of %s: it belongs to the project %s, and not to %s: release it first", c.Consumer, row.Project, c.Project)
 		}
 		changes[class] -= row.Amount
-		_, err := db.Exec(ctx, tx, `UPDATE quota_claims SET amount = ?, until = ? WHERE consumer = ? AND class = ?`, c.Amounts[class], until, c.Consumer, row.Class)
+		_, err := db.Exec(ctx, tx, `UPDATE quota_claims SET amount = ? WHERE consumer = ? AND class = ?`, c.Amounts[class], c.Consumer, row.Class)
 		if err != nil {
 			return fmt.Errorf("quota claim of %s: %w", c.Consumer, err)
 		}
@@ -196,32 +187,19 @@ func (s *Store) writeClaim(ctx context.Context, tx *sqlx.Tx, c Claim, changes ma
 // classes returns the classes, sorted: transactions lock rows in this order, so that no two wait for each other.
 func (s *Store) classes() []string { return slices.Sorted(maps.Keys(s.cfg.Limits)) }
 
-// endOf returns the end of a claim that lasts for d, or nil if it has no end.
-func endOf(ctx context.Context, tx *sqlx.Tx, d time.Duration) (*time.Time, error) {
-	if d == 0 {
-		return nil, nil //nolint:nilnil // no end
-	}
-	now, err := db.Now(ctx, tx)
-	if err != nil {
-		return nil, fmt.Errorf("quota: read the time: %w", err)
-	}
-	until := now.Add(d)
-	return &until, nil
-}
-
 // insertClaims inserts a row for each class, with the amount 0 for a class that the claim does not have. So a later change finds
 // all rows, and locks no gap between rows, in which other transactions insert theirs.
-func insertClaims(ctx context.Context, tx *sqlx.Tx, c Claim, classes []string, until *time.Time) error {
+func insertClaims(ctx context.Context, tx *sqlx.Tx, c Claim, classes []string) error {
 	if len(classes) == 0 {
 		return nil
 	}
 	var values []string
 	var args []any
 	for _, class := range classes {
-		values = append(values, "(?, ?, ?, ?, ?)")
-		args = append(args, c.Consumer, class, c.Project, c.Amounts[class], until)
+		values = append(values, "(?, ?, ?, ?)")
+		args = append(args, c.Consumer, class, c.Project, c.Amounts[class])
 	}
-	_, err := db.Exec(ctx, tx, `INSERT INTO quota_claims (consumer, class, project, amount, until) VALUES `+strings.Join(values, ", "), args...)
+	_, err := db.Exec(ctx, tx, `INSERT INTO quota_claims (consumer, class, project, amount) VALUES `+strings.Join(values, ", "), args...)
 	return err
 }
 
@@ -344,19 +322,6 @@ func (e *exceeded) err() error {
 	return fault.WithReason(err, ErrExceeded.Reason, map[string]string{"class": classes, "requested": requested, "used": used, "limit": limits})
 }
 
-// Commit makes the reservation of a consumer last until it is released. Without a claim it returns NotFound, for example
-// because the reservation has ended and was released.
-func (s *Store) Commit(ctx context.Context, tx *sqlx.Tx, consumer string) error {
-	n, err := db.Exec(ctx, tx, `UPDATE quota_claims SET until = NULL WHERE consumer = ?`, consumer)
-	switch {
-	case err != nil:
-		return fmt.Errorf("commit the quota claim of %s: %w", consumer, err)
-	case n == 0:
-		return fault.New(fault.NotFound, "commit the quota claim of %.80s: it does not exist, or has ended", consumer)
-	}
-	return nil
-}
-
 // Release ends the claim of a consumer. Without a claim it does nothing, so it may be repeated. Errors: those of the database.
 func (s *Store) Release(ctx context.Context, tx *sqlx.Tx, consumer string) error {
 	have, err := claimOf(ctx, tx, consumer)
@@ -376,66 +341,18 @@ func (s *Store) Release(ctx context.Context, tx *sqlx.Tx, consumer string) error
 	return nil
 }
 
-// errKept says that a reservation has not ended.
-var errKept = errors.New("the reservation was committed or renewed")
-
-// Expire releases the reservations that have ended, at most 1000, and returns their number. A component calls it regularly in one
-// process, for example each minute. Each reservation is released in a transaction of its own. Errors: those of the
-// database; the reservations that were released before the error stay released.
-func (s *Store) Expire(ctx context.Context) (released int, err error) {
-	var list []string
-	err = s.cfg.DB.SelectContext(ctx, &list, `SELECT DISTINCT consumer FROM quota_claims WHERE until <= UTC_TIMESTAMP(6) ORDER BY consumer LIMIT 1000`)
-	if err != nil {
-		return 0, fmt.Errorf("read the quota reservations that have ended: %w", db.Error(err))
-	}
-	for _, consumer := range list {
-		err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return s.expire(ctx, tx, consumer) })
-		switch {
-		case err == nil:
-			released++
-		case !errors.Is(err, errKept):
-			return released, err
-		}
-	}
-	return released, nil
-}
-
-// expire releases a reservation that has ended. It returns errKept if the reservation was committed or renewed meanwhile.
-func (s *Store) expire(ctx context.Context, tx *sqlx.Tx, consumer string) error {
-	have, err := claimOf(ctx, tx, consumer)
-	if err != nil {
-		return err
-	}
-	now, err := db.Now(ctx, tx)
-	if err != nil {
-		return fmt.Errorf("quota: read the time: %w", err)
-	}
-	for _, row := range have {
-		if row.Until == nil || row.Until.After(now) {
-			return errKept
-		}
-	}
-	return s.Release(ctx, tx, consumer)
-}
-
 // Usage is a project's use of a class.
 type Usage struct {
 	Class string
-	// Used is the sum of the claims, including reservations. Reserved is the part of the reservations.
-	Used, Reserved int64
+	Used  int64 // the sum of the claims
 	// Limit is the project's limit of the class, or [Unlimited]. Used may be above Limit after the limit was lowered.
 	Limit int64
 }
 
 // Usage returns a project's use of each class, sorted by class. Errors: those of the database.
 func (s *Store) Usage(ctx context.Context, project string) ([]Usage, error) {
-	var rows []struct {
-		usageRow
-
-		Reserved int64 `db:"reserved"`
-	}
-	err := s.cfg.DB.SelectContext(ctx, &rows, `SELECT class, used, max, (SELECT COALESCE(SUM(amount), 0) FROM quota_claims c
-		WHERE c.project = u.project AND c.class = u.class AND c.until IS NOT NULL) AS reserved FROM quota_usage u WHERE project = ?`, project)
+	var rows []usageRow
+	err := s.cfg.DB.SelectContext(ctx, &rows, `SELECT class, used, max FROM quota_usage WHERE project = ?`, project)
 	if err != nil {
 		return nil, fmt.Errorf("read the quota usage of project %s: %w", project, db.Error(err))
 	}
@@ -444,7 +361,7 @@ func (s *Store) Usage(ctx context.Context, project string) ([]Usage, error) {
 		u := Usage{Class: class, Limit: s.cfg.Limits[class]}
 		for _, row := range rows {
 			if row.Class == class {
-				u.Used, u.Reserved, u.Limit = row.Used, row.Reserved, s.limitOf(row.usageRow)
+				u.Used, u.Limit = row.Used, s.limitOf(row)
 			}
 		}
 		out = append(out, u)
@@ -497,21 +414,23 @@ func (s *Store) Consumers(ctx context.Context) ([]string, error) {
 }
 
 // Repair counts all usage again from the claims, and returns the usage that was wrong. Usage becomes wrong only if rows are changed
-// by hand, or restored from a copy. Other processes may make claims meanwhile. Errors: those of the database; the usage that was
-// repaired before the error stays repaired.
+// by hand, or restored from a copy. If no usage is wrong, Repair makes one query. Other processes may make claims meanwhile. Errors: those
+// of the database; the usage that was repaired before the error stays repaired.
 func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	var keys []struct {
 		Project string `db:"project"`
 		Class   string `db:"class"`
 	}
-	err := s.cfg.DB.SelectContext(ctx, &keys, `SELECT project, class FROM quota_usage UNION SELECT project, class FROM quota_claims ORDER BY project, class`)
+	err := s.cfg.DB.SelectContext(ctx, &keys, `SELECT project, class FROM (
+		SELECT project, class, used AS difference FROM quota_usage UNION ALL SELECT project, class, -amount FROM quota_claims) both_sides
+		GROUP BY project, class HAVING SUM(difference) <> 0 ORDER BY project, class`)
 	if err != nil {
 		return nil, fmt.Errorf("read the quota usage: %w", db.Error(err))
 	}
 	var out []Repaired
 	for _, k := range keys {
 		r := Repaired{Project: k.Project, Class: k.Class}
-		if err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return repair(ctx, tx, &r) }); err != nil {
+		if err := db.Tx(ctx, s.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error { return repairUsage(ctx, tx, &r) }); err != nil {
 			return out, err
 		}
 		if r.Was != r.Is {
@@ -521,9 +440,9 @@ func (s *Store) Repair(ctx context.Context) ([]Repaired, error) {
 	return out, nil
 }
 
-// repair counts one usage again. It locks the row before it reads the claims, so that it sees all claims of transactions that have
+// repairUsage counts one usage again. It locks the row before it reads the claims, so that it sees all claims of transactions that have
 // changed the row.
-func repair(ctx context.Context, tx *sqlx.Tx, r *Repaired) error {
+func repairUsage(ctx context.Context, tx *sqlx.Tx, r *Repaired) error {
 	rows, err := lockUsage(ctx, tx, r.Project, []string{r.Class})
 	if err != nil {
 		return err

@@ -49,11 +49,8 @@ func newStore(d *sqlx.DB) *store {
 	return &store{quota.New(quota.Config{DB: d, Limits: map[string]int64{"disks": 3, "gigabytes": 100, "free": quota.Unlimited}}), d}
 }
 
-func (s *store) claim(ctx context.Context, consumer, project string, disks, gigabytes int64, more ...time.Duration) error {
+func (s *store) claim(ctx context.Context, consumer, project string, disks, gigabytes int64) error {
 	c := quota.Claim{Consumer: consumer, Project: project, Amounts: map[string]int64{"disks": disks, "gigabytes": gigabytes}}
-	if len(more) > 0 {
-		c.For = more[0]
-	}
 	return db.Tx(ctx, s.d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Reserve(ctx, tx, c) })
 }
 
@@ -61,11 +58,7 @@ func (s *store) release(ctx context.Context, consumer string) error {
 	return db.Tx(ctx, s.d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Release(ctx, tx, consumer) })
 }
 
-func (s *store) commit(ctx context.Context, consumer string) error {
-	return db.Tx(ctx, s.d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Commit(ctx, tx, consumer) })
-}
-
-// wantUsage compares the usage of disks and gigabytes, as "used/reserved/limit".
+// wantUsage compares the usage of disks and gigabytes, as "used/limit".
 func (s *store) wantUsage(t *testing.T, project, disks, gigabytes string) {
 	t.Helper()
 	list, err := s.Usage(t.Context(), project)
@@ -74,9 +67,9 @@ func (s *store) wantUsage(t *testing.T, project, disks, gigabytes string) {
 	}
 	got := map[string]string{}
 	for _, u := range list {
-		got[u.Class] = fmt.Sprintf("%d/%d/%d", u.Used, u.Reserved, u.Limit)
+		got[u.Class] = fmt.Sprintf("%d/%d", u.Used, u.Limit)
 	}
-	if diff := cmp.Diff(map[string]string{"disks": disks, "gigabytes": gigabytes, "free": "0/0/-1"}, got); diff != "" {
+	if diff := cmp.Diff(map[string]string{"disks": disks, "gigabytes": gigabytes, "free": "0/-1"}, got); diff != "" {
 		t.Errorf("usage of %s (-want +got):\n%s", project, diff)
 	}
 }
@@ -101,9 +94,9 @@ func TestSeveralClaims(t *testing.T) {
 		}
 		noError(t, reserve())
 		noError(t, reserve(of("a", "p", 1, 10), of("b", "p", 1, 20)))
-		s.wantUsage(t, "p", "2/0/3", "30/0/100")
+		s.wantUsage(t, "p", "2/3", "30/100")
 		noError(t, reserve(of("b", "p", 1, 30), of("c", "p", 1, 10))) // the claim of b is replaced
-		s.wantUsage(t, "p", "3/0/3", "50/0/100")
+		s.wantUsage(t, "p", "3/3", "50/100")
 		err := reserve(of("d", "p", 1, 30), of("e", "p", 1, 30))
 		var f *fault.Error
 		if !errors.Is(err, quota.ErrExceeded) || !errors.As(err, &f) {
@@ -120,20 +113,19 @@ func TestSeveralClaims(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		s.wantUsage(t, "p", "3/0/3", "50/0/100")
+		s.wantUsage(t, "p", "3/3", "50/100")
 	})
 }
 
-// TestQuota: claims are accepted up to the limit, and a consumer's claim counts once. Release ends a claim. A claim that is not committed
-// also ends when its time is over.
+// TestQuota: claims are accepted up to the limit, and a consumer's claim counts once. Release ends a claim.
 func TestQuota(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		ctx, s := t.Context(), newStore(d)
-		s.wantUsage(t, "p", "0/0/3", "0/0/100")
+		s.wantUsage(t, "p", "0/3", "0/100")
 		noError(t, s.claim(ctx, "a", "p", 1, 60))
 		noError(t, s.claim(ctx, "a", "p", 1, 60)) // a retry
-		s.wantUsage(t, "p", "1/0/3", "60/0/100")
+		s.wantUsage(t, "p", "1/3", "60/100")
 
 		err := s.claim(ctx, "b", "p", 1, 41)
 		var f *fault.Error
@@ -147,7 +139,7 @@ func TestQuota(t *testing.T) {
 		if want := "Quota exceeded for gigabytes: Requested 41, but already used 60 of 100 gigabytes"; fault.UserMessage(err) != want {
 			t.Errorf("text %q, want %q", fault.UserMessage(err), want)
 		}
-		s.wantUsage(t, "p", "1/0/3", "60/0/100")  // nothing of the refused claim
+		s.wantUsage(t, "p", "1/3", "60/100")      // nothing of the refused claim
 		noError(t, s.claim(ctx, "b", "q", 1, 41)) // another project
 
 		noError(t, s.claim(ctx, "a", "p", 1, 100)) // grows to the limit
@@ -155,32 +147,21 @@ func TestQuota(t *testing.T) {
 			t.Errorf("grows above the limit: %v", err)
 		}
 		noError(t, s.claim(ctx, "a", "p", 2, 10)) // one class grows, the other one shrinks
-		s.wantUsage(t, "p", "2/0/3", "10/0/100")
+		s.wantUsage(t, "p", "2/3", "10/100")
 
 		noError(t, s.release(ctx, "a"))
 		noError(t, s.release(ctx, "a"))
 		noError(t, s.release(ctx, "unknown"))
-		s.wantUsage(t, "p", "0/0/3", "0/0/100")
+		s.wantUsage(t, "p", "0/3", "0/100")
 
-		// Reservations.
-		noError(t, s.claim(ctx, "r1", "p", 1, 1, time.Nanosecond))
-		noError(t, s.claim(ctx, "r2", "p", 1, 2, time.Nanosecond))
-		noError(t, s.claim(ctx, "r3", "p", 1, 4, time.Hour))
-		s.wantUsage(t, "p", "3/3/3", "7/7/100")
-		noError(t, s.commit(ctx, "r1"))
-		n, err := s.Expire(ctx)
-		if err != nil || n != 1 {
-			t.Errorf("Expire = %d, %v; want 1, for r2", n, err)
-		}
-		s.wantUsage(t, "p", "2/1/3", "5/4/100")
-		if err := s.commit(ctx, "r2"); fault.CodeOf(err) != fault.NotFound {
-			t.Errorf("commit of a reservation that has ended: %v, want NotFound", err)
-		}
+		noError(t, s.claim(ctx, "r1", "p", 1, 1))
+		noError(t, s.claim(ctx, "r3", "p", 1, 4))
+		s.wantUsage(t, "p", "2/3", "5/100")
 
 		// Limits of a project.
 		limit := int64(1)
 		noError(t, s.SetLimit(ctx, "p", "disks", &limit))
-		s.wantUsage(t, "p", "2/1/1", "5/4/100")
+		s.wantUsage(t, "p", "2/1", "5/100")
 		if err := s.claim(ctx, "c", "p", 1, 0); !errors.Is(err, quota.ErrExceeded) {
 			t.Errorf("claim above a limit that was lowered: %v", err)
 		}
@@ -207,7 +188,7 @@ func TestRollback(t *testing.T) {
 		if !errors.Is(err, boom) {
 			t.Fatal(err)
 		}
-		s.wantUsage(t, "p", "0/0/3", "0/0/100")
+		s.wantUsage(t, "p", "0/3", "0/100")
 	})
 }
 
@@ -222,9 +203,9 @@ func TestNewClass(t *testing.T) {
 		}))
 		s := newStore(d)
 		noError(t, s.claim(ctx, "a", "p", 1, 10))
-		s.wantUsage(t, "p", "1/0/3", "10/0/100")
+		s.wantUsage(t, "p", "1/3", "10/100")
 		noError(t, older.release(ctx, "a")) // also releases the class that older does not know
-		s.wantUsage(t, "p", "0/0/3", "0/0/100")
+		s.wantUsage(t, "p", "0/3", "0/100")
 	})
 }
 
@@ -249,8 +230,8 @@ func TestRepair(t *testing.T) {
 		if got, err := s.Repair(ctx); err != nil || len(got) != 0 {
 			t.Errorf("second Repair = %v, %v", got, err)
 		}
-		s.wantUsage(t, "p", "1/0/3", "60/0/100")
-		s.wantUsage(t, "q", "1/0/3", "7/0/100")
+		s.wantUsage(t, "p", "1/3", "60/100")
+		s.wantUsage(t, "q", "1/3", "7/100")
 	})
 }
 
@@ -297,7 +278,6 @@ func TestInvalid(t *testing.T) {
 			"the project \"\" must have 1 to 255 bytes":                                 reserve(quota.Claim{Consumer: "a"}),
 			"the amount of disks is -1, below 0":                                        reserve(quota.Claim{Consumer: "a", Project: "p", Amounts: map[string]int64{"disks": -1}}),
 			"quota class \"cores\" does not exist; the classes are disks, free, gigaby": reserve(quota.Claim{Consumer: "a", Project: "p", Amounts: map[string]int64{"cores": 1}}),
-			"it lasts for -1s":                                                          reserve(quota.Claim{Consumer: "a", Project: "p", For: -time.Second}),
 			"it belongs to the project p, and not to q":                                 reserve(quota.Claim{Consumer: "mine", Project: "q"}),
 			"for the project p: -2 is below -1":                                         s.SetLimit(ctx, "p", "disks", &low),
 			"quota class \"core\" does not exist; the classes":                          s.SetLimit(ctx, "p", "core", nil),
@@ -307,7 +287,7 @@ func TestInvalid(t *testing.T) {
 				t.Errorf("error %v, want Invalid or Conflict with %q", err, want)
 			}
 		}
-		s.wantUsage(t, "p", "1/0/3", "1/0/100")
+		s.wantUsage(t, "p", "1/3", "1/100")
 	})
 	for name, cfg := range map[string]quota.Config{
 		"no DB": {Limits: map[string]int64{"a": 1}}, "no class": {DB: new(sqlx.DB)},
@@ -438,7 +418,7 @@ func TestLinearizable(t *testing.T) {
 		default:
 			t.Logf("%d operations, %d refused: linearizable", len(all), refused)
 		}
-		newStore(d).wantUsage(t, "p", "0/0/3", "0/0/100")
+		newStore(d).wantUsage(t, "p", "0/3", "0/100")
 	})
 }
 

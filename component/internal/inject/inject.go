@@ -1,4 +1,5 @@
-// Package inject lets a test replace parts that a process of a component uses.
+// Package inject gives the processes of a test a common bus in memory. An option cannot name this bus, because it is a value in the
+// program of the test. Only package componenttest calls With, so no production program can.
 package inject
 
 import (

@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 func open(t testing.TB, cfg fake.Config) *fake.Driver {
@@ -154,19 +155,13 @@ func TestCountsSurvive(t *testing.T) {
 	t.Parallel()
 	p := launch(t, map[string]string{"host": "h1", "dir": t.TempDir()})
 	spec := compute.Spec{ID: "s1", Metadata: map[string]string{"fake:spawn": "crash after 1; crash 1"}}
-	tries := 0
-	for err := error(fault.Unknown); err != nil; tries++ {
-		if tries > 1000 {
-			t.Fatalf("still %v", err)
-		}
-		err = p.Driver().Spawn(t.Context(), spec)
+	waittest.Succeeds(t, "a call after both crashes", func() error {
+		err := p.Driver().Spawn(t.Context(), spec)
 		if c := fault.CodeOf(err); err != nil && c != fault.Unknown && c != fault.Unavailable {
 			t.Fatal(err)
 		}
-		if err != nil {
-			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // the program restarts
-		}
-	}
+		return err
+	})
 	if n := p.Status().Restarts; n != 2 {
 		t.Errorf("%d crashes, want 2: before the effect and after it", n)
 	}

@@ -87,7 +87,7 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 		add(s, g, api.Route{Pattern: "POST", Action: info.Request, Min: info.Added, Max: info.Until, Rule: info.Rule, Summary: info.Summary, Status: cmp.Or(info.Status, http.StatusAccepted)}, info)
 	}
 	for _, name := range gone {
-		refuse(g, api.Route{Pattern: "POST", Action: name, Summary: removed, Errors: []int{http.StatusGone}}, errGone)
+		registerRefusal(g, api.Route{Pattern: "POST", Action: name, Summary: removed, Errors: []int{http.StatusGone}}, errGone)
 	}
 	refuseOtherVersions(g)
 }
@@ -98,18 +98,18 @@ func refuseOtherVersions(g *api.Group) {
 	for _, info := range compute.Actions {
 		if added, err := api.ParseVersion(info.Added); err == nil {
 			added.Minor--
-			refuse(g, api.Route{Pattern: "POST", Action: info.Request, Max: added.String(), Summary: "Added later", Errors: []int{http.StatusNotFound}}, none)
+			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Max: added.String(), Summary: "Added later", Errors: []int{http.StatusNotFound}}, none)
 		}
 		if until, err := api.ParseVersion(info.Until); err == nil { // the last version that has the action
 			until.Minor++
-			refuse(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed", Errors: []int{http.StatusNotFound}}, none)
+			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed", Errors: []int{http.StatusNotFound}}, none)
 		}
 	}
 }
 
-// refuse registers an action or a route that some or all microversions do not have. The handler always returns err. The first status of
+// registerRefusal registers an action or a route that some or all microversions do not have. The handler always returns err. The first status of
 // def.Errors must be the status of err.
-func refuse(g *api.Group, def api.Route, err error) {
+func registerRefusal(g *api.Group, def api.Route, err error) {
 	def.Status = def.Errors[0]
 	api.HandleRoute(g, def, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, err })
 }
@@ -217,7 +217,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	}
 	err = s.beginAction(ctx, srv, compute.Resize, data)
 	if errors.Is(err, placement.ErrNoRoom) {
-		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
+		s.cfg.Logger.DebugContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
 		err = errNoResizeHost
 	}
 	return api.None{}, err
@@ -252,8 +252,8 @@ func (s *server) hostPasses(ctx context.Context, host string, req *compute.Selec
 
 type rescue struct {
 	Rescue *struct {
-		AdminPass *string `json:"adminPass,omitempty"` // as in Nova, an empty password is one
-		ImageRef  string  `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
+		AdminPass givenText `json:"adminPass,omitzero"` // as in Nova, an empty password is one
+		ImageRef  string    `json:"rescue_image_ref,omitempty" min:"1" max:"255"`
 	} `json:"rescue"`
 }
 
@@ -268,7 +268,9 @@ func (s *server) rescue(ctx context.Context, r *api.Request[rescue], srv *store.
 	}
 	var data store.ActData
 	if in := r.Body.Rescue; in != nil {
-		data.AdminPass, data.ImageRef = in.AdminPass, in.ImageRef
+		if data.ImageRef = in.ImageRef; in.AdminPass.RawMessage != nil {
+			data.AdminPass = new(plainText(in.AdminPass.RawMessage))
+		}
 	}
 	if data.AdminPass == nil {
 		data.AdminPass = new(newPassword())

@@ -186,9 +186,10 @@ func TestRescuePassword(t *testing.T) {
 		c.wantAct("member", c.addActive("a"), `{"rescue": {"adminPass": "secret", "rescue_image_ref": "`+image+`"}}`, 200, `{"adminPass":"secret"}`)
 		c.wantAct("member", c.addActive("b"), `{"rescue": null}`, 200, `{"adminPass":"`)
 		c.wantAct("member", c.addActive("f"), `{"rescue": {"adminPass": ""}}`, 200, `{"adminPass":""}`)
+		c.wantAct("member", c.addActive("g"), `{"rescue": {"adminPass": null}}`, 400, "adminPass")
 		c.wantAct("member", c.addActive("c"), `{"rescue": {"rescue_image_ref": ""}}`, 400, "rescue_image_ref")
 		var kept []string
-		if err := c.db.SelectContext(c.Context(), &kept, `SELECT COALESCE(admin_pass, '') FROM servers ORDER BY name`); err != nil || len(kept) != 4 || kept[0] != "secret" || kept[1] == "" || kept[2] != "" || kept[3] != "" {
+		if err := c.db.SelectContext(c.Context(), &kept, `SELECT COALESCE(admin_pass, '') FROM servers ORDER BY name`); err != nil || len(kept) != 5 || kept[0] != "secret" || kept[1] == "" || kept[2] != "" || kept[3] != "" {
 			t.Errorf("the passwords for the guests: %q, %v", kept, err)
 		}
 		// The state of the server is checked before the image.

@@ -12,6 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // TestBroken: a reply about an internal failure does not name brokers, hosts, ports or users. The log has the cause with the id
@@ -60,9 +61,9 @@ func TestBroken(t *testing.T) {
 		const ask, unable = `{"os-getConsoleOutput": {}}`, "Unable to get console log of instance "
 		broken("POST", action, ask, 503, unable, "node-7") // without a compute service
 		var answer error
-		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "node-7", Partial: true, Logger: slog.New(slog.DiscardHandler)})
+		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "node-7", Logger: slog.New(slog.DiscardHandler)})
 		rpc.Handle(srv, compute.ReadConsole, func(context.Context, *compute.ConsoleRequest) (*compute.ConsoleReply, error) { return nil, answer })
-		if err := srv.Start(c.Context()); err != nil {
+		if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
 			c.Fatal(err)
 		}
 		defer func() { _ = srv.Stop(context.WithoutCancel(c.Context())) }()

@@ -42,7 +42,7 @@ func newAPI(t *testing.T) http.Handler {
 	}
 	t.Cleanup(func() { d.Close() })
 	s := store.New(d)
-	if err := s.Migrate(t.Context()); err != nil {
+	if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 		t.Fatal(err)
 	}
 	host := compute.HostReport{Host: "node-1", Driver: "fake", Resources: compute.Resources{VCPUs: 8, MemoryMiB: 8192, DiskGiB: 80}}

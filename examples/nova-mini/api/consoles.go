@@ -27,7 +27,7 @@ var consoleHandlers = map[compute.Action]actionHandler{
 	compute.SPICEConsole:  actionOf((*server).spiceConsole),
 	compute.RDPConsole: func(_ *server, g *api.Group, def api.Route, _ compute.ActionInfo) {
 		def.Rule, def.Summary, def.Errors = "", removed, []int{http.StatusGone}
-		refuse(g, def, errGone)
+		registerRefusal(g, def, errGone)
 	},
 	compute.SerialConsole: actionOf((*server).serialConsole),
 }
@@ -246,12 +246,12 @@ func (s *server) openConsole(ctx context.Context, srv *store.Server, protocol, k
 	at, err := rpc.Call(ctx, s.cfg.Client, compute.OpenConsole, *srv.Host, &compute.OpenConsoleRequest{ServerID: srv.ID, Type: want.t})
 	switch {
 	case errors.Is(err, fault.Unimplemented):
-		s.cfg.Logger.InfoContext(ctx, "console not supported", "server", srv.ID, "host", *srv.Host, "error", err)
+		s.cfg.Logger.DebugContext(ctx, "console not supported", "server", srv.ID, "host", *srv.Host, "error", err)
 		return "", notImplemented(store.ErrNotSupported)
 	case errors.Is(err, fault.ErrVersionCap):
 		return "", fault.WithUser(fault.New(fault.Unavailable, "%w", err), "Consoles are not available before all compute services are upgraded.")
 	case errors.Is(err, fault.Precondition), errors.Is(err, fault.NotFound):
-		s.cfg.Logger.InfoContext(ctx, "console not ready", "server", srv.ID, "host", *srv.Host, "error", err)
+		s.cfg.Logger.DebugContext(ctx, "console not ready", "server", srv.ID, "host", *srv.Host, "error", err)
 		return "", store.NotReady(srv.ID)
 	case err != nil:
 		s.cfg.Logger.WarnContext(ctx, "console not opened", "server", srv.ID, "host", *srv.Host, "error", err)

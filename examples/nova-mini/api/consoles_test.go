@@ -18,20 +18,21 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // consoles starts a fake compute service on host n1 that opens consoles. If failed holds an error, the service answers each request with this
 // error.
 func (c *cloud) consoles(failed *atomic.Pointer[error]) {
 	c.Helper()
-	srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Partial: true, Logger: slog.New(slog.DiscardHandler)})
+	srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
 	rpc.Handle(srv, compute.OpenConsole, func(_ context.Context, r *compute.OpenConsoleRequest) (*compute.OpenConsoleReply, error) {
 		if err := failed.Load(); err != nil {
 			return nil, *err
 		}
 		return &compute.OpenConsoleReply{Host: "10.0.0.1", Port: map[compute.ConsoleType]int{compute.VNC: 5900, compute.Serial: 10000}[r.Type]}, nil
 	})
-	if err := srv.Start(c.Context()); err != nil {
+	if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
 		c.Fatal(err)
 	}
 	c.Cleanup(func() {

@@ -47,6 +47,7 @@ var extensions = []extension{
 	{Alias: "os-config-drive", Name: "ConfigDrive", Description: "A disk with the metadata of a server."},
 	{Alias: "os-console-auth-tokens", Name: "ConsoleAuthTokens", Description: "Where a console token lets a client connect."},
 	{Alias: "os-console-output", Name: "ConsoleOutput", Description: "The console log of a server."},
+	{Alias: "os-consoles", Name: "Consoles", Description: "Consoles of an older kind. The list has it as in Nova; its operations answer 410."},
 	{Alias: "os-create-backup", Name: "CreateBackup", Description: "Backups of a server."},
 	{Alias: "os-deferred-delete", Name: "DeferredDelete", Description: "Soft deletion of a server."},
 	{Alias: "os-extended-hypervisors", Name: "ExtendedHypervisors", Description: "More attributes of a hypervisor."},

@@ -52,7 +52,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = admin.Close() })
-	if err := store.New(admin).Migrate(t.Context()); err != nil {
+	if err := db.Migrate(t.Context(), admin, store.Migrations()...); err != nil {
 		t.Fatal(err)
 	}
 	u, err := url.Parse(server)

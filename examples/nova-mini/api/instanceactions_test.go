@@ -25,6 +25,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // TestInstanceActions: the actions on a server are listed by request, with their events. The fields depend on the version and the role. The list exists
@@ -198,12 +199,12 @@ func TestInterfaceActionTimes(t *testing.T) {
 	t.Parallel()
 	const slow = 50 * time.Millisecond
 	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
-		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Partial: true, Logger: slog.New(slog.DiscardHandler)})
+		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
 		rpc.Handle(srv, compute.ChangeInterface, func(context.Context, *compute.InterfaceRequest) (*rpc.None, error) {
-			waittest.Spend(slow)
+			waittest.Spend(slow, "the work of the driver")
 			return nil, fault.New(fault.Internal, "no power")
 		})
-		if err := srv.Start(c.Context()); err != nil {
+		if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
 			t.Fatal(err)
 		}
 		c.Cleanup(func() { _ = srv.Stop(context.Background()) })

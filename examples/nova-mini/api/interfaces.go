@@ -245,7 +245,7 @@ func (s *server) attach(ctx context.Context, r *api.Request[attachment], srv *st
 	none := fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
 	if s.cfg.Network == nil {
 		if len(list) > 0 {
-			none = without(list, nil)
+			none = refuseNetworks(list, nil)
 		}
 		return out, none
 	}

@@ -264,7 +264,7 @@ func (s *server) networksOf(r *http.Request, n *newServer, count int) (*network.
 		return nil, err
 	}
 	if s.cfg.Network == nil {
-		return nil, notFoundAsInvalid(without(requests, names))
+		return nil, notFoundAsInvalid(refuseNetworks(requests, names))
 	}
 	if word == "none" {
 		return nil, nil
@@ -292,9 +292,9 @@ func notFoundAsInvalid(err error) error {
 	return err
 }
 
-// without returns Nova's error in a cloud without a network service: the first network, port or security group that the request names does
+// refuseNetworks returns Nova's error in a cloud without a network service: the first network, port or security group that the request names does
 // not exist. It returns nil if the request names none of these.
-func without(requests []network.Request, groups []string) error {
+func refuseNetworks(requests []network.Request, groups []string) error {
 	switch {
 	case len(requests) > 0 && requests[0].Port != "":
 		return network.NoPort(requests[0].Port)

@@ -97,10 +97,10 @@ func (s *server) removedRoutes(all, _ *api.Group) {
 		}
 		err := api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "nova-mini has no proxy to the %s service: send the request to the %s service.", f[0], f[0]))
 		for method := range strings.SplitSeq(f[2], ",") {
-			refuse(all, api.Route{Pattern: method + " " + f[1], Max: "2.35", Summary: proxied, Errors: []int{http.StatusNotImplemented}}, err)
+			registerRefusal(all, api.Route{Pattern: method + " " + f[1], Max: "2.35", Summary: proxied, Errors: []int{http.StatusNotImplemented}}, err)
 		}
 	}
 	for _, op := range removedOperations() {
-		refuse(all, api.Route{Pattern: op[0] + " " + op[1], Summary: removed, Errors: []int{http.StatusGone}}, errGone)
+		registerRefusal(all, api.Route{Pattern: op[0] + " " + op[1], Summary: removed, Errors: []int{http.StatusGone}}, errGone)
 	}
 }

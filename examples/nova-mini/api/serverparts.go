@@ -37,12 +37,12 @@ var partRules = []rule{
 func (s *server) partRoutes(all, withBody *api.Group) {
 	parts := api.NewGroup(all, api.Route{Pattern: "/servers/{id}", Errors: []int{notFound}})
 	t := s.target()
-	api.HandleTarget(parts, api.Route{Pattern: "GET /os-server-password", Rule: ruleShowSecret, Summary: "Show the encrypted password of a server", Query: noQuery}, t, always(passwordBody{}))
-	api.HandleTarget(parts, api.Route{Pattern: "DELETE /os-server-password", Rule: ruleClearSecret, Summary: "Clear the encrypted password of a server"}, t, always(api.None{}))
+	api.HandleTarget(parts, api.Route{Pattern: "GET /os-server-password", Rule: ruleShowSecret, Summary: "Show the encrypted password of a server", Query: noQuery}, t, replyWith(passwordBody{}))
+	api.HandleTarget(parts, api.Route{Pattern: "DELETE /os-server-password", Rule: ruleClearSecret, Summary: "Clear the encrypted password of a server"}, t, replyWith(api.None{}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /topology", Min: "2.78", Rule: ruleTopology, Summary: "Show the topology of a server", Query: noQuery}, t,
-		always(topology{Nodes: alwaysEmptyList{}}))
+		replyWith(topology{Nodes: alwaysEmptyList{}}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-volume_attachments", Rule: ruleServerVolumes, Summary: "List the volumes of a server", Query: pagesByOffset}, t,
-		always(volumeList{alwaysEmptyList{}}))
+		replyWith(volumeList{alwaysEmptyList{}}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-volume_attachments/{volume}", Rule: ruleServerVolume, Summary: "Show a volume of a server", Query: noQuery}, t,
 		missing(func(srv *store.Server, volume string) error {
 			return fault.New(fault.NotFound, "Instance %s is not attached to volume %s", srv.ID, volume)
@@ -114,8 +114,8 @@ func pagesWith(more string) []api.Schema {
 	}
 }
 
-// always returns a handler that always returns the same reply.
-func always[R any](reply R) func(context.Context, *api.Request[api.None], *store.Server) (R, error) {
+// replyWith returns a handler that always returns the same reply.
+func replyWith[R any](reply R) func(context.Context, *api.Request[api.None], *store.Server) (R, error) {
 	return func(context.Context, *api.Request[api.None], *store.Server) (R, error) { return reply, nil }
 }
 

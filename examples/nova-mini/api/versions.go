@@ -46,7 +46,7 @@ var Changes = []Change{
 	{"2.33", "hypervisors: pages; new servers: no tags of disks", "os-hypervisors servers"},
 	{"2.34", "live migrations: checked later", ""},
 	{"2.35", "key pairs: pages", "os-keypairs"},
-	{"2.36", "proxies to other services are removed", "images limits"},
+	{"2.36", "proxies to other services are removed", "images limits os-baremetal-nodes os-floating-ip-pools os-floating-ips os-networks os-security-group-rules os-security-groups os-snapshots os-tenant-networks os-volumes"},
 	{"2.37", "new servers: networks auto and none, and required", "servers"},
 	{"2.38", "servers: an unknown status is refused", "servers"},
 	{"2.39", "metadata of images is removed, and createImage and createBackup do not check the limit of metadata", "createBackup createImage limits metadata"},

@@ -280,6 +280,32 @@ var Actions = []ActionInfo{
 	},
 }
 
+// PowerAfter returns the power state of the guest after the action of a request has succeeded, as the contract of [Driver] has it. The result is false if the action does not change the
+// power state.
+func (r *ActRequest) PowerAfter() (PowerState, bool) {
+	switch info := r.Action.Info(); info.To {
+	case VMResized:
+	case VMActive, VMRescued:
+		if !info.KeepsOff {
+			return Running, true
+		}
+	case VMStopped, VMShelved, VMOffloaded, VMSoftDeleted:
+		return Shutdown, true
+	case VMPaused:
+		return Paused, true
+	case VMSuspended:
+		return Suspended, true
+	default:
+		if r.Action != RevertResize {
+			return NoState, false
+		}
+	}
+	if r.Running {
+		return Running, true
+	}
+	return Shutdown, true
+}
+
 // Info returns the action's row in [Actions], or a zero ActionInfo if the action does not exist.
 func (a Action) Info() ActionInfo {
 	if i := slices.IndexFunc(Actions, func(info ActionInfo) bool { return info.Action == a }); i >= 0 {

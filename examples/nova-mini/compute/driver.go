@@ -130,7 +130,8 @@ type Driver interface {
 	// Events calls f for each change of a server, whatever caused the change. Only one call of f runs at a time. Events blocks until ctx ends
 	// or f returns an error, and returns the error of ctx or of f. If the driver is a program and the program ends, Events returns
 	// Unavailable or Unknown: events may have been lost, so call Events and List again. The first event is EventBegan, which is sent
-	// at once. Events reports every change after EventBegan; for the states before, call List after EventBegan. CapEvents.
+	// at once. Events reports every change after EventBegan; for the states before, call List after EventBegan. An event may be late, so its receiver reads the state of the server with
+	// Get. The compute service stops a server whose guest has stopped by itself. CapEvents.
 	Events(ctx context.Context, f func(Event) error) error
 }
 

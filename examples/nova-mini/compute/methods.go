@@ -184,7 +184,45 @@ var (
 	// Orphans returns the orphans among the servers on a host: servers that the database does not place there. The worker
 	// destroys them.
 	Orphans = rpc.Define(rpc.Method[OrphansRequest, OrphansReply]{Interface: Conductor, Name: "strangers", Since: v1})
+	// ReportPower tells the conductor the power states of guests. It is idempotent. A worker calls it twice. The first call asks which of the guests differ from what the database has, and
+	// changes nothing. Then the worker asks the driver about these guests again, and reports them with the versions in the reply. The conductor stores a power state, and stops the server if
+	// that follows from the power state, only if the server still has this version and no task. So a late report never has an effect. The error with the reason MemberHeld is as for the other methods.
+	// A power state that is not one of [PowerState] counts as [NoState].
+	ReportPower = rpc.Define(rpc.Method[PowerReport, PowerReply]{Interface: Conductor, Name: "report_power", Since: v15})
 )
+
+// PowerReport has power states of guests on a host.
+type PowerReport struct {
+	Host string `json:"host"`
+	// Instance is the ID of the [Process] that reports.
+	Instance string       `json:"instance,omitempty"`
+	Guests   []GuestPower `json:"guests"`
+	// All means that the host has no other guests.
+	All bool `json:"all,omitempty"`
+}
+
+// GuestPower is the power state of a guest.
+type GuestPower struct {
+	ServerID string `json:"server_id"`
+	// Power is NoState if the host does not have the guest.
+	Power PowerState `json:"power"`
+	// Version is the version of the server that the worker had got before it asked the driver. Empty: the worker asks whether the guest differs.
+	Version string `json:"version,omitempty"`
+}
+
+// PowerReply is the reply to a [PowerReport].
+type PowerReply struct {
+	// Differ are the guests that differ from what the database has.
+	Differ []GuestVersion `json:"differ,omitempty"`
+	// Later are servers of the report that have a task, or that have changed since the worker had got their version. The worker may report them again later.
+	Later []string `json:"later,omitempty"`
+}
+
+// GuestVersion is the version of a server. The text has a meaning only for conductors.
+type GuestVersion struct {
+	ServerID string `json:"server_id"`
+	Version  string `json:"version"`
+}
 
 // NotifyRequest names a server with work.
 type NotifyRequest struct {

@@ -25,7 +25,7 @@ type actor struct {
 
 // chooseHost asks the scheduler for a host if the server has none.
 func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.ActData) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	srv, err := s.cfg.Store.ServerToBuild(ctx, op.Resource) // with the user data and the key, which need a capability of the driver
 	if err != nil || srv.Host != nil {
 		return err
 	}

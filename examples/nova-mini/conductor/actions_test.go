@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -256,6 +258,39 @@ func TestNoHostToUnshelve(t *testing.T) {
 		b.awaitNoTask(id)
 		if s := b.server(id); s.VMState != compute.VMOffloaded || !strings.Contains(s.FaultDetails, "No valid host was found") {
 			b.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestNeedsOfUnshelved: a server with user data is unshelved on a host whose driver gives the data to the guest.
+func TestNeedsOfUnshelved(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
+		b.addHost("h2")
+		b.exec(`UPDATE hosts SET capabilities = CASE WHEN name = 'h2' THEN '["guest-data"]' ELSE '[]' END`)
+		b.start()
+		for range 2 { // the two places on h2, and not by chance
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, UserData: new("QQ==")}
+			if err := b.store.CreateServer(b.Context(), srv); err != nil {
+				b.Fatal(err)
+			}
+			b.notify(srv.ID)
+			r, host := b.awaitBuild(srv.ID)
+			if err := b.report(host, r.Token, ""); host != "h2" || err != nil {
+				b.Fatalf("built on %s: %v", host, err)
+			}
+			b.exec(`UPDATE servers SET vm_state = ?, host = NULL, shelved_image = 'copy' WHERE id = ?`, compute.VMOffloaded, srv.ID)
+			if err := b.store.ReleaseClaim(b.Context(), srv.ID); err != nil {
+				b.Fatal(err)
+			}
+			if err := b.store.BeginAction(b.Context(), srv.ID, compute.Unshelve, store.ActData{}); err != nil {
+				b.Fatal(err)
+			}
+			b.notify(srv.ID)
+			get(b, b.acts)
+			if s := b.server(srv.ID); s.Host == nil || *s.Host != "h2" {
+				b.Errorf("unshelved: %+v", s)
+			}
 		}
 	})
 }

@@ -146,6 +146,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
 	rpc.Handle(srv, compute.VersionCaps, s.cfg.Store.VersionCaps().Answer)
 	rpc.Handle(srv, compute.Orphans, s.Orphans)
+	rpc.Handle(srv, compute.ReportPower, s.ReportPower)
 	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
 	rpc.Handle(srv, compute.LeaveHost, s.LeaveHost)
 }

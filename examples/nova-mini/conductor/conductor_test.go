@@ -81,9 +81,9 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 			{compute.Worker, "h1", b.registerWorker},
 			{compute.Worker, "h2", b.registerWorker},
 		} {
-			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Partial: true, Logger: quiet})
+			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Logger: quiet})
 			s.add(srv)
-			if err := srv.Start(t.Context()); err != nil {
+			if err := srv.Start(rpctest.Partial(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {

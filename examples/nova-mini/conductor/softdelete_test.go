@@ -53,7 +53,7 @@ func TestSoftDelete(t *testing.T) {
 		if err := b.store.BeginSoftDelete(b.Context(), id); err != nil || b.server(id).Task() != "" {
 			b.Errorf("the second soft deletion: %v, task %q", err, b.server(id).Task())
 		}
-		if changed, err := b.store.RepairQuotas(b.Context()); err != nil || changed != 0 {
+		if changed, _, err := b.store.RepairQuotas(b.Context()); err != nil || changed != 0 {
 			b.Errorf("repaired %d quotas, %v", changed, err)
 		}
 		other := b.build()
@@ -64,7 +64,7 @@ func TestSoftDelete(t *testing.T) {
 		for _, failed := range []string{"no power", ""} {
 			r := b.act(id, compute.Restore, store.ActData{})
 			b.wantUsage("while the server is restored", 1)
-			if changed, err := b.store.RepairQuotas(b.Context()); err != nil || changed != 0 {
+			if changed, _, err := b.store.RepairQuotas(b.Context()); err != nil || changed != 0 {
 				b.Errorf("repaired %d quotas, %v", changed, err)
 			}
 			if err := b.report("h1", r.Token, failed); err != nil {

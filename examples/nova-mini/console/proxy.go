@@ -108,9 +108,9 @@ func (p *Proxy) Close(ctx context.Context) error {
 	}
 }
 
-// enter counts a new session, and returns true. The caller must then call leave at the end of the session. If there are too many sessions, or the proxy is closed,
-// enter returns false and counts nothing.
-func (p *Proxy) enter() bool {
+// beginSession counts a new session, and returns true. The caller must then call endSession at the end of the session. If there are too many sessions, or the proxy is closed,
+// beginSession returns false and counts nothing.
+func (p *Proxy) beginSession() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || p.sessions >= p.cfg.MaxSessions {
@@ -121,16 +121,16 @@ func (p *Proxy) enter() bool {
 	return true
 }
 
-func (p *Proxy) leave() {
+func (p *Proxy) endSession() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sessions--
 	p.wg.Done()
 }
 
-// enterServer counts a new session of one server, and returns true. The caller must then call leaveServer at the end of the session. If the server has too many
-// sessions, enterServer returns false and counts nothing.
-func (p *Proxy) enterServer(id string) bool {
+// beginServerSession counts a new session of one server, and returns true. The caller must then call endServerSession at the end of the session. If the server has too many
+// sessions, beginServerSession returns false and counts nothing.
+func (p *Proxy) beginServerSession(id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.servers[id] >= p.cfg.MaxServerSessions {
@@ -140,19 +140,12 @@ func (p *Proxy) enterServer(id string) bool {
 	return true
 }
 
-func (p *Proxy) leaveServer(id string) {
+func (p *Proxy) endServerSession(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.servers[id]--; p.servers[id] == 0 {
 		delete(p.servers, id)
 	}
-}
-
-// Sessions returns the number of open sessions.
-func (p *Proxy) Sessions() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.sessions
 }
 
 // ServeHTTP implements http.Handler. It serves every path in the same way. It blocks until the session ends.
@@ -164,42 +157,54 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "This is the proxy for consoles of servers: use a WebSocket client, such as noVNC.", http.StatusUpgradeRequired)
 		return
 	}
-	if !p.enter() {
+	if !p.beginSession() {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "There are too many sessions.", http.StatusServiceUnavailable)
 		return
 	}
-	defer p.leave()
+	defer p.endSession()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)() //nolint:contextcheck // the sessions end with the proxy
 	t, console, err := p.open(ctx, r)
 	if err != nil {
 		status := statusOf(err)
-		p.cfg.Logger.WarnContext(ctx, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
+		level := slog.LevelWarn
+		if isClients(err) || r.Context().Err() != nil { // the client has closed the connection
+			level = slog.LevelDebug
+		}
+		p.cfg.Logger.Log(ctx, level, "console refused", "client", r.RemoteAddr, "status", status, "error", err)
 		http.Error(w, http.StatusText(status), status) // only the log has the reason, for operators
 		return
 	}
-	defer p.leaveServer(t.ServerID)
+	defer p.endServerSession(t.ServerID)
 	defer func() { _ = console.Close() }() // run may have closed it already
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{"binary"},
 		InsecureSkipVerify: true, // open has checked the origin, as Nova does
 	})
-	if err != nil {
-		p.cfg.Logger.WarnContext(ctx, "WebSocket refused", "client", r.RemoteAddr, "error", err)
+	if err != nil { // a header of the request is wrong, or the client has closed the connection
+		p.cfg.Logger.DebugContext(ctx, "WebSocket refused", "client", r.RemoteAddr, "error", err)
 		return
 	}
 	log := p.cfg.Logger.With("server", t.ServerID, "host", t.Host, "client", r.RemoteAddr)
 	log.InfoContext(ctx, "console session began")
-	why := p.run(ctx, t, ws, console)
+	why := p.relaySession(ctx, t, ws, console)
 	log.InfoContext(ctx, "console session ended", "reason", why)
 }
 
 // errOrigin means that the request comes from a page of another site.
 var errOrigin = fault.Sentinel(fault.Denied, "ConsoleOrigin", "the origin of the request is not allowed")
 
-// open checks a request and connects to its console. After success the caller must call leaveServer.
+// errFull means that the server has the maximum number of sessions.
+var errFull = errors.New("the maximum for one server")
+
+// isClients reports whether an error of open is the client's fault: its token or its origin is wrong, or the server has too many sessions.
+func isClients(err error) bool {
+	return errors.Is(err, fault.NotFound) || errors.Is(err, errOrigin) || errors.Is(err, errFull)
+}
+
+// open checks a request and connects to its console. After success the caller must call endServerSession.
 func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, error) {
 	token := tokenOf(r)
 	if token == "" {
@@ -214,12 +219,12 @@ func (p *Proxy) open(ctx context.Context, r *http.Request) (*Target, net.Conn, e
 	if err := p.checkOrigin(r, t); err != nil {
 		return nil, nil, err
 	}
-	if !p.enterServer(t.ServerID) {
-		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, the maximum for one server", t.ServerID, p.cfg.MaxServerSessions)
+	if !p.beginServerSession(t.ServerID) {
+		return nil, nil, fault.New(fault.Unavailable, "server %s has %d console sessions, %w", t.ServerID, p.cfg.MaxServerSessions, errFull)
 	}
 	c, err := dialerOf(t).DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
-		p.leaveServer(t.ServerID)
+		p.endServerSession(t.ServerID)
 		return nil, nil, fault.New(fault.Unavailable, "connect to the console of server %s: %w", t.ServerID, err)
 	}
 	return t, c, nil
@@ -253,8 +258,8 @@ func statusOf(err error) int {
 	return http.StatusServiceUnavailable
 }
 
-// run copies between a client and a console until the session ends, and returns the reason.
-func (p *Proxy) run(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
+// relaySession copies between a client and a console until the session ends, and returns the reason.
+func (p *Proxy) relaySession(ctx context.Context, t *Target, ws *websocket.Conn, console net.Conn) string {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	open, end := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx, so that the client can be told the reason

@@ -1,10 +1,12 @@
 package console_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/console"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/waittest"
 )
 
@@ -33,6 +36,7 @@ type bench struct {
 	proxy   *console.Proxy
 	present atomic.Value // a func() (bool, error), which reports whether the server exists
 	dialed  atomic.Int64 // the number of connections to the console
+	running atomic.Int64 // the number of requests that the proxy serves, the open sessions included
 }
 
 func newBench(t *testing.T, cfg console.Config) *bench {
@@ -79,9 +83,13 @@ func newBench(t *testing.T, cfg console.Config) *bench {
 	cfg.Present = func(context.Context, *console.Target) (bool, error) {
 		return b.present.Load().(func() (bool, error))() //nolint:forcetypeassert // all stored values have this type
 	}
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	b.proxy = console.New(cfg)
-	b.Server = httptest.NewServer(b.proxy)
+	b.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.running.Add(1)
+		defer b.running.Add(-1)
+		b.proxy.ServeHTTP(w, r)
+	}))
 	t.Cleanup(func() {
 		if err := b.proxy.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -102,6 +110,23 @@ func (b *bench) dial(path string, header http.Header) (ws *websocket.Conn, statu
 		b.Fatal(err)
 	}
 	return ws, resp.StatusCode
+}
+
+// handshake sends the request of a WebSocket client, with further headers, and returns the status of the reply.
+func (b *bench) handshake(path string, header http.Header) int {
+	b.Helper()
+	req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, b.URL+path, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="}}
+	maps.Copy(req.Header, header)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
 }
 
 // TestTokens: a client gets the console of its token. The token is in the query, in the parameter path, or in a cookie. Without a valid token the proxy makes no connection.
@@ -159,7 +184,44 @@ func TestTokens(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	waittest.Until(t, "the ends of all sessions", func() bool { return b.proxy.Sessions() == 0 })
+	waittest.Until(t, "the ends of all sessions", func() bool { return b.running.Load() == 0 })
+}
+
+// TestRefusedLevel: what a client did wrong is logged at DEBUG, and a failure of the service at WARN.
+func TestRefusedLevel(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		path   string
+		header http.Header
+		level  slog.Level
+		text   string
+	}{
+		"no token":            {"/", nil, slog.LevelDebug, "console refused"},
+		"a wrong token":       {"/?token=bad", nil, slog.LevelDebug, "console refused"},
+		"a foreign origin":    {"/?token=good", http.Header{"Origin": {"http://evil.example"}}, slog.LevelDebug, "console refused"},
+		"too many sessions":   {"/?token=other", nil, slog.LevelDebug, "console refused"},
+		"no database":         {"/?token=broken", nil, slog.LevelWarn, "console refused"},
+		"no console":          {"/?token=away", nil, slog.LevelWarn, "console refused"},
+		"an unknown protocol": {"/?token=good", http.Header{"Sec-Websocket-Version": {"12"}}, slog.LevelDebug, "WebSocket refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			log, lines := logtest.New()
+			b := newBench(t, console.Config{Logger: log, MaxServerSessions: 1})
+			open, status := b.dial("/?token=other", nil)
+			if open == nil {
+				t.Fatal(status)
+			}
+			if status := b.handshake(tt.path, tt.header); status < 400 {
+				t.Errorf("the status is %d", status)
+			}
+			_ = open.CloseNow()
+			waittest.Until(t, "the line in the log", func() bool { return lines.Count(slog.LevelDebug, tt.text)+lines.Count(slog.LevelWarn, tt.text) > 0 })
+			if n, warnings := lines.Count(tt.level, tt.text), lines.Count(slog.LevelWarn, ""); n != 1 || (warnings != 0) != (tt.level == slog.LevelWarn) {
+				t.Errorf("the log has %d lines with %q at %v, and %d at WARN", n, tt.text, tt.level, warnings)
+			}
+		})
+	}
 }
 
 // TestPlainHTTP: a request that does not open a WebSocket gets a text, and no console.
@@ -224,7 +286,7 @@ func TestEnds(t *testing.T) {
 			if why := ended(t, ws); why.Code != websocket.StatusGoingAway || !strings.Contains(why.Reason, tt.says) {
 				t.Errorf("%+v, want %q", why, tt.says)
 			}
-			waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+			waittest.Until(t, "the end of the session", func() bool { return b.running.Load() == 0 })
 		})
 	}
 }
@@ -273,7 +335,7 @@ func TestServerLimit(t *testing.T) {
 	}
 	_ = other.CloseNow()
 	_ = open[0].CloseNow()
-	waittest.Until(t, "the ends of two sessions", func() bool { return b.proxy.Sessions() == 1 })
+	waittest.Until(t, "the ends of two sessions", func() bool { return b.running.Load() == 1 })
 	again, status := b.dial("/?token=good", nil)
 	if again == nil {
 		t.Fatalf("after the end of a session: %d", status)
@@ -331,14 +393,14 @@ func TestLimit(t *testing.T) {
 		t.Errorf("a second session: %d", status)
 	}
 	_ = first.Close(websocket.StatusNormalClosure, "")
-	waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+	waittest.Until(t, "the end of the session", func() bool { return b.running.Load() == 0 })
 	second, status := b.dial("/?token=good", nil)
 	if second == nil {
 		t.Fatal(status)
 	}
 	go func() { _ = b.proxy.Close(context.Background()) }()
 	_ = ended(t, second)
-	waittest.Until(t, "the end of the session", func() bool { return b.proxy.Sessions() == 0 })
+	waittest.Until(t, "the end of the session", func() bool { return b.running.Load() == 0 })
 	if ws, status := b.dial("/?token=good", nil); ws != nil || status != 503 {
 		t.Errorf("after the stop: %d", status)
 	}

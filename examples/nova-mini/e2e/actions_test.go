@@ -223,7 +223,7 @@ func (a *actions) testKilledActions() {
 			}
 		}
 		for _, p := range [][2]string{{"conductor", "c-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
-			waittest.Spend(time.Duration(rng.IntN(60)) * time.Millisecond)
+			waittest.Spend(time.Duration(rng.IntN(60))*time.Millisecond, "the work before the process is killed")
 			a.procs[p[1]].Kill()
 			a.start(p[0], p[1])
 		}

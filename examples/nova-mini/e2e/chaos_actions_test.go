@@ -207,8 +207,8 @@ type softDeleted struct{}
 
 func (softDeleted) ToServerListQuery() (string, error) { return "?soft_deleted=True", nil }
 
-// compare returns the number of servers whose driver says something else than the API.
-func (c *chaos) compare(list []servers.Server) (differ int) {
+// compare returns one text for each server whose driver says something else than the API.
+func (c *chaos) compare(list []servers.Server) (differ []string) {
 	c.Helper()
 	for i := range list {
 		s := &list[i]
@@ -224,9 +224,9 @@ func (c *chaos) compare(list []servers.Server) (differ int) {
 			c.Fatal(err)
 		}
 		flavor, _ := s.Flavor["id"].(string)
-		if int(is.Power) != int(s.PowerState) || is.Rescued != (s.VmState == compute.VMRescued) || is.Resources.VCPUs != chaosVCPUs[flavor] {
-			c.Logf("differs: %s is %s with power state %d and flavor %s; the driver has %+v", s.ID, s.VmState, s.PowerState, flavor, is)
-			differ++
+		dead := s.VmState == compute.VMActive && (is.Power == compute.Shutdown || is.Power == compute.Crashed)
+		if dead || int(is.Power) != int(s.PowerState) || is.Rescued != (s.VmState == compute.VMRescued) || is.Resources.VCPUs != chaosVCPUs[flavor] {
+			differ = append(differ, fmt.Sprintf("differs: %s is %s with power state %d and flavor %s; the driver has %+v", s.ID, s.VmState, s.PowerState, flavor, is))
 		}
 	}
 	return differ

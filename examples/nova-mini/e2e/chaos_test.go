@@ -92,7 +92,7 @@ func (h *hole) swallow(d time.Duration) {
 	gate := make(chan struct{})
 	h.gate = gate
 	h.mu.Unlock()
-	waittest.Spend(d)
+	waittest.Spend(d, "the fault of the network")
 	close(gate)
 }
 
@@ -102,6 +102,9 @@ type chaosPlan struct {
 	whole, every            time.Duration
 	servers, clients, steps int
 }
+
+// chaosLife is the time from the start of a guest that dies to its death.
+const chaosLife = 5 * time.Second
 
 // chaosServices are the services, by host name.
 var chaosServices = map[string]string{
@@ -213,12 +216,16 @@ func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceCl
 	}
 }
 
-// use creates a server and does random actions on it. Every third server is deleted.
+// use creates a server and does random actions on it. The guests of every fourth server die again and again. Every third server is deleted.
 func (c *chaos) use(ctx context.Context, n int) {
 	name := fmt.Sprintf("chaos-%d", n)
 	var id string
 	err := c.try(ctx, n, func(cl *gophercloud.ServiceClient) error {
-		s, err := create(ctx, cl, name, "1", map[string]string{"fake:spawn": "slow 300ms"})
+		guest := map[string]string{"fake:spawn": "slow 300ms"}
+		if n%4 == 0 {
+			guest["fake:dies"] = chaosLife.String()
+		}
+		s, err := create(ctx, cl, name, "1", guest)
 		if err == nil {
 			id = s.ID
 		} else if _, answered := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); !answered && !errors.Is(err, syscall.ECONNREFUSED) {
@@ -254,7 +261,7 @@ func (c *chaos) use(ctx context.Context, n int) {
 }
 
 // TestChaos: all services run on RabbitMQ and MariaDB. 16 clients create 300 servers and do all actions on them, while every process, the broker and
-// the database are killed. In the end no accepted server is lost, stuck, built twice or in ERROR, no host has an orphan, and the drivers agree with the API.
+// the database are killed, and guests die. In the end no accepted server is lost, stuck, built twice or in ERROR, no host has an orphan, and the drivers agree with the API.
 // The test runs only with `make chaos`.
 func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use the processor
 	whole, err := time.ParseDuration(os.Getenv("ARMATURE_CHAOS"))
@@ -273,7 +280,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 		return func() {
 			t.Logf("the %s is killed, and down for 10 s", what)
 			kill()
-			waittest.Spend(10 * time.Second)
+			waittest.Spend(10*time.Second, "the outage")
 			if err := again(t.Context()); err != nil {
 				t.Errorf("the %s does not start again: %v", what, err)
 			}
@@ -288,7 +295,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 			if err := p.Signal(syscall.SIGSTOP); err != nil {
 				t.Errorf("pause: %v", err)
 			}
-			waittest.Spend(20 * time.Second)
+			waittest.Spend(20*time.Second, "the pause of the host")
 			if err := p.Signal(syscall.SIGCONT); err != nil {
 				t.Errorf("the process ended while it was paused: %v", err)
 			}
@@ -391,8 +398,15 @@ func (c *chaos) judge(begin time.Time) {
 	c.Helper()
 	cl := c.newClient(c.urls[0])
 	_, stuck := c.awaitNoTasks(cl, softDeleted{}, 2*time.Minute)
+	waittest.Pass(c, chaosLife, "the last guests die, and drivers remove the files of the last deleted servers")
+	// The deaths are reported within a minute, the longest delay between two reports.
 	list := c.everyServer(cl)
-	waittest.Pass(c, 3*time.Second, "drivers remove the files of the last deleted servers")
+	for end := time.Now().Add(time.Minute); len(c.compare(list)) > 0 && time.Now().Before(end); list = c.everyServer(cl) {
+		waittest.Pass(c, time.Second, "compute services report guests that have died")
+	}
+	_, late := c.awaitNoTasks(cl, softDeleted{}, time.Minute)
+	stuck += late
+	list = c.everyServer(cl)
 	lost, broken := 0, 0
 	placed := map[string]string{}
 	for id := range c.accepted {
@@ -442,10 +456,13 @@ func (c *chaos) judge(begin time.Time) {
 		}
 	}
 	differ := c.compare(list)
+	for _, text := range differ {
+		c.Log(text)
+	}
 	accepted := c.all.Load()
 	fmt.Printf("chaos: %v, %d SIGKILLs; %d servers accepted, %d of them deleted, %d creations without an answer; lost %d, stuck %d, doubled %d, orphaned %d, missing on their host %d, ERROR %d, with a driver that differs %d\n",
-		time.Since(begin).Round(time.Second), c.kills, accepted, accepted-int64(len(c.accepted)), c.unknown.Load(), lost, stuck, doubled, orphaned, missing, broken, differ)
-	if lost+stuck+doubled+orphaned+missing+broken+differ > 0 || accepted != int64(c.servers) {
+		time.Since(begin).Round(time.Second), c.kills, accepted, accepted-int64(len(c.accepted)), c.unknown.Load(), lost, stuck, doubled, orphaned, missing, broken, len(differ))
+	if lost+stuck+doubled+orphaned+missing+broken+len(differ) > 0 || accepted != int64(c.servers) {
 		c.Errorf("want %d servers accepted, and 0 lost, stuck, doubled, orphaned, missing, in ERROR or with a driver that differs", c.servers)
 	}
 	c.checkRest(cl, list)

@@ -437,6 +437,6 @@ func (c *cloud) awaitNoTasks(cl *gophercloud.ServiceClient, which servers.ListOp
 		if err == nil && stuck == 0 || time.Now().After(end) {
 			return list, stuck
 		}
-		waittest.Spend(500 * time.Millisecond)
+		waittest.Spend(500*time.Millisecond, "the time between two lists, which cost much")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/remoteconsoles"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 )
@@ -115,6 +116,30 @@ func TestLibvirt(t *testing.T) {
 	becomes("ACTIVE")
 	do("hard reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr())
 	becomes("ACTIVE")
+	says("guest ready")
+	virsh := func(what string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "virsh", "-c", lv.URL, what, "instance-"+s.ID).CombinedOutput(); err != nil {
+			t.Fatalf("virsh %s: %v: %s", what, err, out)
+		}
+	}
+	virsh("destroy") // the guest is cut off
+	c.awaitServer(cl, s.ID, "SHUTOFF", compute.Shutdown)
+	virsh("start") // a stopped server must not run
+	c.poll("the guest to be stopped", 60*time.Second, func() error {
+		out, err := exec.CommandContext(t.Context(), "virsh", "-c", lv.URL, "list", "--name").Output()
+		if text := strings.TrimSpace(string(out)); err == nil && text != "" {
+			err = fmt.Errorf("%s runs", text)
+		}
+		return err
+	})
+	c.awaitServer(cl, s.ID, "SHUTOFF", compute.Shutdown)
+	do("start", servers.Start(t.Context(), cl, s.ID).ExtractErr())
+	becomes("ACTIVE")
+	virsh("suspend")
+	c.awaitServer(cl, s.ID, "ACTIVE", compute.Paused)
+	virsh("resume")
+	c.awaitServer(cl, s.ID, "ACTIVE", compute.Running)
 	says("guest ready")
 	// The server is resized and reverted, then resized and confirmed. Then its disk is larger.
 	large, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "large", RAM: 192, VCPUs: 2, Disk: new(2), Ephemeral: new(1), Swap: new(64)}).Extract()

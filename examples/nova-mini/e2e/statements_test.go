@@ -53,7 +53,7 @@ func TestStatements(t *testing.T) {
 		}
 		t.Cleanup(func() { d.Close() })
 		s := store.New(d)
-		if err := s.Migrate(t.Context()); err != nil {
+		if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 			t.Fatal(err)
 		}
 		h := allServices(t, s)

@@ -22,8 +22,26 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
+// minTempest is the smallest number of Tempest's tests that must pass and count.
+const minTempest = 290
+
+// notTempest has the reasons why tests of Tempest do not pass, by the beginning of their names without "tempest.api.compute.".
+var notTempest = map[string]string{
+	"admin.test_aggregates":               "host aggregates come later",
+	"admin.test_hosts":                    "operations on hosts come later",
+	"admin.test_instance_usage_audit_log": "nova-mini has no audit log of usage",
+	"admin.test_live_migration":           "migrations come later",
+	"admin.test_migrations":               "migrations come later",
+	"admin.test_quotas":                   "limits are options; requests that change them come later",
+	"test_quotas":                         "limits are options; requests that change them come later",
+	"admin.test_servers_negative.ServersAdminNegativeTestJSON.test_migrate":                          "migrations come later",
+	"admin.test_servers_negative.ServersAdminNegativeTestJSON.test_resize_server_using_overlimit":    "the test changes a quota by a request",
+	"servers.test_server_metadata_negative.ServerMetadataNegativeTestJSON.test_metadata_items_limit": "the test reads a quota by a request",
+}
+
 // TestTempest runs OpenStack's own acceptance tests against a cloud with four hosts and a real Keystone. It prints how many tests of each group pass.
-// Then it prints the number of all tests that pass and have requested only routes, methods and actions that nova-mini has. TestTempest
+// Then it prints the number of all tests that pass and have requested only routes, methods and actions that nova-mini has. A test that does not pass without a
+// reason in notTempest is an error, and so are fewer than minTempest tests that count, unless ARMATURE_TEMPEST_TESTS selects tests. TestTempest
 // runs with `make tempest`, which needs Debian's package tempest.
 func TestTempest(t *testing.T) { //nolint:paralleltest // no other test may use the processor
 	dir := os.Getenv("ARMATURE_TEMPEST")
@@ -65,6 +83,9 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // no other test may use 
 		state, rest, _ := strings.Cut(line, "\t")
 		id, _, _ := strings.Cut(rest, "\t")
 		if state != "passed" {
+			if why := tempestReason(id); why == "" {
+				t.Errorf("%s: %s", state, id)
+			}
 			continue
 		}
 		name := id[strings.LastIndexByte(id[:strings.LastIndexByte(id, '.')], '.')+1:] // class.method
@@ -75,11 +96,24 @@ func TestTempest(t *testing.T) { //nolint:paralleltest // no other test may use 
 		counted++
 	}
 	t.Logf("%d pass without an unknown route, method or action", counted)
+	if counted < minTempest && os.Getenv("ARMATURE_TEMPEST_TESTS") == "" {
+		t.Errorf("%d tests pass and count, want at least %d", counted, minTempest)
+	}
 	if keep := os.Getenv("ARMATURE_TEMPEST_KEEP"); keep != "" {
 		if err := os.CopyFS(keep, os.DirFS(work)); err != nil {
 			t.Error(err)
 		}
 	}
+}
+
+// tempestReason returns the reason why a test need not pass, or "".
+func tempestReason(id string) string {
+	for prefix, why := range notTempest {
+		if strings.HasPrefix(strings.TrimPrefix(id, "tempest.api.compute."), prefix) {
+			return why
+		}
+	}
+	return ""
 }
 
 // unknowns is a proxy in front of an API. It keeps the requests whose route, method or action the API does not have.

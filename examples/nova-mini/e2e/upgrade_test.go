@@ -20,6 +20,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/releasetest"
@@ -29,7 +30,10 @@ import (
 const novaMini = "./examples/nova-mini"
 
 // ofNext is an SQL condition for the operations with the steps of the next release: their kinds have a higher version than in this release.
-var ofNext = fmt.Sprintf("kind_version > CASE WHEN kind = '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version)
+var ofNext = func() string {
+	stop := store.Kinds[compute.Stop]
+	return fmt.Sprintf("kind_version > CASE kind WHEN '%s' THEN %d WHEN '%s' THEN %d ELSE 0 END", store.Create.Name, store.Create.Version, stop.Name, stop.Version)
+}()
 
 // upgradeOrder is the documented order in which the processes of a cloud are replaced, after the upgrade of the schema.
 var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
@@ -172,7 +176,7 @@ func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
 		u.procs[host].Kill()
 		u.kills++
 		u.launch(host, to)
-		waittest.Spend(time.Duration(u.rng.IntN(1000)) * time.Millisecond)
+		waittest.Spend(time.Duration(u.rng.IntN(1000))*time.Millisecond, "the work before the process is killed")
 		u.procs[host].Kill()
 		u.kills++
 	} else {
@@ -221,7 +225,7 @@ func (u *upgrade) useServer(ctx context.Context, name string, n int) {
 		u.mu.Lock()
 		u.lost = append(u.lost, name)
 		u.mu.Unlock()
-		waittest.Spend(200 * time.Millisecond)
+		waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 		return
 	}
 	u.mu.Lock()
@@ -243,7 +247,7 @@ func (u *upgrade) useServer(ctx context.Context, name string, n int) {
 			return
 		}
 		if err := u.request(ctx, a.name+" "+name, a.act); err != nil {
-			waittest.Spend(200 * time.Millisecond)
+			waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 		}
 	}
 	if n%2 == 0 || !u.idle(ctx, id) {
@@ -291,7 +295,7 @@ func (u *upgrade) idle(ctx context.Context, id string) bool {
 			u.Errorf("server %s is not idle after 90 s: %v", id, err)
 			return false
 		}
-		waittest.Spend(200 * time.Millisecond)
+		waittest.Spend(200*time.Millisecond, "the time between two requests of a client")
 	}
 	return false
 }
@@ -408,7 +412,7 @@ func (u *upgrade) checkColumns() {
 // docs/upgrading.md.
 func (u *upgrade) finish(next *upgradeRelease) {
 	u.Helper()
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "time in which a runner ends the operations that it knows")
 	var left int
 	if err := u.db.GetContext(u.Context(), &left, `SELECT COUNT(*) FROM operations WHERE active IS NOT NULL AND `+ofNext); err != nil {
 		u.Fatal(err)
@@ -432,7 +436,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	for i := range 8 {
 		using.Go(func() { u.use(ctx, i, stop) })
 	}
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "the work in the old release")
 	u.program, u.conf = to.program, to.conf
 	if out, err := u.command("db", "sync").CombinedOutput(); err != nil {
 		t.Errorf("db sync of release %s: %v: %s", to.name, err, out)
@@ -440,7 +444,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	for _, host := range order {
 		u.replace(host, from, to, kill)
 	}
-	waittest.Spend(time.Second)
+	waittest.Spend(time.Second, "the work in the new release")
 	if back {
 		u.checkColumns()
 		u.poll("the methods of the next release to be used", 30*time.Second, func() error {

@@ -70,7 +70,6 @@ func newFakeGlanceWith(t *testing.T, cfg image.GlanceConfig) (*fakeGlance, *imag
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.CloseIdle)
 	return f, g
 }
 

@@ -69,9 +69,9 @@ type fixed []Image
 
 func (f fixed) List(context.Context, string) ([]Image, error) { return f, nil }
 
-func (f fixed) Get(_ context.Context, _, id string) (*Image, error) { return find(f, id) }
+func (f fixed) Get(_ context.Context, _, id string) (*Image, error) { return findImage(f, id) }
 
-func find(list []Image, id string) (*Image, error) {
+func findImage(list []Image, id string) (*Image, error) {
 	i := slices.IndexFunc(list, func(is Image) bool { return is.ID == id })
 	if i < 0 {
 		return nil, fault.New(fault.NotFound, "Image %s could not be found.", id)

@@ -51,14 +51,14 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 	if open != nil {
 		content, err := open()
 		if err != nil {
-			w.end()
+			w.stopWatch()
 			return nil, err
 		}
 		body = &watched{content, w, g.cfg.FinishTimeout} // the HTTP transport closes the content
 	}
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
-		w.end()
+		w.stopWatch()
 		return nil, err
 	}
 	req.Header.Set("X-Auth-Token", token)
@@ -66,7 +66,7 @@ func (g *Glance) send(ctx context.Context, method, url, token string, open func(
 	resp, err := g.Transfers().Do(req)
 	if err != nil {
 		err = w.explain(err)
-		w.end()
+		w.stopWatch()
 		return nil, err
 	}
 	w.extend(g.cfg.TransferTimeout)
@@ -105,8 +105,8 @@ func (w *watch) extend(d time.Duration) {
 	w.timer.Reset(d)
 }
 
-// end stops the watch, and cancels the rest of the transfer.
-func (w *watch) end() {
+// stopWatch stops the watch, and cancels the rest of the transfer.
+func (w *watch) stopWatch() {
 	w.timer.Stop()
 	w.cancel(nil)
 }
@@ -146,6 +146,6 @@ type watchedReply struct{ watched }
 
 func (b *watchedReply) Close() error {
 	err := b.ReadCloser.Close()
-	b.w.end()
+	b.w.stopWatch()
 	return err
 }

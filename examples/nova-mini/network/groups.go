@@ -25,7 +25,7 @@ func (n *Neutron) Groups(ctx context.Context, token, project string, names []str
 	}
 	var out []Group
 	for _, name := range names {
-		found, err := choose(all, project, name)
+		found, err := chooseGroup(all, project, name)
 		if err != nil {
 			return nil, err
 		}
@@ -36,8 +36,8 @@ func (n *Neutron) Groups(ctx context.Context, token, project string, names []str
 	return out, nil
 }
 
-// choose returns the security group that a client of a project names, by name or id. Errors: NotFound; Conflict if several groups have the name.
-func choose(all []groups.SecGroup, project, name string) (Group, error) {
+// chooseGroup returns the security group that a client of a project names, by name or id. Errors: NotFound; Conflict if several groups have the name.
+func chooseGroup(all []groups.SecGroup, project, name string) (Group, error) {
 	var found []Group
 	for _, g := range all {
 		if g.ID == name {
@@ -228,7 +228,7 @@ func (n *Neutron) changeGroups(ctx context.Context, token, project, server, name
 	if err != nil {
 		return nil, err
 	}
-	group, err := choose(all, project, name)
+	group, err := chooseGroup(all, project, name)
 	switch {
 	case errors.Is(err, fault.NotFound):
 		return nil, NoGroup(name, project)

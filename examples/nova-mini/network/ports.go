@@ -37,7 +37,7 @@ func (n *Neutron) Allocate(ctx context.Context, s Server) ([]Interface, error) {
 	used := map[string]bool{}
 	var has []bound
 	for i, one := range s.Wanted.Interfaces {
-		got, err := n.ensure(ctx, c, s, one.Request, match(list, used, s, i))
+		got, err := n.ensure(ctx, c, s, one.Request, matchPort(list, used, s, i))
 		if err != nil {
 			return nil, err
 		}
@@ -226,8 +226,8 @@ func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, serve
 	return &got, nil
 }
 
-// match returns the port that an earlier call has made for the interface i, or nil if no such port exists. It returns nil if the client has named the port.
-func match(list []bound, used map[string]bool, s Server, i int) *bound {
+// matchPort returns the port that an earlier call has made for the interface i, or nil if no such port exists. It returns nil if the client has named the port.
+func matchPort(list []bound, used map[string]bool, s Server, i int) *bound {
 	r, known := s.Wanted.Interfaces[i].Request, s.Wanted.Interfaces[i].Port.ID
 	if r.Port != "" {
 		return nil

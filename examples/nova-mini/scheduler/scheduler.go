@@ -38,6 +38,8 @@ type Config struct {
 	// that several schedulers do not all choose the same host (Nova's
 	// host_subset_size). Default 1.
 	SubsetSize int
+	// MaxServers is the maximum number of servers on a host. The filter "consumers" (Nova's NumInstancesFilter) enforces it. Default 50.
+	MaxServers int64
 	// Observe is called after each decision. Default: decisions are not observed.
 	Observe func(context.Context, scheduler.Observation)
 	// ObserveClaim is called after each claim on a host. Default: claims are not observed.
@@ -52,6 +54,8 @@ type Service struct {
 	placer placement.Placer[*spec, *store.Host]
 	// best is a placer that always chooses the best host. It is for groups with a soft policy: a random choice of one of several hosts would ignore the policy.
 	best placement.Placer[*spec, *store.Host]
+	// hints has the configured filters that use a hint. Such a filter has the name of its hint.
+	hints map[string]bool
 }
 
 // RefreshInterval is the interval at which [Service.Refresh] should be called. A decision uses the hosts as the last call has read
@@ -129,7 +133,10 @@ func New(cfg Config) (*Service, error) {
 			cfg.Logger.Info("filter is built in", "filter", n, "reason", why)
 		}
 	}
-	s := &Service{cfg: cfg}
+	s := &Service{cfg: cfg, hints: map[string]bool{}}
+	for _, n := range filterNames(cfg.Filters) {
+		s.hints[n] = n == store.SameHost || n == store.DifferentHost
+	}
 	claims := currentClaims{cfg.Store.Claims(), cfg.Store.Members(cfg.DownAfter)}
 	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: claims, Hosts: s.hosts, Observe: cfg.ObserveClaim}
 	s.best = s.placer
@@ -196,7 +203,7 @@ func filtersOf(o placement.Options, names []string) ([]filter, error) {
 
 // newRanking returns a scheduler with the filters and weighers of a configuration. It chooses at random from the best hosts; the parameter subset is their number.
 func newRanking(cfg *Config, subset int) (*scheduler.Scheduler[*spec, *store.Host], error) {
-	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
+	o := placement.Options{DownAfter: cfg.DownAfter, MaxConsumers: cfg.MaxServers, Multipliers: cfg.Multipliers}
 	filters, err := filtersOf(o, filterNames(cfg.Filters))
 	if err != nil {
 		return nil, err
@@ -307,7 +314,28 @@ func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) err
 	return c.Store.Claim(ctx, claims...)
 }
 
-// specOf returns a request in the form that filters need. The host and the group of the request are not set.
+// addHints sets the hosts that the hints of the server name, for the configured filters that use hints.
+func (s *Service) addHints(ctx context.Context, q *spec) error {
+	if s.hints[store.SameHost] {
+		hosts, given, err := s.cfg.Store.HintedHosts(ctx, q.Consumer, store.SameHost)
+		if err != nil {
+			return err
+		}
+		if q.SameAs = hosts; given && len(hosts) == 0 {
+			q.SameAs = []string{""} // no host has this name, while an empty list would have no effect
+		}
+	}
+	if s.hints[store.DifferentHost] {
+		hosts, _, err := s.cfg.Store.HintedHosts(ctx, q.Consumer, store.DifferentHost)
+		if err != nil {
+			return err
+		}
+		q.NotWith = hosts
+	}
+	return nil
+}
+
+// specOf returns a request in the form that filters need. The host and the group of the request, and the hosts that hints name, are not set.
 func specOf(req *compute.SelectRequest) *spec {
 	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need), Zone: req.Zone, Platform: placement.Platform(req.Guest.Platform), Required: req.Guest.Traits}}
 	needs := compute.NeedsOf(req.Specs, req.Need)
@@ -321,6 +349,9 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	q := specOf(req)
 	if req.Host != "" {
 		q.Force = []string{req.Host}
+	}
+	if err := s.addHints(ctx, q); err != nil {
+		return nil, err
 	}
 	placer := &s.placer
 	if req.Group != nil {

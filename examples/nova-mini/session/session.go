@@ -113,12 +113,6 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// CloseIdle closes the idle connections.
-func (s *Session) CloseIdle() {
-	s.http.CloseIdleConnections()
-	s.data.CloseIdleConnections()
-}
-
 // Transfers returns the HTTP client for large bodies. It has no timeout and no limit for the size of replies.
 func (s *Session) Transfers() *http.Client { return &s.data }
 

@@ -36,7 +36,6 @@ func newService(t *testing.T, answer int, valid time.Duration) (*session.Session
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.CloseIdle)
 	return s, func() int { return logins }
 }
 
@@ -97,7 +96,6 @@ func TestKeystoneAway(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(s.CloseIdle)
 			return s
 		}
 		used := open()

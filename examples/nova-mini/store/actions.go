@@ -63,7 +63,7 @@ const maxBegins = 20
 // beginOperation begins the operation of an action. If the action interrupts the open operation of the server, beginOperation ends
 // that operation. Errors: operation.ErrBusy.
 func (s *Store) beginOperation(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData) error {
-	kind, interrupts := Kinds[a], a.Info().Interrupts
+	kind, interrupts := data.kind(a), a.Info().Interrupts
 	begin := func(open *operation.Op) error {
 		if open != nil && slices.Contains(interrupts, actionOf(open.Kind)) {
 			kind.Preempts, kind.PreemptsSame = true, true
@@ -91,7 +91,7 @@ func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.A
 	}
 	resumes := srv.interruptedBy(a, data)
 	if begun := op.Waits > 0 || a == compute.Resize && srv.resizing(); begun || a != compute.Resize && a != compute.Restore && !resumes {
-		return srv, checkState(srv, a.Info())
+		return srv, checkState(srv, data.info(a))
 	}
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		switch current, err := s.ops.Lock(ctx, tx, id); {
@@ -108,6 +108,15 @@ func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.A
 		return nil, err
 	}
 	return s.Server(ctx, id)
+}
+
+// info returns the row of an action, with the states in which an action with these data is allowed.
+func (d *ActData) info(a compute.Action) compute.ActionInfo {
+	info := a.Info()
+	if d.Force {
+		info.From = append(slices.Clone(info.From), Stopped, compute.VMPaused)
+	}
+	return info
 }
 
 // checkState returns Conflict, with Nova's text, if a server's state does not allow an action.
@@ -254,7 +263,7 @@ func failedAction(a compute.Action, id string) string {
 	return fmt.Sprintf("Failed to %s instance %s.", a.Info().Name, id)
 }
 
-// EndAction writes the result of an action. After success the server is in the state that the action leads to. After an error the
+// EndAction writes the result of an action. After success the server and its guest are in the states that the action leads to. After an error the
 // server gets a fault, and its state becomes ActionInfo.Fails. If Fails is empty, the server keeps its state. After an error with the
 // code Precondition the server always keeps its state, because the compute service has changed nothing. After some errors the size of
 // the server on its host is not known, for example after a confirmation of a resize that has failed, see losesSize. Then the server is in
@@ -281,7 +290,7 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	}
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
-	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, power_state = :power_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
 		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL, networks = :networks,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
@@ -315,11 +324,11 @@ func (s *Store) changeState(ctx context.Context, tx *sqlx.Tx, id string, info co
 	if !changesOnlyState(info) {
 		return false, nil
 	}
-	query := `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`
+	query := `UPDATE servers SET vm_state = ?, power_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`
 	if info.Settles {
 		query += ` AND resize IS NULL`
 	}
-	n, err := db.Exec(ctx, tx, query, info.To, id)
+	n, err := db.Exec(ctx, tx, query, info.To, (&Server{VMState: info.To}).impliedPower(), id)
 	return n > 0, err
 }
 
@@ -380,8 +389,16 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 	default:
 		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = "", nil, nil
 	}
+	s.endPower(info, failed)
 	if s.Host == nil {
 		s.Networks.V.Unbind()
+	}
+}
+
+// endPower sets the power state of a server after an action, as endAction does.
+func (s *Server) endPower(info compute.ActionInfo, failed error) {
+	if failed == nil && (info.To != "" || info.Action == compute.RevertResize) {
+		s.Power = new(s.impliedPower())
 	}
 }
 
@@ -433,7 +450,7 @@ func (s *Store) UnlockServer(ctx context.Context, id string) error {
 	})
 }
 
-// ResetState sets the vm_state of a server to Active or Error. If the server has an operation, ResetState ends the operation without undoing it. Errors:
+// ResetState sets the vm_state of a server to Active or Error, and keeps the power state. If the server has an operation, ResetState ends the operation without undoing it. Errors:
 // NotFound.
 func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	return s.record(ctx, id, compute.ResetState, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -444,7 +461,7 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 		if err != nil {
 			return err
 		}
-		if _, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, admin_pass = NULL, updated_at = ? WHERE id = ?`, vmState, now, id); err != nil || srv.VMState != compute.VMSoftDeleted {
+		if _, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, power_state = ?, admin_pass = NULL, updated_at = ? WHERE id = ?`, vmState, srv.PowerState(), now, id); err != nil || srv.VMState != compute.VMSoftDeleted {
 			return err
 		}
 		srv.VMState = vmState

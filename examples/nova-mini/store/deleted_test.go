@@ -31,7 +31,11 @@ func TestPowerStates(t *testing.T) {
 				t.Fatal(err)
 			}
 			resize := db.JSONOf(&store.Resize{Running: i == 5})
-			if _, err := d.ExecContext(t.Context(), `UPDATE servers SET vm_state = ?, resize = ? WHERE id = ?`, state, resize, srv.ID); err != nil {
+			var stored *compute.PowerState // nil: the power state follows from vm_state
+			if state == compute.VMRescued {
+				stored = new(compute.Crashed)
+			}
+			if _, err := d.ExecContext(t.Context(), `UPDATE servers SET vm_state = ?, resize = ?, power_state = ? WHERE id = ?`, state, resize, stored, srv.ID); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -47,7 +51,7 @@ func TestPowerStates(t *testing.T) {
 				t.Errorf("%s (%v) is after %s (%v)", list[i].VMState, list[i].PowerState(), list[i-1].VMState, list[i-1].PowerState())
 			}
 		}
-		if len(seen) < 5 {
+		if len(seen) < 6 || !seen[compute.Crashed] {
 			t.Errorf("only the power states %v", seen)
 		}
 	})

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -232,8 +232,8 @@ const DefaultZone = "nova"
 // zoneOf returns SQL for the availability zone of a server. A server on a host has the zone of the host. A server that has not run yet has the zone that its
 // client wants. Any other server has the empty zone. The parameter table is the name of the table of servers, and hostZone is SQL for the zone of the host.
 func zoneOf(table, hostZone string) string {
-	return strings.ReplaceAll("CASE WHEN t.host IS NOT NULL THEN COALESCE("+hostZone+", '"+DefaultZone+
-		"') WHEN t.launched_at IS NULL THEN COALESCE(t.pinned_zone, '') ELSE '' END", "t.", table+".")
+	return fmt.Sprintf("CASE WHEN %[1]s.host IS NOT NULL THEN COALESCE(%[2]s, '%[3]s') WHEN %[1]s.launched_at IS NULL THEN COALESCE(%[1]s.pinned_zone, '') ELSE '' END",
+		table, hostZone, DefaultZone)
 }
 
 // Zones returns the availability zones of all compute hosts, by host.

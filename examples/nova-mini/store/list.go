@@ -134,10 +134,10 @@ func Statuses() []string {
 // RootDevice is the device name of the disk from which guests boot.
 const RootDevice = "/dev/vda"
 
-// computed has the sort keys and filters that are not columns of the table: for each name, the SQL that computes the value.
+// computed has the sort keys and filters that are not columns of the table, or whose column may be NULL: for each name, the SQL that computes the value.
 var computed = map[string]string{
-	"power_state": fmt.Sprintf(`CASE WHEN s.vm_state IN ('%s', '%s') OR s.vm_state = '%s' AND s.resize LIKE '%%"running":true%%' THEN %d
-		WHEN s.vm_state IN ('%s', '%s', '%s', '%s', '%s') THEN %d WHEN s.vm_state = '%s' THEN %d WHEN s.vm_state = '%s' THEN %d ELSE %d END`,
+	"power_state": fmt.Sprintf(`COALESCE(s.power_state, CASE WHEN s.vm_state IN ('%s', '%s') OR s.vm_state = '%s' AND s.resize LIKE '%%"running":true%%' THEN %d
+		WHEN s.vm_state IN ('%s', '%s', '%s', '%s', '%s') THEN %d WHEN s.vm_state = '%s' THEN %d WHEN s.vm_state = '%s' THEN %d ELSE %d END)`,
 		Active, compute.VMRescued, Resized, compute.Running, Stopped, Resized, compute.VMShelved, compute.VMOffloaded, compute.VMSoftDeleted, compute.Shutdown,
 		compute.VMPaused, compute.Paused, compute.VMSuspended, compute.Suspended, compute.NoState),
 	"root_device_name": "CASE WHEN s.launched_at IS NULL THEN NULL ELSE '" + RootDevice + "' END",

@@ -33,7 +33,7 @@ var (
 				continue
 			}
 			a := info.Action
-			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: maxOperationTime}
+			out[a] = operation.Kind[ActData]{Name: kindName(a), Version: kindVersion(a), Timeout: maxOperationTime}
 			if info.Preempts {
 				out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: Delete.Timeout, Priority: Delete.Priority, Preempts: true}
 			}
@@ -41,6 +41,24 @@ var (
 		return out
 	}()
 )
+
+// kindVersion returns the version of the kind of an action. Processes of the previous release do not run operations of version 1: they would refuse a stop with
+// ActData.Force.
+func kindVersion(a compute.Action) int {
+	if a == compute.Stop {
+		return 1
+	}
+	return 0
+}
+
+// kind returns the kind of the operation that an action with these data begins. Without Force, processes of the previous release may run a stop.
+func (d *ActData) kind(a compute.Action) operation.Kind[ActData] {
+	k := Kinds[a]
+	if !d.Force {
+		k.Version -= kindVersion(a)
+	}
+	return k
+}
 
 // The name of each kind of operation on servers begins with kindPrefix.
 const kindPrefix = "server."
@@ -101,6 +119,8 @@ type ActData struct {
 	// service uploads the new image to the image service.
 	ImageRef string `json:"image_ref,omitempty"`
 	Upload   bool   `json:"upload,omitempty"`
+	// Force means that a stop is also allowed on a server that is stopped or paused already, because its guest is not.
+	Force bool `json:"force,omitempty"`
 	// Image describes the image that the action makes.
 	Image *Image `json:"image,omitempty"`
 	// Backup makes the image a backup.
@@ -175,13 +195,14 @@ var (
 
 // selectServers returns a query of servers with the shown columns, the derived columns, and further columns. The parameters task,
 // terminated and from are SQL for task_state, for terminated_at and for the FROM clause. The map in the parameter named more has
-// the SQL of each further column, by the name of the column.
+// the SQL of each further column, by the name of the column. It replaces a shown column of this name.
 func selectServers(task, terminated, from string, more map[string]string) string {
 	var also strings.Builder
+	columns := slices.DeleteFunc(shownColumns(), func(quoted string) bool { return more[strings.Trim(quoted, `"`)] != "" })
 	for _, name := range slices.Sorted(maps.Keys(more)) {
 		fmt.Fprintf(&also, ", %s AS %s", more[name], name)
 	}
-	return `SELECT s.` + strings.Join(shownColumns(), ", s.") + deriveOf("s", "h.zone") + also.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+	return `SELECT s.` + strings.Join(columns, ", s.") + deriveOf("s", "h.zone") + also.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
 }
 
 // Operations returns the store of the operations on servers.

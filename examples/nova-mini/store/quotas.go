@@ -121,19 +121,23 @@ func (s *Store) room(ctx context.Context, one *Server) (int, error) {
 }
 
 // RepairQuotas makes the quotas count exactly the existing servers that are not soft-deleted. This is needed because services of the
-// previous release do not update the quotas when they create or remove servers. RepairQuotas returns the number of servers for which
-// it has changed the quota. All services may run meanwhile.
-func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
+// previous release do not update the quotas when they create or remove servers. RepairQuotas also repairs sums that differ from their parts,
+// for example after an edit by hand. It returns the number of servers for which it has changed the quota, and the sums that were wrong. All
+// services may run meanwhile.
+func (s *Store) RepairQuotas(ctx context.Context) (changed int, sums []quota.Repaired, err error) {
+	if sums, err = s.counted.Repair(ctx); err != nil {
+		return 0, sums, err
+	}
 	consumers, err := s.counted.Consumers(ctx)
 	if err != nil {
-		return 0, err
+		return 0, sums, err
 	}
 	var servers []struct { // read after the consumers, because a server and its use of the quota are added in one transaction
 		ID      string `db:"id"`
 		VMState string `db:"vm_state"`
 	}
 	if err := s.db.SelectContext(ctx, &servers, `SELECT id, vm_state FROM servers`); err != nil {
-		return 0, db.Error(err)
+		return 0, sums, db.Error(err)
 	}
 	var ids []string
 	exists, counted := map[string]bool{}, map[string]bool{}
@@ -157,7 +161,7 @@ func (s *Store) RepairQuotas(ctx context.Context) (changed int, err error) {
 		}
 		changed++
 	}
-	return changed, errors.Join(errs...)
+	return changed, sums, errors.Join(errs...)
 }
 
 // repairQuota makes the quota count a server that exists, and not count a server that does not exist.

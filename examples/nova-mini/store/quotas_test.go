@@ -9,12 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/quota"
 )
 
 // TestRepairQuotas: processes of an earlier release, which do not know quotas, may have created and removed servers. After the repair, the quotas
@@ -45,10 +47,17 @@ func TestRepairQuotas(t *testing.T) {
 			}
 		}
 		for _, want := range []int{2, 0} { // the second repair has nothing left to do
-			changed, err := s.RepairQuotas(t.Context())
-			if err != nil || changed != want {
-				t.Errorf("repaired %d, %v; want %d", changed, err, want)
+			changed, sums, err := s.RepairQuotas(t.Context())
+			if err != nil || changed != want || len(sums) != 0 {
+				t.Errorf("repaired %d, %v, %v; want %d", changed, sums, err, want)
 			}
+		}
+		if _, err := d.ExecContext(t.Context(), "UPDATE quota_usage SET used = 9 WHERE class = 'instances'"); err != nil {
+			t.Fatal(err)
+		}
+		changed, sums, err := s.RepairQuotas(t.Context())
+		if diff := cmp.Diff([]quota.Repaired{{Project: "p", Class: store.Instances, Was: 9, Is: 1}}, sums); err != nil || changed != 0 || diff != "" {
+			t.Errorf("repaired %d, %v (-want +got):\n%s", changed, err, diff)
 		}
 		if n, cores := used(); n != 1 || cores != 2 {
 			t.Errorf("%d servers and %d cores are counted", n, cores)
@@ -67,7 +76,7 @@ func TestQuotaOneConnection(t *testing.T) {
 		}
 		defer d.Close()
 		s := store.NewLimited(d, store.Limits{store.Instances: 2})
-		if err := s.Migrate(t.Context()); err != nil {
+		if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

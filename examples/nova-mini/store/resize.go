@@ -198,7 +198,13 @@ func (s *Server) endResize(a compute.Action, failed bool, now time.Time) {
 		if a == compute.RevertResize {
 			s.setSize(s.Resize.V.From)
 		}
-		s.VMState, s.Resize.V = s.Resize.V.stateBefore(), nil
+		s.VMState = s.Resize.V.stateBefore()
+		if a == compute.ConfirmResize && s.Power != nil { // as in Nova: the guest may have been stopped or started since the resize
+			if s.VMState = Active; *s.Power == compute.Shutdown || *s.Power == compute.Crashed {
+				s.VMState = Stopped
+			}
+		}
+		s.Resize.V = nil
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +53,8 @@ type Server struct {
 	DiskGiB   int                        `db:"disk_gib"`
 	Metadata  db.JSON[map[string]string] `db:"metadata"`
 	VMState   string                     `db:"vm_state"`
+	// Power is the power state that was last stored, see PowerState. Nil: none was stored.
+	Power *compute.PowerState `db:"power_state"`
 	// TaskState is read only. It is computed from the server's operation, see Task.
 	TaskState *string `db:"task_state"`
 	// Host is the host on which the server is placed. It is nil until a host is chosen, and after a build has failed.
@@ -200,8 +203,17 @@ func (s *Server) Task() string {
 	return *s.TaskState
 }
 
-// PowerState returns the power state that belongs to the server's vm_state.
+// PowerState returns the stored power state of the server's guest. If none is stored, as for a server whose last action an earlier release has done, PowerState
+// returns the power state that belongs to the server's vm_state.
 func (s *Server) PowerState() compute.PowerState {
+	if s.Power != nil {
+		return *s.Power
+	}
+	return s.impliedPower()
+}
+
+// impliedPower returns the power state that belongs to the server's vm_state. A guest has this power state after a successful action.
+func (s *Server) impliedPower() compute.PowerState {
 	switch {
 	case s.VMState == Active, s.VMState == compute.VMRescued, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
 		return compute.Running
@@ -410,10 +422,10 @@ func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) er
 	return s.release(ctx, tx, id)
 }
 
-// Activate sets vm_state to active and launched_at to now, after the server has been built. It runs in the transaction in
+// Activate sets vm_state to active, the power state to running and launched_at to now, after the server has been built. It runs in the transaction in
 // which the operation ends. Errors: [compute.ErrStale] if the server does not exist.
 func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, id)
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, power_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, compute.Running, id)
 }
 
 // FailCreate records that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
@@ -452,6 +464,8 @@ var keepDeleted = func() string {
 		switch name {
 		case `"vm_state"`:
 			values[i] = "'" + Deleted + "'"
+		case `"power_state"`:
+			values[i] = strconv.Itoa(int(compute.NoState)) // as in Nova
 		case `"updated_at"`:
 			values[i] = "UTC_TIMESTAMP(6)"
 		}

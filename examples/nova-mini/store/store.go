@@ -97,6 +97,3 @@ func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx,
 		return f(ctx, tx, now)
 	})
 }
-
-// Migrate creates the tables, or upgrades them to the current schema.
-func (s *Store) Migrate(ctx context.Context) error { return db.Migrate(ctx, s.db, Migrations()...) }

@@ -20,7 +20,7 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 	compute.Stop:       (*Service).stop,
 	compute.SoftReboot: driverCall(softReboot),
 	compute.HardReboot: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
-		if err := settle(ctx, d, r); err != nil {
+		if err := settleResize(ctx, d, r); err != nil {
 			return err
 		}
 		return d.Reboot(ctx, r.ServerID, true)
@@ -95,13 +95,13 @@ func (s *Service) stop(ctx context.Context, req *compute.ActRequest) error {
 		if err := d.PowerOff(ctx, req.ServerID, s.cfg.ShutdownTimeout); err != nil {
 			return err
 		}
-		return settle(ctx, d, req)
+		return settleResize(ctx, d, req)
 	})
 }
 
-// settle ends an interrupted resize: it ends a rescue, cuts the power of the server, and gives the server the size of the request. settle does nothing if the request does not ask for this
+// settleResize ends an interrupted resize: it ends a rescue, cuts the power of the server, and gives the server the size of the request. settleResize does nothing if the request does not ask for this
 // (ActRequest.Settle). Unimplemented is not an error, because a driver that cannot resize has not changed the size.
-func settle(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {
+func settleResize(ctx context.Context, d compute.Driver, req *compute.ActRequest) error {
 	if !req.Settle {
 		return nil
 	}
@@ -167,7 +167,7 @@ func (s *Service) softDelete(ctx context.Context, req *compute.ActRequest) error
 			err = d.PowerOff(ctx, req.ServerID, 0)
 		}
 		if err == nil {
-			err = settle(ctx, d, req)
+			err = settleResize(ctx, d, req)
 		}
 		return err
 	})
@@ -243,15 +243,15 @@ func softReboot(ctx context.Context, d compute.Driver, req *compute.ActRequest) 
 // errPartial means that the server is neither in its state before the action nor in its state after the action, or that its state is not known.
 var errPartial = errors.New("done in part, or not known")
 
-// readServer returns what the driver knows of a server before an action changes the server. Errors: those of the driver, as unsure returns them.
+// readServer returns what the driver knows of a server before an action changes the server. Errors: those of the driver, as markPartial returns them.
 func readServer(ctx context.Context, d compute.Driver, id string) (compute.Instance, error) {
 	is, err := d.Get(ctx, id)
-	return is, unsure(err)
+	return is, markPartial(err)
 }
 
-// unsure adds errPartial to the error of a driver that was asked before an action changes the server, unless the error is a definite answer: an earlier delivery of the message may have
+// markPartial adds errPartial to the error of a driver that was asked before an action changes the server, unless the error is a definite answer: an earlier delivery of the message may have
 // done the action.
-func unsure(err error) error {
+func markPartial(err error) error {
 	definite := []fault.Code{fault.NotFound, fault.Invalid, fault.Precondition, fault.Unimplemented}
 	if err == nil || slices.Contains(definite, fault.CodeOf(err)) {
 		return err
@@ -272,7 +272,7 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 	})
 	switch {
 	case err != nil:
-		return unsure(err)
+		return markPartial(err)
 	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
 		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
 	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):

@@ -7,13 +7,11 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestActs: after each action, the server has the right state, also if the message is delivered twice. If the driver fails, the error is
@@ -266,33 +264,36 @@ func (g *gated) Pause(ctx context.Context, id string) error {
 // report. The new action is done, and not dropped: its conductor would repeat the request only after a long time.
 func TestNextAction(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	simulated, err := fake.New(fake.Config{Host: "h1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &gated{simulated, make(chan struct{}), make(chan struct{})}
-	if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: compute.Resources{VCPUs: 1}}); err != nil {
-		t.Fatal(err)
-	}
-	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
-	var wg sync.WaitGroup
-	act := func(a compute.Action) {
-		wg.Go(func() {
-			if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: a, Token: "op/1"}); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	act(compute.Pause)
-	get(t, d.entered)
-	act(compute.Stop)
-	waittest.Spend(100 * time.Millisecond) // the second action waits
-	close(d.gate)
-	wg.Wait()
-	if is, err := d.Get(t.Context(), "s1"); err != nil || is.Power != compute.Shutdown {
-		t.Errorf("after both actions: %+v, %v", is, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		simulated, err := fake.New(fake.Config{Host: "h1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer simulated.Close()
+		d := &gated{simulated, make(chan struct{}), make(chan struct{})}
+		if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: compute.Resources{VCPUs: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+		var wg sync.WaitGroup
+		act := func(a compute.Action) {
+			wg.Go(func() {
+				if _, err := svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: a, Token: "op/1"}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		act(compute.Pause)
+		get(t, d.entered)
+		act(compute.Stop)
+		synctest.Wait() // the second action waits
+		close(d.gate)
+		wg.Wait()
+		if is, err := d.Get(t.Context(), "s1"); err != nil || is.Power != compute.Shutdown {
+			t.Errorf("after both actions: %+v, %v", is, err)
+		}
+	})
 }
 
 // blind is a driver that cannot say what it knows of a server.

@@ -24,9 +24,6 @@ func (s *Service) Start(ctx context.Context) error {
 	if _, err := s.inspectHost(ctx); err != nil {
 		return err
 	}
-	if s.cfg.Process == nil {
-		return nil
-	}
 	p := s.cfg.Process()
 	_, err := askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p, Interfaces: s.interfaces})
 	if errors.Is(err, compute.ErrVersionsNotKnown) {

@@ -35,7 +35,7 @@ func TestLoseHost(t *testing.T) {
 		}
 		return nil
 	}
-	conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet})
+	conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet})
 	rpc.Handle(conductor, compute.ClaimHost, func(_ context.Context, r *compute.ClaimHostRequest) (*rpc.None, error) {
 		return &rpc.None{}, refuse("host " + r.Host)
 	})
@@ -52,7 +52,7 @@ func TestLoseHost(t *testing.T) {
 	rpc.Handle(conductor, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
 		return &rpc.None{}, refuse(r.Host + r.Instance)
 	})
-	if err := conductor.Start(t.Context()); err != nil {
+	if err := conductor.Start(rpctest.Partial(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }) // at the end
@@ -198,7 +198,7 @@ func TestStopWhileWaiting(t *testing.T) {
 			bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
 			client := rpc.NewClient(bus, rpc.ClientConfig{})
 			defer client.Close()
-			conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet})
+			conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet})
 			claims, left := 0, make(chan string, 1)
 			rpc.Handle(conductor, compute.ClaimHost, func(context.Context, *compute.ClaimHostRequest) (*rpc.None, error) {
 				if claims++; stopped || claims < 5 {
@@ -210,7 +210,7 @@ func TestStopWhileWaiting(t *testing.T) {
 				left <- r.Instance
 				return &rpc.None{}, nil
 			})
-			if err := conductor.Start(t.Context()); err != nil {
+			if err := conductor.Start(rpctest.Partial(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }() // at the end

@@ -9,6 +9,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // imageToBuild returns the reference of the image from which the driver is to build a server, as fetchImage does. If the host has the server already, the image is not needed,
@@ -86,15 +87,18 @@ func (s *Service) snapshot(ctx context.Context, req *compute.ActRequest) error {
 	return err
 }
 
-// maxUploadDelay is the longest delay between two attempts of an upload.
-const maxUploadDelay = 5 * time.Second
+// The back-off between two attempts of an upload.
+const (
+	minUploadDelay = 100 * time.Millisecond
+	maxUploadDelay = 5 * time.Second
+)
 
 // upload calls the function write, which writes the file of an image, and uploads the file. If the image service is away (Unavailable), upload repeats the attempt, with a back-off from
-// 100 ms to maxUploadDelay, until Config.UploadRetry has passed since the first such error. An attempt has made progress if it has written the file, or has taken longer than
+// minUploadDelay to maxUploadDelay, until Config.UploadRetry has passed since the first such error. An attempt has made progress if it has written the file, or has taken longer than
 // Config.UploadRetry. After such an attempt the time and the back-off begin anew.
 func (s *Service) upload(ctx context.Context, id string, write func(path string) error) error {
 	var end time.Time // zero: no error yet
-	wait, wrote := time.Duration(0), false
+	delays, wrote := backoff.Backoff{Min: minUploadDelay, Max: maxUploadDelay}, false
 	for {
 		began := time.Now()
 		wrote = false
@@ -106,18 +110,15 @@ func (s *Service) upload(ctx context.Context, id string, write func(path string)
 			return err
 		}
 		if end.IsZero() || wrote || time.Since(began) > s.cfg.UploadRetry {
-			end, wait = time.Now().Add(s.cfg.UploadRetry), 0
+			end = time.Now().Add(s.cfg.UploadRetry)
+			delays.Reset()
 		}
-		wait = min(max(2*wait, 100*time.Millisecond), maxUploadDelay)
+		wait := delays.Next()
 		if time.Now().Add(wait).After(end) {
 			return err
 		}
 		s.cfg.Logger.WarnContext(ctx, "upload failed, will be repeated", "image", id, "delay", wait, "error", err)
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, wait) {
 			return err
 		}
 	}

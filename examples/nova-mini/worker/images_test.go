@@ -42,7 +42,7 @@ func (f *fakeImages) Fetch(_ context.Context, id string) (string, error) {
 func (f *fakeImages) Put(_ context.Context, id string, write func(string) error) error {
 	f.log = append(f.log, "put "+id)
 	if f.slowWrite > 0 && !f.written {
-		waittest.Spend(f.slowWrite)
+		waittest.Spend(f.slowWrite, "the snapshot")
 		f.written = true
 		if err := write(filepath.Join(f.dir, id+".qcow2")); err != nil {
 			return err
@@ -51,7 +51,7 @@ func (f *fakeImages) Put(_ context.Context, id string, write func(string) error)
 	if f.away > 0 {
 		f.away--
 		if f.slowPut > 0 {
-			waittest.Spend(f.slowPut)
+			waittest.Spend(f.slowPut, "the upload")
 		}
 		return fault.New(fault.Unavailable, "the image service is away")
 	}

@@ -44,6 +44,7 @@ func (s *Service) beginJob(ctx context.Context, id, token string, wait time.Dura
 		delete(s.jobs, id)
 		s.mu.Unlock()
 		s.locks.Unlock(id)
+		s.guests.jobEnded(id)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
@@ -39,9 +40,12 @@ type Config struct {
 	ConsoleHost map[compute.ConsoleType]string
 	// Zone is the availability zone of the host. Empty: the default one.
 	Zone string
-	// Process returns the identity of this start of the process. The service claims the host with this identity, and calls
-	// Process from Start on. Nil, for tests: the host is not claimed.
+	// Process returns the identity of this start of the process. Start claims the host with this identity. The service calls Process
+	// from Start on.
 	Process func() compute.Process
+	// GuestInterval is the time between two comparisons of all guests with the database, see Guests. Default 10 minutes, as in Nova. Negative: all guests are never compared, and only the
+	// events of the driver count.
+	GuestInterval time.Duration
 	// ShutdownTimeout is the time that a guest has to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
 	Logger          *slog.Logger
@@ -61,8 +65,9 @@ type Images interface {
 
 // Service implements the RPC interface compute.Worker. It is safe for concurrent use.
 type Service struct {
-	cfg   Config
-	locks keylock.Locks // the key is the server id; the job on the server holds the lock
+	cfg    Config
+	guests *Guests
+	locks  keylock.Locks // the key is the server id; the job on the server holds the lock
 
 	mu   sync.Mutex
 	jobs map[string]*job // the key is the server id
@@ -84,8 +89,12 @@ func New(cfg Config) *Service {
 	if cfg.ShutdownTimeout <= 0 {
 		cfg.ShutdownTimeout = time.Minute
 	}
+	if cfg.GuestInterval == 0 {
+		cfg.GuestInterval = 10 * time.Minute
+	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
 	s := &Service{cfg: cfg, lost: make(chan error, 1), jobs: make(map[string]*job)}
+	s.guests = newGuests(s)
 	s.held, s.cancelHeld = context.WithCancel(context.Background())
 	return s
 }
@@ -122,6 +131,8 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 		stale, err := s.endStep(ctx, "build", id, req.Token, failed)
 		if stale { // the build is no longer wanted: the server stays only if the database still places it on this host
 			err = s.evictOrphan(ctx, id)
+		} else if err == nil && failed == nil {
+			s.guests.acted(id, compute.Running)
 		}
 		return err
 	})
@@ -225,6 +236,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		if err := s.destroy(ctx, id); err != nil {
 			return askRedelivery(fmt.Errorf("destroy server %s: %w", id, err))
 		}
+		s.guests.removed(id)
 		_, err := s.endStep(ctx, "destroy", id, req.Token, nil)
 		return err
 	})
@@ -247,6 +259,8 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		stale, err := s.endStep(ctx, work, id, req.Token, failed)
 		if stale {
 			err = s.undoLate(ctx, req)
+		} else if is, ok := req.PowerAfter(); ok && err == nil && failed == nil {
+			s.guests.acted(id, is)
 		}
 		return err
 	})
@@ -356,22 +370,25 @@ func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", 
 
 // retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
 // Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and
-// doubles up to 3.2 s. retryDriver gives up after about 6 s.
+// doubles up to 3.2 s. retryDriver gives up after driverRetries repetitions, which take about 6 s.
 func retryDriver(ctx context.Context, call func() error) error {
-	for wait := 50 * time.Millisecond; ; wait *= 2 {
+	for failed := 1; ; failed++ {
 		err := call()
-		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || wait > 5*time.Second {
+		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || failed > driverRetries {
 			return err
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, backoff.Exponential(failed, minDriverDelay, maxDriverDelay)) {
 			return err
 		}
 	}
 }
+
+// The back-off of retryDriver.
+const (
+	driverRetries  = 7
+	minDriverDelay = 50 * time.Millisecond
+	maxDriverDelay = 3200 * time.Millisecond
+)
 
 // Report sends the host's heartbeat and resources to a conductor. If the driver does not answer, no report is sent and
 // the service is not ready, see [Service.Check]. Report is called periodically.
@@ -410,7 +427,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 	}
 	s.inspectErr.Store(nil)
 	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, Instance: s.instance, Interfaces: s.interfaces}
-	if s.cfg.Process != nil && s.instance != "" {
+	if s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
 	}

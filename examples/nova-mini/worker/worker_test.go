@@ -141,7 +141,7 @@ func newBench(t *testing.T) *bench {
 		cfg rpc.ServerConfig
 		add func(*rpc.Server)
 	}{
-		{rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet}, func(s *rpc.Server) {
+		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
 			rpc.Handle(s, compute.BeginStep, func(context.Context, *compute.StepRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndStep, func(_ context.Context, r *compute.EndStepRequest) (*rpc.None, error) {
 				b.mu.Lock()
@@ -167,7 +167,7 @@ func newBench(t *testing.T) *bench {
 	} {
 		srv := rpc.NewServer(bus, s.cfg)
 		s.add(srv)
-		if err := srv.Start(t.Context()); err != nil {
+		if err := srv.Start(rpctest.Partial(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {

@@ -1,7 +1,8 @@
 // Package placementprom has the metrics of claims and of the resources of providers, for Prometheus.
 //
-//	m := placementprom.New(func(ctx context.Context) ([]*placement.Provider, error) { return store.Providers(ctx) })
+//	m := placementprom.New()
 //	prometheus.MustRegister(m)
+//	m.AddProviders(func(ctx context.Context) ([]*placement.Provider, error) { return store.Providers(ctx) })
 //	placer := placement.Placer[*Spec, *Node]{Scheduler: s, Store: store, Hosts: hosts, Observe: m.Observe}
 //
 // The metrics, all with the prefix armature_placement_:
@@ -12,13 +13,15 @@
 //	capacity                gauge      class   amount that consumers may have on all enabled providers together
 //	used                    gauge      class   amount that consumers have on all enabled providers together
 //
-// The result changed means that another process had changed the claim or the provider first, so that Place tries again. All
-// processes with one database report the same providers and amounts.
+// The result changed means that another process had changed the claim or the provider first, so that Place tries again.
+//
+// The metrics providers, capacity and used need [Metrics.AddProviders]. All processes with one database report the same values.
 package placementprom
 
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,21 +36,19 @@ const listTimeout = 5 * time.Second
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
-	list                      func(context.Context) ([]*placement.Provider, error)
 	claims                    *prometheus.CounterVec
 	duration                  prometheus.Histogram
 	providers, capacity, used *prometheus.Desc
+
+	list atomic.Pointer[func(context.Context) ([]*placement.Provider, error)] // nil: no metrics of providers
 }
 
-// New returns metrics without claims. The function list returns all providers, for example from the memory of a scheduler. Each
-// collection calls list, for at most 5 s. If list is nil or fails, the collection has no metrics of providers. The function list must
-// be safe for concurrent use.
-func New(list func(context.Context) ([]*placement.Provider, error)) *Metrics {
+// New returns Metrics without claims and providers. Set [Metrics.Observe] in the Placer, and call [Metrics.AddProviders].
+func New() *Metrics {
 	desc := func(name, help, label string) *prometheus.Desc {
 		return prometheus.NewDesc(prefix+name, help, []string{label}, nil)
 	}
 	return &Metrics{
-		list:   list,
 		claims: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "claims_total", Help: "Claims of Place."}, []string{"result"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: prefix + "claim_duration_seconds", Help: "Duration of claims.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
@@ -79,6 +80,13 @@ func (m *Metrics) Observe(_ context.Context, o placement.Observation) {
 	m.duration.Observe(o.Duration.Seconds())
 }
 
+// AddProviders adds the metrics of providers. The function list returns all providers, for example from the memory of a scheduler. Each
+// collection calls list, for at most 5 s. If list fails, the collection has no metrics of providers, but all other metrics. The function
+// list must be safe for concurrent use. AddProviders replaces an earlier function.
+func (m *Metrics) AddProviders(list func(context.Context) ([]*placement.Provider, error)) {
+	m.list.Store(&list)
+}
+
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.claims.Describe(ch)
@@ -92,12 +100,13 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	m.claims.Collect(ch)
 	m.duration.Collect(ch)
-	if m.list == nil {
+	providers := m.list.Load()
+	if providers == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
 	defer cancel()
-	list, err := m.list(ctx)
+	list, err := (*providers)(ctx)
 	if err != nil { // the metrics of the database's own package show the failure
 		return
 	}

@@ -38,8 +38,8 @@ func TestMetrics(t *testing.T) {
 			t.Fatalf("provider %d: %v", i, err)
 		}
 	}
-	list := func(ctx context.Context) ([]*placement.Provider, error) { return store.Providers(ctx) }
-	m := placementprom.New(list)
+	m := placementprom.New()
+	m.AddProviders(func(ctx context.Context) ([]*placement.Provider, error) { return store.Providers(ctx) })
 	rank, err := scheduler.New(scheduler.Config[*request, *placement.Provider]{})
 	if err != nil {
 		t.Fatal(err)
@@ -69,9 +69,11 @@ func TestMetrics(t *testing.T) {
 	if diff := cmp.Diff(want, promtest.Gather(t, "armature_placement_", m)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	for _, list := range []func(context.Context) ([]*placement.Provider, error){nil, func(context.Context) ([]*placement.Provider, error) { return nil, errors.New("no answer") }} {
-		if diff := cmp.Diff(map[string]float64{"claim_duration_seconds": 0}, promtest.Gather(t, "armature_placement_", placementprom.New(list))); diff != "" {
+	m = placementprom.New()
+	for range 2 { // without a function, and with one that fails
+		if diff := cmp.Diff(map[string]float64{"claim_duration_seconds": 0}, promtest.Gather(t, "armature_placement_", m)); diff != "" {
 			t.Errorf("without providers: -want +got:\n%s", diff)
 		}
+		m.AddProviders(func(context.Context) ([]*placement.Provider, error) { return nil, errors.New("no answer") })
 	}
 }

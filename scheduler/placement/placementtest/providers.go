@@ -25,7 +25,7 @@ func testProvider(b bench) {
 		ID: "n1", Zone: "z", Traits: []string{"CUSTOM_A", "HW_B"}, Aggregates: []*placement.Aggregate{{Name: "fast"}},
 		Inventories:  map[string]placement.Inventory{placement.VCPU: {Total: 8, Reserved: 1, Ratio: 1.5, Min: 1, Max: 4, Step: 1, Used: 77}},
 		Platforms:    []placement.Platform{{Arch: "x86_64", Type: "qemu", Mode: "hvm"}},
-		Capabilities: map[string]string{"k": "v"}, Version: 7, Tasks: 2, Consumers: 99, Disabled: "broken", Failures: 1.5,
+		Capabilities: map[string]string{"k": "v"}, Tasks: 2, Consumers: 99, Disabled: "broken",
 	}
 	got := b.put(p)
 	want := *p
@@ -41,7 +41,7 @@ func testProvider(b bench) {
 	if got.At.IsZero() {
 		b.Error("At is zero")
 	}
-	got.Tasks, got.Failures = 5, 0
+	got.Tasks = 5
 	if same := b.put(got); same.Generation != 1 || same.Tasks != 5 {
 		b.Errorf("with more tasks: %+v", same)
 	}

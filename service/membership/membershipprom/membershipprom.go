@@ -1,7 +1,8 @@
 // Package membershipprom has the metrics of the members that a registry knows, for Prometheus.
 //
-//	m := membershipprom.New(members)
+//	m := membershipprom.New()
 //	prometheus.MustRegister(m)
+//	m.Add(members)
 //
 // The metric, with the prefix armature_membership_:
 //
@@ -30,18 +31,25 @@ const (
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
-	registry *membership.Registry
-	members  *prometheus.Desc
+	members *prometheus.Desc
 
-	mu     sync.Mutex
-	counts map[string]map[string]int // the last counts, by kind and state
-	listed time.Time                 // when the members were counted; zero: the counts are not known
+	mu       sync.Mutex
+	registry *membership.Registry      // nil: no values
+	counts   map[string]map[string]int // the last counts, by kind and state
+	listed   time.Time                 // when the members were counted; zero: the counts are not known
 }
 
-// New returns the metrics of a registry. If the last counts are older than 30 s, a collection reads all members, for at most 5 s. If the
-// database does not answer, the collection has no values.
-func New(r *membership.Registry) *Metrics {
-	return &Metrics{registry: r, members: prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
+// New returns Metrics without a registry, see [Metrics.Add].
+func New() *Metrics {
+	return &Metrics{members: prometheus.NewDesc("armature_membership_members", "Members by kind and state.", []string{"kind", "state"}, nil)}
+}
+
+// Add adds the metrics of a registry. If the last counts are older than 30 s, a collection reads all members, for at most 5 s. If the
+// database does not answer, the collection has no values. Add replaces an earlier registry.
+func (m *Metrics) Add(r *membership.Registry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.registry, m.listed = r, time.Time{}
 }
 
 // Describe implements prometheus.Collector.
@@ -64,7 +72,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 
 // countLocked counts the members if the last counts are too old.
 func (m *Metrics) countLocked() {
-	if !m.listed.IsZero() && time.Since(m.listed) < listAge {
+	if m.registry == nil || !m.listed.IsZero() && time.Since(m.listed) < listAge {
 		return
 	}
 	m.listed = time.Time{}

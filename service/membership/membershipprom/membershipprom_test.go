@@ -15,14 +15,22 @@ import (
 	"github.com/armature-go/armature/service/membership/membershipprom"
 )
 
+func metricsOf(r *membership.Registry) *membershipprom.Metrics {
+	m := membershipprom.New()
+	m.Add(r)
+	return m
+}
+
 // TestMetrics: members are counted by kind and state. Without the database the collection has no values, and does not
 // fail.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, []db.Migrations{membership.Migrations}, func(t *testing.T, d *sqlx.DB) {
 		r := membership.New(membership.Config{DB: d})
-		if got := promtest.Gather(t, "", membershipprom.New(r)); len(got) != 0 {
-			t.Errorf("without members: %v", got)
+		for what, m := range map[string]*membershipprom.Metrics{"members": metricsOf(r), "a registry": membershipprom.New()} {
+			if got := promtest.Gather(t, "", m); len(got) != 0 {
+				t.Errorf("without %s: %v", what, got)
+			}
 		}
 		for _, self := range []membership.Self{{Kind: "worker", Host: "a"}, {Kind: "worker", Host: "b"}, {Kind: "worker", Host: "c"}, {Kind: "runner", Host: "a"}} {
 			if err := r.Join(t.Context(), self); err != nil {
@@ -42,13 +50,13 @@ func TestMetrics(t *testing.T) {
 			"members{kind=worker,state=up}": 1, "members{kind=worker,state=disabled}": 1, "members{kind=worker,state=down}": 1,
 			"members{kind=runner,state=up}": 1, "members{kind=runner,state=disabled}": 0, "members{kind=runner,state=down}": 0,
 		}
-		if diff := cmp.Diff(want, promtest.Gather(t, "armature_membership_", membershipprom.New(r))); diff != "" {
+		if diff := cmp.Diff(want, promtest.Gather(t, "armature_membership_", metricsOf(r))); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if got := promtest.Gather(t, "", membershipprom.New(r)); len(got) != 0 {
+		if got := promtest.Gather(t, "", metricsOf(r)); len(got) != 0 {
 			t.Errorf("without a database: %v", got)
 		}
 	})
@@ -68,7 +76,7 @@ func TestAge(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := membership.New(membership.Config{DB: d})
-		m := membershipprom.New(r)
+		m := metricsOf(r)
 		count := func() float64 { return promtest.Gather(t, "", m)["armature_membership_members{kind=worker,state=up}"] }
 		for i, host := range []string{"a", "b"} {
 			if err := r.Join(t.Context(), membership.Self{Kind: "worker", Host: host}); err != nil {

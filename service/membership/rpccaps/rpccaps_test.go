@@ -507,8 +507,8 @@ func TestUnreachable(t *testing.T) {
 			if name == "database" {
 				return
 			}
-			before := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor, Partial: true}) // this server does not know the method
-			if err := before.Start(t.Context()); err != nil {
+			before := rpc.NewServer(b, rpc.ServerConfig{Interface: conductor}) // this server does not know the method
+			if err := before.Start(rpctest.Partial(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = before.Stop(context.WithoutCancel(t.Context())) }()

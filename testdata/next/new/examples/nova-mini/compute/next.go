@@ -17,7 +17,7 @@ type NextRequest struct {
 var (
 	NextWorker    = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Worker, Name: "next", Since: v16})
 	NextConductor = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Conductor, Name: "next", Since: v16})
-	NextScheduler = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Scheduler, Name: "next", Since: v12})
+	NextScheduler = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Scheduler, Name: "next", Since: v13})
 )
 
 // SendNext sends a method of the next release if all servers have it. It logs a line if that was not so.
