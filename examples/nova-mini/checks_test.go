@@ -108,6 +108,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"scope of tokens, lenient", "api", good + "[DEFAULT]\nstrict = false\n[oslo_policy]\nenforce_scope = false\n", "FILE:11: [oslo_policy] enforce_scope", "always counts"},
 		{"default rule, lenient", "api", good + "[DEFAULT]\nstrict = false\n[oslo_policy]\npolicy_default_rule = open\n", "FILE:11: [oslo_policy] policy_default_rule", "denies"},
 		{"token bind, lenient", "api", good + "[DEFAULT]\nstrict = false\n[keystone_authtoken]\nenforce_token_bind = strict\n", "FILE:11: [keystone_authtoken] enforce_token_bind", "bound"},
+		{"neutron without tokens", "api", good + "[neutron]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = hush\n", "FILE:7: [api] auth_strategy", "noauth2 and auth_url of [neutron] exclude each other"},
 		{"value of the driver", "compute", good + "[driver_fake]\nvcpus = many\n", "FILE:9: [driver_fake] vcpus", "not an integer"},
 		{"section of another driver", "conductor", good + "[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:8: [driver_dirdrw]", "has the section [driver_fake]"},
 		{"section of another driver, lenient", "api", good + "[DEFAULT]\nstrict = false\n[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:10: [driver_dirdrw]", "has the section [driver_fake]"},
