@@ -209,6 +209,18 @@ func TestGoodFiles(t *testing.T) {
 	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // the wrong options of the file, and the missing options: database, state_path, three of Keystone's
 		t.Errorf("%d errors, want 10:\n%v", n, err)
 	}
+	_, err = validate(withKeystone + "[neutron]\nauth_url = keystone\n[glance]\nauth_url = http://127.0.0.1:1/\nvalid_interfaces = x\n")
+	for _, option := range []string{":11: [neutron] auth_url: ", "[neutron] username: is not set", "[neutron] password: is not set", "[glance] username: is not set", "[glance] password: is not set", ":14: [glance] valid_interfaces: "} {
+		if strings.Count(fmt.Sprint(err), option) != 1 {
+			t.Errorf("other services: want one error %q:\n%v", option, err)
+		}
+	}
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 6 {
+		t.Errorf("other services: %d errors, want 6:\n%v", n, err)
+	}
+	if _, err := validate(good + "[glance]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = hush\n"); err != nil { // nova-mini's own user asks
+		t.Errorf("images without users: %v", err)
+	}
 	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
 		t.Errorf("%v", err)
 	}

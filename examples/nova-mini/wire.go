@@ -144,11 +144,8 @@ func wireAPI(ctx context.Context, p *process) error {
 		return err
 	}
 	images, err := images(ctx, p)
-	if err != nil {
-		return err
-	}
-	networks, err := neutron(p)
-	if err != nil {
+	networks, wrong := neutron(p)
+	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
 	names, err := api.ParseNameTemplate(p.Options.InstanceNames)
@@ -226,24 +223,34 @@ func another[S any](p *process, section string, o *sessionOptions, open func(ses
 		return nil, nil
 	}
 	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
-	if err != nil {
-		return nil, about(section+".cafile "+section+".certfile "+section+".keyfile", err)
-	}
+	files := about(section+".cafile "+section+".certfile "+section+".keyfile", err)
 	out, err := open(cfg)
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return nil, about(section+"."+f.Meta["option"], err)
+	if errs := append(sectionErrors(section, err), files); errors.Join(errs...) != nil {
+		return nil, errors.Join(errs...)
 	}
-	return out, err
+	return out, nil
+}
+
+// sectionErrors returns the errors that err joins. Each error that names an option gets the option's section.
+func sectionErrors(section string, err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, one := range joined.Unwrap() {
+			errs = append(errs, sectionErrors(section, one)...)
+		}
+		return errs
+	}
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		err = about(section+"."+f.Meta["option"], err)
+	}
+	return []error{err}
 }
 
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
 	networks, err := neutron(p)
-	if err != nil {
-		return err
-	}
-	images, err := glance(p)
-	if err != nil {
+	images, wrong := glance(p)
+	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
 	cfg := conductor.Config{
