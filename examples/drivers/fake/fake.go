@@ -12,7 +12,8 @@
 // process dies once, after the effect and before the answer), "hang" (until the call's context ends) and "wrong CRASHED"
 // (the call succeeds, but the server is in the given, wrong state). TIMES is the number of calls that have the fault; if the
 // driver has a directory, earlier calls also count after a crash of the process. The metadata fake:dies is the time from the
-// start of the guest to its crash.
+// start of the guest to its crash. It also passes while the driver is closed and while the guest is paused or suspended: such a guest crashes as
+// soon as it runs in an open driver.
 package fake
 
 import (
@@ -164,7 +165,17 @@ func New(cfg Config) (*Driver, error) {
 		watchers: make(map[chan compute.Event]bool), crashTimers: make(map[string]*time.Timer),
 		consoles: make(map[consoleKey]*consolePort),
 	}
-	return d, d.loadServers()
+	if err := d.loadServers(); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.servers {
+		if s.Power == compute.Running {
+			d.scheduleCrashLocked(s)
+		}
+	}
+	return d, nil
 }
 
 // Info implements driver.Driver.
