@@ -125,7 +125,10 @@ func (t *Tool[O]) askServices(ctx context.Context, l *loadedOptions[O], wired []
 			asked[q.option] = true
 			ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
 			if err := q.ask(ctx); err != nil {
-				errs = append(errs, l.place(optionError(q.option, err)))
+				if len(optionsIn(err)) == 0 {
+					err = optionError(q.option, err)
+				}
+				errs = append(errs, l.place(err))
 			} else {
 				section, name := splitOption(q.option)
 				t.note("works: [%s] %s", section, name)

@@ -121,6 +121,17 @@ func TestDriverGuide(t *testing.T) {
 	if err := check(); err != nil {
 		t.Errorf("%s: %v", commands[0][1], err)
 	}
+	more, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	if _, err := more.WriteString("colour = red\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); err == nil || !regexp.MustCompile(regexp.QuoteMeta(file)+`:\d+: \[driver_acme\] colour: `).MatchString(err.Error()) {
+		t.Errorf("a wrong option of a program: %v", err)
+	}
 }
 
 // TestProtectingNames: an unknown name that looks like an option of identity, TLS or policy is an error in files and in the environment,

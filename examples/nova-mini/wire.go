@@ -373,7 +373,7 @@ func addWorker(p *process) (*worker.Service, error) {
 	p.AddFirst("lock of host "+p.Host, lock, "host", "state_path")
 	current, err := component.DriverWith(p, component.DriverConfig[compute.Driver, options]{
 		Kind: compute.Kind, BuiltIn: builtInDrivers(), Options: (*options).driver, Option: "compute_driver",
-		Given: map[string]string{"host": p.Host, "dir": filepath.Join(p.StatePath, "instances", p.Host)},
+		Given: map[string]string{"host": p.Host, "dir": filepath.Join(p.StatePath, "instances", p.Host)}, GivenBy: map[string]string{"host": "host", "dir": "state_path"},
 		Probe: func(ctx context.Context, d compute.Driver) error {
 			if _, err := d.Resources(ctx); err != nil {
 				return fmt.Errorf("read the resources of host %s: %w", p.Host, err)

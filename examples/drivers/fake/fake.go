@@ -114,7 +114,7 @@ const (
 
 func checkHosts(n int) error {
 	if n < 1 || n > maxHosts {
-		return fault.WithReason(fault.New(fault.Invalid, "option hosts: %d is not between 1 and %d", n, maxHosts), "", map[string]string{"option": "hosts"})
+		return optionError("hosts", fault.New(fault.Invalid, "option hosts: %d is not between 1 and %d", n, maxHosts))
 	}
 	return nil
 }
@@ -153,11 +153,11 @@ func New(cfg Config) (*Driver, error) {
 	cfg.faults = make(map[string][]callFault)
 	for method, text := range cfg.Faults {
 		if !slices.Contains(methods, method) {
-			return nil, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", "))
+			return nil, optionError("fault_"+method, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", ")))
 		}
 		var err error
 		if cfg.faults[method], err = parseFaults(text); err != nil {
-			return nil, fault.New(fault.Invalid, "option fault_%s: %w", method, err)
+			return nil, optionError("fault_"+method, fault.New(fault.Invalid, "option fault_%s: %w", method, err))
 		}
 	}
 	d := &Driver{
@@ -166,7 +166,7 @@ func New(cfg Config) (*Driver, error) {
 		consoles: make(map[consoleKey]*consolePort),
 	}
 	if err := d.loadServers(); err != nil {
-		return nil, err
+		return nil, optionError("dir", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -176,6 +176,11 @@ func New(cfg Config) (*Driver, error) {
 		}
 	}
 	return d, nil
+}
+
+// optionError returns err with the name of the option that caused it.
+func optionError(option string, err error) error {
+	return fault.WithReason(err, "", map[string]string{"option": option})
 }
 
 // Info implements driver.Driver.
