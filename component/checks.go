@@ -37,7 +37,7 @@ func (t *Tool[O]) configCommand() *cobra.Command {
 		},
 	}
 	validate.Flags().StringSliceVar(&of, "service", known, "services that use the files; "+AllInOne+": all services in one process")
-	validate.Flags().BoolVar(&online, "online", false, "also connect to each service on the network that the options name, and check the database's schema")
+	validate.Flags().BoolVar(&online, "online", false, "also ask the message bus, the database (and check its schema), Keystone for the API's tokens, and the driver, as far as the component uses them; no other service on the network is asked")
 	cmd := &cobra.Command{Use: "config", Short: "Print a sample of all options, or check a configuration"}
 	cmd.AddCommand(&cobra.Command{
 		Use: "sample", Short: "Print a file with all options", Args: noArguments,
@@ -125,7 +125,10 @@ func (t *Tool[O]) askServices(ctx context.Context, l *loadedOptions[O], wired []
 			asked[q.option] = true
 			ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
 			if err := q.ask(ctx); err != nil {
-				errs = append(errs, l.place(optionError(q.option, err)))
+				if len(optionsIn(err)) == 0 {
+					err = optionError(q.option, err)
+				}
+				errs = append(errs, l.place(err))
 			} else {
 				section, name := splitOption(q.option)
 				t.note("works: [%s] %s", section, name)

@@ -32,6 +32,9 @@ type DriverConfig[D driver.Driver, O any] struct {
 	Option string
 	// Given are options that the component itself gives to the driver, such as the name of the host. The driver's section cannot have them.
 	Given map[string]string
+	// GivenBy maps the names of Given to the options of the component, such as "state_path", that have their values. If the driver refuses one of Given, the
+	// error names the component's option. Default: the error names the section of the driver.
+	GivenBy map[string]string
 	// Probe tries a new program at a reload, before it replaces the running one. Nil: Info of the driver.
 	Probe func(ctx context.Context, d D) error
 }
@@ -67,7 +70,7 @@ func DriverWith[D driver.Driver, O any](p *Process[O], cfg DriverConfig[D, O]) (
 	p.probes = append(p.probes, probe{cmp.Or(cfg.Option, "driver"), func(ctx context.Context) error {
 		one, err := cfg.BuiltIn.Launch(ctx, cfg.Kind, o.Driver, plugin)
 		if err != nil {
-			return err
+			return part.nameOption(&o, err)
 		}
 		_, err = one.Driver().Info(ctx)
 		return errors.Join(err, one.Close(ctx))
@@ -99,11 +102,16 @@ func (d *driverPart[D, O]) config(o *driver.Options) (driver.PluginConfig, error
 	return cfg, d.nameOption(o, err)
 }
 
-// nameOption returns err with the name of the option that it is about.
+// nameOption returns err with the name of the option that it is about: an option of the driver, the component's option that gives a value to the driver, or the
+// option that names the driver.
 func (d *driverPart[D, O]) nameOption(o *driver.Options, err error) error {
 	name := cmp.Or(d.Option, "driver")
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" {
-		name = "driver_" + o.Section() + "." + f.Meta["option"]
+		own := f.Meta["option"]
+		name = "driver_" + o.Section() + "." + own
+		if _, set := o.Drivers[o.Section()][own]; !set && d.GivenBy[own] != "" {
+			name = d.GivenBy[own]
+		}
 	}
 	return optionError(name, err)
 }

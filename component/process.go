@@ -113,8 +113,8 @@ const (
 
 // probe checks the server that an option names, such as the database server, for "config validate --online".
 type probe struct {
-	option string // NAME or SECTION.NAME
-	ask    func(ctx context.Context) error
+	option string                          // NAME or SECTION.NAME
+	ask    func(ctx context.Context) error // an error may name another option
 }
 
 // Current returns the options as of the last reload. It is safe for concurrent use.

@@ -176,8 +176,11 @@ func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time
 			return fault.New(fault.CodeOf(failure), "connect to %s: %w", shown, failure)
 		}
 		if !isTransient(err) {
-			e := Error(err)
-			return fault.New(fault.CodeOf(e), "connect to %s: %w", shown, e)
+			e, advice := Error(err), ""
+			if engine.Explain(err).NoDatabase {
+				advice = "; create it with CREATE DATABASE, or correct the name at the end of the URL"
+			}
+			return fault.New(fault.CodeOf(e), "connect to %s: %w%s", shown, e, advice)
 		}
 		delay := backoff.Delay(attempt, minConnectDelay, maxConnectDelay)
 		if spent := time.Since(begin); spent+delay > timeout {

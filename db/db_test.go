@@ -132,7 +132,7 @@ func TestOpenFails(t *testing.T) {
 	}{
 		{"wrong password", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter22") }), fault.Unauthenticated, "Access denied", false},
 		{"no right", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter2") }), fault.Denied, "Access denied", false},
-		{"no database", with(func(u *url.URL) { u.Path = "/nonesuch" }), fault.Precondition, "nonesuch", false},
+		{"no database", with(func(u *url.URL) { u.Path = "/nonesuch" }), fault.Precondition, "nonesuch'; create it with CREATE DATABASE", false},
 		{"down", "mysql://nova:hunter2@" + dead + "/nova", fault.Unavailable, "attempts in", true},
 		{"hangs", "mysql://nova:hunter2@" + l.Addr().String() + "/nova", fault.Unavailable, "1 attempts in", true},
 		{"no directory", "sqlite:///nonesuch/x.db", fault.Precondition, "/nonesuch/x.db", false},

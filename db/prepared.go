@@ -21,18 +21,25 @@ type Prepared struct {
 	stmt  atomic.Pointer[sqlx.Stmt]
 }
 
+// maxRepeats is how often Get repeats a query.
+const maxRepeats = 10
+
 // Prepare returns the query for the handle. It does not use the database: the first Get prepares the query.
 func Prepare(d *sqlx.DB, query string) *Prepared { return &Prepared{db: d, query: query} }
 
 // Get reads the first row into the parameter out, a pointer to a struct or to a value. It does not use a transaction in
-// ctx. If the server cannot prepare one more statement, or if the connection is lost, Get runs the query once more,
-// without preparing it: a query must only read. Errors are those of [Error]: NotFound if there is no row.
+// ctx. If the server cannot prepare one more statement, or if the connection is lost, Get runs the query again,
+// without preparing it: a query must only read. Get repeats it at most 10 times, because the next connections of the
+// pool may be lost, too. Errors are those of [Error]: NotFound if there is no row.
 func (p *Prepared) Get(ctx context.Context, out any, args ...any) error {
 	st, err := p.statement(ctx) //nolint:sqlclosecheck // it is used until the handle is closed
 	if err == nil {
 		err = st.GetContext(ctx, out, args...)
 	}
-	if m := engine.Explain(err); err != nil && (m.Unprepared || m.Lost) {
+	for range maxRepeats {
+		if m := engine.Explain(err); err == nil || !m.Unprepared && !m.Lost {
+			break
+		}
 		err = p.db.GetContext(ctx, out, p.query, args...)
 	}
 	return Error(err)

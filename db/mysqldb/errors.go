@@ -17,7 +17,7 @@ func explainError(err error) (m engine.Meaning) {
 	e, ok := errors.AsType[*mysql.MySQLError](err)
 	switch {
 	case ok:
-		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), Unprepared: slices.Contains(unpreparedErrors, e.Number)}
+		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), NoDatabase: e.Number == 1049, Unprepared: slices.Contains(unpreparedErrors, e.Number)}
 		m.Code, m.Reason = classifyError(e)
 		m.Transient = m.Code == fault.Unavailable
 		if m.Reason == engine.ReasonDuplicate {

@@ -108,6 +108,9 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"scope of tokens, lenient", "api", good + "[DEFAULT]\nstrict = false\n[oslo_policy]\nenforce_scope = false\n", "FILE:11: [oslo_policy] enforce_scope", "always counts"},
 		{"default rule, lenient", "api", good + "[DEFAULT]\nstrict = false\n[oslo_policy]\npolicy_default_rule = open\n", "FILE:11: [oslo_policy] policy_default_rule", "denies"},
 		{"token bind, lenient", "api", good + "[DEFAULT]\nstrict = false\n[keystone_authtoken]\nenforce_token_bind = strict\n", "FILE:11: [keystone_authtoken] enforce_token_bind", "bound"},
+		{"fault of the driver", "compute", good + "[driver_fake]\nfault_spwan = fail\n", "FILE:9: [driver_fake] fault_spwan", "the method does not exist"},
+		{"value of a fault", "compute", good + "[driver_fake]\nfault_spawn = fall\n", "FILE:9: [driver_fake] fault_spawn", "option fault_spawn: "},
+		{"neutron without tokens", "api", good + "[neutron]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = hush\n", "FILE:7: [api] auth_strategy", "noauth2 and auth_url of [neutron] exclude each other"},
 		{"value of the driver", "compute", good + "[driver_fake]\nvcpus = many\n", "FILE:9: [driver_fake] vcpus", "not an integer"},
 		{"section of another driver", "conductor", good + "[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:8: [driver_dirdrw]", "has the section [driver_fake]"},
 		{"section of another driver, lenient", "api", good + "[DEFAULT]\nstrict = false\n[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:10: [driver_dirdrw]", "has the section [driver_fake]"},
@@ -201,12 +204,31 @@ func TestGoodFiles(t *testing.T) {
 	if _, err := validate("[keystone_authtoken]\nusername = nova\n", "--service", "all-in-one"); err == nil || strings.Contains(err.Error(), "transport_url") || !strings.Contains(err.Error(), "auth_url") {
 		t.Errorf("all in one process, keystone: %v", err)
 	}
+	blocked := filepath.Join(dir, "blocked", "instances", "node-1")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(blocked), 0o750), os.WriteFile(blocked, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := validate("[DEFAULT]\nstate_path = DIR/blocked\n", "--service", "all-in-one", "--online"); err == nil || !strings.Contains(err.Error(), file+":2: [DEFAULT] state_path: ") {
+		t.Errorf("a state_path in which the driver cannot work: %v", err)
+	}
 	if _, err := validate("[DEFAULT]\ntransport_url = nats://h\nstate_path = DIR\n", "--service", "compute"); err != nil {
 		t.Errorf("a host needs no database: %v", err)
 	}
 	_, err := validate("[DEFAULT]\nworkes = 1\ncpu_allocation_ratio = 0\ncompute_driver = none\nplugin_dir = DIR\ntransport_url = x\n[driver_fake]\n")
 	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // the wrong options of the file, and the missing options: database, state_path, three of Keystone's
 		t.Errorf("%d errors, want 10:\n%v", n, err)
+	}
+	_, err = validate(withKeystone + "[neutron]\nauth_url = keystone\n[glance]\nauth_url = http://127.0.0.1:1/\nvalid_interfaces = x\n")
+	for _, option := range []string{":11: [neutron] auth_url: ", "[neutron] username: is not set", "[neutron] password: is not set", "[glance] username: is not set", "[glance] password: is not set", ":14: [glance] valid_interfaces: "} {
+		if strings.Count(fmt.Sprint(err), option) != 1 {
+			t.Errorf("other services: want one error %q:\n%v", option, err)
+		}
+	}
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 6 {
+		t.Errorf("other services: %d errors, want 6:\n%v", n, err)
+	}
+	if _, err := validate(good + "[glance]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = hush\n"); err != nil { // nova-mini's own user asks
+		t.Errorf("images without users: %v", err)
 	}
 	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
 		t.Errorf("%v", err)

@@ -16,7 +16,7 @@ import (
 // a task, like a user who waits between commands.
 func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	if os.Getenv("ARMATURE_ACCEPT") == "" {
-		t.Skip("run it with make accept: 47 commands in Python take a minute")
+		t.Skip("run it with make accept: 54 commands in Python take a minute")
 	}
 	const document = "../../docs/openstack-client.md"
 	raw, err := os.ReadFile(document)
@@ -30,8 +30,10 @@ func TestOpenStackClient(t *testing.T) { //nolint:paralleltest // the program se
 	base := runAll(t)
 	client := clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_TYPE=none", "OS_ENDPOINT="+base+"/v2.1", "OS_COMPUTE_API_VERSION="+version[1])
 	client.Before = func() { awaitIdle(t, base) }
+	client.Values = map[string]string{"~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
 	wants := map[string]string{ // for some commands, a part of the output
-		"flavor list": "m1.tiny", "flavor show small": "hw:cpu_policy='shared'", "image list": "cirros", "keypair create demo": "BEGIN RSA PRIVATE KEY",
+		"flavor list": "m1.tiny", "flavor show small": "hw:cpu_policy='shared'", "flavor show small -f json": `"vcpus": 1`, "image list": "cirros", "keypair create demo": "BEGIN RSA PRIVATE KEY",
+		"keypair show demo": "| demo", "keypair create --public-key ~/.ssh/id_ed25519.pub mine": "| mine", "server rebuild --image cirros --wait first": "| first",
 		"server list": "ACTIVE", "server show one": "| demo", "console log show first": "login:", "server event list first": "unrescue",
 		"usage list": "admin", "server group list": "anti-affinity", "server group show apart": "max_server_per_host='2'",
 		"availability zone list --compute": "nova", "limits show --absolute": "maxTotalInstances", "compute service list": "nova-conductor", "hypervisor list": "node-1",

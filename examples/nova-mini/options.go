@@ -250,6 +250,10 @@ func (o *options) Validate() error {
 	if o.Glance.AuthURL != "" && o.Image.Directory != "" {
 		errs = append(errs, nameOptions("image.directory glance.auth_url", errors.New("the images are in the image service, or in a directory: set one of the two options")))
 	}
+	if s := o.API.AuthStrategy; o.Neutron.AuthURL != "" && s != "keystone" {
+		errs = append(errs, nameOptions("api.auth_strategy neutron.auth_url", fmt.Errorf("auth_strategy = %s and auth_url of [neutron] exclude each other: the requests to Neutron need the tokens of clients; "+
+			"set auth_strategy = keystone, or remove auth_url of [neutron]", s)))
+	}
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != d.Section() {

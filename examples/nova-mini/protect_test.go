@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -89,6 +90,47 @@ func TestDriverPins(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestDriverGuide: the file of docs/writing-a-driver.md that tries a driver passes the check that the document names. The file gets the
+// directory and the checksum of the tested program, and no user, because only root can start a program as another user.
+func TestDriverGuide(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../docs/writing-a-driver.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile(`(?m)^    \[DEFAULT\]\n(    .*\n|\n)*`).FindAllString(string(raw), -1)
+	commands := regexp.MustCompile("`nova-mini (config validate[^`]*)`").FindAllStringSubmatch(string(raw), -1)
+	if len(lines) != 1 || len(commands) != 1 {
+		t.Fatalf("want one file and one command that checks it: %q, %q", lines, commands)
+	}
+	plugins, sum := acmeProgram(t)
+	dir := t.TempDir()
+	text := strings.Replace(lines[0], "/usr/lib/armature/plugins", plugins+"\nstate_path = "+dir, 1)
+	text = regexp.MustCompile(`[0-9a-f]{64}`).ReplaceAllString(text, sum)
+	text = strings.Replace(text, "plugin_user = acme\n", "", 1)
+	file := filepath.Join(dir, "acme.conf")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, "    ", "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := func() error {
+		return run(t.Context(), new(bytes.Buffer), append(strings.Fields(strings.Replace(commands[0][1], "acme.conf", file, 1)), "--online")...)
+	}
+	if err := check(); err != nil {
+		t.Errorf("%s: %v", commands[0][1], err)
+	}
+	more, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	if _, err := more.WriteString("colour = red\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); err == nil || !regexp.MustCompile(regexp.QuoteMeta(file)+`:\d+: \[driver_acme\] colour: `).MatchString(err.Error()) {
+		t.Errorf("a wrong option of a program: %v", err)
 	}
 }
 

@@ -144,11 +144,8 @@ func wireAPI(ctx context.Context, p *process) error {
 		return err
 	}
 	images, err := images(ctx, p)
-	if err != nil {
-		return err
-	}
-	networks, err := neutron(p)
-	if err != nil {
+	networks, wrong := neutron(p)
+	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
 	names, err := api.ParseNameTemplate(p.Options.InstanceNames)
@@ -226,24 +223,34 @@ func openServiceClient[S any](p *process, section string, o *sessionOptions, ope
 		return nil, nil
 	}
 	cfg, err := o.config(p.Options.API.AuthStrategy == "keystone")
-	if err != nil {
-		return nil, nameOptions(section+".cafile "+section+".certfile "+section+".keyfile", err)
-	}
+	files := nameOptions(section+".cafile "+section+".certfile "+section+".keyfile", err)
 	out, err := open(cfg)
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		return nil, nameOptions(section+"."+f.Meta["option"], err)
+	if errs := append(sectionErrors(section, err), files); errors.Join(errs...) != nil {
+		return nil, errors.Join(errs...)
 	}
-	return out, err
+	return out, nil
+}
+
+// sectionErrors returns the errors that err joins. Each error that names an option gets the option's section.
+func sectionErrors(section string, err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, one := range joined.Unwrap() {
+			errs = append(errs, sectionErrors(section, one)...)
+		}
+		return errs
+	}
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		err = nameOptions(section+"."+f.Meta["option"], err)
+	}
+	return []error{err}
 }
 
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
 	networks, err := neutron(p)
-	if err != nil {
-		return err
-	}
-	images, err := glance(p)
-	if err != nil {
+	images, wrong := glance(p)
+	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
 	cfg := conductor.Config{
@@ -366,7 +373,7 @@ func addWorker(p *process) (*worker.Service, error) {
 	p.AddFirst("lock of host "+p.Host, lock, "host", "state_path")
 	current, err := component.DriverWith(p, component.DriverConfig[compute.Driver, options]{
 		Kind: compute.Kind, BuiltIn: builtInDrivers(), Options: (*options).driver, Option: "compute_driver",
-		Given: map[string]string{"host": p.Host, "dir": filepath.Join(p.StatePath, "instances", p.Host)},
+		Given: map[string]string{"host": p.Host, "dir": filepath.Join(p.StatePath, "instances", p.Host)}, GivenBy: map[string]string{"host": "host", "dir": "state_path"},
 		Probe: func(ctx context.Context, d compute.Driver) error {
 			if _, err := d.Resources(ctx); err != nil {
 				return fmt.Errorf("read the resources of host %s: %w", p.Host, err)

@@ -4,8 +4,12 @@ package clienttest
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/binary"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -45,6 +49,23 @@ func (c *Client) Run(t *testing.T, args ...string) string {
 		t.Fatalf("%s %s: %v: %s", c.Program, strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// PublicKey writes a public key for SSH into a file, and returns the path of the file.
+func PublicKey(t *testing.T) string {
+	t.Helper()
+	public, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const kind = "ssh-ed25519"
+	blob := append(binary.BigEndian.AppendUint32(nil, uint32(len(kind))), kind...)
+	blob = append(binary.BigEndian.AppendUint32(blob, uint32(len(public))), public...)
+	path := filepath.Join(t.TempDir(), "key.pub")
+	if err := os.WriteFile(path, []byte(kind+" "+base64.StdEncoding.EncodeToString(blob)+" mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // inner matches a command within a command.

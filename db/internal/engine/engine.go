@@ -77,6 +77,8 @@ type Meaning struct {
 	Lost bool
 	// NoTLS means that the URL requires TLS, and that the server has none.
 	NoTLS bool
+	// NoDatabase means that the server does not have the database in the URL.
+	NoDatabase bool
 	// Unprepared means that the server cannot run the statement as a prepared statement, but perhaps without preparing it.
 	Unprepared bool
 }

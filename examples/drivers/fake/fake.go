@@ -12,7 +12,8 @@
 // process dies once, after the effect and before the answer), "hang" (until the call's context ends) and "wrong CRASHED"
 // (the call succeeds, but the server is in the given, wrong state). TIMES is the number of calls that have the fault; if the
 // driver has a directory, earlier calls also count after a crash of the process. The metadata fake:dies is the time from the
-// start of the guest to its crash.
+// start of the guest to its crash. It also passes while the driver is closed and while the guest is paused or suspended: such a guest crashes as
+// soon as it runs in an open driver.
 package fake
 
 import (
@@ -113,7 +114,7 @@ const (
 
 func checkHosts(n int) error {
 	if n < 1 || n > maxHosts {
-		return fault.WithReason(fault.New(fault.Invalid, "option hosts: %d is not between 1 and %d", n, maxHosts), "", map[string]string{"option": "hosts"})
+		return optionError("hosts", fault.New(fault.Invalid, "option hosts: %d is not between 1 and %d", n, maxHosts))
 	}
 	return nil
 }
@@ -152,11 +153,11 @@ func New(cfg Config) (*Driver, error) {
 	cfg.faults = make(map[string][]callFault)
 	for method, text := range cfg.Faults {
 		if !slices.Contains(methods, method) {
-			return nil, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", "))
+			return nil, optionError("fault_"+method, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", ")))
 		}
 		var err error
 		if cfg.faults[method], err = parseFaults(text); err != nil {
-			return nil, fault.New(fault.Invalid, "option fault_%s: %w", method, err)
+			return nil, optionError("fault_"+method, fault.New(fault.Invalid, "option fault_%s: %w", method, err))
 		}
 	}
 	d := &Driver{
@@ -164,7 +165,22 @@ func New(cfg Config) (*Driver, error) {
 		watchers: make(map[chan compute.Event]bool), crashTimers: make(map[string]*time.Timer),
 		consoles: make(map[consoleKey]*consolePort),
 	}
-	return d, d.loadServers()
+	if err := d.loadServers(); err != nil {
+		return nil, optionError("dir", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.servers {
+		if s.Power == compute.Running {
+			d.scheduleCrashLocked(s)
+		}
+	}
+	return d, nil
+}
+
+// optionError returns err with the name of the option that caused it.
+func optionError(option string, err error) error {
+	return fault.WithReason(err, "", map[string]string{"option": option})
 }
 
 // Info implements driver.Driver.

@@ -228,6 +228,53 @@ func TestDies(t *testing.T) {
 	})
 }
 
+// TestDiesLater: a guest with the metadata fake:dies also crashes if its driver is opened again before this time, and a guest that is
+// paused at this time crashes when it runs again.
+func TestDiesLater(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := fake.Config{Dir: t.TempDir()}
+		first := open(t, cfg)
+		for id, dies := range map[string]string{"runs": "10s", "late": "20s", "paused": "10s"} {
+			if err := first.Spawn(t.Context(), compute.Spec{ID: id, Metadata: map[string]string{"fake:dies": dies}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := first.Pause(t.Context(), "paused"); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(5 * time.Second)
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d := open(t, cfg)
+		power := func(when string, want ...compute.PowerState) {
+			t.Helper()
+			<-time.After(time.Millisecond)
+			synctest.Wait()
+			for i, id := range []string{"runs", "late", "paused"} {
+				if s, err := d.Get(t.Context(), id); err != nil || s.Power != want[i] {
+					t.Errorf("%s: %s is %v, want %v; %v", when, id, s.Power, want[i], err)
+				}
+			}
+		}
+		<-time.After(4 * time.Second)
+		power("after 9 s", compute.Running, compute.Running, compute.Paused)
+		<-time.After(2 * time.Second)
+		power("after 11 s", compute.Crashed, compute.Running, compute.Paused)
+		if err := d.Unpause(t.Context(), "paused"); err != nil {
+			t.Fatal(err)
+		}
+		power("unpaused", compute.Crashed, compute.Running, compute.Crashed)
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(10 * time.Second)
+		d = open(t, cfg)
+		power("opened after its time", compute.Crashed, compute.Crashed, compute.Crashed)
+	})
+}
+
 // TestEventStorm: a listener that is too slow is cut off, and the driver still works.
 func TestEventStorm(t *testing.T) {
 	t.Parallel()

@@ -157,6 +157,9 @@ func (d *Driver) receiveFile(path string) error {
 		return err
 	}
 	d.servers[s.ID] = s
+	if s.Power == compute.Running {
+		d.scheduleCrashLocked(s)
+	}
 	d.sendEvent(s.ID, compute.EventStarted)
 	return nil
 }
@@ -192,8 +195,8 @@ func (d *Driver) putServer(s *server) error {
 	if s.Power != compute.Running || old != nil && s.Boots != old.Boots {
 		d.closeConsolesLocked(s.ID)
 	}
-	if old == nil || s.Boots != old.Boots {
-		d.scheduleCrash(s)
+	if s.Power == compute.Running && (old == nil || s.Boots != old.Boots || old.Power != compute.Running) {
+		d.scheduleCrashLocked(s)
 	}
 	if old == nil || s.Power != old.Power || s.Boots != old.Boots {
 		d.sendEvent(s.ID, eventOf[s.Power])
@@ -201,8 +204,9 @@ func (d *Driver) putServer(s *server) error {
 	return nil
 }
 
-// scheduleCrash makes a started guest crash after the time in its metadata fake:dies.
-func (d *Driver) scheduleCrash(s *server) {
+// scheduleCrashLocked makes a running guest crash at the time in its metadata fake:dies, which counts from the guest's start. If this time has passed,
+// because the driver was closed or the guest did not run, the guest crashes at once.
+func (d *Driver) scheduleCrashLocked(s *server) {
 	after, err := time.ParseDuration(s.Metadata["fake:dies"])
 	if err != nil || d.closed {
 		return // not set; Spawn has refused invalid values
@@ -211,7 +215,7 @@ func (d *Driver) scheduleCrash(s *server) {
 		t.Stop()
 	}
 	id, boots := s.ID, s.Boots
-	d.crashTimers[id] = time.AfterFunc(after, func() {
+	d.crashTimers[id] = time.AfterFunc(time.Until(s.Started.Add(after)), func() {
 		_ = d.changeServer(id, func(s *server) error { // an error means that the server was destroyed
 			if s.Boots == boots && s.Power == compute.Running {
 				s.Power = compute.Crashed

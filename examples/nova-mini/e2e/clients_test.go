@@ -287,7 +287,7 @@ func TestCommands(t *testing.T) {
 	} {
 		client := clienttest.New(t, c.program, c.debian, "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=root", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+p,
 			"OS_USER_DOMAIN_NAME=Default", "OS_IDENTITY_API_VERSION=3", "OS_REGION_NAME=RegionOne", "OS_COMPUTE_API_VERSION=2.79")
-		client.Values = map[string]string{"IMAGE": o.images[0]}
+		client.Values = map[string]string{"IMAGE": o.images[0], "~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
 		client.Before = func() {
 			for _, s := range itemsOf(m, servers.List(m.at("2.1"), nil), servers.ExtractServers) {
 				if s.Status != "DELETED" {

@@ -62,24 +62,11 @@ type Session struct {
 // maxReply limits the size of a reply, in bytes.
 const maxReply = 16 << 20
 
-// New returns a session. It sends no request. Errors: Invalid if a required field is empty or a value is malformed. The fault's Meta has the name of the
-// option under "option".
+// New returns a session. It sends no request. The error joins a fault with the code Invalid for each required field that is empty and for each malformed value. The
+// fault's Meta has the name of the option under "option".
 func New(cfg Config) (*Session, error) {
-	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"username", cfg.Username}, {"password", cfg.Password}} {
-		if one[1] == "" {
-			return nil, optionError(one[0], "is not set, and the "+cfg.Type+" service needs it")
-		}
-	}
-	for option, text := range map[string]string{"auth_url": cfg.AuthURL, "endpoint_override": cfg.Endpoint} {
-		u, err := url.Parse(text)
-		if text != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil) {
-			return nil, optionError(option, fmt.Sprintf("%q is not a URL such as https://host:5000/v3", text))
-		}
-	}
-	for _, is := range cfg.Interfaces {
-		if !slices.Contains([]string{"public", "internal", "admin"}, is) {
-			return nil, optionError("valid_interfaces", fmt.Sprintf("%q is neither public, internal nor admin", is))
-		}
+	if err := errors.Join(cfg.problems()...); err != nil {
+		return nil, err
 	}
 	cfg.UserDomain, cfg.ProjectDomain, cfg.Project = cmp.Or(cfg.UserDomain, "Default"), cmp.Or(cfg.ProjectDomain, "Default"), cmp.Or(cfg.Project, "service")
 	cfg.Timeout = cmp.Or(cfg.Timeout, 30*time.Second)
@@ -93,6 +80,28 @@ func New(cfg Config) (*Session, error) {
 		cfg: cfg, http: http.Client{Transport: bounded{transport}, Timeout: cfg.Timeout, CheckRedirect: noRedirect},
 		data: http.Client{Transport: transport, CheckRedirect: noRedirect},
 	}, nil
+}
+
+// problems returns an error for each field that is missing or malformed.
+func (cfg *Config) problems() (errs []error) {
+	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"username", cfg.Username}, {"password", cfg.Password}} {
+		if one[1] == "" {
+			errs = append(errs, optionError(one[0], "is not set, and the "+cfg.Type+" service needs it"))
+		}
+	}
+	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"endpoint_override", cfg.Endpoint}} {
+		option, text := one[0], one[1]
+		u, err := url.Parse(text)
+		if text != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil) {
+			errs = append(errs, optionError(option, fmt.Sprintf("%q is not a URL such as https://host:5000/v3", text)))
+		}
+	}
+	for _, is := range cfg.Interfaces {
+		if !slices.Contains([]string{"public", "internal", "admin"}, is) {
+			errs = append(errs, optionError("valid_interfaces", fmt.Sprintf("%q is neither public, internal nor admin", is)))
+		}
+	}
+	return errs
 }
 
 func optionError(option, text string) error {
