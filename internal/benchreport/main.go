@@ -57,14 +57,11 @@ var short = []struct {
 	{"call over RabbitMQ", "Calls and fanouts over RabbitMQ", "call with JSON", 16, "amqp091-go, replies mandatory and confirmed, too", "rpc on amqpbus"},
 	{"fanout to 10 servers over RabbitMQ", "Calls and fanouts over RabbitMQ", "fanout to 10 with JSON", 16, "amqp091-go", "rpc on amqpbus"},
 	{"call over NATS", "Calls over NATS", "call with JSON", 16, "nats.go request, and JSON", "rpc on natsbus"},
-	{"cast over NATS, at least once", "Calls over NATS", "cast, at least once", 64, "JetStream publish", "rpc on natsbus, bytes as above"},
 	{"decision among 1,000 hosts, 8 filters and 4 weighers", "Decisions of a scheduler", "1000 hosts, 8 filters and 4 weighers, every filter rejects some", 1, "loop by hand", "Rank, counts only"},
 	{"decision among 100,000 hosts", "Decisions of a scheduler", "100000 hosts, 8 filters and 4 weighers, every filter rejects some", 1, "loop by hand", "Rank, counts only"},
 	{"claim on MariaDB", "Claims", "claim on MariaDB, 200 hosts", 16, "UPDATE, INSERT", "Store.Claim of one class"},
 	{"operation of three steps on MariaDB", "Operations", "operation of three steps", 16, "bare SQL", "operation"},
 	{"call of a driver's program", "Calls of a driver's program", "call", 64, "go-plugin", "driver"},
-	{"create in nova-mini with 1,000 hosts, beside 4 hosts", "nova-mini with many hosts", "create in one process until ACTIVE", 16, "4 hosts", "1000 hosts"},
-	{"start of nova-mini with 1,000 hosts", "nova-mini with many hosts", "start of one process until all hosts are up", 1, "", "1000 hosts"},
 	{"start and stop of a process with all services", "The start of a process", "start and stop, bus in memory and SQLite", 1, "", "component"},
 }
 
