@@ -124,7 +124,7 @@ var rules = map[string][]string{
 	"internal/goldentest":   {"github.com/google/go-cmp"},
 	"internal/promtest":     {prometheus, "github.com/prometheus/client_model"},
 	"internal/releasetest":  {},
-	"internal/benchreport":  {"internal/testenv", mysql, amqp, nats},
+	"internal/benchreport":  {"internal/compare", "internal/testenv", mysql, amqp, nats},
 	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
 	"internal/keylock":      {},

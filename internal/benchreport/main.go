@@ -43,7 +43,6 @@ var sets = []set{
 	{title: "Operations", pkg: "./service/operation", bench: "Operation"},
 	{title: "Calls of a driver's program", pkg: "./driver", bench: "Compare"},
 	{title: "The start of a process", pkg: "./component", bench: "Start"},
-	{title: "nova-mini with many hosts", pkg: "./examples/nova-mini/e2e", bench: "Hosts"},
 }
 
 // short are the lines of the table "In short". Each has a name, the title of the set, the work, the number of callers, the contender without the
