@@ -224,6 +224,23 @@ func TestZones(t *testing.T) {
 	})
 }
 
+// created creates a server and returns the data of its creation.
+func created(t *testing.T, s *store.Store, srv *store.Server) *store.CreateData {
+	t.Helper()
+	if err := s.CreateServer(t.Context(), srv); err != nil {
+		t.Fatal(err)
+	}
+	op, err := s.Operations().Current(t.Context(), srv.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := operation.DataOf[store.CreateData](op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
 // TestGuestNeeds: a server whose image asks for a kind of guest or a trait only gets a host that has declared it, whatever filters are configured.
 func TestGuestNeeds(t *testing.T) {
 	t.Parallel()
@@ -244,17 +261,7 @@ func TestGuestNeeds(t *testing.T) {
 			{"hw_architecture", "x86_64", "pc"}, {"hw_architecture", "aarch64", "arm"}, {"img_hv_type", "qemu", "arm"}, {"hw_architecture", "s390x", ""}, {"hw_vm_mode", "xen", ""}, {"trait:CUSTOM_A", "required", ""},
 		} {
 			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, ImageProperties: db.JSONOf(map[string]string{tt.name: tt.value})}
-			if err := s.CreateServer(t.Context(), srv); err != nil {
-				t.Fatal(err)
-			}
-			op, err := s.Operations().Current(t.Context(), srv.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			data, err := operation.DataOf[store.CreateData](op)
-			if err != nil {
-				t.Fatal(err)
-			}
+			data := created(t, s, srv)
 			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Guest: data.Guest})
 			switch {
 			case tt.want != "" && (err != nil || got.Host != tt.want):
@@ -290,17 +297,7 @@ func TestDriverNeeds(t *testing.T) {
 		choose := func(srv store.Server) (string, error) {
 			t.Helper()
 			srv.ID, srv.Name, srv.ProjectID, srv.VCPUs, srv.MemoryMiB, srv.DiskGiB = uuid.NewString(), "s", "p", 1, 1, 3
-			if err := s.CreateServer(t.Context(), &srv); err != nil {
-				t.Fatal(err)
-			}
-			op, err := s.Operations().Current(t.Context(), srv.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			data, err := operation.DataOf[store.CreateData](op)
-			if err != nil {
-				t.Fatal(err)
-			}
+			data := created(t, s, &srv)
 			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Driver: data.Driver})
 			if err != nil {
 				return "", err
@@ -378,17 +375,7 @@ func TestExtraSpecs(t *testing.T) {
 				ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1,
 				BootFlavor: db.JSONOf(&store.BootFlavor{ExtraSpecs: map[string]string{tt.name: tt.value}}),
 			}
-			if err := s.CreateServer(t.Context(), srv); err != nil {
-				t.Fatal(err)
-			}
-			op, err := s.Operations().Current(t.Context(), srv.ID)
-			if err != nil {
-				t.Fatal(err)
-			}
-			data, err := operation.DataOf[store.CreateData](op)
-			if err != nil {
-				t.Fatal(err)
-			}
+			data := created(t, s, srv)
 			log.Reset()
 			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Specs: data.Specs})
 			switch {
