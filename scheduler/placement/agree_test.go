@@ -20,15 +20,18 @@ import (
 func randomClaims(r *rand.Rand) (claims []placement.Claim) {
 	policies := []placement.Policy{placement.Affinity, placement.AntiAffinity, placement.SoftAffinity}
 	for _, consumer := range r.Perm(5)[:1+r.IntN(3)] {
-		c := placement.Claim{Consumer: fmt.Sprint("c", consumer), Generation: []int64{placement.Any, placement.Any, placement.Any, placement.Any, 0, 0, 1, 2}[r.IntN(8)]}
+		c := placement.Claim{Consumer: fmt.Sprint("c", consumer), Generation: placement.Any}
+		if r.IntN(4) == 0 {
+			c.Generation = r.Int64N(3)
+		}
 		for _, provider := range r.Perm(4)[:r.IntN(3)] { // provider 3 does not exist
-			a := placement.Allocation{Provider: fmt.Sprint("n", provider), Generation: int64(max(r.IntN(12)-9, 0)), Resources: placement.Resources{"VCPU": 1 + r.Int64N(4)}}
+			a := placement.Allocation{Provider: fmt.Sprint("n", provider), Generation: int64(max(r.IntN(20)-17, 0)), Resources: placement.Resources{"VCPU": 1 + r.Int64N(4)}}
 			if r.IntN(3) == 0 {
 				a.Resources["DISK_GB"] = 5 * (1 + r.Int64N(3))
 			}
 			c.Allocations = append(c.Allocations, a)
 		}
-		if r.IntN(2) == 0 {
+		if r.IntN(4) > 0 {
 			g := r.IntN(len(policies))
 			c.Group = &placement.Group{ID: fmt.Sprint("g", g), Policy: policies[g], MaxPerHost: int64(r.IntN(3))}
 		}
