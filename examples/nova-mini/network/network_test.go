@@ -24,81 +24,120 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/keystonetest"
+	"github.com/armature-go/armature/internal/testenv"
 )
+
+// neutronTest is a real Neutron with the networks of two projects. The subtests of TestNeutron use it one after the other.
+type neutronTest struct {
+	*network.Neutron
+
+	keystone       *keystonetest.Keystone
+	service        *testenv.Service
+	project, other string
+	token          string                     // the token of ada, a member of the project
+	ada, bob       *gophercloud.ServiceClient // the clients of the members of the projects
+	services       *gophercloud.ServiceClient // the client of an administrator in the project of the services
+	// Three networks: private is of the project, with five addresses for servers; foreign is of the other project; all projects may use shared.
+	private, foreign, shared string
+	mine, theirs             *ports.Port      // a port of each project
+	servers                  []network.Server // the servers that may have ports
+}
 
 // TestNeutron: with a real Neutron, the requests of clients are checked, and the ports of servers are made, bound, found by a repeated call, and released.
 func TestNeutron(t *testing.T) {
 	t.Parallel()
-	k := keystonetest.Start(t)
-	service := k.Neutron("node-1", "node-2")
-	project, other := k.Project("p"), k.Project("o")
-	k.Grant(k.User("ada"), "member", gophercloud.AuthScope{ProjectID: project})
-	k.Grant(k.User("bob"), "member", gophercloud.AuthScope{ProjectID: other})
-	scope := gophercloud.AuthScope{ProjectID: project}
-	token := k.Token("ada", &scope)
-	ada, bob := k.Networks("ada", project), k.Networks("bob", other)
-	newNetwork := func(c *gophercloud.ServiceClient, name, cidr string) string {
-		n, err := networks.Create(t.Context(), c, networks.CreateOpts{Name: name}).Extract()
-		if err == nil && cidr != "" {
-			_, err = subnets.Create(t.Context(), c, subnets.CreateOpts{NetworkID: n.ID, CIDR: cidr, IPVersion: 4}).Extract()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n.ID
+	c := newNeutronTest(t)
+	for _, tt := range []struct {
+		name string
+		run  func(t *testing.T, c *neutronTest)
+	}{
+		{"the only network", testOnlyNetwork}, {"networks of other projects", testOtherNetworks}, {"refused requests", testRefusedRequests}, {"administrator", testAdministrator},
+		{"port of another project", testForeignPort}, {"groups by name", testGroupsByName}, {"wrong token", testWrongToken}, {"allocate", testAllocate},
+		{"addresses", testAddresses}, {"lost interfaces", testLostInterfaces}, {"release", testRelease}, {"away", testNeutronAway},
+	} {
+		t.Run(tt.name, func(t *testing.T) { tt.run(t, c) })
 	}
-	n, err := network.New(session.Config{AuthURL: k.Endpoint, Username: "neutron", Password: keystonetest.Password, UserTokens: true})
+}
+
+func newNeutronTest(t *testing.T) *neutronTest {
+	t.Helper()
+	k := keystonetest.Start(t)
+	c := &neutronTest{keystone: k, service: k.Neutron("node-1", "node-2"), project: k.Project("p"), other: k.Project("o")}
+	k.Grant(k.User("ada"), "member", gophercloud.AuthScope{ProjectID: c.project})
+	k.Grant(k.User("bob"), "member", gophercloud.AuthScope{ProjectID: c.other})
+	c.token = k.Token("ada", &gophercloud.AuthScope{ProjectID: c.project})
+	c.ada, c.bob, c.services = k.Networks("ada", c.project), k.Networks("bob", c.other), k.Networks("neutron", k.Services())
+	var err error
+	if c.Neutron, err = network.New(session.Config{AuthURL: k.Endpoint, Username: "neutron", Password: keystonetest.Password, UserTokens: true}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// check checks the requests of the member for networks, for servers of this number.
+func (c *neutronTest) check(t *testing.T, list []network.Request, auto bool, count int) ([]network.Request, error) {
+	t.Helper()
+	return c.Check(t.Context(), network.Client{Token: c.token, Project: c.project}, list, auto, count)
+}
+
+// newNetwork returns the id of a new network. If cidr is empty, the network has no subnet.
+func (c *neutronTest) newNetwork(t *testing.T, client *gophercloud.ServiceClient, opts networks.CreateOptsBuilder, cidr string) string {
+	t.Helper()
+	n, err := networks.Create(t.Context(), client, opts).Extract()
+	if err == nil && cidr != "" {
+		_, err = subnets.Create(t.Context(), client, subnets.CreateOpts{NetworkID: n.ID, CIDR: cidr, IPVersion: 4}).Extract()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	return n.ID
+}
 
-	check := func(list []network.Request, auto bool, count int) ([]network.Request, error) {
-		return n.Check(t.Context(), network.Client{Token: token, Project: project}, list, auto, count)
+func (c *neutronTest) newPort(t *testing.T, client *gophercloud.ServiceClient, networkID string) *ports.Port {
+	t.Helper()
+	p, err := ports.Create(t.Context(), client, ports.CreateOpts{NetworkID: networkID}).Extract()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got, err := check(nil, false, 1); len(got) != 0 || err != nil {
+	return p
+}
+
+func testOnlyNetwork(t *testing.T, c *neutronTest) {
+	t.Helper()
+	if got, err := c.check(t, nil, false, 1); len(got) != 0 || err != nil {
 		t.Errorf("no network: %v, %v", got, err)
 	}
-	if _, err := check(nil, true, 1); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Unable to automatically allocate a network") {
+	if _, err := c.check(t, nil, true, 1); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "Unable to automatically allocate a network") {
 		t.Errorf("auto without a network: %v", err)
 	}
-	private := newNetwork(ada, "private", "10.0.0.0/29") // five addresses for servers, because the gateway has one
-	if got, err := check(nil, true, 1); len(got) != 1 || got[0].Network != private || err != nil {
+	c.private = c.newNetwork(t, c.ada, networks.CreateOpts{Name: "private"}, "10.0.0.0/29") // five addresses for servers, because the gateway has one
+	if got, err := c.check(t, nil, true, 1); len(got) != 1 || got[0].Network != c.private || err != nil {
 		t.Errorf("the only network: %v, %v", got, err)
 	}
-	shared, err := networks.Create(t.Context(), k.Networks("neutron", k.Services()), networks.CreateOpts{Name: "shared", Shared: new(true)}).Extract()
-	if err == nil {
-		_, err = subnets.Create(t.Context(), k.Networks("neutron", k.Services()), subnets.CreateOpts{NetworkID: shared.ID, CIDR: "10.2.0.0/24", IPVersion: 4}).Extract()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := check([]network.Request{{Network: shared.ID}}, false, 1); err != nil {
+}
+
+func testOtherNetworks(t *testing.T, c *neutronTest) {
+	t.Helper()
+	c.shared = c.newNetwork(t, c.services, networks.CreateOpts{Name: "shared", Shared: new(true)}, "10.2.0.0/24")
+	if _, err := c.check(t, []network.Request{{Network: c.shared}}, false, 1); err != nil {
 		t.Errorf("a shared network: %v", err)
 	}
-	outside, err := networks.Create(t.Context(), k.Networks("neutron", k.Services()), external.CreateOptsExt{CreateOptsBuilder: networks.CreateOpts{Name: "outside"}, External: new(true)}).Extract()
-	if err == nil {
-		_, err = subnets.Create(t.Context(), k.Networks("neutron", k.Services()), subnets.CreateOpts{NetworkID: outside.ID, CIDR: "10.3.0.0/24", IPVersion: 4}).Extract()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	outside := c.newNetwork(t, c.services, external.CreateOptsExt{CreateOptsBuilder: networks.CreateOpts{Name: "outside"}, External: new(true)}, "10.3.0.0/24")
 	for _, may := range []bool{false, true} {
 		for _, admin := range []bool{false, true} { // also an administrator needs the rule
-			_, err := n.Check(t.Context(), network.Client{Token: token, Project: project, Admin: admin, External: may}, []network.Request{{Network: outside.ID}}, false, 1)
-			if may != (err == nil) || !may && (!errors.Is(err, fault.Denied) || err.Error() != "It is not allowed to create an interface on external network "+outside.ID) {
+			_, err := c.Check(t.Context(), network.Client{Token: c.token, Project: c.project, Admin: admin, External: may}, []network.Request{{Network: outside}}, false, 1)
+			if may != (err == nil) || !may && (!errors.Is(err, fault.Denied) || err.Error() != "It is not allowed to create an interface on external network "+outside) {
 				t.Errorf("an external network, allowed %v: %v", may, err)
 			}
 		}
 	}
-	empty, foreign := newNetwork(ada, "empty", ""), newNetwork(bob, "foreign", "10.1.0.0/24")
-	mine, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: private}).Extract()
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := ports.Create(t.Context(), bob, ports.CreateOpts{NetworkID: foreign}).Extract()
-	if err != nil {
-		t.Fatal(err)
-	}
+}
+
+func testRefusedRequests(t *testing.T, c *neutronTest) {
+	t.Helper()
+	empty := c.newNetwork(t, c.ada, networks.CreateOpts{Name: "empty"}, "")
+	c.foreign = c.newNetwork(t, c.bob, networks.CreateOpts{Name: "foreign"}, "10.1.0.0/24")
+	c.mine, c.theirs = c.newPort(t, c.ada, c.private), c.newPort(t, c.bob, c.foreign)
 	for _, tt := range []struct {
 		list  []network.Request
 		count int
@@ -106,104 +145,133 @@ func TestNeutron(t *testing.T) {
 		text  string
 	}{
 		{nil, 1, fault.Conflict, "Multiple possible networks found, use a Network ID to be more specific."},
-		{[]network.Request{{Network: foreign}}, 1, fault.NotFound, "Network " + foreign + " could not be found."},
-		{[]network.Request{{Network: shared.ID, FixedIP: "10.2.0.9"}}, 1, fault.Denied, "It is not allowed to choose an address in network " + shared.ID},
-		{[]network.Request{{Port: mine.ID, Tag: "a"}, {Port: mine.ID, Tag: "b"}}, 1, fault.Invalid, "Port ID '" + mine.ID + "' was specified twice: you cannot attach a port multiple times."},
+		{[]network.Request{{Network: c.foreign}}, 1, fault.NotFound, "Network " + c.foreign + " could not be found."},
+		{[]network.Request{{Network: c.shared, FixedIP: "10.2.0.9"}}, 1, fault.Denied, "It is not allowed to choose an address in network " + c.shared},
+		{[]network.Request{{Port: c.mine.ID, Tag: "a"}, {Port: c.mine.ID, Tag: "b"}}, 1, fault.Invalid, "Port ID '" + c.mine.ID + "' was specified twice: you cannot attach a port multiple times."},
 		{[]network.Request{{Network: empty}}, 1, fault.Invalid, "Network " + empty + " requires a subnet in order to boot instances on."},
-		{[]network.Request{{Port: theirs.ID}}, 1, fault.NotFound, "Port id " + theirs.ID + " could not be found."},
-		{[]network.Request{{Port: mine.ID}}, 2, fault.Invalid, "Unable to launch multiple instances with a single configured port ID."},
-		{[]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, 1, fault.Conflict, "Fixed IP address " + mine.FixedIPs[0].IPAddress + " is already in use"},
-		{[]network.Request{{Network: private, FixedIP: "10.0.0.5"}}, 2, fault.Invalid, "max_count cannot be greater than 1 if an fixed_ip is specified."},
-		{[]network.Request{{Network: private}}, 600, fault.Denied, "Maximum number of ports exceeded"},
+		{[]network.Request{{Port: c.theirs.ID}}, 1, fault.NotFound, "Port id " + c.theirs.ID + " could not be found."},
+		{[]network.Request{{Port: c.mine.ID}}, 2, fault.Invalid, "Unable to launch multiple instances with a single configured port ID."},
+		{[]network.Request{{Network: c.private, FixedIP: c.mine.FixedIPs[0].IPAddress}}, 1, fault.Conflict, "Fixed IP address " + c.mine.FixedIPs[0].IPAddress + " is already in use"},
+		{[]network.Request{{Network: c.private, FixedIP: "10.0.0.5"}}, 2, fault.Invalid, "max_count cannot be greater than 1 if an fixed_ip is specified."},
+		{[]network.Request{{Network: c.private}}, 600, fault.Denied, "Maximum number of ports exceeded"},
 	} {
-		if _, err := check(tt.list, false, tt.count); fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
+		if _, err := c.check(t, tt.list, false, tt.count); fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%v for %d servers: %v, want %v: %s", tt.list, tt.count, err, tt.code, tt.text)
 		}
 	}
-	if _, err := check(nil, false, 1); !errors.Is(err, network.ErrAmbiguous) {
+	if _, err := c.check(t, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) {
 		t.Errorf("several networks: %v", err)
 	}
-	if _, err := check([]network.Request{{Network: private, FixedIP: mine.FixedIPs[0].IPAddress}}, false, 1); !errors.Is(err, network.ErrAddressInUse) {
+	if _, err := c.check(t, []network.Request{{Network: c.private, FixedIP: c.mine.FixedIPs[0].IPAddress}}, false, 1); !errors.Is(err, network.ErrAddressInUse) {
 		t.Errorf("an address that is in use: %v", err)
 	}
-	// An administrator of another project attaches an interface: the networks and ports of the server's project count.
-	k.Grant(k.User("root"), "admin", gophercloud.AuthScope{ProjectID: other})
-	admin := network.Client{Token: k.Token("root", &gophercloud.AuthScope{ProjectID: other}), Project: project, Admin: true, Server: "s"}
-	if _, err := n.Check(t.Context(), admin, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) { // the server's project has several networks
+}
+
+// testAdministrator: an administrator of another project attaches an interface: the networks and ports of the server's project count.
+func testAdministrator(t *testing.T, c *neutronTest) {
+	t.Helper()
+	c.keystone.Grant(c.keystone.User("root"), "admin", gophercloud.AuthScope{ProjectID: c.other})
+	admin := network.Client{Token: c.keystone.Token("root", &gophercloud.AuthScope{ProjectID: c.other}), Project: c.project, Admin: true, Server: "s"}
+	if _, err := c.Check(t.Context(), admin, nil, false, 1); !errors.Is(err, network.ErrAmbiguous) { // the server's project has several networks
 		t.Errorf("an administrator: %v", err)
 	}
-	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: mine.ID}}, false, 1); err != nil {
+	if _, err := c.Check(t.Context(), admin, []network.Request{{Port: c.mine.ID}}, false, 1); err != nil {
 		t.Errorf("an administrator names a port of the server's project: %v", err)
 	}
-	if _, err := n.Check(t.Context(), admin, []network.Request{{Port: theirs.ID}}, false, 1); !errors.Is(err, fault.Invalid) || err.Error() != "Port "+theirs.ID+" not usable for instance s." {
+	if _, err := c.Check(t.Context(), admin, []network.Request{{Port: c.theirs.ID}}, false, 1); !errors.Is(err, fault.Invalid) || err.Error() != "Port "+c.theirs.ID+" not usable for instance s." {
 		t.Errorf("an administrator names a port of another project: %v", err)
 	}
-	// An earlier release may have attached a port of another project to the server. It is released, too.
-	given := network.Server{ID: "7a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: wanted(network.Request{Port: theirs.ID})}
-	if _, err := n.Attach(t.Context(), given); err != nil {
+}
+
+// testForeignPort: an earlier release may have attached a port of another project to the server. It is released, too.
+func testForeignPort(t *testing.T, c *neutronTest) {
+	t.Helper()
+	given := network.Server{ID: "7a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: c.project, Host: "node-1", Wanted: wanted(network.Request{Port: c.theirs.ID})}
+	if _, err := c.Attach(t.Context(), given); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Release(t.Context(), given); err != nil {
+	if err := c.Release(t.Context(), given); err != nil {
 		t.Fatal(err)
 	}
-	if is, err := ports.Get(t.Context(), bob, theirs.ID).Extract(); err != nil || is.DeviceID != "" {
+	if is, err := ports.Get(t.Context(), c.bob, c.theirs.ID).Extract(); err != nil || is.DeviceID != "" {
 		t.Errorf("the port of another project after the release: %+v, %v", is, err)
 	}
 	// If a port cannot be bound, it is returned with the error.
-	given.Host, given.Wanted = "nowhere", wanted(network.Request{Network: private})
-	if got, err := n.Attach(t.Context(), given); !errors.Is(err, network.ErrBindingFailed) || got == nil {
+	given.Host, given.Wanted = "nowhere", wanted(network.Request{Network: c.private})
+	if got, err := c.Attach(t.Context(), given); !errors.Is(err, network.ErrBindingFailed) || got == nil {
 		t.Errorf("attach on a host without an agent: %+v, %v", got, err)
-	} else if err := n.ReleasePort(t.Context(), given.ID, got.ID, false); err != nil {
+	} else if err := c.ReleasePort(t.Context(), given.ID, got.ID, false); err != nil {
 		t.Error(err)
 	}
-	if got, err := n.Groups(t.Context(), token, project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
+}
+
+func testGroupsByName(t *testing.T, c *neutronTest) {
+	t.Helper()
+	if got, err := c.Groups(t.Context(), c.token, c.project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
 		t.Errorf("groups: %v, %v", got, err)
 	}
-	if _, err := n.Groups(t.Context(), token, project, []string{"nothing"}); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
+	if _, err := c.Groups(t.Context(), c.token, c.project, []string{"nothing"}); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
 		t.Errorf("a group that does not exist: %v", err)
 	}
+}
 
-	// A token that Neutron does not accept is not an outage.
+// testWrongToken: a token that Neutron does not accept is not an outage.
+func testWrongToken(t *testing.T, c *neutronTest) {
+	t.Helper()
 	for name, err := range map[string]error{
-		"check":  second(n.Check(t.Context(), network.Client{Token: "none", Project: project}, []network.Request{{Network: private}}, false, 1)),
-		"groups": second(n.Groups(t.Context(), "none", project, []string{"default"})),
-		"ports":  second(n.Ports(t.Context(), "none", "x")),
+		"check":  second(c.Check(t.Context(), network.Client{Token: "none", Project: c.project}, []network.Request{{Network: c.private}}, false, 1)),
+		"groups": second(c.Groups(t.Context(), "none", c.project, []string{"default"})),
+		"ports":  second(c.Ports(t.Context(), "none", "x")),
 	} {
 		if !errors.Is(err, fault.Unauthenticated) {
 			t.Errorf("%s with a wrong token: %v", name, err)
 		}
 	}
+}
 
-	want := wanted(network.Request{Network: private, Tag: "a"}, network.Request{Port: mine.ID, Network: private}, network.Request{Network: private})
-	s := network.Server{ID: "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: want}
-	first, err := n.Allocate(t.Context(), s)
-	if err != nil || len(first) != 3 || first[1].Port.ID != mine.ID || first[0].Port.NetworkName != "private" || first[0].Port.Tag != "a" || len(first[2].Port.Addresses) != 1 || first[0].Port.MAC == "" {
+// testAllocate makes the ports of a server, and changes their groups. Repeated calls, also for another host, make no port a second time.
+func testAllocate(t *testing.T, c *neutronTest) {
+	t.Helper()
+	want := wanted(network.Request{Network: c.private, Tag: "a"}, network.Request{Port: c.mine.ID, Network: c.private}, network.Request{Network: c.private})
+	s := network.Server{ID: "5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: c.project, Host: "node-1", Wanted: want}
+	first, err := c.Allocate(t.Context(), s)
+	if err != nil || len(first) != 3 || first[1].Port.ID != c.mine.ID || first[0].Port.NetworkName != "private" || first[0].Port.Tag != "a" || len(first[2].Port.Addresses) != 1 || first[0].Port.MAC == "" {
 		t.Fatalf("allocate: %+v, %v", first, err)
 	}
 	if p := first[0].Port; p.MTU < 1280 || len(p.Subnets) != 1 || p.Subnets[0].ID != p.Addresses[0].Subnet || p.Subnets[0].CIDR != "10.0.0.0/29" || p.Subnets[0].Gateway != "10.0.0.1" || !p.Subnets[0].DHCP {
 		t.Errorf("what the guest is told: MTU %d, subnets %+v", p.MTU, p.Subnets)
 	}
-	ids := func(list []network.Interface) string {
-		out := make([]string, len(list))
-		for i, one := range list {
-			out[i] = one.Port.ID
-		}
-		return strings.Join(out, " ")
-	}
-	// The call is repeated, as after a lost answer, and then made for another host: no port is made a second time.
 	s.Host = "node-2"
-	secured, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: "second"}).Extract()
+	secured := c.changeGroups(t, s, first)
+	c.readGroups(t, secured)
+	c.allocateAgain(t, s, first)
+	c.servers = append(c.servers, s, c.refuseSecond(t, s))
+}
+
+// portIDs returns the ids of the ports of interfaces.
+func portIDs(list []network.Interface) string {
+	out := make([]string, len(list))
+	for i, one := range list {
+		out[i] = one.Port.ID
+	}
+	return strings.Join(out, " ")
+}
+
+// changeGroups adds groups to the ports of a server and removes them. It returns a new group of the project.
+func (c *neutronTest) changeGroups(t *testing.T, s network.Server, first []network.Interface) *groups.SecGroup {
+	t.Helper()
+	secured, err := groups.Create(t.Context(), c.ada, groups.CreateOpts{Name: "second"}).Extract()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ports.Update(t.Context(), ada, mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, mine.SecurityGroups[0]}}).Extract(); err != nil {
+	if _, err := ports.Update(t.Context(), c.ada, c.mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, c.mine.SecurityGroups[0]}}).Extract(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := n.GroupsOf(t.Context(), token, s.ID); err != nil || len(got.Groups) != 2 || got.Groups[0].ID == got.Groups[1].ID || len(got.Groups[0].Rules)+len(got.Groups[1].Rules) < 3 || got.Sources[secured.ID].Name != "second" {
+	if got, err := c.GroupsOf(t.Context(), c.token, s.ID); err != nil || len(got.Groups) != 2 || got.Groups[0].ID == got.Groups[1].ID || len(got.Groups[0].Rules)+len(got.Groups[1].Rules) < 3 || got.Sources[secured.ID].Name != "second" {
 		t.Errorf("the groups of the ports: %+v, %v", got, err)
 	}
-	if got, err := n.GroupNames(t.Context(), token, []string{first[0].Port.ID, mine.ID, theirs.ID, "gone"}); err != nil || len(got) != 2 || !slices.Equal(got[first[0].Port.ID], []string{"default"}) ||
-		len(got[mine.ID]) != 2 || !slices.Contains(got[mine.ID], "default") || !slices.Contains(got[mine.ID], "second") {
+	if got, err := c.GroupNames(t.Context(), c.token, []string{first[0].Port.ID, c.mine.ID, c.theirs.ID, "gone"}); err != nil || len(got) != 2 || !slices.Equal(got[first[0].Port.ID], []string{"default"}) ||
+		len(got[c.mine.ID]) != 2 || !slices.Contains(got[c.mine.ID], "default") || !slices.Contains(got[c.mine.ID], "second") {
 		t.Errorf("the names of the groups of ports: %v, %v", got, err)
 	}
 	names := func(list []network.Group, err error) string {
@@ -218,97 +286,121 @@ func TestNeutron(t *testing.T) {
 	for _, tt := range []struct {
 		name, got, want string
 	}{
-		{"add a group", names(n.AddGroup(t.Context(), token, project, s.ID, "second")), "default second <nil>"},
-		{"add it again", names(n.AddGroup(t.Context(), token, project, s.ID, secured.ID)), "default second <nil>"},
-		{"add an unknown group", names(n.AddGroup(t.Context(), token, project, s.ID, "nothing")), "Security group nothing is not found for project " + project},
-		{"add without a port", names(n.AddGroup(t.Context(), token, project, none, "second")), "instance_id " + none + " could not be found as device id on any ports"},
-		{"remove the default", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "second <nil>"},
-		{"remove it again", names(n.RemoveGroup(t.Context(), token, project, s.ID, "default")), "Security group default not associated with the instance " + s.ID},
-		{"remove the other", names(n.RemoveGroup(t.Context(), token, project, s.ID, "second")), "<nil>"},
-		{"add the default", names(n.AddGroup(t.Context(), token, project, s.ID, "default")), "default <nil>"},
+		{"add a group", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "second")), "default second <nil>"},
+		{"add it again", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, secured.ID)), "default second <nil>"},
+		{"add an unknown group", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "nothing")), "Security group nothing is not found for project " + c.project},
+		{"add without a port", names(c.AddGroup(t.Context(), c.token, c.project, none, "second")), "instance_id " + none + " could not be found as device id on any ports"},
+		{"remove the default", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "default")), "second <nil>"},
+		{"remove it again", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "default")), "Security group default not associated with the instance " + s.ID},
+		{"remove the other", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "second")), "<nil>"},
+		{"add the default", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "default")), "default <nil>"},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %s, want %s", tt.name, tt.got, tt.want)
 		}
 	}
-	if got, err := n.GroupsOf(t.Context(), token, "another"); err != nil || len(got.Groups) != 0 {
+	return secured
+}
+
+// readGroups reads the groups of ports, of the project, and a group with the sources of its rules.
+func (c *neutronTest) readGroups(t *testing.T, secured *groups.SecGroup) {
+	t.Helper()
+	if got, err := c.GroupsOf(t.Context(), c.token, "another"); err != nil || len(got.Groups) != 0 {
 		t.Errorf("the groups of no port: %+v, %v", got, err)
 	}
-	if got, err := n.ProjectGroups(t.Context(), token, project); err != nil || len(got.Groups) != 2 || got.Sources[secured.ID].TenantID != project {
+	if got, err := c.ProjectGroups(t.Context(), c.token, c.project); err != nil || len(got.Groups) != 2 || got.Sources[secured.ID].TenantID != c.project {
 		t.Errorf("the groups of the project: %+v, %v", got, err)
 	}
-	if _, err := rules.Create(t.Context(), ada, rules.CreateOpts{SecGroupID: secured.ID, Direction: rules.DirIngress, EtherType: rules.EtherType4, RemoteGroupID: mine.SecurityGroups[0]}).Extract(); err != nil {
+	if _, err := rules.Create(t.Context(), c.ada, rules.CreateOpts{SecGroupID: secured.ID, Direction: rules.DirIngress, EtherType: rules.EtherType4, RemoteGroupID: c.mine.SecurityGroups[0]}).Extract(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := n.Group(t.Context(), token, secured.ID); err != nil || len(got.Groups) != 1 || got.Groups[0].Name != "second" || got.Sources[mine.SecurityGroups[0]].Name != "default" {
+	if got, err := c.Group(t.Context(), c.token, secured.ID); err != nil || len(got.Groups) != 1 || got.Groups[0].Name != "second" || got.Sources[c.mine.SecurityGroups[0]].Name != "default" {
 		t.Errorf("one group with the source of a rule: %+v, %v", got, err)
 	}
 	for who, get := range map[string]func() (network.GroupList, error){
-		"a group that does not exist": func() (network.GroupList, error) { return n.Group(t.Context(), token, private) },
+		"a group that does not exist": func() (network.GroupList, error) { return c.Group(t.Context(), c.token, c.private) },
 		"a group of another project": func() (network.GroupList, error) {
-			return n.Group(t.Context(), k.Token("bob", &gophercloud.AuthScope{ProjectID: other}), secured.ID)
+			return c.Group(t.Context(), c.keystone.Token("bob", &gophercloud.AuthScope{ProjectID: c.other}), secured.ID)
 		},
 	} {
 		if got, err := get(); !errors.Is(err, fault.NotFound) || !strings.HasSuffix(err.Error(), " does not exist") {
 			t.Errorf("%s: %+v, %v", who, got, err)
 		}
 	}
+}
+
+// allocateAgain repeats the call that has made the ports in the parameter first, as after a lost answer.
+func (c *neutronTest) allocateAgain(t *testing.T, s network.Server, first []network.Interface) {
+	t.Helper()
 	for _, known := range []int{0, 1, 3} {
 		copy(s.Wanted.Interfaces, first[:known])
-		again, err := n.Allocate(t.Context(), s)
-		if err != nil || len(again) != 3 || again[1].Port.ID != mine.ID || known == 3 && ids(again) != ids(first) {
+		again, err := c.Allocate(t.Context(), s)
+		if err != nil || len(again) != 3 || again[1].Port.ID != c.mine.ID || known == 3 && portIDs(again) != portIDs(first) {
 			t.Errorf("allocate with %d known ports: %+v, %v", known, again, err)
 		}
 	}
-	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
+	if list, err := c.Ports(t.Context(), c.token, s.ID); len(list) != 3 || err != nil {
 		t.Errorf("ports: %+v, %v", list, err)
 	}
-	if _, err := check([]network.Request{{Port: mine.ID}}, false, 1); !errors.Is(err, fault.Conflict) || err.Error() != "Port "+mine.ID+" is still in use." {
+	if _, err := c.check(t, []network.Request{{Port: c.mine.ID}}, false, 1); !errors.Is(err, fault.Conflict) || err.Error() != "Port "+c.mine.ID+" is still in use." {
 		t.Errorf("a port of a server: %v", err)
 	}
 	// A port of another project that names the server stays, and a port that was made twice is deleted.
-	if _, err := ports.Create(t.Context(), k.Networks("bob", other), ports.CreateOpts{NetworkID: shared.ID, DeviceID: s.ID, DeviceOwner: "compute:nova"}).Extract(); err != nil {
+	if _, err := ports.Create(t.Context(), c.keystone.Networks("bob", c.other), ports.CreateOpts{NetworkID: c.shared, DeviceID: s.ID, DeviceOwner: "compute:nova"}).Extract(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Attach(t.Context(), network.Server{ID: s.ID, Project: project, Host: s.Host, Wanted: wanted(network.Request{Network: shared.ID})}); err != nil {
+	if _, err := c.Attach(t.Context(), network.Server{ID: s.ID, Project: c.project, Host: s.Host, Wanted: wanted(network.Request{Network: c.shared})}); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := n.Allocate(t.Context(), s); err != nil || ids(again) != ids(first) {
+	if again, err := c.Allocate(t.Context(), s); err != nil || portIDs(again) != portIDs(first) {
 		t.Errorf("allocate with one port too many: %+v, %v", again, err)
 	}
-	if list, err := n.Ports(t.Context(), token, s.ID); len(list) != 3 || err != nil {
+	if list, err := c.Ports(t.Context(), c.token, s.ID); len(list) != 3 || err != nil {
 		t.Errorf("ports: %+v, %v", list, err)
 	}
-	if err := n.ReleasePort(t.Context(), "another server", mine.ID, true); err != nil {
+	if err := c.ReleasePort(t.Context(), "another server", c.mine.ID, true); err != nil {
 		t.Errorf("release a port of another server: %v", err)
 	}
+}
+
+// refuseSecond tries to give a second server the port of the first one, more ports than the network has addresses, and a port on an unknown host. It
+// returns the second server.
+func (c *neutronTest) refuseSecond(t *testing.T, s network.Server) network.Server {
+	t.Helper()
 	two := s
-	two.ID, two.Wanted = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", wanted(network.Request{Port: mine.ID})
-	if _, err := n.Allocate(t.Context(), two); !errors.Is(err, fault.Conflict) {
+	two.ID, two.Wanted = "6a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", wanted(network.Request{Port: c.mine.ID})
+	if _, err := c.Allocate(t.Context(), two); !errors.Is(err, fault.Conflict) {
 		t.Errorf("a port of another server: %v", err)
 	}
-	two.Wanted = wanted(network.Request{Network: private}, network.Request{Network: private}, network.Request{Network: private})
-	if got, err := n.Allocate(t.Context(), two); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "No fixed IP addresses available for network: "+private) {
+	two.Wanted = wanted(network.Request{Network: c.private}, network.Request{Network: c.private}, network.Request{Network: c.private})
+	if got, err := c.Allocate(t.Context(), two); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "No fixed IP addresses available for network: "+c.private) {
 		t.Errorf("more ports than addresses: %+v, %v", got, err)
 	}
-	two.Wanted, two.Host = wanted(network.Request{Network: private}), "nowhere"
-	if got, err := n.Allocate(t.Context(), two); !errors.Is(err, network.ErrBindingFailed) || !strings.Contains(err.Error(), "Binding failed for port") {
+	two.Wanted, two.Host = wanted(network.Request{Network: c.private}), "nowhere"
+	if got, err := c.Allocate(t.Context(), two); !errors.Is(err, network.ErrBindingFailed) || !strings.Contains(err.Error(), "Binding failed for port") {
 		t.Errorf("a host without an agent: %+v, %v", got, err)
 	}
+	return two
+}
 
-	// Addresses are added to a port, and removed from it.
-	wide, tight := newNetwork(ada, "wide", "10.5.0.0/24"), newNetwork(ada, "tight", "10.6.0.0/30") // the second has one address for servers
-	four := network.Server{ID: "9a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Wanted: wanted(network.Request{Network: wide}, network.Request{Network: tight})}
-	its, err := n.Allocate(t.Context(), four)
+// testAddresses: addresses are added to a port, and removed from it.
+func testAddresses(t *testing.T, c *neutronTest) {
+	t.Helper()
+	wide := c.newNetwork(t, c.ada, networks.CreateOpts{Name: "wide"}, "10.5.0.0/24")
+	tight := c.newNetwork(t, c.ada, networks.CreateOpts{Name: "tight"}, "10.6.0.0/30") // it has one address for servers
+	four := network.Server{ID: "9a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: c.project, Host: "node-1", Wanted: wanted(network.Request{Network: wide}, network.Request{Network: tight})}
+	its, err := c.Allocate(t.Context(), four)
 	if err != nil {
 		t.Fatal(err)
 	}
-	add := func(to string) (*network.Port, error) { return n.AddAddress(t.Context(), token, project, four.ID, to) }
+	add := func(to string) (*network.Port, error) {
+		return c.AddAddress(t.Context(), c.token, c.project, four.ID, to)
+	}
 	more, err := add(wide)
 	if err != nil || more.ID != its[0].Port.ID || len(more.Addresses) != 2 || more.Addresses[0].IP == more.Addresses[1].IP || len(more.Subnets) != 1 || more.Subnets[0].CIDR != "10.5.0.0/24" {
 		t.Fatalf("one more address: %+v, %v", more, err)
 	}
-	for _, id := range []string{private, foreign, "none"} {
+	for _, id := range []string{c.private, c.foreign, "none"} {
 		if _, err := add(id); !errors.Is(err, fault.NotFound) || err.Error() != "Network could not be found for instance "+four.ID+"." {
 			t.Errorf("an address in the network %s: %v", id, err)
 		}
@@ -320,105 +412,115 @@ func TestNeutron(t *testing.T) {
 	if second0 == first0 {
 		second0 = more.Addresses[1].IP
 	}
-	if less, err := n.RemoveAddress(t.Context(), token, project, four.ID, first0); err != nil || less.ID != more.ID || len(less.Addresses) != 1 || less.Addresses[0].IP != second0 {
+	if less, err := c.RemoveAddress(t.Context(), c.token, c.project, four.ID, first0); err != nil || less.ID != more.ID || len(less.Addresses) != 1 || less.Addresses[0].IP != second0 {
 		t.Errorf("one address less: %+v, %v", less, err)
 	}
-	if _, err := n.RemoveAddress(t.Context(), token, project, four.ID, first0); !errors.Is(err, fault.Invalid) || err.Error() != "Instance "+four.ID+" does not have fixed IP '"+first0+"'." {
+	if _, err := c.RemoveAddress(t.Context(), c.token, c.project, four.ID, first0); !errors.Is(err, fault.Invalid) || err.Error() != "Instance "+four.ID+" does not have fixed IP '"+first0+"'." {
 		t.Errorf("remove an address again: %v", err)
 	}
-	if none, err := n.RemoveAddress(t.Context(), token, project, four.ID, second0); err != nil || len(none.Addresses)+len(none.Subnets) != 0 {
+	if none, err := c.RemoveAddress(t.Context(), c.token, c.project, four.ID, second0); err != nil || len(none.Addresses)+len(none.Subnets) != 0 {
 		t.Errorf("remove the last address: %+v, %v", none, err)
 	}
+	c.servers = append(c.servers, four)
+	c.changeTogether(t, four, wide, more.ID)
+}
 
-	// None of several changes at the same time is lost.
+// changeTogether adds addresses and groups to a port without addresses at the same time. None of the changes is lost.
+func (c *neutronTest) changeTogether(t *testing.T, four network.Server, wide, port string) {
+	t.Helper()
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
-			if _, err := add(wide); err != nil {
+			if _, err := c.AddAddress(t.Context(), c.token, c.project, four.ID, wide); err != nil {
 				t.Errorf("an address at the same time: %v", err)
 			}
 		})
 	}
 	for _, name := range []string{"third", "fourth", "fifth"} {
-		if _, err := groups.Create(t.Context(), ada, groups.CreateOpts{Name: name}).Extract(); err != nil {
+		if _, err := groups.Create(t.Context(), c.ada, groups.CreateOpts{Name: name}).Extract(); err != nil {
 			t.Fatal(err)
 		}
 		all.Go(func() {
-			if _, err := n.AddGroup(t.Context(), token, project, four.ID, name); err != nil {
+			if _, err := c.AddGroup(t.Context(), c.token, c.project, four.ID, name); err != nil {
 				t.Errorf("a group at the same time: %v", err)
 			}
 		})
 	}
 	all.Wait()
-	at, err := n.Ports(t.Context(), token, four.ID)
+	at, err := c.Ports(t.Context(), c.token, four.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range at {
-		if p.ID != more.ID {
+		if p.ID != port {
 			continue
 		}
 		if len(p.Addresses) != 4 {
 			t.Errorf("%d addresses after four changes at the same time: %+v", len(p.Addresses), p)
 		}
 	}
-	if got, err := n.GroupNames(t.Context(), token, []string{more.ID}); err != nil || !slices.Equal(got[more.ID], []string{"default", "fifth", "fourth", "third"}) {
+	if got, err := c.GroupNames(t.Context(), c.token, []string{port}); err != nil || !slices.Equal(got[port], []string{"default", "fifth", "fourth", "third"}) {
 		t.Errorf("after three changes of the groups at the same time: %v, %v", got, err)
 	}
+}
 
-	// A server that has run loses the interfaces whose ports are deleted or have another owner. One that has not gets new ports.
-	three := network.Server{ID: "8a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: project, Host: "node-1", Launched: true, Wanted: wanted(network.Request{Network: shared.ID}, network.Request{Network: shared.ID}, network.Request{Network: shared.ID})}
-	freed, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: shared.ID}).Extract()
-	if err != nil {
-		t.Fatal(err)
-	}
-	lost, err := ports.Create(t.Context(), ada, ports.CreateOpts{NetworkID: shared.ID}).Extract()
-	if err != nil {
-		t.Fatal(err)
-	}
+// testLostInterfaces: a server that has run loses the interfaces whose ports are deleted or have another owner. One that has not gets new ports.
+func testLostInterfaces(t *testing.T, c *neutronTest) {
+	t.Helper()
+	three := network.Server{ID: "8a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", Project: c.project, Host: "node-1", Launched: true, Wanted: wanted(network.Request{Network: c.shared}, network.Request{Network: c.shared}, network.Request{Network: c.shared})}
+	freed := c.newPort(t, c.ada, c.shared)
+	lost := c.newPort(t, c.ada, c.shared)
 	three.Wanted.Interfaces = append(three.Wanted.Interfaces, wanted(network.Request{Port: freed.ID}, network.Request{Port: lost.ID}).Interfaces...)
-	had, err := n.Allocate(t.Context(), three)
+	had, err := c.Allocate(t.Context(), three)
 	if err != nil || len(had) != 5 {
 		t.Fatalf("%+v, %v", had, err)
 	}
 	for _, id := range []string{had[1].Port.ID, lost.ID} {
-		if err := ports.Delete(t.Context(), k.Networks("neutron", k.Services()), id).ExtractErr(); err != nil {
+		if err := ports.Delete(t.Context(), c.services, id).ExtractErr(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := n.ReleasePort(t.Context(), three.ID, freed.ID, true); err != nil {
+	if err := c.ReleasePort(t.Context(), three.ID, freed.ID, true); err != nil {
 		t.Fatal(err)
 	}
 	three.Wanted.Interfaces, three.Host = had, "node-2"
-	if got, err := n.Allocate(t.Context(), three); err != nil || ids(got) != had[0].Port.ID+" "+had[2].Port.ID || got[0].Port.Host != "node-2" {
+	if got, err := c.Allocate(t.Context(), three); err != nil || portIDs(got) != had[0].Port.ID+" "+had[2].Port.ID || got[0].Port.Host != "node-2" {
 		t.Errorf("allocate for a server that has run: %+v, %v; had %+v", got, err, had)
 	}
 	three.Launched, three.Wanted.Interfaces = false, had[:3]
-	if got, err := n.Allocate(t.Context(), three); err != nil || len(got) != 3 || got[1].Port.ID == had[1].Port.ID {
+	if got, err := c.Allocate(t.Context(), three); err != nil || len(got) != 3 || got[1].Port.ID == had[1].Port.ID {
 		t.Errorf("allocate for a server that has not run: %+v, %v", got, err)
 	}
 	three.Wanted.Interfaces = had
-	if _, err := n.Allocate(t.Context(), three); !errors.Is(err, fault.NotFound) {
+	if _, err := c.Allocate(t.Context(), three); !errors.Is(err, fault.NotFound) {
 		t.Errorf("a deleted port of a server that has not run: %v", err)
 	}
+	c.servers = append(c.servers, three)
+}
 
+// testRelease releases the ports of all servers, two times. Then only the given port is left.
+func testRelease(t *testing.T, c *neutronTest) {
+	t.Helper()
 	for range 2 {
-		for _, one := range []network.Server{s, two, three, four} {
-			if err := n.Release(t.Context(), one); err != nil {
+		for _, one := range c.servers {
+			if err := c.Release(t.Context(), one); err != nil {
 				t.Errorf("release: %v", err)
 			}
 		}
 	}
-	pages, err := ports.List(ada, ports.ListOpts{NetworkID: private}).AllPages(t.Context())
+	pages, err := ports.List(c.ada, ports.ListOpts{NetworkID: c.private}).AllPages(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left, err := ports.ExtractPorts(pages); err != nil || len(left) != 1 || left[0].ID != mine.ID || left[0].DeviceID != "" {
+	if left, err := ports.ExtractPorts(pages); err != nil || len(left) != 1 || left[0].ID != c.mine.ID || left[0].DeviceID != "" {
 		t.Errorf("left: %+v, %v", left, err)
 	}
+}
 
-	service.Kill()
-	if _, err := check(nil, false, 1); !errors.Is(err, fault.Unavailable) {
+func testNeutronAway(t *testing.T, c *neutronTest) {
+	t.Helper()
+	c.service.Kill()
+	if _, err := c.check(t, nil, false, 1); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("Neutron is away: %v", err)
 	}
 }
