@@ -159,22 +159,26 @@ func (n *networked) left(t *testing.T) (out []string) {
 
 // TestNetworks: servers get ports of a real Neutron, and show their addresses. After the deletion of the servers no port is left, even if the
 // conductor is killed while it makes ports.
-func TestNetworks(t *testing.T) {
+func TestNetworks(t *testing.T) { //nolint:tparallel // the subtests use one Neutron
 	t.Parallel()
 	scenario(t)
 	n := newNetworked(t)
-	for _, tt := range []struct { // the subtests use one Neutron, one after the other
+	for _, tt := range []struct {
 		name string
 		run  func(t *testing.T, n *networked)
 	}{
 		{"auto", func(t *testing.T, n *networked) { testNetworkOf(t, n, `"auto"`) }},
 		{"network", func(t *testing.T, n *networked) { testNetworkOf(t, n, `[{"uuid": "`+n.private.ID+`"}]`) }},
 		{"port", func(t *testing.T, n *networked) { testNetworkOf(t, n, `[{"port": "`+n.given.ID+`"}]`) }},
-		{"security groups", testSecurityGroupList}, {"later interface", testLaterInterface}, {"lost ports", testLostPorts}, {"killed conductor", testKilledWithPorts},
+		{"security groups", testSecurityGroupList},
+		{"later interface", testLaterInterface},
+		{"lost ports", testLostPorts},
+		{"killed conductor", testKilledWithPorts},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			defer func(parent testing.TB) { n.TB = parent }(n.TB)
+			parent := n.TB
 			n.TB = t
+			defer func() { n.TB = parent }()
 			tt.run(t, n)
 		})
 	}

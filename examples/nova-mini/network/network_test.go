@@ -44,16 +44,25 @@ type neutronTest struct {
 }
 
 // TestNeutron: with a real Neutron, the requests of clients are checked, and the ports of servers are made, bound, found by a repeated call, and released.
-func TestNeutron(t *testing.T) {
+func TestNeutron(t *testing.T) { //nolint:tparallel // the subtests use one Neutron
 	t.Parallel()
 	c := newNeutronTest(t)
 	for _, tt := range []struct {
 		name string
 		run  func(t *testing.T, c *neutronTest)
 	}{
-		{"the only network", testOnlyNetwork}, {"networks of other projects", testOtherNetworks}, {"refused requests", testRefusedRequests}, {"administrator", testAdministrator},
-		{"port of another project", testForeignPort}, {"groups by name", testGroupsByName}, {"wrong token", testWrongToken}, {"allocate", testAllocate},
-		{"addresses", testAddresses}, {"lost interfaces", testLostInterfaces}, {"release", testRelease}, {"away", testNeutronAway},
+		{"the only network", testOnlyNetwork},
+		{"networks of other projects", testOtherNetworks},
+		{"refused requests", testRefusedRequests},
+		{"administrator", testAdministrator},
+		{"port of another project", testForeignPort},
+		{"groups by name", testGroupsByName},
+		{"wrong token", testWrongToken},
+		{"allocate", testAllocate},
+		{"addresses", testAddresses},
+		{"lost interfaces", testLostInterfaces},
+		{"release", testRelease},
+		{"away", testNeutronAway},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, c) })
 	}
