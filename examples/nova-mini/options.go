@@ -43,6 +43,7 @@ type options struct {
 	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
 	InstanceNames   string                       `ini:"instance_name_template" default:"instance-%(uuid)s" help:"name of a server on its host; with %(uuid)s, and if needed %(hostname)s, %(project_id)s, %(user_id)s, %(reservation_id)s and %(launch_index)d (Nova's default, instance-%08x, has a number that servers do not have here)"`
 	Zone            string                       `ini:"default_availability_zone" default:"nova" regex:"^[^:]{1,255}$" help:"availability zone of the host of a compute service; hosts with different values are in different zones"`
+	MyIP            string                       `ini:"my_ip" help:"IPv4 address of the host of a compute service, which administrators see as host_ip (default: the address with which the host reaches other networks)"`
 	InternalZone    string                       `ini:"internal_service_availability_zone" default:"internal" regex:"^[^:]{1,255}$" help:"availability zone of the services that are not on compute hosts, which must not be that of a host"`
 	ScheduleZone    string                       `ini:"default_schedule_zone" regex:"^[^:]{0,255}$" help:"availability zone of servers whose clients name none (default: any)"`
 	SSLAPIs         []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that use HTTPS"`
@@ -221,6 +222,21 @@ type sslOptions struct {
 	KeyFile  string `ini:"key_file" protects:"true" unsupported:"set ssl_key_file in [wsgi]" help:"private key of the certificate"`
 }
 
+// hostAddress returns the IPv4 address of this host: my_ip, or by default the source address of packets to other networks. As in Nova it is 127.0.0.1 if there is
+// no route to them. It sends nothing: a UDP socket that connects only chooses its address.
+func (o *options) hostAddress() string {
+	if o.MyIP != "" {
+		return o.MyIP
+	}
+	c, err := net.Dial("udp4", "192.0.2.1:9") //nolint:noctx // it does not block; the address is one for documents, which no network has
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer func() { _ = c.Close() }()
+	local, _ := c.LocalAddr().(*net.UDPAddr)
+	return local.IP.String()
+}
+
 // Validate returns an error if options contradict each other, if the address of the API is malformed, or if a section configures a driver that is
 // not in use. Such a section is refused because its name may be misspelled. Then the driver's checksum in the section would not be checked.
 func (o *options) Validate() error {
@@ -241,6 +257,9 @@ func (o *options) Validate() error {
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
 		errs = append(errs, nameOptions("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
+	}
+	if o.MyIP != "" && net.ParseIP(o.MyIP).To4() == nil {
+		errs = append(errs, nameOptions("my_ip", fmt.Errorf("%q is not an IPv4 address, such as 192.0.2.7", o.MyIP)))
 	}
 	for section, of := range map[string]*sessionOptions{"glance": &o.Glance.sessionOptions, "neutron": &o.Neutron.sessionOptions} {
 		if err := of.validate(section); err != nil {

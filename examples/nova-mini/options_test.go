@@ -137,6 +137,9 @@ func TestOptionsOfServers(t *testing.T) {
 		"instance_name_template = %(uuid)s":           "",
 		"instance_name_template = vm-%08x":            "has %08x, which servers do not have",
 		"default_schedule_zone = a:b":                 "default_schedule_zone",
+		"my_ip = 192.0.2.7":                           "",
+		"my_ip = ::1":                                 `"::1" is not an IPv4 address`,
+		"my_ip = node":                                `"node" is not an IPv4 address`,
 		"default_availability_zone = internal":        "name different zones",
 		"internal_service_availability_zone = nova\n": "name different zones",
 	} {

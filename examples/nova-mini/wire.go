@@ -389,7 +389,7 @@ func addWorker(p *process) (*worker.Service, error) {
 		return nil, err
 	}
 	w := worker.New(worker.Config{
-		Host: p.Host, Zone: p.Options.Zone, Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, GuestInterval: cmp.Or(p.Options.SyncPower, time.Minute), Logger: p.Log,
+		Host: p.Host, Zone: p.Options.Zone, IP: p.Options.hostAddress(), Driver: current, Client: p.Client, Images: images, UploadRetry: p.Options.Glance.UploadRetry, GuestInterval: cmp.Or(p.Options.SyncPower, time.Minute), Logger: p.Log,
 		ConsoleHost: map[compute.ConsoleType]string{compute.VNC: p.Options.VNC.ProxyClient, compute.Serial: p.Options.SerialConsole.ProxyClient},
 		Process:     func() compute.Process { return compute.Process(lock.Instance()) },
 	})

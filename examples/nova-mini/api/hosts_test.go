@@ -18,7 +18,7 @@ import (
 func (c *cloud) addHosts(names ...string) {
 	c.Helper()
 	for _, host := range names {
-		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: host, Driver: "fake", Resources: compute.Resources{VCPUs: 4, MemoryMiB: 4096, DiskGiB: 40}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: host, IP: "192.0.2.1", Driver: "fake", Resources: compute.Resources{VCPUs: 4, MemoryMiB: 4096, DiskGiB: 40}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 			c.Fatal(err)
 		}
 	}

@@ -136,7 +136,7 @@ type hypervisorView struct {
 
 	Type              string            `json:"hypervisor_type"`
 	Version           int               `json:"hypervisor_version"`
-	HostIP            string            `json:"host_ip" format:"ipv4"`
+	HostIP            *string           `json:"host_ip" format:"ipv4"`
 	Service           hypervisorService `json:"service"`
 	hypervisorAmounts `until:"2.87"`
 	CPUInfo           string     `json:"cpu_info" until:"2.27"`
@@ -176,12 +176,27 @@ func briefHypervisor(h *store.Host, servers []hostedServer) hypervisorBrief {
 
 func viewHypervisor(h *store.Host, servers []hostedServer) hypervisorView {
 	return hypervisorView{
-		hypervisorBrief: briefHypervisor(h, servers), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
+		hypervisorBrief: briefHypervisor(h, servers), Type: h.Driver, Version: versionNumber(h.DriverVersion), HostIP: h.IP,
 		Service: hypervisorService{
 			ID: h.Service.Number, UUID: store.ServiceUUID(store.ComputeBinary, h.Hostname), Host: h.Hostname, DisabledReason: textOrNil(h.Service.DisabledReason),
 		},
 		hypervisorAmounts: amountsOf(h),
 	}
+}
+
+// versionNumber returns a version as a number, as Nova shows the version of a hypervisor: 1.2.3 is 1002003. A part that is missing is 0. So is a text that is not a
+// version.
+func versionNumber(text string) (out int) {
+	parts := strings.Split(text, ".")
+	for i := range 3 {
+		n := 0
+		if i < len(parts) {
+			digits := strings.IndexFunc(parts[i]+" ", func(r rune) bool { return r < '0' || r > '9' })
+			n, _ = strconv.Atoi(parts[i][:digits]) // without digits, n is 0
+		}
+		out = out*1000 + min(n, 999)
+	}
+	return out
 }
 
 func amountsOf(h *store.Host) hypervisorAmounts {

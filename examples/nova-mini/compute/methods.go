@@ -14,6 +14,7 @@ var (
 	v13 = rpc.Version{Major: 1, Minor: 3}
 	v14 = rpc.Version{Major: 1, Minor: 4}
 	v15 = rpc.Version{Major: 1, Minor: 5}
+	v16 = rpc.Version{Major: 1, Minor: 6}
 )
 
 // Worker is the interface of a compute service on its host.
@@ -150,7 +151,7 @@ type DestroyRequest struct {
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
 // Conductor is the interface of the conductor. Since 1.4 the conductor stores the interface versions that workers serve.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v15}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v16}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
@@ -306,6 +307,8 @@ type HostReport struct {
 	Platforms []Platform `json:"platforms,omitempty"`
 	// Zone is the availability zone of the host. Empty: the default zone. A worker below version 1.5 of [Worker] always reports an empty Zone.
 	Zone string `json:"zone,omitempty"`
+	// IP is the IPv4 address of the host. Empty: not known, because the worker is of an earlier release.
+	IP string `json:"ip,omitempty"`
 	// Claim describes the [Process] that reports. If an operator has removed the host, the report claims the host again for this process.
 	Claim *Process `json:"claim,omitempty"`
 	// Interfaces are as in [ClaimHostRequest]. They are repeated, because a conductor of an earlier release may have handled the claim.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"reflect"
 	"slices"
 	"strconv"
@@ -174,8 +175,12 @@ func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
 	if r.Zone != "" {
 		zone = &r.Zone
 	}
+	var ip *string // nil: not known
+	if r.IP != "" {
+		ip = &r.IP
+	}
 	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ?, capabilities = ?, zone = ? WHERE name = ?`, r.Driver, r.DriverVersion, capabilities, zone, r.Host)
+		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ?, capabilities = ?, zone = ?, ip = ? WHERE name = ?`, r.Driver, r.DriverVersion, capabilities, zone, ip, r.Host)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -183,7 +188,7 @@ func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
 		if err != nil {
 			return err
 		}
-		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version, capabilities, zone) VALUES (?, ?, ?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion, capabilities, zone)
+		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version, capabilities, zone, ip) VALUES (?, ?, ?, ?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion, capabilities, zone, ip)
 		return err
 	})
 }
@@ -232,6 +237,9 @@ func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratio
 		if len(text) > 255 || !utf8.ValidString(text) {
 			return 0, fault.New(fault.Invalid, "host %s: the %s has more than 255 bytes, or is not UTF-8", r.Host, what)
 		}
+	}
+	if r.IP != "" && net.ParseIP(r.IP).To4() == nil {
+		return 0, fault.New(fault.Invalid, "host %s: %s is not an IPv4 address", r.Host, strconv.QuoteToASCII(r.IP))
 	}
 	p := &placement.Provider{ID: r.Host, Zone: r.Zone, Generation: placement.Any, Inventories: map[string]placement.Inventory{}}
 	for _, f := range r.Platforms {

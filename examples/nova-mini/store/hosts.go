@@ -172,6 +172,8 @@ type Host struct {
 	Hostname      string `db:"name"`
 	Driver        string `db:"driver"`
 	DriverVersion string `db:"driver_version"`
+	// IP is the IPv4 address of the host. Nil: not known, because the compute service is of an earlier release.
+	IP *string `db:"ip"`
 	// DriverCapabilities are those of the driver. Nil: the host reports none.
 	DriverCapabilities db.JSON[[]driver.Capability] `db:"capabilities"`
 

@@ -40,6 +40,8 @@ type Config struct {
 	ConsoleHost map[compute.ConsoleType]string
 	// Zone is the availability zone of the host. Empty: the default one.
 	Zone string
+	// IP is the IPv4 address of the host, which administrators see. Empty: not known.
+	IP string
 	// Process returns the identity of this start of the process. Start claims the host with this identity. The service calls Process
 	// from Start on.
 	Process func() compute.Process
@@ -426,7 +428,7 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 		return nil, err
 	}
 	s.inspectErr.Store(nil)
-	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, Instance: s.instance, Interfaces: s.interfaces}
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Capabilities: append([]driver.Capability{}, info.Capabilities...), Platforms: platforms, Zone: s.cfg.Zone, IP: s.cfg.IP, Instance: s.instance, Interfaces: s.interfaces}
 	if s.instance != "" {
 		p := s.cfg.Process()
 		out.Claim = &p
