@@ -54,7 +54,7 @@ var refusals = []struct{ why, max, operations string }{
 	{noProxy("baremetal"), "2.35", `
 		GET /os-baremetal-nodes os-baremetal-nodes:list admin
 		GET /os-baremetal-nodes/{id} os-baremetal-nodes:show admin`},
-	{"os-volumes_boot is an older name of servers: send the request to /servers.", "2.102", `
+	{"nova-mini does not have os-volumes_boot, which is an older name of servers: send the request to /servers.", "2.102", `
 		GET /os-volumes_boot servers:index has
 		POST /os-volumes_boot servers:create has
 		GET /os-volumes_boot/detail servers:detail has
