@@ -221,6 +221,8 @@ func TestNetworks(t *testing.T) {
 		{"2.35", "os-security-groups", 200, `"name":"web"`},
 		{"2.35", "os-security-groups?limit=1&offset=1", 200, `"name":"web"`},
 		{"2.35", "os-security-groups?offset=9", 200, `{"security_groups":[]}`},
+		{"2.35", "os-security-groups?limit=99999999999999999999", 200, `"name":"web"`}, // Nova has integers of any size
+		{"2.35", "os-security-groups?offset=99999999999999999999", 200, `{"security_groups":[]}`},
 		{"2.1", "os-security-groups/" + web.ID, 200, `{"security_group":{"id":"` + web.ID + `","name":"web"`},
 		{"2.1", "os-security-groups/web", 400, "Security group id should be uuid"},
 		{"2.1", "os-security-groups/" + private.ID, 404, "Security group " + private.ID + " does not exist"},
