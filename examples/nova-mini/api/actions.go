@@ -214,6 +214,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 		return api.None{}, err
 	}
 	data := store.ActData{Resize: store.SizeOf(f)}
+	data.Resize.Boot.OwnDisks = srv.Flavor().OwnDisks
 	if disk := r.Body.Resize.DiskConfig; disk != "" {
 		data.AutoDisk = new(disk == "AUTO")
 	}
