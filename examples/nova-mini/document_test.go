@@ -240,6 +240,23 @@ func (j *judge) keyPairs() {
 	j.do(404, "GET", one, "", "k")
 }
 
+// disks creates a server with a smaller ephemeral disk than that of its flavor.
+func (j *judge) disks() {
+	j.Helper()
+	j.do(200, "POST", "/v2.1/flavors", `{"flavor": {"name": "disks", "id": "disks", "ram": 64, "vcpus": 1, "disk": 1, "OS-FLV-EXT-DATA:ephemeral": 3, "swap": 512}}`)
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "disks", "flavorRef": "disks", "imageRef": "cirros", "block_device_mapping_v2": [
+		{"source_type": "image", "uuid": "cirros", "destination_type": "local", "boot_index": 0}, {"source_type": "blank", "destination_type": "local", "boot_index": -1, "volume_size": 2}]}}`)
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal(raw, &made); err != nil {
+		j.Fatal(err)
+	}
+	j.await(made.Server.ID, "ACTIVE")
+	if log := string(j.do(200, "POST", "/v2.1/servers/{id}/action", `{"os-getConsoleOutput": {}}`, made.Server.ID)); !strings.Contains(log, "4 GiB of disk") || !strings.Contains(log, "of this 2 GiB of ephemeral disk, 512 MiB of swap disk") {
+		j.Errorf("the guest has other disks: %s", log)
+	}
+	j.do(204, "DELETE", "/v2.1/servers/{id}", "", made.Server.ID)
+}
+
 func (j *judge) flavors() {
 	j.Helper()
 	const flavor = `{"flavor": {"name": "f", "ram": 64, "vcpus": "1", "disk": 0, "swap": 512, "id": "f 1", "os-flavor-access:is_public": "no", "rxtx_factor": 1.5}}`
@@ -287,6 +304,7 @@ func (j *judge) servers() {
 		j.do(400, "GET", path, "", "?all_tenants=perhaps")
 	}
 	j.parts(id)
+	j.disks()
 	for _, step := range []struct {
 		body   string
 		status int
