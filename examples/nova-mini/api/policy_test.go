@@ -220,7 +220,7 @@ func TestPolicy(t *testing.T) {
 func TestOlderNames(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "policy.yaml")
-	text := "os_compute_api:os-hypervisors: 'role:operator'\nos_compute_api:os-services: 'role:operator'\nos_compute_api:os-services:update: 'role:chief'\n"
+	text := "os_compute_api:os-hypervisors: 'role:operator'\nos_compute_api:os-services: 'role:operator'\nos_compute_api:os-services:update: 'role:chief'\nos_compute_api:os-instance-usage-audit-log: 'role:operator'\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func TestOlderNames(t *testing.T) {
 	for rule, want := range map[string]string{
 		"os_compute_api:os-hypervisors:list": "operator", "os_compute_api:os-hypervisors:list-detail": "operator",
 		"os_compute_api:os-hypervisors:show": "operator", "os_compute_api:os-services:list": "operator",
-		"os_compute_api:os-services:update": "chief", "os_compute_api:servers:index:get_all_tenants": "admin",
+		"os_compute_api:os-services:update": "chief", "os_compute_api:os-instance-usage-audit-log:list": "operator", "os_compute_api:os-instance-usage-audit-log:show": "operator", "os_compute_api:servers:index:get_all_tenants": "admin",
 	} {
 		for _, role := range []string{"operator", "chief", "admin"} {
 			err := p.Check(policy.Credentials{UserID: "u", ProjectID: "p", Roles: []string{role}}, rule, nil)
