@@ -29,8 +29,8 @@ var refusedSamples = map[string]string{
 	"os-getConsoleOutput":        "501", // the fake compute service of the test has only consoles
 	"addFixedIp":                 "404", // this cloud has no networks
 	"removeFixedIp":              "400",
-	"addFloatingIp":              "400 There is no such action",
-	"removeFloatingIp":           "400 There is no such action",
+	"addFloatingIp":              "501 send the request to the network service",
+	"removeFloatingIp":           "501 send the request to the network service",
 	"us-west":                    "400 The requested availability zone is not available",
 	"trusted_image_certificates": "501", // signatures of images are not checked
 }

@@ -131,6 +131,8 @@ func TestListServerGroups(t *testing.T) {
 			{"member", "?limit=9&limit=1", "g0"},
 			{"member", "?limit=0&offset=4", "g4"},
 			{"member", "?offset=9", ""},
+			{"member", "?limit=99999999999999999999", "g0 g1 g2 g3 g4"}, // Nova has integers of any size
+			{"member", "?offset=99999999999999999999", ""},
 			{"member", "?all_projects=1", "g0 g1 g2 g3 g4"},
 			{"stranger", "", "theirs"},
 			{"boss", "", ""},
@@ -145,7 +147,7 @@ func TestListServerGroups(t *testing.T) {
 				c.Errorf("%s %s: %v, want %s", tt.who, tt.query, got, tt.want)
 			}
 		}
-		for _, query := range []string{"limit=-1", "offset=x", "limit=", "limit=99999999999999999999"} {
+		for _, query := range []string{"limit=-1", "offset=x", "limit="} {
 			c.want(400, "2.1", "member", "GET", "/os-server-groups?"+query, "")
 		}
 		c.want(200, "2.74", "member", "GET", "/os-server-groups?x=1", "")
