@@ -288,7 +288,7 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 	}
 }
 
-// TestEmptyDatabase: a command that needs tables fails on an empty database, and its error says to run db sync.
+// TestEmptyDatabase: a command that needs tables fails on an empty database, and its error names the whole command that makes them.
 func TestEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -299,8 +299,8 @@ func TestEmptyDatabase(t *testing.T) {
 	for _, args := range []string{
 		"member list", "member remove nova-compute h", "operation list", "operation show x", "operation cancel x", "operation retry x", "placement audit", "placement audit --repair",
 	} {
-		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--config-file", file)...); err == nil || !strings.Contains(err.Error(), "run db sync") {
-			t.Errorf("%s: %v, want an error with run db sync", args, err)
+		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--config-file", file)...); err == nil || !strings.HasSuffix(err.Error(), "run nova-mini db sync --config-file "+file) {
+			t.Errorf("%s: %v, want an error with the command db sync", args, err)
 		}
 	}
 }
