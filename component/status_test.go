@@ -61,7 +61,7 @@ func TestStatus(t *testing.T) {
 	if out := status(0, env); strings.Contains(out, "all-in-one") || !strings.Contains(out, "no such file") || !strings.Contains(out, "back        not running") && !strings.Contains(out, "back     not running") {
 		t.Errorf("after the end: %s", out)
 	}
-	abandoned, err := net.Listen("unix", filepath.Join(dir, "front.sock"))
+	abandoned, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, "front.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}

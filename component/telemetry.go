@@ -77,7 +77,7 @@ func newTelemetry(ctx context.Context, app *service.App, name, process string, o
 	}
 	var limiter outage.Limiter
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Log(context.Background(), limiter.Level(slog.LevelWarn), "traces incomplete", "option", traceOption, "error", err)
+		log.Log(context.WithoutCancel(ctx), limiter.Level(slog.LevelWarn), "traces incomplete", "option", traceOption, "error", err)
 	}))
 	whole := name // the process with all services has the name of the component
 	if process != AllInOne {
