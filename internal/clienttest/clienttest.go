@@ -2,6 +2,7 @@
 package clienttest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
@@ -67,8 +68,8 @@ func (c *Client) runJSON(t *testing.T, args ...string) (result any) {
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), c.Program, args...)
 	cmd.Env, cmd.Stderr = c.Env, &errs
 	out, err := cmd.Output()
-	if err == nil {
-		err = json.Unmarshal(out, &result)
+	if err == nil { // with --wait, a command may print a word such as Complete before the result
+		err = json.Unmarshal(out[max(bytes.IndexAny(out, "{["), 0):], &result)
 	}
 	if err != nil {
 		t.Fatalf("%s %s: %v: %s%s", c.Program, strings.Join(args, " "), err, out, errs.String())

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -135,15 +136,17 @@ func replaced(ids map[string]string, text string) string {
 
 // TestCapturesReplayed sends the requests of the captures in their order. The statuses, the texts of errors and the headers are those of Nova, and replies have Nova's
 // names and types. No other service runs, so the test sets the state that a server has after each action.
-func TestCapturesReplayed(t *testing.T) {
+func TestCapturesReplayed(t *testing.T) { //nolint:tparallel // the end of the test needs the subtests of all versions
 	t.Parallel()
-	used := map[string]bool{}
+	var used sync.Map // the keys of unreplayed that were used
 	for _, version := range []string{"2.1", "2.93"} {
 		captures := capturesOf(t, version)
-		eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) { c.replay(captures, used) }, func(cfg *api.Config) { cfg.DownAfter = time.Hour })
+		t.Run(version, func(t *testing.T) {
+			eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) { c.replay(captures, &used) }, func(cfg *api.Config) { cfg.DownAfter = time.Hour })
+		})
 	}
 	for begin := range unreplayed {
-		if !used[begin] {
+		if _, ok := used.Load(begin); !ok {
 			t.Errorf("no capture begins with %s", begin)
 		}
 	}
@@ -169,7 +172,7 @@ func (c *cloud) answerAsFake(host string) {
 }
 
 // replay sends the requests of captures, and compares the replies. It adds the used reasons of unreplayed to the map used.
-func (c *cloud) replay(captures []capture, used map[string]bool) {
+func (c *cloud) replay(captures []capture, used *sync.Map) {
 	c.Helper()
 	c.addHosts("compute-1", "compute-2", "compute-3", "compute-4")
 	c.exec(`UPDATE members SET host = 'vm' WHERE host = 'c1'`)
@@ -184,7 +187,7 @@ func (c *cloud) replay(captures []capture, used map[string]bool) {
 	var server, last string // the ids of the replayed server, and of the one that was created last
 	for _, one := range captures {
 		if begin := reasonFor(one.name, unreplayed); begin != "" {
-			used[begin] = true
+			used.Store(begin, true)
 			continue
 		}
 		done++
