@@ -162,14 +162,14 @@ func TestNetworkSamples(t *testing.T) {
 		c.addHost()
 
 		const attach = "os-attach-interfaces/"
-		for _, tt := range []struct{ version, folder, request, show string }{
+		for i, tt := range []struct{ version, folder, request, show string }{
 			{"2.1", "", "create-net_id-req", ""},
 			{"2.1", "", "create-req", ""},
 			{"2.49", "v2.49/", "create-req", ""},
 			{"2.70", "v2.70/", "create-net_id-req", "v2.70/"},
 			{"2.70", "v2.70/", "create-req", "v2.70/"},
 		} {
-			id := c.addActive(tt.version + tt.request[7:10])
+			id := c.addActive(fmt.Sprint("s", i))
 			neutron.add(smallPort, "")
 			at := "/servers/" + id + "/os-interface"
 			name := tt.folder + "attach-interfaces-" + tt.request

@@ -360,6 +360,10 @@ func (m *member) compareResult(command string, result any) {
 		if want := slices.Sorted(slices.Values(m.images)); !slices.Equal(ids, want) {
 			m.Errorf("%s: the ids %v, want %v", command, ids, want)
 		}
+	case strings.HasPrefix(command, "server rebuild "): // prints the server as it was before the wait
+		if row := printedRow(result); row["status"] != "REBUILD" || row["id"] != m.idNamed(fmt.Sprint(row["name"])) {
+			m.Errorf("%s: %v", command, row)
+		}
 	case strings.HasPrefix(command, "server event list "):
 		id := m.idNamed(strings.TrimPrefix(command, "server event list "))
 		m.compareRows(command, rows, m.shown("servers/"+id+"/os-instance-actions", "instanceActions").([]any), true) //nolint:forcetypeassert // as above
