@@ -83,6 +83,8 @@ func TestServerGroups(t *testing.T) {
 				c.Error(reply)
 			}
 		}
+		c.compareWith(nil, "2.71", "member", "POST", "/os-server-groups", "servers/v2.71/server-groups-post-req", "servers/v2.71/server-groups-post-resp", 200)
+		c.exec(`DELETE FROM server_groups`)
 		soft := c.addGroup("member", "soft", "soft-affinity")
 		if list := c.groups("2.1", "member", ""); len(list) != 1 || list[0].ID != soft || !slices.Equal(list[0].Policies, []string{"soft-affinity"}) {
 			c.Errorf("at 2.1: %+v", list)

@@ -141,6 +141,12 @@ func TestExtensions(t *testing.T) {
 		return
 	}
 	compareSample(t, "list", sample, list, nil, map[string]bool{})
+	for file, path := range map[string]string{"extensions-list-resp-v21-compatible.json": "", "extensions-get-resp.json": "/os-keypairs"} {
+		_, _, reply := ask(t, h, "GET", "/v2.1/extensions"+path, "")
+		if other, ok := readSample(t, filepath.Join(samplesOf(t, "extension-info"), file)); ok {
+			compareSample(t, file, other, reply, nil, map[string]bool{})
+		}
+	}
 	var ours, theirs struct {
 		Extensions []struct{ Alias, Name string }
 	}
