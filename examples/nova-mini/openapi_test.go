@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"maps"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,11 +51,12 @@ func TestOpenAPI(t *testing.T) {
 	if history := string(printed(t, "openapi", "--history")); !strings.Contains(history, "2.19     GET /v2.1/servers/{id}") {
 		t.Errorf("history: %s", history)
 	}
-	for _, c := range api.Changes { // a version that changes nothing here (no Where) has the document of the version before it
+	changes := slices.DeleteFunc(slices.Clone(api.Changes), func(c api.Change) bool { return c.Where == "" }) // such a version has the document of the version before it
+	if os.Getenv("ARMATURE_ACCEPT") == "" {                                                                   // make accept runs the rest
+		changes = []api.Change{changes[0], changes[rand.N(len(changes))], changes[len(changes)-1]}
+	}
+	for _, c := range changes {
 		version := c.Version
-		if c.Where == "" {
-			continue
-		}
 		if _, err := apitest.NewChecker(printed(t, "openapi", "--version", version)); err != nil {
 			t.Errorf("version %s: %v", version, err)
 		}

@@ -145,12 +145,13 @@ type serverPage[T any] struct {
 }
 
 func serverList[T any](ctx context.Context, s *server, r *api.Request[api.None], allRule string, view func(*store.Server) T) (serverPage[T], error) {
-	out := serverPage[T]{Servers: []T{}}
+	var out serverPage[T]
 	q, err := s.serverQuery(ctx, r.Request, r.List, allRule)
 	if err != nil {
 		return out, err
 	}
 	list, err := s.cfg.Store.Servers(ctx, q)
+	out.Servers = make([]T, 0, len(list))
 	for i := range list {
 		out.Servers = append(out.Servers, view(&list[i]))
 	}

@@ -464,19 +464,20 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 }
 
 // TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails. With SIGKILL requests may
-// fail, but no server is lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
+// fail, but no server is lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders. The test takes minutes and the whole processor, so it
+// runs only in `make upgrade-test` and `make accept`.
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use the processor
-	scenario(t)
+	text := os.Getenv("ARMATURE_UPGRADE_ROUNDS")
+	if text == "" {
+		t.Skip("runs with make upgrade-test and make accept")
+	}
+	var rounds int
+	if _, err := fmt.Sscan(text, &rounds); err != nil {
+		t.Fatal(err)
+	}
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("ARMATURE_UPGRADE_SEED"); text != "" {
 		if _, err := fmt.Sscan(text, &seed); err != nil {
-			t.Fatal(err)
-		}
-	}
-	rounds, all := 1, false
-	if text := os.Getenv("ARMATURE_UPGRADE_ROUNDS"); text != "" {
-		all = true
-		if _, err := fmt.Sscan(text, &rounds); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -488,11 +489,9 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 		t.Fatal(err)
 	}
 	next := &upgradeRelease{name: "next", lines: noQuota + "next_option = x\n[oslo_policy]\npolicy_file = " + rules + "\n[DEFAULT]\n", program: releasetest.Next(t, novaMini)}
+	last := &upgradeRelease{name: "last", program: releasetest.Last(t, novaMini)}
 	run := func(name string, f func(t *testing.T)) { t.Run(name, f) }
-	if all {
-		last := &upgradeRelease{name: "last", program: releasetest.Last(t, novaMini)}
-		run("last", func(t *testing.T) { upgradeRound(t, seed, last, this, upgradeOrder, false, false) })
-	}
+	run("last", func(t *testing.T) { upgradeRound(t, seed, last, this, upgradeOrder, false, false) })
 	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
 	if rounds >= 10 { // make accept has fewer rounds
 		run("clocks", func(t *testing.T) {
@@ -503,12 +502,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // no other test may use 
 			upgradeRound(t, seed, &upgradeRelease{name: "this with wrong clocks", lines: noQuota, program: program, wrongClocks: true}, next, upgradeOrder, false, true)
 		})
 	}
-	if all {
-		run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
-	}
-	if !all { // make accept runs the other rounds
-		return
-	}
+	run("documented-killed", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, true, true) })
 	for i := range rounds {
 		order := slices.Clone(upgradeOrder)
 		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })

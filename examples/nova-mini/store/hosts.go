@@ -229,11 +229,12 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // DefaultZone is the availability zone of hosts that report none. It is Nova's default.
 const DefaultZone = "nova"
 
-// zoneOf returns SQL for the availability zone of a server. A server on a host has the zone of the host. A server that has not run yet has the zone that its
-// client wants. Any other server has the empty zone. The parameter table is the name of the table of servers, and hostZone is SQL for the zone of the host.
-func zoneOf(table, hostZone string) string {
-	return fmt.Sprintf("CASE WHEN %[1]s.host IS NOT NULL THEN COALESCE(%[2]s, '%[3]s') WHEN %[1]s.launched_at IS NULL THEN COALESCE(%[1]s.pinned_zone, '') ELSE '' END",
-		table, hostZone, DefaultZone)
+// zoneOf returns SQL for the availability zone of a server in the table with this name. A server on a host has the zone of the host. A server that has not run
+// yet has the zone that its client wants. Any other server has the empty zone. The SQL has a subquery and not a join: a query that locks the row of a server
+// would also lock a joined row, and MariaDB sorts the rows of a join in a temporary table, which takes half as long again for a list.
+func zoneOf(table string) string {
+	return fmt.Sprintf("CASE WHEN %[1]s.host IS NOT NULL THEN COALESCE((SELECT hosts.zone FROM hosts WHERE hosts.name = %[1]s.host), '%[2]s') "+
+		"WHEN %[1]s.launched_at IS NULL THEN COALESCE(%[1]s.pinned_zone, '') ELSE '' END", table, DefaultZone)
 }
 
 // Zones returns the availability zones of all compute hosts, by host.

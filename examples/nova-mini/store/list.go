@@ -56,7 +56,7 @@ type ServerQuery struct {
 	Keep []func(*Server) bool
 }
 
-// Servers returns a page of servers. Errors: Invalid, reason MarkerNotFound, if the marker is not a server of the
+// Servers returns a page of servers. It leaves RequestID, Resize, SoftDeletedAt and the fields of a shelved server empty; [Store.Server] reads them. Errors: Invalid, reason MarkerNotFound, if the marker is not a server of the
 // query's projects.
 func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	from := serversWithTasks

@@ -169,7 +169,7 @@ var (
 func asServers(query string) string { return "(" + query + ") servers" }
 
 // goneServers is a query of the deleted servers.
-var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s"+withHost, computed)
+var goneServers = selectServers("NULL", "s.deleted_at", "deleted_servers s", computed)
 
 // liveTask is SQL for the task_state of the server s with the current operation o. It uses the form CASE column WHEN value, because databases
 // parse and evaluate this form faster than CASE WHEN condition.
@@ -181,11 +181,8 @@ var liveTask = func() string {
 	return fmt.Sprintf("CASE WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ELSE CASE o.kind%s END END", Create.Name, StepBuild, Spawning, &cases)
 }()
 
-// withHost is SQL for a FROM clause: the hosts h of the servers s. withOperation is SQL for the servers s with their current operation o and their host h.
-const (
-	withHost      = " LEFT JOIN hosts h ON h.name = s.host"
-	withOperation = "servers s LEFT JOIN operation_current o ON o.resource = s.id" + withHost
-)
+// withOperation is SQL for a FROM clause: the servers s with their current operation o.
+const withOperation = "servers s LEFT JOIN operation_current o ON o.resource = s.id"
 
 // liveServers is a query of the servers that are not deleted. oneServer is a query of one such server by id, without the computed columns.
 var (
@@ -202,7 +199,7 @@ func selectServers(task, terminated, from string, more map[string]string) string
 	for _, name := range slices.Sorted(maps.Keys(more)) {
 		fmt.Fprintf(&also, ", %s AS %s", more[name], name)
 	}
-	return `SELECT s.` + strings.Join(columns, ", s.") + deriveOf("s", "h.zone") + also.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
+	return `SELECT s.` + strings.Join(columns, ", s.") + deriveOf("s") + also.String() + `, ` + terminated + ` AS terminated_at, ` + task + ` AS task_state FROM ` + from
 }
 
 // Operations returns the store of the operations on servers.

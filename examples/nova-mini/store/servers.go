@@ -135,19 +135,17 @@ type Server struct {
 }
 
 // derivedColumns are the columns of a Server that its table does not have. unreadColumns are the columns of the table that most queries do not read.
+// unlistedColumns are further ones that a list does not read, because no view of a server needs them, and a list may have 1,000 rows.
 var (
-	derivedColumns = []string{`"availability_zone"`, `"task_state"`, `"terminated_at"`, `"has_user_data"`}
-	unreadColumns  = []string{`"user_data"`, `"public_key"`, `"admin_pass"`, `"files"`}
+	derivedColumns  = []string{`"availability_zone"`, `"task_state"`, `"terminated_at"`, `"has_user_data"`}
+	unreadColumns   = []string{`"user_data"`, `"public_key"`, `"admin_pass"`, `"files"`}
+	unlistedColumns = []string{`"request_id"`, `"resize"`, `"shelved_image"`, `"shelved_at"`, `"shelved_upload"`, `"soft_deleted_at"`}
 )
 
-// deriveOf returns SQL for the derived columns that do not need the operation of a server. The parameters are those of zoneOf.
-func deriveOf(table, hostZone string) string {
-	return ", " + zoneOf(table, hostZone) + " AS availability_zone, user_data IS NOT NULL AS has_user_data"
+// deriveOf returns SQL for the derived columns that do not need the operation of a server. The parameter is the name of the table of servers.
+func deriveOf(table string) string {
+	return ", " + zoneOf(table) + " AS availability_zone, user_data IS NOT NULL AS has_user_data"
 }
-
-// derivedHere is the SQL of deriveOf for queries without a join. Queries that lock a server's row use it, because a join would also
-// lock the host's row.
-var derivedHere = deriveOf("servers", "(SELECT hosts.zone FROM hosts WHERE hosts.name = servers.host)")
 
 // tableColumns returns the columns of a server that its table has.
 func tableColumns() []string {
@@ -159,8 +157,8 @@ func shownColumns() []string {
 	return slices.DeleteFunc(tableColumns(), func(name string) bool { return slices.Contains(unreadColumns, name) })
 }
 
-// listColumns are the columns that queries of [serversWithTasks], [deletedServers] and [anyServers] read.
-var listColumns = strings.Join(append(shownColumns(), derivedColumns...), ", ")
+// listColumns are the columns that lists of [serversWithTasks], [deletedServers] and [anyServers] read.
+var listColumns = strings.Join(append(slices.DeleteFunc(shownColumns(), func(name string) bool { return slices.Contains(unlistedColumns, name) }), derivedColumns...), ", ")
 
 // BootFlavor has those values of a flavor that are stored with each server of the flavor, besides the server's resources.
 type BootFlavor struct {
@@ -346,7 +344,7 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 // ServerToBuild returns one server with all values that a driver needs to build it, but without TaskState. Errors: NotFound.
 func (s *Store) ServerToBuild(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+strings.Join(tableColumns(), ", ")+derivedHere+` FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, NoServer(id), `SELECT `+strings.Join(tableColumns(), ", ")+deriveOf("servers")+` FROM servers WHERE id = ?`, id)
 	return srv, err
 }
 
@@ -376,7 +374,7 @@ func (s *Store) UserData(ctx context.Context, ids ...string) (map[string]*string
 // lockServer returns one server with the shown columns, so without TaskState, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Join(shownColumns(), ", ")+derivedHere+` FROM servers WHERE id = ? FOR UPDATE`, id)
+	err := s.get(ctx, tx, srv, NoServer(id), `SELECT `+strings.Join(shownColumns(), ", ")+deriveOf("servers")+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 

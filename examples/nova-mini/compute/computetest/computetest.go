@@ -111,7 +111,27 @@ func (e *env) call(f func(ctx context.Context, d compute.Driver) error) error {
 func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err != nil {
+		e.logConsoles()
 		e.Fatalf("%s: %v: %v", what, fault.CodeOf(err), err)
+	}
+}
+
+// logConsoles logs the last lines of the consoles of all servers, because a guest that does not react says there why.
+func (e *env) logConsoles() {
+	e.Helper()
+	if !e.Info().Has(compute.CapConsoleLog) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout)
+	defer cancel()
+	list, err := e.Driver().List(ctx)
+	if err != nil {
+		e.Logf("list: %v", err)
+	}
+	for _, i := range list {
+		var b strings.Builder
+		err := e.Driver().ConsoleLog(ctx, i.ID, 30, &b)
+		e.Logf("the console of server %s, whose power state is %v: %v\n%s", i.ID, i.Power, err, &b)
 	}
 }
 
@@ -249,7 +269,6 @@ func (c *Config) methods() []method {
 		{"SetPassword", compute.CapSetPassword, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.SetPassword(ctx, id, "secret")
 		}, compute.Running, compute.Running},
-		{"InjectNMI", compute.CapInjectNMI, func(ctx context.Context, d compute.Driver, id string) error { return d.InjectNMI(ctx, id) }, compute.Running, compute.Running},
 		{"ConsoleLog", compute.CapConsoleLog, func(ctx context.Context, d compute.Driver, id string) error {
 			return d.ConsoleLog(ctx, id, 0, new(strings.Builder))
 		}, 0, 0},
@@ -276,6 +295,8 @@ func (c *Config) methods() []method {
 			_, err := d.Diagnostics(ctx, id)
 			return err
 		}, 0, 0},
+		// A guest that gets the interrupt while it boots may hang, so no later call may need the guest's help.
+		{"InjectNMI", compute.CapInjectNMI, func(ctx context.Context, d compute.Driver, id string) error { return d.InjectNMI(ctx, id) }, compute.Running, compute.Running},
 	}
 }
 
