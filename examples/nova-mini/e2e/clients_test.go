@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -323,7 +321,7 @@ func (m *member) compareResult(command string, result any) {
 	case command == "limits show --absolute":
 		limits := m.shown("limits", "limits", "absolute").(map[string]any) //nolint:forcetypeassert // the reply of the API is compared with the OpenAPI document in other tests
 		for _, r := range rows {
-			if row := printedRow(r); !reflect.DeepEqual(limits[fmt.Sprint(row["name"])], row["value"]) {
+			if row := printedRow(r); fmt.Sprint(limits[fmt.Sprint(row["name"])]) != fmt.Sprint(row["value"]) {
 				m.Errorf("%s: %v, the API has %v", command, row, limits)
 			}
 		}
@@ -344,7 +342,7 @@ func (m *member) compareResult(command string, result any) {
 		}
 		row, of := printedRow(rows[0]), used[0].(map[string]any) //nolint:forcetypeassert // as above
 		servers, _ := of["server_usages"].([]any)
-		if fmt.Sprint(row["servers"]) != strconv.Itoa(len(servers)) || row["project"] != "p" && row["project"] != of["tenant_id"] {
+		if printed, _ := row["servers"].([]any); len(printed) != len(servers) || row["project"] != "p" && row["project"] != of["tenant_id"] {
 			m.Errorf("%s: %v, the API has %v", command, row, of)
 		}
 	case command == "image list":
@@ -417,7 +415,7 @@ func printedRow(v any) map[string]any {
 	return out
 }
 
-// comparedFields are the fields of the API that commands print with the same value. A command must print the first three of those that an object has.
+// comparedFields are the fields of the API that commands print with the same value. A command must print the first three, as far as an object has them.
 var comparedFields = strings.Fields("id name status ram vcpus disk binary host zone state hypervisor_hostname fingerprint type policy action request_id user_id project_id key_name")
 
 // compareRows compares the rows that a command has printed with the objects that the API shows. If whole is set, each object has a row.
@@ -454,7 +452,8 @@ func (m *member) compareRows(command string, rows, objects []any, whole bool) {
 		for i, name := range comparedFields {
 			v, shown := of[name]
 			printed, ok := row[name]
-			if shown && (ok || i < 3) && fmt.Sprint(printed) != fmt.Sprint(v) {
+			must := i < 3 && (name != "status" || command != "hypervisor list") // this list has no status
+			if shown && (ok || must) && fmt.Sprint(printed) != fmt.Sprint(v) {
 				m.Errorf("%s: %s = %v, the API has %v", command, name, printed, v)
 			}
 		}
