@@ -136,7 +136,7 @@ type hypervisorView struct {
 
 	Type              string            `json:"hypervisor_type"`
 	Version           int               `json:"hypervisor_version"`
-	HostIP            *string           `json:"host_ip" format:"ipv4"`
+	HostIP            string            `json:"host_ip" format:"ipv4"`
 	Service           hypervisorService `json:"service"`
 	hypervisorAmounts `until:"2.87"`
 	CPUInfo           string     `json:"cpu_info" until:"2.27"`
@@ -176,7 +176,7 @@ func briefHypervisor(h *store.Host, servers []hostedServer) hypervisorBrief {
 
 func viewHypervisor(h *store.Host, servers []hostedServer) hypervisorView {
 	return hypervisorView{
-		hypervisorBrief: briefHypervisor(h, servers), Type: h.Driver, Version: versionNumber(h.DriverVersion), HostIP: h.IP,
+		hypervisorBrief: briefHypervisor(h, servers), Type: h.Driver, Version: versionNumber(h.DriverVersion), HostIP: h.Address(),
 		Service: hypervisorService{
 			ID: h.Service.Number, UUID: store.ServiceUUID(store.ComputeBinary, h.Hostname), Host: h.Hostname, DisabledReason: textOrNil(h.Service.DisabledReason),
 		},

@@ -10,7 +10,7 @@ import (
 )
 
 // TestHypervisorFacts: administrators see the address and the version that a compute service reports. A compute service of an earlier release reports
-// no address.
+// no address, and is shown as before.
 func TestHypervisorFacts(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -18,7 +18,7 @@ func TestHypervisorFacts(t *testing.T) {
 			{"192.0.2.7", "1.2.3", `"hypervisor_version":1002003,"host_ip":"192.0.2.7"`},
 			{"192.0.2.8", "v2", `"hypervisor_version":0,"host_ip":"192.0.2.8"`},
 			{"192.0.2.8", "10.5-rc1", `"hypervisor_version":10005000,"host_ip":"192.0.2.8"`},
-			{"", "", `"hypervisor_version":0,"host_ip":null`},
+			{"", "", `"hypervisor_version":0,"host_ip":"127.0.0.1"`},
 		} {
 			report := compute.HostReport{Host: "n9", Driver: "d", DriverVersion: tt.version, IP: tt.ip, Resources: compute.Resources{VCPUs: 9, MemoryMiB: 9 << 10, DiskGiB: 99}}
 			if err := c.store.ReportHost(t.Context(), &report, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {

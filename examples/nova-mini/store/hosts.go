@@ -172,13 +172,21 @@ type Host struct {
 	Hostname      string `db:"name"`
 	Driver        string `db:"driver"`
 	DriverVersion string `db:"driver_version"`
-	// IP is the IPv4 address of the host. Nil: not known, because the compute service is of an earlier release.
+	// IP is nil if it is not known, because the compute service is of an earlier release, see Address.
 	IP *string `db:"ip"`
 	// DriverCapabilities are those of the driver. Nil: the host reports none.
 	DriverCapabilities db.JSON[[]driver.Capability] `db:"capabilities"`
 
 	Service             Service `db:"-"`
 	*placement.Provider `db:"-"`
+}
+
+// Address returns the IPv4 address of the host. If it is not known, Address returns the one that earlier releases showed for all hosts.
+func (h *Host) Address() string {
+	if h.IP == nil {
+		return "127.0.0.1"
+	}
+	return *h.IP
 }
 
 // Hosts returns all compute hosts, sorted by id. A host whose service sent no heartbeat for downAfter is down.
