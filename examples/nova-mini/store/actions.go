@@ -339,7 +339,7 @@ func (s *Server) losesSize(a compute.Action, failed error) bool {
 	switch {
 	case s.Resize.V == nil || !resizes(a) && a != compute.SoftDelete:
 		return false
-	case a == compute.Resize && s.FlavorID != s.Resize.V.From.FlavorID: // another resize, which is done
+	case a == compute.Resize && s.hasResized(): // another resize, which is done
 		return false
 	case a == compute.SoftDelete && s.Resize.V.Back: // it has preempted a resize or a revert
 		return true

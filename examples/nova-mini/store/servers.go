@@ -169,6 +169,8 @@ type BootFlavor struct {
 	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
 	// ExtraDisks reports whether the server has the ephemeral and the swap disk of the flavor. A server of an earlier release has one larger disk instead.
 	ExtraDisks bool `json:"extra_disks,omitempty"`
+	// CreatedAt is the time of the creation of the flavor, which tells flavors with the same id apart. Nil: it is not known, because an earlier release has created the flavor or the server.
+	CreatedAt *time.Time `json:"created_at,omitempty"`
 }
 
 // Extra returns the sizes of the ephemeral and the swap disk of a server.
@@ -181,7 +183,7 @@ func (b *BootFlavor) Extra() (ephemeralGiB, swapMiB int) {
 
 // Boot returns the values of the flavor that are stored with each server of the flavor.
 func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0}
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0, CreatedAt: f.CreatedAt}
 }
 
 // Flavor returns the values of the flavor at the time of the server's creation or last resize. For a server that an earlier release
