@@ -81,6 +81,8 @@ type Server struct {
 	ShelvedAt    *time.Time `db:"shelved_at"`
 	// ShelvedUpload reports whether ShelvedImage is in the image service. Nil: the server is not shelved, or an earlier release has shelved it.
 	ShelvedUpload *bool `db:"shelved_upload"`
+	// ShelvedHost is the host whose driver stores ShelvedImage. Nil: ShelvedImage is in the image service, the server is not shelved, or an earlier release has shelved it.
+	ShelvedHost *string `db:"shelved_host"`
 	// SoftDeletedAt is the time at which the server was last soft-deleted. It stays after the server has been restored.
 	SoftDeletedAt *time.Time `db:"soft_deleted_at"`
 
@@ -139,7 +141,7 @@ type Server struct {
 var (
 	derivedColumns  = []string{`"availability_zone"`, `"task_state"`, `"terminated_at"`, `"has_user_data"`}
 	unreadColumns   = []string{`"user_data"`, `"public_key"`, `"admin_pass"`, `"files"`}
-	unlistedColumns = []string{`"request_id"`, `"resize"`, `"shelved_image"`, `"shelved_at"`, `"shelved_upload"`, `"soft_deleted_at"`}
+	unlistedColumns = []string{`"request_id"`, `"resize"`, `"shelved_image"`, `"shelved_at"`, `"shelved_upload"`, `"shelved_host"`, `"soft_deleted_at"`}
 )
 
 // deriveOf returns SQL for the derived columns that do not need the operation of a server. The parameter is the name of the table of servers.
