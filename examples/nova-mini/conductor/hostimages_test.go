@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// removalOf returns the operation that removes an image. The result is nil if there is none.
+// removalOf returns the operation that removes an image. The result is nil if no such operation exists.
 func (b *bench) removalOf(image string) *operation.Operation {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: image, Kind: store.DiscardImage.Name})
