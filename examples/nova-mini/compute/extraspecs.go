@@ -30,6 +30,9 @@ const (
 	HypervisorHost     = "host"
 )
 
+// hideHypervisor is the older name of hw:hide_hypervisor_id. In Nova it has the same effect.
+const hideHypervisor = "hide_hypervisor_id"
+
 // refusedSpaces has the prefixes of the names of extra specs that change the guest or its host in Nova, and that no driver honors. Such an extra
 // spec asks for nothing if its value in lower case is in the list off, or in the list that the map harmless has under its name.
 var (
@@ -48,6 +51,8 @@ func NeedsOf(specs map[string]string, has Resources) (out FlavorNeeds) {
 		value := specs[name]
 		scope, rest, scoped := strings.Cut(name, ":")
 		switch {
+		case name == hideHypervisor && refusedSpec("hw:"+name, value):
+			out.refuse(name, value)
 		case !scoped:
 			out.conditionWithoutScope(name, value)
 		case scope == "capabilities", scope == "aggregate_instance_extra_specs":
@@ -57,12 +62,16 @@ func NeedsOf(specs map[string]string, has Resources) (out FlavorNeeds) {
 		case strings.HasPrefix(scope, "trait") && value == "forbidden":
 			out.Forbidden = append(out.Forbidden, rest)
 		case strings.HasPrefix(scope, "resources") && !has.isAmount(scope, rest, value), refusedSpec(name, value):
-			if out.Refused == "" {
-				out.Refused = name + " = " + value
-			}
+			out.refuse(name, value)
 		}
 	}
 	return out
+}
+
+func (n *FlavorNeeds) refuse(name, value string) {
+	if n.Refused == "" {
+		n.Refused = name + " = " + value
+	}
 }
 
 func (n *FlavorNeeds) condition(name, value string) {

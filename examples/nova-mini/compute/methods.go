@@ -31,6 +31,9 @@ var (
 	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. An action may need
 	// a later version, see [ActionInfo].Since.
 	Act = rpc.Define(rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce})
+	// RemoveImage makes the worker remove the image of a shelve that its driver stores, with BeginStep and EndStep as for Build. It is the step of an operation on the image, and gives way to
+	// other work on the server: the worker drops the request, and the conductor repeats it later. The reported error is Unimplemented if the driver does not have CapRemoveImage.
+	RemoveImage = rpc.Define(rpc.Method[RemoveImageRequest, rpc.None]{Interface: Worker, Name: "remove_image", Since: v15, Delivery: rpc.AtLeastOnce})
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as in Nova. Errors: NotFound if the server is
 	// not on the host; Unimplemented if the driver has no console logs.
 	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
@@ -84,6 +87,14 @@ type Rotation struct {
 	ProjectID string `json:"project_id"`
 	// Images are the images that the driver removes if nova-mini has no image service.
 	Images []string `json:"images,omitempty"`
+}
+
+// RemoveImageRequest asks for the removal of an image that the driver of the host stores.
+type RemoveImageRequest struct {
+	// ServerID is the server from whose disk the image was made. It may have been deleted, or be on another host.
+	ServerID string `json:"server_id"`
+	ImageRef string `json:"image_ref"`
+	Token    string `json:"token"`
 }
 
 // ConsoleRequest asks for a server's console log.

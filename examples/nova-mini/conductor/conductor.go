@@ -6,7 +6,7 @@
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
 //	                and on no host
 //	server.delete   destroy: the compute service destroys the server. In the end the server does not exist, or is in error
-//	image.discard   discard: the image service removes an image that no server needs
+//	image.discard   discard: the image service, or the compute service of the host whose driver stores it, removes an image that no server needs
 //	server.ACTION   act: the compute service does the action, one of compute.Actions. In the end the server is in the state
 //	                that the action leads to, or in its old state with a fault. An action with ActionInfo.Schedules begins
 //	                with the step schedule. An action with ActionInfo.Rotates also has the steps choose and rotate, in which
@@ -272,7 +272,7 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 		return err
 	}
 	longest := maxResend
-	if op.Kind != store.Delete.Name && op.Kind != store.Kinds[compute.SoftDelete].Name {
+	if unlimited := []string{store.Delete.Name, store.Kinds[compute.SoftDelete].Name, store.DiscardImage.Name}; !slices.Contains(unlimited, op.Kind) {
 		longest = min(longest, max(s.cfg.Resend, s.cfg.BuildTimeout/10))
 	}
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))

@@ -37,6 +37,7 @@ type bench struct {
 	builds   chan compute.BuildRequest
 	destroys chan compute.DestroyRequest
 	acts     chan compute.ActRequest
+	removals chan removal
 
 	cfg conductor.Config
 }
@@ -58,7 +59,7 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 	dbtest.EachInBubble(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		cfg := cfg // a copy for each database
-		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100)}
+		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100), removals: make(chan removal, 1000)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)
 		client := rpc.NewClient(bus, calls)
@@ -78,8 +79,8 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 		}{
 			{compute.Conductor, "c", b.svc.Register},
 			{compute.Scheduler, "s", sched.Register},
-			{compute.Worker, "h1", b.registerWorker},
-			{compute.Worker, "h2", b.registerWorker},
+			{compute.Worker, "h1", b.registerWorker("h1")},
+			{compute.Worker, "h2", b.registerWorker("h2")},
 		} {
 			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Logger: quiet})
 			s.add(srv)
@@ -97,20 +98,32 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 	})
 }
 
-// registerWorker registers the handlers of a compute service. They pass the requests to the test.
-func (b *bench) registerWorker(srv *rpc.Server) {
-	rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
-		b.builds <- *r
-		return &rpc.None{}, nil
-	})
-	rpc.Handle(srv, compute.Act, func(_ context.Context, r *compute.ActRequest) (*rpc.None, error) {
-		b.acts <- *r
-		return &rpc.None{}, nil
-	})
-	rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
-		b.destroys <- *r
-		return &rpc.None{}, nil
-	})
+// removal is a request to remove an image from a host.
+type removal struct {
+	host string
+	compute.RemoveImageRequest
+}
+
+// registerWorker returns a function that registers the handlers of the compute service of a host. They pass the requests to the test.
+func (b *bench) registerWorker(host string) func(*rpc.Server) {
+	return func(srv *rpc.Server) {
+		rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
+			b.builds <- *r
+			return &rpc.None{}, nil
+		})
+		rpc.Handle(srv, compute.Act, func(_ context.Context, r *compute.ActRequest) (*rpc.None, error) {
+			b.acts <- *r
+			return &rpc.None{}, nil
+		})
+		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
+			b.destroys <- *r
+			return &rpc.None{}, nil
+		})
+		rpc.Handle(srv, compute.RemoveImage, func(_ context.Context, r *compute.RemoveImageRequest) (*rpc.None, error) {
+			b.removals <- removal{host, *r}
+			return &rpc.None{}, nil
+		})
+	}
 }
 
 // addHost adds a host with room for two servers of addServer.

@@ -10,6 +10,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -32,10 +33,23 @@ func (s *Service) discardImage(ctx context.Context, op *operation.Op, data *stor
 	if err != nil {
 		return err
 	}
+	if data.Host != "" {
+		return s.castRemoval(ctx, op, data)
+	}
 	if s.cfg.Images == nil {
 		return fault.New(fault.Unavailable, "remove image %s, which is no longer needed: this conductor has no section [glance]", op.Resource)
 	}
 	return s.cfg.Images.Discard(ctx, op.Resource, data.KeepActive)
+}
+
+// castRemoval casts the request to remove an image to the compute service of the host whose driver stores it.
+func (s *Service) castRemoval(ctx context.Context, op *operation.Op, data *store.DiscardData) error {
+	if !s.cfg.Client.Allows(compute.Worker, compute.RemoveImage.Since) {
+		return operation.Transient(fault.New(fault.Unavailable, "the image %s of host %s cannot be removed before all compute services have version %v", op.Resource, data.Host, compute.RemoveImage.Since))
+	}
+	return s.waitForReport(op, data.Host, rpc.Cast(ctx, s.cfg.Client, compute.RemoveImage, data.Host, &compute.RemoveImageRequest{
+		ServerID: data.Server, ImageRef: op.Resource, Token: op.Token,
+	}))
 }
 
 // discard begins the operation that removes an image.
@@ -47,29 +61,41 @@ func (s *Service) discard(ctx context.Context, id string, data store.DiscardData
 	return nil
 }
 
-// discardShelved begins to remove the image of a shelved server that is unshelved or deleted in the same transaction. An image that is not in the image service stays.
+// discardShelved begins to remove the image of a shelved server that is unshelved or deleted in the same transaction. An image of a driver stays if its host is not known.
 func (s *Service) discardShelved(ctx context.Context, tx *sqlx.Tx, server string) error {
-	id, uploaded, err := s.cfg.Store.ShelvedImage(ctx, tx, server)
-	if uploaded == nil { // an earlier release has shelved the server
-		uploaded = new(s.cfg.Images != nil)
-	}
-	if err != nil || id == "" || !*uploaded {
+	image, err := s.cfg.Store.ShelvedImage(ctx, tx, server)
+	if err != nil || image.ID == "" {
 		return err
 	}
-	return s.discard(ctx, id, store.DiscardData{Server: server})
+	if image.Uploaded == nil { // an earlier release has shelved the server
+		image.Uploaded = new(s.cfg.Images != nil)
+	}
+	data := store.DiscardData{Server: server}
+	if !*image.Uploaded {
+		if image.Host == nil {
+			s.cfg.Logger.WarnContext(ctx, "image of a shelved server stays, because its host is not known", "image", image.ID, "server", server)
+			return nil
+		}
+		data.Host = *image.Host
+	}
+	return s.discard(ctx, image.ID, data)
 }
 
-// endUpload keeps or removes the image of an action that uploads one. After success the image stays. After a failure that the host has reported, the image is removed, because it may have other
-// content. After a timeout, a cancellation or a refusal, an image with content stays, because an earlier attempt may have completed the image. The image of a shelve is
-// removed in these cases, too, because no client has asked for the image.
+// endUpload keeps or removes the image of an action that uploads one, and the image of a shelve. After success the image stays. After a failure that the host has reported, the image is
+// removed, because it may have other content. After a timeout, a cancellation or a refusal, an image with content stays, because an earlier attempt may have completed the image. The image
+// of a shelve is removed in these cases, too, because no client has asked for the image.
 func (s actor) endUpload(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.ActData) error {
-	if !data.Upload || data.Backup != nil && data.Backup.Made {
+	shelve := s.action == compute.Shelve && data.ImageRef != ""
+	switch {
+	case !data.Upload && !shelve || data.Backup != nil && data.Backup.Made:
 		return nil
-	}
-	if op.Err == nil {
+	case op.Err == nil:
 		return s.cfg.Store.KeepImage(ctx, tx, data.ImageRef)
+	case !data.Upload:
+		s.cfg.Store.AfterCommit(ctx, func() { s.Runner.NotifyResource(data.ImageRef) })
+		return s.cfg.Store.DiscardOnHost(ctx, tx, op.Resource, data.ImageRef)
 	}
 	c := fault.CodeOf(op.Err)
 	unknown := c == fault.Timeout || c == fault.Canceled || c == fault.Precondition // refused, see EndStep
-	return s.discard(ctx, data.ImageRef, store.DiscardData{Server: op.Resource, KeepActive: unknown && s.action != compute.Shelve})
+	return s.discard(ctx, data.ImageRef, store.DiscardData{Server: op.Resource, KeepActive: unknown && !shelve})
 }

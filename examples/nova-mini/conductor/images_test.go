@@ -238,8 +238,8 @@ func (b *bench) operationOf(id string, a compute.Action) *operation.Operation {
 	return &list[0]
 }
 
-// TestDiscardElsewhere: if the conductor that gets the report has no image service, another conductor removes the image of the shelved server. An image that the driver stores is not
-// removed. If an earlier release has shelved the server, the image is removed only if the conductor that gets the report has an image service.
+// TestDiscardElsewhere: if the conductor that gets the report has no image service, another conductor removes the image of the shelved server. The image service does not remove an image
+// that the driver stores. If an earlier release has shelved the server, the image is removed only if the conductor that gets the report has an image service.
 func TestDiscardElsewhere(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{ShelvedOffload: -1}, func(b *bench) {
@@ -252,8 +252,11 @@ func TestDiscardElsewhere(t *testing.T) {
 			succeeds(b, id, b.act(id, compute.Shelve, uploads(compute.Shelve, name, upload)))
 			unshelves(b, id, compute.ActRequest{})
 			list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: name, Open: true})
-			if err != nil || (len(list) == 1) != upload {
-				b.Errorf("%s: %d open operations, %v", name, len(list), err)
+			if err != nil || len(list) != 1 {
+				b.Fatalf("%s: %d open operations, %v", name, len(list), err)
+			}
+			if got := b.removes(name); (got == "") != upload {
+				b.Errorf("%s: the image is removed from host %q", name, got)
 			}
 			deletes(b, id, compute.ActRequest{})
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -242,6 +243,14 @@ func (a *actions) testKilledActions() {
 			})
 		}
 	}
+	// The images of createImage stay. Those of the shelves and of the backups are removed from the hosts.
+	a.poll("the removal of images", 90*time.Second, func() error {
+		files, err := filepath.Glob(filepath.Join(a.dir, "instances", "*", "images", "*"))
+		if err == nil && len(files) != len(ids) {
+			err = fmt.Errorf("the hosts have %d images, want %d: %v", len(files), len(ids), files)
+		}
+		return err
+	})
 	for _, id := range ids {
 		var past struct {
 			InstanceActions []struct{ Action, Message string }

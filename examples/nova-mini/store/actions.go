@@ -291,7 +291,7 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	resizing := srv.Resize.V != nil
 	srv.endAction(a.Info(), data, failed, now)
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, power_state = :power_state, host = :host, flavor_id = :flavor_id, boot_flavor = :boot_flavor, vcpus = :vcpus, memory_mib = :memory_mib,
-		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL, networks = :networks,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, shelved_image = :shelved_image, shelved_upload = :shelved_upload, shelved_host = :shelved_host, shelved_at = :shelved_at, soft_deleted_at = :soft_deleted_at, admin_pass = NULL, networks = :networks,
 		fault_code = :fault_code, fault_for_users = :fault_for_users, fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
 	if err != nil {
@@ -339,7 +339,7 @@ func (s *Server) losesSize(a compute.Action, failed error) bool {
 	switch {
 	case s.Resize.V == nil || !resizes(a) && a != compute.SoftDelete:
 		return false
-	case a == compute.Resize && s.FlavorID != s.Resize.V.From.FlavorID: // another resize, which is done
+	case a == compute.Resize && s.hasResized(): // another resize, which is done
 		return false
 	case a == compute.SoftDelete && s.Resize.V.Back: // it has preempted a resize or a revert
 		return true
@@ -381,18 +381,27 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 		s.Host = nil
 	case failed != nil:
 	case s.VMState == compute.VMSoftDeleted:
-		s.SoftDeletedAt, s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = &now, "", nil, nil
+		s.SoftDeletedAt = &now
+		s.forgetShelved()
 	case s.VMState == compute.VMShelved:
-		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = data.ImageRef, &data.Upload, &now
+		s.ShelvedImage, s.ShelvedUpload, s.ShelvedHost, s.ShelvedAt = data.ImageRef, &data.Upload, nil, &now
+		if !data.Upload {
+			s.ShelvedHost = s.Host
+		}
 	case s.VMState == compute.VMOffloaded:
 		s.Host, s.ShelvedAt = nil, nil
 	default:
-		s.ShelvedImage, s.ShelvedUpload, s.ShelvedAt = "", nil, nil
+		s.forgetShelved()
 	}
 	s.endPower(info, failed)
 	if s.Host == nil {
 		s.Networks.V.Unbind()
 	}
+}
+
+// forgetShelved removes what is stored about the image of a shelved server.
+func (s *Server) forgetShelved() {
+	s.ShelvedImage, s.ShelvedUpload, s.ShelvedHost, s.ShelvedAt = "", nil, nil, nil
 }
 
 // endPower sets the power state of a server after an action, as endAction does.

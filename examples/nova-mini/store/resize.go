@@ -57,10 +57,16 @@ func (s *Server) Goal(a compute.Action) *Size {
 // settledSize returns the size that a server gets after its resize was interrupted. It is the new size only if the resize was done.
 // vm_state does not tell whether the resize was done, because an administrator may have reset vm_state.
 func (s *Server) settledSize() *Size {
-	if r := s.Resize.V; !r.Back && s.FlavorID != r.From.FlavorID {
+	if r := s.Resize.V; !r.Back && s.hasResized() {
 		return &r.To
 	}
 	return &s.Resize.V.From
+}
+
+// hasResized reports whether the server has the new size of its resize in the database. The server must have a resize.
+func (s *Server) hasResized() bool {
+	is := s.size()
+	return !is.sameFlavor(&s.Resize.V.From)
 }
 
 // interrupted records that an action on a server with a resize has ended, and that the result of the action on the host is not known.
@@ -71,7 +77,7 @@ func (r *Resize) interrupted(a compute.Action) {
 // resizing reports whether the server has a resize that runs.
 func (s *Server) resizing() bool {
 	r := s.Resize.V
-	return r != nil && !r.Back && s.FlavorID == r.From.FlavorID
+	return r != nil && !r.Back && !s.hasResized()
 }
 
 // interruptedBy reports whether a server is in ERROR because this action was interrupted. The parameter data has the data of the action.
@@ -80,9 +86,9 @@ func (s *Server) interruptedBy(a compute.Action, data *ActData) bool {
 	if r == nil || s.VMState != Error {
 		return false
 	}
-	switch done := s.FlavorID == r.To.FlavorID; a {
+	switch done := s.hasResized(); a {
 	case compute.Resize:
-		return r.Back && !done && data.Resize.FlavorID == r.To.FlavorID
+		return r.Back && !done && data.Resize.sameFlavor(&r.To)
 	case compute.RevertResize:
 		return r.Back && done
 	case compute.ConfirmResize:
@@ -144,6 +150,21 @@ func (z *Size) OnHost() compute.Resources {
 // SizeOf returns the size of servers of a flavor.
 func SizeOf(f *Flavor) *Size { return &Size{f.ID, f.Resources(), f.Boot()} }
 
+// sameFlavor reports whether two sizes are those of one flavor. As in Nova, a flavor that was deleted and created again with the same id is another flavor. If the time of the
+// creation of one of the flavors is not known, sameFlavor compares the values that do not change in the life of a flavor.
+func (z *Size) sameFlavor(other *Size) bool {
+	a, b := z.Boot, other.Boot
+	switch {
+	case z.FlavorID != other.FlavorID:
+		return false
+	case a == nil || b == nil:
+		return z.Has == other.Has
+	case a.CreatedAt != nil && b.CreatedAt != nil:
+		return a.CreatedAt.Equal(*b.CreatedAt)
+	}
+	return z.Has == other.Has && a.Name == b.Name && a.DiskGiB == b.DiskGiB && a.EphemeralGiB == b.EphemeralGiB && a.SwapMiB == b.SwapMiB
+}
+
 func (s *Server) size() Size { return Size{s.FlavorID, s.Need(), s.BootFlavor.V} }
 
 func (s *Server) setSize(z Size) {
@@ -171,15 +192,16 @@ func (s *Store) updateClaim(ctx context.Context, tx *sqlx.Tx, srv *Server) error
 
 // prepareResize claims the resources for both sizes, and writes the resize into the server's row. The caller has locked the server.
 func (s *Store) prepareResize(ctx context.Context, tx *sqlx.Tx, srv *Server, to Size, now time.Time) error {
+	from := srv.size()
 	switch {
 	case srv.Resize.V != nil:
 		return fault.New(fault.Conflict, "Cannot 'resize' instance %s: an earlier resize is neither confirmed nor reverted. A hard reboot gives the instance a known size.", srv.ID)
-	case to.FlavorID == srv.FlavorID:
+	case to.sameFlavor(&from):
 		return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
 	case to.Has.DiskGiB < srv.DiskGiB:
 		return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
 	}
-	srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
+	srv.Resize.V = &Resize{From: from, To: to, Running: srv.VMState == Active}
 	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = ? WHERE id = ?`, srv.Resize, now, srv.ID); err != nil {
 		return err
 	}

@@ -81,6 +81,8 @@ type Server struct {
 	ShelvedAt    *time.Time `db:"shelved_at"`
 	// ShelvedUpload reports whether ShelvedImage is in the image service. Nil: the server is not shelved, or an earlier release has shelved it.
 	ShelvedUpload *bool `db:"shelved_upload"`
+	// ShelvedHost is the host whose driver stores ShelvedImage. Nil: ShelvedImage is in the image service, the server is not shelved, or an earlier release has shelved it.
+	ShelvedHost *string `db:"shelved_host"`
 	// SoftDeletedAt is the time at which the server was last soft-deleted. It stays after the server has been restored.
 	SoftDeletedAt *time.Time `db:"soft_deleted_at"`
 
@@ -139,7 +141,7 @@ type Server struct {
 var (
 	derivedColumns  = []string{`"availability_zone"`, `"task_state"`, `"terminated_at"`, `"has_user_data"`}
 	unreadColumns   = []string{`"user_data"`, `"public_key"`, `"admin_pass"`, `"files"`}
-	unlistedColumns = []string{`"request_id"`, `"resize"`, `"shelved_image"`, `"shelved_at"`, `"shelved_upload"`, `"soft_deleted_at"`}
+	unlistedColumns = []string{`"request_id"`, `"resize"`, `"shelved_image"`, `"shelved_at"`, `"shelved_upload"`, `"shelved_host"`, `"soft_deleted_at"`}
 )
 
 // deriveOf returns SQL for the derived columns that do not need the operation of a server. The parameter is the name of the table of servers.
@@ -169,6 +171,8 @@ type BootFlavor struct {
 	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
 	// ExtraDisks reports whether the server has the ephemeral and the swap disk of the flavor. A server of an earlier release has one larger disk instead.
 	ExtraDisks bool `json:"extra_disks,omitempty"`
+	// CreatedAt is the time of the creation of the flavor, which tells flavors with the same id apart. Nil: it is not known, because an earlier release has created the flavor or the server.
+	CreatedAt *time.Time `json:"created_at,omitempty"`
 	// OwnDisks are the sizes that the client has asked for, at most those of the flavor. Nil: the sizes of the flavor. A resize keeps them.
 	OwnDisks *ExtraDisks `json:"own_disks,omitempty"`
 }
@@ -206,7 +210,7 @@ func (b *BootFlavor) OnHost(claimed compute.Resources) compute.Resources {
 
 // Boot returns the values of the flavor that are stored with each server of the flavor.
 func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0}
+	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0, CreatedAt: f.CreatedAt}
 }
 
 // Flavor returns the values of the flavor at the time of the server's creation or last resize. For a server that an earlier release

@@ -10,6 +10,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/backoff"
+	"github.com/armature-go/armature/rpc"
 )
 
 // imageToBuild returns the reference of the image from which the driver is to build a server, as fetchImage does. If the host has the server already, the image is not needed,
@@ -141,6 +142,30 @@ func (s *Service) backup(ctx context.Context, req *compute.ActRequest) error {
 		}
 	}
 	return nil
+}
+
+// RemoveImage removes an image that the driver stores, see compute.RemoveImage. If the driver is down, RemoveImage reports nothing, because the conductor repeats the request. It returns
+// Unavailable, so that the message is redelivered, if a call to the conductor fails or the service stops.
+func (s *Service) RemoveImage(ctx context.Context, req *compute.RemoveImageRequest) (*rpc.None, error) {
+	const work = "remove image"
+	return s.runStep(ctx, step{work: work, id: req.ServerID, token: req.Token, yields: true}, func(ctx context.Context) error {
+		failed := checkName(req.ImageRef)
+		if failed == nil {
+			failed = retryDriver(ctx, func() error { return s.cfg.Driver().RemoveImage(ctx, req.ImageRef) })
+		}
+		switch c := fault.CodeOf(failed); {
+		case failed == nil:
+		case ctx.Err() != nil:
+			return askRedelivery(fmt.Errorf("remove the image %s: %w", req.ImageRef, failed))
+		case c == fault.Unavailable || c == fault.Unknown || c == fault.Timeout:
+			s.cfg.Logger.WarnContext(ctx, "image not removed, the removal will be repeated", "image", req.ImageRef, "server", req.ServerID, "error", failed)
+			return nil
+		default:
+			failed = fmt.Errorf("remove the image %s, which stays on host %s: %w", req.ImageRef, s.cfg.Host, failed)
+		}
+		_, err := s.endStep(ctx, work, req.ServerID, req.Token, failed)
+		return err
+	})
 }
 
 // rescue starts a server from another image. Errors: errPartial.

@@ -244,3 +244,128 @@ type noFiles struct{ fakeDriver }
 func (*noFiles) Get(_ context.Context, id string) (compute.Instance, error) {
 	return compute.Instance{}, fault.New(fault.NotFound, "server %s does not exist", id)
 }
+
+// TestRemoveImage: the driver removes the image of a shelve. The removal never stops other work on the server, and waits for it. While the driver is down, nothing is reported, because the conductor
+// repeats the request. A driver without the capability is reported.
+func TestRemoveImage(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	dir := t.TempDir()
+	d, err := fake.New(fake.Config{Host: "h1", Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	slow := &slowImages{Driver: d, entered: make(chan struct{}), proceed: make(chan struct{})}
+	s := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return slow }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	file := filepath.Join(dir, "images", "snap")
+	exists := func(want bool, when string) {
+		t.Helper()
+		if _, err := os.Stat(file); (err == nil) != want {
+			t.Errorf("%s: the image: %v, want existence %v", when, err, want)
+		}
+	}
+	remove := func(token string) {
+		t.Helper()
+		if _, err := s.RemoveImage(t.Context(), &compute.RemoveImageRequest{ServerID: "s1", ImageRef: "snap", Token: token}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reported := func(token, says string) {
+		t.Helper()
+		if end := get(t, b.ended); end.Token != token || !strings.Contains(end.Error, says) || (end.Error == "") != (says == "") {
+			t.Errorf("reported %q for %s, want %q for %s", end.Error, end.Token, says, token)
+		}
+	}
+	size := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
+	if _, err := s.Build(t.Context(), &compute.BuildRequest{Spec: compute.Spec{ID: "s1", ImageRef: "cirros", Resources: size}, Token: "build/1"}); err != nil {
+		t.Fatal(err)
+	}
+	reported("build/1", "")
+
+	shelved := make(chan error)
+	go func() {
+		_, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Shelve, ImageRef: "snap", Running: true, Token: "shelve/1"})
+		shelved <- err
+	}()
+	get(t, slow.entered)
+	remove("remove/1") // dropped, because the shelve still runs
+	close(slow.proceed)
+	if err := get(t, shelved); err != nil {
+		t.Fatal(err)
+	}
+	reported("shelve/1", "")
+	exists(true, "after a removal during the shelve")
+
+	b.set(func() { b.begin = compute.ErrStale })
+	remove("remove/2")
+	exists(true, "after a removal that is not wanted")
+	b.set(func() { b.begin = nil })
+
+	for token, tt := range map[string]struct {
+		err  error
+		says string
+	}{
+		"remove/3": {fault.New(fault.Timeout, "the driver does not answer"), ""},
+		"remove/4": {fault.New(fault.Unimplemented, "the driver does not have the capability remove-image"), "which stays on host h1: the driver does not have the capability remove-image"},
+	} {
+		slow.err = tt.err
+		remove(token)
+		if tt.says != "" {
+			reported(token, tt.says)
+		}
+		exists(true, "after "+tt.err.Error())
+	}
+	slow.err = nil
+	for _, token := range []string{"remove/5", "remove/6"} { // a repeated request
+		remove(token)
+		reported(token, "")
+		exists(false, token)
+	}
+
+	// Other work on the server stops a removal that hangs.
+	slow.hangs = make(chan struct{})
+	removed := make(chan error)
+	go func() {
+		_, err := s.RemoveImage(t.Context(), &compute.RemoveImageRequest{ServerID: "s1", ImageRef: "snap", Token: "remove/7"})
+		removed <- err
+	}()
+	get(t, slow.hangs)
+	if _, err := s.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Start, Token: "start/1"}); err != nil {
+		t.Fatal(err)
+	}
+	reported("start/1", "")
+	if err := get(t, removed); err != nil {
+		t.Errorf("the removal that was stopped: %v", err)
+	}
+	if len(b.ended) > 0 {
+		t.Errorf("further report: %+v", <-b.ended)
+	}
+}
+
+// slowImages is a driver whose snapshots wait for the test, and whose removals of images may fail.
+type slowImages struct {
+	*fake.Driver
+
+	entered, proceed chan struct{}
+	hangs            chan struct{} // closed when a removal begins to hang; nil: no removal hangs
+	err              error
+}
+
+func (d *slowImages) Snapshot(ctx context.Context, id, image string) error {
+	close(d.entered)
+	<-d.proceed
+	return d.Driver.Snapshot(ctx, id, image)
+}
+
+func (d *slowImages) RemoveImage(ctx context.Context, image string) error {
+	if d.err != nil {
+		return d.err
+	}
+	if d.hangs != nil {
+		close(d.hangs)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return d.Driver.RemoveImage(ctx, image)
+}

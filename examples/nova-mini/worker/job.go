@@ -60,6 +60,8 @@ type step struct {
 	work, id, token string
 	// preempts means that the step stops a job without a token. A request without preempts is dropped while such a job runs.
 	preempts bool
+	// yields means that the step never stops a job: the request is dropped while another job runs. Any other step stops a job that yields.
+	yields bool
 	// drop is called if the step is not wanted, or is not wanted any more. Nil: there is nothing to do.
 	drop func() error
 }
@@ -102,11 +104,11 @@ func (r step) dropped() error {
 }
 
 // stopJob stops the job on a server if the step of r is wanted. The step of that job is then not wanted any more, because a server has one operation at a
-// time. stopJob returns false if the request r is to be dropped: the job carries out the same step, r does not preempt a job without a token, or the step of
-// r is not wanted.
+// time, or the conductor repeats its request, because it yields. stopJob returns false if the request r is to be dropped: the job carries out the same step, r yields, r does not preempt a
+// job without a token, or the step of r is not wanted.
 func (s *Service) stopJob(ctx context.Context, r step) (stopped bool, err error) {
 	other := s.jobOn(r.id) // read before the question: a job that begins later may be wanted
-	if other != nil && (other.token == r.token || other.token == "" && !r.preempts) {
+	if r.yields || other != nil && (other.token == r.token || other.token == "" && !r.preempts) {
 		s.logBusy(ctx, r)
 		return false, nil
 	}

@@ -107,6 +107,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Build, s.Build)
 	rpc.Handle(srv, compute.Destroy, s.Destroy)
 	rpc.Handle(srv, compute.Act, s.Act)
+	rpc.Handle(srv, compute.RemoveImage, s.RemoveImage)
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 	rpc.Handle(srv, compute.Diagnose, s.Diagnose)
 	rpc.Handle(srv, compute.ChangeInterface, s.ChangeInterface)
