@@ -28,7 +28,7 @@ func TestResizeToRecreatedFlavor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return read(t, s, "gold")
+			return read(ctx, t, s, "gold")
 		}
 		again := func(vcpus int) *store.Flavor {
 			t.Helper()
@@ -43,8 +43,8 @@ func TestResizeToRecreatedFlavor(t *testing.T) {
 			if err := s.CreateServer(ctx, srv); err != nil {
 				t.Fatal(err)
 			}
-			place(t, s, d, srv.ID, "h1")
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, srv.ID) })
+			place(t, s, d, srv.ID, "h1")                                                                    //nolint:contextcheck // the test's
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, srv.ID) }) //nolint:contextcheck // the test's
 			endOperations(ctx, t, d)
 			return srv.ID
 		}
@@ -85,7 +85,7 @@ func TestResizeToRecreatedFlavor(t *testing.T) {
 		if err := s.SetSpecs(ctx, "gold", map[string]string{"colour": "red"}); err != nil {
 			t.Fatal(err)
 		}
-		refused(id, "the same flavor with other extra specs", read(t, s, "gold"))
+		refused(id, "the same flavor with other extra specs", read(ctx, t, s, "gold"))
 
 		if err := resize(id, again(1)); err != nil {
 			t.Fatalf("a flavor with the same values: %v", err)
@@ -123,9 +123,9 @@ func TestResizeToRecreatedFlavor(t *testing.T) {
 }
 
 // read returns a flavor as an administrator reads it.
-func read(t *testing.T, s *store.Store, id string) *store.Flavor {
+func read(ctx context.Context, t *testing.T, s *store.Store, id string) *store.Flavor {
 	t.Helper()
-	f, err := s.Flavor(t.Context(), store.FlavorViewer{All: true}, id)
+	f, err := s.Flavor(ctx, store.FlavorViewer{All: true}, id)
 	if err != nil {
 		t.Fatal(err)
 	}
