@@ -19,7 +19,8 @@
 // A field with the tag ini is an option. Its type is string, bool, an integer, a float,
 // [time.Duration] (a number without a unit is in seconds), []string (items separated by commas;
 // an item with a comma is in quotes), map[string]string (a:b,c:d), or a type that parses its own
-// text ([encoding.TextUnmarshaler], such as netip.Addr). A field may have these tags:
+// text ([encoding.TextUnmarshaler], such as netip.Addr). A value with a NUL byte, a value that is not UTF-8, and a list that
+// has only commas are errors. A field may have these tags:
 //
 //	default      the value if no source sets the option, in the form of a file
 //	help         a sentence for operators

@@ -239,6 +239,10 @@ func (l *loader) setFamily(f *family, where, rest, key, value string) {
 	if head := placeKey(f.prefix+rest, ""); l.places[head] == "" {
 		l.places[head] = where
 	}
+	if err := checkBytes(value); err != nil { // the value may be secret
+		l.addError("%s: [%s] %s: the value %w", where, f.prefix+rest, key, err)
+		return
+	}
 	if key != "" {
 		f.values[rest][key] = value
 		l.places[placeKey(f.prefix+rest, key)] = where
