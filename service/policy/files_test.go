@@ -114,8 +114,9 @@ func TestFiles(t *testing.T) {
 	}
 	allows("volume:show", false)
 	allows("volume:list", false)
-	if n := strings.Count(out.String(), `rule=volume:get new_name=volume:show reason="It was renamed."`); n != 1 {
-		t.Errorf("%d warnings about the older name, want 1:\n%s", n, &out)
+	warnings := func() int { return strings.Count(out.String(), `rule=volume:get`) }
+	if n := strings.Count(out.String(), `rule=volume:get new_names="[volume:show volume:list]" reason="It was renamed."`); n != 1 || warnings() != 1 {
+		t.Errorf("%d warnings about the older name, want one with all new names:\n%s", warnings(), &out)
 	}
 	write(t, file, "volume:get: '!'\nvolume:show: '@'\n")
 	if err := e.Reload(t.Context()); err != nil {

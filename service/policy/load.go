@@ -338,8 +338,8 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		case r != nil:
 			r.override(&o)
 		case len(newer) > 0:
+			e.warnRenamedLocked(&o, newer)
 			for _, def := range newer {
-				e.warnOnceLocked("policy rule was renamed, use its new name", "where", o.where, "rule", o.name, "new_name", def.Name, "reason", def.Deprecated.Reason)
 				if !overridden[def.Name] {
 					s.rules[def.Name].override(&o)
 				}
@@ -354,6 +354,18 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		}
 	}
 	return s, append(errs, s.linkRules()...)
+}
+
+// warnRenamedLocked logs one warning about an older name, with all rules that had this name and each of their reasons.
+func (e *Enforcer) warnRenamedLocked(o *override, newer []*Rule) {
+	var names, reasons []string
+	for _, def := range newer {
+		names = append(names, def.Name)
+		if !slices.Contains(reasons, def.Deprecated.Reason) {
+			reasons = append(reasons, def.Deprecated.Reason)
+		}
+	}
+	e.warnOnceLocked("policy rule was renamed, use its new names", "where", o.where, "rule", o.name, "new_names", names, "reason", strings.Join(reasons, " "))
 }
 
 // newRule returns a rule of the code with its default. It returns all errors.
