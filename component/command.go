@@ -180,20 +180,20 @@ func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 
 // loadedOptions are the options of a process.
 type loadedOptions[O any] struct {
-	config    *config.Config[O]
-	opts      *O       // the options at the start; the host's name is set
-	base      *Options // the Options that opts embeds
-	log       *slog.Logger
-	level     *slog.LevelVar    // the level of log
-	flagNames map[string]string // the key is the option
-	wrong     map[string]bool   // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
+	config *config.Config[O]
+	opts   *O       // the options at the start; the host's name is set
+	base   *Options // the Options that opts embeds
+	log    *slog.Logger
+	level  *slog.LevelVar  // the level of log
+	wrong  map[string]bool // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
 }
 
 // source returns the sources of the options.
 func (f *flags) source() config.Source {
 	src := f.config
-	src.Flags = map[string]string{}
+	src.Flags, src.FlagNames = map[string]string{}, map[string]string{}
 	for _, v := range f.values {
+		src.FlagNames[v.Option] = "--" + v.Name
 		if v.value != "" {
 			src.Flags[v.Option] = v.value
 		}
@@ -247,10 +247,7 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	if c == nil {
 		return nil, err
 	}
-	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}, flagNames: map[string]string{}}
-	for _, v := range f.values {
-		l.flagNames[v.Option] = v.Name
-	}
+	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}}
 	for _, v := range c.Values() {
 		l.wrong[v.Section+"."+v.Name] = v.Wrong
 	}

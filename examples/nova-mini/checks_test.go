@@ -259,6 +259,16 @@ func TestGoodFiles(t *testing.T) {
 	}
 }
 
+// TestFlagErrors: the error about the value of a flag names the flag as the user has written it.
+func TestFlagErrors(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{"--port abc": "flag --port: [DEFAULT] osapi_compute_listen_port: \"abc\" is not an integer", "--port 70000 api": "flag --port: [DEFAULT] osapi_compute_listen_port: \"70000\" is more than 65535"} {
+		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--state-path", t.TempDir())...); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", args, err, want)
+		}
+	}
+}
+
 // TestCommandLine: a wrong command line ends with exit code 2. The error of an unknown name has the nearest name, if there is a similar one.
 func TestCommandLine(t *testing.T) {
 	t.Parallel()

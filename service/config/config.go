@@ -94,6 +94,9 @@ type Source struct {
 	Env []string
 	// Flags are options of the command line, with keys as in Defaults.
 	Flags map[string]string
+	// FlagNames are the flags as the user writes them, such as "--port", for errors and [Value].Where. Keys are as in Flags. Default: the key
+	// itself.
+	FlagNames map[string]string
 	// Overrides are values that the program insists on, with keys as in Defaults.
 	Overrides map[string]string
 	// Lenient selects the lenient mode, for files that were written for a program with oslo.config. Unknown options
@@ -150,7 +153,7 @@ type Value struct {
 	Name    string `json:"name"`
 	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in URLs are also ***.
 	Value string `json:"value"`
-	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
+	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME (see [Source].FlagNames), program's
 	// default NAME, program's override NAME. If the option NAME_file names a file with the value, that file follows
 	// in parentheses.
 	Where string `json:"where"`

@@ -208,6 +208,23 @@ func TestSecretInError(t *testing.T) {
 	}
 }
 
+// TestFlagNames: errors and the origin of a value name a flag as the program has named it.
+func TestFlagNames(t *testing.T) {
+	t.Parallel()
+	src := config.Source{Flags: map[string]string{"workers": "many", "database.url": "u"}, FlagNames: map[string]string{"workers": "--jobs"}}
+	if err := config.Load(new(full), src); err == nil || !strings.HasPrefix(err.Error(), "flag --jobs: [DEFAULT] workers: ") {
+		t.Errorf("a wrong value: %v", err)
+	}
+	src.Flags["workers"] = "8"
+	c, err := config.Open[full](src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := c.Where("DEFAULT", "workers"), c.Where("database", "url"); a != "flag --jobs" || b != "flag database.url" {
+		t.Errorf("origins %q and %q", a, b)
+	}
+}
+
 // TestBytes: a value with a NUL byte, or one that is not UTF-8, is refused with its place, wherever the value is. The error does not have the value of a secret.
 func TestBytes(t *testing.T) {
 	t.Parallel()
