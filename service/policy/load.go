@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/internal/text"
 )
 
@@ -38,16 +39,37 @@ type override struct {
 func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
 // Watch reads the files. If a file has changed or cannot be read, Watch does what [Enforcer.Reload] does, with the same
-// errors. It is for service.Loop, and safe for concurrent use.
+// errors. It logs an error at ERROR, but not again while the error stays the same. It is for service.Loop, which does not log these errors
+// at ERROR again, and safe for concurrent use.
 func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
 	_, sum, err := e.readFilesLocked()
 	unchanged := err == nil && sum == e.sum
 	e.mu.Unlock()
 	if unchanged {
+		e.noteRefusal(nil)
 		return nil
 	}
-	return e.loadFiles()
+	return outage.Logged(e.noteRefusal(e.loadFiles()))
+}
+
+// noteRefusal logs the error of changed files, unless the last check had the same error, and returns the error.
+func (e *Enforcer) noteRefusal(err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	switch {
+	case text == e.refusal:
+	case err != nil:
+		e.cfg.Logger.Error("policy files refused, the rules that were read before stay in force", "error", err)
+	default:
+		e.cfg.Logger.Info("policy files correct again")
+	}
+	e.refusal = text
+	return err
 }
 
 // loadFiles reads the files, makes a set of rules and activates the set, unless there is an error.
