@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -59,6 +60,20 @@ func TestStatus(t *testing.T) {
 	stop()
 	if out := status(0, env); strings.Contains(out, "all-in-one") || !strings.Contains(out, "no such file") || !strings.Contains(out, "back        not running") && !strings.Contains(out, "back     not running") {
 		t.Errorf("after the end: %s", out)
+	}
+
+	if out := status(0, env); !strings.Contains(out, "worker") {
+		t.Errorf("without a process, the service is not listed: %s", out)
+	}
+	disabled := append(env[1:], "OS_DEFAULT__HOST=no-worker")
+	if out := status(0, disabled); strings.Contains(out, "worker") || !strings.Contains(out, "back") {
+		t.Errorf("a disabled service: %s", out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "worker.sock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := status(0, disabled); !strings.Contains(out, "worker") {
+		t.Errorf("a disabled service with a socket is not listed: %s", out)
 	}
 
 	// One address for all processes of the host, at which another program listens.
