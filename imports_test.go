@@ -111,7 +111,7 @@ var rules = map[string][]string{
 	"component/componenttest":   {"component", "component/internal/inject", "rpc/bus", "rpc/membus", "db", "fault", "service/operation", "github.com/jmoiron/sqlx"},
 	"component": {
 		"component/internal/inject", "fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/placement/placementprom", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/mysqldb", "db/sqlitedb", "db/dbprom", "service", "service/...",
-		"internal/backoff", "internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
+		"internal/backoff", "internal/outage", "internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 
 	"testenv":               {"internal/testenv"},

@@ -61,7 +61,7 @@ func (t *Tool[O]) validate(ctx context.Context, of []string, online bool) error 
 	for _, path := range l.config.Files() {
 		t.note("read %s", path)
 	}
-	errs := []error{err}
+	errs := append([]error{err}, l.placeAll(optionError("admin_listen", l.base.checkShared(of)))...)
 	var wired []*Process[O]
 	for _, name := range of {
 		p, werr := t.tryWire(ctx, l.forService(), name, err != nil)

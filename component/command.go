@@ -185,6 +185,7 @@ type loadedOptions[O any] struct {
 	base   *Options // the Options that opts embeds
 	log    *slog.Logger
 	level  *slog.LevelVar  // the level of log
+	sync   string          // the whole command "db sync" with the flags of this command
 	wrong  map[string]bool // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
 }
 
@@ -248,6 +249,15 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 		return nil, err
 	}
 	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}}
+	l.sync = r.c.Name + " db sync"
+	for _, path := range c.Files() {
+		l.sync += " --config-file " + path
+	}
+	for _, v := range f.values {
+		if v.Option == "state_path" && v.value != "" {
+			l.sync += " --" + v.Name + " " + v.value
+		}
+	}
 	for _, v := range c.Values() {
 		l.wrong[v.Section+"."+v.Name] = v.Wrong
 	}
@@ -260,6 +270,17 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	}
 	c.OnChange(nil, func(_, next *O) { setLevel(level, findOptions[Options](next)) })
 	return l, errors.Join(err, herr)
+}
+
+// errSchemaOlder matches the error of db.Check for a schema that is older than the program's.
+var errSchemaOlder = fault.Sentinel(fault.Precondition, "SchemaOlder", "schema too old")
+
+// nameSync adds the command that upgrades the schema to an error about an older schema. It returns other errors as they are.
+func (l *loadedOptions[O]) nameSync(err error) error {
+	if !errors.Is(err, errSchemaOlder) {
+		return err
+	}
+	return fmt.Errorf("%w: run %s", err, l.sync)
 }
 
 // forService returns a copy of the options for one of several services. The copies share the map of wrong options.
@@ -314,7 +335,7 @@ func (t *Tool[O]) Load() (*O, error) {
 func (t *Tool[O]) WithDatabase(ctx context.Context, do func(ctx context.Context, o *O, d *sqlx.DB) error) error {
 	return t.withDatabase(ctx, func(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
 		if _, err := db.Check(ctx, d, t.r.c.migrations()...); err != nil {
-			return err
+			return l.nameSync(err)
 		}
 		return do(ctx, l.opts, d)
 	})

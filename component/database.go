@@ -47,7 +47,13 @@ func (t *Tool[O]) CheckDatabase(ctx context.Context) error {
 }
 
 func (t *Tool[O]) checkUpgrade(ctx context.Context, l *loadedOptions[O], d *sqlx.DB) error {
-	got := db.CheckUpgrade(ctx, db.SchemaCheck(d, t.r.c.migrations()...), db.UpgradeCheck{
+	schema := db.SchemaCheck(d, t.r.c.migrations()...)
+	check := schema.Run
+	schema.Run = func(ctx context.Context) (string, error) {
+		warning, err := check(ctx)
+		return warning, l.nameSync(err)
+	}
+	got := db.CheckUpgrade(ctx, schema, db.UpgradeCheck{
 		Name: "Services",
 		Run: func(ctx context.Context) (string, error) {
 			if _, err := db.Check(ctx, d, packageMigrations...); errors.Is(err, fault.Precondition) {

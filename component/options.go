@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,16 @@ func (o *Options) checkAdmin() error {
 		return fmt.Errorf("%w, with the names in the option admin_hosts", err)
 	}
 	return err
+}
+
+// checkShared returns an error if several services have the same socket in admin_listen. Then only the first one of a host would start. A shared port is no error,
+// because each service may have its own network.
+func (o *Options) checkShared(services []string) error {
+	services = slices.DeleteFunc(slices.Clone(services), func(s string) bool { return s == AllInOne })
+	if !strings.HasPrefix(o.Admin, "unix:") || strings.Contains(o.Admin, servicePlaceholder) || len(services) < 2 {
+		return nil
+	}
+	return fmt.Errorf("%s is the socket of several services (%s): write %s into the path, or name the only service of this host with --service", o.Admin, strings.Join(services, ", "), servicePlaceholder)
 }
 
 // adminAddr returns the address of the pages for operators of a service.

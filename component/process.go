@@ -330,7 +330,7 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 	p.Operations = operation.NewStore(d)
 	p.tell.addDatabase(p.c.Name, d, p.Members, p.Operations)
 	p.addPart(phaseDatabase, "database", p.read.label("database.connection"),
-		&db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log})
+		&databasePart{Service: db.Service{DB: d, Migrations: p.c.migrations(), Migrate: p.Name == AllInOne, Logger: p.Log}, explain: p.read.nameSync})
 	p.probes = append(p.probes, probe{"database.connection", func(ctx context.Context) error {
 		if _, err := os.Stat(embedded); embedded != "" && (p.base.StatePath == "" || errors.Is(err, fs.ErrNotExist)) {
 			return nil // the start makes the database
@@ -340,13 +340,23 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 			return err
 		}
 		_, err = db.Check(ctx, one, p.c.migrations()...)
-		if err != nil && p.Name == AllInOne && fault.From(err).Reason == "SchemaOlder" {
+		if p.Name == AllInOne && errors.Is(err, errSchemaOlder) {
 			err = nil // the start migrates the schema
 		}
-		return errors.Join(err, one.Close())
+		return errors.Join(p.read.nameSync(err), one.Close())
 	}})
 	return nil
 }
+
+// databasePart is a [db.Service] whose Start names the command that upgrades an older schema.
+type databasePart struct {
+	db.Service
+
+	explain func(error) error
+}
+
+// Start implements service.Part.
+func (d *databasePart) Start(ctx context.Context) error { return d.explain(d.Service.Start(ctx)) }
 
 // errNoDatabase is the error of a process that needs a database.
 var errNoDatabase = errors.New("is not set; use mysql://user:password@host:port/name")

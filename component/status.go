@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -41,7 +42,7 @@ type operationCount struct {
 // processView is what a process of this host says about itself.
 type processView struct {
 	Process string `json:"process"`
-	State   string `json:"state"` // ready, not ready, not running (there is no socket) or not reached
+	State   string `json:"state"` // ready, not ready, not running (there is no socket, or no process listens at it) or not reached
 	Address string `json:"address"`
 	Why     string `json:"why,omitempty"`
 }
@@ -148,6 +149,10 @@ func (v *processView) ask(ctx context.Context) {
 	}
 	res, err := client.Do(r)
 	if err != nil {
+		if network == "unix" && errors.Is(err, syscall.ECONNREFUSED) {
+			v.State, v.Why = "not running", "no process listens at the socket: the last one was killed"
+			return
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			v.State = "not running"
 		}

@@ -2,6 +2,7 @@ package component_test
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -60,6 +61,15 @@ func TestStatus(t *testing.T) {
 	stop()
 	if out := status(0, env); strings.Contains(out, "all-in-one") || !strings.Contains(out, "no such file") || !strings.Contains(out, "back        not running") && !strings.Contains(out, "back     not running") {
 		t.Errorf("after the end: %s", out)
+	}
+	abandoned, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, "front.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	abandoned.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert // the network is unix
+	abandoned.Close()
+	if out := status(0, env); !strings.Contains(strings.Join(strings.Fields(out), " "), "front not running unix:"+filepath.Join(dir, "front.sock")+" no process listens at the socket: the last one was killed") {
+		t.Errorf("after a process was killed: %s", out)
 	}
 
 	if out := status(0, env); !strings.Contains(out, "worker") {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/db/dbprom"
 	"github.com/armature-go/armature/driver/driverprom"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcotel"
 	"github.com/armature-go/armature/rpc/rpcprom"
@@ -74,21 +75,40 @@ func newTelemetry(ctx context.Context, app *service.App, name, process string, o
 	if err != nil {
 		return t, fmt.Errorf("prepare the export of traces: %w", err)
 	}
+	var limiter outage.Limiter
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
+		log.Log(context.WithoutCancel(ctx), limiter.Level(slog.LevelWarn), "traces incomplete", "option", traceOption, "error", err)
 	}))
 	whole := name // the process with all services has the name of the component
 	if process != AllInOne {
 		whole += "-" + process
 	}
 	t.provider = sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(out), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
+		sdktrace.WithBatcher(&exporter{SpanExporter: out, log: log}), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
 		sdktrace.WithResource(resource.NewSchemaless(
 			attribute.String("service.namespace", name), attribute.String("service.name", whole), attribute.String("host.name", o.Host),
 		)),
 	)
 	t.traces = apiotel.New(t.provider)
 	return t, nil
+}
+
+// traceOption is the option of the exporter of traces, as log lines name it.
+const traceOption = "otlp_endpoint of [opentelemetry]"
+
+// exporter logs the errors of an exporter of traces: the first at once and then at most one a minute, because the SDK exports every 5 s. A later success is logged, too.
+type exporter struct {
+	sdktrace.SpanExporter
+
+	log     *slog.Logger
+	results outage.Group
+}
+
+// ExportSpans implements sdktrace.SpanExporter. It returns no error, because the SDK would only log it.
+func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := e.SpanExporter.ExportSpans(ctx, spans)
+	e.results.Note(ctx, e.log, slog.LevelWarn, "trace export", "", err, "option", traceOption)
+	return nil
 }
 
 // addDatabase adds the metrics of a database.
@@ -105,7 +125,7 @@ func (t *telemetry) addParts(app *service.App) {
 	}
 	app.AddLabeled("traces", "option otlp_endpoint", service.Funcs{OnStop: func(ctx context.Context) error {
 		if err := t.provider.Shutdown(ctx); err != nil { // an error here does not fail the stop
-			t.log.WarnContext(ctx, "last traces lost", "option", "otlp_endpoint of [opentelemetry]", "error", err)
+			t.log.WarnContext(ctx, "last traces lost", "option", traceOption, "error", err)
 		}
 		return nil
 	}})

@@ -78,6 +78,7 @@ func TestWrongCommands(t *testing.T) {
 		{"config validate", "admin_listen = unix:FILE/{service}.sock\n", 1, "FILE is not a directory"},
 		{"config validate", "admin_listen = unix:/" + strings.Repeat("x", 100) + "/{service}.sock\n", 1, "choose a shorter one"},
 		{"config validate", "admin_listen = 127.0.0.1:8080\n", 1, "FILE:1: [DEFAULT] admin_listen: 127.0.0.1:8080 is also the address of the API"},
+		{"config validate", "admin_listen = unix:/run/notes.sock\n", 1, "FILE:1: [DEFAULT] admin_listen: unix:/run/notes.sock is the socket of several services (front, back, worker): write {service} into the path, or name the only service of this host with --service"},
 		{"config validate", "state_path = FILE\n", 1, "FILE:1: [DEFAULT] state_path: FILE is not a directory"},
 		{"member list", "[keystone_authtoken]\nauth_url = here\n", 1, "FILE:2: [keystone_authtoken] auth_url: "},
 		{"config validate --service all-in-one", "[wsgi]\nssl_cert_file = /none\n", 1, "FILE:2: [wsgi] ssl_cert_file: "},
@@ -222,7 +223,7 @@ func TestOneError(t *testing.T) {
 	w := newWorld()
 	env := []string{"OS_DATABASE__CONNECTION=sqlite://" + filepath.Join(t.TempDir(), "empty.db")}
 	code, out, errs := w.command(t, env, "db", "check")
-	if code != 2 || !strings.Contains(out, "run db sync") || !strings.Contains(out, "not checked without the schema") || strings.Contains(out+errs, "no such table") {
+	if code != 2 || !strings.Contains(out, "run notes db sync") || !strings.Contains(out, "not checked without the schema") || strings.Contains(out+errs, "no such table") {
 		t.Errorf("db check without tables: %d %s%s", code, out, errs)
 	}
 	if code, _, errs := w.command(t, []string{"OS_DEFAULT__LISTEN=8780"}); code != 1 || !strings.Contains(errs, "missing port in address") || strings.Contains(errs, "noauth2") {

@@ -146,7 +146,7 @@ func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string,
 		switch want := s.lastVersion(); {
 		case len(st.todo) > 0:
 			return "", fault.WithReason(fault.New(fault.Precondition,
-				"the database schema (%s) is at version %d, older than version %d of this program: run db sync", s.table, st.version, want), reasonOlder, nil)
+				"the database schema (%s) is at version %d, older than version %d of this program", s.table, st.version, want), reasonOlder, nil)
 		case st.version > want:
 			warnings = append(warnings, fmt.Sprintf("the database schema (%s) is at version %d, newer than version %d of this program, and works with it", s.table, st.version, want))
 		}

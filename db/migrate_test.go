@@ -185,7 +185,7 @@ func TestMigrateSteps(t *testing.T) {
 			dir  fstest.MapFS
 			want string // a part of the error, a Precondition; empty: success
 		}{
-			{"check empty", check, v2, "version 0, older than version 2 of this program: run db sync"},
+			{"check empty", check, v2, "version 0, older than version 2 of this program"},
 			{"first", migrate, v2, ""},
 			{"migrate a second time", migrate, v2, ""},
 			{"check same", check, v2, ""},

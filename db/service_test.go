@@ -26,7 +26,7 @@ func TestService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (&db.Service{DB: d, Migrations: only(things)}).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "run db sync") {
+	if err := (&db.Service{DB: d, Migrations: only(things)}).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "older than version") {
 		t.Errorf("Start without a schema: %v, want Unavailable", err)
 	}
 	for _, migrate := range []bool{true, true, false} {

@@ -31,7 +31,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // other tests of the pac
 			t.Errorf("%v: exit code %d, %q; want %d, %q", args, got, out.String(), code, want)
 		}
 	}
-	run(2, "run db sync", "upgrade", "check")
+	run(2, "run nova-mini db sync --config-file "+conf, "upgrade", "check")
 	run(0, "the database has the schema of this version", "db", "sync")
 	run(0, "Schema    Success", "upgrade", "check")
 

@@ -87,20 +87,37 @@ func printAll(t *testing.T, args ...string) string {
 	return out.String()
 }
 
-// removed sends requests to the operations that Nova has removed, and to those that nova-mini leaves to other services.
+// removed sends requests to the operations that Nova has removed, and to those that nova-mini refuses.
 func (j *judge) removed() {
 	for path, ops := range j.doc.Paths {
 		for method, op := range ops {
-			refused := map[string]int{"Removed from Nova": 410, "Not in nova-mini: a proxy to another service": 501}[op.Summary]
+			refused := map[string]int{"Removed from Nova": 410, "Not in nova-mini": 501}[op.Summary]
 			if refused == 0 {
 				continue
 			}
 			method = strings.ToUpper(method)
+			if _, ok := op.Responses["501"]; refused == 501 && !ok { // Nova itself refuses it
+				refused = 400
+			}
+			if strings.HasPrefix(path, "/v2.1/os-volumes_boot/{id}") { // the server does not exist
+				refused = 404
+			}
 			j.do(refused, method, path, "", "x", "y")
 			for status := range op.Responses { // the other statuses come from code before the handler, such as 401 for a token that is not valid
-				j.seen[method+" "+path+": "+status] = status[0] != '2' && status != "404"
+				j.seen[method+" "+path+": "+status] = status[0] != '2' && (status != "404" || refused == 404)
 			}
 			j.seen[method+" "+path+": "+strconv.Itoa(refused)] = true
+		}
+	}
+}
+
+// refusedActions sends the actions of objects that nova-mini does not have.
+func (j *judge) refusedActions() {
+	for path, status := range map[string]int{"/v2.1/os-aggregates/{id}/action": 501, "/v2.1/os-baremetal-nodes/{id}/action": 400} {
+		j.do(400, "POST", path, `{"none": null}`, "x")
+		for _, name := range j.doc.Paths[path]["post"].actions() {
+			j.do(status, "POST", path, `{"`+name+`": null}`, "x")
+			j.seen["POST "+path+": "+name] = true
 		}
 	}
 }
@@ -161,11 +178,12 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.groups()
 	j.usage()
 	j.removed()
+	j.refusedActions()
 	j.do(400, "GET", "/v2.1/os-console-auth-tokens/{token}", "", "none") // until 2.30, always
 	j.seen["GET /v2.1/os-console-auth-tokens/{token}: 204"] = true
 	j.seen["DELETE /v2.1/servers/{id}: 409"] = true // a locked server, and a client who is not an administrator: TestLock of package api
 	// These actions are refused in this process. With other options or with Neutron some of them succeed, as other tests show.
-	for name := range strings.FieldsSeq("restore shelveOffload os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork trigger_crash_dump addSecurityGroup removeSecurityGroup addFixedIp removeFixedIp") {
+	for name := range strings.FieldsSeq("restore shelveOffload os-getVNCConsole os-getSPICEConsole os-getRDPConsole os-getSerialConsole injectNetworkInfo resetNetwork trigger_crash_dump addSecurityGroup removeSecurityGroup addFixedIp removeFixedIp addFloatingIp removeFloatingIp evacuate migrate os-migrateLive") {
 		j.seen["POST /v2.1/servers/{id}/action: "+name] = true
 	}
 	j.do(200, "GET", "/v2.1/images/{id}", "", "cirros")
@@ -222,6 +240,23 @@ func (j *judge) keyPairs() {
 	j.do(404, "GET", one, "", "k")
 }
 
+// disks creates a server with a smaller ephemeral disk than that of its flavor.
+func (j *judge) disks() {
+	j.Helper()
+	j.do(200, "POST", "/v2.1/flavors", `{"flavor": {"name": "disks", "id": "disks", "ram": 64, "vcpus": 1, "disk": 1, "OS-FLV-EXT-DATA:ephemeral": 3, "swap": 512}}`)
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "disks", "flavorRef": "disks", "imageRef": "cirros", "block_device_mapping_v2": [
+		{"source_type": "image", "uuid": "cirros", "destination_type": "local", "boot_index": 0}, {"source_type": "blank", "destination_type": "local", "boot_index": -1, "volume_size": 2}]}}`)
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal(raw, &made); err != nil {
+		j.Fatal(err)
+	}
+	j.await(made.Server.ID, "ACTIVE")
+	if log := string(j.do(200, "POST", "/v2.1/servers/{id}/action", `{"os-getConsoleOutput": {}}`, made.Server.ID)); !strings.Contains(log, "4 GiB of disk") || !strings.Contains(log, "of this 2 GiB of ephemeral disk, 512 MiB of swap disk") {
+		j.Errorf("the guest has other disks: %s", log)
+	}
+	j.do(204, "DELETE", "/v2.1/servers/{id}", "", made.Server.ID)
+}
+
 func (j *judge) flavors() {
 	j.Helper()
 	const flavor = `{"flavor": {"name": "f", "ram": 64, "vcpus": "1", "disk": 0, "swap": 512, "id": "f 1", "os-flavor-access:is_public": "no", "rxtx_factor": 1.5}}`
@@ -269,6 +304,7 @@ func (j *judge) servers() {
 		j.do(400, "GET", path, "", "?all_tenants=perhaps")
 	}
 	j.parts(id)
+	j.disks()
 	for _, step := range []struct {
 		body   string
 		status int
@@ -316,6 +352,11 @@ func (j *judge) servers() {
 		{`{"addFixedIp": {"networkId": "none"}}`, 404, ""},
 		{`{"removeFixedIp": {"address": "10.0.0.4"}}`, 400, ""},
 		{`{"resetNetwork": null}`, 410, ""},
+		{`{"addFloatingIp": {"address": "10.0.0.4"}}`, 501, ""},
+		{`{"removeFloatingIp": {"address": "10.0.0.4"}}`, 501, ""},
+		{`{"evacuate": null}`, 501, ""},
+		{`{"migrate": null}`, 501, ""},
+		{`{"os-migrateLive": null}`, 501, ""},
 		{`{"os-getConsoleOutput": {"length": 10}}`, 200, ""},
 		{`{"os-getConsoleOutput": {"length": "many"}}`, 400, ""},
 	} {
@@ -447,6 +488,10 @@ func (j *judge) usage() {
 	j.do(200, "GET", one, "", "admin", "?start=2026-01-02T00:00:00&end=2099-01-01T00:00:00")
 	j.do(200, "GET", one, "", "unused")
 	j.do(400, "GET", one, "", "admin", "?end=x")
+	const audits, before = "/v2.1/os-instance_usage_audit_log", "/v2.1/os-instance_usage_audit_log/{before}"
+	j.do(200, "GET", audits, "")
+	j.do(200, "GET", before, "", "2026-01-02 00:00:00")
+	j.do(400, "GET", before, "", "x")
 }
 
 func (j *judge) hosts() {

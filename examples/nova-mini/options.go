@@ -43,6 +43,8 @@ type options struct {
 	DeletedKept     time.Duration                `ini:"deleted_server_retention" default:"86400" min:"0s" help:"seconds for which administrators can list a deleted server"`
 	UsageKept       time.Duration                `ini:"usage_retention" default:"34560000" min:"0s" help:"seconds for which reports of usage have a deleted server; a report about a longer time lacks servers"`
 	InstanceNames   string                       `ini:"instance_name_template" default:"instance-%(uuid)s" help:"name of a server on its host; with %(uuid)s, and if needed %(hostname)s, %(project_id)s, %(user_id)s, %(reservation_id)s and %(launch_index)d (Nova's default, instance-%08x, has a number that servers do not have here)"`
+	AuditPeriod     string                       `ini:"instance_usage_audit_period" default:"month" help:"period of the log of the audits of usage: hour, day, month or year, and @ with the minute, hour, day or month of its begin, such as month@15; nova-mini runs no audits"`
+	UsageAudit      bool                         `ini:"instance_usage_audit" default:"false" unsupported:"nova-mini runs no audits of usage: leave this option out" help:"run audits of usage, which send notifications"`
 	Zone            string                       `ini:"default_availability_zone" default:"nova" regex:"^[^:]{1,255}$" help:"availability zone of the host of a compute service; hosts with different values are in different zones"`
 	MyIP            string                       `ini:"my_ip" help:"IPv4 address of the host of a compute service, which administrators see as host_ip (default: the address with which the host reaches other networks)"`
 	InternalZone    string                       `ini:"internal_service_availability_zone" default:"internal" regex:"^[^:]{1,255}$" help:"availability zone of the services that are not on compute hosts, which must not be that of a host"`
@@ -248,6 +250,9 @@ func (o *options) Validate() error {
 	}
 	if _, err := api.ParseNameTemplate(o.InstanceNames); err != nil {
 		errs = append(errs, nameOptions("instance_name_template", err))
+	}
+	if _, err := api.ParseAuditPeriod(o.AuditPeriod); err != nil {
+		errs = append(errs, nameOptions("instance_usage_audit_period", err))
 	}
 	if o.ScheduleZone == o.InternalZone {
 		errs = append(errs, nameOptions("default_schedule_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server without a zone could be built; name different zones", o.ScheduleZone)))

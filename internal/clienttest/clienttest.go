@@ -2,15 +2,18 @@
 package clienttest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -23,6 +26,10 @@ type Client struct {
 	Before func()
 	// Values replace words of a document, such as IMAGE.
 	Values map[string]string
+	// JSON, if not nil, makes Document run each command that prints a result with -f json, and gets the command and the result. The commands without a result in the form of JSON are in Plain,
+	// each with the reason.
+	JSON  func(command string, result any)
+	Plain map[string]string
 }
 
 // New returns a client. If the program is not installed, New skips the test, or fails it in CI. The parameter debian is
@@ -50,6 +57,28 @@ func (c *Client) Run(t *testing.T, args ...string) string {
 	}
 	return string(out)
 }
+
+// runJSON runs a command with -f json and returns its result. The standard error is not a part of the result.
+func (c *Client) runJSON(t *testing.T, args ...string) (result any) {
+	t.Helper()
+	if !slices.Contains(args, "-f") {
+		args = append(args, "-f", "json")
+	}
+	var errs strings.Builder
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), c.Program, args...)
+	cmd.Env, cmd.Stderr = c.Env, &errs
+	out, err := cmd.Output()
+	if err == nil { // with --wait, a command may print a word such as Complete before the result
+		err = json.Unmarshal(out[max(bytes.IndexAny(out, "{["), 0):], &result)
+	}
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s%s", c.Program, strings.Join(args, " "), err, out, errs.String())
+	}
+	return result
+}
+
+// printing matches the commands that print a result.
+var printing = regexp.MustCompile(`(^| )(list|show|create|rebuild)( |$)`)
 
 // PublicKey writes a public key for SSH into a file, and returns the path of the file.
 func PublicKey(t *testing.T) string {
@@ -95,11 +124,22 @@ func (c *Client) Document(t *testing.T, document, language string, wants map[str
 		for i, arg := range args {
 			args[i] = cmp.Or(c.Values[arg], arg)
 		}
+		seen[command] = true
+		if c.JSON != nil && printing.MatchString(command) && c.Plain[command] == "" {
+			c.JSON(command, c.runJSON(t, args...))
+			continue
+		}
 		out := c.Run(t, args...)
 		if want := wants[command]; !strings.Contains(out, want) {
 			t.Errorf("%s printed %s, want %s", line, out, want)
 		}
-		seen[command] = true
+	}
+	if c.JSON != nil {
+		for command := range c.Plain {
+			if !seen[command] {
+				t.Errorf("%s lacks the command %s", document, command)
+			}
+		}
 	}
 	for command := range wants {
 		if !seen[command] {

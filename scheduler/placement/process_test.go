@@ -109,8 +109,8 @@ func place(job string) error {
 // large enough for all of them.
 const (
 	processes = 8
-	requests  = 2000 // the number of requests of each process
-	hostCount = 200
+	requests  = 1000 // the number of requests of each process
+	hostCount = 100
 	hostSize  = processes * requests / hostCount
 )
 

@@ -33,7 +33,7 @@ type Replies interface {
 
 // ReplyKey is an idempotency key of a client.
 type ReplyKey struct {
-	// Scope is the client's project, or the client's user if the client has no project. The same key in two scopes means two different keys.
+	// Scope is the client's project and user. The same key in two scopes means two different keys.
 	Scope string
 	// Key is the value of the header.
 	Key string
@@ -75,10 +75,7 @@ func (m *Mux) newKeeper(rec *recorder, hr *http.Request, r *route) (*keeper, err
 		return nil, fieldError(idempotencyHeader, fmt.Sprintf("The header Idempotency-Key must be given once and have 1 to %d visible ASCII characters, such as a UUID.", maxIdempotencyKey))
 	}
 	who := reqctx.From(hr.Context())
-	k := &keeper{mux: m, rec: rec, hr: hr, route: r, key: ReplyKey{"project:" + who.ProjectID, key}}
-	if who.ProjectID == "" {
-		k.key.Scope = "user:" + who.UserID
-	}
+	k := &keeper{mux: m, rec: rec, hr: hr, route: r, key: ReplyKey{"project:" + who.ProjectID + " user:" + who.UserID, key}} // a reply may have a password
 	for name := range rec.Header() {
 		k.before = append(k.before, name)
 	}

@@ -46,7 +46,7 @@ type Route struct {
 	List *listing.Spec
 	// Idempotency keeps the replies of requests with the header Idempotency-Key (draft-ietf-httpapi-idempotency-key-header), for a POST or
 	// PATCH. The handler must call [Request.Keep] in its transaction; otherwise the reply is 500. A repeated request with the same key, from
-	// the same project, gets the same reply, and the handler is not called. The repeated request is authenticated, and the Rule is enforced, as
+	// the same user of the same project, gets the same reply, and the handler is not called. The repeated request is authenticated, and the Rule is enforced, as
 	// for each request. If a request with the key is running, the repeated request waits for its end. A failed request keeps nothing, so a
 	// repeated request is executed.
 	//

@@ -47,6 +47,8 @@
 // of its name is about TLS or identity, such as ssl, cert or cafile, and its value is not empty, false, no, off, 0
 // or none. This rule needs no tag.
 //
+// A file sets an option once: a second value is an error, which names both lines, unless the option has the tag multi. A later file may set the option again.
+//
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
 // value. The key in the map is the rest of the name: [driver_acme] is Drivers["acme"]. A map of structs is a typed family: each of

@@ -92,7 +92,7 @@ pool_size=6
 			},
 		},
 		{
-			name: "the form of the file", files: []string{"\ufeffinterval = 1m30s\r\n# workers = 1\r\n; workers = 2\r\nvolume_driver =\r\nworkers = 5\r\nworkers = 6\r\n" +
+			name: "the form of the file", files: []string{"\ufeffinterval = 1m30s\r\n# workers = 1\r\n; workers = 2\r\nvolume_driver =\r\nworkers = 6\r\n" +
 				"brokers = a,\r\n  b,\r\n\tc\r\n\r\n[database]\r\nconnection = \" quoted \"\r\n[DEFAULT]\r\nslots = 3"},
 			want: func(o *options) {
 				o.Interval, o.Driver, o.Workers, o.Slots = 90*time.Second, "", 6, 3
@@ -196,6 +196,15 @@ func TestErrors(t *testing.T) {
 		{"empty head", "[]\n", nil, nil, "DIR/1.conf:1: the head of a section has the form [name]"},
 		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: the line begins with a blank, but no option above can be continued; write an option in the first column"},
 		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: the line begins with a blank, but no option above can be continued; write an option in the first column"},
+		{"set twice", "workers = 1\nslots = 1\nworkers = 1\n", nil, nil, "DIR/1.conf:3: [DEFAULT] workers: is already set at DIR/1.conf:1: remove one of them"},
+		{
+			"set twice in two parts of a section", "[database]\nconnection = hunter2\n[DEFAULT]\n[Database]\nconnection = hunter2\n", nil, nil,
+			"DIR/1.conf:5: [database] connection: is already set at DIR/1.conf:2: remove one of them",
+		},
+		{
+			"set three times in a family", "[driver_acme]\nurl = a\nx = 1\nurl = b\n[driver_ACME]\nurl = a\n", nil, nil,
+			"DIR/1.conf:4: [driver_acme] url: is already set at DIR/1.conf:2: remove one of them\nDIR/1.conf:6: [driver_acme] url: is already set at DIR/1.conf:2: remove one of them",
+		},
 		{
 			"several errors", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
 			"DIR/1.conf:1: [DEFAULT] nothing: no such option\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",

@@ -45,6 +45,7 @@ type loader struct {
 	others   map[string]map[string]string // undeclared options in files, with their values; variables may use them
 	unknown  []unknown
 	places   map[string]string // origins of the options in families, by placeKey
+	seen     map[string]string // origins of the options that the current file has set, by placeKey
 	files    []string          // the files that were read
 	unread   bool              // a file could not be read
 	warnings []warning
@@ -295,6 +296,7 @@ func (l *loader) readFile(path string) {
 	l.files = append(l.files, path)
 	entries, errs := parseINI(path, string(text))
 	l.errs = append(l.errs, errs...)
+	l.seen = map[string]string{}
 	for _, e := range entries {
 		l.setKey(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
 	}

@@ -47,7 +47,8 @@ type osloCase struct {
 
 // osloValues are values of each option. The first two are right. Some differences from oslo.config are on purpose and
 // are not tested: quotes and empty items in lists, numbers with underscores, nan and inf, and a MultiStrOpt in
-// the environment, which oslo.config reads as a list of letters. The option word is set by a flag and not in files,
+// the environment, which oslo.config reads as a list of letters. An option is set once in a file, because this package refuses the second value, and oslo.config
+// takes it. The option word is set by a flag and not in files,
 // because in oslo.config a flag and a file override each other by their order on the command line.
 var osloValues = map[string][]string{
 	"text":           {"", "a", " b c ", "x=y", "q: r", "# no comment", "'single'", `"double"`, `"mixed'`, "$num", "${database.pool}", "p$$q", `p\$q`, "a$1", "$", "$nope", "${nope}", "${database.nope}"},
@@ -88,6 +89,7 @@ func newOsloCase(t *testing.T, rng *rand.Rand, dir string) osloCase {
 	spelling := pick("database", "Database", "DATABASE", "dataBase")
 	text := func() string {
 		var out strings.Builder
+		set := map[string]bool{}
 		for range 1 + rng.IntN(3) {
 			section := pick("DEFAULT", "DEFAULT", "database", "other")
 			name := section
@@ -97,6 +99,10 @@ func newOsloCase(t *testing.T, rng *rand.Rand, dir string) osloCase {
 			fmt.Fprintf(&out, "[%s]%s\n", name, pick("", "", "  "))
 			for range rng.IntN(6) {
 				key := pick(osloKeys[section]...)
+				if set[section+key] && key != "many" {
+					continue
+				}
+				set[section+key] = true
 				fmt.Fprintf(&out, "%s%s%s\n", key, pick("=", " = ", ":", " : "), value(key))
 				out.WriteString(pick("", "", "", "\n", "# comment\n", "; x = y\n", "   \n"))
 			}

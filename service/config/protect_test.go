@@ -43,7 +43,7 @@ func TestFamiliesInEnvironment(t *testing.T) {
 		{"misspelled", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=w"}, map[string]map[string]string{"acme": {"plugin_sha265": "w"}}, "driver_acme", ""},
 		{"spelling of the file", "[driver_Ac-me]\nMaxSize = 1", []string{"OS_DRIVER_AC_ME__MAXSIZE=2", "OS_DRIVER_AC_ME__PLUGIN_SHA256=w"}, map[string]map[string]string{"Ac-me": {"MaxSize": "2", "plugin_sha256": "w"}}, "driver_Ac-me", "environment OS_DRIVER_AC_ME__PLUGIN_SHA256"},
 		{"two underscores", "[driver_a__b]", []string{"OS_DRIVER_A__B__PLUGIN_SHA256=w"}, map[string]map[string]string{"a__b": {"plugin_sha256": "w"}}, "driver_a__b", "environment OS_DRIVER_A__B__PLUGIN_SHA256"},
-		{"case of sections", "[Driver_Acme]\nplugin_sha256 = r\n[driver_ACME]\nplugin_sha256 = w", nil, map[string]map[string]string{"Acme": {"plugin_sha256": "w"}}, "driver_acme", "FILE:4"},
+		{"case of sections", "[Driver_Acme]\ndir = d\n[driver_ACME]\nplugin_sha256 = w", nil, map[string]map[string]string{"Acme": {"dir": "d", "plugin_sha256": "w"}}, "driver_acme", "FILE:4"},
 		{"no option", "", []string{"OS_DRIVER_ACME=x", "OS_DRIVER_ACME__=x"}, map[string]map[string]string{}, "driver_acme", ""},
 	} {
 		file := put(t, filepath.Join(t.TempDir(), "1.conf"), tt.text+"\n", 0o600)

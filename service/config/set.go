@@ -186,7 +186,7 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 	}
 	for i := range l.families {
 		if f := &l.families[i]; f.elem == nil && len(section) > len(f.prefix) && strings.EqualFold(section[:len(f.prefix)], f.prefix) {
-			l.setFamily(f, where, section[len(f.prefix):], key, value)
+			l.setFamily(r, f, where, section[len(f.prefix):], key, value)
 			return
 		}
 	}
@@ -213,6 +213,10 @@ func (l *loader) declaredSection(section string) string {
 // reports whether such an option exists.
 func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 	if o := l.options[section][key]; o != nil {
+		if !o.hasTag("multi") && l.isRepeated(r, where, section, key) {
+			o.bad = true
+			return true
+		}
 		if o.byFile != "" && o.rank == r {
 			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
 			o.bad = true
@@ -223,6 +227,10 @@ func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 	}
 	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
 		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
+			if l.isRepeated(r, where, section, key) {
+				o.bad = true
+				return true
+			}
 			l.readSecret(o, r, where, key, value)
 			return true
 		}
@@ -230,6 +238,10 @@ func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 	o := l.aliases[section][key]
 	if o == nil {
 		return false
+	}
+	if !o.hasTag("multi") && l.isRepeated(r, where, section, key) {
+		o.bad = true
+		return true
 	}
 	l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
 	if o.rank != r || o.byAlias {
@@ -240,7 +252,7 @@ func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 
 // setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections
 // whose names differ only in upper and lower case are one section, with the name that comes first.
-func (l *loader) setFamily(f *family, where, rest, key, value string) {
+func (l *loader) setFamily(r rank, f *family, where, rest, key, value string) {
 	for _, known := range slices.Sorted(maps.Keys(f.values)) {
 		if strings.EqualFold(known, rest) {
 			rest = known
@@ -256,10 +268,25 @@ func (l *loader) setFamily(f *family, where, rest, key, value string) {
 		l.addError("%s: [%s] %s: the value %w", where, f.prefix+rest, key, err)
 		return
 	}
-	if key != "" {
+	if key != "" && !l.isRepeated(r, where, f.prefix+rest, key) {
 		f.values[rest][key] = value
 		l.places[placeKey(f.prefix+rest, key)] = where
 	}
+}
+
+// isRepeated reports whether the file that is being read has set the option before, and collects an error in this case. Such a file has two values, and only one
+// can be the one that the operator wants.
+func (l *loader) isRepeated(r rank, where, section, key string) bool {
+	if !r.isFile() {
+		return false
+	}
+	at := placeKey(section, key)
+	if first, ok := l.seen[at]; ok {
+		l.addError("%s: [%s] %s: is already set at %s: remove one of them", where, section, key, first)
+		return true
+	}
+	l.seen[at] = where
+	return false
 }
 
 // placeKey is the key of an option in places.

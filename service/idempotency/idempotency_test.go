@@ -67,10 +67,11 @@ func newFixture(d *sqlx.DB, cfg idempotency.Config) *fixture {
 	f.mux = api.New(api.Config{
 		Logger: slog.New(slog.DiscardHandler),
 		Authenticate: func(r *http.Request) (reqctx.Request, error) {
-			return reqctx.Request{ProjectID: r.Header.Get("X-Test-Project"), UserID: r.Header.Get("X-Test-User")}, nil
+			user, role, _ := strings.Cut(r.Header.Get("X-Test-User"), "/")
+			return reqctx.Request{ProjectID: r.Header.Get("X-Test-Project"), UserID: user, Roles: []string{role}}, nil
 		},
 		Enforce: func(ctx context.Context, rule string, _ map[string]any) error {
-			if reqctx.From(ctx).UserID == "admin" || rule == "create" && reqctx.From(ctx).UserID != "reader" {
+			if role := reqctx.From(ctx).Roles[0]; role == "admin" || rule == "create" && role != "reader" {
 				return nil
 			}
 			return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
@@ -141,7 +142,7 @@ func each(t *testing.T, run func(t *testing.T, d *sqlx.DB)) {
 	dbtest.Each(t, []db.Migrations{idempotency.Migrations, component}, run)
 }
 
-// TestRepeated: a request with the key, path and body of an earlier request of the project gets the answer of the earlier one. A request
+// TestRepeated: a request with the key, path and body of an earlier request of the user gets the answer of the earlier one. A request
 // with the same key that differs in path, query or body gets 422. A failed request does not use up its key.
 func TestRepeated(t *testing.T) {
 	t.Parallel()
@@ -192,8 +193,8 @@ func TestRepeated(t *testing.T) {
 	})
 }
 
-// TestScope: keys of two projects are different. A client of the same project gets the same answer, unless it may see other fields. The
-// policy is enforced for a repetition.
+// TestScope: keys of two projects are different, and so are those of two users of a project, because an answer may have a password. The same user gets the same
+// answer, unless the user may see other fields now. The policy is enforced for a repetition.
 func TestScope(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, d *sqlx.DB) {
@@ -209,13 +210,13 @@ func TestScope(t *testing.T) {
 		}
 		for _, tt := range []struct{ project, user, name, want string }{
 			{"p1", "u1", "a", `202 {"id":1,"name":"a"}`},
-			{"p1", "u2", "a", `202 {"id":1,"name":"a"}`},
-			{"p2", "u1", "b", `202 {"id":2,"name":"b"}`},
-			{"p1", "reader", "a", "403"},
-			{"p1", "admin", "a", "422"}, // its answer has the field secret
-			{"", "u1", "c", `202 {"id":3,"name":"c"}`},
-			{"", "u2", "d", `202 {"id":4,"name":"d"}`},
-			{"", "admin", "e", `202 {"id":5,"name":"e","secret":"s4"}`},
+			{"p1", "u2", "b", `202 {"id":2,"name":"b"}`},
+			{"p2", "u1", "c", `202 {"id":3,"name":"c"}`},
+			{"p1", "u1/reader", "a", "403"},
+			{"p1", "u1/admin", "a", "422"}, // the answer has the field secret
+			{"", "u1", "d", `202 {"id":4,"name":"d"}`},
+			{"", "u2", "e", `202 {"id":5,"name":"e"}`},
+			{"", "u3/admin", "f", `202 {"id":6,"name":"f","secret":"s5"}`},
 		} {
 			for range 2 {
 				if got := post(tt.project, tt.user, tt.name); !strings.HasPrefix(got, tt.want) {
@@ -262,7 +263,7 @@ func TestOtherWins(t *testing.T) {
 		for name, want := range map[string]int{"x": 202, "y": 422} {
 			winner := answer{}
 			handler := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), Authenticate: func(r *http.Request) (reqctx.Request, error) {
-				return reqctx.Request{ProjectID: r.Header.Get("X-Test-Project")}, nil
+				return reqctx.Request{ProjectID: r.Header.Get("X-Test-Project"), UserID: r.Header.Get("X-Test-User")}, nil
 			}, Enforce: func(context.Context, string, map[string]any) error { return fault.New(fault.Denied, "no") }})
 			api.HandleRoute(handler, api.Route{Pattern: "POST /things", Idempotency: f.keys}, func(ctx context.Context, _ *api.Request[newThing]) (oneThing, error) {
 				winner = other.post(ctx, "/things", `{"name": "x"}`, "key-"+name)
@@ -331,7 +332,7 @@ func TestTargetIsJudgedFirst(t *testing.T) {
 		for _, tt := range []struct {
 			user string
 			want int
-		}{{"reader", 403}, {"u1", 204}, {"u1", 204}, {"reader", 403}} {
+		}{{"u1/reader", 403}, {"u1", 204}, {"u1", 204}, {"u1/reader", 403}} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/things/1/copy", strings.NewReader(`{"name": "a"}`))
 			for name, value := range map[string]string{"Content-Type": "application/json", "X-Test-Project": "p1", "X-Test-User": tt.user, "Idempotency-Key": "k"} {
 				r.Header.Set(name, value)

@@ -92,17 +92,19 @@ func (s *server) actionRoutes(_, withBody *api.Group) {
 	refuseOtherVersions(g)
 }
 
+// errNoResource is the error for a route or an action that the version of the request does not have.
+var errNoResource = fault.New(fault.NotFound, "The resource could not be found.")
+
 // refuseOtherVersions registers handlers that refuse an action in those microversions that do not have the action.
 func refuseOtherVersions(g *api.Group) {
-	none := fault.New(fault.NotFound, "The resource could not be found.")
 	for _, info := range compute.Actions {
 		if added, err := api.ParseVersion(info.Added); err == nil {
 			added.Minor--
-			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Max: added.String(), Summary: "Added later", Errors: []int{http.StatusNotFound}}, none)
+			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Max: added.String(), Summary: "Added later", Errors: []int{http.StatusNotFound}}, errNoResource)
 		}
 		if until, err := api.ParseVersion(info.Until); err == nil { // the last version that has the action
 			until.Minor++
-			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed", Errors: []int{http.StatusNotFound}}, none)
+			registerRefusal(g, api.Route{Pattern: "POST", Action: info.Request, Min: until.String(), Summary: "Removed", Errors: []int{http.StatusNotFound}}, errNoResource)
 		}
 	}
 }
@@ -212,6 +214,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 		return api.None{}, err
 	}
 	data := store.ActData{Resize: store.SizeOf(f)}
+	data.Resize.Boot.OwnDisks = srv.Flavor().OwnDisks
 	if disk := r.Body.Resize.DiskConfig; disk != "" {
 		data.AutoDisk = new(disk == "AUTO")
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -44,6 +45,8 @@ type Config struct {
 	// Filters are the names of the scheduler's filters, see scheduler.Config. With these filters the API service checks the host of
 	// a server that is to be resized, because the server stays on this host.
 	Filters []string
+	// AuditPeriod is the kind of the periods of the log of the audits of usage. Default: months.
+	AuditPeriod AuditPeriod
 	// SoftDelete means that a deleted server can be restored for some time.
 	SoftDelete bool
 	// DownAfter is how long a service without heartbeats is shown as up, from its last heartbeat on.
@@ -108,6 +111,14 @@ func rewritePath(path string) (routed, project string) {
 	m := otherForms.FindStringSubmatch(path)
 	if m == nil {
 		return path, ""
+	}
+	if id, ok := strings.CutPrefix(m[3], "/versions/"); ok { // as in Nova, the other form of the path of a version's document
+		switch {
+		case m[1] == "/v2", id == "v2.0":
+			return "/v2/", ""
+		case id == "v2.1":
+			return "/v2.1/", ""
+		}
 	}
 	return "/v2.1" + m[3], m[2]
 }

@@ -130,7 +130,7 @@ func TestCaptures(t *testing.T) {
 		{"067", "POST", action, `{"os-getVNCConsole": {"type": "novnc"}}`, 400, "Unavailable console type novnc.", ""},
 		{"077", "POST", action, `{"confirmResize": null}`, 409, "Cannot 'confirmResize' instance " + activeID + " while it is in vm_state active", ""},
 		{"078", "POST", action, `{"resize": {"flavorRef": "no-such-flavor"}}`, 400, "Flavor no-such-flavor could not be found.", ""},
-		{"091", "POST", action, `{"evacuate": {"onSharedStorage": false}}`, 400, "There is no such action: evacuate", "Nova has the action, and the host is up"},
+		{"091", "POST", action, `{"evacuate": {"onSharedStorage": false}}`, 501, "nova-mini does not migrate servers.", "nova-mini does not evacuate servers"},
 		{"097", "POST", action, `{"nonsense": null}`, 400, "There is no such action: nonsense", ""},
 		{"098", "POST", action, `{}`, 400, noBody, ""},
 		{"132", "GET", missing, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
@@ -153,7 +153,7 @@ func TestCaptures(t *testing.T) {
 		// Capture 155, an invalid microversion, is in TestCaptureOfVersion.
 	} {
 		status, name, message := ask(t, h, tt.method, tt.path, tt.body)
-		names := map[int]string{400: "badRequest", 404: "itemNotFound", 405: "badMethod", 409: "conflictingRequest", 415: "badMediaType"}
+		names := map[int]string{400: "badRequest", 404: "itemNotFound", 405: "badMethod", 409: "conflictingRequest", 415: "badMediaType", 501: "notImplemented"}
 		if status != tt.status || name != names[tt.status] || message != tt.message {
 			t.Errorf("%s: %s %s %s = %d %s: %s\nwant %d: %s (%s)", tt.name, tt.method, tt.path, tt.body, status, name, message, tt.status, tt.message, tt.differs)
 		}

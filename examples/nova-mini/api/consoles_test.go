@@ -80,6 +80,9 @@ func TestConsoles(t *testing.T) {
 				t.Fatalf("%s: %s, want %s", tt.body, reply, tt.begins)
 			}
 			last = token
+			tokens := "/os-console-auth-tokens/" + token
+			c.compareWith(map[string]string{"console.internal_access_path": "the sample's console has a path"}, "2.31", "admin", "GET", tokens, "", "os-console-auth-tokens/v2.31/get-console-connect-info-get-resp", 200)
+			c.compareWith(map[string]string{"-console.tls_port": "as in Nova, only consoles of the type spice-direct have it"}, "2.99", "admin", "GET", tokens, "", "os-console-auth-tokens/v2.99/get-console-connect-info-get-resp", 200)
 			info := c.want(200, "2.31", "admin", "GET", "/os-console-auth-tokens/"+token+"?x=y", "")
 			var shown struct {
 				Console struct {

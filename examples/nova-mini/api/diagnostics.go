@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -117,7 +118,7 @@ type memoryUse struct {
 }
 
 // diagnosis returns the diagnostics in the form of microversion 2.48. The driver is always shown as libvirt: Nova has a closed list of drivers, and shows
-// other drivers, such as its own fake driver, as libvirt.
+// other drivers, such as its own fake driver, as libvirt. As in Nova's libvirt driver, the uptime is the number of seconds since the server was launched.
 func (s *server) diagnosis(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (out diagnosisView, err error) {
 	got, err := s.diagnose(ctx, srv)
 	if err != nil {
@@ -125,8 +126,11 @@ func (s *server) diagnosis(ctx context.Context, _ *api.Request[api.None], srv *s
 	}
 	is := &got.Instance
 	out = diagnosisView{
-		State: strings.ToLower(is.Power.String()), Driver: "libvirt", Hypervisor: &got.Driver, CPUs: is.Resources.VCPUs, NICs: len(is.Interfaces), Disks: 1 + len(is.Volumes),
+		State: strings.ToLower(is.Power.String()), Driver: "libvirt", Hypervisor: &got.Driver, ConfigDrive: srv.ConfigDrive, CPUs: is.Resources.VCPUs, NICs: len(is.Interfaces), Disks: 1 + len(is.Volumes),
 		DiskDetails: []diskUse{}, CPUDetails: []cpuUse{}, NICDetails: []nicUse{}, Memory: memoryUse{Maximum: new(int64(is.Resources.MemoryMiB))},
+	}
+	if srv.LaunchedAt != nil {
+		out.Uptime = new(int(time.Since(*srv.LaunchedAt).Seconds()))
 	}
 	if is.Power == compute.NoState {
 		out.State = "pending"

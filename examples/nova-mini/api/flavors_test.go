@@ -69,6 +69,34 @@ func TestFlavorVersions(t *testing.T) {
 	})
 }
 
+// TestFlavorAccess: requests and replies about the access to a flavor have the keys and types of Nova's samples.
+func TestFlavorAccess(t *testing.T) {
+	t.Parallel()
+	samplesOf(t, "flavor-access")
+	const dir = "flavor-access/"
+	eachCloud(t, func(c *cloud) {
+		for _, tt := range []struct {
+			version, folder string
+			status          int // of a request to add a project
+		}{{"2.1", "", 200}, {"2.7", "v2.7/", 409}} { // from 2.7 a public flavor, as in the sample of this version, is refused
+			c.want(200, tt.version, "admin", "POST", "/flavors", sample(c.T, dir+tt.folder+"flavor-create-req.json"))
+			reply := ""
+			if tt.status == 200 {
+				reply = dir + "flavor-access-add-tenant-resp"
+			}
+			c.compareWith(nil, tt.version, "admin", "POST", "/flavors/10/action", dir+tt.folder+"flavor-access-add-tenant-req", reply, tt.status)
+			if tt.status == 200 {
+				c.compareWith(nil, tt.version, "admin", "GET", "/flavors/10/os-flavor-access", "", dir+"flavor-access-list-resp", 200)
+				reply := c.compareWith(nil, tt.version, "admin", "POST", "/flavors/10/action", dir+"flavor-access-remove-tenant-req", dir+"flavor-access-remove-tenant-resp", 200)
+				if reply != `{"flavor_access":[]}` {
+					c.Errorf("after the removal: %s", reply)
+				}
+			}
+			c.want(202, tt.version, "admin", "DELETE", "/flavors/10", "")
+		}
+	})
+}
+
 // TestExtraSpecs: extra specs are added, changed, shown and removed as in Nova. Since 2.86 known names and their values are checked.
 func TestExtraSpecs(t *testing.T) {
 	t.Parallel()

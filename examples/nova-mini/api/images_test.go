@@ -1,12 +1,16 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	novaimage "github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -70,6 +74,74 @@ func TestImages(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, novaimage.ListFile), []byte(`{"big": {"min_ram": 1024}, "wide": {"min_disk": 10, "properties": {"os_type": "linux"}}}`), 0o600); err != nil {
 			c.Fatal(err)
 		}
+	})
+}
+
+// changeable is a directory of images whose metadata can be changed, as in Glance.
+type changeable struct {
+	novaimage.Keeper // nil: the methods that the test does not need
+	novaimage.Source
+
+	mu         sync.Mutex
+	properties map[string]string // of all images
+}
+
+// List implements image.Source.
+func (s *changeable) List(ctx context.Context, token string) ([]novaimage.Image, error) {
+	return s.Source.List(ctx, token)
+}
+
+// Get implements image.Source.
+func (s *changeable) Get(ctx context.Context, token, id string) (*novaimage.Image, error) {
+	is, err := s.Source.Get(ctx, token, id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := *is
+	out.Properties = maps.Clone(s.properties)
+	return &out, nil
+}
+
+// SetProperties implements image.Keeper.
+func (s *changeable) SetProperties(ctx context.Context, token, id string, change func(map[string]string) (map[string]string, error)) (*novaimage.Image, error) {
+	s.mu.Lock()
+	to, err := change(maps.Clone(s.properties))
+	if err == nil {
+		s.properties = to
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return s.Get(ctx, token, id)
+}
+
+// TestImageSamples: requests and replies about the metadata of images have the keys and types of Nova's samples.
+func TestImageSamples(t *testing.T) {
+	t.Parallel()
+	samplesOf(t, "images")
+	source := imagesWith(t, `{"one": {}}`)
+	eachCloudOf(t, api.Rules(), store.Limits{store.Metadata: 128}, nil, func(c *cloud) {
+		const at, dir = "/images/one/metadata", "images/"
+		detail := strings.Replace(sample(c.T, dir+"images-details-get-resp.json"), `"OS-DCF:diskConfig": "AUTO",`, "", 1)
+		c.sameShape("details", detail, c.want(200, "2.1", "member", "GET", "/images/detail", ""))
+		c.compareWith(nil, "2.1", "member", "GET", at, "", dir+"image-metadata-get-resp", 200)
+		c.compareWith(nil, "2.1", "member", "GET", at+"/kernel_id", "", dir+"image-meta-key-get", 200)
+		for _, tt := range []struct{ method, path, request, reply, then string }{
+			{"PUT", "/auto_disk_config", "image-meta-key-put-req", "image-meta-key-put-resp", `{"metadata":{"architecture":"x86_64","auto_disk_config":"False","kernel_id":"nokernel","ramdisk_id":"nokernel"}}`},
+			{"POST", "", "image-metadata-post-req", "image-metadata-post-resp", `{"metadata":{"Label":"UpdatedImage","architecture":"x86_64","auto_disk_config":"False","kernel_id":"False","ramdisk_id":"nokernel"}}`},
+			{"PUT", "", "image-metadata-put-req", "image-metadata-put-resp", `{"metadata":{"Label":"Changed","auto_disk_config":"True"}}`},
+		} {
+			c.compareWith(nil, "2.38", "member", tt.method, at+tt.path, dir+tt.request, dir+tt.reply, 200)
+			if reply := c.want(200, "2.1", "member", "GET", at, ""); reply != tt.then {
+				c.Errorf("after %s: %s", tt.request, reply)
+			}
+		}
+		c.want(404, "2.39", "member", "GET", at, "")
+	}, func(cfg *api.Config) {
+		cfg.Images = &changeable{Source: source, properties: map[string]string{"architecture": "x86_64", "auto_disk_config": "True", "kernel_id": "nokernel", "ramdisk_id": "nokernel"}}
 	})
 }
 

@@ -112,9 +112,11 @@ func TestInstanceActions(t *testing.T) {
 			version := cmp.Or(strings.TrimPrefix(v, "v"), "2.1")
 			for file, path := range map[string]string{
 				"instance-actions-list-resp.json": at, "instance-actions-list-with-limit-resp.json": at + "?limit=1",
-				"instance-action-get-resp.json": at + "/" + pause, "instance-action-get-non-admin-resp.json": at + "/" + pause,
+				"instance-actions-list-with-marker-resp.json": at + "?marker=" + reset, "instance-actions-list-with-changes-since.json": at + "?changes-since=2020-01-01T00:00:00Z",
+				"instance-actions-list-with-changes-before.json": at + "?changes-before=2200-01-01T00:00:00Z",
+				"instance-action-get-resp.json":                  at + "/" + pause, "instance-action-get-non-admin-resp.json": at + "/" + pause,
 			} {
-				sample, ok := readSample(t, filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples", "os-instance-actions", v, file))
+				sample, ok := readSample(t, filepath.Join(samplesRoot, "os-instance-actions", v, file))
 				if !ok {
 					continue
 				}

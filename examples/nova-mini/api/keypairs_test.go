@@ -48,6 +48,14 @@ func TestKeyPairVersions(t *testing.T) {
 		imported := strings.Replace(sample(c.T, "os-keypairs/v2.92/keypairs-import-post-req.json"), `"fake"`, `"u1"`, 1)
 		c.sameShape("2.92 import", sample(c.T, "os-keypairs/v2.92/keypairs-import-post-resp.json"), c.want(201, "2.92", "member", "POST", "/os-keypairs", imported))
 		c.want(400, "2.92", "member", "POST", "/os-keypairs", `{"keypair": {"name": "a"}}`)
+		if reply := c.want(400, "2.92", "member", "POST", "/os-keypairs", sample(c.T, "os-keypairs/v2.92/keypairs-post-req.json")); !strings.Contains(reply, "'public_key' is a required property") { // Nova's sample of a refused request
+			c.Error(reply)
+		}
+		c.want(201, "2.91", "member", "POST", "/os-keypairs", `{"keypair": {"name": "zz"}}`)
+		c.sameShape("2.35 list", sample(c.T, "os-keypairs/v2.35/keypairs-list-resp.json"), c.want(200, "2.35", "member", "GET", "/os-keypairs?limit=1", ""))
+		for user, query := range map[string]string{"user1": "", "user2": "&limit=1"} { // the sample of user1 is the last page
+			c.sameShape("2.35 list of "+user, sample(c.T, "os-keypairs/v2.35/keypairs-list-"+user+"-resp.json"), c.want(200, "2.35", "admin", "GET", "/os-keypairs?user_id=u1"+query, ""))
+		}
 	})
 }
 

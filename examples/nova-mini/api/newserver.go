@@ -290,6 +290,10 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err := s.checkFlavorDisks(ctx, f); err != nil {
 		return out, err
 	}
+	own, err := in.ownDisks(f)
+	if err != nil {
+		return out, err
+	}
 	if err := s.checkExtraDisks(ctx, f); err != nil {
 		return out, err
 	}
@@ -298,6 +302,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return out, err
 	}
 	of := in.template(reqctx.From(ctx), f, is, at)
+	of.BootFlavor.V.OwnDisks = own
 	wanted, err := s.networksOf(r.Request, in, most)
 	if err != nil {
 		return out, err

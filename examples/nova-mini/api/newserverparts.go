@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -20,7 +19,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// This file has the parts of a request to create servers that describe networks, disks, files and certificates, and the checks of these parts.
+// This file has the parts of a request to create servers that describe networks, files and certificates, and the checks of these parts.
 
 type securityGroupRequest struct {
 	Name name `json:"name,omitempty"`
@@ -79,135 +78,9 @@ func (certificates) JSONSchema() string {
 	return `{"type": ["array", "null"], "minItems": 1, "maxItems": 50, "uniqueItems": true, "items": {"type": "string", "minLength": 1}}`
 }
 
-// oldDiskRequest is a disk in the older form, which can describe only volumes and snapshots.
-type oldDiskRequest struct {
-	VirtualName         string     `json:"virtual_name,omitempty" max:"255"`
-	VolumeID            string     `json:"volume_id,omitempty" format:"uuid"`
-	SnapshotID          string     `json:"snapshot_id,omitempty" format:"uuid"`
-	VolumeSize          volumeSize `json:"volume_size,omitzero"`
-	DeviceName          string     `json:"device_name,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._/-]*$"`
-	DeleteOnTermination boolean    `json:"delete_on_termination,omitzero"`
-	NoDevice            any        `json:"no_device,omitempty"`
-	ConnectionInfo      string     `json:"connection_info,omitempty" max:"16777215"`
-}
-
-// volumeSize is a positive integer, given as a number or as a text.
-type volumeSize struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (volumeSize) JSONSchema() string {
-	return `{"type": ["integer", "string"], "pattern": "^[0-9]+$", "minimum": 1, "maximum": 2147483647}`
-}
-
-// diskRequest is a disk of a new server.
-type diskRequest struct {
-	oldDiskRequest
-
-	SourceType      string    `json:"source_type,omitempty" enum:"volume,image,snapshot,blank"`
-	UUID            string    `json:"uuid,omitempty" min:"1" max:"255" pattern:"^[a-zA-Z0-9._-]*$"`
-	ImageID         string    `json:"image_id,omitempty" format:"uuid"`
-	DestinationType string    `json:"destination_type,omitempty" enum:"local,volume"`
-	GuestFormat     string    `json:"guest_format,omitempty" max:"255"`
-	DeviceType      string    `json:"device_type,omitempty" max:"255"`
-	DiskBus         string    `json:"disk_bus,omitempty" max:"255"`
-	BootIndex       bootIndex `json:"boot_index,omitzero"`
-	Tag             tag       `json:"tag,omitempty" since:"2.32" until:"2.32"`
-	Tag42           tag       `json:"tag42,omitempty" name:"tag" since:"2.42"`
-	VolumeType      *string   `json:"volume_type,omitempty" max:"255" since:"2.67"`
-}
-
-// bootIndex is an integer, given as a number or as a text, or null for no boot index.
-type bootIndex struct{ json.RawMessage }
-
-// JSONSchema implements api.JSONSchemer.
-func (bootIndex) JSONSchema() string {
-	return `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$"}`
-}
-
-// check accepts only the server's own image as a local disk, because nova-mini has no volumes. For any other disk it returns an
-// error, in most cases with Nova's text.
-func (d *diskRequest) check(imageRef string) error {
-	format := func(text string) error { return fault.New(fault.Invalid, "Block Device Mapping is Invalid: %s", text) }
-	switch {
-	case d.SourceType == "blank" && d.UUID != "":
-		return format("Invalid device UUID.")
-	case d.SourceType == "":
-		return format("Some required fields are missing")
-	case d.SourceType != "blank" && d.UUID == "":
-		return format("Missing device UUID.")
-	case d.SourceType == "image" && d.DestinationType == "local" && (imageRef == "" || plainText(d.BootIndex.RawMessage) != "0"):
-		return format("Mapping image to local is not supported.")
-	case d.DestinationType == "local" && d.VolumeType != nil && *d.VolumeType != "":
-		return format("Specifying a volume_type with destination_type=local is not supported.")
-	case d.SourceType == "volume" && d.VolumeType != nil && *d.VolumeType != "":
-		return format("Specifying volume type to existing volume is not supported.")
-	case d.SourceType == "image" && d.DestinationType == "local" && d.UUID != imageRef:
-		return format("failed to get image " + d.UUID + ".")
-	case d.SourceType == "volume", d.SourceType == "snapshot":
-		return format("failed to get " + d.SourceType + " " + d.UUID + ".")
-	case d.DestinationType != "local":
-		return notSupported("Volumes are not supported: the cloud has no volume service.")
-	case d.SourceType == "blank":
-		return notSupported("Ephemeral and swap disks are not supported: the flavor has the disks of a server.")
-	}
-	return d.checkRoot()
-}
-
-// diskBuses are the buses of disks that Nova knows.
-var diskBuses = strings.Fields(`fdc ide sata scsi usb virtio xen lxc uml`)
-
-// checkRoot returns an error for a property that the root disk of a server cannot have: the driver chooses the name and the bus, and the flavor the size.
-func (d *diskRequest) checkRoot() error {
-	switch {
-	case d.DiskBus != "" && !slices.Contains(diskBuses, d.DiskBus):
-		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: The provided disk bus %s is not valid.", d.DiskBus)
-	case d.DiskBus != "" && d.DiskBus != "virtio":
-		return notSupported("The disk bus " + d.DiskBus + " is not supported: disks have virtio.")
-	case d.DeviceType != "" && d.DeviceType != "disk":
-		return notSupported("The device type " + d.DeviceType + " is not supported: a server boots from a disk.")
-	case d.DeviceName != "" && d.DeviceName != "vda" && d.DeviceName != "/dev/vda":
-		return notSupported("The device name " + d.DeviceName + " is not supported: the root disk is /dev/vda.")
-	case d.Tag != "" || d.Tag42 != "":
-		return notSupported("Tags of disks are not supported.")
-	case d.VolumeSize.RawMessage != nil:
-		return notSupported("A size of the root disk is not supported: the flavor has it.")
-	case d.GuestFormat != "":
-		return notSupported("A format of the root disk is not supported: the image has it.")
-	case isTrue(fmt.Sprint(d.NoDevice)):
-		return notSupported("A server without its root disk is not supported.")
-	}
-	return nil
-}
-
 // notSupported returns an error with status 501, for a part of Nova that nova-mini does not have.
 func notSupported(text string) error {
 	return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "%s", text))
-}
-
-// checkDisks returns an error for disks that a server cannot have.
-func (n *newServer) checkDisks() error {
-	if len(n.OldDisks) > 0 {
-		if len(n.Disks) > 0 {
-			return fault.New(fault.Invalid, "Using different block_device_mapping syntaxes is not allowed in the same request.")
-		}
-		d := n.OldDisks[0]
-		if d.SnapshotID != "" {
-			return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get snapshot %s.", d.SnapshotID)
-		}
-		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: failed to get volume %s.", d.VolumeID)
-	}
-	for i := range n.Disks {
-		if err := n.Disks[i].check(n.ImageRef); err != nil {
-			return err
-		}
-	}
-	if len(n.Disks) > 1 {
-		return fault.New(fault.Invalid, "Block Device Mapping is Invalid: Boot sequence for the instance and image/block device mapping combination is not valid.")
-	}
-	if n.ImageRef == "" { // without volumes, a server can only boot from an image
-		return fault.New(fault.Invalid, "Missing imageRef attribute")
-	}
-	return nil
 }
 
 // request returns the request in the form for package network. Errors: Invalid, with Nova's text.

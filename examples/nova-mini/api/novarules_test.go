@@ -12,31 +12,14 @@ import (
 
 // otherRules has the reasons why nova-mini does not have some rules of Nova, by the beginning of their names.
 var otherRules = map[string]string{
-	"compute:aggregates:images":                           "no aggregates",
-	"os_compute_api:os-aggregates:":                       "no aggregates",
 	"compute:server:topology:host:index":                  "a topology never has a node, so nothing of a host could be shown",
 	"compute:servers:resize:cross_cell":                   "no cells",
-	"os_compute_api:os-assisted-volume-snapshots:":        "no volumes",
 	"os_compute_api:os-volumes-attachments:swap":          "no volumes",
-	"os_compute_api:os-volumes:":                          "no proxy to the service for volumes",
 	"os_compute_api:servers:create_image:allow_volume_ba": "no volumes, so no server boots from one",
-	"os_compute_api:os-baremetal-nodes:":                  "no proxy to the service for bare metal",
-	"os_compute_api:os-floating-ip":                       "no proxies to Neutron",
-	"os_compute_api:os-networks:":                         "no proxies to Neutron",
-	"os_compute_api:os-tenant-networks:":                  "no proxies to Neutron",
-	"os_compute_api:os-security-groups:create":            "the proxy to Neutron only reads",
-	"os_compute_api:os-security-groups:delete":            "the proxy to Neutron only reads",
-	"os_compute_api:os-security-groups:rule:":             "the proxy to Neutron only reads",
-	"os_compute_api:os-security-groups:update":            "the proxy to Neutron only reads",
-	"os_compute_api:os-evacuate":                          "no migrations",
-	"os_compute_api:os-migrate-server:":                   "no migrations",
-	"os_compute_api:os-migrations:":                       "no migrations",
-	"os_compute_api:servers:migrations:":                  "no migrations",
-	"os_compute_api:os-hosts:":                            "no operations on hosts",
-	"os_compute_api:os-instance-usage-audit-log:":         "no audit log of usage",
-	"os_compute_api:os-quota-":                            "limits are options",
-	"os_compute_api:os-server-shares:":                    "no shares",
-	"os_compute_api:os-services:delete":                   "a service is not deleted by a request",
+	"os_compute_api:os-migrate-server:migrate:host":       "no migrations, so a request that names a host gets the same answer as other requests",
+	"os_compute_api:os-migrate-server:migrate_live:host":  "no migrations, so a request that names a host gets the same answer as other requests",
+	"os_compute_api:os-migrations:index:":                 "no migrations, so nothing of them could be shown",
+	"os_compute_api:servers:migrations:index:host":        "no migrations, so nothing of them could be shown",
 }
 
 // TestNovaRules: nova-mini has the rules that Nova has for the same operations, so that a policy file written for Nova has the same effect, and no other rules. testdata/nova-rules.txt

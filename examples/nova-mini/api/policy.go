@@ -15,7 +15,7 @@ type rule struct{ name, check, what, method, path string }
 
 // splitRules are the older names of rules that Nova 21.0.0 has split. If a policy file still has such a rule, its check
 // applies to each rule whose name begins with the older name and a colon.
-var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services"}
+var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services", "os_compute_api:os-instance-usage-audit-log"}
 
 // olderName returns the older name of a rule, or nil if the rule had no other name.
 func olderName(name string) *policy.Deprecated {
@@ -54,9 +54,11 @@ func Rules() []policy.Rule {
 		limitRules,
 		groupRules,
 		usageRules,
+		auditRules,
 		zoneRules,
 		serviceRules,
 		hypervisorRules,
+		refusedRules,
 	) {
 		rules = append(rules, policy.Rule{
 			Name: r.name, Check: r.check, Description: r.what + ".", Scopes: []string{"project"},

@@ -51,31 +51,6 @@ const removedPaths = `
 	/servers/{id}/consoles/{console} GET,DELETE
 	/servers/{id}/os-virtual-interfaces GET`
 
-// proxied is the summary of an operation of Nova that only forwards requests to another service.
-const proxied = "Not in nova-mini: a proxy to another service"
-
-// proxiedPaths are the operations until 2.35 that Nova forwards to other services: the service, then paths with their methods. The source is the same.
-const proxiedPaths = `
-	network /os-networks GET
-	network /os-networks/{id} GET
-	network /os-tenant-networks GET
-	network /os-tenant-networks/{id} GET
-	network /os-floating-ip-pools GET
-	network /os-floating-ips GET,POST
-	network /os-floating-ips/{id} GET,DELETE
-	network /os-security-groups POST
-	network /os-security-groups/{id} PUT,DELETE
-	network /os-security-group-rules POST
-	network /os-security-group-rules/{id} DELETE
-	volume /os-volumes GET,POST
-	volume /os-volumes/detail GET
-	volume /os-volumes/{id} GET,DELETE
-	volume /os-snapshots GET,POST
-	volume /os-snapshots/detail GET
-	volume /os-snapshots/{id} GET,DELETE
-	baremetal /os-baremetal-nodes GET
-	baremetal /os-baremetal-nodes/{id} GET`
-
 // removedOperations returns the methods and paths of removedPaths.
 func removedOperations() (out [][2]string) {
 	for line := range strings.Lines(removedPaths) {
@@ -88,18 +63,8 @@ func removedOperations() (out [][2]string) {
 	return out
 }
 
-// removedRoutes registers the routes of the operations that Nova has removed, and of those that nova-mini refuses because another service has them.
+// removedRoutes registers the routes of the operations that Nova has removed.
 func (s *server) removedRoutes(all, _ *api.Group) {
-	for line := range strings.Lines(proxiedPaths) {
-		f := strings.Fields(line)
-		if len(f) != 3 {
-			continue
-		}
-		err := api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "nova-mini has no proxy to the %s service: send the request to the %s service.", f[0], f[0]))
-		for method := range strings.SplitSeq(f[2], ",") {
-			registerRefusal(all, api.Route{Pattern: method + " " + f[1], Max: "2.35", Summary: proxied, Errors: []int{http.StatusNotImplemented}}, err)
-		}
-	}
 	for _, op := range removedOperations() {
 		registerRefusal(all, api.Route{Pattern: op[0] + " " + op[1], Summary: removed, Errors: []int{http.StatusGone}}, errGone)
 	}

@@ -28,10 +28,10 @@ func TestRemoved(t *testing.T) {
 		c.want(404, "2.35", "reader", "GET", "/os-security-groups/5a6fb4cb-0eab-4a5c-9f9d-6e3a1a2e6a51", "")
 		for _, op := range []string{"GET /os-networks", "GET /os-tenant-networks/x", "POST /os-security-groups", "DELETE /os-security-group-rules/x", "GET /os-floating-ips", "GET /os-volumes/detail", "GET /os-baremetal-nodes"} {
 			method, path, _ := strings.Cut(op, " ")
-			if reply := c.want(501, "2.35", "reader", method, path, ""); !strings.Contains(reply, " service: send the request to the ") {
+			if reply := c.want(501, "2.35", "admin", method, path, ""); !strings.Contains(reply, " service: send the request to the ") {
 				c.Errorf("%s: %s", op, reply)
 			}
-			c.want(404, "2.36", "reader", method, path, "")
+			c.want(404, "2.36", "admin", method, path, "")
 			c.want(401, "2.1", "unknown-token", method, path, "")
 		}
 	})

@@ -38,6 +38,7 @@ func (s *server) routes() {
 		s.limitRoutes,
 		s.groupRoutes,
 		s.usageRoutes,
+		s.auditRoutes,
 		s.imageRoutes,
 		s.zoneRoutes,
 		s.serverRoutes,
@@ -53,6 +54,7 @@ func (s *server) routes() {
 		s.instanceActionRoutes,
 		s.serviceRoutes,
 		s.hypervisorRoutes,
+		s.refusedRoutes,
 		s.removedRoutes,
 	} {
 		add(all, withBody)

@@ -206,10 +206,7 @@ func (s *server) listSecurityGroups(ctx context.Context, r *api.Request[api.None
 	if q.Has("all_tenants") && s.administrator(ctx) {
 		project = ""
 	}
-	limit, offset, err := pageOf(q)
-	if err != nil {
-		return out, err
-	}
+	limit, offset := pageOf(q)
 	list, err := s.cfg.Network.ProjectGroups(ctx, tokenOf(r.Request), project)
 	if err != nil {
 		return out, err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"math"
 	"net/http"
 	"strconv"
 
@@ -106,10 +107,7 @@ func (s *server) listGroups(ctx context.Context, r *api.Request[api.None]) (grou
 		}
 		in = store.AllProjects()
 	}
-	limit, offset, err := pageOf(q)
-	if err != nil {
-		return out, err
-	}
+	limit, offset := pageOf(q)
 	list, err := s.cfg.Store.ServerGroups(ctx, in, s.visibleMembers(ctx), limit, offset)
 	for i := range list {
 		out.Groups = append(out.Groups, viewGroup(&list[i]))
@@ -232,14 +230,16 @@ func (s *server) groupsOf(ctx context.Context, srv *store.Server) groupsView {
 	}, srv.GroupID}
 }
 
-// pageOf returns the limit and the offset of a list with the older form of pages. If a parameter has several values, the last one counts, as in Nova.
-func pageOf(q map[string][]string) (limit, offset int, err error) {
+// pageOf returns the limit and the offset of a list with the older form of pages. If a parameter has several values, the last one counts, as in Nova. Numbers may have any
+// size: the limit is at most MaxLimit, and no list has as many objects as the offset math.MaxInt32.
+func pageOf(q map[string][]string) (limit, offset int) {
 	for name, to := range map[string]*int{"limit": &limit, "offset": &offset} {
 		if list := q[name]; len(list) > 0 {
-			if *to, err = strconv.Atoi(list[len(list)-1]); err != nil { // the schema has checked that it has only digits
-				return 0, 0, fault.New(fault.Invalid, "Invalid input for field/attribute %s. Value: %.100s. It is too large.", name, list[len(list)-1])
+			n, err := strconv.Atoi(list[len(list)-1])
+			if *to = min(n, math.MaxInt32); err != nil { // the schema has checked that it has only digits, so it is too large for an int
+				*to = math.MaxInt32
 			}
 		}
 	}
-	return min(cmp.Or(limit, MaxLimit), MaxLimit), offset, nil
+	return min(cmp.Or(limit, MaxLimit), MaxLimit), offset
 }

@@ -83,6 +83,8 @@ func TestServerGroups(t *testing.T) {
 				c.Error(reply)
 			}
 		}
+		c.compareWith(nil, "2.71", "member", "POST", "/os-server-groups", "servers/v2.71/server-groups-post-req", "servers/v2.71/server-groups-post-resp", 200)
+		c.exec(`DELETE FROM server_groups`)
 		soft := c.addGroup("member", "soft", "soft-affinity")
 		if list := c.groups("2.1", "member", ""); len(list) != 1 || list[0].ID != soft || !slices.Equal(list[0].Policies, []string{"soft-affinity"}) {
 			c.Errorf("at 2.1: %+v", list)
@@ -131,6 +133,8 @@ func TestListServerGroups(t *testing.T) {
 			{"member", "?limit=9&limit=1", "g0"},
 			{"member", "?limit=0&offset=4", "g4"},
 			{"member", "?offset=9", ""},
+			{"member", "?limit=99999999999999999999", "g0 g1 g2 g3 g4"}, // Nova has integers of any size
+			{"member", "?offset=99999999999999999999", ""},
 			{"member", "?all_projects=1", "g0 g1 g2 g3 g4"},
 			{"stranger", "", "theirs"},
 			{"boss", "", ""},
@@ -145,7 +149,7 @@ func TestListServerGroups(t *testing.T) {
 				c.Errorf("%s %s: %v, want %s", tt.who, tt.query, got, tt.want)
 			}
 		}
-		for _, query := range []string{"limit=-1", "offset=x", "limit=", "limit=99999999999999999999"} {
+		for _, query := range []string{"limit=-1", "offset=x", "limit="} {
 			c.want(400, "2.1", "member", "GET", "/os-server-groups?"+query, "")
 		}
 		c.want(200, "2.74", "member", "GET", "/os-server-groups?x=1", "")

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
@@ -326,6 +327,13 @@ func TestSamplesOfParts(t *testing.T) {
 		try("2.26", "PUT", "/tags", tags+"put-all-req.json", tags+"put-all-resp.json", 200)
 		try("2.26", "GET", "/tags", "", tags+"index-resp.json", 200)
 		try("2.26", "GET", "", "", tags+"show-details-resp.json", 200)
+		for _, state := range []string{"rescue", "unrescue"} {
+			c.exec(`UPDATE servers SET vm_state = ? WHERE id = ?`, map[string]string{"rescue": compute.VMRescued, "unrescue": store.Active}[state], id)
+			c.compareWith(allowed, "2.1", "member", "GET", "/servers/"+id, "", "os-rescue/server-get-resp-"+state, 200)
+			c.compareWith(allowed, "2.87", "member", "GET", "/servers/"+id, "", "os-rescue/v2.87/server-get-resp-"+state, 200)
+		}
+		c.compareWith(allowed, "2.26", "member", "GET", "/servers/detail?tags-any=tag1", "", "os-server-tags/v2.26/servers-tags-details-resp", 200)
+		c.compareWith(map[string]string{"nodes": "no driver reports a topology", "pagesize_kb": "as nodes"}, "2.78", "admin", "GET", "/servers/"+id+"/topology", "", "os-server-topology/v2.78/servers-topology-resp", 200)
 		try("2.1", "GET", "/ips", "", "server-ips/server-ips-resp.json", 200)
 		try("2.1", "GET", "/os-server-password", "", "os-server-password/get-password-resp.json", 200)
 		try("2.78", "GET", "/topology", "", "os-server-topology/v2.78/servers-topology-resp-user.json", 200)

@@ -119,8 +119,7 @@ func (s *server) checkExtraDisks(ctx context.Context, f *store.Flavor) error {
 
 // checkSameDisks returns 501 if a resize to a flavor would change the ephemeral or the swap disk of a server.
 func checkSameDisks(srv *store.Server, f *store.Flavor) error {
-	now := srv.Flavor()
-	if ephemeral, swap := now.Extra(); f.EphemeralGiB != ephemeral || f.SwapMiB != swap {
+	if now := srv.Flavor(); now.FlavorExtra() != (store.ExtraDisks{EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB}) {
 		return notSupported("A resize cannot change ephemeral and swap disks: choose a flavor with the same ones.")
 	}
 	return nil

@@ -134,11 +134,12 @@ func (s *server) addTag(ctx context.Context, r *api.Request[api.None], srv *stor
 
 // refuseBody returns Invalid if a request has a body other than null.
 func refuseBody(r *http.Request) error {
-	raw, err := io.ReadAll(io.LimitReader(r.Body, 64))
+	const most = 64 // null with blanks around it
+	raw, err := io.ReadAll(io.LimitReader(r.Body, most+1))
 	if err != nil {
 		return fault.New(fault.Invalid, "Malformed request body: %w", err)
 	}
-	if text := string(bytes.TrimSpace(raw)); text != "" && text != "null" {
+	if text := string(bytes.TrimSpace(raw)); len(raw) > most || text != "" && text != "null" {
 		return fault.New(fault.Invalid, "The request must have no body, or null: it is not of type 'null'")
 	}
 	return nil

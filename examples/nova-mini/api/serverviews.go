@@ -319,7 +319,7 @@ func (s *server) coreOf(ctx context.Context, srv *store.Server, l linker) server
 	if slices.Contains(progressing, v.Status) {
 		v.Progress = new(int)
 	}
-	if (v.Status == store.StatusError || v.Status == store.StatusDeleted) && srv.FaultAt != nil {
+	if v.Status == store.StatusError && srv.FaultAt != nil { // Nova forgets the fault of a server that is deleted
 		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
 		if srv.FaultCode != http.StatusInternalServerError || s.administrator(ctx) { // as in Nova
 			v.Fault.Details = srv.FaultDetails

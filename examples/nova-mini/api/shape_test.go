@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,7 +23,7 @@ func (c *cloud) want(status int, version, who, method, path, body string) string
 // sample returns one of Nova's samples of a resource, such as flavors/v2.61/flavor-get-resp.json. It skips the test if the samples are not beside this tree.
 func sample(t *testing.T, path string) string {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples", filepath.FromSlash(path)))
+	raw, err := readSampleFile(filepath.Join(samplesRoot, filepath.FromSlash(path)))
 	if err != nil {
 		t.Skip("shared/nova-api is not beside this tree")
 	}

@@ -141,6 +141,12 @@ func TestExtensions(t *testing.T) {
 		return
 	}
 	compareSample(t, "list", sample, list, nil, map[string]bool{})
+	for file, path := range map[string]string{"extensions-list-resp-v21-compatible.json": "", "extensions-get-resp.json": "/os-keypairs"} {
+		_, _, reply := ask(t, h, "GET", "/v2.1/extensions"+path, "")
+		if other, ok := readSample(t, filepath.Join(samplesOf(t, "extension-info"), file)); ok {
+			compareSample(t, file, other, reply, nil, map[string]bool{})
+		}
+	}
 	var ours, theirs struct {
 		Extensions []struct{ Alias, Name string }
 	}
@@ -181,7 +187,7 @@ func TestUnknownParameters(t *testing.T) {
 			r.Header.Set("OpenStack-API-Version", "compute "+version)
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, r)
-			if w.Code == http.StatusGone {
+			if w.Code == http.StatusGone || w.Code == http.StatusNotImplemented || strings.Contains(at, "os-volumes_boot") { // removed from Nova, or refused whatever the query is
 				continue
 			}
 			if w.Code != 400 || !strings.Contains(w.Body.String(), "'surprise' was unexpected") {

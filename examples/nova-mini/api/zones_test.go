@@ -18,20 +18,25 @@ func TestZones(t *testing.T) {
 		if reply := c.want(200, "2.1", "member", "GET", "/os-availability-zone", ""); reply != `{"availabilityZoneInfo":[]}` {
 			c.Errorf("without hosts: %q", reply)
 		}
-		for kind, host := range map[string]string{"nova-compute": "node-1", "nova-conductor": "control", "nova-scheduler": "control"} {
+		for kind, host := range map[string]string{"nova-compute": "compute", "nova-conductor": "conductor", "nova-scheduler": "scheduler"} {
 			if err := c.store.Members(0).Join(c.Context(), membership.Self{Kind: kind, Host: host}); err != nil {
 				c.Fatal(err)
 			}
 		}
 		c.sameShape("list", sample(c.T, "os-availability-zone/availability-zone-list-resp.json"), c.want(200, "2.1", "member", "GET", "/os-availability-zone", ""))
+		allowed := map[string]string{}
+		for _, service := range []string{"conductor.nova-conductor", "scheduler.nova-scheduler"} {
+			allowed["availabilityZoneInfo[].hosts."+service+".updated_at"] = "the sample's services have sent no heartbeat"
+		}
+		c.compareWith(allowed, "2.1", "admin", "GET", "/os-availability-zone/detail", "", "os-availability-zone/availability-zone-detail-resp", 200)
 		reply := c.want(200, "2.1", "admin", "GET", "/os-availability-zone/detail", "")
-		for _, want := range []string{`"hosts":{"control":{"nova-conductor":{"available":true,"active":true,"updated_at":"2`, `"zoneName":"internal"`, `"node-1":{"nova-compute":`} {
+		for _, want := range []string{`"hosts":{"conductor":{"nova-conductor":{"available":true,"active":true,"updated_at":"2`, `"zoneName":"internal"`, `"compute":{"nova-compute":`} {
 			if !strings.Contains(reply, want) {
 				c.Errorf("no %s in %s", want, reply)
 			}
 		}
 		c.want(403, "2.1", "member", "GET", "/os-availability-zone/detail", "")
-		if err := c.store.SetDisabled(c.Context(), "nova-compute", "node-1", true, ""); err != nil {
+		if err := c.store.SetDisabled(c.Context(), "nova-compute", "compute", true, ""); err != nil {
 			c.Fatal(err)
 		}
 		if reply := c.want(200, "2.1", "member", "GET", "/os-availability-zone", ""); !strings.Contains(reply, `{"zoneName":"nova","zoneState":{"available":false},"hosts":null}`) {

@@ -176,7 +176,7 @@ type Spec struct {
 	// InstanceName is the name that an operator sees for the server on the host, such as instance-ID. It is unique. It is empty for a server that an earlier release has created.
 	InstanceName string `json:"instance_name,omitempty"`
 
-	// EphemeralGiB and SwapMiB are the sizes of two more disks. 0: the server does not have the disk. A driver with CapExtraDisks gives the guest an empty disk with a file system, and then a
+	// EphemeralGiB and SwapMiB are the sizes of two more disks. 0: the server does not have the disk. A driver with CapExtraDisks gives the guest an empty disk with an ext4 file system, and then a
 	// swap disk. They stay when the server is stopped, started or resized, but are not in a snapshot. Resources.DiskGiB is the size of all disks of the server, and a resize changes only
 	// the size of the root disk. Other drivers do not get such servers.
 	EphemeralGiB int `json:"ephemeral_gib,omitempty"`

@@ -86,7 +86,7 @@ func (s actor) refused(op *operation.Op, err error) error {
 
 // addSize adds to a request the size that the server gets by a resize, or by an action that ends an interrupted resize.
 func (s actor) addSize(req *compute.ActRequest, srv *store.Server, size *store.Size) error {
-	req.Resources = size.Has
+	req.Resources = size.OnHost()
 	if !s.action.Info().Settles {
 		req.Running = srv.Resize.V.Running
 		return nil
@@ -96,7 +96,7 @@ func (s actor) addSize(req *compute.ActRequest, srv *store.Server, size *store.S
 	}
 	req.Settle = true
 	if req.Spec != nil {
-		req.Spec.Resources = size.Has
+		req.Spec.Resources = size.OnHost()
 	}
 	return nil
 }

@@ -129,6 +129,35 @@ func TestNextHost(t *testing.T) {
 	})
 }
 
+// TestResetWhileBuilding: an administrator sets the state of a server that is being created. As in Nova, active does not end the creation: the server becomes what
+// the creation leaves. The state error ends it.
+func TestResetWhileBuilding(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{MaxAttempts: 1}, func(b *bench) {
+		b.start()
+		for _, tt := range []struct{ state, failed, ends string }{
+			{store.Active, "", store.Active}, {store.Active, "disk on fire", store.Error}, {store.Error, "", store.Error},
+		} {
+			id := b.addServer()
+			b.notify(id)
+			r, host := b.awaitBuild(id)
+			if err := b.store.ResetState(b.Context(), id, tt.state); err != nil {
+				b.Fatal(err)
+			}
+			if s := b.server(id); s.VMState != tt.state || (s.Task() == store.Spawning) != (tt.state == store.Active) {
+				b.Errorf("%+v: after the reset the server is %s with the task %q", tt, s.VMState, s.Task())
+			}
+			if err := b.report(host, r.Token, tt.failed); err != nil && (tt.state == store.Active || !errors.Is(err, compute.ErrStale)) {
+				b.Errorf("%+v: report: %v", tt, err)
+			}
+			b.awaitNoTask(id)
+			if s := b.server(id); s.VMState != tt.ends || (s.LaunchedAt != nil) != (tt.ends == store.Active) || (s.FaultAt != nil) != (tt.failed != "") {
+				b.Errorf("%+v: the server is %s, launched %v, fault %q", tt, s.VMState, s.LaunchedAt, s.FaultDetails)
+			}
+		}
+	})
+}
+
 // TestNoRoom: if no host has room, the details of the fault have the rejection reasons, with the number of hosts for each.
 func TestNoRoom(t *testing.T) {
 	t.Parallel()

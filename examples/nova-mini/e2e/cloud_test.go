@@ -198,7 +198,7 @@ auth_strategy = noauth2
 [database]
 connection = %s%s
 `, configured(busURL), c.exchange, c.dir, extra, mysqlURL, name)
-	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
+	if err := os.WriteFile(c.conf, []byte(lastValues(conf)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.db = c.open(mysqlURL + name)
@@ -217,6 +217,31 @@ connection = %s%s
 	return c
 }
 
+// lastValues returns a configuration with only the last value of each option, so that a test may change an option of newCloud. Each option has one line.
+func lastValues(conf string) string {
+	section := ""
+	last := map[string]int{} // the number of the last line of each option
+	keys := map[int]string{}
+	lines := strings.Split(conf, "\n")
+	for i, line := range lines {
+		name, _, isOption := strings.Cut(line, "=")
+		switch {
+		case strings.HasPrefix(line, "["):
+			section = line
+		case isOption && !strings.HasPrefix(line, "#"):
+			keys[i] = section + strings.TrimSpace(name)
+			last[keys[i]] = i
+		}
+	}
+	var out []string
+	for i, line := range lines {
+		if key := keys[i]; key == "" || last[key] == i {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
 // confOf writes a copy of the configuration for a release, with more lines of the section DEFAULT, and returns its path.
 func (c *cloud) confOf(release, lines string) string {
 	c.Helper()
@@ -225,7 +250,7 @@ func (c *cloud) confOf(release, lines string) string {
 		c.Fatal(err)
 	}
 	path := filepath.Join(c.dir, "nova-"+release+".conf")
-	if err := os.WriteFile(path, []byte(strings.Replace(string(raw), "[DEFAULT]\n", "[DEFAULT]\n"+lines, 1)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(lastValues(string(raw)+"[DEFAULT]\n"+lines)), 0o600); err != nil {
 		c.Fatal(err)
 	}
 	return path

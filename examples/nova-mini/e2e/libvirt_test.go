@@ -59,7 +59,11 @@ func TestLibvirt(t *testing.T) {
 		}
 		return strings.Fields(string(out))
 	}
-	s, err := create(t.Context(), cl, "guest", small.ID, nil)
+	// The client asks for a smaller swap disk than that of the flavor.
+	s, err := servers.Create(t.Context(), cl, servers.CreateOpts{Name: "guest", FlavorRef: small.ID, ImageRef: "cirros", BlockDevice: []servers.BlockDevice{
+		{SourceType: servers.SourceImage, UUID: "cirros", DestinationType: servers.DestinationLocal},
+		{SourceType: servers.SourceBlank, DestinationType: servers.DestinationLocal, GuestFormat: "swap", VolumeSize: 32, BootIndex: -1},
+	}}, nil).Extract()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +102,13 @@ func TestLibvirt(t *testing.T) {
 	}
 	says("guest ready: 1 CPUs")
 	says("disk: vdb 2097152 ephemeral0")
-	says("disk: vdc 131072  SWAPSPACE2")
+	says("disk: vdc 65536  SWAPSPACE2")
+	domain, err := exec.CommandContext(t.Context(), "virsh", "-c", lv.URL, "dumpxml", "instance-"+s.ID).CombinedOutput()
+	for _, disk := range []string{"disk.qcow2", "ephemeral.raw", "swap.raw"} {
+		if err != nil || !strings.Contains(string(domain), "<source file='"+filepath.Join(dir, disk)) {
+			t.Errorf("the domain does not have the disk %s: %s, %v", disk, domain, err)
+		}
+	}
 	c.testVNC(cl, s.ID, proxy)
 	if out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{Length: 2}).Extract(); err != nil || strings.Count(out, "\n") > 2 {
 		t.Errorf("two lines of the console: %q, %v", out, err)
@@ -161,6 +171,7 @@ func TestLibvirt(t *testing.T) {
 	says("guest ready: 2 CPUs")
 	says("disk: vda 4194304")
 	says("disk: vdb 2097152 ephemeral0")
+	says("disk: vdc 65536  SWAPSPACE2")
 	if got, err := servers.Get(t.Context(), cl, s.ID).Extract(); err != nil || got.Flavor["id"] != large.ID {
 		t.Errorf("the server's flavor is %v, %v", got.Flavor, err)
 	}

@@ -334,6 +334,8 @@ func testSecurityGroupList(t *testing.T, n *networked) {
 		{"2.35", "os-security-groups", 200, `"name":"web"`},
 		{"2.35", "os-security-groups?limit=1&offset=1", 200, `"name":"web"`},
 		{"2.35", "os-security-groups?offset=9", 200, `{"security_groups":[]}`},
+		{"2.35", "os-security-groups?limit=99999999999999999999", 200, `"name":"web"`}, // Nova has integers of any size
+		{"2.35", "os-security-groups?offset=99999999999999999999", 200, `{"security_groups":[]}`},
 		{"2.1", "os-security-groups/" + n.web.ID, 200, `{"security_group":{"id":"` + n.web.ID + `","name":"web"`},
 		{"2.1", "os-security-groups/web", 400, "Security group id should be uuid"},
 		{"2.1", "os-security-groups/" + n.private.ID, 404, "Security group " + n.private.ID + " does not exist"},

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// Size is a flavor's id, the resources of a server of that flavor, and the other values of the flavor that are stored with the server.
+// Size is a flavor's id, the resources that the claim of a server of that flavor covers, and the other values of the flavor that are stored with the server.
 // Boot is nil in a Size that an earlier release has written.
 type Size struct {
 	FlavorID string            `json:"flavor"`
@@ -131,6 +131,14 @@ func (s *Store) interruptResize(ctx context.Context, tx *sqlx.Tx, id string, a c
 func (s *Store) writeResize(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	_, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, srv.ID)
 	return err
+}
+
+// OnHost returns the resources that a server of this size has on its host.
+func (z *Size) OnHost() compute.Resources {
+	if z.Boot == nil {
+		return z.Has
+	}
+	return z.Boot.OnHost(z.Has)
 }
 
 // SizeOf returns the size of servers of a flavor.

@@ -169,14 +169,39 @@ type BootFlavor struct {
 	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
 	// ExtraDisks reports whether the server has the ephemeral and the swap disk of the flavor. A server of an earlier release has one larger disk instead.
 	ExtraDisks bool `json:"extra_disks,omitempty"`
+	// OwnDisks are the sizes that the client has asked for, at most those of the flavor. Nil: the sizes of the flavor. A resize keeps them.
+	OwnDisks *ExtraDisks `json:"own_disks,omitempty"`
 }
 
-// Extra returns the sizes of the ephemeral and the swap disk of a server.
-func (b *BootFlavor) Extra() (ephemeralGiB, swapMiB int) {
+// ExtraDisks are the sizes of the ephemeral and the swap disk of a server. 0: the server does not have the disk.
+type ExtraDisks struct {
+	EphemeralGiB int `json:"ephemeral_gib,omitempty"`
+	SwapMiB      int `json:"swap_mib,omitempty"`
+}
+
+// GiB returns the part of the resources of a server that the disks have.
+func (e ExtraDisks) GiB() int { return compute.ExtraGiB(e.EphemeralGiB, e.SwapMiB) }
+
+// FlavorExtra returns the extra disks that the server has if its client has not asked for smaller ones. The claim and the quota cover them, as in Nova.
+func (b *BootFlavor) FlavorExtra() ExtraDisks {
 	if !b.ExtraDisks {
-		return 0, 0
+		return ExtraDisks{}
 	}
-	return b.EphemeralGiB, b.SwapMiB
+	return ExtraDisks{b.EphemeralGiB, b.SwapMiB}
+}
+
+// Extra returns the extra disks of the server.
+func (b *BootFlavor) Extra() ExtraDisks {
+	if b.OwnDisks != nil {
+		return *b.OwnDisks
+	}
+	return b.FlavorExtra()
+}
+
+// OnHost returns the resources that a server has on its host. The parameter claimed has the resources that the claim covers.
+func (b *BootFlavor) OnHost(claimed compute.Resources) compute.Resources {
+	claimed.DiskGiB -= b.FlavorExtra().GiB() - b.Extra().GiB()
+	return claimed
 }
 
 // Boot returns the values of the flavor that are stored with each server of the flavor.
@@ -225,7 +250,7 @@ func (s *Server) impliedPower() compute.PowerState {
 	return compute.NoState
 }
 
-// Need returns the resources that the server occupies on its host.
+// Need returns the resources that the claim of the server covers.
 func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
@@ -238,10 +263,10 @@ func (s *Server) Spec() compute.Spec {
 		files = *s.Files.V
 	}
 	flavor := s.Flavor()
-	ephemeral, swap := flavor.Extra()
+	extra := flavor.Extra()
 	return compute.Spec{
-		EphemeralGiB: ephemeral, SwapMiB: swap, Files: files, ID: s.ID, Name: s.Name, InstanceName: orEmpty(s.InstanceName), ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
-		Resources: s.Need(), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
+		EphemeralGiB: extra.EphemeralGiB, SwapMiB: extra.SwapMiB, Files: files, ID: s.ID, Name: s.Name, InstanceName: orEmpty(s.InstanceName), ProjectID: s.ProjectID, ImageRef: cmp.Or(s.ShelvedImage, s.ImageRef),
+		Resources: flavor.OnHost(s.Need()), Metadata: s.Metadata.V, Hostname: s.Hostname, ConfigDrive: s.ConfigDrive,
 		Interfaces: s.interfaces(), UserData: orEmpty(s.UserData), AdminPass: orEmpty(s.AdminPass), PublicKey: orEmpty(s.PublicKey),
 		KeyName: orEmpty(s.KeyName), LaunchIndex: s.LaunchIndex, Zone: s.Zone,
 	}
