@@ -47,8 +47,7 @@ func (e *Enforcer) Watch(context.Context) error {
 	unchanged := err == nil && sum == e.sum
 	e.mu.Unlock()
 	if unchanged {
-		e.noteRefusal(nil)
-		return nil
+		return e.noteRefusal(nil)
 	}
 	return outage.Logged(e.noteRefusal(e.loadFiles()))
 }
