@@ -87,7 +87,7 @@ var rules = map[string][]string{
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
 	"service/auth":        {"service", "internal/outage", "service/api", "fault", "tlsfile", "reqctx", "golang.org/x/sync"},
-	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
+	"service/policy":      {"service", "internal/outage", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apitest": {"github.com/santhosh-tekuri/jsonschema/v6"},
 	"service/api/apiprom": {"service/api", prometheus},

@@ -180,21 +180,21 @@ func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 
 // loadedOptions are the options of a process.
 type loadedOptions[O any] struct {
-	config    *config.Config[O]
-	opts      *O       // the options at the start; the host's name is set
-	base      *Options // the Options that opts embeds
-	log       *slog.Logger
-	level     *slog.LevelVar    // the level of log
-	flagNames map[string]string // the key is the option
-	sync      string            // the whole command "db sync" with the flags of this command
-	wrong     map[string]bool   // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
+	config *config.Config[O]
+	opts   *O       // the options at the start; the host's name is set
+	base   *Options // the Options that opts embeds
+	log    *slog.Logger
+	level  *slog.LevelVar  // the level of log
+	sync   string          // the whole command "db sync" with the flags of this command
+	wrong  map[string]bool // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
 }
 
 // source returns the sources of the options.
 func (f *flags) source() config.Source {
 	src := f.config
-	src.Flags = map[string]string{}
+	src.Flags, src.FlagNames = map[string]string{}, map[string]string{}
 	for _, v := range f.values {
+		src.FlagNames[v.Option] = "--" + v.Name
 		if v.value != "" {
 			src.Flags[v.Option] = v.value
 		}
@@ -248,13 +248,13 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	if c == nil {
 		return nil, err
 	}
-	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}, flagNames: map[string]string{}}
+	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}}
 	l.sync = r.c.Name + " db sync"
 	for _, path := range c.Files() {
 		l.sync += " --config-file " + path
 	}
 	for _, v := range f.values {
-		if l.flagNames[v.Option] = v.Name; v.Option == "state_path" && v.value != "" {
+		if v.Option == "state_path" && v.value != "" {
 			l.sync += " --" + v.Name + " " + v.value
 		}
 	}

@@ -132,6 +132,9 @@ type Service[O any] struct {
 	Name string
 	// Short says in a line what the service does.
 	Short string
+	// Disabled reports whether the options disable the service, so that its process need not run. Then the command status leaves the process out
+	// if it has no admin socket. The service itself can still be started. Nil: never.
+	Disabled func(o *O) bool
 	// NoDatabase is for a service that must not reach the database, such as a worker on a host that is not trusted. It reports its
 	// members over RPC to the processes with the database, which write them.
 	NoDatabase bool

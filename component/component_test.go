@@ -114,7 +114,7 @@ func (w *world) component() component.Component[options] {
 				})
 				return nil
 			}},
-			{Name: "worker", Short: "Write notes on this host", NoDatabase: true, Wire: func(_ context.Context, p *component.Process[options]) error {
+			{Name: "worker", Short: "Write notes on this host", NoDatabase: true, Disabled: func(o *options) bool { return o.Host == "no-worker" }, Wire: func(_ context.Context, p *component.Process[options]) error {
 				p.Serve(writer, func(s *rpc.Server) {
 					rpc.Handle(s, write, func(_ context.Context, n *note) (*note, error) { return &note{n.Text, p.Host}, nil })
 				})

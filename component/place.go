@@ -41,14 +41,8 @@ func (l *loadedOptions[O]) isSet(section, name string) bool {
 	return where != "" && where != "default" && !strings.HasPrefix(where, "program's default ")
 }
 
-// where returns the place of an option that is set. A flag has its own name, which may differ from that of the option.
-func (l *loadedOptions[O]) where(section, name string) string {
-	where := l.config.Where(section, name)
-	if option, ok := strings.CutPrefix(where, "flag "); ok && l.flagNames[option] != "" {
-		return "flag --" + l.flagNames[option]
-	}
-	return where
-}
+// where returns the place of an option that is set.
+func (l *loadedOptions[O]) where(section, name string) string { return l.config.Where(section, name) }
 
 // place adds the place of the option that an error names in its Meta. If the error names several options, place uses the
 // first one that is set.

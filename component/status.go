@@ -64,7 +64,7 @@ func (t *Tool[O]) statusCommand() *cobra.Command {
 					return v.readDatabase(ctx, findOptions[Options](o), d)
 				})
 			}
-			v.Processes = t.askProcesses(cmd.Context(), l.base)
+			v.Processes = t.askProcesses(cmd.Context(), l.base, l.opts)
 			return errors.Join(err, t.printStatus(&v))
 		},
 	}
@@ -92,8 +92,8 @@ func (v *statusView) readDatabase(ctx context.Context, o *Options, d *sqlx.DB) e
 }
 
 // askProcesses asks the processes of this host at their admin listeners, all at once. Without the option admin_listen the result is
-// empty.
-func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
+// empty. A disabled service without a socket is left out.
+func (t *Tool[O]) askProcesses(ctx context.Context, o *Options, all *O) []processView {
 	out := []processView{}
 	switch {
 	case o.Admin == "":
@@ -101,14 +101,15 @@ func (t *Tool[O]) askProcesses(ctx context.Context, o *Options) []processView {
 	case !strings.Contains(o.Admin, servicePlaceholder): // without {service}, all processes share one address
 		out = append(out, processView{Process: "-", Address: o.Admin})
 	default:
-		all := o.adminAddr(AllInOne)
+		joint := o.adminAddr(AllInOne)
 		for _, s := range t.r.c.Services {
-			if addr := o.adminAddr(s.Name); !isSocket(all) || isSocket(addr) { // if the all-in-one process has a socket, leave out services without a socket of their own
+			expected := !isSocket(joint) && (s.Disabled == nil || !s.Disabled(all)) // if the all-in-one process has a socket, leave out services without a socket of their own
+			if addr := o.adminAddr(s.Name); expected || isSocket(addr) {
 				out = append(out, processView{Process: s.Name, Address: addr})
 			}
 		}
-		if isSocket(all) {
-			out = append(out, processView{Process: AllInOne, Address: all})
+		if isSocket(joint) {
+			out = append(out, processView{Process: AllInOne, Address: joint})
 		}
 	}
 	var wg sync.WaitGroup

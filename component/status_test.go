@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,6 +70,20 @@ func TestStatus(t *testing.T) {
 	abandoned.Close()
 	if out := status(0, env); !strings.Contains(strings.Join(strings.Fields(out), " "), "front not running unix:"+filepath.Join(dir, "front.sock")+" no process listens at the socket: the last one was killed") {
 		t.Errorf("after a process was killed: %s", out)
+	}
+
+	if out := status(0, env); !strings.Contains(out, "worker") {
+		t.Errorf("without a process, the service is not listed: %s", out)
+	}
+	disabled := append(env[1:], "OS_DEFAULT__HOST=no-worker")
+	if out := status(0, disabled); strings.Contains(out, "worker") || !strings.Contains(out, "back") {
+		t.Errorf("a disabled service: %s", out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "worker.sock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := status(0, disabled); !strings.Contains(out, "worker") {
+		t.Errorf("a disabled service with a socket is not listed: %s", out)
 	}
 
 	// One address for all processes of the host, at which another program listens.

@@ -112,6 +112,24 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"value of a fault", "compute", good + "[driver_fake]\nfault_spawn = fall\n", "FILE:9: [driver_fake] fault_spawn", "option fault_spawn: "},
 		{"neutron without tokens", "api", good + "[neutron]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = hush\n", "FILE:7: [api] auth_strategy", "noauth2 and auth_url of [neutron] exclude each other"},
 		{"value of the driver", "compute", good + "[driver_fake]\nvcpus = many\n", "FILE:9: [driver_fake] vcpus", "not an integer"},
+		{"negative processors of the driver", "compute", good + "[driver_fake]\nvcpus = -1\n", "FILE:9: [driver_fake] vcpus", "option vcpus: -1 is less than 0"},
+		{"negative memory of the driver", "compute", good + "[driver_fake]\nmemory_mib = -1\n", "FILE:9: [driver_fake] memory_mib", "-1 is less than 0"},
+		{"negative disk of the driver", "compute", good + "[driver_fake]\ndisk_gib = -1\n", "FILE:9: [driver_fake] disk_gib", "-1 is less than 0"},
+		{"negative events of the driver", "compute", good + "[driver_fake]\nevent_storm = -3\n", "FILE:9: [driver_fake] event_storm", "-3 is less than 0"},
+		{"hosts of the driver, not an integer", "compute", good + "[driver_fake]\nhosts = 1e3\n", "FILE:9: [driver_fake] hosts", "is not an integer"},
+		{"a port of consoles above 65535", "api", good + "[vnc]\nnovncproxy_base_url = http://consoles.example.org:99999/vnc_lite.html\n", "FILE:9: [vnc] novncproxy_base_url", "the port 99999 is not between 1 and 65535"},
+		{"a port of serial consoles above 65535", "api", good + "[serial_console]\nbase_url = wss://consoles.example.org:65536/\n", "FILE:9: [serial_console] base_url", "the port 65536 is not between 1 and 65535"},
+		{"a URL of consoles without a host", "api", good + "[serial_console]\nbase_url = wss:///x\n", "FILE:9: [serial_console] base_url", "has no host"},
+		{"a port of links above 65535", "api", good + "[api]\ncompute_link_prefix = https://nova.example.org:70000\n", "FILE:9: [api] compute_link_prefix", "the port 70000 is not between 1 and 65535"},
+		{"an origin of consoles with a scheme", "consoleproxy", good + "[console]\nallowed_origins = a.example.org, https://b.example.org\n", "FILE:9: [console] allowed_origins", `"https://b.example.org" is not the name of a host`},
+		{"an origin of consoles with a port", "consoleproxy", good + "[console]\nallowed_origins = a.example.org:8080\n", "FILE:9: [console] allowed_origins", "without a scheme, a port and a path"},
+		{"an origin of consoles with a wildcard", "consoleproxy", good + "[console]\nallowed_origins = *.example.org\n", "FILE:9: [console] allowed_origins", "is not the name of a host"},
+		{"an origin of consoles in brackets", "consoleproxy", good + "[console]\nallowed_origins = [::1]\n", "FILE:9: [console] allowed_origins", "is not the name of a host"},
+		{"only commas", "scheduler", good + "[filter_scheduler]\nenabled_filters = ,,\n", "FILE:9: [filter_scheduler] enabled_filters", "has only commas"},
+		{"a NUL byte", "api", good + "[DEFAULT]\nhost = a\x00b\n", "FILE:9: [DEFAULT] host", "has a NUL byte"},
+		{"not UTF-8", "api", good + "[DEFAULT]\nmy_ip = 192.0.2.\xff\n", "FILE:9: [DEFAULT] my_ip", "is not UTF-8"},
+		{"a NUL byte for the driver", "compute", good + "[driver_fake]\narch = a\x00b\n", "FILE:9: [driver_fake] arch", "has a NUL byte"},
+		{"half a second on the host", "conductor", good + "[DEFAULT]\nshelved_offload_time = -0.5\n", "FILE:9: [DEFAULT] shelved_offload_time", "is neither -1 nor 0 or more"},
 		{"section of another driver", "conductor", good + "[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:8: [driver_dirdrw]", "has the section [driver_fake]"},
 		{"section of another driver, lenient", "api", good + "[DEFAULT]\nstrict = false\n[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:10: [driver_dirdrw]", "has the section [driver_fake]"},
 		{"unknown option", "conductor", good + "[DEFAULT]\nreport_intervall = 5\n", "FILE:9: [DEFAULT] report_intervall", "the nearest is report_interval"},
@@ -176,6 +194,8 @@ func TestGoodFiles(t *testing.T) {
 	for _, text := range []string{
 		good, withKeystone, good + "[driver_fake]\nvcpus = 4\nfault_spawn = slow 1s\n",
 		good + "[filter_scheduler]\nenabled_filters = RetryFilter, AvailabilityZoneFilter, ComputeFilter\n",
+		good + "[driver_fake]\nvcpus = 0\nevent_storm = 0\n[console]\nallowed_origins = dashboard.example.org, 192.0.2.7, ::1, a_b.example\n[filter_scheduler]\nenabled_filters =\n",
+		good + "[DEFAULT]\nshelved_offload_time = -1\n[vnc]\nnovncproxy_base_url = https://[::1]:65535/vnc_lite.html\n[serial_console]\nbase_url = ws://consoles.example.org/\n",
 		good + "[DEFAULT]\nosapi_compute_listen = api.1.example.org\n[api]\nnoauth2_remote = true\n",
 		good + "[DEFAULT]\nosapi_compute_listen = db.3com.com\n[api]\nnoauth2_remote = true\n",
 		good + "[DEFAULT]\nosapi_compute_listen = 1.example.org.\n[api]\nnoauth2_remote = true\n",
@@ -236,6 +256,16 @@ func TestGoodFiles(t *testing.T) {
 	if out, err := validate(good, "--online"); !strings.Contains(out, "works: [DEFAULT] compute_driver") || err == nil || strings.Count(err.Error(), "\n") != 1 ||
 		!strings.Contains(err.Error(), file+":2: [DEFAULT] transport_url: ") || !strings.Contains(err.Error(), file+":5: [database] connection: ") {
 		t.Errorf("online, without a bus and a database: %v", err)
+	}
+}
+
+// TestFlagErrors: the error about the value of a flag names the flag as the user has written it.
+func TestFlagErrors(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{"--port abc": "flag --port: [DEFAULT] osapi_compute_listen_port: \"abc\" is not an integer", "--port 70000 api": "flag --port: [DEFAULT] osapi_compute_listen_port: \"70000\" is more than 65535"} {
+		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--state-path", t.TempDir())...); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", args, err, want)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ func nova() component.Component[options] {
 			{Name: "conductor", Short: "Run the conductor service, which runs the operations on servers", Wire: wireConductor},
 			{Name: "scheduler", Short: "Run the scheduler service, which chooses hosts", Wire: wireScheduler},
 			{Name: "compute", Short: "Run the compute service, which builds servers on this host", Wire: wireCompute, NoDatabase: true, AutoCaps: rpccaps.Ask(compute.VersionCaps, compute.Unreported)},
-			{Name: "consoleproxy", Short: "Run the console proxy, which connects browsers to the consoles of servers", Wire: wireConsoleProxy},
+			{Name: "consoleproxy", Short: "Run the console proxy, which connects browsers to the consoles of servers", Wire: wireConsoleProxy, Disabled: func(o *options) bool { return !o.consoles() }},
 			{Name: "api", Short: "Run the API service", Wire: wireAPI},
 		},
 		Migrations: store.Migrations(), Rules: api.Rules(),

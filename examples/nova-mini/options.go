@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -259,6 +260,19 @@ func (o *options) Validate() error {
 	if o.Zone == o.InternalZone {
 		errs = append(errs, nameOptions("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
 	}
+	if d := o.ShelvedOffload; d < 0 && d != -time.Second {
+		errs = append(errs, nameOptions("shelved_offload_time", fmt.Errorf("%v is neither -1 nor 0 or more", d)))
+	}
+	for option, text := range map[string]string{"vnc.novncproxy_base_url": o.VNC.URL, "serial_console.base_url": o.SerialConsole.URL, "api.compute_link_prefix": o.Links.Prefix} {
+		if err := checkURL(text); err != nil {
+			errs = append(errs, nameOptions(option, err))
+		}
+	}
+	for _, name := range o.Console.Origins {
+		if net.ParseIP(name) == nil && !originHost.MatchString(name) {
+			errs = append(errs, nameOptions("console.allowed_origins", fmt.Errorf("%q is not the name of a host, such as dashboard.example.org, without a scheme, a port and a path", name)))
+		}
+	}
 	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
 		errs = append(errs, nameOptions("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
@@ -286,6 +300,29 @@ func (o *options) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// originHost matches the name of a host as browsers send it in the header Origin. Browsers also send names with an underscore, and the ASCII form of other names.
+var originHost = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
+
+// checkURL returns an error if a URL cannot be parsed, has no host, or has a port that does not exist. An empty text is not an error.
+func checkURL(text string) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return fault.New(fault.Invalid, "%q is not a URL", text)
+	case u.Hostname() == "":
+		return fault.New(fault.Invalid, "%q has no host", text)
+	case u.Port() == "":
+		return nil
+	}
+	if n, err := strconv.Atoi(u.Port()); err != nil || n < 1 || n > 65535 {
+		return fault.New(fault.Invalid, "%q: the port %s is not between 1 and 65535", text, u.Port())
+	}
+	return nil
 }
 
 // nameOptions returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.

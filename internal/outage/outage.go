@@ -5,6 +5,7 @@ package outage
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -20,7 +21,20 @@ type Log struct {
 	limiter  Limiter
 }
 
-// Note logs the result of a call. An error is logged as "<action> failed". The line has the given level if always is true,
+// logged is an error that its maker has logged.
+type logged struct{ error }
+
+func (l logged) Unwrap() error { return l.error }
+
+// Logged returns an error that [Log.Note] logs at DEBUG, because the caller has logged it in better words. Nil stays nil.
+func Logged(err error) error {
+	if err == nil {
+		return nil
+	}
+	return logged{err}
+}
+
+// Note logs the result of a call. An error of [Logged] is logged at DEBUG, and its end is not logged. Another error is logged as "<action> failed". The line has the given level if always is true,
 // or if no failure was logged at this level in the last minute; otherwise it is at DEBUG. The first success after failures
 // is logged as "<action> works again" at INFO. Other successes are not logged. Each line has attrs, and "failures", the
 // number of consecutive failures. A line about a failure also has "error".
@@ -31,6 +45,10 @@ func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, acti
 		}
 		l.failures = 0
 		l.limiter.reset()
+		return
+	}
+	if _, ok := errors.AsType[logged](err); ok && !always {
+		log.DebugContext(ctx, action+" failed", append([]any{"error", err}, attrs...)...)
 		return
 	}
 	l.failures++

@@ -45,6 +45,24 @@ func TestLog(t *testing.T) {
 	})
 }
 
+// TestLogged: an error that its maker has logged is logged at DEBUG, and so is each of its repetitions. Its end is not logged.
+func TestLogged(t *testing.T) {
+	t.Parallel()
+	log, lines := logtest.New()
+	var l outage.Log
+	down := errors.New("down")
+	err := outage.Logged(down)
+	if !errors.Is(err, down) || err.Error() != "down" || outage.Logged(nil) != nil {
+		t.Errorf("Logged: %v", err)
+	}
+	for _, err := range []error{err, err, nil} {
+		l.Note(t.Context(), log, slog.LevelError, "watch", err, false)
+	}
+	if e, d, i := lines.Count(slog.LevelError, ""), lines.Count(slog.LevelDebug, "watch failed"), lines.Count(slog.LevelInfo, ""); e != 0 || d != 2 || i != 0 {
+		t.Errorf("%d ERROR, %d DEBUG, %d INFO, want 0, 2, 0", e, d, i)
+	}
+}
+
 // TestLimiter: one line in a minute has the full level.
 func TestLimiter(t *testing.T) {
 	t.Parallel()

@@ -354,7 +354,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 // routed is the path by which the request is routed. The function withoutSecret is for requests without a route, such as a request with a slash
 // at the end, and for requests whose route is not known yet.
 func (m *Mux) withoutSecret(sent, routed string) string {
-	routed = path.Clean(routed) // ServeMux redirects a request with another path
+	routed = path.Clean(routed) // a path with an empty element, or with . or .., may also have a secret
 	for _, pattern := range m.secret {
 		if open, _, _ := strings.Cut(pattern, "{"); strings.HasPrefix(routed, open) {
 			return pattern
@@ -415,9 +415,15 @@ type recorder struct {
 // Unwrap lets http.ResponseController reach the connection.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// WriteHeader records the status. It does not send the status with which ServeMux refuses a request.
+// WriteHeader records the status. It does not send the status with which ServeMux refuses a request. ServeMux redirects a path with an
+// empty element, or with . or .., to another path. Such a request is refused with 404 instead: a client that has left out an id must
+// not reach another resource.
 func (r *recorder) WriteHeader(status int) {
-	if !r.routed && status >= http.StatusBadRequest {
+	if !r.routed && status >= http.StatusMultipleChoices {
+		if status < http.StatusBadRequest {
+			r.Header().Del("Location")
+			status = http.StatusNotFound
+		}
 		r.refused = status
 		return
 	}

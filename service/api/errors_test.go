@@ -21,6 +21,16 @@ func TestNoRoute(t *testing.T) {
 	wantFault(t, send(t, m, "GET", "/nothing", ""), 404, "itemNotFound", "The resource could not be found.")
 	open, _ := newMux(api.Config{})
 	wantFault(t, send(t, open, "GET", "/disks/1%20", ""), 404, "itemNotFound", "The resource could not be found.") // the path is not /disks/1
+	// ServeMux would redirect a path with an empty element or a dot to another path. So a client that has left out an id would reach another resource.
+	for _, method := range []string{"GET", "HEAD", "POST", "DELETE"} {
+		for _, path := range []string{"//disks", "/disks//1", "//disks/1?fields=id", "/disks/./1", "/other/../disks/1", "//nothing", "//"} {
+			w := send(t, open, method, path, "")
+			if got := w.Header().Get("Location"); got != "" {
+				t.Errorf("%s %s: redirected to %s", method, path, got)
+			}
+			wantFault(t, w, 404, "itemNotFound", "The resource could not be found.")
+		}
+	}
 	w := send(t, m, "PATCH", "/disks/1", "")
 	wantFault(t, w, 405, "badMethod", "The method PATCH is not allowed for this resource.")
 	if got := w.Header().Get("Allow"); got != "DELETE, GET, HEAD" {

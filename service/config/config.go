@@ -19,7 +19,8 @@
 // A field with the tag ini is an option. Its type is string, bool, an integer, a float,
 // [time.Duration] (a number without a unit is in seconds), []string (items separated by commas;
 // an item with a comma is in quotes), map[string]string (a:b,c:d), or a type that parses its own
-// text ([encoding.TextUnmarshaler], such as netip.Addr). A field may have these tags:
+// text ([encoding.TextUnmarshaler], such as netip.Addr). A value with a NUL byte, a value that is not UTF-8, and a list that
+// has only commas are errors. A field may have these tags:
 //
 //	default      the value if no source sets the option, in the form of a file
 //	help         a sentence for operators
@@ -95,6 +96,9 @@ type Source struct {
 	Env []string
 	// Flags are options of the command line, with keys as in Defaults.
 	Flags map[string]string
+	// FlagNames are the flags as the user writes them, such as "--port", for errors and [Value].Where. Keys are as in Flags. Default: the key
+	// itself.
+	FlagNames map[string]string
 	// Overrides are values that the program insists on, with keys as in Defaults.
 	Overrides map[string]string
 	// Lenient selects the lenient mode, for files that were written for a program with oslo.config. Unknown options
@@ -151,7 +155,7 @@ type Value struct {
 	Name    string `json:"name"`
 	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in URLs are also ***.
 	Value string `json:"value"`
-	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
+	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME (see [Source].FlagNames), program's
 	// default NAME, program's override NAME. If the option NAME_file names a file with the value, that file follows
 	// in parentheses.
 	Where string `json:"where"`

@@ -88,7 +88,7 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 		l.readPath(path)
 	}
 	l.setEnv(src.Env)
-	l.setNamed(rankFlags, "flag ", src.Flags)
+	l.setFlags(src)
 	l.setNamed(rankOverrides, "program's override ", src.Overrides)
 	lenient := src.Lenient
 	if l.strict != nil && l.strict.assignValue(l.strict.value) == nil {

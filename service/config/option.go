@@ -143,6 +143,9 @@ func (o *option) textUnmarshaler() encoding.TextUnmarshaler {
 // assignValue sets the field and checks choices, regex and bounds. The error text begins with a verb, such as
 // "is not an integer", and does not have the value, which may be secret. describeError adds the subject.
 func (o *option) assignValue(text string) error {
+	if err := checkBytes(text); err != nil {
+		return err
+	}
 	if u := o.textUnmarshaler(); u != nil {
 		if text == "" {
 			o.field.SetZero()

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -11,11 +12,23 @@ import (
 // setNamed sets options by names as in Source.Defaults. The origin of a value is the prefix and the name.
 func (l *loader) setNamed(r rank, prefix string, values map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		section, key, ok := strings.Cut(name, ".")
-		if !ok {
-			section, key = defaultSection, name
-		}
-		l.setKey(r, prefix+name, section, key, values[name])
+		l.setOne(r, prefix+name, name, values[name])
+	}
+}
+
+// setOne sets the option with a name as in Source.Defaults.
+func (l *loader) setOne(r rank, where, name, value string) {
+	section, key, ok := strings.Cut(name, ".")
+	if !ok {
+		section, key = defaultSection, name
+	}
+	l.setKey(r, where, section, key, value)
+}
+
+// setFlags sets the options of the command line.
+func (l *loader) setFlags(src Source) {
+	for _, name := range slices.Sorted(maps.Keys(src.Flags)) {
+		l.setOne(rankFlags, "flag "+cmp.Or(src.FlagNames[name], name), name, src.Flags[name])
 	}
 }
 
@@ -250,6 +263,10 @@ func (l *loader) setFamily(r rank, f *family, where, rest, key, value string) {
 	}
 	if head := placeKey(f.prefix+rest, ""); l.places[head] == "" {
 		l.places[head] = where
+	}
+	if err := checkBytes(value); err != nil { // the value may be secret
+		l.addError("%s: [%s] %s: the value %w", where, f.prefix+rest, key, err)
+		return
 	}
 	if key != "" && !l.isRepeated(r, where, f.prefix+rest, key) {
 		f.values[rest][key] = value

@@ -207,3 +207,66 @@ func TestSecretInError(t *testing.T) {
 		t.Errorf("%v, want an error without the value", err)
 	}
 }
+
+// TestFlagNames: errors and the origin of a value name a flag as the program has named it.
+func TestFlagNames(t *testing.T) {
+	t.Parallel()
+	src := config.Source{Flags: map[string]string{"workers": "many", "database.url": "u"}, FlagNames: map[string]string{"workers": "--jobs"}}
+	if err := config.Load(new(full), src); err == nil || !strings.HasPrefix(err.Error(), "flag --jobs: [DEFAULT] workers: ") {
+		t.Errorf("a wrong value: %v", err)
+	}
+	src.Flags["workers"] = "8"
+	c, err := config.Open[full](src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := c.Where("DEFAULT", "workers"), c.Where("database", "url"); a != "flag --jobs" || b != "flag database.url" {
+		t.Errorf("origins %q and %q", a, b)
+	}
+}
+
+// TestBytes: a value with a NUL byte, or one that is not UTF-8, is refused with its place, wherever the value is. The error does not have the value of a secret.
+func TestBytes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	secret := put(t, filepath.Join(dir, "url"), "hush\x00", 0o600)
+	for i, tt := range []struct {
+		text  string
+		env   []string
+		where string
+	}{
+		{"[database]\nurl = hush\x00\n", nil, "FILE:2: [database] url: the value has a NUL byte"},
+		{"[database]\nurl = hush\xff\n", nil, "FILE:2: [database] url: the value is not UTF-8"},
+		{"[database]\nurl_file = " + secret + "\n", nil, "FILE:2 (" + secret + "): [database] url: the value has a NUL byte"},
+		{"[database]\nurl = u\n[driver_acme]\nkey = hush\x00\n", nil, "FILE:4: [driver_acme] key: the value has a NUL byte"},
+		{"[database]\nurl = u\n[driver_acme]\nkey = hush\n  more\xc3\n", nil, "FILE:4: [driver_acme] key: the value is not UTF-8"},
+		{"", []string{"OS_DATABASE__URL=hush\xff"}, "environment OS_DATABASE__URL: [database] url: the value is not UTF-8"},
+	} {
+		file := put(t, filepath.Join(dir, fmt.Sprint(i, ".conf")), tt.text, 0o600)
+		err := config.Load(new(full), config.Source{Files: []string{file}, Env: tt.env})
+		want := strings.ReplaceAll(tt.where, "FILE", file)
+		if fault.CodeOf(err) != fault.Invalid || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v, want %s", tt.text, err, want)
+		}
+	}
+}
+
+// TestOnlyCommas: a list or a dictionary that has only commas is refused, because it would be empty without a message.
+func TestOnlyCommas(t *testing.T) {
+	t.Parallel()
+	type lists struct {
+		List []string          `ini:"list" default:"a"`
+		Dict map[string]string `ini:"dict"`
+	}
+	for value, refused := range map[string]bool{",": true, " ,, ,": true, "": false, "x,,": false, ",'',": false} {
+		for _, name := range []string{"list", "dict"} {
+			if name == "dict" && value != "" && !refused {
+				continue // not the form of a dictionary
+			}
+			err := config.Load(new(lists), config.Source{Flags: map[string]string{name: value}})
+			if got := err != nil && strings.Contains(err.Error(), "has only commas"); got != refused || !refused && err != nil {
+				t.Errorf("%s = %q: %v", name, value, err)
+			}
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // assignField sets an option's field from the text of its value. The error
@@ -91,8 +92,19 @@ func numberError(err error, want string) error {
 	return errors.New("is not " + want)
 }
 
+// checkBytes returns an error if a value has bytes that no value of an option can need. They show that the file is not a text, or has another encoding.
+func checkBytes(text string) error {
+	switch {
+	case strings.ContainsRune(text, 0):
+		return errors.New("has a NUL byte")
+	case !utf8.ValidString(text):
+		return errors.New("is not UTF-8: save the file in this encoding")
+	}
+	return nil
+}
+
 // splitList splits a list at commas and trims blanks. An item with a comma is in quotes. Empty items are
-// skipped.
+// skipped. A text that has only commas is an error, because the list would be empty, as if the option were not set.
 func splitList(text string) (out []string, err error) {
 	for rest := text; rest != ""; {
 		rest = strings.TrimLeft(rest, " \t\n")
@@ -113,6 +125,9 @@ func splitList(text string) (out []string, err error) {
 			out = append(out, item)
 		}
 		rest = after
+	}
+	if len(out) == 0 && strings.Contains(text, ",") {
+		return nil, errors.New("has only commas: name an item, or leave the value empty")
 	}
 	return out, nil
 }

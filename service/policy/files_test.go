@@ -26,6 +26,42 @@ func write(t *testing.T, path, text string) string {
 	return path
 }
 
+// TestRefusedFiles: the log says once that a wrong file has no effect and that the earlier rules stay in force, and again only when the error is another one.
+func TestRefusedFiles(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	var out bytes.Buffer
+	e := enforcer(t, policy.Config{File: file, Logger: slog.New(slog.NewTextHandler(&out, nil))}, policy.Rule{Name: "get", Check: "role:reader"})
+	write(t, file, "get: '@'\n")
+	if err := e.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const refused = "policy files refused, the rules that were read before stay in force"
+	for i, text := range []string{"gte: '!'\n", "get: [\n"} {
+		write(t, file, text)
+		for range 3 {
+			if err := e.Watch(t.Context()); fault.CodeOf(err) != fault.Invalid {
+				t.Errorf("%q: %v, want Invalid", text, err)
+			}
+		}
+		if n := strings.Count(out.String(), refused); n != i+1 {
+			t.Errorf("%q: %d lines, want %d:\n%s", text, n, i+1, &out)
+		}
+		if err := e.Check(policy.Credentials{}, "get", nil); err != nil {
+			t.Errorf("the earlier rule: %v", err)
+		}
+	}
+	write(t, file, "get: '@'\n")
+	for range 2 {
+		if err := e.Watch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(out.String(), "policy files correct again"); n != 1 {
+		t.Errorf("%d lines about the end, want 1:\n%s", n, &out)
+	}
+}
+
 // TestFiles: files override rules, in order. An error in a file has its file and line, all errors are
 // reported at once, and the active rules stay as they are.
 func TestFiles(t *testing.T) {
@@ -114,8 +150,9 @@ func TestFiles(t *testing.T) {
 	}
 	allows("volume:show", false)
 	allows("volume:list", false)
-	if n := strings.Count(out.String(), `rule=volume:get new_name=volume:show reason="It was renamed."`); n != 1 {
-		t.Errorf("%d warnings about the older name, want 1:\n%s", n, &out)
+	warnings := func() int { return strings.Count(out.String(), `rule=volume:get`) }
+	if n := strings.Count(out.String(), `rule=volume:get new_names="[volume:show volume:list]" reason="It was renamed."`); n != 1 || warnings() != 1 {
+		t.Errorf("%d warnings about the older name, want one with all new names:\n%s", warnings(), &out)
 	}
 	write(t, file, "volume:get: '!'\nvolume:show: '@'\n")
 	if err := e.Reload(t.Context()); err != nil {

@@ -20,6 +20,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/internal/text"
 )
 
@@ -38,16 +39,36 @@ type override struct {
 func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
 // Watch reads the files. If a file has changed or cannot be read, Watch does what [Enforcer.Reload] does, with the same
-// errors. It is for service.Loop, and safe for concurrent use.
+// errors. It logs an error at ERROR, but not again while the error stays the same. It is for service.Loop, which does not log these errors
+// at ERROR again, and safe for concurrent use.
 func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
 	_, sum, err := e.readFilesLocked()
 	unchanged := err == nil && sum == e.sum
 	e.mu.Unlock()
 	if unchanged {
-		return nil
+		return e.noteRefusal(nil)
 	}
-	return e.loadFiles()
+	return outage.Logged(e.noteRefusal(e.loadFiles()))
+}
+
+// noteRefusal logs the error of changed files, unless the last check had the same error, and returns the error.
+func (e *Enforcer) noteRefusal(err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	switch {
+	case text == e.refusal:
+	case err != nil:
+		e.cfg.Logger.Error("policy files refused, the rules that were read before stay in force", "error", err)
+	default:
+		e.cfg.Logger.Info("policy files correct again")
+	}
+	e.refusal = text
+	return err
 }
 
 // loadFiles reads the files, makes a set of rules and activates the set, unless there is an error.
@@ -338,8 +359,8 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		case r != nil:
 			r.override(&o)
 		case len(newer) > 0:
+			e.warnRenamedLocked(&o, newer)
 			for _, def := range newer {
-				e.warnOnceLocked("policy rule was renamed, use its new name", "where", o.where, "rule", o.name, "new_name", def.Name, "reason", def.Deprecated.Reason)
 				if !overridden[def.Name] {
 					s.rules[def.Name].override(&o)
 				}
@@ -354,6 +375,18 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		}
 	}
 	return s, append(errs, s.linkRules()...)
+}
+
+// warnRenamedLocked logs one warning about an older name, with all rules that had this name and each of their reasons.
+func (e *Enforcer) warnRenamedLocked(o *override, newer []*Rule) {
+	var names, reasons []string
+	for _, def := range newer {
+		names = append(names, def.Name)
+		if !slices.Contains(reasons, def.Deprecated.Reason) {
+			reasons = append(reasons, def.Deprecated.Reason)
+		}
+	}
+	e.warnOnceLocked("policy rule was renamed, use its new names", "where", o.where, "rule", o.name, "new_names", names, "reason", strings.Join(reasons, " "))
 }
 
 // newRule returns a rule of the code with its default. It returns all errors.

@@ -137,6 +137,8 @@ type Enforcer struct {
 	sum    string     // the checksum of the files of the active rules
 	files  []string   // the names of those of the files that have rules
 	warned map[string]bool
+	// refusal is the text of the error of the last Watch, or "".
+	refusal string
 }
 
 // ruleSet is a complete set of rules with their references resolved. It does not change.

@@ -127,7 +127,7 @@ func Hosts(text string) (int, error) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil {
-		n = 0
+		return 0, optionError("hosts", fault.New(fault.Invalid, "option hosts: %q is not an integer from 1 to %d", text, maxHosts))
 	}
 	return n, checkHosts(n)
 }
@@ -139,6 +139,11 @@ var defaults = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
 func New(cfg Config) (*Driver, error) {
 	if cfg.Host == "" {
 		return nil, fault.New(fault.Invalid, "option host is not set")
+	}
+	for name, n := range map[string]int{"vcpus": cfg.Resources.VCPUs, "memory_mib": cfg.Resources.MemoryMiB, "disk_gib": cfg.Resources.DiskGiB, "event_storm": cfg.EventStorm} {
+		if n < 0 {
+			return nil, optionError(name, fault.New(fault.Invalid, "option %s: %d is less than 0", name, n))
+		}
 	}
 	if cfg.Resources == (compute.Resources{}) {
 		cfg.Resources = defaults

@@ -398,3 +398,23 @@ func BenchmarkList(b *testing.B) {
 		}
 	}
 }
+
+// TestNegativeOptions: negative amounts are refused, and the error names the option.
+func TestNegativeOptions(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"vcpus", "memory_mib", "disk_gib", "event_storm"} {
+		for value, wants := range map[string]fault.Code{"-1": fault.Invalid, "0": 0} {
+			d, err := fake.Open(t.Context(), options(t, map[string]string{"host": "h1", name: value}))
+			if err == nil {
+				_ = d.Close()
+			}
+			f, _ := errors.AsType[*fault.Error](err)
+			if wants == 0 && err != nil || wants != 0 && (fault.CodeOf(err) != wants || f == nil || f.Meta["option"] != name) {
+				t.Errorf("%s = %s: %v", name, value, err)
+			}
+		}
+	}
+	if _, err := fake.Hosts("1e3"); err == nil || !strings.Contains(err.Error(), `"1e3" is not an integer`) {
+		t.Errorf("hosts = 1e3: %v", err)
+	}
+}
