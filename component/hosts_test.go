@@ -259,7 +259,7 @@ func TestOtherNames(t *testing.T) {
 		{"config validate --service all", "lease = 100\n" + served, 0, nil},
 		{"config validate --service none", "lease = 66\n" + served, 1, []string{"FILE:1: [DEFAULT] lease: 66 is a bad lease"}},
 		{"all --port 99999", served, 1, []string{`flag --port: [DEFAULT] bind_port: address "127.0.0.1:99999"`}},
-		{"config validate --port x", served + "auth_url = x\n", 1, []string{`flag bind_port: [DEFAULT] bind_port: "x" is not an integer`, "[api] auth_url: no such option"}},
+		{"config validate --port x", served + "auth_url = x\n", 1, []string{`flag --port: [DEFAULT] bind_port: "x" is not an integer`, "[api] auth_url: no such option"}},
 		{"config validate", "engine = none\nlease = 0\nworkers = 1\nadmin_listen = nowhere\nreport_interval = 90\n[wsgi]\nssl_key_file = /none\n", 1, []string{
 			"FILE:3: [DEFAULT] workers: no such option", "FILE:2: [DEFAULT] lease: ", "FILE:5: [DEFAULT] report_interval: service_down_time (1m0s) must be longer",
 			"FILE:4: [DEFAULT] admin_listen: ", "[DEFAULT] transport_url: is not set", "[database] connection: is not set", "FILE:1: [DEFAULT] engine: ",
