@@ -34,7 +34,7 @@ func TestVersionCaps(t *testing.T) {
 		t.Fatalf("servers: %v", by)
 	}
 	out, err := c.command("member", "list").CombinedOutput()
-	for _, want := range []string{"compute 1.5", "conductor 1.5", "scheduler 1.2"} {
+	for _, want := range []string{"compute 1.5", "conductor 1.6", "scheduler 1.2"} {
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("member list: %v, without %q:\n%s", err, want, out)
 		}
