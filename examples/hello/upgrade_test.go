@@ -142,15 +142,18 @@ func testUpgrade(t *testing.T, this, next string, kill bool) {
 // requests are the requests of four clients for greetings.
 type requests struct {
 	stop    chan struct{}
+	once    sync.Once // closes stop
 	clients sync.WaitGroup
 	mu      sync.Mutex
 	places  []string // the paths of the accepted greetings
 }
 
-// startRequests starts the clients. A request to a process that is not being replaced must not fail.
+// startRequests starts the clients. A request to a process that is not being replaced must not fail. The clients end with the test, also if it fails before requests.end:
+// a client that reports an error after the test would hide why it has failed.
 func startRequests(t *testing.T, processes []*replaceable) *requests {
 	t.Helper()
 	r := &requests{stop: make(chan struct{})}
+	t.Cleanup(func() { r.end() })
 	for range 4 {
 		r.clients.Go(func() {
 			for i := 0; ; i++ {
@@ -193,7 +196,7 @@ func (r *requests) awaitMore(t *testing.T) {
 
 // end ends the clients, and returns the paths of the accepted greetings.
 func (r *requests) end() []string {
-	close(r.stop)
+	r.once.Do(func() { close(r.stop) })
 	r.clients.Wait()
 	return r.places
 }

@@ -436,6 +436,11 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 	for i := range 8 {
 		using.Go(func() { u.use(ctx, i, stop) })
 	}
+	end := sync.OnceFunc(func() {
+		close(stop)
+		using.Wait()
+	})
+	t.Cleanup(end) // a client that reports an error after the test would hide why it has failed
 	waittest.Spend(time.Second, "the work in the old release")
 	u.program, u.conf = to.program, to.conf
 	if out, err := u.command("db", "sync").CombinedOutput(); err != nil {
@@ -458,8 +463,7 @@ func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []s
 		}
 		u.finish(to)
 	}
-	close(stop)
-	using.Wait()
+	end()
 	u.judge(fmt.Sprintf("%s to %s%s%s", from.name, to.name, map[bool]string{true: " and back"}[back], map[bool]string{true: ", killed"}[kill]), kill)
 }
 
