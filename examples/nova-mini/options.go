@@ -243,11 +243,24 @@ func (o *options) hostAddress() string {
 // Validate returns an error if options contradict each other, if the address of the API is malformed, or if a section configures a driver that is
 // not in use. Such a section is refused because its name may be misspelled. Then the driver's checksum in the section would not be checked.
 func (o *options) Validate() error {
+	return errors.Join(o.validateTimes(), o.validateNames(), o.validateAddresses(), o.validateURLs(), o.validateServices(), o.validateDrivers())
+}
+
+func (o *options) validateTimes() error {
 	var errs []error
 	if o.BuildTimeout <= o.RetryInterval {
 		errs = append(errs, nameOptions("instance_build_timeout task_retry_interval", fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), "+
 			"otherwise requests to build are never repeated", o.BuildTimeout, o.RetryInterval)))
 	}
+	if d := o.ShelvedOffload; d < 0 && d != -time.Second {
+		errs = append(errs, nameOptions("shelved_offload_time", fmt.Errorf("%v is neither -1 nor 0 or more", d)))
+	}
+	return errors.Join(errs...)
+}
+
+// validateNames checks the templates of names and the availability zones.
+func (o *options) validateNames() error {
+	var errs []error
 	if _, err := api.ParseNameTemplate(o.InstanceNames); err != nil {
 		errs = append(errs, nameOptions("instance_name_template", err))
 	}
@@ -260,9 +273,24 @@ func (o *options) Validate() error {
 	if o.Zone == o.InternalZone {
 		errs = append(errs, nameOptions("default_availability_zone internal_service_availability_zone", fmt.Errorf("both are %q: no server could be built in the zone of the other services; name different zones", o.Zone)))
 	}
-	if d := o.ShelvedOffload; d < 0 && d != -time.Second {
-		errs = append(errs, nameOptions("shelved_offload_time", fmt.Errorf("%v is neither -1 nor 0 or more", d)))
+	return errors.Join(errs...)
+}
+
+func (o *options) validateAddresses() error {
+	var errs []error
+	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
+		errs = append(errs, nameOptions("osapi_compute_listen",
+			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
 	}
+	if o.MyIP != "" && net.ParseIP(o.MyIP).To4() == nil {
+		errs = append(errs, nameOptions("my_ip", fmt.Errorf("%q is not an IPv4 address, such as 192.0.2.7", o.MyIP)))
+	}
+	return errors.Join(errs...)
+}
+
+// validateURLs checks the URLs that clients get, and the origins of the pages that may open consoles.
+func (o *options) validateURLs() error {
+	var errs []error
 	for option, text := range map[string]string{"vnc.novncproxy_base_url": o.VNC.URL, "serial_console.base_url": o.SerialConsole.URL, "api.compute_link_prefix": o.Links.Prefix} {
 		if err := checkURL(text); err != nil {
 			errs = append(errs, nameOptions(option, err))
@@ -273,13 +301,12 @@ func (o *options) Validate() error {
 			errs = append(errs, nameOptions("console.allowed_origins", fmt.Errorf("%q is not the name of a host, such as dashboard.example.org, without a scheme, a port and a path", name)))
 		}
 	}
-	if host := o.listenHost(); net.ParseIP(host) == nil && !isHostName(host) {
-		errs = append(errs, nameOptions("osapi_compute_listen",
-			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
-	}
-	if o.MyIP != "" && net.ParseIP(o.MyIP).To4() == nil {
-		errs = append(errs, nameOptions("my_ip", fmt.Errorf("%q is not an IPv4 address, such as 192.0.2.7", o.MyIP)))
-	}
+	return errors.Join(errs...)
+}
+
+// validateServices checks the options of the image service and of Neutron.
+func (o *options) validateServices() error {
+	var errs []error
 	for section, of := range map[string]*sessionOptions{"glance": &o.Glance.sessionOptions, "neutron": &o.Neutron.sessionOptions} {
 		if err := of.validate(section); err != nil {
 			errs = append(errs, err)
@@ -292,6 +319,11 @@ func (o *options) Validate() error {
 		errs = append(errs, nameOptions("api.auth_strategy neutron.auth_url", fmt.Errorf("auth_strategy = %s and auth_url of [neutron] exclude each other: the requests to Neutron need the tokens of clients; "+
 			"set auth_strategy = keystone, or remove auth_url of [neutron]", s)))
 	}
+	return errors.Join(errs...)
+}
+
+func (o *options) validateDrivers() error {
+	var errs []error
 	d := o.driver()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if name != d.Section() {
