@@ -157,9 +157,10 @@ func replaceShort(text, table string) (string, error) {
 }
 
 func main() {
-	rounds := flag.Int("rounds", 3, "rounds of each comparison")
-	slice := flag.Duration("slice", time.Second, "duration of each contender's run in a round")
-	flag.Parse()
+	flags := flag.NewFlagSet("benchreport", flag.ExitOnError) // package compare, for benchmarks, has global flags of the same names
+	rounds := flags.Int("rounds", 3, "rounds of each comparison")
+	slice := flags.Duration("slice", time.Second, "duration of each contender's run in a round")
+	_ = flags.Parse(os.Args[1:]) // it ends the process after an error
 	if err := report(context.Background(), *rounds, *slice); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-report:", err)
 		os.Exit(1)

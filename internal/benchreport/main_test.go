@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -98,5 +99,14 @@ func TestReadme(t *testing.T) {
 	}
 	if diff := cmp.Diff(tables[1], tables[0]); diff != "" {
 		t.Errorf("docs/benchmarks.md (-), README.md (+): run make bench-report\n%s", diff)
+	}
+}
+
+// TestStart: the program starts. Its flags have other defaults than those of package compare, which it links.
+func TestStart(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "run", ".", "-h").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "rounds of each comparison (default 3)") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
