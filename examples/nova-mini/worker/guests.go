@@ -362,15 +362,30 @@ func (g *Guests) listAll(ctx context.Context) ([]compute.GuestPower, error) {
 	return out, nil
 }
 
-// readChanged returns the power states of those guests whose power state is not what the conductor has. The result later has guests of which the driver does not tell the state.
+// readChanged returns the power states of those guests whose power state is not what the conductor has. The result later has guests of which the driver does not tell the state. If the compute service
+// itself may have changed a guest during the read, the guest is marked again.
 func (g *Guests) readChanged(ctx context.Context, ids []string) (out []compute.GuestPower, later []string) {
+	before := make(map[string]compute.PowerState, len(ids))
+	g.mu.Lock()
+	for _, id := range ids {
+		if is, ok := g.known[id]; ok {
+			before[id] = is
+		}
+	}
+	g.mu.Unlock()
 	for id, is := range g.readEach(ctx, ids) {
+		busy := g.s.jobOn(id) != nil // before known, because a job changes known before its end
 		g.mu.Lock()
 		known, ok := g.known[id]
 		g.mu.Unlock()
-		if is.err != nil {
+		was, had := before[id]
+		switch {
+		case is.err != nil:
 			later = append(later, id)
-		} else if is.power != compute.NoState && (!ok || is.power != known) {
+		case is.power == compute.NoState || ok && is.power == known:
+		case busy || ok != had || known != was:
+			g.mark(id)
+		default:
 			out = append(out, compute.GuestPower{ServerID: id, Power: is.power})
 		}
 	}

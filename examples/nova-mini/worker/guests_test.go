@@ -48,6 +48,8 @@ type guestDriver struct {
 	lists   atomic.Int32  // the number of calls of List
 
 	meanwhile func(id string) error // called at the end of PowerOff
+
+	beforeGet, afterGet atomic.Pointer[func()] // called once, before or after the next Get reads the guest
 }
 
 func (d *guestDriver) Info(ctx context.Context) (driver.Info, error) {
@@ -71,7 +73,14 @@ func (d *guestDriver) Get(ctx context.Context, id string) (compute.Instance, err
 	if d.gets.Add(-1) >= 0 {
 		return compute.Instance{}, fault.New(fault.Unavailable, "the driver is away")
 	}
-	return d.Driver.Get(ctx, id)
+	if f := d.beforeGet.Swap(nil); f != nil {
+		(*f)()
+	}
+	is, err := d.Driver.Get(ctx, id)
+	if f := d.afterGet.Swap(nil); f != nil {
+		(*f)()
+	}
+	return is, err
 }
 
 func (d *guestDriver) PowerOff(ctx context.Context, id string, grace time.Duration) error {
@@ -325,6 +334,62 @@ func TestOwnChanges(t *testing.T) {
 	}
 	b.put("s1", compute.Shutdown)
 	b.learns("s1", compute.Running)
+}
+
+// TestOwnChangeWhileRead: a change that the compute service makes while it reads the guest because of an older event needs no report.
+func TestOwnChangeWhileRead(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"the read has the old state", "the read has the new state"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newGuestBench(t, -1, rpc.ClientConfig{})
+			b.build("s1")
+			b.watch()
+			waittest.Until(t, "a stream of events", func() bool { return b.driver.streams.Load() > 0 })
+			stop := func() {
+				if _, err := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Stop, Token: "op/1"}); err != nil {
+					t.Error(err)
+				}
+				b.put("s1", compute.Shutdown)
+			}
+			read, stopped := make(chan struct{}), make(chan struct{})
+			if name == "the read has the old state" {
+				b.driver.afterGet.Store(new(func() {
+					stop()
+					close(stopped)
+				}))
+			} else {
+				off := make(chan struct{})
+				b.driver.meanwhile = func(string) error {
+					close(off)
+					<-read
+					return nil
+				}
+				b.driver.beforeGet.Store(new(func() {
+					go func() {
+						stop()
+						close(stopped)
+					}()
+					<-off
+				}))
+				b.driver.afterGet.Store(new(func() { close(read) }))
+			}
+			if err := b.driver.Reboot(t.Context(), "s1", false); err != nil { // an event without another state
+				t.Fatal(err)
+			}
+			get(t, stopped)
+			b.build("s2")
+			b.dies("s2")
+			b.learns("s2", compute.Shutdown)
+			for len(b.reports) > 0 {
+				for _, g := range (<-b.reports).Guests {
+					if g.ServerID != "s2" {
+						t.Errorf("an own change was reported: %+v", g)
+					}
+				}
+			}
+		})
+	}
 }
 
 // TestGuestOfBusyServer: a change of a guest whose server has a task is reported again until the task has ended.
