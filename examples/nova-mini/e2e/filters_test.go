@@ -23,7 +23,9 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 	"--image": func(m *member, s map[string]any, value string) bool {
 		return object(s["image"])["id"] == m.imageNamed(value)
 	},
-	"--host":    func(_ *member, s map[string]any, value string) bool { return s["OS-EXT-SRV-ATTR:host"] == value },
+	"--host": func(m *member, s map[string]any, value string) bool {
+		return s["OS-EXT-SRV-ATTR:host"] == m.shownValue(value)
+	},
 	"--project": func(m *member, s map[string]any, value string) bool { return s["tenant_id"] == m.ids[value] },
 	"--user":    func(m *member, s map[string]any, value string) bool { return s["user_id"] == m.ids[value] },
 	"--deleted": func(_ *member, s map[string]any, _ string) bool { return s["status"] == "DELETED" },
@@ -38,10 +40,10 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 		return false
 	},
 	"--changes-since": func(m *member, s map[string]any, value string) bool {
-		return fmt.Sprint(s["updated"]) >= m.timeOf(value)
+		return fmt.Sprint(s["updated"]) >= m.shownValue(value)
 	},
 	"--changes-before": func(m *member, s map[string]any, value string) bool {
-		return fmt.Sprint(s["updated"]) <= m.timeOf(value)
+		return fmt.Sprint(s["updated"]) <= m.shownValue(value)
 	},
 	"--tags": func(_ *member, s map[string]any, value string) bool {
 		return slices.Contains(listOf(s["tags"]), any(value))
@@ -56,11 +58,12 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 // noValue has the options of server list without a value.
 var noValue = strings.Fields("--deleted --locked --unlocked --all-projects --long -n --sort-ascending")
 
-// timeOf returns the time of the last change of the server that a command within a command shows.
-func (m *member) timeOf(inner string) string {
+// shownValue returns the value that a command within a command prints of a server, such as $(openstack server show -f value -c updated first).
+func (m *member) shownValue(inner string) string {
 	m.Helper()
-	name := strings.TrimSuffix(inner[strings.LastIndex(inner, " ")+1:], ")")
-	return fmt.Sprint(m.shown("servers/"+m.idNamed(name), "server", "updated"))
+	words := strings.Fields(strings.Trim(inner, "$()"))
+	name, column := words[len(words)-1], words[len(words)-2]
+	return fmt.Sprint(m.shown("servers/"+m.idNamed(name), "server", column))
 }
 
 // compareServers compares a list of servers with the servers of the API that the options of the command choose, in the same order. The test itself
