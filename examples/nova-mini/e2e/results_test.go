@@ -78,7 +78,6 @@ var effects = map[string][]string{
 	"server remove port two spare":                                            {"servers/{two}/os-interface", `"interfaceAttachments":[]`},
 	"server add network two private":                                          {"servers/{two}/os-interface", `"net_id":"{private}"`},
 	"server remove network two private":                                       {"servers/{two}/os-interface", `"interfaceAttachments":[]`},
-	"--os-compute-api-version 2.43 server remove fixed ip two 10.0.0.77":      {"servers/{two}", "!10.0.0.77"},
 	"server add security group one web":                                       {"servers/{one}", `"security_groups":[{"name":"default"},{"name":"web"}]`},
 	"server remove security group one web":                                    {"servers/{one}", `"security_groups":[{"name":"default"}]`},
 	"port delete spare":                                                       {"servers", "!spare"},
