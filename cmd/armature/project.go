@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"golang.org/x/mod/module"
+
+	"github.com/armature-go/armature/internal/text"
 )
 
 // project has the fields that newComponent and newDriver have in common.
@@ -115,19 +117,9 @@ func (p *project) printNext(what string, commands ...string) error {
 	if err != nil {
 		return err
 	}
-	commands = append([]string{"cd " + quoteShell(dir)}, commands...)
+	commands = append([]string{"cd " + text.ShellWord(dir)}, commands...)
 	_, err = fmt.Fprintf(p.out, "The %s is in %s. Its README.md says what each file has. Next:\n\n  %s\n", what, dir, strings.Join(commands, "\n  "))
 	return err
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./@%+=:,-]+$`)
-
-// quoteShell returns a word in the form in which a shell command must have it, in quotes if necessary.
-func quoteShell(word string) string {
-	if plainWord.MatchString(word) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // goMod returns the beginning of go.mod.
