@@ -12,6 +12,9 @@
 //	                with the step schedule. An action with ActionInfo.Rotates also has the steps choose and rotate, in which
 //	                the compute service removes older backups
 //
+//	server.attach_interface, server.detach_interface
+//	                port: the network service makes or releases the port; attach, detach: the compute service changes the guest
+//
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
 package conductor
@@ -109,6 +112,7 @@ func New(cfg Config) *Service {
 	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	operation.Handle(s.Runner, store.DiscardImage, operation.Step[store.DiscardData]{Name: "discard", Do: s.discardImage, Retry: discardRetry})
+	s.handleInterfaces()
 	for a, k := range store.Kinds {
 		act := actor{s, a}
 		var steps []operation.Step[store.ActData]

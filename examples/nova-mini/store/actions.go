@@ -28,12 +28,14 @@ import (
 // resources. The text of ErrNoRoom names the host and amounts, which the server's project must not see.
 func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, data ActData) error {
 	for attempt := 1; ; attempt++ {
-		err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-			// The operation is locked before the server, in the same order as a runner locks them.
-			if err := s.beginOperation(ctx, tx, id, a, &data); err != nil {
-				return err
-			}
-			return s.prepareAction(ctx, tx, id, a, &data, now)
+		err := s.whenFree(ctx, id, a, func() error {
+			return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+				// The operation is locked before the server, in the same order as a runner locks them.
+				if err := s.beginOperation(ctx, tx, id, a, &data); err != nil {
+					return err
+				}
+				return s.prepareAction(ctx, tx, id, a, &data, now)
+			})
 		})
 		if !errors.Is(err, operation.ErrBusy) {
 			return err
@@ -465,7 +467,7 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	created := false // whether the creation continues
 	preempts := func(open *operation.Op) bool {
 		created = open != nil && open.Kind == Create.Name && vmState == Active
-		return !created
+		return !created && (open == nil || !changesInterfaces(open.Kind)) // the change of an interface goes on
 	}
 	return s.record(ctx, id, compute.ResetState, preempts, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		if created {
