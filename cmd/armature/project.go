@@ -81,7 +81,7 @@ func (p *project) checkPlaces() error {
 // checkLibrary checks where the library comes from.
 func (p *project) checkLibrary() (err error) {
 	if p.replace == "" {
-		if v := version(); !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
+		if v := moduleVersion(); !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
 			return usageError{fmt.Errorf("this program was built from a clone of Armature (version %s): add --replace DIR, with the directory of the clone", v)}
 		}
 		return nil
@@ -130,7 +130,7 @@ func (p *project) goMod() ([]byte, error) {
 
 // tidy completes go.mod and go.sum. The checksums of a clone are used, because the clone was tested with them.
 func (p *project) tidy(ctx context.Context) error {
-	edit := []string{"mod", "edit", "-require=" + library + "@" + version()}
+	edit := []string{"mod", "edit", "-require=" + library + "@" + moduleVersion()}
 	if p.replace != "" {
 		edit = []string{"mod", "edit", "-replace=" + library + "=" + p.replace}
 		sums, err := os.ReadFile(filepath.Join(p.replace, "go.sum"))

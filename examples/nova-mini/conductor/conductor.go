@@ -200,7 +200,7 @@ func lastBuild(data *store.CreateData) string {
 // ErrNoValidHost becomes a permanent error, which ends the operation, with the text why.
 func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, why string) (*compute.SelectReply, error) {
 	// An older scheduler would ignore these parts of the request.
-	if part := restriction(req); part != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) {
+	if part := hostRestriction(req); part != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) {
 		return nil, operation.Transient(fault.New(fault.Unavailable, "%s cannot be chosen before all schedulers have version %v", part, compute.ChosenHostSince))
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
@@ -217,8 +217,8 @@ func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, wh
 	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 }
 
-// restriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.
-func restriction(req *compute.SelectRequest) string {
+// hostRestriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.
+func hostRestriction(req *compute.SelectRequest) string {
 	needs := compute.NeedsOf(req.Specs, req.Need)
 	switch {
 	case req.Host != "":
