@@ -28,7 +28,7 @@ func run(ctx context.Context, out io.Writer, args ...string) error {
 // runLogged is like run, and also returns the text that the program writes to standard error.
 func runLogged(ctx context.Context, out io.Writer, args ...string) (log string, err error) {
 	var errs bytes.Buffer // needs no lock: it is read after Run has returned
-	code := component.Run(ctx, nova(), args, os.Environ(), out, &errs)
+	code := component.Run(ctx, novaComponent(), args, os.Environ(), out, &errs)
 	if code == 0 {
 		return errs.String(), nil
 	}

@@ -297,7 +297,7 @@ func (n *Neutron) networksOf(ctx context.Context, c *gophercloud.ServiceClient, 
 			ids = append(ids, r.Network)
 		}
 	}
-	return objects[usable](ctx, n, c, "networks", ids, "id", "project_id", "shared", "router:external", "subnets")
+	return findObjects[usable](ctx, n, c, "networks", ids, "id", "project_id", "shared", "router:external", "subnets")
 }
 
 // checkNetwork checks the network of a request, which is one of the networks in. nova-mini makes ports as an administrator, so checkNetwork itself refuses the requests that Neutron would

@@ -185,7 +185,7 @@ func (n *Neutron) describe(ctx context.Context, c *gophercloud.ServiceClient, ho
 		out[i] = list[i].shown()
 		ids, addresses = append(ids, out[i].Network), append(addresses, out[i].Addresses...)
 	}
-	in, err := objects[struct {
+	in, err := findObjects[struct {
 		ID   string `json:"id"`
 		Name string `json:"name"`
 		MTU  int    `json:"mtu"`
@@ -219,7 +219,7 @@ func (n *Neutron) subnetsOf(ctx context.Context, c *gophercloud.ServiceClient, l
 	for _, a := range list {
 		ids = append(ids, a.Subnet)
 	}
-	all, err := objects[subnets.Subnet](ctx, n, c, "subnets", ids)
+	all, err := findObjects[subnets.Subnet](ctx, n, c, "subnets", ids)
 	for _, is := range all {
 		one := Subnet{ID: is.ID, CIDR: is.CIDR, Gateway: is.GatewayIP, DHCP: is.EnableDHCP, IPv6Mode: is.IPv6AddressMode, DNS: is.DNSNameservers}
 		for _, r := range is.HostRoutes {

@@ -339,7 +339,7 @@ func (s *Store) changeState(ctx context.Context, tx *sqlx.Tx, id string, info co
 func (s *Server) losesSize(a compute.Action, failed error) bool {
 	c := fault.CodeOf(failed)
 	switch {
-	case s.Resize.V == nil || !resizes(a) && a != compute.SoftDelete:
+	case s.Resize.V == nil || !changesSize(a) && a != compute.SoftDelete:
 		return false
 	case a == compute.Resize && s.hasResized(): // another resize, which is done
 		return false
@@ -353,7 +353,7 @@ func (s *Server) losesSize(a compute.Action, failed error) bool {
 
 // changesOnlyState reports whether the success of an action changes only the vm_state, except that an action with Settles also ends an interrupted resize.
 func changesOnlyState(info compute.ActionInfo) bool {
-	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !resizes(info.Action)
+	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !changesSize(info.Action)
 }
 
 // endAction sets the state of a server after an action. The parameter failed is the error of the action, or nil after success.
@@ -377,7 +377,7 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 		s.Resize.V = nil
 	}
 	switch {
-	case resizes(info.Action):
+	case changesSize(info.Action):
 		s.endResize(info.Action, failed != nil, now)
 	case failed != nil && before == compute.VMOffloaded && info.Schedules:
 		s.Host = nil
