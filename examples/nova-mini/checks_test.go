@@ -174,7 +174,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 			}
 			for _, args := range [][]string{{"config", "validate"}, {tt.service}} {
 				var out bytes.Buffer
-				err := run(t.Context(), &out, append(args, "--config-file", file)...)
+				err := runRefused(t.Context(), &out, append(args, "--config-file", file)...)
 				text := fmt.Sprint(err)
 				if err == nil || !strings.Contains(text, fill.Replace(tt.where)) || !strings.Contains(text, fill.Replace(tt.says)) {
 					t.Errorf("%v: %v\nwant %s with %q", args, err, fill.Replace(tt.where), tt.says)

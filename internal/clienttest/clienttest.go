@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -30,6 +29,8 @@ type Client struct {
 	// each with the reason.
 	JSON  func(command string, result any)
 	Plain map[string]string
+	// After, if not nil, is called after each command that Document has run without -f json.
+	After func(command string)
 }
 
 // New returns a client. If the program is not installed, New skips the test, or fails it in CI. The parameter debian is
@@ -58,27 +59,23 @@ func (c *Client) Run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// runJSON runs a command with -f json and returns its result. The standard error is not a part of the result.
-func (c *Client) runJSON(t *testing.T, args ...string) (result any) {
+// shell runs a line of a document in a shell, and returns the output. If the line fails, the test fails. The standard error follows the output if with is set.
+func (c *Client) shell(t *testing.T, line string, with bool) string {
 	t.Helper()
-	if !slices.Contains(args, "-f") {
-		args = append(args, "-f", "json")
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "sh", "-euc", line)
+	cmd.Env, cmd.Stdout, cmd.Stderr = c.Env, &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v: %s%s", line, err, &out, &errs)
 	}
-	var errs strings.Builder
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), c.Program, args...)
-	cmd.Env, cmd.Stderr = c.Env, &errs
-	out, err := cmd.Output()
-	if err == nil { // with --wait, a command may print a word such as Complete before the result
-		err = json.Unmarshal(out[max(bytes.IndexAny(out, "{["), 0):], &result)
+	if with {
+		return out.String() + errs.String()
 	}
-	if err != nil {
-		t.Fatalf("%s %s: %v: %s%s", c.Program, strings.Join(args, " "), err, out, errs.String())
-	}
-	return result
+	return out.String()
 }
 
 // printing matches the commands that print a result.
-var printing = regexp.MustCompile(`(^| )(list|show|create|rebuild)( |$)`)
+var printing = regexp.MustCompile(`(^| )(list|show|create|rebuild|add fixed ip)( |$)`)
 
 // PublicKey writes a public key for SSH into a file, and returns the path of the file.
 func PublicKey(t *testing.T) string {
@@ -97,10 +94,7 @@ func PublicKey(t *testing.T) string {
 	return path
 }
 
-// inner matches a command within a command.
-var inner = regexp.MustCompile(`\$\(\w+ (.*?)\)`)
-
-// Document runs the commands in a document's first code block with the language. Each line is one command. The keys of
+// Document runs the commands in a document's first code block with the language. Each line is one command in a shell. The keys of
 // wants are commands, without the name of the program. The output of such a command must contain the value. A key of
 // wants that is not in the document is an error.
 func (c *Client) Document(t *testing.T, document, language string, wants map[string]string) {
@@ -113,37 +107,49 @@ func (c *Client) Document(t *testing.T, document, language string, wants map[str
 	if block == nil {
 		t.Fatalf("%s has no commands of %s", document, language)
 	}
+	c.Commands(t, strings.Split(strings.TrimSpace(block[1]), "\n"), wants)
+}
+
+// Commands is like Document, with the lines themselves.
+func (c *Client) Commands(t *testing.T, lines []string, wants map[string]string) {
+	t.Helper()
 	seen := map[string]bool{}
-	for line := range strings.Lines(block[1]) {
-		_, command, _ := strings.Cut(strings.TrimSpace(line), " ")
-		c.Before()
-		text := inner.ReplaceAllStringFunc(command, func(text string) string {
-			return strings.TrimSpace(c.Run(t, strings.Fields(inner.FindStringSubmatch(text)[1])...))
-		})
-		args := strings.Fields(text)
-		for i, arg := range args {
-			args[i] = cmp.Or(c.Values[arg], arg)
-		}
+	for _, line := range lines {
+		_, command, _ := strings.Cut(line, " ")
 		seen[command] = true
-		if c.JSON != nil && printing.MatchString(command) && c.Plain[command] == "" {
-			c.JSON(command, c.runJSON(t, args...))
-			continue
-		}
-		out := c.Run(t, args...)
-		if want := wants[command]; !strings.Contains(out, want) {
-			t.Errorf("%s printed %s, want %s", line, out, want)
-		}
-	}
-	if c.JSON != nil {
-		for command := range c.Plain {
-			if !seen[command] {
-				t.Errorf("%s lacks the command %s", document, command)
-			}
+		c.Before()
+		if out := c.line(t, line, command); !strings.Contains(out, wants[command]) {
+			t.Errorf("%s printed %s, want %s", line, out, wants[command])
 		}
 	}
 	for command := range wants {
 		if !seen[command] {
-			t.Errorf("%s lacks the command %s", document, command)
+			t.Errorf("no line has the command %s", command)
 		}
 	}
+}
+
+// line runs a line of a document, with -f json if the command prints a result, and returns the output.
+func (c *Client) line(t *testing.T, line, command string) string {
+	t.Helper()
+	words := strings.Split(line, " ")
+	for i, word := range words {
+		words[i] = cmp.Or(c.Values[word], word)
+	}
+	line = strings.Join(words, " ")
+	if c.JSON == nil || !printing.MatchString(command) || c.Plain[command] != "" {
+		out := c.shell(t, line, true)
+		if c.After != nil {
+			c.After(command)
+		}
+		return out
+	}
+	out := c.shell(t, line+" -f json", false)
+	var result any
+	// With --wait, a command may print a word such as Complete before the result.
+	if err := json.Unmarshal([]byte(out[max(strings.IndexAny(out, "{["), 0):]), &result); err != nil {
+		t.Fatalf("%s: %v: %s", line, err, out)
+	}
+	c.JSON(command, result)
+	return out
 }

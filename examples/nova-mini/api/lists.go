@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -241,6 +242,7 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 	if err := s.selectDeleted(ctx, &q); err != nil {
 		return q, err
 	}
+	wholeSeconds(q.Conditions)
 	for name, selects := range tagFilters {
 		for _, c := range q.Take(name) {
 			list := strings.Split(textOf(c), ",")
@@ -253,6 +255,16 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, list listing.
 		}
 	}
 	return q, nil
+}
+
+// wholeSeconds changes the conditions with changes-before, so that they include the whole second of their time. A client sees the time of a change, and the
+// database of Nova stores this time, in whole seconds.
+func wholeSeconds(conditions []listing.Condition) {
+	for _, c := range conditions {
+		if at, ok := c.Values[0].(time.Time); ok && c.Name == "changes-before" {
+			c.Values[0] = at.Truncate(time.Second).Add(time.Second - time.Microsecond)
+		}
+	}
 }
 
 // refuseFilters returns Invalid, with Nova's text, for the filters that Nova refuses if the client may use all filters.

@@ -87,10 +87,17 @@ func differences(at string, sample, got any) map[string]string {
 		if !ok {
 			break
 		}
-		if len(want) > 0 && len(have) > 0 {
-			maps.Copy(out, differences(at+"[]", want[0], have[0]))
-		} else if len(want) > 0 {
+		if len(want) > 0 && len(have) == 0 {
 			out[at] = "is empty"
+		}
+		for _, item := range have {
+			var least map[string]string // the differences from that item of the sample that is most like this one
+			for _, like := range want {
+				if diff := differences(at+"[]", like, item); least == nil || len(diff) < len(least) {
+					least = diff
+				}
+			}
+			maps.Copy(out, least)
 		}
 		return out
 	}
@@ -219,10 +226,14 @@ func TestSamples(t *testing.T) {
 			}
 		}
 	})
-	// Show that this test can fail: each kind of difference is found.
-	got := differences("", map[string]any{"a": 1., "b": "x", "c": []any{map[string]any{"d": true}}, "e": nil}, map[string]any{"b": 2., "c": []any{map[string]any{"d": "x"}}, "e": nil, "f": 1.})
+	// Show that this test can fail: each kind of difference is found, also in the second item of a list.
+	got := differences("", map[string]any{"a": 1., "b": "x", "c": []any{map[string]any{"d": true}}, "e": nil}, map[string]any{"b": 2., "c": []any{map[string]any{"d": false}, map[string]any{"d": "x"}}, "e": nil, "f": 1.})
 	if text := fmt.Sprint(got); text != "map[.a:is missing .b:is number, in the sample text .c[].d:is text, in the sample boolean .f:is not in the sample]" {
 		t.Errorf("the differences are %s", text)
+	}
+	reply := map[string]any{"c": []any{map[string]any{"d": false}, map[string]any{"d": "x"}, map[string]any{}}, "e": []any{}}
+	if diff := fmt.Sprint(shapeDiff("", map[string]any{"c": []any{map[string]any{"d": true}}, "e": []any{1.}}, reply)); diff != "[.c[1].d is string, want bool .c[2].d is missing .e is empty]" {
+		t.Errorf("the differences of shapes are %s", diff)
 	}
 }
 

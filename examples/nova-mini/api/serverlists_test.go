@@ -201,6 +201,28 @@ func TestServerFilters(t *testing.T) {
 	})
 }
 
+// TestChangesBefore: the time that a server shows as updated has whole seconds. A list with changes-before this time has the server, although the server changed
+// within this second. As in Nova, the list also has servers that changed earlier, and none that changed later.
+func TestChangesBefore(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.addServers()
+		at := time.Date(2026, 12, 1, 8, 0, 0, 750_000_000, time.UTC)
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET updated_at = ?`, at); err != nil {
+			c.Fatal(err)
+		}
+		for query, want := range map[string]int{
+			"changes-before=2026-12-01T07:59:59Z": 0, "changes-before=2026-12-01T08:00:00Z": 15, "changes-before=2026-12-01T08:00:00.25Z": 15, "changes-before=2026-12-01T08:00:01Z": 15,
+			"changes-since=2026-12-01T08:00:00Z&changes-before=2026-12-01T08:00:00Z": 15, "changes-since=2026-12-01T08:00:01Z": 0,
+		} {
+			reply := c.want(200, "2.66", "member", "GET", "/servers/detail?"+query, "")
+			if n := strings.Count(reply, `"updated":"2026-12-01T08:00:00Z"`); n != want {
+				c.Errorf("%s: %d servers, want %d", query, n, want)
+			}
+		}
+	})
+}
+
 // TestListVersions: a filter has an effect only from its microversion on. Unknown parameters are ignored before 2.75, and refused from 2.75 on.
 func TestListVersions(t *testing.T) {
 	t.Parallel()

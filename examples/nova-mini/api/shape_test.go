@@ -33,7 +33,7 @@ func sample(t *testing.T, path string) string {
 // freeKeys has the names of objects whose keys are chosen by users.
 var freeKeys = []string{".extra_specs", ".metadata"}
 
-// sameShape fails the test if the keys or the types of values of a reply differ from those of a sample. Of a list it compares only the first values.
+// sameShape fails the test if the keys or the types of values of a reply differ from those of a sample. Each item of a list must be like one of the items of the sample.
 func (c *cloud) sameShape(name, sample, reply string) {
 	c.Helper()
 	var want, got any
@@ -75,8 +75,20 @@ func shapeDiff(at string, want, got any) (out []string) {
 		if !ok {
 			return []string{fmt.Sprintf("%s is %T, want an array", at, got)}
 		}
-		if len(w) > 0 && len(g) > 0 {
-			out = shapeDiff(at+"[0]", w[0], g[0])
+		if len(w) > 0 && len(g) == 0 {
+			return []string{at + " is empty"}
+		}
+		if len(w) == 0 {
+			return nil // the sample does not show the items
+		}
+		for i, item := range g {
+			least := shapeDiff(fmt.Sprintf("%s[%d]", at, i), w[0], item)
+			for _, like := range w[1:] {
+				if diff := shapeDiff(fmt.Sprintf("%s[%d]", at, i), like, item); len(diff) < len(least) {
+					least = diff
+				}
+			}
+			out = append(out, least...)
 		}
 	default:
 		if fmt.Sprintf("%T", want) != fmt.Sprintf("%T", got) && want != nil && got != nil {

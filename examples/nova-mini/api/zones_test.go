@@ -25,7 +25,7 @@ func TestZones(t *testing.T) {
 		}
 		c.sameShape("list", sample(c.T, "os-availability-zone/availability-zone-list-resp.json"), c.want(200, "2.1", "member", "GET", "/os-availability-zone", ""))
 		allowed := map[string]string{}
-		for _, service := range []string{"conductor.nova-conductor", "scheduler.nova-scheduler"} {
+		for _, service := range []string{"conductor.nova-conductor", "scheduler.nova-scheduler", "compute.nova-compute"} {
 			allowed["availabilityZoneInfo[].hosts."+service+".updated_at"] = "the sample's services have sent no heartbeat"
 		}
 		c.compareWith(allowed, "2.1", "admin", "GET", "/os-availability-zone/detail", "", "os-availability-zone/availability-zone-detail-resp", 200)

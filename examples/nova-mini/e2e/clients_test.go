@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +19,6 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/tags"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/pagination"
-
-	"github.com/armature-go/armature/internal/clienttest"
-	"github.com/armature-go/armature/internal/keystonetest"
 )
 
 // member is a client of the compute API. It is a member of a project, and uses gophercloud in the same way as Terraform and Cluster API.
@@ -30,7 +26,12 @@ type member struct {
 	*openstack
 
 	networks *gophercloud.ServiceClient
+	glance   *gophercloud.ServiceClient // of the images that a test with Glance makes
 	token    string
+	// ids has the ids of projects and users by name.
+	ids map[string]string
+	// narrowed has the options of server list that the commands have used, and whether a list had fewer servers because of the option.
+	narrowed map[string]bool
 }
 
 // at returns a client for a microversion. Terraform chooses a microversion for each request.
@@ -97,7 +98,7 @@ func itemsOf[T any](m *member, list pagination.Pager, extract func(pagination.Pa
 func TestClients(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("ARMATURE_ACCEPT") == "" {
-		t.Skip("run it with make accept")
+		t.Skip("run it with make accept; TestEachClient has the smallest plan")
 	}
 	o := newOpenStack(t, openstackWith{neutron: true, hosts: []string{"node-1", "node-2"}})
 	p := o.ks.Project("p")
@@ -263,199 +264,4 @@ func (m *member) machine(network string) {
 	}
 	m.must(ports.Delete(ctx, m.networks, port.ID).ExtractErr())
 	m.must(servergroups.Delete(ctx, c, group.ID).ExtractErr())
-}
-
-// TestCommands runs the commands of docs/openstack-client.md with a real Keystone and a real Glance.
-func TestCommands(t *testing.T) {
-	t.Parallel()
-	if os.Getenv("ARMATURE_ACCEPT") == "" {
-		t.Skip("run it with make accept")
-	}
-	o := newOpenStack(t, openstackWith{glance: true, image: "cirros", hosts: []string{"node-1", "node-2"}})
-	p := o.ks.Project("p")
-	scope := gophercloud.AuthScope{ProjectID: p}
-	o.ks.Grant(o.ks.User("root"), "admin", scope)
-	m := &member{openstack: o, token: o.ks.Token("root", &scope)}
-	for _, c := range []struct {
-		program, debian string
-		wants           map[string]string
-	}{
-		{"openstack", "python3-openstackclient", nil},
-		{"nova", "python3-novaclient", map[string]string{
-			"show one": "small", "list --all-tenants --status ACTIVE": "first", "server-tag-list first": "blue", "instance-action-list first": "unrescue", "usage-list": p,
-			"server-group-list": "soft-anti-affinity", "hypervisor-list": "node-1", "service-list": "nova-compute", "version-list": "v2.1",
-		}},
-	} {
-		client := clienttest.New(t, c.program, c.debian, "OS_AUTH_URL="+o.ks.Endpoint, "OS_USERNAME=root", "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+p,
-			"OS_USER_DOMAIN_NAME=Default", "OS_IDENTITY_API_VERSION=3", "OS_REGION_NAME=RegionOne", "OS_COMPUTE_API_VERSION=2.79")
-		client.Values = map[string]string{"IMAGE": o.images[0], "~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
-		client.Before = func() {
-			for _, s := range itemsOf(m, servers.List(m.at("2.1"), nil), servers.ExtractServers) {
-				if s.Status != "DELETED" {
-					m.idle(s.ID)
-				}
-			}
-		}
-		if c.program == "openstack" { // TestOpenStackClient has the tables that these commands print
-			client.JSON = m.compareResult
-			client.Plain = map[string]string{"keypair create demo": "prints the private key", "console log show first": "prints the log"}
-		}
-		client.Document(t, "../../../docs/openstack-client.md", c.program, c.wants)
-	}
-}
-
-// shownBy says where the API has what commands print: the path, and the name of the list in the reply. The keys are the beginnings of the commands.
-var shownBy = map[string][2]string{
-	"flavor ": {"flavors/detail?is_public=None", "flavors"}, "server ": {"servers/detail", "servers"}, "server group ": {"os-server-groups", "server_groups"}, "keypair ": {"os-keypairs", "keypairs"},
-	"compute service ": {"os-services", "services"}, "hypervisor list": {"os-hypervisors/detail", "hypervisors"}, "availability zone ": {"os-availability-zone/detail", "availabilityZoneInfo"},
-}
-
-// compareResult compares the JSON that a command has printed with what the API shows.
-func (m *member) compareResult(command string, result any) {
-	m.Helper()
-	rows, isList := result.([]any)
-	if !isList {
-		rows = []any{result}
-	}
-	switch {
-	case command == "limits show --absolute":
-		limits := m.shown("limits", "limits", "absolute").(map[string]any) //nolint:forcetypeassert // the reply of the API is compared with the OpenAPI document in other tests
-		for _, r := range rows {
-			if row := printedRow(r); fmt.Sprint(limits[fmt.Sprint(row["name"])]) != fmt.Sprint(row["value"]) {
-				m.Errorf("%s: %v, the API has %v", command, row, limits)
-			}
-		}
-		if len(rows) != len(limits) {
-			m.Errorf("%s: %d limits, the API has %d", command, len(rows), len(limits))
-		}
-	case command == "hypervisor stats show":
-		for name, v := range m.shown("os-hypervisors/statistics", "hypervisor_statistics").(map[string]any) { //nolint:forcetypeassert // as above
-			if got := printedRow(result)[name]; fmt.Sprint(got) != fmt.Sprint(v) {
-				m.Errorf("%s: %s = %v, the API has %v", command, name, got, v)
-			}
-		}
-	case command == "usage list":
-		end := time.Now().UTC().Add(time.Hour)
-		used := m.shown(fmt.Sprintf("os-simple-tenant-usage?detailed=1&start=%s&end=%s", end.Add(-48*time.Hour).Format("2006-01-02T15:04:05"), end.Format("2006-01-02T15:04:05")), "tenant_usages").([]any) //nolint:forcetypeassert // as above
-		if len(rows) != 1 || len(used) != 1 {
-			m.Fatalf("%s: %v, the API has %v", command, rows, used)
-		}
-		row, of := printedRow(rows[0]), used[0].(map[string]any) //nolint:forcetypeassert // as above
-		servers, _ := of["server_usages"].([]any)
-		if printed, _ := row["servers"].([]any); len(printed) != len(servers) || row["project"] != "p" && row["project"] != of["tenant_id"] {
-			m.Errorf("%s: %v, the API has %v", command, row, of)
-		}
-	case command == "image list":
-		var ids []string
-		for _, r := range rows {
-			row := printedRow(r)
-			ids = append(ids, fmt.Sprint(row["id"]))
-			if row["status"] != "active" || row["name"] != "cirros" && row["name"] != "other" {
-				m.Errorf("%s: %v", command, row)
-			}
-		}
-		slices.Sort(ids)
-		if want := slices.Sorted(slices.Values(m.images)); !slices.Equal(ids, want) {
-			m.Errorf("%s: the ids %v, want %v", command, ids, want)
-		}
-	case strings.HasPrefix(command, "server rebuild "): // prints the server as it was before the wait
-		if row := printedRow(result); row["status"] != "REBUILD" || row["id"] != m.idNamed(fmt.Sprint(row["name"])) {
-			m.Errorf("%s: %v", command, row)
-		}
-	case strings.HasPrefix(command, "server event list "):
-		id := m.idNamed(strings.TrimPrefix(command, "server event list "))
-		m.compareRows(command, rows, m.shown("servers/"+id+"/os-instance-actions", "instanceActions").([]any), true) //nolint:forcetypeassert // as above
-	default:
-		begin := ""
-		for one := range shownBy {
-			if strings.HasPrefix(command, one) && len(one) > len(begin) {
-				begin = one
-			}
-		}
-		if begin == "" {
-			m.Fatalf("the test does not know where the API has the result of %q: %v", command, result)
-		}
-		m.compareRows(command, rows, m.shown(shownBy[begin][0], shownBy[begin][1]).([]any), isList) //nolint:forcetypeassert // as above
-	}
-}
-
-// shown returns a part of a reply of the API, at the microversion of the commands.
-func (m *member) shown(path string, names ...string) any {
-	m.Helper()
-	c := m.at("2.79")
-	var reply any
-	resp, err := c.Get(m.Context(), c.ServiceURL(path), &reply, nil)
-	m.must(err)
-	_ = resp.Body.Close()
-	for _, name := range names {
-		reply = reply.(map[string]any)[name] //nolint:forcetypeassert // a reply of the API has this form
-	}
-	return reply
-}
-
-// idNamed returns the id of the server with a name.
-func (m *member) idNamed(name string) string {
-	m.Helper()
-	for _, s := range m.shown("servers/detail", "servers").([]any) { //nolint:forcetypeassert // a reply of the API has this form
-		if s := s.(map[string]any); s["name"] == name { //nolint:forcetypeassert // as above
-			return fmt.Sprint(s["id"])
-		}
-	}
-	m.Fatalf("no server has the name %s", name)
-	return ""
-}
-
-// printedRow returns a result of a command with the names of the API, such as hypervisor_hostname for Hypervisor Hostname.
-func printedRow(v any) map[string]any {
-	out := map[string]any{}
-	row, _ := v.(map[string]any)
-	for name, v := range row {
-		out[strings.ReplaceAll(strings.ToLower(name), " ", "_")] = v
-	}
-	return out
-}
-
-// comparedFields are the fields of the API that commands print with the same value. A command must print the first three, as far as an object has them.
-var comparedFields = strings.Fields("id name status ram vcpus disk binary host zone state hypervisor_hostname fingerprint type policy action request_id user_id project_id key_name")
-
-// compareRows compares the rows that a command has printed with the objects that the API shows. If whole is set, each object has a row.
-func (m *member) compareRows(command string, rows, objects []any, whole bool) {
-	m.Helper()
-	if whole && len(rows) != len(objects) || len(rows) == 0 {
-		m.Errorf("%s: %d rows, the API has %d objects", command, len(rows), len(objects))
-	}
-	for _, r := range rows {
-		row := printedRow(r)
-		var of map[string]any
-		for _, o := range objects {
-			o := o.(map[string]any)                           //nolint:forcetypeassert // a reply of the API has this form
-			if key, ok := o["keypair"].(map[string]any); ok { // a list of key pairs has them in objects
-				o = key
-			}
-			if zone, ok := o["zoneName"]; ok {
-				available := o["zoneState"].(map[string]any)["available"] == true //nolint:forcetypeassert // as above
-				o = map[string]any{"zone_name": zone, "zone_status": map[bool]string{true: "available", false: "not available"}[available]}
-			}
-			for _, key := range []string{"id", "request_id", "zone_name", "name"} {
-				if v, ok := o[key]; ok && of == nil && row[key] == v {
-					of = o
-				}
-			}
-		}
-		if of == nil {
-			m.Errorf("%s: the API does not have %v", command, row)
-			continue
-		}
-		if zone, ok := of["zone_status"]; ok && row["zone_status"] != zone {
-			m.Errorf("%s: %v, the API has %v", command, row, of)
-		}
-		for i, name := range comparedFields {
-			v, shown := of[name]
-			printed, ok := row[name]
-			must := i < 3 && (name != "status" || command != "hypervisor list") // this list has no status
-			if shown && (ok || must) && fmt.Sprint(printed) != fmt.Sprint(v) {
-				m.Errorf("%s: %s = %v, the API has %v", command, name, printed, v)
-			}
-		}
-	}
 }
