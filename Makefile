@@ -102,13 +102,13 @@ bench: bin/testenv
 bench-report: bin/testenv
 	$(WITH) $(GO) run ./internal/benchreport -slice $(BENCHTIME)
 
-# chaos runs a cloud of nova-mini and kills its processes and services. It takes about 10
+# chaos runs a cloud of nova-mini and kills its processes and services. It takes about 15
 # minutes. CHAOS is the time for which the test causes failures. To repeat the random choices
 # of a run, set ARMATURE_CHAOS_SEED to the seed of that run.
 CHAOS ?= 7m
 
 chaos: bin/testenv
-	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^TestChaos$$' -count 1 -timeout 30m -v ./examples/nova-mini/e2e
+	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^Test(Network)?Chaos$$' -count 1 -timeout 40m -v ./examples/nova-mini/e2e
 
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s ARMATURE_TEST_STORM=20000 $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...

@@ -59,7 +59,7 @@ var rules = map[string][]string{
 	"rpc/watermillbus":      {"rpc/bus", "internal/backoff", "fault", watermill},
 	"rpc/watermillbus/amqp": {"rpc/bus", "internal/backoff", "rpc/watermillbus", "rpc/internal/...", "fault", watermill, watermill + "-amqp", amqp},
 	"rpc/urlbus":            {"rpc/bus", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
-	"rpc/internal/...":      {"rpc/bus", "internal/backoff", "fault"},
+	"rpc/internal/...":      {"rpc/bus", "internal/backoff", "internal/urlcheck", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":           {"rpc/internal/partial", "internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
@@ -78,7 +78,7 @@ var rules = map[string][]string{
 
 	"db":                 {"db/internal/engine", "internal/backoff", "fault", "listing", "tlsfile", "internal/text", "github.com/jmoiron/sqlx"},
 	"db/internal/engine": {"fault"},
-	"db/mysqldb":         {"db/internal/engine", "fault", "tlsfile", mysql},
+	"db/mysqldb":         {"db/internal/engine", "internal/urlcheck", "fault", "tlsfile", mysql},
 	"db/sqlitedb":        {"db/internal/engine", "fault", "modernc.org/sqlite"},
 	"db/dbprom":          {"db", "fault", prometheus},
 	"db/dbtest":          {"db", "db/mysqldb", "db/sqlitedb", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
@@ -86,7 +86,7 @@ var rules = map[string][]string{
 	"service":             {"internal/backoff", "service/internal/bodytime", "internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
-	"service/auth":        {"service", "internal/outage", "service/api", "fault", "tlsfile", "reqctx", "golang.org/x/sync"},
+	"service/auth":        {"service", "internal/outage", "internal/urlcheck", "service/api", "fault", "tlsfile", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "internal/outage", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apitest": {"github.com/santhosh-tekuri/jsonschema/v6"},
@@ -111,7 +111,7 @@ var rules = map[string][]string{
 	"component/componenttest":   {"component", "component/internal/inject", "rpc/bus", "rpc/membus", "db", "fault", "service/operation", "github.com/jmoiron/sqlx"},
 	"component": {
 		"component/internal/inject", "fault", "reqctx", "tlsfile", "rpc", "rpc/...", "scheduler", "scheduler/placement", "scheduler/placement/placementprom", "scheduler/schedulerprom", "driver", "driver/driverprom", "db", "db/mysqldb", "db/sqlitedb", "db/dbprom", "service", "service/...",
-		"internal/backoff", "internal/outage", "internal/tempdir", "internal/text", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
+		"internal/backoff", "internal/outage", "internal/tempdir", "internal/text", "internal/urlcheck", "github.com/jmoiron/sqlx", "github.com/spf13/cobra", "go.yaml.in/yaml/v4", prometheus, otel,
 	},
 
 	"testenv":               {"internal/testenv"},
@@ -137,10 +137,11 @@ var rules = map[string][]string{
 	"internal/guidetest":    {},
 	"internal/waittest":     {},
 	"internal/version":      {},
+	"internal/urlcheck":     {"fault"},
 
 	// The command writes drivers of nova-mini from the examples, and checks them with nova-mini's rules. So it is the only package outside of examples
 	// that knows nova-mini's contract of drivers. No other rule names an example or a test package.
-	"cmd/armature":              {"driver/drivertest", "examples/drivers", "examples/nova-mini/compute", "examples/nova-mini/compute/computetest", "github.com/spf13/cobra", "golang.org/x/mod"},
+	"cmd/armature":              {"driver/drivertest", "internal/text", "examples/drivers", "examples/nova-mini/compute", "examples/nova-mini/compute/computetest", "github.com/spf13/cobra", "golang.org/x/mod"},
 	"cmd/armature/template/...": nil, // not checked: it is a component
 
 	"examples/...": nil, // not checked: examples may import any package

@@ -251,11 +251,11 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}}
 	l.sync = r.c.Name + " db sync"
 	for _, path := range c.Files() {
-		l.sync += " --config-file " + path
+		l.sync += " --config-file " + text.ShellWord(path)
 	}
 	for _, v := range f.values {
 		if v.Option == "state_path" && v.value != "" {
-			l.sync += " --" + v.Name + " " + v.value
+			l.sync += " --" + v.Name + " " + text.ShellWord(v.value)
 		}
 	}
 	for _, v := range c.Values() {

@@ -18,6 +18,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
@@ -152,6 +153,9 @@ func (o *TelemetryOptions) endpoint() (*url.URL, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", o.Endpoint)
 	}
+	if err := urlcheck.CheckText(o.Endpoint); err != nil {
+		return nil, err
+	}
 	if u.RawQuery != "" || u.Fragment != "" {
 		return nil, fault.New(fault.Invalid, "unknown parameters %q: remove them", u.RawQuery+u.Fragment)
 	}
@@ -209,6 +213,14 @@ type LinkOptions struct {
 	PublicURL string `ini:"public_url" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" help:"start of the links in replies: the URL of the proxy in front of the API (default: the address that the client has used)"`
 }
 
+// Validate returns an error if the URL has no host, or a port that does not exist.
+func (o *LinkOptions) Validate() error {
+	if o.PublicURL == "" {
+		return nil
+	}
+	return optionError("public_url", urlcheck.CheckText(o.PublicURL))
+}
+
 // ProxyOptions are options that OpenStack's services have for a proxy in front of a REST API.
 type ProxyOptions struct {
 	Header string `ini:"secure_proxy_ssl_header" unsupported:"set public_url in [api] to the URL of the proxy" help:"header in which a proxy sends the scheme that its client used"`
@@ -217,6 +229,17 @@ type ProxyOptions struct {
 // CORSOptions say which web pages may use a REST API.
 type CORSOptions struct {
 	Origins []string `ini:"allowed_origin" regex:"^([*]|https?://[^/?#@ ]+)$" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
+}
+
+// Validate returns an error if an origin has no host, or a port that does not exist.
+func (o *CORSOptions) Validate() error {
+	var errs []error
+	for _, origin := range o.Origins {
+		if origin != "*" {
+			errs = append(errs, optionError("allowed_origin", urlcheck.CheckText(origin)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Validate returns an error if the address is malformed, or if the AccessOptions are not valid.

@@ -80,7 +80,7 @@ func TestWrongURLs(t *testing.T) {
 		{"hash in password", "mysql://nova:12#hunter2@db1/nova", "percent-encoded"},
 		{"question in password", "mysql://nova:12?hunter2@db1/nova", "no user"},
 		{"percent in password", "mysql://nova:hunter2%@db1/nova", "percent-encoded"},
-		{"port above 65535", "mysql://nova:hunter2@db1:65536/nova", "port 65536"},
+		{"port above 65535", "mysql://nova:hunter2@db1:65536/nova", "the port 65536 is not between 1 and 65535"},
 		{"long port", "mysql://nova:hunter2@db1:33060000000000000000/nova", "port 33060000000000000000"},
 		{"port 0", "mysql://nova:hunter2@db1:0/nova", "port 0"},
 		{"bad option", "mysql://nova:hunter2@db1/nova?timeout=soon", "timeout"},

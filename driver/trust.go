@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // maxLinks is how many symbolic links a path may have, as on Linux.
@@ -51,7 +52,7 @@ func checkProgram(f *os.File, path, pin string) error {
 	case !info.Mode().IsRegular():
 		return fault.New(fault.Invalid, "the driver's program %s is not a file", path)
 	case info.Mode()&0o111 == 0:
-		return fault.New(fault.Invalid, "the driver's program %s is not executable: run chmod 755 %s", path, path)
+		return fault.New(fault.Invalid, "the driver's program %s is not executable: run chmod 755 %s", path, text.ShellWord(path))
 	}
 	if err := checkOwner(path, f.Name(), info); err != nil || pin == "" {
 		return err
@@ -168,10 +169,10 @@ func checkOwner(program, part string, info fs.FileInfo) error {
 	detail, remedy := "", ""
 	switch mode := info.Mode(); {
 	case owner != 0 && owner != os.Geteuid():
-		detail, remedy = "belongs to another user", "chown -h root "+part
+		detail, remedy = "belongs to another user", "chown -h root "+text.ShellWord(part)
 	case mode.Type() == fs.ModeSymlink: // the mode of a link has no effect
 	case mode&0o022 != 0 && (!mode.IsDir() || mode&fs.ModeSticky == 0):
-		detail, remedy = "can be written by its group or by all users", "chmod go-w "+part
+		detail, remedy = "can be written by its group or by all users", "chmod go-w "+text.ShellWord(part)
 	}
 	if detail == "" {
 		return nil

@@ -58,8 +58,8 @@ func TestPublished(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"\nARMATURE ?= go run github.com/armature-go/armature/cmd/armature@" + version() + "\n",
-		"\nLIBRARY  ?= $(shell go mod download -json github.com/armature-go/armature@" + version() + " | sed -n 's/.*\"Dir\": \"\\(.*\\)\".*/\\1/p')/python\n",
+		"\nARMATURE ?= go run github.com/armature-go/armature/cmd/armature@" + moduleVersion() + "\n",
+		"\nLIBRARY  ?= $(shell go mod download -json github.com/armature-go/armature@" + moduleVersion() + " | sed -n 's/.*\"Dir\": \"\\(.*\\)\".*/\\1/p')/python\n",
 	} {
 		if !strings.Contains(string(content["Makefile"]), want) {
 			t.Errorf("%q is missing in:\n%s", want, content["Makefile"])

@@ -65,7 +65,7 @@ func drivertestCommand() *cobra.Command {
 		if cfg.Interface.Network != "" {
 			cfg.Interface.ID, cfg.Interface.MAC = "8a0f6b1d-2f4e-4c58-8f0e-6f2b7c9d4e21", "52:54:00:12:34:56"
 		}
-		if err = check(cmd.Context(), cfg, cmd.OutOrStdout(), verbose); err != nil && !errors.Is(err, errBroken) {
+		if err = checkDriver(cmd.Context(), cfg, cmd.OutOrStdout(), verbose); err != nil && !errors.Is(err, errBroken) {
 			return usageError{err}
 		}
 		return err
@@ -73,8 +73,8 @@ func drivertestCommand() *cobra.Command {
 	return cmd
 }
 
-// check checks each rule, and prints the results. It returns errBroken if a rule is broken.
-func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose bool) error {
+// checkDriver checks each rule, and prints the results. It returns errBroken if a rule is broken.
+func checkDriver(ctx context.Context, cfg computetest.Config, out io.Writer, verbose bool) error {
 	log := &rule{ctx: ctx, out: out, show: verbose}
 	e, closeDriver, err := drivertest.Launch(log, compute.Kind, cfg.Config)
 	if err != nil {

@@ -49,7 +49,7 @@ func runCommand(ctx context.Context, args []string, out, errs io.Writer) int {
 	root.AddCommand(newCommand(), drivertestCommand(), &cobra.Command{ //nolint:contextcheck // cobra passes the context on
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), version())
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), moduleVersion())
 			return err
 		},
 	})
@@ -68,8 +68,8 @@ func runCommand(ctx context.Context, args []string, out, errs io.Writer) int {
 	return 1
 }
 
-// version returns the version of the module that this program was built from, or "(devel)" if it was built from a clone.
-func version() string {
+// moduleVersion returns the version of the module that this program was built from, or "(devel)" if it was built from a clone.
+func moduleVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

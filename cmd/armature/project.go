@@ -17,6 +17,8 @@ import (
 	"strings"
 
 	"golang.org/x/mod/module"
+
+	"github.com/armature-go/armature/internal/text"
 )
 
 // project has the fields that newComponent and newDriver have in common.
@@ -79,7 +81,7 @@ func (p *project) checkPlaces() error {
 // checkLibrary checks where the library comes from.
 func (p *project) checkLibrary() (err error) {
 	if p.replace == "" {
-		if v := version(); !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
+		if v := moduleVersion(); !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
 			return usageError{fmt.Errorf("this program was built from a clone of Armature (version %s): add --replace DIR, with the directory of the clone", v)}
 		}
 		return nil
@@ -115,19 +117,9 @@ func (p *project) printNext(what string, commands ...string) error {
 	if err != nil {
 		return err
 	}
-	commands = append([]string{"cd " + quoteShell(dir)}, commands...)
+	commands = append([]string{"cd " + text.ShellWord(dir)}, commands...)
 	_, err = fmt.Fprintf(p.out, "The %s is in %s. Its README.md says what each file has. Next:\n\n  %s\n", what, dir, strings.Join(commands, "\n  "))
 	return err
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./@%+=:,-]+$`)
-
-// quoteShell returns a word in the form in which a shell command must have it, in quotes if necessary.
-func quoteShell(word string) string {
-	if plainWord.MatchString(word) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // goMod returns the beginning of go.mod.
@@ -138,7 +130,7 @@ func (p *project) goMod() ([]byte, error) {
 
 // tidy completes go.mod and go.sum. The checksums of a clone are used, because the clone was tested with them.
 func (p *project) tidy(ctx context.Context) error {
-	edit := []string{"mod", "edit", "-require=" + library + "@" + version()}
+	edit := []string{"mod", "edit", "-require=" + library + "@" + moduleVersion()}
 	if p.replace != "" {
 		edit = []string{"mod", "edit", "-replace=" + library + "=" + p.replace}
 		sums, err := os.ReadFile(filepath.Join(p.replace, "go.sum"))

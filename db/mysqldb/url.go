@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"net"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/db/internal/engine"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 )
 
 // parseURL returns the target of a URL.
@@ -40,10 +40,10 @@ func parseTarget(u *url.URL) (engine.Target, error) {
 	case strings.ContainsAny(name, "/@:"):
 		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has a database name with a /, @ or : in it: %s", engine.WantURL)
 	}
-	port := cmp.Or(u.Port(), "3306")
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has port %.60s, want a number from 1 to 65535", port)
+	if err := urlcheck.CheckPort(u); err != nil {
+		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL: %w", err)
 	}
+	port := cmp.Or(u.Port(), "3306")
 	query := u.Query()
 	delete(query, "charset") // SQLAlchemy's option; the charset is always utf8mb4
 	secure, err := takeTLSOptions(u.Hostname(), query)

@@ -33,6 +33,12 @@ username = nova
 password = hush
 `
 
+// withGlance is the beginning of the section for the image service.
+const withGlance = `[glance]
+username = nova
+password = hush
+`
+
 // TestBadFiles: config validate refuses each of these files without using the network. The error says where the mistake is
 // and what to do. A service with this file does not start, and has the same error.
 func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the default logger
@@ -121,6 +127,20 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"a port of serial consoles above 65535", "api", good + "[serial_console]\nbase_url = wss://consoles.example.org:65536/\n", "FILE:9: [serial_console] base_url", "the port 65536 is not between 1 and 65535"},
 		{"a URL of consoles without a host", "api", good + "[serial_console]\nbase_url = wss:///x\n", "FILE:9: [serial_console] base_url", "has no host"},
 		{"a port of links above 65535", "api", good + "[api]\ncompute_link_prefix = https://nova.example.org:70000\n", "FILE:9: [api] compute_link_prefix", "the port 70000 is not between 1 and 65535"},
+		{"a port of Keystone above 65535", "api", strings.Replace(withKeystone, "http://127.0.0.1:1/", "http://127.0.0.1:65536/v3", 1), "FILE:7: [keystone_authtoken] auth_url", "the port 65536 is not between 1 and 65535"},
+		{"a port of an origin above 65535", "api", good + "[cors]\nallowed_origin = https://a.example.org, https://b.example.org:70000\n", "FILE:9: [cors] allowed_origin", "the port 70000 is not between 1 and 65535"},
+		{"an origin without a host", "api", good + "[cors]\nallowed_origin = https://:443\n", "FILE:9: [cors] allowed_origin", "has no host"},
+		{"a port of the collector above 65535", "conductor", good + "[opentelemetry]\notlp_endpoint = http://127.0.0.1:431800\n", "FILE:9: [opentelemetry] otlp_endpoint", "the port 431800 is not between 1 and 65535"},
+		{"a port of the bus above 65535", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:65536/\n", 1), "FILE:2: [DEFAULT] transport_url", "the port 65536 is not between 1 and 65535"},
+		{"a port of NATS above 65535", "conductor", strings.Replace(good, "rabbit://u:hush@127.0.0.1:1/", "nats://u:hush@127.0.0.1:1,127.0.0.2:65536", 1), "FILE:2: [DEFAULT] transport_url", "the port 65536 is not between 1 and 65535"},
+		{"a port of the bus of watermill above 65535", "conductor", strings.Replace(good, "rabbit://u:hush@127.0.0.1:1/", "watermill-amqp://u:hush@127.0.0.1:65536/", 1), "FILE:2: [DEFAULT] transport_url", "the port 65536 is not between 1 and 65535"},
+		{"a port of the database above 65535", "conductor", strings.Replace(good, "127.0.0.1:1/nova", "127.0.0.1:65536/nova", 1), "FILE:5: [database] connection", "the port 65536 is not between 1 and 65535"},
+		{"a port 0", "api", strings.Replace(withKeystone, "http://127.0.0.1:1/", "http://127.0.0.1:0/v3", 1), "FILE:7: [keystone_authtoken] auth_url", "the port 0 is not between 1 and 65535: correct the port, or leave it out"},
+		{"a port of Keystone for images above 65535", "api", good + withGlance + "auth_url = http://127.0.0.1:70000/v3\n", "FILE:11: [glance] auth_url", "the port 70000 is not between 1 and 65535"},
+		{"a port of the image service above 65535", "compute", good + withGlance + "auth_url = http://127.0.0.1:1/v3\nendpoint_override = http://127.0.0.1:70000\n", "FILE:12: [glance] endpoint_override", "the port 70000 is not between 1 and 65535"},
+		{"an address of the console proxy with a port", "consoleproxy", good + "[consoleproxy]\nlisten = 127.0.0.1:6080\n", "FILE:9: [consoleproxy] listen", "the port is port of [consoleproxy]"},
+		{"an address of VNC consoles with a port", "compute", good + "[vnc]\nserver_proxyclient_address = 192.0.2.1:70000\n", "FILE:9: [vnc] server_proxyclient_address", "is neither an address"},
+		{"an address of serial consoles with a port", "compute", good + "[serial_console]\nproxyclient_address = 192.0.2.1:70000\n", "FILE:9: [serial_console] proxyclient_address", "is neither an address"},
 		{"an origin of consoles with a scheme", "consoleproxy", good + "[console]\nallowed_origins = a.example.org, https://b.example.org\n", "FILE:9: [console] allowed_origins", `"https://b.example.org" is not the name of a host`},
 		{"an origin of consoles with a port", "consoleproxy", good + "[console]\nallowed_origins = a.example.org:8080\n", "FILE:9: [console] allowed_origins", "without a scheme, a port and a path"},
 		{"an origin of consoles with a wildcard", "consoleproxy", good + "[console]\nallowed_origins = *.example.org\n", "FILE:9: [console] allowed_origins", "is not the name of a host"},

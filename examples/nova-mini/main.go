@@ -46,10 +46,10 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-func main() { component.Main(nova()) }
+func main() { component.Main(novaComponent()) }
 
-// nova returns the component.
-func nova() component.Component[options] {
+// novaComponent returns the component.
+func novaComponent() component.Component[options] {
 	return component.Component[options]{
 		Name: "nova-mini", Short: "Services that implement a part of the Nova v2.1 API", Resource: "server",
 		Defaults: map[string]string{"control_exchange": "nova"}, DatabaseFile: "nova.db",
@@ -70,7 +70,7 @@ func nova() component.Component[options] {
 		Audit: func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
 			return store.New(d).Audit(ctx, repair, minAge)
 		},
-		Commands: upgradeCommands, Started: greet,
+		Commands: upgradeCommands, Started: printGreeting,
 	}
 }
 
@@ -92,7 +92,7 @@ func exampleImage(p *component.Process[options]) (name, note string) {
 	if p.Options.Glance.AuthURL != "" {
 		return "IMAGE", "IMAGE stands for the ID of an image: openstack image list\n\n"
 	}
-	source, err := images(ctx, p)
+	source, err := imageSource(ctx, p)
 	if err == nil && source == nil {
 		return "IMAGE", "IMAGE stands for the name of an image that the driver knows\n\n"
 	}
@@ -113,8 +113,8 @@ func exampleImage(p *component.Process[options]) (name, note string) {
 // plainName matches a name that needs no quotes in a command.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// greet prints the URL of the API, if the process has one, and commands to try the API.
-func greet(p *component.Process[options]) error {
+// printGreeting prints the URL of the API, if the process has one, and commands to try the API.
+func printGreeting(p *component.Process[options]) error {
 	if p.Addr() == "" {
 		return nil
 	}

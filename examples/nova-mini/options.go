@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/url"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 	"github.com/armature-go/armature/tlsfile"
 )
 
@@ -282,6 +283,15 @@ func (o *options) validateAddresses() error {
 		errs = append(errs, nameOptions("osapi_compute_listen",
 			fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)))
 	}
+	for _, one := range []struct{ option, text, says string }{
+		{"consoleproxy.listen", o.ConsoleProxy.Listen, "; the port is port of [consoleproxy]"},
+		{"vnc.server_proxyclient_address", o.VNC.ProxyClient, "; the driver chooses the port"},
+		{"serial_console.proxyclient_address", o.SerialConsole.ProxyClient, "; the driver chooses the port"},
+	} {
+		if _, err := netip.ParseAddr(one.text); err != nil && one.text != "" && !isHostName(one.text) {
+			errs = append(errs, nameOptions(one.option, fmt.Errorf("%q is neither an address such as 127.0.0.1 or ::1 nor the name of a host%s", one.text, one.says)))
+		}
+	}
 	if o.MyIP != "" && net.ParseIP(o.MyIP).To4() == nil {
 		errs = append(errs, nameOptions("my_ip", fmt.Errorf("%q is not an IPv4 address, such as 192.0.2.7", o.MyIP)))
 	}
@@ -292,7 +302,10 @@ func (o *options) validateAddresses() error {
 func (o *options) validateURLs() error {
 	var errs []error
 	for option, text := range map[string]string{"vnc.novncproxy_base_url": o.VNC.URL, "serial_console.base_url": o.SerialConsole.URL, "api.compute_link_prefix": o.Links.Prefix} {
-		if err := checkURL(text); err != nil {
+		if text == "" {
+			continue
+		}
+		if err := urlcheck.CheckText(text); err != nil {
 			errs = append(errs, nameOptions(option, err))
 		}
 	}
@@ -336,26 +349,6 @@ func (o *options) validateDrivers() error {
 
 // originHost matches the name of a host as browsers send it in the header Origin. Browsers also send names with an underscore, and the ASCII form of other names.
 var originHost = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-
-// checkURL returns an error if a URL cannot be parsed, has no host, or has a port that does not exist. An empty text is not an error.
-func checkURL(text string) error {
-	if text == "" {
-		return nil
-	}
-	u, err := url.Parse(text)
-	switch {
-	case err != nil:
-		return fault.New(fault.Invalid, "%q is not a URL", text)
-	case u.Hostname() == "":
-		return fault.New(fault.Invalid, "%q has no host", text)
-	case u.Port() == "":
-		return nil
-	}
-	if n, err := strconv.Atoi(u.Port()); err != nil || n < 1 || n > 65535 {
-		return fault.New(fault.Invalid, "%q: the port %s is not between 1 and 65535", text, u.Port())
-	}
-	return nil
-}
 
 // nameOptions returns err with the names of the options that caused it, separated by spaces. Package config shows where these options are set.
 func nameOptions(options string, err error) error {

@@ -296,14 +296,14 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 func TestEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	file := filepath.Join(dir, "nova.conf")
+	file := filepath.Join(dir, "my nova.conf")
 	if err := os.WriteFile(file, []byte("[database]\nconnection = sqlite://"+filepath.ToSlash(dir)+"/nova.db\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, args := range []string{
 		"member list", "member remove nova-compute h", "operation list", "operation show x", "operation cancel x", "operation retry x", "placement audit", "placement audit --repair",
 	} {
-		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--config-file", file)...); err == nil || !strings.HasSuffix(err.Error(), "run nova-mini db sync --config-file "+file) {
+		if err := run(t.Context(), new(bytes.Buffer), append(strings.Fields(args), "--config-file", file)...); err == nil || !strings.HasSuffix(err.Error(), "run nova-mini db sync --config-file '"+file+"'") {
 			t.Errorf("%s: %v, want an error with the command db sync", args, err)
 		}
 	}

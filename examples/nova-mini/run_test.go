@@ -30,7 +30,7 @@ func run(ctx context.Context, out io.Writer, args ...string) error {
 // runLogged is like run, and also returns the text that the program writes to standard error.
 func runLogged(ctx context.Context, out io.Writer, args ...string) (log string, err error) {
 	var errs bytes.Buffer // needs no lock: it is read after Run has returned
-	code := component.Run(ctx, nova(), args, os.Environ(), out, &errs)
+	code := component.Run(ctx, novaComponent(), args, os.Environ(), out, &errs)
 	return errs.String(), failureOf(code, errs.String())
 }
 
@@ -66,7 +66,7 @@ func runRefused(ctx context.Context, out io.Writer, args ...string) error {
 	ctx, stop := context.WithTimeout(ctx, 30*time.Second)
 	defer stop()
 	log := &startLog{stop: stop}
-	code := component.Run(ctx, nova(), args, os.Environ(), out, log)
+	code := component.Run(ctx, novaComponent(), args, os.Environ(), out, log)
 	if ctx.Err() != nil {
 		first, _, _ := strings.Cut(log.String(), "\n")
 		return fmt.Errorf("nova-mini %s was accepted: the program did not end by itself, and its log begins with %s", strings.Join(args, " "), first)

@@ -98,8 +98,8 @@ func isLocal(p *process, host string) bool {
 	return host == p.Host
 }
 
-// consoles returns the API's configuration of consoles. In the process with all services it also adds the console proxy.
-func consoles(p *process) (out api.Consoles, err error) {
+// consoleConfig returns the API's configuration of consoles. In the process with all services it also adds the console proxy.
+func consoleConfig(p *process) (out api.Consoles, err error) {
 	o := p.Options
 	out.TTL, out.URL = o.ConsoleAuth.TTL, map[compute.ConsoleType]func() string{}
 	if !o.consoles() {
@@ -139,12 +139,12 @@ func consoles(p *process) (out api.Consoles, err error) {
 }
 
 func wireAPI(ctx context.Context, p *process) error {
-	consoles, err := consoles(p) //nolint:contextcheck // the check of an address needs no context
+	consoles, err := consoleConfig(p) //nolint:contextcheck // the check of an address needs no context
 	if err != nil {
 		return err
 	}
-	images, err := images(ctx, p)
-	networks, wrong := neutron(p)
+	images, err := imageSource(ctx, p)
+	networks, wrong := neutronClient(p)
 	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
@@ -190,11 +190,11 @@ func hasProject(o *options) func(ctx context.Context, token, id string) (bool, e
 // projectTimeout limits the time of a question whether a project exists.
 const projectTimeout = 10 * time.Second
 
-// images returns the source of images for the API: the image service, a directory, or the built-in image of the fake driver. It returns nil
+// imageSource returns the source of images for the API: the image service, a directory, or the built-in image of the fake driver. It returns nil
 // if the API does not know the images. Then the API accepts every name.
-func images(ctx context.Context, p *process) (image.Source, error) {
+func imageSource(ctx context.Context, p *process) (image.Source, error) {
 	o := p.Options
-	if g, err := glance(p); err != nil {
+	if g, err := glanceClient(p); err != nil {
 		return nil, err
 	} else if g != nil {
 		return g, nil
@@ -209,15 +209,15 @@ func images(ctx context.Context, p *process) (image.Source, error) {
 	return nil, nil
 }
 
-// glance returns the client of the image service, or nil if none is configured.
-func glance(p *process) (*image.Glance, error) {
+// glanceClient returns the client of the image service, or nil if none is configured.
+func glanceClient(p *process) (*image.Glance, error) {
 	return openServiceClient(p, "glance", &p.Options.Glance.sessionOptions, func(cfg session.Config) (*image.Glance, error) {
 		return image.NewGlance(image.GlanceConfig{Config: cfg, TransferTimeout: p.Options.Glance.TransferTimeout, Logger: p.Log})
 	})
 }
 
-// neutron returns the client of the network service, or nil if none is configured.
-func neutron(p *process) (*network.Neutron, error) {
+// neutronClient returns the client of the network service, or nil if none is configured.
+func neutronClient(p *process) (*network.Neutron, error) {
 	return openServiceClient(p, "neutron", &p.Options.Neutron.sessionOptions, network.New)
 }
 
@@ -252,8 +252,8 @@ func sectionErrors(section string, err error) []error {
 
 func wireConductor(_ context.Context, p *process) error {
 	o, s := p.Options, store.New(p.DB)
-	networks, err := neutron(p)
-	images, wrong := glance(p)
+	networks, err := neutronClient(p)
+	images, wrong := glanceClient(p)
 	if err := errors.Join(err, wrong); err != nil {
 		return err
 	}
@@ -404,7 +404,7 @@ func addWorker(p *process) (*worker.Service, error) {
 // imageFiles returns an object that stores images of the image service as files on a host, or nil if no image service is configured. It
 // also adds a part that removes, at the start, incomplete files of a killed process.
 func imageFiles(p *process) (worker.Images, error) {
-	g, err := glance(p)
+	g, err := glanceClient(p)
 	if g == nil || err != nil {
 		return nil, err
 	}

@@ -77,8 +77,8 @@ type row struct {
 
 var columns = regexp.MustCompile(`\s{2,}`)
 
-// parse returns the rows that package internal/compare has printed.
-func parse(out []byte) (rows []row, err error) {
+// parseRows returns the rows that package internal/compare has printed.
+func parseRows(out []byte) (rows []row, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {
 		f := columns.Split(strings.TrimSpace(lines.Text()), -1)
@@ -100,8 +100,8 @@ func parse(out []byte) (rows []row, err error) {
 	return rows, lines.Err()
 }
 
-// table returns the rows as Markdown.
-func table(rows []row) string {
+// formatTable returns the rows as Markdown.
+func formatTable(rows []row) string {
 	var b strings.Builder
 	b.WriteString("| work | callers | by | per second | ratio | median |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
@@ -161,14 +161,14 @@ func main() {
 	rounds := flags.Int("rounds", 3, "rounds of each comparison")
 	slice := flags.Duration("slice", time.Second, "duration of each contender's run in a round")
 	_ = flags.Parse(os.Args[1:]) // it ends the process after an error
-	if err := report(context.Background(), *rounds, *slice); err != nil {
+	if err := writeReport(context.Background(), *rounds, *slice); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-report:", err)
 		os.Exit(1)
 	}
 }
 
-func report(ctx context.Context, rounds int, slice time.Duration) error {
-	at, err := environment(ctx)
+func writeReport(ctx context.Context, rounds int, slice time.Duration) error {
+	at, err := describeEnvironment(ctx)
 	if err != nil {
 		return err
 	}
@@ -180,13 +180,13 @@ func report(ctx context.Context, rounds int, slice time.Duration) error {
 			return err
 		}
 		all = append(all, rows...)
-		fmt.Fprintf(&details, "\n## %s\n\n`go test -run '^$' -bench '%s' %s`\n\n%s", s.title, s.bench, s.pkg, table(rows))
+		fmt.Fprintf(&details, "\n## %s\n\n`go test -run '^$' -bench '%s' %s`\n\n%s", s.title, s.bench, s.pkg, formatTable(rows))
 	}
 	inShort, err := shortTable(all)
 	if err != nil {
 		return err
 	}
-	inShort += fmt.Sprintf("\nMedians of %d rounds of %v on %s.\n", rounds, slice, machine())
+	inShort += fmt.Sprintf("\nMedians of %d rounds of %v on %s.\n", rounds, slice, describeMachine())
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func (s *set) measure(ctx context.Context, rounds int, slice time.Duration) ([]r
 	if err != nil {
 		return nil, fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
 	}
-	rows, err := parse(out)
+	rows, err := parseRows(out)
 	if err == nil {
 		rows = s.reported(rows)
 	}
@@ -266,32 +266,32 @@ func (s *set) reported(rows []row) (out []row) {
 	return out
 }
 
-// machine describes this machine.
-func machine() string {
-	return fmt.Sprintf("%s, %d cores, %s of memory, %s/%s", find("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
-		memory(find("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
+// describeMachine describes this machine.
+func describeMachine() string {
+	return fmt.Sprintf("%s, %d cores, %s of memory, %s/%s", findInFile("/proc/cpuinfo", `model name\s*: (.*)`), runtime.NumCPU(),
+		formatMemory(findInFile("/proc/meminfo", `MemTotal:\s*(\d+)`)), runtime.GOOS, runtime.GOARCH)
 }
 
-// environment describes this machine, the commit and the services, one line each.
-func environment(ctx context.Context) (string, error) {
+// describeEnvironment describes this machine, the commit and the services, one line each.
+func describeEnvironment(ctx context.Context) (string, error) {
 	commit, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
 	if err != nil {
 		return "", fmt.Errorf("git describe: %w", err)
 	}
-	services, err := versions(ctx)
+	services, err := serviceVersions(ctx)
 	if err != nil {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "- machine: %s\n", machine())
-	fmt.Fprintf(&b, "- load of other programs before the start: %s of %d cores\n", find("/proc/loadavg", `^(\S+)`), runtime.NumCPU())
+	fmt.Fprintf(&b, "- machine: %s\n", describeMachine())
+	fmt.Fprintf(&b, "- load of other programs before the start: %s of %d cores\n", findInFile("/proc/loadavg", `^(\S+)`), runtime.NumCPU())
 	fmt.Fprintf(&b, "- software: %s, %s\n", runtime.Version(), services)
 	fmt.Fprintf(&b, "- commit: %s\n- date: %s\n", strings.TrimSpace(string(commit)), time.Now().UTC().Format(time.DateOnly))
 	return b.String(), nil
 }
 
-// find returns the match of an expression in a file of Linux, or "unknown".
-func find(file, expr string) string {
+// findInFile returns the match of an expression in a file of Linux, or "unknown".
+func findInFile(file, expr string) string {
 	raw, _ := os.ReadFile(file) // other systems do not have it
 	if m := regexp.MustCompile(expr).FindSubmatch(raw); m != nil {
 		return string(m[1])
@@ -299,7 +299,7 @@ func find(file, expr string) string {
 	return "unknown"
 }
 
-func memory(kib string) string {
+func formatMemory(kib string) string {
 	n, err := strconv.Atoi(kib)
 	if err != nil {
 		return kib
@@ -307,8 +307,8 @@ func memory(kib string) string {
 	return fmt.Sprintf("%.0f GiB", float64(n)/(1<<20))
 }
 
-// versions asks the services for their versions.
-func versions(ctx context.Context) (string, error) {
+// serviceVersions asks the services for their versions.
+func serviceVersions(ctx context.Context) (string, error) {
 	rabbit, err := amqp091.Dial(os.Getenv(testenv.AMQPVar))
 	if err != nil {
 		return "", fmt.Errorf("RabbitMQ: %w; run it with make bench-report", err)

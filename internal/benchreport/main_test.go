@@ -22,7 +22,7 @@ PASS
 
 func TestParse(t *testing.T) {
 	t.Parallel()
-	got, err := parse([]byte(printed))
+	got, err := parseRows([]byte(printed))
 	want := []row{
 		{work: "call with JSON", callers: 1, by: "amqp091-go, mandatory, confirmed", rate: 2000, ratio: 1, p50: 400500 * time.Nanosecond},
 		{work: "call with JSON", callers: 1, by: "rpc on amqpbus", rate: 1500, ratio: 0.75, p50: 600 * time.Microsecond},
@@ -31,11 +31,11 @@ func TestParse(t *testing.T) {
 		t.Errorf("%v, %+v", err, got)
 	}
 	const line = "| call with JSON | 1 | rpc on amqpbus | 1500 | 0.75 | 600µs |\n"
-	if out := table(got); !strings.HasSuffix(out, line) {
+	if out := formatTable(got); !strings.HasSuffix(out, line) {
 		t.Errorf("%s does not end with %s", out, line)
 	}
 	for _, wrong := range []string{"call  one  x  1  1  1s  1", "call  1  x  1  1  1 s  1"} {
-		if _, err := parse([]byte(wrong)); err == nil || !strings.Contains(err.Error(), wrong) {
+		if _, err := parseRows([]byte(wrong)); err == nil || !strings.Contains(err.Error(), wrong) {
 			t.Errorf("%q: %v", wrong, err)
 		}
 	}

@@ -33,7 +33,7 @@ import (
 const module = "github.com/armature-go/armature"
 
 func main() {
-	broken, err := check()
+	broken, err := checkRelease()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "release-check:", err)
 		os.Exit(2)
@@ -44,12 +44,12 @@ func main() {
 	}
 }
 
-func check() (broken []string, err error) {
+func checkRelease() (broken []string, err error) {
 	raw, err := os.ReadFile("testdata/last-release")
 	if err != nil {
 		return nil, err
 	}
-	if _, err := run("", "git", "rev-parse", "--git-dir"); err != nil {
+	if _, err := runCommand("", "git", "rev-parse", "--git-dir"); err != nil {
 		_, _ = fmt.Fprintln(os.Stdout, "release-check: the tree has no history, nothing to compare with:", err)
 		return nil, nil
 	}
@@ -59,7 +59,7 @@ func check() (broken []string, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(old)) }()
-	if err := extract(commit, old); err != nil {
+	if err := extractTree(commit, old); err != nil {
 		return nil, err
 	}
 	for _, part := range []func(old string) ([]string, error){checkAPI, checkContracts, checkWire, checkOpenAPI, checkMigrations} {
@@ -94,21 +94,21 @@ func withoutAccepted(broken []string) ([]string, error) {
 	return broken, nil
 }
 
-// extract writes the tree of a commit to dir.
-func extract(commit, dir string) error {
-	if _, err := run("", "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+// extractTree writes the tree of a commit to dir.
+func extractTree(commit, dir string) error {
+	if _, err := runCommand("", "git", "cat-file", "-e", commit+"^{commit}"); err != nil {
 		return fmt.Errorf("the commit %s of testdata/last-release is not in this history: fetch all of it, for example with git fetch --unshallow", commit)
 	}
 	tar := filepath.Join(dir, "release.tar")
-	if _, err := run("", "git", "archive", "-o", tar, commit); err != nil {
+	if _, err := runCommand("", "git", "archive", "-o", tar, commit); err != nil {
 		return err
 	}
-	_, err := run("", "tar", "-xf", tar, "-C", dir)
+	_, err := runCommand("", "tar", "-xf", tar, "-C", dir)
 	return err
 }
 
-// run runs a command in dir and returns its output.
-func run(dir, name string, args ...string) (string, error) {
+// runCommand runs a command in dir and returns its output.
+func runCommand(dir, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...) //nolint:noctx // a signal to the process group ends it; the commands are this program's
 	cmd.Dir = dir
 	var stderr bytes.Buffer
@@ -144,13 +144,13 @@ func checkAPI(old string) (broken []string, err error) {
 		return nil, err
 	}
 	tool, exported := filepath.Join(old, "apidiff"), filepath.Join(old, "release.export")
-	if _, err := run(here, "go", "build", "-modfile=tools/release.mod", "-o", tool, "golang.org/x/exp/cmd/apidiff"); err != nil {
+	if _, err := runCommand(here, "go", "build", "-modfile=tools/release.mod", "-o", tool, "golang.org/x/exp/cmd/apidiff"); err != nil {
 		return nil, err
 	}
-	if _, err := run(old, tool, "-m", "-w", exported, module); err != nil {
+	if _, err := runCommand(old, tool, "-m", "-w", exported, module); err != nil {
 		return nil, err
 	}
-	out, err := run(here, tool, "-m", "-incompatible", exported, module)
+	out, err := runCommand(here, tool, "-m", "-incompatible", exported, module)
 	if err != nil {
 		return nil, err
 	}
@@ -320,7 +320,7 @@ func checkMigrations(old string) (broken []string, err error) {
 		now, err := os.ReadFile(name) //nolint:gosec // this tree
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			if !replaced(filepath.Dir(name)) {
+			if !replacesOthers(filepath.Dir(name)) {
 				broken = append(broken, "- "+name+": a migration of the release is gone, and the first file does not say what it replaces")
 			}
 			return nil
@@ -332,8 +332,8 @@ func checkMigrations(old string) (broken []string, err error) {
 	return broken, err
 }
 
-// replaced reports whether the first migration of a folder replaces others.
-func replaced(dir string) bool {
+// replacesOthers reports whether the first migration of a folder replaces others.
+func replacesOthers(dir string) bool {
 	files, err := filepath.Glob(filepath.Join(dir, "*.sql"))
 	if err != nil || len(files) == 0 {
 		return false

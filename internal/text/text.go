@@ -1,10 +1,11 @@
-// Package text makes text for operators: comments of generated files, hints for misspelled names, and texts of a bounded size.
+// Package text makes text for operators: comments of generated files, hints for misspelled names, commands for a shell, and texts of a bounded size.
 package text
 
 import (
 	"cmp"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -94,4 +95,16 @@ func Cut(text string, maxBytes int) string {
 		text = text[:len(text)-1]
 	}
 	return text + mark
+}
+
+// plainWord matches the words that mean the same in a shell command without quotes.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./@%+=:,-]+$`)
+
+// ShellWord returns a word in the form in which a shell command must have it: in quotes if necessary. A command in a text that an operator may copy, such as
+// an error, has the paths and names of the operator in this form.
+func ShellWord(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

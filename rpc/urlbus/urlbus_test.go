@@ -92,7 +92,7 @@ func TestOpen(t *testing.T) {
 // TestRefused: for a wrong URL, Open returns Invalid, and the error has no part of a password.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	for _, url := range []string{"hunter2", "hunter2://a", "kafka://u:hunter2@a", "nats://u:hunter2@a/hunter2", "memory://hunter2", "rabbit://u:hunter2@a b/", "rabbit://"} {
+	for _, url := range []string{"hunter2", "hunter2://a", "kafka://u:hunter2@a", "nats://u:hunter2@a/hunter2", "memory://hunter2", "rabbit://u:hunter2@a b/", "rabbit://", "rabbit://u:hunter2@a:65536/", "rabbit://u:hunter2@a:0/", "nats://u:hunter2@a:65536"} {
 		bus, err := urlbus.Open(url, urlbus.Config{})
 		if bus != nil {
 			t.Errorf("%s: Open returned a bus, want nil", url)

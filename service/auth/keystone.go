@@ -23,6 +23,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/outage"
+	"github.com/armature-go/armature/internal/urlcheck"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -110,6 +111,8 @@ func (cfg *KeystoneConfig) parseURL() (*url.URL, error) {
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return nil, fault.New(fault.Invalid, "Keystone's URL %q does not have the form https://host:5000/v3", cfg.URL)
+	case urlcheck.CheckText(cfg.URL) != nil:
+		return nil, fault.New(fault.Invalid, "Keystone's URL: %w", urlcheck.CheckText(cfg.URL))
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fault.New(fault.Invalid, "Keystone's URL has the parameters %q: remove them, they have no effect", u.RawQuery+u.Fragment)
 	case cfg.TLS != nil && u.Scheme != "https":

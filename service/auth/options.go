@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 	"github.com/armature-go/armature/tlsfile"
 )
 
@@ -50,6 +51,7 @@ func (o *Options) Validate() error {
 		if u, err := url.Parse(o.AuthURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return fault.WithReason(fault.New(fault.Invalid, "%q is not of the form https://host:5000/v3", o.AuthURL), "", map[string]string{"option": "auth_url"})
 		}
+		return fault.WithReason(urlcheck.CheckText(o.AuthURL), "", map[string]string{"option": "auth_url"})
 	}
 	return nil
 }

@@ -212,42 +212,40 @@ func (l *loader) declaredSection(section string) string {
 // setKnown sets a declared option by its name, by an older name, or by the option NAME_file, which names a file with the value. It
 // reports whether such an option exists.
 func (l *loader) setKnown(r rank, where, section, key, value string) bool {
-	if o := l.options[section][key]; o != nil {
-		if !o.hasTag("multi") && l.isRepeated(r, where, section, key) {
-			o.bad = true
-			return true
+	o, byFile := l.findKnown(section, key)
+	switch {
+	case o == nil:
+		return false
+	case !o.hasTag("multi") && l.isRepeated(r, where, section, key):
+		o.bad = true
+	case byFile:
+		l.readSecret(o, r, where, key, value)
+	case o.section != section || o.name != key: // an older name
+		l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
+		if o.rank != r || o.byAlias {
+			o.setValue(r, where, value, true)
 		}
-		if o.byFile != "" && o.rank == r {
-			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
-			o.bad = true
-			return true
-		}
+	case o.byFile != "" && o.rank == r:
+		l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
+		o.bad = true
+	default:
 		o.setValue(r, where, value, false)
-		return true
+	}
+	return true
+}
+
+// findKnown returns the declared option with a name or an older name, or nil. If no option has the name, but the name is NAME_file, findKnown returns the
+// secret option NAME and true.
+func (l *loader) findKnown(section, key string) (o *option, byFile bool) {
+	if o := l.options[section][key]; o != nil {
+		return o, false
 	}
 	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
 		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
-			if l.isRepeated(r, where, section, key) {
-				o.bad = true
-				return true
-			}
-			l.readSecret(o, r, where, key, value)
-			return true
+			return o, true
 		}
 	}
-	o := l.aliases[section][key]
-	if o == nil {
-		return false
-	}
-	if !o.hasTag("multi") && l.isRepeated(r, where, section, key) {
-		o.bad = true
-		return true
-	}
-	l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
-	if o.rank != r || o.byAlias {
-		o.setValue(r, where, value, true)
-	}
-	return true
+	return l.aliases[section][key], false
 }
 
 // setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections

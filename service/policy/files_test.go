@@ -36,7 +36,7 @@ func TestRefusedFiles(t *testing.T) {
 	if err := e.Watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	const refused = "policy files refused, the rules that were read before stay in force"
+	const refused = "level=ERROR msg=\"reload of policy files failed\""
 	for i, text := range []string{"gte: '!'\n", "get: [\n"} {
 		write(t, file, text)
 		for range 3 {
@@ -44,7 +44,7 @@ func TestRefusedFiles(t *testing.T) {
 				t.Errorf("%q: %v, want Invalid", text, err)
 			}
 		}
-		if n := strings.Count(out.String(), refused); n != i+1 {
+		if n := strings.Count(out.String(), refused); n != i+1 || !strings.Contains(out.String(), "the rules that were read before stay in force") {
 			t.Errorf("%q: %d lines, want %d:\n%s", text, n, i+1, &out)
 		}
 		if err := e.Check(policy.Credentials{}, "get", nil); err != nil {
@@ -57,7 +57,7 @@ func TestRefusedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(out.String(), "policy files correct again"); n != 1 {
+	if n := strings.Count(out.String(), "reload of policy files works again"); n != 1 {
 		t.Errorf("%d lines about the end, want 1:\n%s", n, &out)
 	}
 }

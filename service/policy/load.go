@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -41,33 +42,31 @@ func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 // Watch reads the files. If a file has changed or cannot be read, Watch does what [Enforcer.Reload] does, with the same
 // errors. It logs an error at ERROR, but not again while the error stays the same. It is for service.Loop, which does not log these errors
 // at ERROR again, and safe for concurrent use.
-func (e *Enforcer) Watch(context.Context) error {
+func (e *Enforcer) Watch(ctx context.Context) error {
 	e.mu.Lock()
 	_, sum, err := e.readFilesLocked()
 	unchanged := err == nil && sum == e.sum
 	e.mu.Unlock()
 	if unchanged {
-		return e.noteRefusal(nil)
+		return e.noteRefusal(ctx, nil)
 	}
-	return outage.Logged(e.noteRefusal(e.loadFiles()))
+	return outage.Logged(e.noteRefusal(ctx, e.loadFiles()))
 }
 
-// noteRefusal logs the error of changed files, unless the last check had the same error, and returns the error.
-func (e *Enforcer) noteRefusal(err error) error {
+// noteRefusal logs the error of changed files at ERROR, or at DEBUG if the last check had the same error, and returns the error.
+func (e *Enforcer) noteRefusal(ctx context.Context, err error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	text := ""
+	level, refusal := slog.LevelError, fmt.Sprint(err)
+	if refusal == e.refusal {
+		level = slog.LevelDebug
+	}
+	var effect []any
 	if err != nil {
-		text = err.Error()
+		effect = []any{"effect", "the rules that were read before stay in force"}
 	}
-	switch {
-	case text == e.refusal:
-	case err != nil:
-		e.cfg.Logger.Error("policy files refused, the rules that were read before stay in force", "error", err)
-	default:
-		e.cfg.Logger.Info("policy files correct again")
-	}
-	e.refusal = text
+	e.refusal = refusal
+	e.outage.Note(ctx, e.cfg.Logger, level, "reload of policy files", err, level == slog.LevelError, effect...)
 	return err
 }
 

@@ -41,6 +41,7 @@ import (
 	"sync/atomic"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -137,7 +138,8 @@ type Enforcer struct {
 	sum    string     // the checksum of the files of the active rules
 	files  []string   // the names of those of the files that have rules
 	warned map[string]bool
-	// refusal is the text of the error of the last Watch, or "".
+	outage outage.Log // logs the errors of Watch
+	// refusal is the text of the error of the last Watch.
 	refusal string
 }
 

@@ -113,7 +113,8 @@ func (s *Store) checkClass(class string) error {
 	return nil
 }
 
-// claimRow is a row of quota_claims. The column until is not used: it is of an earlier release, and NULL.
+// claimRow is a row of quota_claims. The column until is not used, and NULL. Release 0.1 uses it, and runs with the
+// schema of release 0.2, so only the schema of release 0.3 may drop it.
 type claimRow struct {
 	Consumer string `db:"consumer"`
 	Class    string `db:"class"`

@@ -42,7 +42,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	case t != compute.VNC && t != compute.Serial:
 		return compute.Console{}, fault.New(fault.Invalid, "console type %q is not supported", t)
 	case s.Power != compute.Running:
-		return compute.Console{}, stopped(id, s.Power)
+		return compute.Console{}, consoleError(id, s.Power)
 	}
 	greeting := []byte(vncGreeting)
 	if t == compute.Serial {
@@ -56,7 +56,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	defer d.mu.Unlock()
 	now := d.servers[id]
 	if d.closed || now == nil || now.Power != compute.Running { // the server was stopped after the check above
-		return compute.Console{}, stopped(id, compute.Shutdown)
+		return compute.Console{}, consoleError(id, compute.Shutdown)
 	}
 	port := d.consoles[consoleKey{id, t}]
 	if port == nil {
@@ -72,7 +72,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return compute.Console{Host: at.IP.String(), Port: at.Port}, nil
 }
 
-func stopped(id string, p compute.PowerState) error {
+func consoleError(id string, p compute.PowerState) error {
 	return fault.New(fault.Precondition, "console: server %s is %v", id, p)
 }
 

@@ -307,15 +307,15 @@ func (s *server) lockPlain(ctx context.Context, _ *api.Request[api.None], srv *s
 // lockServer locks a server. A client of the server's project locks the server as the owner, any other client as an administrator. If the
 // server is locked already, a lock by the owner has no effect.
 func (s *server) lockServer(ctx context.Context, srv *store.Server, reason string) error {
-	by := owner(ctx, srv)
+	by := lockOwner(ctx, srv)
 	if srv.LockedBy != "" && by == store.LockedByOwner {
 		return nil
 	}
 	return s.cfg.Store.LockServer(ctx, srv.ID, by, reason)
 }
 
-// owner returns LockedByOwner for a client of the server's project, and LockedByAdmin for any other client.
-func owner(ctx context.Context, srv *store.Server) string {
+// lockOwner returns LockedByOwner for a client of the server's project, and LockedByAdmin for any other client.
+func lockOwner(ctx context.Context, srv *store.Server) string {
 	if reqctx.From(ctx).ProjectID == srv.ProjectID {
 		return store.LockedByOwner
 	}
@@ -323,7 +323,7 @@ func owner(ctx context.Context, srv *store.Server) string {
 }
 
 func (s *server) unlock(ctx context.Context, _ *api.Request[api.None], srv *store.Server) (api.None, error) {
-	if srv.LockedBy != "" && srv.LockedBy != owner(ctx, srv) {
+	if srv.LockedBy != "" && srv.LockedBy != lockOwner(ctx, srv) {
 		if err := s.mux.Enforce(ctx, ruleUnlockAny, map[string]any{"project_id": srv.ProjectID}); err != nil {
 			return api.None{}, err
 		}

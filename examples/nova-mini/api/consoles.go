@@ -162,8 +162,8 @@ func (s *server) serialConsole(ctx context.Context, r *api.Request[serialConsole
 	return s.openOld(ctx, srv, "serial", r.Body.Console.Type)
 }
 
-// malformed returns Nova's error for a malformed request. The error gives no reason.
-func malformed() error {
+// malformedRequest returns Nova's error for a malformed request. The error gives no reason.
+func malformedRequest() error {
 	return fault.New(fault.Invalid, "The server could not comply with the request since it is either malformed or otherwise incorrect.")
 }
 
@@ -191,7 +191,7 @@ func (s *server) consoleRoutes(all, withBody *api.Group) {
 	token := api.Route{Pattern: "GET /os-console-auth-tokens/{token}", Rule: ruleConsoleTokens, Summary: "Show the console that a token opens", SecretPath: true}
 	early, late := token, token
 	early.Max, late.Min, late.Errors, late.Query = "2.30", "2.31", []int{notFound, unavailable}, tokenQuery
-	api.HandleRoute(all, early, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, malformed() })
+	api.HandleRoute(all, early, func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, malformedRequest() })
 	api.HandleRoute(all, late, s.showConsoleToken)
 }
 

@@ -138,7 +138,11 @@ func TestServiceVersions(t *testing.T) {
 			{400, "2.53", "/" + id, `{"status": "up"}`, "status"},
 			{400, "2.53", "/" + id, `{"forced_down": "maybe"}`, "forced_down"},
 			{400, "2.53", "/1", `{"status": "enabled"}`, "Invalid uuid 1"},
-			{404, "2.53", "/disable", `{"status": "enabled"}`, "The resource could not be found."}, // Nova: 400, Invalid uuid disable
+			{400, "2.53", "/disable", `{"status": "enabled"}`, "Invalid uuid disable"},
+			{400, "2.53", "/enable", `{}`, "Invalid uuid enable"},
+			{400, "2.104", "/disable-log-reason", `{"status": "disabled", "disabled_reason": "x"}`, "Invalid uuid disable-log-reason"},
+			{400, "2.53", "/force-down", `{"forced_down": true}`, "Invalid uuid force-down"},
+			{400, "2.53", "/disable", `{` + names + `}`, "Additional properties are not allowed"}, // as in Nova, the body is checked first
 			{404, "2.53", "/10000000-0000-4000-8000-000000000000", `{"status": "enabled"}`, "Service 10000000-0000-4000-8000-000000000000 could not be found."},
 			{400, "2.53", "/" + conductor, `{"status": "disabled"}`, only},
 			{400, "2.1", "/disable", `{"host": "c1", "binary": "nova-conductor"}`, only},
@@ -155,6 +159,7 @@ func TestServiceVersions(t *testing.T) {
 			c.Errorf("refused requests have an effect: %s", got)
 		}
 		c.want(403, "2.53", "member", "PUT", "/os-services/"+id, `{"status": "disabled"}`)
+		c.want(403, "2.53", "member", "PUT", "/os-services/disable", `{"status": "disabled"}`)
 		c.want(200, "2.74", "admin", "GET", "/os-services?x=1", "")
 		c.want(400, "2.75", "admin", "GET", "/os-services?x=1", "")
 	})

@@ -24,8 +24,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/rpctest"
+	ops "github.com/armature-go/armature/service/operation"
 )
 
 // TestInstanceActions: the actions on a server are listed by request, with their events. The fields depend on the version and the role. The list exists
@@ -196,36 +195,53 @@ func TestInstanceActions(t *testing.T) {
 	})
 }
 
-// TestInterfaceActionTimes: a change of the interfaces of a server has the time of its start and that of its end.
-func TestInterfaceActionTimes(t *testing.T) {
+// TestInterfaceChanges: the client waits for the end of the change of an interface, and gets the error of the network service. It does not get the details of an error of the host. The change is an
+// action with the time of its start and that of its end.
+func TestInterfaceChanges(t *testing.T) {
 	t.Parallel()
 	const slow = 50 * time.Millisecond
-	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
-		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
-		rpc.Handle(srv, compute.ChangeInterface, func(context.Context, *compute.InterfaceRequest) (*rpc.None, error) {
-			waittest.Spend(slow, "the work of the driver")
-			return nil, fault.New(fault.Internal, "no power")
-		})
-		if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
-			t.Fatal(err)
-		}
-		c.Cleanup(func() { _ = srv.Stop(context.Background()) })
-		id := c.addActive("a")
-		if err := c.store.ChangePorts(c.Context(), id, func(s *store.Server) error {
-			s.Networks.V = &network.Wanted{Interfaces: []network.Interface{{Port: network.Port{ID: "p1"}}}}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		detached := c.send("2.1", "member", "DELETE", "/v2.1/servers/"+id+"/os-interface/p1", "")
-		past, err := c.store.PastAction(c.Context(), id, detached.Header().Get("X-Openstack-Request-Id"))
-		if err != nil {
-			t.Fatalf("%d %s: %v", detached.Code, detached.Body, err)
-		}
-		if e := past.Events[0]; e.Finish.Sub(e.Start) < slow || !past.Start.Equal(e.Start) || past.Updated.Sub(past.Start) < slow {
-			t.Errorf("the action from %v, changed at %v, with the event from %v to %v", past.Start, past.Updated, e.Start, e.Finish)
-		}
-	}, func(cfg *api.Config) { cfg.Network = new(network.Neutron) })
+	for _, tt := range []struct {
+		failed error
+		status int
+		text   string
+	}{
+		{nil, 202, ""},
+		{fault.New(fault.Internal, "secret bridge"), 500, "Unexpected API Error."},
+		{fault.New(fault.NotFound, "Port id p1 could not be found."), 404, "Port id p1 could not be found."},
+		{fault.New(fault.Unimplemented, "secret"), 501, "The driver of the host cannot detach interfaces."},
+		{fault.New(fault.Conflict, "the network service refuses to release port p1"), 409, "the network service refuses to release port p1"},
+		{fault.New(fault.Exhausted, "No fixed IP addresses available for network: n"), 400, "No fixed IP addresses available for network: n"},
+	} {
+		eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+			runner := ops.NewRunner(ops.RunnerConfig{Store: c.store.Operations(), Host: "c", Poll: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+			ops.Handle(runner, store.DetachInterface, ops.Step[store.InterfaceData]{Name: "detach", Do: func(context.Context, *ops.Op, *store.InterfaceData) error {
+				waittest.Spend(slow, "the work of the driver")
+				return tt.failed
+			}})
+			if err := runner.Start(c.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Cleanup(func() { _ = runner.Stop(context.Background()) })
+			id := c.addActive("a")
+			if err := c.store.ChangePorts(c.Context(), id, func(s *store.Server) error {
+				s.Networks.V = &network.Wanted{Interfaces: []network.Interface{{Port: network.Port{ID: "p1"}}}}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			got := c.send("2.1", "member", "DELETE", "/v2.1/servers/"+id+"/os-interface/p1", "")
+			if body := got.Body.String(); got.Code != tt.status || !strings.Contains(body, tt.text) || strings.Contains(body, "secret") {
+				t.Errorf("after %v: %d %s, want %d %s", tt.failed, got.Code, body, tt.status, tt.text)
+			}
+			past, err := c.store.PastAction(c.Context(), id, got.Header().Get("X-Openstack-Request-Id"))
+			if err != nil || len(past.Events) != 1 || past.Failed != (tt.failed != nil) {
+				t.Fatalf("the action after %v: %+v, %v", tt.failed, past, err)
+			}
+			if e := past.Events[0]; e.Finish.Sub(e.Start) < slow || !past.Start.Equal(e.Start) || past.Updated.Sub(past.Start) < slow || (e.Error != "") != (tt.failed != nil) {
+				t.Errorf("the action from %v, changed at %v, with the event %+v", past.Start, past.Updated, e)
+			}
+		}, func(cfg *api.Config) { cfg.Network = new(network.Neutron) })
+	}
 }
 
 // TestInterfaceActions: a change of the interfaces of a server is an action, also if it fails. A change that the state of the server does

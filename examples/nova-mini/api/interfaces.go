@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -12,7 +11,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -215,15 +213,6 @@ func (s *server) checkAttach(ctx context.Context, srv *store.Server, a compute.A
 	return store.CheckAction(srv, a)
 }
 
-// recordChange records a change of the interfaces of a server, which began at a time and ends now, as an action, also if the client has closed the connection.
-func (s *server) recordChange(ctx context.Context, srv *store.Server, a compute.Action, began time.Time, failed error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
-	defer cancel()
-	if err := s.cfg.Store.RecordAction(ctx, srv.ID, a, began, failed); err != nil {
-		s.cfg.Logger.ErrorContext(ctx, "action not recorded", "server", srv.ID, "action", a, "error", err)
-	}
-}
-
 func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment], srv *store.Server) (out oneInterface, err error) {
 	list, err := r.Body.request()
 	if err == nil {
@@ -233,41 +222,12 @@ func (s *server) attachInterface(ctx context.Context, r *api.Request[attachment]
 		return out, err
 	}
 	began := time.Now()
-	out, err = s.attach(ctx, r, srv, list)
-	s.recordChange(ctx, srv, compute.AttachInterface, began, err)
-	return out, err
-}
-
-// attach attaches an interface to a server. Each step is stored with the server before it is done, so that the deletion of the server also cleans up after an
-// interrupted attachment. If the request names a port, this port is stored first, because it outlives the server. Otherwise the server is
-// first marked as a server that may have ports. The new port is stored before the host attaches it.
-func (s *server) attach(ctx context.Context, r *api.Request[attachment], srv *store.Server, list []network.Request) (out oneInterface, err error) {
-	none := fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
-	if s.cfg.Network == nil {
-		if len(list) > 0 {
-			none = refuseNetworks(list, nil)
-		}
-		return out, none
-	}
-	by := s.networkClient(r.Request)
-	by.Project, by.Server = srv.ProjectID, srv.ID // the client may be an administrator of another project
-	list, err = s.cfg.Network.Check(ctx, by, list, false, 1)
-	switch {
-	case errors.Is(err, network.ErrAmbiguous):
-		err = fault.New(fault.Invalid, "%s", err)
-	case err == nil && len(list) == 0:
-		err = none
-	}
+	list, err = s.checkAttachment(ctx, r, srv, list)
 	if err != nil {
+		s.recordRefused(ctx, srv, began, err)
 		return out, err
 	}
-	// From here on the work goes on even if the client closes the connection.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
-	defer cancel()
-	got, err := s.attachPort(ctx, srv, list[0])
-	if errors.Is(err, fault.Exhausted) {
-		err = fault.New(fault.Invalid, "%s", err)
-	}
+	got, err := s.changeInterface(ctx, srv, compute.AttachInterface, store.InterfaceData{Request: list[0], Project: srv.ProjectID})
 	if err != nil {
 		return out, err
 	}
@@ -276,94 +236,72 @@ func (s *server) attach(ctx context.Context, r *api.Request[attachment], srv *st
 	return oneInterface{v}, nil
 }
 
-const (
-	// attachTimeout limits the time of attaching or detaching an interface.
-	attachTimeout = 2 * time.Minute
-	recordTimeout = 10 * time.Second
-)
+// checkAttachment checks the request for an interface with the network service, and returns the request with its network.
+func (s *server) checkAttachment(ctx context.Context, r *api.Request[attachment], srv *store.Server, list []network.Request) ([]network.Request, error) {
+	none := fault.New(fault.Invalid, "No specific network was requested and none are available for project '%s'.", srv.ProjectID)
+	if s.cfg.Network == nil {
+		if len(list) > 0 {
+			none = refuseNetworks(list, nil)
+		}
+		return nil, none
+	}
+	by := s.networkClient(r.Request)
+	by.Project, by.Server = srv.ProjectID, srv.ID // the client may be an administrator of another project
+	list, err := s.cfg.Network.Check(ctx, by, list, false, 1)
+	switch {
+	case errors.Is(err, network.ErrAmbiguous):
+		err = fault.New(fault.Invalid, "%s", err)
+	case err == nil && len(list) == 0:
+		err = none
+	}
+	return list, err
+}
+
+// recordRefused records an attachment that was refused because of the network as an action that has failed, as Nova does. The attachment began at a time.
+func (s *server) recordRefused(ctx context.Context, srv *store.Server, began time.Time, refused error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := s.cfg.Store.RecordAction(ctx, srv.ID, compute.AttachInterface, began, refused); err != nil {
+		s.cfg.Logger.ErrorContext(ctx, "action not recorded", "server", srv.ID, "action", compute.AttachInterface, "error", err)
+	}
+}
+
+const recordTimeout = 10 * time.Second
+
+// changeTimeout limits the time for which a client waits until an interface is attached or detached. The change itself goes on.
+const changeTimeout = 2 * time.Minute
+
+// changeInterface begins the operation that attaches or detaches an interface, and waits until it has ended. It returns the port of the interface. The texts of errors are Nova's.
+func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compute.Action, data store.InterfaceData) (*network.Port, error) {
+	id, err := s.cfg.Store.BeginInterface(ctx, srv.ID, a, data)
+	if err != nil {
+		return nil, err
+	}
+	s.notifyConductor(ctx, srv.ID)
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	got, err := s.cfg.Store.AwaitInterface(ctx, id)
+	if err == nil {
+		return got, nil
+	}
+	what := map[compute.Action][2]string{compute.AttachInterface: {"attach", "to"}, compute.DetachInterface: {"detach", "from"}}[a]
+	switch fault.CodeOf(err) {
+	case fault.Unimplemented:
+		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot %s interfaces.", what[0]))
+	case fault.Exhausted:
+		return nil, fault.New(fault.Invalid, "%w", err)
+	case fault.Invalid, fault.NotFound, fault.Conflict, fault.Denied: // of the network service
+		return nil, err
+	default: // not for the client
+	}
+	s.cfg.Logger.ErrorContext(ctx, "interface not changed", "server", srv.ID, "action", a, "operation", id, "error", err)
+	return nil, hideDetails(err, "Failed to "+what[0]+" network adapter device "+what[1]+" "+srv.ID)
+}
 
 // networkClient returns the client that has sent a request, in the form for package network.
 func (s *server) networkClient(r *http.Request) network.Client {
 	ctx := r.Context()
 	return network.Client{Token: tokenOf(r), Project: reqctx.From(ctx).ProjectID, Admin: s.administrator(ctx), External: s.mux.Enforce(ctx, ruleExternal, nil) == nil}
-}
-
-// attachPort makes a port or binds an existing one, and makes the host attach the port to the server.
-func (s *server) attachPort(ctx context.Context, srv *store.Server, r network.Request) (*network.Port, error) {
-	of := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Zone: srv.Zone, Wanted: network.Wanted{Interfaces: []network.Interface{{Request: r}}}}
-	if srv.Networks.V != nil {
-		of.Wanted.Groups = srv.Networks.V.Groups
-	}
-	var err error
-	if r.Port != "" {
-		err = s.keepPort(ctx, srv.ID, r, network.Port{ID: r.Port, Network: r.Network})
-	} else if srv.Networks.V == nil { // makes Networks not nil, because the deletion of a server looks for ports only then
-		err = s.cfg.Store.ChangePorts(ctx, srv.ID, func(*store.Server) error { return nil })
-	}
-	if err != nil {
-		return nil, err
-	}
-	got, err := s.cfg.Network.Attach(ctx, of)
-	if err == nil {
-		err = s.keepPort(ctx, srv.ID, r, *got)
-	}
-	if err != nil {
-		if r.Port != "" {
-			s.dropPort(ctx, srv, r.Port, true)
-		} else if got != nil {
-			s.dropPort(ctx, srv, got.ID, false)
-		} // if Neutron has not answered, the deletion of the server deletes the port, because the client has not named it
-		return nil, err
-	}
-	_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got)})
-	if err == nil {
-		return got, nil
-	}
-	s.cfg.Logger.ErrorContext(ctx, "interface not attached", "server", srv.ID, "port", got.ID, "error", err)
-	undo := compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(*got), Detach: true}
-	if _, e := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &undo); e == nil || errors.Is(e, fault.Unimplemented) || errors.Is(e, fault.NotFound) {
-		s.dropPort(ctx, srv, got.ID, r.Port != "") // otherwise the guest may have the interface: the client sees it, and may detach it
-	}
-	if errors.Is(err, fault.Unimplemented) {
-		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot attach interfaces."))
-	}
-	return nil, hideDetails(err, "Failed to attach network adapter device to "+srv.ID)
-}
-
-// keepPort stores a new interface with a server. If the server has an interface with this port already, keepPort updates the port.
-func (s *server) keepPort(ctx context.Context, id string, r network.Request, p network.Port) error {
-	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
-		w := now.Networks.V
-		switch i := w.Index(p.ID); {
-		case i >= 0:
-			w.Interfaces[i].Port = p
-		case len(w.Ports()) < len(w.Interfaces):
-			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
-		default:
-			w.Interfaces = append(w.Interfaces, network.Interface{Request: r, Port: p})
-		}
-		return nil
-	})
-}
-
-// dropPort releases a port of a server, and removes its interface from the server. If that fails, the interface stays, and the deletion of the server releases the port.
-func (s *server) dropPort(ctx context.Context, srv *store.Server, id string, given bool) {
-	err := s.cfg.Network.ReleasePort(ctx, srv.ID, id, given)
-	if err == nil {
-		err = s.forgetPort(ctx, srv.ID, id)
-	}
-	if err != nil && !errors.Is(err, fault.NotFound) { // NotFound: the server no longer exists, and the port is released
-		s.cfg.Logger.ErrorContext(ctx, "port not released", "server", srv.ID, "port", id, "error", err)
-	}
-}
-
-func (s *server) forgetPort(ctx context.Context, id, port string) error {
-	return s.cfg.Store.ChangePorts(ctx, id, func(now *store.Server) error {
-		if i := now.Networks.V.Index(port); i >= 0 {
-			now.Networks.V.Interfaces = slices.Delete(now.Networks.V.Interfaces, i, i+1)
-		}
-		return nil
-	})
 }
 
 func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
@@ -375,26 +313,6 @@ func (s *server) detachInterface(ctx context.Context, r *api.Request[api.None], 
 	if i < 0 || s.cfg.Network == nil {
 		return api.None{}, network.NoPort(id)
 	}
-	began := time.Now()
-	err := s.detach(ctx, srv, srv.Networks.V.Interfaces[i].Port)
-	s.recordChange(ctx, srv, compute.DetachInterface, began, err)
+	_, err := s.changeInterface(ctx, srv, compute.DetachInterface, store.InterfaceData{Port: srv.Networks.V.Interfaces[i].Port, Project: srv.ProjectID})
 	return api.None{}, err
-}
-
-// detach detaches an interface from a server, and releases the port. It may be repeated after an interruption.
-func (s *server) detach(ctx context.Context, srv *store.Server, port network.Port) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachTimeout)
-	defer cancel()
-	_, err := rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(port), Detach: true})
-	switch {
-	case errors.Is(err, fault.Unimplemented):
-		return api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "The driver of the host cannot detach interfaces."))
-	case err != nil:
-		s.cfg.Logger.ErrorContext(ctx, "interface not detached", "server", srv.ID, "error", err)
-		return hideDetails(err, "Failed to detach network adapter device from "+srv.ID)
-	}
-	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, port.ID, srv.Networks.V.Given(port.ID)); err != nil {
-		return err
-	}
-	return s.forgetPort(ctx, srv.ID, port.ID)
 }

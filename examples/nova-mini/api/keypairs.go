@@ -240,7 +240,7 @@ func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair
 			return out, err
 		}
 	}
-	if k.Fingerprint, err = fingerprint(k.Type, k.PublicKey); err != nil {
+	if k.Fingerprint, err = keyFingerprint(k.Type, k.PublicKey); err != nil {
 		return out, err
 	}
 	out.KeyPair = madeKeyPair{keyPairBrief: briefKeyPair(k), UserID: user, PrivateKey: private}
@@ -250,8 +250,8 @@ func (s *server) createKeyPair(ctx context.Context, r *api.Request[createKeyPair
 // maxPublicKey is the maximum length of a public key, in bytes.
 const maxPublicKey = 16384
 
-// fingerprint returns the fingerprint of a public key, in Nova's form. Errors: Invalid, with Nova's texts.
-func fingerprint(kind, public string) (string, error) {
+// keyFingerprint returns the fingerprint of a public key, in Nova's form. Errors: Invalid, with Nova's texts.
+func keyFingerprint(kind, public string) (string, error) {
 	if len(public) > maxPublicKey {
 		return "", fault.New(fault.Invalid, "Keypair data is invalid: the public key has %d bytes, more than %d", len(public), maxPublicKey)
 	}
@@ -265,7 +265,7 @@ func fingerprint(kind, public string) (string, error) {
 			return "", fault.New(fault.Invalid, "Keypair data is invalid: failed to generate X509 fingerprint. Error message: %w", err)
 		}
 		sum := sha1.Sum(cert.Raw) //nolint:gosec // see the import
-		return colons(hex.EncodeToString(sum[:])), nil
+		return addColons(hex.EncodeToString(sum[:])), nil
 	}
 	key, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(public))
 	if err != nil || len(rest) > 0 {
@@ -274,8 +274,8 @@ func fingerprint(kind, public string) (string, error) {
 	return ssh.FingerprintLegacyMD5(key), nil
 }
 
-// colons puts a colon after every second digit, except at the end.
-func colons(digits string) string {
+// addColons puts a colon after every second digit, except at the end.
+func addColons(digits string) string {
 	var out strings.Builder
 	for i := 0; i < len(digits); i += 2 {
 		if i > 0 {

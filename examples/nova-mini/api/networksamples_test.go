@@ -13,10 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/session"
 	"github.com/armature-go/armature/rpc"
@@ -160,6 +162,7 @@ func TestNetworkSamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Cleanup(func() { _ = srv.Stop(context.Background()) })
+		c.runConductor(neutron.Neutron)
 		c.addHost()
 
 		const attach = "os-attach-interfaces/"
@@ -225,6 +228,19 @@ func TestNetworkSamples(t *testing.T) {
 		all.Store(cfg.Store, n)
 		cfg.Network = n.Neutron
 	})
+}
+
+// runConductor runs a conductor with a network service, until the test ends.
+func (c *cloud) runConductor(n conductor.Networks) {
+	c.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	client := rpc.NewClient(c.bus, rpc.ClientConfig{Timeout: 2 * time.Second})
+	c.Cleanup(func() { client.Close() })
+	runner := conductor.New(conductor.Config{Store: c.store, Client: client, Network: n, Host: "c1", Poll: 10 * time.Millisecond, Logger: quiet}).Runner
+	if err := runner.Start(c.Context()); err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = runner.Stop(context.Background()) })
 }
 
 // compareWith sends a request with the body of a sample, and compares the reply with another sample, see compareSample. Both are paths without .json; "": no body, or the reply is not compared.

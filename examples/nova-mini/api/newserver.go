@@ -326,7 +326,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	err = s.cfg.Store.CreateServers(ctx, store.NewServers{
 		Least: least, Most: most, Make: func(n int) []*store.Server { return s.copies(of, n) },
 		Also: func(ctx context.Context, list []*store.Server) error {
-			made, out = list, created(r, list[0])
+			made, out = list, createdReply(r, list[0])
 			return r.Keep(ctx, out)
 		},
 	})
@@ -338,8 +338,8 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	return out, err
 }
 
-// created returns the reply to a request that creates servers. The reply shows the first server.
-func created(r *api.Request[createServer], first *store.Server) createdServer {
+// createdReply returns the reply to a request that creates servers. The reply shows the first server.
+func createdReply(r *api.Request[createServer], first *store.Server) createdServer {
 	in := &r.Body.Server
 	if isTrue(plainText(in.ReturnReservationID.RawMessage)) {
 		return createdServer{ReservationID: first.ReservationID}

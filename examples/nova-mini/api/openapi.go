@@ -21,16 +21,16 @@ func OpenAPI(version string) (map[string]any, error) {
 	if !v.AtLeast(low.Major, low.Minor) || !high.AtLeast(v.Major, v.Minor) {
 		return nil, fault.New(fault.Invalid, "microversion %s is not supported: the lowest is %s, the highest is %s", v, minVersion, maxVersion)
 	}
-	return documented().OpenAPI(api.About{
+	return documentedMux().OpenAPI(api.About{
 		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini implements.",
 	}, v), nil
 }
 
 // History returns the changes of the routes and their types, by microversion.
-func History() []api.Change { return documented().History() }
+func History() []api.Change { return documentedMux().History() }
 
-// documented returns a mux with all routes and without a store. It is only for documents: the routes must not be called.
-func documented() *api.Mux {
+// documentedMux returns a mux with all routes and without a store. It is only for documents: the routes must not be called.
+func documentedMux() *api.Mux {
 	m := api.New(HTTP(api.Config{
 		Authenticate: auth.None(Administrator), Enforce: func(context.Context, string, map[string]any) error { return nil }, Logger: slog.New(slog.DiscardHandler),
 	}))

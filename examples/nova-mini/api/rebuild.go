@@ -45,17 +45,17 @@ type (
 	nullableUserData    struct{ json.RawMessage }
 )
 
-func nullable(schema string) string { return `{"anyOf": [` + schema + `, {"type": "null"}]}` }
+func nullableSchema(schema string) string { return `{"anyOf": [` + schema + `, {"type": "null"}]}` }
 
 // JSONSchema implements api.JSONSchemer.
-func (nullableDescription) JSONSchema() string { return nullable(description("").JSONSchema()) }
+func (nullableDescription) JSONSchema() string { return nullableSchema(description("").JSONSchema()) }
 
 // JSONSchema implements api.JSONSchemer.
-func (nullableName) JSONSchema() string { return nullable(name("").JSONSchema()) }
+func (nullableName) JSONSchema() string { return nullableSchema(name("").JSONSchema()) }
 
 // JSONSchema implements api.JSONSchemer.
 func (nullableUserData) JSONSchema() string {
-	return nullable(`{"type": "string", "maxLength": 65535}`)
+	return nullableSchema(`{"type": "string", "maxLength": 65535}`)
 }
 
 // setNullable sets *to to the value of a nullable field, or to nil for null. It changes nothing if the client has left the field out.

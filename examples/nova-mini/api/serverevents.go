@@ -160,7 +160,7 @@ func (s *server) detachDeleted(ctx context.Context, id, port string) (code int) 
 		_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: id, Interface: store.Interface(srv.Networks.V.Interfaces[i].Port), Detach: true})
 	}
 	if err == nil || errors.Is(err, fault.Unimplemented) || errors.Is(err, fault.NotFound) {
-		err = s.forgetPort(ctx, id, port)
+		err = s.cfg.Store.ForgetPort(ctx, id, port)
 	}
 	if err != nil && !errors.Is(err, fault.NotFound) { // otherwise the server is gone
 		s.cfg.Logger.WarnContext(ctx, "interface of a deleted port not detached", "server", id, "port", port, "error", err)

@@ -44,11 +44,11 @@ func (s *server) partRoutes(all, withBody *api.Group) {
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-volume_attachments", Rule: ruleServerVolumes, Summary: "List the volumes of a server", Query: pagesByOffset}, t,
 		replyWith(volumeList{alwaysEmptyList{}}))
 	api.HandleTarget(parts, api.Route{Pattern: "GET /os-volume_attachments/{volume}", Rule: ruleServerVolume, Summary: "Show a volume of a server", Query: noQuery}, t,
-		missing(func(srv *store.Server, volume string) error {
+		missingPart(func(srv *store.Server, volume string) error {
 			return fault.New(fault.NotFound, "Instance %s is not attached to volume %s", srv.ID, volume)
 		}, "volume"))
 	api.HandleTarget(parts, api.Route{Pattern: "DELETE /os-volume_attachments/{volume}", Rule: ruleDetachVolume, Summary: "Detach a volume from a server"}, t,
-		missing(func(_ *store.Server, volume string) error { return noVolume(volume) }, "volume"))
+		missingPart(func(_ *store.Server, volume string) error { return noVolume(volume) }, "volume"))
 	change := api.NewGroup(withBody, api.Route{Pattern: "/servers/{id}/os-volume_attachments", Errors: []int{notFound}})
 	api.HandleTarget(change, api.Route{Pattern: "POST", Rule: ruleAttachVolume, Summary: "Attach a volume to a server"}, t, refuseVolume[attachVolume])
 	api.HandleTarget(change, api.Route{Pattern: "PUT /{volume}", Rule: ruleChangeVolume, Summary: "Change a volume of a server"}, t, refuseVolume[changeVolume])
@@ -119,9 +119,9 @@ func replyWith[R any](reply R) func(context.Context, *api.Request[api.None], *st
 	return func(context.Context, *api.Request[api.None], *store.Server) (R, error) { return reply, nil }
 }
 
-// missing returns a handler for a part that no server has. The handler calls the function err with the value of the path's parameter, and
+// missingPart returns a handler for a part that no server has. The handler calls the function err with the value of the path's parameter, and
 // returns the resulting error.
-func missing(err func(srv *store.Server, name string) error, parameter string) func(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
+func missingPart(err func(srv *store.Server, name string) error, parameter string) func(context.Context, *api.Request[api.None], *store.Server) (api.None, error) {
 	return func(_ context.Context, r *api.Request[api.None], srv *store.Server) (api.None, error) {
 		return api.None{}, err(srv, r.PathValue(parameter))
 	}

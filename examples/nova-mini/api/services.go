@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -32,6 +33,12 @@ func (s *server) serviceRoutes(all, withBody *api.Group) {
 	api.HandleRoute(services, api.Route{
 		Pattern: "PUT /force-down", Min: "2.11", Max: lastNumbers, Summary: "Treat a service as down in spite of its heartbeats, or undo this",
 	}, s.forceDownService)
+	for _, word := range []string{"disable", "disable-log-reason", "enable", "force-down"} { // the path /{id} has these words as ids, but the router prefers the paths above in all versions
+		api.HandleRoute(services, api.Route{Pattern: "PUT /" + word, Min: firstUUIDs, Status: http.StatusBadRequest, Summary: "Refused: since " + firstUUIDs + " the path names a service"},
+			func(context.Context, *api.Request[updateService]) (out updatedService, err error) {
+				return out, checkUUID(word)
+			})
+	}
 	api.HandleRoute(services, api.Route{Pattern: "PUT /{id}", Min: firstUUIDs, Summary: "Disable or enable a service, or treat it as down"}, s.updateService)
 }
 

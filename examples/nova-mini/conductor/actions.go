@@ -23,7 +23,8 @@ type actor struct {
 	action compute.Action
 }
 
-// chooseHost asks the scheduler for a host if the server has none.
+// chooseHost asks the scheduler for a host if the server has none. If the driver of a host stores the image of the shelved server, chooseHost asks for this host,
+// because another host cannot read the image. The choice of the client comes first: the directory of the images may be shared by hosts.
 func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.ServerToBuild(ctx, op.Resource) // with the user data and the key, which need a capability of the driver
 	if err != nil || srv.Host != nil {
@@ -33,7 +34,12 @@ func (s actor) chooseHost(ctx context.Context, op *operation.Op, data *store.Act
 	if srv.PinnedZone != nil {
 		req.Zone = *srv.PinnedZone
 	}
-	got, err := s.selectHost(ctx, req, "")
+	why := ""
+	if req.Host == "" && srv.ShelvedHost != nil {
+		req.Host = *srv.ShelvedHost
+		why = "without an image service, only host " + req.Host + " has the image of the server"
+	}
+	got, err := s.selectHost(ctx, req, why)
 	if err == nil {
 		data.Host = got.Host
 	}

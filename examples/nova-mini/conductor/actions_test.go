@@ -286,8 +286,7 @@ func TestNeedsOfUnshelved(t *testing.T) {
 			if err := b.store.BeginAction(b.Context(), srv.ID, compute.Unshelve, store.ActData{}); err != nil {
 				b.Fatal(err)
 			}
-			b.notify(srv.ID)
-			get(b, b.acts)
+			b.awaitAct(srv.ID)
 			if s := b.server(srv.ID); s.Host == nil || *s.Host != "h2" {
 				b.Errorf("unshelved: %+v", s)
 			}

@@ -12,6 +12,9 @@
 //	                with the step schedule. An action with ActionInfo.Rotates also has the steps choose and rotate, in which
 //	                the compute service removes older backups
 //
+//	server.attach_interface, server.detach_interface
+//	                port: the network service makes or releases the port; attach, detach: the compute service changes the guest
+//
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.
 package conductor
@@ -109,6 +112,7 @@ func New(cfg Config) *Service {
 	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
 	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	operation.Handle(s.Runner, store.DiscardImage, operation.Step[store.DiscardData]{Name: "discard", Do: s.discardImage, Retry: discardRetry})
+	s.handleInterfaces()
 	for a, k := range store.Kinds {
 		act := actor{s, a}
 		var steps []operation.Step[store.ActData]
@@ -170,7 +174,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		data.Need = srv.Need()
 	}
-	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Zone: data.Zone, Group: data.GroupID, Guest: data.Guest, Specs: data.Specs, Driver: data.Driver}, data.LastError)
+	got, err := s.selectHost(ctx, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried, Host: data.OnlyHost, Zone: data.Zone, Group: data.GroupID, Guest: data.Guest, Specs: data.Specs, Driver: data.Driver}, lastBuild(data))
 	if err != nil {
 		return err
 	}
@@ -184,11 +188,19 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	return nil
 }
 
-// selectHost asks the scheduler for a host. The parameter lastError is the error of the last build of the server, or "". Errors: those of compute.Select;
-// ErrNoValidHost becomes a permanent error, which ends the operation.
-func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, lastError string) (*compute.SelectReply, error) {
+// lastBuild says why the last build of a server has failed. It returns "" before the first one.
+func lastBuild(data *store.CreateData) string {
+	if data.LastError == "" {
+		return ""
+	}
+	return "the last build failed: " + data.LastError
+}
+
+// selectHost asks the scheduler for a host. The parameter why explains to an administrator why no host may be left, or is "". Errors: those of compute.Select;
+// ErrNoValidHost becomes a permanent error, which ends the operation, with the text why.
+func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, why string) (*compute.SelectReply, error) {
 	// An older scheduler would ignore these parts of the request.
-	if part := restriction(req); part != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) {
+	if part := hostRestriction(req); part != "" && !s.cfg.Client.Allows(compute.Scheduler, compute.ChosenHostSince) {
 		return nil, operation.Transient(fault.New(fault.Unavailable, "%s cannot be chosen before all schedulers have version %v", part, compute.ChosenHostSince))
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
@@ -199,14 +211,14 @@ func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, la
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		text = f.Msg // without the name of the RPC method
 	}
-	if lastError != "" {
-		text += "; the last build failed: " + lastError
+	if why != "" {
+		text += "; " + why
 	}
 	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 }
 
-// restriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.
-func restriction(req *compute.SelectRequest) string {
+// hostRestriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.
+func hostRestriction(req *compute.SelectRequest) string {
 	needs := compute.NeedsOf(req.Specs, req.Need)
 	switch {
 	case req.Host != "":

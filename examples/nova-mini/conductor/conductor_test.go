@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +40,10 @@ type bench struct {
 	destroys chan compute.DestroyRequest
 	acts     chan compute.ActRequest
 	removals chan removal
+
+	// changeInterface answers the requests to change the interfaces of a guest. Nil: they succeed.
+	changeInterface atomic.Pointer[func(*compute.InterfaceRequest) error]
+	guest           sync.Map // the interfaces of the guests, by port id
 
 	cfg conductor.Config
 }
@@ -117,6 +123,19 @@ func (b *bench) registerWorker(host string) func(*rpc.Server) {
 		})
 		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
 			b.destroys <- *r
+			return &rpc.None{}, nil
+		})
+		rpc.Handle(srv, compute.ChangeInterface, func(_ context.Context, r *compute.InterfaceRequest) (*rpc.None, error) {
+			if f := b.changeInterface.Load(); f != nil {
+				if err := (*f)(r); err != nil {
+					return nil, err
+				}
+			}
+			if r.Detach {
+				b.guest.Delete(r.Interface.ID)
+			} else {
+				b.guest.Store(r.Interface.ID, r.ServerID)
+			}
 			return &rpc.None{}, nil
 		})
 		rpc.Handle(srv, compute.RemoveImage, func(_ context.Context, r *compute.RemoveImageRequest) (*rpc.None, error) {

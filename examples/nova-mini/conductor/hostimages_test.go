@@ -1,6 +1,7 @@
 package conductor_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -183,5 +184,69 @@ func TestHostImageWaits(t *testing.T) {
 			b.Errorf("after the repeated shelve: %s, image %q of host %v", s.VMState, s.ShelvedImage, s.ShelvedHost)
 		}
 		waittest.Until(b, "the cancellation of the removal", func() bool { return b.removalOf("two").State == operation.Canceled })
+	})
+}
+
+// TestUnshelveHost: without an image service, an offloaded server is unshelved on the host whose driver stores its image, although another host has more room, or not at all. A client may
+// choose another host. If the image service has the image, any host may get the server.
+func TestUnshelveHost(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute, ShelvedOffload: -1}, func(b *bench) {
+		b.useImages()
+		b.start()
+		if _, err := b.svc.ReportHost(b.Context(), &compute.HostReport{Host: "h2", Driver: "d", Resources: compute.Resources{VCPUs: 100, MemoryMiB: 100, DiskGiB: 100}}); err != nil {
+			b.Fatal(err)
+		}
+		build := func(host string) string {
+			srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, OnlyHost: host}
+			if err := b.store.CreateServer(b.Context(), srv); err != nil {
+				b.Fatal(err)
+			}
+			b.notify(srv.ID)
+			r, on := b.awaitBuild(srv.ID)
+			if err := b.report(on, r.Token, ""); err != nil {
+				b.Fatal(err)
+			}
+			return srv.ID
+		}
+		shelve := func(id, image string, upload bool) {
+			b.endWith(b.act(id, compute.Shelve, uploads(compute.Shelve, image, upload)), "", false)
+			b.endWith(b.act(id, compute.ShelveOffload, store.ActData{}), "", false)
+		}
+		unshelve := func(id string, data store.ActData) string {
+			r := b.act(id, compute.Unshelve, data)
+			host := *b.server(id).Host
+			if _, err := b.svc.EndStep(b.Context(), &compute.EndStepRequest{StepRequest: step(host, r.Token)}); err != nil {
+				b.Fatal(err)
+			}
+			return host
+		}
+		id := build("h1")
+		for range 2 {
+			shelve(id, uuid.NewString(), false)
+			if got := unshelve(id, store.ActData{}); got != "h1" {
+				b.Fatalf("unshelved on %s, want h1, which has the image", got)
+			}
+		}
+		shelve(id, uuid.NewString(), true)
+		if got := unshelve(id, store.ActData{}); got != "h2" {
+			b.Errorf("with the image in the image service: unshelved on %s, want h2, which has more room", got)
+		}
+		id = build("h1")
+		shelve(id, uuid.NewString(), false)
+		build("h1")
+		build("h1") // now h1 is full
+		if err := b.store.BeginAction(b.Context(), id, compute.Unshelve, store.ActData{}); err != nil {
+			b.Fatal(err)
+		}
+		b.notify(id)
+		b.awaitNoTask(id)
+		s, err := b.store.ServerToBuild(b.Context(), id)
+		if err != nil || s.VMState != compute.VMOffloaded || s.Host != nil || !strings.Contains(s.FaultDetails, "0 of 2 hosts") || !strings.Contains(s.FaultDetails, "only host h1 has the image of the server") {
+			b.Errorf("while h1 is full: %s on %v, %q, %v", s.VMState, s.Host, s.FaultDetails, err)
+		}
+		if got := unshelve(id, store.ActData{OnlyHost: "h2"}); got != "h2" {
+			b.Errorf("unshelved on %s, want h2, which the client has chosen", got)
+		}
 	})
 }

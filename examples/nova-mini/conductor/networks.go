@@ -17,6 +17,12 @@ type Networks interface {
 	Allocate(ctx context.Context, s network.Server) ([]network.Interface, error)
 	// Release deletes the ports of a server, and unbinds those that the client has named.
 	Release(ctx context.Context, s network.Server) error
+	// Attach makes and binds the port of the last interface, which is new. After an error the first result is the new port, or nil if that is not known. It may be repeated.
+	Attach(ctx context.Context, s network.Server) (*network.Port, error)
+	// ReleasePort is Release for one port. The parameter given says that the client has named the port.
+	ReleasePort(ctx context.Context, server, port string, given bool) error
+	// ReleaseOthers deletes the ports of the server that are not in s.Wanted and that no client has named.
+	ReleaseOthers(ctx context.Context, s network.Server) error
 }
 
 // networkTimeout limits the time of the requests to the network service for one server. The requests go on after the end of the step, because Neutron may make a

@@ -1,7 +1,11 @@
 package conductor_test
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +25,10 @@ type fakeNetworks struct {
 	mu    sync.Mutex
 	fails map[string]error // the errors of Allocate, by host; "": all hosts
 	asked []string         // the hosts of the calls of Allocate
+
+	ports  map[string]string // the servers of the ports that Attach has made or bound, by port
+	attach func() error      // called by Attach after it has made the port
+	freed  int               // the number of calls of ReleasePort that will fail
 }
 
 // useNetworks gives the conductor a new network service, because tests of other databases run at the same time. The conductor must not be started yet.
@@ -55,7 +63,75 @@ func (f *fakeNetworks) Allocate(_ context.Context, s network.Server) ([]network.
 	return []network.Interface{{Request: s.Wanted.Interfaces[0].Request, Port: network.Port{ID: "port", Network: "net", Host: s.Host}}}, nil
 }
 
-func (f *fakeNetworks) Release(context.Context, network.Server) error { return nil }
+func (f *fakeNetworks) Release(_ context.Context, s network.Server) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.DeleteFunc(f.ports, func(_, server string) bool { return server == s.ID })
+	return nil
+}
+
+func (f *fakeNetworks) Attach(_ context.Context, s network.Server) (*network.Port, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := cmp.Or(s.Wanted.Interfaces[len(s.Wanted.Interfaces)-1].Request.Port, fmt.Sprint("port-", len(s.Wanted.Interfaces)))
+	if f.ports == nil {
+		f.ports = map[string]string{}
+	}
+	f.ports[id] = s.ID
+	if f.attach != nil {
+		if err := f.attach(); err != nil {
+			return nil, err
+		}
+	}
+	return &network.Port{ID: id, Network: "net", Host: s.Host}, nil
+}
+
+func (f *fakeNetworks) ReleasePort(_ context.Context, server, port string, _ bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.freed > 0 {
+		f.freed--
+		return fault.New(fault.Conflict, "the port is the parent of a trunk")
+	}
+	if f.ports[port] == server {
+		delete(f.ports, port)
+	}
+	return nil
+}
+
+func (f *fakeNetworks) ReleaseOthers(_ context.Context, s network.Server) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.DeleteFunc(f.ports, func(port, server string) bool { return server == s.ID && s.Wanted.Index(port) < 0 })
+	return nil
+}
+
+// failAttach makes Attach call a function after it has made the port.
+func (f *fakeNetworks) failAttach(after func() error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attach = after
+}
+
+// failRelease makes the next call of ReleasePort fail.
+func (f *fakeNetworks) failRelease() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.freed = 1
+}
+
+// has returns the ports of a server, sorted.
+func (f *fakeNetworks) has(server string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(func(yield func(string) bool) {
+		for port, of := range f.ports {
+			if of == server && !yield(port) {
+				return
+			}
+		}
+	})
+}
 
 // TestBindingFailed: if a port cannot be bound on a host, another host gets the server, as after a failed build. When no host is left, the server is in ERROR.
 func TestBindingFailed(t *testing.T) {

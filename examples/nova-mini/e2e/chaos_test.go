@@ -124,6 +124,7 @@ type chaos struct {
 	kills int
 	// services are the services, by host name.
 	services map[string]string
+	token    string // of the clients; empty without Keystone
 
 	mu       sync.Mutex
 	accepted map[string]bool // ids of servers that must exist
@@ -203,7 +204,7 @@ func (c *chaos) spare(host string) (*process, func()) {
 // of f.
 func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceClient) error) error {
 	for i := n; ; i++ {
-		err := f(c.newClient(c.urls[i%len(c.urls)]))
+		err := f(c.tokenClient(i))
 		status, answered := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
 		if err == nil || answered && (status.Actual < 500 || status.Actual == http.StatusNotImplemented) {
 			return err
@@ -214,6 +215,15 @@ func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceCl
 			return ctx.Err()
 		}
 	}
+}
+
+// tokenClient returns a client of an API with the token of the run.
+func (c *chaos) tokenClient(n int) *gophercloud.ServiceClient {
+	cl := c.newClient(c.urls[n%len(c.urls)])
+	if c.token != "" {
+		cl.SetToken(c.token)
+	}
+	return cl
 }
 
 // use creates a server and does random actions on it. The guests of every fourth server die again and again. Every third server is deleted.
@@ -271,7 +281,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 	broker, database := envtest.RabbitMQ(t), envtest.MariaDB(t)
 	busHole, busURL := newHole(t, broker.URL)
 	dbHole, dbURL := newHole(t, database.URL)
-	c := newChaos(t, chaosPlan{whole: whole, every: 2 * time.Second, servers: 300, clients: 16, steps: 6}, dbURL, busURL)
+	c := newChaos(t, chaosPlan{whole: whole, every: 2 * time.Second, servers: 300, clients: 16, steps: 6}, chaosConf, dbURL, busURL)
 	for host, service := range chaosServices {
 		c.add(host, service)
 	}
@@ -321,7 +331,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // no other test may use th
 func TestChaosInShort(t *testing.T) {
 	t.Parallel()
 	scenario(t)
-	c := newChaos(t, chaosPlan{whole: 6 * time.Second, every: time.Second, servers: 10, clients: 5, steps: 4}, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
+	c := newChaos(t, chaosPlan{whole: 6 * time.Second, every: time.Second, servers: 10, clients: 5, steps: 4}, chaosConf, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 	for host, service := range map[string]string{"api-1": "api", "conductor-1": "conductor", "scheduler-1": "scheduler", "node-1": "compute", "node-2": "compute"} {
 		c.add(host, service)
 	}
@@ -329,8 +339,8 @@ func TestChaosInShort(t *testing.T) {
 	c.run(nil)
 }
 
-// newChaos makes a cloud without processes.
-func newChaos(t testing.TB, plan chaosPlan, dbURL, busURL string) *chaos {
+// newChaos makes a cloud with a configuration and without processes.
+func newChaos(t testing.TB, plan chaosPlan, conf, dbURL, busURL string) *chaos {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if _, err := fmt.Sscan(os.Getenv("ARMATURE_CHAOS_SEED"), &seed); err != nil && !errors.Is(err, io.EOF) && os.Getenv("ARMATURE_CHAOS_SEED") != "" {
@@ -338,7 +348,7 @@ func newChaos(t testing.TB, plan chaosPlan, dbURL, busURL string) *chaos {
 	}
 	t.Logf("seed %d, %v", seed, plan.whole)
 	return &chaos{
-		cloud: newCloudWith(t, "", chaosConf, dbURL, busURL), chaosPlan: plan, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
+		cloud: newCloudWith(t, "", conf, dbURL, busURL), chaosPlan: plan, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
 		ports: map[string]string{}, services: map[string]string{}, accepted: map[string]bool{}, deleted: map[string]bool{}, chosen: map[compute.Action]int{}, done: map[compute.Action]int{},
 	}
 }
@@ -359,7 +369,14 @@ func (c *chaos) add(host, service string) {
 func (c *chaos) run(events []func()) {
 	c.Helper()
 	c.addFlavor()
-	// The clients create their servers evenly over the time, and end when every server has had all its actions.
+	begin := time.Now()
+	c.storm(events, c.use)
+	c.judge(begin)
+}
+
+// storm lets clients use the cloud while it is disturbed. It calls the function use with a context and the number of each server, evenly over the time, and returns when every call has returned.
+func (c *chaos) storm(events []func(), use func(ctx context.Context, n int)) {
+	c.Helper()
 	ctx, cancel := context.WithTimeout(c.Context(), c.whole+2*time.Minute)
 	defer cancel()
 	calm, end := context.WithCancel(ctx)
@@ -375,7 +392,7 @@ func (c *chaos) run(events []func()) {
 				case <-ctx.Done():
 					return
 				}
-				c.use(ctx, n)
+				use(ctx, n)
 			}
 		})
 	}
@@ -390,7 +407,6 @@ func (c *chaos) run(events []func()) {
 		}
 	}
 	using.Wait()
-	c.judge(begin)
 }
 
 // judge waits until no server has a task, and checks the result.

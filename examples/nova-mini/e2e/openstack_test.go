@@ -38,6 +38,29 @@ type openstackWith struct {
 
 func newOpenStack(t *testing.T, with openstackWith) *openstack {
 	t.Helper()
+	o, conf := besideOpenStack(t, with)
+	o.cloud = newCloud(t, conf)
+	o.start("conductor", "c-1")
+	o.start("scheduler", "s-1")
+	for _, host := range with.hosts {
+		o.start("compute", host)
+	}
+	u, err := url.Parse(o.client(o.start("api", "api-1")).Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = ""
+	o.compute = u.String()
+	if with.through != nil {
+		o.compute = with.through(o.compute)
+	}
+	o.ks.Publish("compute", o.compute+"/v2.1")
+	return o
+}
+
+// besideOpenStack starts OpenStack's own services. It returns them without a cloud, and the configuration of a cloud that uses them.
+func besideOpenStack(t *testing.T, with openstackWith) (*openstack, string) {
+	t.Helper()
 	o := &openstack{ks: keystonetest.Start(t), images: []string{cmp.Or(with.image, "one"), "other"}}
 	o.ks.Role("service")
 	// The user is also an administrator, because Neutron and Glance require this.
@@ -64,23 +87,7 @@ func newOpenStack(t *testing.T, with openstackWith) *openstack {
 		o.ks.Neutron(with.hosts...)
 		conf += "[neutron]\n" + login
 	}
-	o.cloud = newCloud(t, conf)
-	o.start("conductor", "c-1")
-	o.start("scheduler", "s-1")
-	for _, host := range with.hosts {
-		o.start("compute", host)
-	}
-	u, err := url.Parse(o.client(o.start("api", "api-1")).Endpoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.Path = ""
-	o.compute = u.String()
-	if with.through != nil {
-		o.compute = with.through(o.compute)
-	}
-	o.ks.Publish("compute", o.compute+"/v2.1")
-	return o
+	return o, conf
 }
 
 // newNetwork makes a network with a subnet.

@@ -292,7 +292,7 @@ func (g *Glance) SetProperties(ctx context.Context, token, id string, change fun
 		if err != nil {
 			return nil, err
 		}
-		ops := difference(is.Properties, to)
+		ops := propertyChanges(is.Properties, to)
 		if len(ops) == 0 {
 			return is, nil
 		}
@@ -310,8 +310,8 @@ func (g *Glance) SetProperties(ctx context.Context, token, id string, change fun
 	}
 }
 
-// difference returns the operations that change the properties in the argument now into those in the argument to.
-func difference(now, to map[string]string) (out images.UpdateOpts) {
+// propertyChanges returns the operations that change the properties in the argument now into those in the argument to.
+func propertyChanges(now, to map[string]string) (out images.UpdateOpts) {
 	for _, key := range slices.Sorted(maps.Keys(now)) {
 		if _, stays := to[key]; !stays {
 			out = append(out, images.UpdateImageProperty{Op: images.RemoveOp, Name: escapeName(key)})

@@ -97,7 +97,7 @@ func (n *Neutron) GroupsOf(ctx context.Context, token, server string) (out Group
 	for _, p := range list {
 		ids = append(ids, p.SecurityGroups...)
 	}
-	found, err := objects[groups.SecGroup](ctx, n, c, "security-groups", ids)
+	found, err := findObjects[groups.SecGroup](ctx, n, c, "security-groups", ids)
 	if err != nil {
 		return out, err
 	}
@@ -119,7 +119,7 @@ func (n *Neutron) Group(ctx context.Context, token, id string) (out GroupList, _
 	if err != nil {
 		return out, err
 	}
-	list, err := objects[groups.SecGroup](ctx, n, c, "security-groups", []string{id})
+	list, err := findObjects[groups.SecGroup](ctx, n, c, "security-groups", []string{id})
 	switch {
 	case err != nil:
 		return out, err
@@ -143,7 +143,7 @@ func (n *Neutron) withSources(ctx context.Context, c *gophercloud.ServiceClient,
 			}
 		}
 	}
-	found, err := objects[groups.SecGroup](ctx, n, c, "security-groups", others, "id", "name", "tenant_id")
+	found, err := findObjects[groups.SecGroup](ctx, n, c, "security-groups", others, "id", "name", "tenant_id")
 	for i := range found {
 		out.Sources[found[i].ID] = found[i]
 	}
@@ -157,7 +157,7 @@ func (n *Neutron) GroupNames(ctx context.Context, token string, ids []string) (m
 	if err != nil {
 		return nil, err
 	}
-	list, err := objects[ports.Port](ctx, n, c, "ports", ids, "id", "security_groups")
+	list, err := findObjects[ports.Port](ctx, n, c, "ports", ids, "id", "security_groups")
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (n *Neutron) GroupNames(ctx context.Context, token string, ids []string) (m
 	for _, p := range list {
 		of = append(of, p.SecurityGroups...)
 	}
-	all, err := objects[Group](ctx, n, c, "security-groups", of, "id", "name")
+	all, err := findObjects[Group](ctx, n, c, "security-groups", of, "id", "name")
 	if err != nil {
 		return nil, err
 	}

@@ -297,7 +297,7 @@ func (n *Neutron) networksOf(ctx context.Context, c *gophercloud.ServiceClient, 
 			ids = append(ids, r.Network)
 		}
 	}
-	return objects[usable](ctx, n, c, "networks", ids, "id", "project_id", "shared", "router:external", "subnets")
+	return findObjects[usable](ctx, n, c, "networks", ids, "id", "project_id", "shared", "router:external", "subnets")
 }
 
 // checkNetwork checks the network of a request, which is one of the networks in. nova-mini makes ports as an administrator, so checkNetwork itself refuses the requests that Neutron would
@@ -356,7 +356,7 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, b
 	case is.ProjectID != by.Project && is.TenantID != by.Project:
 		return NoPort(r.Port)
 	case is.DeviceID != "":
-		return inUse(r.Port)
+		return PortInUse(r.Port)
 	case len(is.FixedIPs) == 0 && by.Server == "" && more.Addresses != "none" && more.Addresses != "deferred": // as in Nova, which does not check an attachment
 		return fault.New(fault.Invalid, "Port %s requires a FixedIP in order to be used.", r.Port)
 	case count > 1:
@@ -369,7 +369,8 @@ func (n *Neutron) checkPort(ctx context.Context, c *gophercloud.ServiceClient, b
 // NoPort returns NotFound for a port that does not exist, or that a client may not see.
 func NoPort(id string) error { return fault.New(fault.NotFound, "Port id %s could not be found.", id) }
 
-func inUse(port string) error { return fault.New(fault.Conflict, "Port %s is still in use.", port) }
+// PortInUse returns the error Conflict for a port that a server has.
+func PortInUse(port string) error { return fault.New(fault.Conflict, "Port %s is still in use.", port) }
 
 // checkQuota returns Denied if the quota of a project does not allow the new ports. The quota may change until the ports are made; then Neutron refuses them.
 func (n *Neutron) checkQuota(ctx context.Context, c *gophercloud.ServiceClient, project string, list []Request, count int) error {

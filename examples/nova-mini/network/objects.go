@@ -14,9 +14,9 @@ import (
 // maxIDs is the maximum number of ids in the URL of a request, as in Nova, because Neutron limits the length of a URL.
 const maxIDs = 150
 
-// objects returns the objects of a kind, such as security-groups, with the given ids. It leaves out those that do not exist or that c may not see. An id may be there twice. The objects
+// findObjects returns the objects of a kind, such as security-groups, with the given ids. It leaves out those that do not exist or that c may not see. An id may be there twice. The objects
 // have only the given fields or, if fields is empty, all. The client library has a filter for only one id.
-func objects[T any](ctx context.Context, n *Neutron, c *gophercloud.ServiceClient, kind string, ids []string, fields ...string) (out []T, _ error) {
+func findObjects[T any](ctx context.Context, n *Neutron, c *gophercloud.ServiceClient, kind string, ids []string, fields ...string) (out []T, _ error) {
 	ids = slices.Clone(ids)
 	slices.Sort(ids)
 	for some := range slices.Chunk(slices.Compact(ids), maxIDs) {

@@ -44,12 +44,8 @@ func (n *Neutron) Allocate(ctx context.Context, s Server) ([]Interface, error) {
 		used[got.ID] = true
 		has = append(has, *got)
 	}
-	for i := range list {
-		if b := &list[i]; !used[b.ID] && !s.Wanted.Given(b.ID) && strings.HasPrefix(b.DeviceOwner, ownerPrefix) {
-			if err := n.release(ctx, c, s.ID, b.ID, false); err != nil {
-				return nil, err
-			}
-		}
+	if err := n.releaseOthers(ctx, c, list, used, s); err != nil {
+		return nil, err
 	}
 	all, err := n.describe(ctx, c, s.Host, has)
 	if err != nil {
@@ -61,6 +57,36 @@ func (n *Neutron) Allocate(ctx context.Context, s Server) ([]Interface, error) {
 		out[i].Port = all[i]
 	}
 	return out, nil
+}
+
+// releaseOthers deletes those ports of a list of the server's ports that are not in used, except ports that a client has named or made.
+func (n *Neutron) releaseOthers(ctx context.Context, c *gophercloud.ServiceClient, list []bound, used map[string]bool, s Server) error {
+	for i := range list {
+		if b := &list[i]; !used[b.ID] && !s.Wanted.Given(b.ID) && strings.HasPrefix(b.DeviceOwner, ownerPrefix) {
+			if err := n.release(ctx, c, s.ID, b.ID, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ReleaseOthers deletes the ports that nova-mini has made for a server and that are not in s.Wanted, such as one of a call of [Neutron.Attach] that was not answered. It may be repeated. Errors:
+// Conflict if Neutron refuses the change.
+func (n *Neutron) ReleaseOthers(ctx context.Context, s Server) error {
+	c, err := n.session.Client(ctx, "")
+	if err != nil {
+		return err
+	}
+	list, err := n.portsOf(ctx, c, s.ID, s.Project)
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, p := range s.Wanted.Ports() {
+		used[p.ID] = true
+	}
+	return n.releaseOthers(ctx, c, list, used, s)
 }
 
 // present returns the interfaces of a server without those that it has lost since it ran.
@@ -100,15 +126,21 @@ func (n *Neutron) portsOf(ctx context.Context, c *gophercloud.ServiceClient, ser
 	return n.list(ctx, c, ports.ListOpts{DeviceID: server, ProjectID: project})
 }
 
-// Attach adds a port to a server. s.Wanted must have exactly one interface, the new one. After an error, the first result is the new port, or nil if Attach does not know whether Neutron has
-// made one. The caller must then release this port with [Neutron.ReleasePort], or, for nil, all ports with [Neutron.Release]. Errors: those of [Neutron.Allocate].
+// Attach adds a port to a server. The last interface of s.Wanted is the new one, without a port; the others are those that the server has. Attach may be repeated: it finds the port of an earlier
+// call by the id of the server. After an error, the first result is the new port, or nil if Attach does not know whether Neutron has made one. The caller must then release this port with
+// [Neutron.ReleasePort], or, for nil, with [Neutron.ReleaseOthers]. Errors: those of [Neutron.Allocate].
 func (n *Neutron) Attach(ctx context.Context, s Server) (*Port, error) {
 	c, err := n.session.Client(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	r := s.Wanted.Interfaces[0].Request
-	got, err := n.ensure(ctx, c, s, r, nil)
+	last := len(s.Wanted.Interfaces) - 1
+	r := s.Wanted.Interfaces[last].Request
+	list, err := n.portsOf(ctx, c, s.ID, s.Project)
+	if err != nil {
+		return nil, err
+	}
+	got, err := n.ensure(ctx, c, s, r, matchPort(list, nil, s, last))
 	if got == nil {
 		return nil, err
 	}
@@ -153,7 +185,7 @@ func (n *Neutron) describe(ctx context.Context, c *gophercloud.ServiceClient, ho
 		out[i] = list[i].shown()
 		ids, addresses = append(ids, out[i].Network), append(addresses, out[i].Addresses...)
 	}
-	in, err := objects[struct {
+	in, err := findObjects[struct {
 		ID   string `json:"id"`
 		Name string `json:"name"`
 		MTU  int    `json:"mtu"`
@@ -187,7 +219,7 @@ func (n *Neutron) subnetsOf(ctx context.Context, c *gophercloud.ServiceClient, l
 	for _, a := range list {
 		ids = append(ids, a.Subnet)
 	}
-	all, err := objects[subnets.Subnet](ctx, n, c, "subnets", ids)
+	all, err := findObjects[subnets.Subnet](ctx, n, c, "subnets", ids)
 	for _, is := range all {
 		one := Subnet{ID: is.ID, CIDR: is.CIDR, Gateway: is.GatewayIP, DHCP: is.EnableDHCP, IPv6Mode: is.IPv6AddressMode, DNS: is.DNSNameservers}
 		for _, r := range is.HostRoutes {
@@ -221,7 +253,7 @@ func (n *Neutron) given(ctx context.Context, c *gophercloud.ServiceClient, serve
 		return nil, n.refused(ctx, c, err, Request{Port: id})
 	}
 	if got.DeviceID != "" && got.DeviceID != server {
-		return nil, inUse(id)
+		return nil, PortInUse(id)
 	}
 	return &got, nil
 }

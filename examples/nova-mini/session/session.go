@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 )
 
 // Config configures a [Session]. Type, AuthURL, Username and Password are required.
@@ -94,6 +95,10 @@ func (cfg *Config) problems() (errs []error) {
 		u, err := url.Parse(text)
 		if text != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil) {
 			errs = append(errs, optionError(option, fmt.Sprintf("%q is not a URL such as https://host:5000/v3", text)))
+		} else if text != "" {
+			if err := urlcheck.CheckText(text); err != nil {
+				errs = append(errs, optionError(option, err.Error()))
+			}
 		}
 	}
 	for _, is := range cfg.Interfaces {

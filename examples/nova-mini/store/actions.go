@@ -28,12 +28,14 @@ import (
 // resources. The text of ErrNoRoom names the host and amounts, which the server's project must not see.
 func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action, data ActData) error {
 	for attempt := 1; ; attempt++ {
-		err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-			// The operation is locked before the server, in the same order as a runner locks them.
-			if err := s.beginOperation(ctx, tx, id, a, &data); err != nil {
-				return err
-			}
-			return s.prepareAction(ctx, tx, id, a, &data, now)
+		err := s.whenFree(ctx, id, a, func() error {
+			return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+				// The operation is locked before the server, in the same order as a runner locks them.
+				if err := s.beginOperation(ctx, tx, id, a, &data); err != nil {
+					return err
+				}
+				return s.prepareAction(ctx, tx, id, a, &data, now)
+			})
 		})
 		if !errors.Is(err, operation.ErrBusy) {
 			return err
@@ -337,7 +339,7 @@ func (s *Store) changeState(ctx context.Context, tx *sqlx.Tx, id string, info co
 func (s *Server) losesSize(a compute.Action, failed error) bool {
 	c := fault.CodeOf(failed)
 	switch {
-	case s.Resize.V == nil || !resizes(a) && a != compute.SoftDelete:
+	case s.Resize.V == nil || !changesSize(a) && a != compute.SoftDelete:
 		return false
 	case a == compute.Resize && s.hasResized(): // another resize, which is done
 		return false
@@ -351,7 +353,7 @@ func (s *Server) losesSize(a compute.Action, failed error) bool {
 
 // changesOnlyState reports whether the success of an action changes only the vm_state, except that an action with Settles also ends an interrupted resize.
 func changesOnlyState(info compute.ActionInfo) bool {
-	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !resizes(info.Action)
+	return info.To != "" && info.To != compute.VMShelved && info.To != compute.VMOffloaded && info.To != compute.VMSoftDeleted && !info.Launches && !changesSize(info.Action)
 }
 
 // endAction sets the state of a server after an action. The parameter failed is the error of the action, or nil after success.
@@ -375,7 +377,7 @@ func (s *Server) endAction(info compute.ActionInfo, data *ActData, failed error,
 		s.Resize.V = nil
 	}
 	switch {
-	case resizes(info.Action):
+	case changesSize(info.Action):
 		s.endResize(info.Action, failed != nil, now)
 	case failed != nil && before == compute.VMOffloaded && info.Schedules:
 		s.Host = nil
@@ -465,7 +467,7 @@ func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	created := false // whether the creation continues
 	preempts := func(open *operation.Op) bool {
 		created = open != nil && open.Kind == Create.Name && vmState == Active
-		return !created
+		return !created && (open == nil || !changesInterfaces(open.Kind)) // the change of an interface goes on
 	}
 	return s.record(ctx, id, compute.ResetState, preempts, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		if created {

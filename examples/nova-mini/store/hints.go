@@ -32,7 +32,7 @@ func (s *Store) HintedHosts(ctx context.Context, server, hint string) (hosts []s
 	if len(hints[hint]) == 0 {
 		return nil, false, nil
 	}
-	query, args, err := sqlx.In(`SELECT DISTINCT host FROM servers WHERE host IS NOT NULL AND id IN (?) ORDER BY host`, texts(hints[hint]))
+	query, args, err := sqlx.In(`SELECT DISTINCT host FROM servers WHERE host IS NOT NULL AND id IN (?) ORDER BY host`, hintTexts(hints[hint]))
 	if err != nil {
 		return nil, true, err
 	}
@@ -42,8 +42,8 @@ func (s *Store) HintedHosts(ctx context.Context, server, hint string) (hosts []s
 	return hosts, true, nil
 }
 
-// texts returns the values as texts. A value that is not a text is the id of no server.
-func texts(values []any) []string {
+// hintTexts returns the values as texts. A value that is not a text is the id of no server.
+func hintTexts(values []any) []string {
 	out := make([]string, len(values))
 	for i, v := range values {
 		out[i] = fmt.Sprint(v)

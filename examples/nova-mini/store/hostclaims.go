@@ -33,7 +33,7 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 				return compute.ErrStale
 			case err != nil:
 				return err
-			case !schedules(op.Kind) || op.State != operation.Running || op.StepName != StepSchedule && op.StepName != "":
+			case !choosesHost(op.Kind) || op.State != operation.Running || op.StepName != StepSchedule && op.StepName != "":
 				return compute.ErrStale
 			}
 		}
@@ -41,8 +41,8 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 	})
 }
 
-// schedules reports whether operations of a kind choose a host for the server.
-func schedules(kind string) bool {
+// choosesHost reports whether operations of a kind choose a host for the server.
+func choosesHost(kind string) bool {
 	return kind == Create.Name || actionOf(kind).Info().Schedules
 }
 

@@ -162,6 +162,8 @@ func pastEvents(o *operation.Operation) (out []PastEvent) {
 		out = append(out, one)
 	}
 	switch failed := o.State.Ended() && o.State != operation.Succeeded; {
+	case o.State == operation.Succeeded && changesInterfaces(o.Kind): // the conductor calls the compute service, which does not report
+		out = append(out, PastEvent{Name: name, Start: o.Created, Finish: o.Ended})
 	case o.Ended == nil && o.WaitsFor != "":
 		out = append(out, PastEvent{Name: name, Start: o.Updated, Host: o.WaitsFor})
 	case failed && (len(out) == 0 || out[len(out)-1].Error == ""):

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +14,9 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // interfaces returns the network interfaces of the server in the form for drivers.
@@ -60,5 +66,147 @@ func (s *Store) ChangePorts(ctx context.Context, id string, change func(*Server)
 		}
 		_, err = db.Exec(ctx, tx, `UPDATE servers SET networks = ?, updated_at = ? WHERE id = ?`, srv.Networks, now, id)
 		return err
+	})
+}
+
+// AttachInterface and DetachInterface are the kinds of operations that change one interface of a server. The resource is the server's id, so that no other operation runs on the server meanwhile,
+// except a deletion. As in Nova, such an operation has no task_state: other actions wait for its end, see whenFree.
+var (
+	AttachInterface = operation.Kind[InterfaceData]{Name: kindName(compute.AttachInterface), Timeout: interfaceTime}
+	DetachInterface = operation.Kind[InterfaceData]{Name: kindName(compute.DetachInterface), Timeout: interfaceTime}
+)
+
+// interfaceTime limits the time of the change of an interface. Undoing the change may take the same time once more.
+const interfaceTime = 10 * time.Minute
+
+// InterfaceData are the data of the change of an interface.
+type InterfaceData struct {
+	// Request is the interface that the client wants, in an attachment.
+	Request network.Request `json:"request,omitzero"`
+	// Project is the server's project.
+	Project string `json:"project"`
+	// Port is the port of the interface. In an attachment it is empty until the port is made and bound.
+	Port network.Port `json:"port,omitzero"`
+}
+
+// BeginInterface begins the operation of a kind that changes an interface of a server, and returns the id of the operation. It waits while another interface of the server is changed. Errors:
+// NotFound; Conflict, with Nova's text, if the server's state does not allow the action, or the server has a task; ErrNotSupported.
+func (s *Store) BeginInterface(ctx context.Context, id string, a compute.Action, data InterfaceData) (operationID string, err error) {
+	kind := AttachInterface
+	if a == compute.DetachInterface {
+		kind = DetachInterface
+	}
+	err = s.whenFree(ctx, id, a, func() error {
+		return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+			// The operation is written before the server is locked, in the same order as a runner locks them.
+			if operationID, err = operation.Begin(ctx, s.ops, kind, id, &data); err != nil {
+				return err
+			}
+			srv, err := s.lockServer(ctx, tx, id)
+			if err == nil {
+				err = checkState(srv, a.Info())
+			}
+			if err != nil {
+				return err
+			}
+			return s.checkCapability(ctx, tx, *srv.Host, compute.CapAttachInterface)
+		})
+	})
+	if !errors.Is(err, operation.ErrBusy) {
+		return operationID, err
+	}
+	srv, err := s.Server(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	return "", cmp.Or(CheckAction(srv, a), interfacesBusy(id, a))
+}
+
+func interfacesBusy(id string, a compute.Action) error {
+	return fault.New(fault.Conflict, "Cannot '%s' instance %s while another operation on it begins or ends: try again", a.Info().Name, id)
+}
+
+// changesInterfaces reports whether operations of a kind change an interface of a server.
+func changesInterfaces(kind string) bool {
+	return kind == AttachInterface.Name || kind == DetachInterface.Name
+}
+
+// The time for which whenFree waits, and the interval at which it looks.
+const (
+	maxInterfaceWait   = 30 * time.Second
+	interfaceWaitCheck = 50 * time.Millisecond
+)
+
+// whenFree calls the function begin, which begins the operation of an action on a server. It repeats the call while begin returns operation.ErrBusy because an interface of the server is being
+// changed. Nova's compute service makes actions wait in the same way. It must not be called in a transaction. Errors: Conflict after 30 s; those of begin, such as operation.ErrBusy because of
+// another operation.
+func (s *Store) whenFree(ctx context.Context, id string, a compute.Action, begin func() error) error {
+	for end := time.Now().Add(maxInterfaceWait); ; {
+		err := begin()
+		if !errors.Is(err, operation.ErrBusy) {
+			return err
+		}
+		switch op, readErr := s.ops.Current(ctx, id); {
+		case readErr != nil && !errors.Is(readErr, fault.NotFound):
+			return readErr
+		case readErr != nil, !changesInterfaces(op.Kind):
+			return err
+		case time.Now().After(end):
+			return fault.New(fault.Conflict, "Cannot '%s' instance %s while its interfaces are changed", a.Info().Name, id)
+		}
+		if !backoff.Sleep(ctx, interfaceWaitCheck) {
+			return ctx.Err()
+		}
+	}
+}
+
+// AwaitInterface waits until an operation of BeginInterface has ended, and returns the port of its interface. Errors: the error of the operation; those of the database; that of ctx.
+func (s *Store) AwaitInterface(ctx context.Context, operationID string) (*network.Port, error) {
+	for delay := (backoff.Backoff{Min: 10 * time.Millisecond, Max: 200 * time.Millisecond}); ; {
+		op, err := s.ops.Show(ctx, operationID)
+		switch {
+		case err != nil:
+			return nil, err
+		case op.State == operation.Succeeded:
+			var data InterfaceData
+			if err := json.Unmarshal(op.Data, &data); err != nil {
+				return nil, fault.New(fault.Internal, "data of operation %s: %w", operationID, err)
+			}
+			return &data.Port, nil
+		case op.State.Ended():
+			var code fault.Code
+			_ = code.UnmarshalText([]byte(op.ErrorCode)) // a code that only a later release knows becomes Internal
+			return nil, fault.New(code, "%s", op.Error)
+		}
+		if !backoff.Sleep(ctx, delay.Next()) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// KeepPort stores the port of a new interface with a server. If the server has an interface with this port already, KeepPort updates the port. Errors: NotFound; Conflict if the interfaces that the
+// server was created with are not made yet.
+func (s *Store) KeepPort(ctx context.Context, id string, data *InterfaceData) error {
+	return s.ChangePorts(ctx, id, func(now *Server) error {
+		w := now.Networks.V
+		switch i := w.Index(data.Port.ID); {
+		case i >= 0:
+			w.Interfaces[i].Port = data.Port
+		case len(w.Ports()) < len(w.Interfaces):
+			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
+		default:
+			w.Interfaces = append(w.Interfaces, network.Interface{Request: data.Request, Port: data.Port})
+		}
+		return nil
+	})
+}
+
+// ForgetPort removes the interface of a port from a server. Errors: NotFound.
+func (s *Store) ForgetPort(ctx context.Context, id, port string) error {
+	return s.ChangePorts(ctx, id, func(now *Server) error {
+		if i := now.Networks.V.Index(port); i >= 0 {
+			now.Networks.V.Interfaces = slices.Delete(now.Networks.V.Interfaces, i, i+1)
+		}
+		return nil
 	})
 }

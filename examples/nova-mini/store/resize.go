@@ -46,7 +46,7 @@ func (s *Server) Goal(a compute.Action) *Size {
 	switch {
 	case s.Resize.V == nil:
 		return nil
-	case resizes(a):
+	case changesSize(a):
 		return &s.Resize.V.To
 	case a.Info().Settles:
 		return s.settledSize()
@@ -123,7 +123,7 @@ func (r *Resize) stateBefore() string {
 
 // interruptResize is [Resize.interrupted] for a preempted operation.
 func (s *Store) interruptResize(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action) error {
-	if !resizes(a) {
+	if !changesSize(a) {
 		return nil
 	}
 	srv, err := s.lockServer(ctx, tx, id)
@@ -238,7 +238,7 @@ func (s *Server) endResize(a compute.Action, failed bool, now time.Time) {
 	}
 }
 
-// resizes reports whether an action is a resize, its confirmation or its revert.
-func resizes(a compute.Action) bool {
+// changesSize reports whether an action is a resize, its confirmation or its revert.
+func changesSize(a compute.Action) bool {
 	return a == compute.Resize || a == compute.ConfirmResize || a == compute.RevertResize
 }

@@ -81,7 +81,7 @@ type Server struct {
 	ShelvedAt    *time.Time `db:"shelved_at"`
 	// ShelvedUpload reports whether ShelvedImage is in the image service. Nil: the server is not shelved, or an earlier release has shelved it.
 	ShelvedUpload *bool `db:"shelved_upload"`
-	// ShelvedHost is the host whose driver stores ShelvedImage. Nil: ShelvedImage is in the image service, the server is not shelved, or an earlier release has shelved it.
+	// ShelvedHost is the host whose driver stores ShelvedImage, and on which the server is unshelved. Nil: ShelvedImage is in the image service, the server is not shelved, or an earlier release has shelved it.
 	ShelvedHost *string `db:"shelved_host"`
 	// SoftDeletedAt is the time at which the server was last soft-deleted. It stays after the server has been restored.
 	SoftDeletedAt *time.Time `db:"soft_deleted_at"`

@@ -26,23 +26,10 @@ var (
 // undone. A server that could not be restored later is deleted at once: a server that has never run, has no host or is offloaded. If
 // the server is being deleted or is soft-deleted already, BeginSoftDelete does nothing. Errors: NotFound.
 func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
-	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		// The operation is locked before the server, in the same order as a runner locks them.
-		open, err := s.preemptBySoftDelete(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		srv, err := s.lockServer(ctx, tx, id)
-		switch {
-		case err != nil:
-			return err
-		case srv.VMState == compute.VMSoftDeleted && open != kindName(compute.Restore):
-			return errUnchanged
-		case srv.LaunchedAt == nil, srv.Host == nil, !slices.Contains(compute.SoftDelete.Info().From, srv.VMState):
-			return errNotRestorable
-		}
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
-		return err
+	err := s.whenFree(ctx, id, compute.SoftDelete, func() error {
+		return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+			return s.beginSoftDelete(ctx, tx, id, now)
+		})
 	})
 	switch {
 	case errors.Is(err, errNotRestorable):
@@ -53,12 +40,34 @@ func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// preemptBySoftDelete begins the operation of a soft deletion. It returns the kind of the operation that the deletion preempts, or "". Errors: errUnchanged.
+func (s *Store) beginSoftDelete(ctx context.Context, tx *sqlx.Tx, id string, now time.Time) error {
+	// The operation is locked before the server, in the same order as a runner locks them.
+	open, err := s.preemptBySoftDelete(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	srv, err := s.lockServer(ctx, tx, id)
+	switch {
+	case err != nil:
+		return err
+	case srv.VMState == compute.VMSoftDeleted && open != kindName(compute.Restore):
+		return errUnchanged
+	case srv.LaunchedAt == nil, srv.Host == nil, !slices.Contains(compute.SoftDelete.Info().From, srv.VMState):
+		return errNotRestorable
+	}
+	_, err = db.Exec(ctx, tx, `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
+	return err
+}
+
+// preemptBySoftDelete begins the operation of a soft deletion. It returns the kind of the operation that the deletion preempts, or "". Errors: errUnchanged; operation.ErrBusy while an interface of the server is changed.
 func (s *Store) preemptBySoftDelete(ctx context.Context, tx *sqlx.Tx, id string) (preempted string, err error) {
 	err = s.preempt(ctx, tx, id, func(open *operation.Op) error {
 		if open != nil {
-			if open.Kind == Delete.Name || open.Kind == kindName(compute.SoftDelete) {
+			switch {
+			case open.Kind == Delete.Name, open.Kind == kindName(compute.SoftDelete):
 				return errUnchanged
+			case changesInterfaces(open.Kind): // it would leave a port behind
+				return operation.ErrBusy
 			}
 			preempted = open.Kind
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -35,7 +36,7 @@ func (s *Service) Start(ctx context.Context) error {
 		return nil
 	case errors.Is(err, membership.ErrHeld):
 		return fmt.Errorf("%w: stop that process, or set another host for this process; if that process no longer exists, "+
-			"run \"nova-mini member remove --force nova-compute %s\", or wait until its service is down (service_down_time)", err, s.cfg.Host)
+			"run \"nova-mini member remove --force nova-compute %s\", or wait until its service is down (service_down_time)", err, text.ShellWord(s.cfg.Host))
 	case errors.Is(err, fault.Invalid), ctx.Err() != nil:
 		return err
 	case errors.Is(err, rpc.ErrUnsupportedVersion), errors.Is(err, rpc.ErrNoSuchMethod), errors.Is(err, rpc.ErrVersionCap):

@@ -40,14 +40,14 @@ func main() {
 	if self, err := os.Executable(); err == nil {
 		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // fails only if the name or the value has a NUL
 	}
-	chosen, args, err := parse(os.Args[1:])
+	chosen, args, err := parseArgs(os.Args[1:])
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "testenv: %v\n%s\n", err, usage)
 		os.Exit(2)
 	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	code, err := run(chosen, args, signals)
+	code, err := runServices(chosen, args, signals)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testenv:", err)
 		code = max(code, 1)
@@ -61,13 +61,13 @@ Runs the command with a private RabbitMQ, NATS and MariaDB, whose URLs are in it
 With --only it starts only these services: rabbitmq, nats, mariadb. It installs nothing. Without
 a command it prints the options of a component with the URLs, and waits for Ctrl-C.`
 
-// parse returns the services that are named, or nil without --only, and the command.
-func parse(args []string) (chosen []product, command []string, err error) {
+// parseArgs returns the services that are named, or nil without --only, and the command.
+func parseArgs(args []string) (chosen []product, command []string, err error) {
 	if len(args) > 0 && args[0] == "--only" {
 		if len(args) == 1 {
 			return nil, nil, errors.New("--only has no value")
 		}
-		if chosen, err = choose(args[1]); err != nil {
+		if chosen, err = chooseProducts(args[1]); err != nil {
 			return nil, nil, fmt.Errorf("--only %s: %w", args[1], err)
 		}
 		args = args[2:]
@@ -84,8 +84,8 @@ func parse(args []string) (chosen []product, command []string, err error) {
 	return chosen, args, nil
 }
 
-// choose returns the products of a list of names, separated by commas.
-func choose(names string) (chosen []product, err error) {
+// chooseProducts returns the products of a list of names, separated by commas.
+func chooseProducts(names string) (chosen []product, err error) {
 	for name := range strings.SplitSeq(names, ",") {
 		named := func(p product) bool { return p.name == name }
 		i := slices.IndexFunc(products, named)
@@ -100,9 +100,9 @@ func choose(names string) (chosen []product, err error) {
 	return chosen, nil
 }
 
-// run runs the command in args with the chosen services, or with all services if none is chosen, and returns the exit code of the command.
+// runServices runs the command in args with the chosen services, or with all services if none is chosen, and returns the exit code of the command.
 // Without a command it waits for a signal.
-func run(chosen []product, args []string, signals <-chan os.Signal) (code int, err error) {
+func runServices(chosen []product, args []string, signals <-chan os.Signal) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	if chosen == nil {
@@ -123,7 +123,7 @@ func run(chosen []product, args []string, signals <-chan os.Signal) (code int, e
 		defer close(up)
 		var wg sync.WaitGroup
 		for i, s := range chosen {
-			wg.Go(func() { all[i] = start(ctx, s.start, filepath.Join(dir, s.name)) })
+			wg.Go(func() { all[i] = startService(ctx, s.start, filepath.Join(dir, s.name)) })
 		}
 		wg.Wait()
 	}()
@@ -133,7 +133,7 @@ func run(chosen []product, args []string, signals <-chan os.Signal) (code int, e
 		cancel(fmt.Errorf("stopped by signal: %v", sig))
 		<-up
 	}
-	defer func() { err = errors.Join(err, stop(all)) }()
+	defer func() { err = errors.Join(err, stopServices(all)) }()
 	for _, s := range all {
 		err = errors.Join(err, s.err)
 	}
@@ -147,7 +147,7 @@ func run(chosen []product, args []string, signals <-chan os.Signal) (code int, e
 		env = append(env, chosen[i].env+"="+s.service.URL)
 	}
 	if len(args) == 0 {
-		return 0, serve(ctx, chosen, all, signals)
+		return 0, serveOptions(ctx, chosen, all, signals)
 	}
 
 	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // signals stop it; running the given command is the purpose
@@ -157,7 +157,7 @@ func run(chosen []product, args []string, signals <-chan os.Signal) (code int, e
 	if err != nil {
 		return 1, err
 	}
-	return follow(p, signals), nil
+	return followCommand(p, signals), nil
 }
 
 type starter = func(context.Context, string, io.Writer) (*testenv.Service, error)
@@ -182,9 +182,9 @@ var products = []product{
 	}},
 }
 
-// serve prints the options of a component that uses the services, and waits for a signal, or until a service dies. It
+// serveOptions prints the options of a component that uses the services, and waits for a signal, or until a service dies. It
 // returns nil in both cases: the function stop returns the error of a service that has died.
-func serve(ctx context.Context, chosen []product, all []started, signals <-chan os.Signal) error {
+func serveOptions(ctx context.Context, chosen []product, all []started, signals <-chan os.Signal) error {
 	died := make(chan struct{}, len(all))
 	for i, s := range all {
 		text, err := chosen[i].options(ctx, s.service)
@@ -213,7 +213,7 @@ type started struct {
 	took    time.Duration
 }
 
-func start(ctx context.Context, f starter, dir string) started {
+func startService(ctx context.Context, f starter, dir string) started {
 	begin := time.Now()
 	if err := os.Mkdir(dir, 0o700); err != nil { //nolint:gosec // the last part is the name of one of products
 		return started{err: err}
@@ -222,10 +222,10 @@ func start(ctx context.Context, f starter, dir string) started {
 	return started{s, err, time.Since(begin)}
 }
 
-// follow waits for the command. It forwards the first signal to the command's process group.
+// followCommand waits for the command. It forwards the first signal to the command's process group.
 // A second signal, or stopTimeout, kills the group. Processes that the command leaves behind are
 // also killed.
-func follow(p *testenv.Process, signals <-chan os.Signal) int {
+func followCommand(p *testenv.Process, signals <-chan os.Signal) int {
 	defer p.SignalGroup(os.Kill)
 	select {
 	case <-p.Done():
@@ -244,7 +244,7 @@ func follow(p *testenv.Process, signals <-chan os.Signal) int {
 	return max(p.ExitCode(), 1) // an interrupted run is not a pass
 }
 
-func stop(all []started) error {
+func stopServices(all []started) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	errs := make([]error, len(all))

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 )
 
 // CheckURLs returns Invalid unless urls has at least one URL, and each URL has one of the schemes, a host, no parameters and no
@@ -25,6 +26,8 @@ func CheckURLs(urls []string, schemes ...string) error {
 			return fault.New(fault.Invalid, "URL %d of %d: scheme %q is not %s in %s", i+1, len(urls), u.Scheme, strings.Join(schemes, " or "), u.Redacted())
 		case u.Hostname() == "":
 			return fault.New(fault.Invalid, "URL %d of %d: no host in %s", i+1, len(urls), u.Redacted())
+		case urlcheck.CheckPort(u) != nil:
+			return fault.New(fault.Invalid, "URL %d of %d: %w in %s", i+1, len(urls), urlcheck.CheckPort(u), u.Redacted())
 		case u.Fragment != "":
 			return fault.New(fault.Invalid, "URL %d of %d has a fragment; write a # in the password as %%23", i+1, len(urls))
 		case u.RawQuery != "":

@@ -1,0 +1,233 @@
+package conductor_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/network"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+// change begins the change of an interface of a server, and returns the id of the operation.
+func (b *bench) change(id string, a compute.Action, data store.InterfaceData) string {
+	b.Helper()
+	data.Project = "p"
+	op, err := b.store.BeginInterface(b.Context(), id, a, data)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.notify(id)
+	return op
+}
+
+// wantPorts checks that the server, its guest and the network service have these ports.
+func (b *bench) wantPorts(f *fakeNetworks, id string, want ...string) {
+	b.Helper()
+	var stored []string
+	for _, p := range b.server(id).Networks.V.Ports() {
+		stored = append(stored, p.ID)
+	}
+	guest := map[string]bool{}
+	b.guest.Range(func(port, _ any) bool {
+		guest[port.(string)] = true //nolint:forcetypeassert // see registerWorker
+		return true
+	})
+	slices.Sort(stored)
+	if in := slices.Sorted(maps.Keys(guest)); !slices.Equal(stored, want) || !slices.Equal(in, want) || !slices.Equal(f.has(id), want) {
+		b.Errorf("the server has the ports %v, the guest %v, and the network service %v; want %v", stored, in, f.has(id), want)
+	}
+}
+
+// TestInterfaces: an interface is attached and detached. After a step that fails, the server, its guest and the network service have the same ports as before.
+func TestInterfaces(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		fail   func(b *bench, f *fakeNetworks)
+		attach string // the code of the error of the attachment; empty: it succeeds
+		detach string
+	}{
+		{"success", func(*bench, *fakeNetworks) {}, "", ""},
+		{"no answer at first", func(b *bench, f *fakeNetworks) {
+			f.failAttach(once(fault.New(fault.Unavailable, "Neutron is away")))
+			b.changeInterface.Store(new(onceFor(fault.New(fault.Unavailable, "the driver is away"))))
+		}, "", ""},
+		{"refused by the network service", func(_ *bench, f *fakeNetworks) {
+			f.failAttach(func() error { return fault.New(fault.Conflict, "Fixed IP address 10.0.0.3 is already in use.") })
+		}, "Conflict", ""},
+		{"refused by the driver", func(b *bench, _ *fakeNetworks) {
+			b.changeInterface.Store(new(onceFor(fault.New(fault.NotFound, "no bridge"))))
+		}, "Internal", "Internal"},
+		{"not supported by the driver", func(b *bench, _ *fakeNetworks) {
+			b.changeInterface.Store(new(onceFor(fault.New(fault.Unimplemented, "no interfaces"))))
+		}, "Unimplemented", "Unimplemented"},
+		{"not released by the network service", func(_ *bench, f *fakeNetworks) { f.failRelease() }, "", "Conflict"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			each(t, conductor.Config{}, func(b *bench) {
+				f := b.useNetworks()
+				b.start()
+				id := b.build()
+				for _, given := range []string{"", "given"} {
+					first := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net", Port: given}})
+					if _, err := b.store.AwaitInterface(b.Context(), first); err != nil {
+						b.Fatal(err)
+					}
+					before := f.has(id)
+					tt.fail(b, f)
+					if tt.attach != "" || tt.detach == "" {
+						second := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+						got, err := b.store.AwaitInterface(b.Context(), second)
+						if codeOf(err) != tt.attach {
+							b.Errorf("attach: %v, want the code %q", err, tt.attach)
+						}
+						if err == nil {
+							before = append(before, got.ID)
+							slices.Sort(before)
+						}
+						b.wantPorts(f, id, before...)
+					}
+					f.failAttach(nil)
+					b.changeInterface.Store(nil)
+					tt.fail(b, f)
+					ports := b.server(id).Networks.V.Ports()
+					last := ports[len(ports)-1]
+					third := b.change(id, compute.DetachInterface, store.InterfaceData{Port: last})
+					_, err := b.store.AwaitInterface(b.Context(), third)
+					if codeOf(err) != tt.detach {
+						b.Errorf("detach: %v, want the code %q", err, tt.detach)
+					}
+					if err == nil {
+						before = slices.DeleteFunc(before, func(port string) bool { return port == last.ID })
+					}
+					f.failAttach(nil)
+					b.changeInterface.Store(nil)
+					b.wantPorts(f, id, before...)
+				}
+			})
+		})
+	}
+}
+
+// codeOf returns the code of an error, or "" for nil.
+func codeOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fault.CodeOf(err).String()
+}
+
+// once returns a function that returns an error at the first call.
+func once(err error) func() error {
+	return func() error {
+		defer func() { err = nil }()
+		return err
+	}
+}
+
+// onceFor is once for requests to the compute service.
+func onceFor(err error) func(*compute.InterfaceRequest) error {
+	f := once(err)
+	return func(*compute.InterfaceRequest) error { return f() }
+}
+
+// TestActionsWaitForInterfaces: while an interface is changed, the server has no task, and other actions and a soft deletion wait. A deletion does not wait, and no port is left.
+func TestActionsWaitForInterfaces(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]func(b *bench, id string) error{
+		"stop": func(b *bench, id string) error {
+			return b.store.BeginAction(b.Context(), id, compute.Stop, store.ActData{})
+		},
+		"attach_interface": func(b *bench, id string) error {
+			_, err := b.store.BeginInterface(b.Context(), id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+			return err
+		},
+		"soft_delete": func(b *bench, id string) error { return b.store.BeginSoftDelete(b.Context(), id) },
+		"delete":      func(b *bench, id string) error { return b.store.BeginDelete(b.Context(), id) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, conductor.Config{}, func(b *bench) {
+				f := b.useNetworks()
+				b.start()
+				id := b.build()
+				asked, release := make(chan struct{}), make(chan error)
+				b.changeInterface.Store(new(func(*compute.InterfaceRequest) error {
+					asked <- struct{}{}
+					return <-release
+				}))
+				op := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+				get(b, asked)
+				if s := b.server(id); s.Task() != "" {
+					b.Errorf("the task is %q", s.Task())
+				}
+				begun := make(chan error)
+				go func() { begun <- begin(b, id) }()
+				if name == "delete" {
+					if err := get(b, begun); err != nil {
+						b.Error(err)
+					}
+					close(release)
+					b.notify(id)
+					r := get(b, b.destroys)
+					if err := b.report("h1", r.Token, ""); err != nil {
+						b.Error(err)
+					}
+					waittest.Until(b, "no port", func() bool { return len(f.has(id)) == 0 })
+					return
+				}
+				waittest.Pass(b, 3*poll, "the action waits")
+				select {
+				case err := <-begun:
+					b.Errorf("the action did not wait: %v", err)
+				default:
+				}
+				b.changeInterface.Store(nil)
+				close(release)
+				if _, err := b.store.AwaitInterface(b.Context(), op); err != nil {
+					b.Error(err)
+				}
+				if err := get(b, begun); err != nil {
+					b.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestInterfaceBegins: BeginInterface refuses a server whose state or host does not allow the change, and writes nothing.
+func TestInterfaceBegins(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.build()
+		for set, want := range map[string]string{
+			`UPDATE servers SET vm_state = 'suspended'`:           "Cannot 'attach_interface' instance " + id + " while it is in vm_state suspended",
+			`UPDATE hosts SET capabilities = '["snapshot"]'`:      "The requested functionality is not supported.",
+			`UPDATE servers SET vm_state = 'active', host = NULL`: "Instance " + id + " is not ready",
+		} {
+			b.exec(`UPDATE servers SET vm_state = 'active', host = 'h1'`)
+			b.exec(`UPDATE hosts SET capabilities = NULL`)
+			b.exec(set)
+			_, err := b.store.BeginInterface(b.Context(), id, compute.AttachInterface, store.InterfaceData{})
+			if err == nil || !strings.Contains(err.Error(), want) {
+				b.Errorf("%s: %v, want %s", set, err, want)
+			}
+			if _, err := b.store.Operations().Current(b.Context(), id); !errors.Is(err, fault.NotFound) {
+				b.Errorf("%s: an operation was begun: %v", set, err)
+			}
+		}
+		if _, err := b.store.BeginInterface(context.Background(), "none", compute.AttachInterface, store.InterfaceData{}); !errors.Is(err, fault.NotFound) {
+			b.Errorf("a server that does not exist: %v", err)
+		}
+	})
+}
