@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,19 +20,23 @@ import (
 // TestImages: until 2.35, images are listed in Nova's form. The image of a new server must exist and fit the flavor.
 func TestImages(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		"cirros.img": "x", "big.raw": "x", "wide.raw": "x", novaimage.ListFile: `{"big": {"min_ram": 1024}, "wide": {"min_disk": 10, "properties": {"os_type": "linux"}}}`,
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+	const listFile = `{"big": {"min_ram": 1024}, "wide": {"min_disk": 10, "properties": {"os_type": "linux"}}}`
+	var dirs sync.Map // the directory of each cloud, by its store, because the test breaks a file in it
+	withDirectory := func(cfg *api.Config) {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"cirros.img": "x", "big.raw": "x", "wide.raw": "x", novaimage.ListFile: listFile} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Error(err)
+			}
 		}
+		source, err := novaimage.Directory(t.Context(), dir)
+		if err != nil {
+			t.Error(err)
+		}
+		cfg.Images = source
+		dirs.Store(cfg.Store, dir)
 	}
-	source, err := novaimage.Directory(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	eachCloudImages(t, source, func(c *cloud) {
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
 		c.sameShape("list", sample(c.T, "images/images-list-get-resp.json"), c.want(200, "2.1", "member", "GET", "/images", ""))
 		show := sample(c.T, "images/image-get-resp.json", `"OS-DCF:diskConfig": "AUTO",`, "") // only images with a certain property have this key
 		c.sameShape("show", show, c.want(200, "2.35", "member", "GET", "/images/wide", ""))
@@ -67,14 +72,12 @@ func TestImages(t *testing.T) {
 				c.Errorf("%s: %s", tt.ref, reply)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, novaimage.ListFile), []byte("{"), 0o600); err != nil {
+		dir, _ := dirs.Load(c.store)
+		if err := os.WriteFile(filepath.Join(fmt.Sprint(dir), novaimage.ListFile), []byte("{"), 0o600); err != nil {
 			c.Fatal(err)
 		}
 		c.want(503, "2.1", "member", "POST", "/servers", `{"server": {"name": "a", "flavorRef": "1", "imageRef": "cirros"}}`)
-		if err := os.WriteFile(filepath.Join(dir, novaimage.ListFile), []byte(`{"big": {"min_ram": 1024}, "wide": {"min_disk": 10, "properties": {"os_type": "linux"}}}`), 0o600); err != nil {
-			c.Fatal(err)
-		}
-	})
+	}, withDirectory)
 }
 
 // changeable is a directory of images whose metadata can be changed, as in Glance.

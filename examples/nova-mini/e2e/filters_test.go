@@ -24,7 +24,7 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 		return object(s["image"])["id"] == m.imageNamed(value)
 	},
 	"--host": func(m *member, s map[string]any, value string) bool {
-		return s["OS-EXT-SRV-ATTR:host"] == m.shownValue(value)
+		return s["OS-EXT-SRV-ATTR:host"] == value
 	},
 	"--project": func(m *member, s map[string]any, value string) bool { return s["tenant_id"] == m.ids[value] },
 	"--user":    func(m *member, s map[string]any, value string) bool { return s["user_id"] == m.ids[value] },

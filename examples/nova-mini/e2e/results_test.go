@@ -63,7 +63,7 @@ var effects = map[string][]string{
 	"server shelve first":                                                         {"servers/{first}", `"status":"SHELVED_OFFLOADED"`},
 	"server unshelve first":                                                       {"servers/{first}", `"status":"ACTIVE"`},
 	"server delete --wait first":                                                  {"servers", `!"first"`},
-	"server delete --force --wait second":                                         {"servers", `!"second"`},
+	"server delete --force --wait second third":                                   {"servers", `!"second"`, `!"third"`},
 	"server delete --wait one two":                                                {"servers", `!"one"`, `!"two"`},
 	"server delete --wait two":                                                    {"servers", `!"two"`},
 	"server delete --wait one":                                                    {"servers", `!"one"`},
