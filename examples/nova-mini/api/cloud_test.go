@@ -190,6 +190,7 @@ func (c *cloud) askAt(version, who, method, path, body string) (status int, repl
 // send sends a request.
 func (c *cloud) send(version, who, method, path, body string) *httptest.ResponseRecorder {
 	c.Helper()
+	useText(body)
 	r := httptest.NewRequestWithContext(c.Context(), method, path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("X-Auth-Token", who)

@@ -33,7 +33,7 @@ func TestImages(t *testing.T) {
 	}
 	eachCloudImages(t, source, func(c *cloud) {
 		c.sameShape("list", sample(c.T, "images/images-list-get-resp.json"), c.want(200, "2.1", "member", "GET", "/images", ""))
-		show := strings.Replace(sample(c.T, "images/image-get-resp.json"), `"OS-DCF:diskConfig": "AUTO",`, "", 1) // only images with a certain property have this key
+		show := sample(c.T, "images/image-get-resp.json", `"OS-DCF:diskConfig": "AUTO",`, "") // only images with a certain property have this key
 		c.sameShape("show", show, c.want(200, "2.35", "member", "GET", "/images/wide", ""))
 		for query, want := range map[string]string{"": "big cirros wide", "?name=cirros": "cirros", "?name=none": "", "?limit=1": "big", "?marker=big": "cirros wide", "?limit=1&marker=big": "cirros", "?limit=0": ""} {
 			reply := c.want(200, "2.1", "member", "GET", "/images/detail"+query, "")
@@ -125,7 +125,7 @@ func TestImageSamples(t *testing.T) {
 	source := imagesWith(t, `{"one": {}}`)
 	eachCloudOf(t, api.Rules(), store.Limits{store.Metadata: 128}, nil, func(c *cloud) {
 		const at, dir = "/images/one/metadata", "images/"
-		detail := strings.Replace(sample(c.T, dir+"images-details-get-resp.json"), `"OS-DCF:diskConfig": "AUTO",`, "", 1)
+		detail := sample(c.T, dir+"images-details-get-resp.json", `"OS-DCF:diskConfig": "AUTO",`, "")
 		c.sameShape("details", detail, c.want(200, "2.1", "member", "GET", "/images/detail", ""))
 		c.compareWith(nil, "2.1", "member", "GET", at, "", dir+"image-metadata-get-resp", 200)
 		c.compareWith(nil, "2.1", "member", "GET", at+"/kernel_id", "", dir+"image-meta-key-get", 200)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -18,19 +19,58 @@ import (
 // samplesRoot is the folder of Nova's published samples. A tree without this folder beside it skips the tests that need them.
 var samplesRoot = filepath.Join("..", "..", "..", "..", "shared", "nova-api", "samples")
 
-// readSamples has the samples that a test has read, by their paths in samplesRoot. A test reads a sample only to send it or to compare a reply with it.
-var readSamples sync.Map
+// usedSamples has the samples that a test has compared with a reply, or has sent, by their paths in samplesRoot. Reading a sample is not enough.
+var usedSamples, samplesByText, samplesByValue sync.Map
 
-// readSampleFile reads a file of samplesRoot, and remembers its path.
+// parsedSample is a sample as a JSON object. The entries of samplesByValue keep the object, so that no other object gets its address.
+type parsedSample struct {
+	path  string
+	value map[string]any
+}
+
+// readSampleFile reads a file of samplesRoot. If a test sends or compares the text, the sample is used.
 func readSampleFile(file string) ([]byte, error) {
 	raw, err := os.ReadFile(file)
-	if path, e := filepath.Rel(samplesRoot, file); err == nil && e == nil {
-		readSamples.Store(filepath.ToSlash(path), true)
+	if err == nil {
+		knowText(file, string(raw))
 	}
 	return raw, err
 }
 
-// notCompared has the samples that no test reads, by a part of their paths, with the reason.
+// knowText remembers a text that a test has made of a sample. Two samples may have the same text: then both are used when a test uses the text.
+func knowText(file, text string) {
+	if path, err := filepath.Rel(samplesRoot, file); err == nil {
+		paths, _ := samplesByText.LoadOrStore(text, new(sync.Map))
+		paths.(*sync.Map).Store(filepath.ToSlash(path), true) //nolint:forcetypeassert // the map has only such values
+	}
+}
+
+// useText marks the samples with this text as used: a test sends the text, or compares a reply with it.
+func useText(text string) {
+	if paths, ok := samplesByText.Load(text); ok {
+		paths.(*sync.Map).Range(func(path, _ any) bool { usedSamples.Store(path, true); return true }) //nolint:forcetypeassert // as above
+	}
+}
+
+// knowValue remembers the object of a sample, for useValue.
+func knowValue(file string, v any) {
+	if o, ok := v.(map[string]any); ok {
+		if path, err := filepath.Rel(samplesRoot, file); err == nil {
+			samplesByValue.Store(reflect.ValueOf(o).Pointer(), parsedSample{filepath.ToSlash(path), o})
+		}
+	}
+}
+
+// useValue marks a sample as used, if the value is the object of a sample: a test compares a reply with it.
+func useValue(v any) {
+	if o, ok := v.(map[string]any); ok {
+		if of, ok := samplesByValue.Load(reflect.ValueOf(o).Pointer()); ok {
+			usedSamples.Store(of.(parsedSample).path, true) //nolint:forcetypeassert // the map has only such values
+		}
+	}
+}
+
+// notCompared has the samples that no test sends or compares, by a part of their paths, with the reason.
 var notCompared = map[string]string{
 	"os-aggregates/": absent, "os-assisted-volume-snapshots/": absent, "os-hosts/": absent, "os-migrations/": absent, "os-quota-class-sets/": absent,
 	"os-quota-sets/": absent, "os-quota-sets-noop/": absent, "os-server-shares/": absent, "server-migrations/": absent, "os-evacuate/": "nova-mini has no action evacuate",
@@ -71,7 +111,7 @@ const (
 	outage  = "a reply while a cell is down; nova-mini has one database"
 )
 
-// TestMain fails if all tests were run and passed, but a sample was neither read nor is in notCompared.
+// TestMain fails if all tests were run and passed, but a sample was neither sent or compared nor is in notCompared.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	chosen := func(name string) bool { f := flag.Lookup(name); return f != nil && f.Value.String() != f.DefValue }
@@ -84,8 +124,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// uncomparedSamples returns what is wrong with notCompared: a line for each sample that is neither read nor in the list, for each entry without a
-// sample, and for each entry whose samples were all read.
+// uncomparedSamples returns what is wrong with notCompared: a line for each sample that is neither used nor in the list, for each entry without a
+// sample, and for each entry whose samples were all used.
 func uncomparedSamples() (wrong []string) {
 	used := map[string]bool{}
 	err := filepath.WalkDir(samplesRoot, func(file string, d fs.DirEntry, err error) error {
@@ -97,7 +137,7 @@ func uncomparedSamples() (wrong []string) {
 			return err
 		}
 		path = filepath.ToSlash(path)
-		if _, ok := readSamples.Load(path); ok {
+		if _, ok := usedSamples.Load(path); ok {
 			return nil
 		}
 		found := false
@@ -107,7 +147,7 @@ func uncomparedSamples() (wrong []string) {
 			}
 		}
 		if !found {
-			wrong = append(wrong, "the sample "+path+" is compared by no test, and is not in notCompared")
+			wrong = append(wrong, "the sample "+path+" is sent or compared by no test, and is not in notCompared")
 		}
 		return nil
 	})
@@ -127,7 +167,7 @@ func uncomparedSamples() (wrong []string) {
 			wrong = append(wrong, "nova-mini has the resource "+part+": compare its samples")
 		}
 		if !used[part] {
-			wrong = append(wrong, "notCompared has "+part+", but tests read all its samples, or it has none")
+			wrong = append(wrong, "notCompared has "+part+", but tests use all its samples, or it has none")
 		}
 	}
 	return wrong

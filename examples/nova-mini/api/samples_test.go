@@ -38,6 +38,7 @@ func readSample(t *testing.T, file string) (any, bool) {
 	if err != nil {
 		t.Fatalf("%s: %v", file, err)
 	}
+	knowValue(file, out)
 	return out, true
 }
 
@@ -112,6 +113,7 @@ func differences(at string, sample, got any) map[string]string {
 // has the place "-NAME". So an allowed difference of a value does not hide a field that was removed from the type.
 func compareSample(t *testing.T, what string, sample any, reply string, allowed map[string]string, used map[string]bool) {
 	t.Helper()
+	useValue(sample)
 	var got any
 	if err := json.Unmarshal([]byte(reply), &got); err != nil {
 		t.Fatalf("%s: %s: %v", what, reply, err)

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -302,11 +303,14 @@ func TestSamplesOfParts(t *testing.T) {
 		try := func(version, method, path, request, reply string, status int) {
 			body := ""
 			if request != "" {
-				raw, ok := readSample(c.T, filepath.Join(root, request))
-				if !ok {
+				raw, err := readSampleFile(filepath.Join(root, request))
+				if os.IsNotExist(err) {
 					return
 				}
-				body = toJSON(c.T, raw)
+				if err != nil {
+					c.Fatal(err)
+				}
+				body = string(raw)
 			}
 			sample, ok := readSample(c.T, filepath.Join(root, reply))
 			if !ok {

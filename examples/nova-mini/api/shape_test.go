@@ -20,14 +20,18 @@ func (c *cloud) want(status int, version, who, method, path, body string) string
 	return reply
 }
 
-// sample returns one of Nova's samples of a resource, such as flavors/v2.61/flavor-get-resp.json. It skips the test if the samples are not beside this tree.
-func sample(t *testing.T, path string) string {
+// sample returns one of Nova's samples of a resource, such as flavors/v2.61/flavor-get-resp.json, with replacements in pairs of an old and a new text. It skips
+// the test if the samples are not beside this tree.
+func sample(t *testing.T, path string, replacements ...string) string {
 	t.Helper()
-	raw, err := readSampleFile(filepath.Join(samplesRoot, filepath.FromSlash(path)))
+	file := filepath.Join(samplesRoot, filepath.FromSlash(path))
+	raw, err := readSampleFile(file)
 	if err != nil {
 		t.Skip("shared/nova-api is not beside this tree")
 	}
-	return string(raw)
+	text := strings.NewReplacer(replacements...).Replace(string(raw))
+	knowText(file, text)
+	return text
 }
 
 // freeKeys has the names of objects whose keys are chosen by users.
@@ -36,6 +40,7 @@ var freeKeys = []string{".extra_specs", ".metadata"}
 // sameShape fails the test if the keys or the types of values of a reply differ from those of a sample. Each item of a list must be like one of the items of the sample.
 func (c *cloud) sameShape(name, sample, reply string) {
 	c.Helper()
+	useText(sample)
 	var want, got any
 	if err := json.Unmarshal([]byte(sample), &want); err != nil {
 		c.Fatal(err)

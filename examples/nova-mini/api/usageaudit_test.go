@@ -3,6 +3,7 @@ package api_test
 import (
 	"encoding/json"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +79,8 @@ func TestUsageAudits(t *testing.T) {
 		}
 		c.want(403, "2.1", "member", "GET", "/os-instance_usage_audit_log/invalid_time", "")
 		for _, one := range []struct{ name, path string }{{"index", ""}, {"show", "/2012-07-05%2010:00:00"}} {
-			of := sample(t, "os-instance-usage-audit-log/inst-usage-audit-log-"+one.name+"-get-resp.json")
+			file := "os-instance-usage-audit-log/inst-usage-audit-log-" + one.name + "-get-resp.json"
+			of := sample(t, file)
 			reply := c.want(200, "2.1", "admin", "GET", "/os-instance_usage_audit_log"+one.path, "")
 			var fields map[string]map[string]json.RawMessage
 			if err := json.Unmarshal([]byte(of), &fields); err != nil {
@@ -91,6 +93,7 @@ func TestUsageAudits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			knowText(filepath.Join(samplesRoot, file), string(raw))
 			c.sameShape(one.name, string(raw), reply)
 		}
 	})

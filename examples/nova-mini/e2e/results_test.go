@@ -458,12 +458,12 @@ func (m *member) compareRows(command string, rows []map[string]any, objects []an
 	}
 	for _, row := range rows {
 		var of map[string]any
-		for _, o := range objects {
-			o := object(o)
-			if key := object(o["keypair"]); key != nil { // a list of key pairs has them in objects
-				o = key
-			}
-			for _, key := range []string{"id", "request_id", "name"} {
+		for _, key := range []string{"id", "request_id", "name"} { // names of deleted servers may be used again
+			for _, o := range objects {
+				o := object(o)
+				if pair := object(o["keypair"]); pair != nil { // a list of key pairs has them in objects
+					o = pair
+				}
 				if v, ok := o[key]; ok && of == nil && row[key] == v {
 					of = o
 				}
