@@ -1,8 +1,10 @@
 package e2e_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,20 +56,39 @@ func (m *member) printing(client *clienttest.Client) *clienttest.Client {
 	return client
 }
 
+// shortFlow creates, lists, shows, stops and deletes a server.
+var shortFlow = []string{
+	"openstack server create --image cirros --flavor m1.tiny --network none --wait one", "openstack server list", "openstack server show one",
+	"openstack server stop one", "openstack server delete --wait one",
+}
+
+// checkTables fails the test if the document and shortFlow do not have a command of effects or plainCommands.
+func checkTables(t *testing.T) {
+	t.Helper()
+	document, err := os.ReadFile(clientDocument)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := append(strings.Split(string(document), "\n"), shortFlow...)
+	for _, command := range slices.Concat(slices.Collect(maps.Keys(effects)), slices.Collect(maps.Keys(plainCommands))) {
+		if !slices.Contains(lines, "openstack "+command) {
+			t.Errorf("no command is %q", command)
+		}
+	}
+}
+
 // TestOpenStackClient runs the commands of docs/openstack-client.md with OpenStack's own command, without Keystone. Without ARMATURE_ACCEPT it runs only five commands.
 func TestOpenStackClient(t *testing.T) {
 	t.Parallel()
 	m := newAlone(t)
 	client := m.printing(clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_TYPE=none", "OS_ENDPOINT="+m.compute+"/v2.1", "OS_COMPUTE_API_VERSION="+commandVersion))
 	if os.Getenv("ARMATURE_ACCEPT") == "" { // make accept runs all commands
-		client.Commands(t, []string{
-			"openstack server create --image cirros --flavor m1.tiny --network none --wait one", "openstack server list", "openstack server show one",
-			"openstack server stop one", "openstack server delete --wait one",
-		}, map[string]string{"server show one": "cirros"})
+		client.Commands(t, shortFlow, map[string]string{"server show one": "cirros"})
 	} else {
 		client.Values = map[string]string{"~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
 		client.Document(t, clientDocument, "openstack", tableWants)
 		m.checkFilters()
+		checkTables(t)
 	}
 	if left := m.shown("servers", "servers").([]any); len(left) > 0 { //nolint:forcetypeassert // a reply of the API has this form
 		t.Errorf("servers at the end: %v", left)

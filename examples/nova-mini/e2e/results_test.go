@@ -28,6 +28,9 @@ var tableWants = map[string]string{
 	"server show -c id -c description -c tags -c properties first": "the first one", "availability zone list --compute": "nova",
 }
 
+// otherService is the effect of a command that changes only another service: the test checks nothing.
+var otherService = []string{}
+
 // effects says what the API has after a command without a result: a path, and parts of the reply. A part that begins with ! must not be in the reply. {one} stands for
 // the id of the server one.
 var effects = map[string][]string{
@@ -80,10 +83,10 @@ var effects = map[string][]string{
 	"server remove network two private":                                       {"servers/{two}/os-interface", `"interfaceAttachments":[]`},
 	"server add security group one web":                                       {"servers/{one}", `"security_groups":[{"name":"default"},{"name":"web"}]`},
 	"server remove security group one web":                                    {"servers/{one}", `"security_groups":[{"name":"default"}]`},
-	"port delete spare":                                                       {"servers", "!spare"},
-	"security group delete web":                                               {"servers", `!"web"`},
-	"network delete private":                                                  {"servers", `!"private"`},
-	"image delete snap daily":                                                 {"servers", `!"snap"`},
+	"port delete spare":                                                       otherService,
+	"security group delete web":                                               otherService,
+	"network delete private":                                                  otherService,
+	"image delete snap daily":                                                 otherService,
 }
 
 // checkEffect fails the test if the API does not have what a command should have changed.
@@ -93,7 +96,7 @@ func (m *member) checkEffect(command string) {
 	if effect == nil && plainCommands[command] == "" {
 		m.Errorf("the test does not know the effect of %q", command)
 	}
-	if effect == nil {
+	if len(effect) == 0 {
 		return
 	}
 	m.allIdle()
@@ -190,10 +193,10 @@ var special = map[string]func(m *member, command string, rows []map[string]any){
 	"availability zone list ": (*member).compareZones,
 	"console url show ":       (*member).compareConsole,
 	"versions show":           (*member).compareVersions,
-	"network create ":         (*member).otherService,
-	"subnet create ":          (*member).otherService,
-	"port create ":            (*member).otherService,
-	"security group create ":  (*member).otherService,
+	"network create ":         (*member).keepID,
+	"subnet create ":          (*member).keepID,
+	"port create ":            (*member).keepID,
+	"security group create ":  (*member).keepID,
 }
 
 // compareResult compares the JSON that a command has printed with what the API shows.
@@ -428,8 +431,8 @@ func (m *member) compareVersions(command string, rows []map[string]any) {
 	}
 }
 
-// otherService keeps the id of an object that another service has made for later commands.
-func (m *member) otherService(command string, rows []map[string]any) {
+// keepID keeps the id of an object that another service has made, for later commands.
+func (m *member) keepID(command string, rows []map[string]any) {
 	name, id := fmt.Sprint(rows[0]["name"]), fmt.Sprint(rows[0]["id"])
 	if len(id) != 36 || !strings.Contains(command, name) {
 		m.Errorf("%s: %v", command, rows[0])

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/listing"
 )
@@ -53,6 +55,33 @@ func TestPowerStates(t *testing.T) {
 		}
 		if len(seen) < 6 || !seen[compute.Crashed] {
 			t.Errorf("only the power states %v", seen)
+		}
+	})
+}
+
+// TestDeletedNetworks: a deleted server has no network interfaces, as in Nova, because its ports are deleted before.
+func TestDeletedNetworks(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		wanted := &network.Wanted{Interfaces: []network.Interface{{Port: network.Port{ID: "p", Addresses: []network.Address{{IP: "10.0.0.5"}}}}}}
+		srv := &store.Server{ID: "00000000-0000-4000-8000-000000000000", Name: "s", ProjectID: "p", Networks: db.JSONOf(wanted)}
+		if err := s.CreateServer(t.Context(), srv); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE servers SET networks = ? WHERE id = ?`, db.JSONOf(wanted), srv.ID); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Server(t.Context(), srv.ID); err != nil || got.Networks.V == nil {
+			t.Fatalf("before the deletion: %+v, %v", got, err)
+		}
+		if err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Remove(ctx, tx, srv.ID) }); err != nil {
+			t.Fatal(err)
+		}
+		list, err := s.Servers(t.Context(), store.ServerQuery{Deleted: true, In: store.AllProjects(), Query: listing.Query{Limit: 9}})
+		if err != nil || len(list) != 1 || list[0].Networks.V != nil {
+			t.Errorf("%+v, %v", list, err)
 		}
 	})
 }

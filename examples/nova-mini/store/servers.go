@@ -493,6 +493,8 @@ var keepDeleted = func() string {
 			values[i] = "'" + Deleted + "'"
 		case `"power_state"`:
 			values[i] = strconv.Itoa(int(compute.NoState)) // as in Nova
+		case `"networks"`: // the deletion has removed the ports, or has given them back
+			values[i] = "NULL"
 		case `"updated_at"`:
 			values[i] = "UTC_TIMESTAMP(6)"
 		}
