@@ -13,7 +13,11 @@ import (
 // otherVersions has the operations whose versions differ from Nova's, with the reason.
 var otherVersions = map[string]string{
 	"POST /os-volumes_boot/{id}/action": "each action gets the same answer, also one that the version does not have",
+
+	"PUT /os-services/disable": wordIsID, "PUT /os-services/disable-log-reason": wordIsID, "PUT /os-services/enable": wordIsID, "PUT /os-services/force-down": wordIsID,
 }
+
+const wordIsID = "since 2.53 the word is the id of a service, as in Nova, and answers 400"
 
 // novaRoute is an operation of Nova: the method, the path, the name of the action, and the first and the last microversion.
 type novaRoute struct{ method, path, action, first, last string }

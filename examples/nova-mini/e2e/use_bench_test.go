@@ -99,7 +99,7 @@ func (c *benched) add(name, unit string, value float64) {
 // round measures each figure once.
 func (c *benched) round(ctx context.Context) {
 	for _, at := range []string{"processes", "one process"} {
-		took := c.each(1, 50, func(int) { c.post(ctx, at) })
+		took := c.each(1, 150, func(int) { c.post(ctx, at) })
 		if c.built(ctx, at); at == "processes" {
 			c.add("POST, one at a time, p50", "ms", median(took))
 		}
@@ -108,7 +108,7 @@ func (c *benched) round(ctx context.Context) {
 		c.built(ctx, at)
 		c.add("500 servers until ACTIVE, 16 clients, "+at, "servers/s", 500/time.Since(began).Seconds())
 	}
-	for i := range 450 { // then the cloud has 1,000 servers
+	for i := range 350 { // then the cloud has 1,000 servers
 		if c.post(ctx, "processes"); i%50 == 49 {
 			c.built(ctx, "processes")
 		}
