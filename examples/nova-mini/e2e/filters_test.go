@@ -23,7 +23,7 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 	"--image": func(m *member, s map[string]any, value string) bool {
 		return object(s["image"])["id"] == m.imageNamed(value)
 	},
-	"--host": func(m *member, s map[string]any, value string) bool {
+	"--host": func(_ *member, s map[string]any, value string) bool {
 		return s["OS-EXT-SRV-ATTR:host"] == value
 	},
 	"--project": func(m *member, s map[string]any, value string) bool { return s["tenant_id"] == m.ids[value] },
