@@ -140,6 +140,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"a port of the image service above 65535", "compute", good + withGlance + "auth_url = http://127.0.0.1:1/v3\nendpoint_override = http://127.0.0.1:70000\n", "FILE:12: [glance] endpoint_override", "the port 70000 is not between 1 and 65535"},
 		{"an address of the console proxy with a port", "consoleproxy", good + "[consoleproxy]\nlisten = 127.0.0.1:6080\n", "FILE:9: [consoleproxy] listen", "the port is port of [consoleproxy]"},
 		{"an address of VNC consoles with a port", "compute", good + "[vnc]\nserver_proxyclient_address = 192.0.2.1:70000\n", "FILE:9: [vnc] server_proxyclient_address", "is neither an address"},
+		{"an address of VNC consoles that is another option", "compute", good + "[vnc]\nserver_proxyclient_address = $my_ip\n", "FILE:9: [vnc] server_proxyclient_address", "write the address itself"},
 		{"an address of serial consoles with a port", "compute", good + "[serial_console]\nproxyclient_address = 192.0.2.1:70000\n", "FILE:9: [serial_console] proxyclient_address", "is neither an address"},
 		{"an origin of consoles with a scheme", "consoleproxy", good + "[console]\nallowed_origins = a.example.org, https://b.example.org\n", "FILE:9: [console] allowed_origins", `"https://b.example.org" is not the name of a host`},
 		{"an origin of consoles with a port", "consoleproxy", good + "[console]\nallowed_origins = a.example.org:8080\n", "FILE:9: [console] allowed_origins", "without a scheme, a port and a path"},

@@ -288,7 +288,11 @@ func (o *options) validateAddresses() error {
 		{"vnc.server_proxyclient_address", o.VNC.ProxyClient, "; the driver chooses the port"},
 		{"serial_console.proxyclient_address", o.SerialConsole.ProxyClient, "; the driver chooses the port"},
 	} {
-		if _, err := netip.ParseAddr(one.text); err != nil && one.text != "" && !isHostName(one.text) {
+		if strings.HasPrefix(one.text, "$") { // the install guides of OpenStack write $my_ip
+			errs = append(errs, nameOptions(one.option, fmt.Errorf("%q refers to another option, which nova-mini does not replace: write the address itself", one.text)))
+			continue
+		}
+		if _, err := netip.ParseAddr(one.text); err != nil && one.text != "" && !isHostName(strings.ReplaceAll(one.text, "_", "-")) { // Compose names hosts with underscores
 			errs = append(errs, nameOptions(one.option, fmt.Errorf("%q is neither an address such as 127.0.0.1 or ::1 nor the name of a host%s", one.text, one.says)))
 		}
 	}

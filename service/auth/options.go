@@ -48,10 +48,13 @@ func (o *Options) Config() (KeystoneConfig, error) {
 // an API may run on a machine without the files for TLS. [Options.Config] reads the files.
 func (o *Options) Validate() error {
 	if o.AuthURL != "" {
-		if u, err := url.Parse(o.AuthURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		u, err := url.Parse(o.AuthURL)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return fault.WithReason(fault.New(fault.Invalid, "%q is not of the form https://host:5000/v3", o.AuthURL), "", map[string]string{"option": "auth_url"})
 		}
-		return fault.WithReason(urlcheck.CheckText(o.AuthURL), "", map[string]string{"option": "auth_url"})
+		if err := urlcheck.CheckPort(u); err != nil { // the error does not have the URL, which may have a password
+			return fault.WithReason(err, "", map[string]string{"option": "auth_url"})
+		}
 	}
 	return nil
 }

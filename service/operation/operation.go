@@ -168,7 +168,8 @@ const (
 // operation stores the request of ctx, and its steps have this request in their contexts. An operation with an empty resource excludes no
 // other operation. Errors:
 //
-//   - ErrBusy: the resource has an operation that has not ended, and the new operation does not preempt it.
+//   - ErrBusy: the resource has an operation that has not ended, and the new operation does not preempt it. That operation may end at this moment: [Store.Current]
+//     tells, and then Begin may be called again.
 //   - Invalid: the data have no JSON form or more than 65,535 bytes, the resource has more than 255 bytes, or the version is negative.
 func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D) (string, error) {
 	r, err := newRow(k, resource, data)
@@ -278,10 +279,13 @@ func (s *Store) insertError(ctx context.Context, tx *sqlx.Tx, r *row, err error)
 		return err
 	}
 	// FOR UPDATE reads the data that are committed now, and not those at the start of the transaction.
-	if other, readErr := s.readActive(ctx, tx, r.Resource, "FOR UPDATE"); readErr == nil && other != nil {
+	switch other, readErr := s.readActive(ctx, tx, r.Resource, "FOR UPDATE"); {
+	case readErr != nil: // such as a deadlock, after which the transaction is repeated
+		return readErr
+	case other != nil:
 		return busyError(r, other)
 	}
-	return err
+	return fault.New(fault.Conflict, "operation %s on %s: the other operation has just ended: %w", r.Kind, r.Resource, ErrBusy)
 }
 
 // preempt ends the open operation on the resource of the new operation r, if there is one. Errors: ErrBusy, if r does not end the open operation.

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -268,21 +269,32 @@ func (s *server) recordRefused(ctx context.Context, srv *store.Server, began tim
 
 const recordTimeout = 10 * time.Second
 
-// changeTimeout limits the time for which a client waits until an interface is attached or detached. The change itself goes on.
+// changeTimeout limits the time for which a client waits until an interface is attached or detached. Then the change is canceled, and undone.
 const changeTimeout = 2 * time.Minute
 
-// changeInterface begins the operation that attaches or detaches an interface, and waits until it has ended. It returns the port of the interface. The texts of errors are Nova's.
+// changeInterface begins the operation that attaches or detaches an interface, and waits until it has ended. It returns the port of the interface. The texts of errors are Nova's. If the client closes the
+// connection, the change goes on.
 func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compute.Action, data store.InterfaceData) (*network.Port, error) {
 	id, err := s.cfg.Store.BeginInterface(ctx, srv.ID, a, data)
 	if err != nil {
 		return nil, err
 	}
 	s.notifyConductor(ctx, srv.ID)
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	limited, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	got, err := s.cfg.Store.AwaitInterface(ctx, id)
-	if err == nil {
+	got, err := s.cfg.Store.AwaitInterface(limited, id)
+	switch {
+	case err == nil:
 		return got, nil
+	case ctx.Err() != nil: // the client has gone
+		return nil, err
+	case limited.Err() != nil:
+		cancelErr := s.cfg.Store.Operations().Cancel(ctx, id, fmt.Sprintf("it took longer than %v", changeTimeout))
+		if errors.Is(cancelErr, fault.Precondition) { // it has ended at the last moment, or is being undone
+			if got, err := s.cfg.Store.EndedInterface(ctx, id); err == nil {
+				return got, nil
+			}
+		}
 	}
 	what := map[compute.Action][2]string{compute.AttachInterface: {"attach", "to"}, compute.DetachInterface: {"detach", "from"}}[a]
 	switch fault.CodeOf(err) {
@@ -292,6 +304,8 @@ func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compu
 		return nil, fault.New(fault.Invalid, "%w", err)
 	case fault.Invalid, fault.NotFound, fault.Conflict, fault.Denied: // of the network service
 		return nil, err
+	case fault.Canceled:
+		return nil, fault.New(fault.Conflict, "Cannot '%s' instance %s: the deletion of the instance or an operator has ended the change", a.Info().Name, srv.ID)
 	default: // not for the client
 	}
 	s.cfg.Logger.ErrorContext(ctx, "interface not changed", "server", srv.ID, "action", a, "operation", id, "error", err)

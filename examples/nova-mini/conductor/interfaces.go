@@ -1,8 +1,10 @@
 package conductor
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -15,19 +17,25 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// interfaceLimit limits the time of one step of the change of an interface, because the client waits for the end of the change.
-const interfaceLimit = time.Minute
+// The limits of the change of an interface, for which a client waits.
+const (
+	interfaceLimit = time.Minute      // of one step
+	interfaceCall  = 10 * time.Second // of one call of the compute service. The call occupies a slot of the runner
+	interfacePause = 10 * time.Second // between two calls, if the host has not answered
+)
 
 // handleInterfaces registers the operations that attach and detach interfaces. At their end the database, the network service and the guest have the same interfaces, also if a step has failed.
 // Only a deletion preempts these operations, and then releases all ports of the server.
 func (s *Service) handleInterfaces() {
 	type step = operation.Step[store.InterfaceData]
 	operation.Handle(s.Runner, store.AttachInterface,
+		step{Name: "reserve", DoTx: s.reservePort, UndoTx: s.unreservePort, Limit: interfaceLimit},
 		step{Name: "port", Do: s.makePort, DoTx: s.keepPort, Undo: s.undoPort, Limit: interfaceLimit},
-		step{Name: "attach", Do: s.attachToGuest, Undo: s.detachFromGuest, Limit: interfaceLimit})
+		step{Name: "attach", Do: s.attachToGuest, Undo: s.undoAttach, Limit: interfaceLimit})
 	operation.Handle(s.Runner, store.DetachInterface,
-		step{Name: "detach", Do: s.detachFromGuest, Undo: s.attachToGuest, Limit: interfaceLimit},
-		step{Name: "port", Do: s.releasePort, DoTx: s.forgetPort, Limit: interfaceLimit})
+		step{Name: "detach", Do: s.detachFromGuest, Undo: s.undoDetach, Limit: interfaceLimit},
+		// Without a limit, because the network service may have released the port although it has not answered: then the guest must not get the interface back.
+		step{Name: "port", Do: s.releasePort, DoTx: s.forgetPort})
 }
 
 // withPorts returns a server whose interfaces change. Errors: operation.ErrStale if the server is being deleted or does not exist; Unavailable without a network service.
@@ -42,21 +50,39 @@ func (s *Service) withPorts(ctx context.Context, id string) (*store.Server, erro
 	return srv, err
 }
 
+// reservePort stores that the server is about to have another interface, before its port is made.
+func (s *Service) reservePort(ctx context.Context, _ *sqlx.Tx, op *operation.Op, data *store.InterfaceData) error {
+	data.Reserved = true
+	return s.cfg.Store.ReservePort(ctx, op.Resource, data.Request)
+}
+
+// unreservePort removes the interface of a port that the client has named. A port that was made stays with the server if the guest may have it, see undoPort.
+func (s *Service) unreservePort(ctx context.Context, _ *sqlx.Tx, op *operation.Op, data *store.InterfaceData) error {
+	if !data.Reserved || data.Request.Port == "" || mayBeInGuest(data) {
+		return nil
+	}
+	return s.dropPort(ctx, op.Resource, data.Request.Port)
+}
+
 // makePort makes the port of a new interface, or binds the port that the client has named.
 func (s *Service) makePort(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
 	srv, err := s.withPorts(ctx, op.Resource)
 	if err != nil {
 		return err
 	}
-	given := data.Request.Port
-	if given != "" && srv.Networks.V.Index(given) >= 0 {
-		return operation.Permanent(network.PortInUse(given))
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout) // Neutron may make a port even if the request is canceled
+	whole := context.WithoutCancel(ctx) // Neutron may make a port even if the request is canceled
+	limited, cancel := context.WithTimeout(whole, networkTimeout)
 	defer cancel()
-	got, err := s.cfg.Network.Attach(ctx, withInterface(srv, data.Request))
-	if _, gone := s.withPorts(ctx, op.Resource); errors.Is(gone, operation.ErrStale) { // the deletion may have looked for ports before Attach made this one
-		return errors.Join(operation.ErrStale, s.undoPort(ctx, op, data))
+	of := withInterface(srv, data.Request)
+	got, err := s.cfg.Network.Attach(limited, of)
+	if err == nil && data.Request.Port == "" { // a request that Neutron has not answered in time was repeated, and may have made two ports
+		of.Wanted.Interfaces[len(of.Wanted.Interfaces)-1].Port = *got
+		err = s.cfg.Network.ReleaseOthers(limited, of)
+	}
+	after, cancel := context.WithTimeout(whole, networkTimeout)
+	defer cancel()
+	if _, gone := s.withPorts(after, op.Resource); errors.Is(gone, operation.ErrStale) { // the deletion may have looked for ports before Attach made this one
+		return errors.Join(operation.ErrStale, s.undoPort(after, op, data))
 	}
 	if err != nil {
 		return err
@@ -65,13 +91,14 @@ func (s *Service) makePort(ctx context.Context, op *operation.Op, data *store.In
 	return nil
 }
 
-// withInterface returns a server in the form that the network service needs, with a further interface.
+// withInterface returns a server in the form that the network service needs. The last interface is the new one, without a port.
 func withInterface(srv *store.Server, r network.Request) network.Server {
 	out := network.Server{ID: srv.ID, Project: srv.ProjectID, Host: *srv.Host, Zone: srv.Zone, Launched: true}
 	if w := srv.Networks.V; w != nil {
 		out.Wanted = *w
 	}
-	out.Wanted.Interfaces = append(append([]network.Interface(nil), out.Wanted.Interfaces...), network.Interface{Request: r})
+	others := slices.DeleteFunc(slices.Clone(out.Wanted.Interfaces), func(one network.Interface) bool { return r.Port != "" && one.Port.ID == r.Port }) // the reserved one
+	out.Wanted.Interfaces = append(others, network.Interface{Request: r})
 	return out
 }
 
@@ -79,8 +106,13 @@ func (s *Service) keepPort(ctx context.Context, _ *sqlx.Tx, op *operation.Op, da
 	return s.cfg.Store.KeepPort(ctx, op.Resource, data)
 }
 
-// undoPort releases the port of a new interface, and removes the interface from the server.
+// undoPort releases the port of a new interface, and removes the interface from the server. If the guest may have the interface, because its host does not answer, the port stays with the server, so that
+// no other server gets its addresses: the client sees the interface, and can detach it.
 func (s *Service) undoPort(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	if mayBeInGuest(data) {
+		s.cfg.Logger.WarnContext(ctx, "interface kept, because its host does not say whether the guest has it", "server", op.Resource, "port", data.Port.ID)
+		return nil
+	}
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if errors.Is(err, fault.NotFound) {
 		srv, err = &store.Server{ID: op.Resource, ProjectID: data.Project}, nil
@@ -88,23 +120,23 @@ func (s *Service) undoPort(ctx context.Context, op *operation.Op, data *store.In
 	if err == nil && s.cfg.Network == nil {
 		err = noNetwork(op.Resource)
 	}
-	if err != nil {
-		return err
-	}
-	given, port := data.Request.Port, data.Port.ID
+	given, port := data.Request.Port != "", cmp.Or(data.Port.ID, data.Request.Port)
 	switch {
-	case port == "" && given != "" && srv.Networks.V.Index(given) >= 0: // the server had the port before
-		return nil
-	case port == "" && given == "":
-		return s.cfg.Network.ReleaseOthers(ctx, withoutHost(srv))
+	case err != nil:
+		return err
 	case port == "":
-		port = given
+		return s.cfg.Network.ReleaseOthers(ctx, withoutHost(srv))
+	case given && !data.Reserved: // the server had the port before
+		return nil
 	}
-	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, port, given != ""); err != nil {
+	if err := s.cfg.Network.ReleasePort(ctx, srv.ID, port, given); err != nil {
 		return err
 	}
 	return s.dropPort(ctx, srv.ID, port)
 }
+
+// mayBeInGuest reports whether the guest may have the interface of an attachment that is undone: the port was made, so the compute service may have been asked.
+func mayBeInGuest(data *store.InterfaceData) bool { return data.Port.ID != "" && !data.Detached }
 
 // withoutHost returns a server in the form that the network service needs to release ports.
 func withoutHost(srv *store.Server) network.Server {
@@ -127,27 +159,44 @@ func (s *Service) attachToGuest(ctx context.Context, op *operation.Op, data *sto
 	return s.changeGuest(ctx, op, data, false)
 }
 
-func (s *Service) detachFromGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+// undoAttach detaches the interface from the guest.
+func (s *Service) undoAttach(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
 	err := s.changeGuest(ctx, op, data, true)
-	if op.State == operation.Undoing && errors.Is(err, fault.Unimplemented) { // then the guest has no such interface
-		return nil
-	}
+	data.Detached = err == nil
 	return err
 }
 
-// changeGuest makes the compute service of the server's host attach an interface to the guest, or detach it. An error of the driver is permanent.
+func (s *Service) detachFromGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	return s.changeGuest(ctx, op, data, true)
+}
+
+// undoDetach gives the interface back to the guest if the network service has refused to release the port. After any other error the guest may lack the interface: the client can detach it again.
+func (s *Service) undoDetach(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	if fault.CodeOf(op.Err) == fault.Conflict {
+		return s.changeGuest(ctx, op, data, false)
+	}
+	return nil
+}
+
+// changeGuest makes the compute service of the server's host attach an interface to the guest, or detach it. An error of the driver is permanent. While the operation is undone, it is not an error that the
+// host does not have the guest, or that the driver has no such method.
 func (s *Service) changeGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData, detach bool) error {
 	srv, err := s.withPorts(ctx, op.Resource)
-	if op.State == operation.Undoing && errors.Is(err, operation.ErrStale) { // the deletion of the server cleans up
-		return nil
-	}
-	if err != nil {
+	undoing := op.State == operation.Undoing
+	switch {
+	case undoing && errors.Is(err, operation.ErrStale):
+		return nil // the deletion of the server cleans up
+	case err != nil:
 		return err
 	}
-	_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(data.Port), Detach: detach})
+	limited, cancel := context.WithTimeout(ctx, interfaceCall)
+	defer cancel()
+	_, err = rpc.Call(limited, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(data.Port), Detach: detach})
 	switch code := fault.CodeOf(err); {
-	case err == nil:
+	case err == nil, undoing && (code == fault.Unimplemented || code == fault.NotFound):
 		return nil
+	case code == fault.Timeout && ctx.Err() == nil, undoing && code == fault.Unavailable: // the host hangs or is down: another operation gets the slot of the runner
+		return operation.WaitFor(*srv.Host, interfacePause)
 	case code == fault.Unavailable, code == fault.Unknown, code == fault.Timeout, errors.Is(err, fault.ErrUnsupportedVersion), errors.Is(err, fault.ErrVersionCap):
 		return err
 	case code == fault.Unimplemented:
@@ -161,6 +210,8 @@ func (s *Service) releasePort(ctx context.Context, op *operation.Op, data *store
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), networkTimeout)
+	defer cancel()
 	return s.cfg.Network.ReleasePort(ctx, srv.ID, data.Port.ID, srv.Networks.V.Given(data.Port.ID))
 }
 

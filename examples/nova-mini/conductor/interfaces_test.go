@@ -6,7 +6,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
@@ -64,10 +66,10 @@ func TestInterfaces(t *testing.T) {
 			f.failAttach(func() error { return fault.New(fault.Conflict, "Fixed IP address 10.0.0.3 is already in use.") })
 		}, "Conflict", ""},
 		{"refused by the driver", func(b *bench, _ *fakeNetworks) {
-			b.changeInterface.Store(new(onceFor(fault.New(fault.NotFound, "no bridge"))))
+			b.changeInterface.Store(new(always(fault.New(fault.NotFound, "no such guest"))))
 		}, "Internal", "Internal"},
 		{"not supported by the driver", func(b *bench, _ *fakeNetworks) {
-			b.changeInterface.Store(new(onceFor(fault.New(fault.Unimplemented, "no interfaces"))))
+			b.changeInterface.Store(new(always(fault.New(fault.Unimplemented, "no interfaces"))))
 		}, "Unimplemented", "Unimplemented"},
 		{"not released by the network service", func(_ *bench, f *fakeNetworks) { f.failRelease() }, "", "Conflict"},
 	} {
@@ -138,6 +140,123 @@ func once(err error) func() error {
 func onceFor(err error) func(*compute.InterfaceRequest) error {
 	f := once(err)
 	return func(*compute.InterfaceRequest) error { return f() }
+}
+
+// always returns a function that always returns an error.
+func always(err error) func(*compute.InterfaceRequest) error {
+	return func(*compute.InterfaceRequest) error { return err }
+}
+
+// TestDeletionDuringAttachment: a server is deleted while its new port is made or bound. No port is left with the server, and a port that the client has named is not deleted.
+func TestDeletionDuringAttachment(t *testing.T) {
+	t.Parallel()
+	for _, given := range []string{"", "mine"} {
+		for _, first := range []string{"", "net"} { // with and without an interface before
+			t.Run("given "+given+" first "+first, func(t *testing.T) {
+				t.Parallel()
+				each(t, conductor.Config{}, func(b *bench) {
+					f := b.useNetworks()
+					b.start()
+					id := b.build()
+					if first != "" {
+						if _, err := b.store.AwaitInterface(b.Context(), b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: first}})); err != nil {
+							b.Fatal(err)
+						}
+					}
+					released := make(chan error)
+					f.failAttach(func() error { // the port is bound
+						go func() { // the deletion needs the network service, too
+							released <- b.store.BeginDelete(b.Context(), id)
+						}()
+						return get(b, released)
+					})
+					op := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net", Port: given}})
+					if _, err := b.store.AwaitInterface(b.Context(), op); fault.CodeOf(err) != fault.Canceled {
+						b.Errorf("the attachment ends with %v", err)
+					}
+					b.notify(id)
+					if err := b.report("h1", get(b, b.destroys).Token, ""); err != nil {
+						b.Error(err)
+					}
+					waittest.Until(b, "no port of the server", func() bool { return len(f.has(id)) == 0 })
+					f.mu.Lock()
+					defer f.mu.Unlock()
+					if server, ok := f.ports["mine"]; given != "" && (!ok || server != "") {
+						b.Errorf("the port of the client is of the server %q; it exists: %v", server, ok)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestGuestNotAsked: if the host does not answer while an attachment is undone, the port stays with the server, so that the client can detach it.
+func TestGuestNotAsked(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		if b.db.DriverName() == "mysql" {
+			b.Skip("the undo ends after 11 minutes on the clock of the database server")
+		}
+		b.cfg.Poll = 5 * time.Second
+		f := b.useNetworks()
+		b.start()
+		id := b.build()
+		b.changeInterface.Store(new(func(r *compute.InterfaceRequest) error {
+			if !r.Detach {
+				b.guest.Store(r.Interface.ID, r.ServerID)
+			}
+			return fault.New(fault.Unavailable, "the host is away")
+		}))
+		op := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+		if _, err := b.store.AwaitInterface(b.Context(), op); err == nil {
+			b.Error("attached without an answer")
+		}
+		b.changeInterface.Store(nil)
+		b.wantPorts(f, id, "port-1")
+		if _, err := b.store.AwaitInterface(b.Context(), b.change(id, compute.DetachInterface, store.InterfaceData{Port: b.server(id).Networks.V.Ports()[0]})); err != nil {
+			b.Error(err)
+		}
+		b.wantPorts(f, id)
+	})
+}
+
+// TestManyAttachments: attachments at the same time wait for each other, and none is refused. A soft deletion among them is not lost.
+func TestManyAttachments(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		f := b.useNetworks()
+		b.start()
+		id := b.build()
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				for range 3 {
+					op, err := b.store.BeginInterface(b.Context(), id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+					if err == nil {
+						b.svc.Runner.NotifyResource(id)
+						_, err = b.store.AwaitInterface(b.Context(), op)
+					}
+					if err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		if n := len(f.has(id)); n != 24 {
+			b.Errorf("%d ports, want 24", n)
+		}
+		op := b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+		if err := b.store.BeginSoftDelete(b.Context(), id); err != nil {
+			b.Error(err)
+		}
+		if _, err := b.store.AwaitInterface(b.Context(), op); err != nil {
+			b.Error(err)
+		}
+		if s := b.server(id); s.Task() != compute.SoftDelete.Info().Task {
+			b.Errorf("the soft deletion was lost: the task is %q", s.Task())
+		}
+	})
 }
 
 // TestActionsWaitForInterfaces: while an interface is changed, the server has no task, and other actions and a soft deletion wait. A deletion does not wait, and no port is left.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -66,8 +65,21 @@ func (f *fakeNetworks) Allocate(_ context.Context, s network.Server) ([]network.
 func (f *fakeNetworks) Release(_ context.Context, s network.Server) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	maps.DeleteFunc(f.ports, func(_, server string) bool { return server == s.ID })
+	for port, server := range f.ports {
+		if server == s.ID {
+			f.free(port, s.Wanted.Given(port))
+		}
+	}
 	return nil
+}
+
+// free deletes a port, or unbinds it if the client has named it.
+func (f *fakeNetworks) free(port string, given bool) {
+	if given {
+		f.ports[port] = ""
+	} else {
+		delete(f.ports, port)
+	}
 }
 
 func (f *fakeNetworks) Attach(_ context.Context, s network.Server) (*network.Port, error) {
@@ -86,7 +98,7 @@ func (f *fakeNetworks) Attach(_ context.Context, s network.Server) (*network.Por
 	return &network.Port{ID: id, Network: "net", Host: s.Host}, nil
 }
 
-func (f *fakeNetworks) ReleasePort(_ context.Context, server, port string, _ bool) error {
+func (f *fakeNetworks) ReleasePort(_ context.Context, server, port string, given bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.freed > 0 {
@@ -94,7 +106,7 @@ func (f *fakeNetworks) ReleasePort(_ context.Context, server, port string, _ boo
 		return fault.New(fault.Conflict, "the port is the parent of a trunk")
 	}
 	if f.ports[port] == server {
-		delete(f.ports, port)
+		f.free(port, given)
 	}
 	return nil
 }
@@ -102,7 +114,11 @@ func (f *fakeNetworks) ReleasePort(_ context.Context, server, port string, _ boo
 func (f *fakeNetworks) ReleaseOthers(_ context.Context, s network.Server) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	maps.DeleteFunc(f.ports, func(port, server string) bool { return server == s.ID && s.Wanted.Index(port) < 0 })
+	for port, server := range f.ports {
+		if server == s.ID && s.Wanted.Index(port) < 0 {
+			f.free(port, s.Wanted.Given(port))
+		}
+	}
 	return nil
 }
 

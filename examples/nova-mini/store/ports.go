@@ -87,6 +87,9 @@ type InterfaceData struct {
 	Project string `json:"project"`
 	// Port is the port of the interface. In an attachment it is empty until the port is made and bound.
 	Port network.Port `json:"port,omitzero"`
+	// Reserved means that the attachment has stored the interface, see ReservePort. Detached means that the guest does not have the interface of an attachment that is undone.
+	Reserved bool `json:"reserved,omitempty"`
+	Detached bool `json:"detached,omitempty"`
 }
 
 // BeginInterface begins the operation of a kind that changes an interface of a server, and returns the id of the operation. It waits while another interface of the server is changed. Errors:
@@ -138,7 +141,7 @@ const (
 )
 
 // whenFree calls the function begin, which begins the operation of an action on a server. It repeats the call while begin returns operation.ErrBusy because an interface of the server is being
-// changed. Nova's compute service makes actions wait in the same way. It must not be called in a transaction. Errors: Conflict after 30 s; those of begin, such as operation.ErrBusy because of
+// changed, or has just been changed. Nova's compute service makes actions wait in the same way. It must not be called in a transaction. Errors: Conflict after 30 s; those of begin, such as operation.ErrBusy because of
 // another operation.
 func (s *Store) whenFree(ctx context.Context, id string, a compute.Action, begin func() error) error {
 	for end := time.Now().Add(maxInterfaceWait); ; {
@@ -149,7 +152,7 @@ func (s *Store) whenFree(ctx context.Context, id string, a compute.Action, begin
 		switch op, readErr := s.ops.Current(ctx, id); {
 		case readErr != nil && !errors.Is(readErr, fault.NotFound):
 			return readErr
-		case readErr != nil, !changesInterfaces(op.Kind):
+		case readErr == nil && !changesInterfaces(op.Kind):
 			return err
 		case time.Now().After(end):
 			return fault.New(fault.Conflict, "Cannot '%s' instance %s while its interfaces are changed", a.Info().Name, id)
@@ -160,23 +163,13 @@ func (s *Store) whenFree(ctx context.Context, id string, a compute.Action, begin
 	}
 }
 
-// AwaitInterface waits until an operation of BeginInterface has ended, and returns the port of its interface. Errors: the error of the operation; those of the database; that of ctx.
+// AwaitInterface waits until an operation of BeginInterface has ended, and returns the port of the interface of an attachment. While the database is away, it goes on waiting. Errors: the error of the
+// operation; that of ctx.
 func (s *Store) AwaitInterface(ctx context.Context, operationID string) (*network.Port, error) {
 	for delay := (backoff.Backoff{Min: 10 * time.Millisecond, Max: 200 * time.Millisecond}); ; {
-		op, err := s.ops.Show(ctx, operationID)
-		switch {
-		case err != nil:
-			return nil, err
-		case op.State == operation.Succeeded:
-			var data InterfaceData
-			if err := json.Unmarshal(op.Data, &data); err != nil {
-				return nil, fault.New(fault.Internal, "data of operation %s: %w", operationID, err)
-			}
-			return &data.Port, nil
-		case op.State.Ended():
-			var code fault.Code
-			_ = code.UnmarshalText([]byte(op.ErrorCode)) // a code that only a later release knows becomes Internal
-			return nil, fault.New(code, "%s", op.Error)
+		got, err := s.EndedInterface(ctx, operationID)
+		if !errors.Is(err, errRuns) && fault.CodeOf(err) != fault.Unavailable {
+			return got, err
 		}
 		if !backoff.Sleep(ctx, delay.Next()) {
 			return nil, ctx.Err()
@@ -184,17 +177,53 @@ func (s *Store) AwaitInterface(ctx context.Context, operationID string) (*networ
 	}
 }
 
-// KeepPort stores the port of a new interface with a server. If the server has an interface with this port already, KeepPort updates the port. Errors: NotFound; Conflict if the interfaces that the
-// server was created with are not made yet.
+// errRuns means that an operation has not ended.
+var errRuns = fault.Sentinel(fault.Conflict, "OperationRuns", "the operation has not ended")
+
+// EndedInterface is AwaitInterface without waiting. Errors: also errRuns, with the code Conflict, if the operation has not ended; those of the database.
+func (s *Store) EndedInterface(ctx context.Context, operationID string) (*network.Port, error) {
+	op, err := s.ops.Show(ctx, operationID)
+	switch {
+	case err != nil:
+		return nil, err
+	case !op.State.Ended():
+		return nil, errRuns
+	case op.State != operation.Succeeded:
+		var code fault.Code
+		_ = code.UnmarshalText([]byte(op.ErrorCode)) // a code that only a later release knows becomes Internal
+		return nil, fault.New(code, "%s", op.Error)
+	}
+	var data InterfaceData
+	if err := json.Unmarshal(op.Data, &data); err != nil {
+		return nil, fault.New(fault.Internal, "data of operation %s: %w", operationID, err)
+	}
+	return &data.Port, nil
+}
+
+// ReservePort stores that a server is about to have another interface, before its port is made: from then on a deletion of the server looks for its ports, and knows the port that the client has named.
+// Errors: NotFound; Conflict if the server has the named port already, or if the interfaces that the server was created with are not made yet.
+func (s *Store) ReservePort(ctx context.Context, id string, r network.Request) error {
+	return s.ChangePorts(ctx, id, func(now *Server) error {
+		w := now.Networks.V // ChangePorts writes it, also if it was nil
+		switch {
+		case len(w.Ports()) < len(w.Interfaces):
+			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
+		case r.Port != "" && w.Index(r.Port) >= 0:
+			return network.PortInUse(r.Port)
+		case r.Port != "":
+			w.Interfaces = append(w.Interfaces, network.Interface{Request: r, Port: network.Port{ID: r.Port, Network: r.Network}})
+		}
+		return nil
+	})
+}
+
+// KeepPort stores the port of a new interface with a server. If the server has an interface with this port already, KeepPort updates the port. Errors: NotFound.
 func (s *Store) KeepPort(ctx context.Context, id string, data *InterfaceData) error {
 	return s.ChangePorts(ctx, id, func(now *Server) error {
 		w := now.Networks.V
-		switch i := w.Index(data.Port.ID); {
-		case i >= 0:
+		if i := w.Index(data.Port.ID); i >= 0 {
 			w.Interfaces[i].Port = data.Port
-		case len(w.Ports()) < len(w.Interfaces):
-			return fault.New(fault.Conflict, "Cannot 'attach_interface' instance %s while its interfaces are made", id)
-		default:
+		} else {
 			w.Interfaces = append(w.Interfaces, network.Interface{Request: data.Request, Port: data.Port})
 		}
 		return nil

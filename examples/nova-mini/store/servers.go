@@ -410,18 +410,23 @@ func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server
 // BeginDelete begins the deletion of a server. A deletion preempts every other operation on the server. If the server is
 // already being deleted, BeginDelete does nothing. Errors: NotFound.
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
-	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		// The operation is locked before the server, in the same order as a runner locks them.
-		err := s.preempt(ctx, tx, id, func(*operation.Op) error {
-			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
-			return err
+	err := s.repeatBusy(id, compute.ForceDelete, func() error {
+		return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+			// The operation is locked before the server, in the same order as a runner locks them.
+			err := s.preempt(ctx, tx, id, func(open *operation.Op) error {
+				if open != nil && open.Kind == Delete.Name {
+					return errUnchanged
+				}
+				_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 		})
-		if err != nil {
-			return err
-		}
-		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 	})
-	if errors.Is(err, operation.ErrBusy) {
+	if errors.Is(err, errUnchanged) {
 		return nil
 	}
 	return err

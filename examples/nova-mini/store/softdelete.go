@@ -24,20 +24,33 @@ var (
 
 // BeginSoftDelete begins the soft deletion of a server, which preempts other operations. A resize that is neither done nor reverted is
 // undone. A server that could not be restored later is deleted at once: a server that has never run, has no host or is offloaded. If
-// the server is being deleted or is soft-deleted already, BeginSoftDelete does nothing. Errors: NotFound.
+// the server is being deleted or is soft-deleted already, BeginSoftDelete does nothing. It waits while an interface of the server is changed. Errors: NotFound; Conflict if that takes longer than 30 s.
 func (s *Store) BeginSoftDelete(ctx context.Context, id string) error {
-	err := s.whenFree(ctx, id, compute.SoftDelete, func() error {
-		return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-			return s.beginSoftDelete(ctx, tx, id, now)
+	err := s.repeatBusy(id, compute.SoftDelete, func() error {
+		return s.whenFree(ctx, id, compute.SoftDelete, func() error {
+			return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+				return s.beginSoftDelete(ctx, tx, id, now)
+			})
 		})
 	})
 	switch {
 	case errors.Is(err, errNotRestorable):
 		return s.BeginDelete(ctx, id)
-	case errors.Is(err, errUnchanged), errors.Is(err, operation.ErrBusy):
+	case errors.Is(err, errUnchanged):
 		return nil
 	}
 	return err
+}
+
+// repeatBusy calls a function that begins the deletion of a server until it does not return operation.ErrBusy: then another operation has begun or ended at the same moment. Errors: Conflict after
+// maxBegins calls.
+func (s *Store) repeatBusy(id string, a compute.Action, begin func() error) error {
+	for range maxBegins {
+		if err := begin(); !errors.Is(err, operation.ErrBusy) {
+			return err
+		}
+	}
+	return interfacesBusy(id, a)
 }
 
 func (s *Store) beginSoftDelete(ctx context.Context, tx *sqlx.Tx, id string, now time.Time) error {
