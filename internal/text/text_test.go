@@ -12,7 +12,7 @@ func TestShellWord(t *testing.T) {
 	t.Parallel()
 	sh, err := exec.LookPath("sh")
 	if err != nil {
-		t.Skip("no shell")
+		t.Fatal(err) // a shell is on every machine that the commands are for
 	}
 	for word, want := range map[string]string{
 		"/etc/nova-mini/nova.conf": "/etc/nova-mini/nova.conf", "h1.example.org": "h1.example.org", "a=b,c:1%2+3@x_y": "a=b,c:1%2+3@x_y",

@@ -291,7 +291,7 @@ func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compu
 	case limited.Err() != nil:
 		cancelErr := s.cfg.Store.Operations().Cancel(ctx, id, fmt.Sprintf("it took longer than %v", changeTimeout))
 		if errors.Is(cancelErr, fault.Precondition) { // it has ended at the last moment, or is being undone
-			if got, err := s.cfg.Store.EndedInterface(ctx, id); err == nil {
+			if ended, got, err := s.cfg.Store.EndedInterface(ctx, id); ended && err == nil {
 				return got, nil
 			}
 		}

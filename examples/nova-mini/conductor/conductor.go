@@ -12,8 +12,11 @@
 //	                with the step schedule. An action with ActionInfo.Rotates also has the steps choose and rotate, in which
 //	                the compute service removes older backups
 //
-//	server.attach_interface, server.detach_interface
-//	                port: the network service makes or releases the port; attach, detach: the compute service changes the guest
+//	server.attach_interface
+//	                reserve: the server is about to have another interface; port: the network service makes and binds the port;
+//	                attach: the compute service gives the interface to the guest
+//	server.detach_interface
+//	                detach: the compute service takes the interface from the guest; port: the network service releases the port
 //
 // The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
 // step in the transaction that changes the server.

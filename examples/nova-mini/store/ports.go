@@ -167,8 +167,8 @@ func (s *Store) whenFree(ctx context.Context, id string, a compute.Action, begin
 // operation; that of ctx.
 func (s *Store) AwaitInterface(ctx context.Context, operationID string) (*network.Port, error) {
 	for delay := (backoff.Backoff{Min: 10 * time.Millisecond, Max: 200 * time.Millisecond}); ; {
-		got, err := s.EndedInterface(ctx, operationID)
-		if !errors.Is(err, errRuns) && fault.CodeOf(err) != fault.Unavailable {
+		ended, got, err := s.EndedInterface(ctx, operationID)
+		if ended || err != nil && fault.CodeOf(err) != fault.Unavailable {
 			return got, err
 		}
 		if !backoff.Sleep(ctx, delay.Next()) {
@@ -177,27 +177,22 @@ func (s *Store) AwaitInterface(ctx context.Context, operationID string) (*networ
 	}
 }
 
-// errRuns means that an operation has not ended.
-var errRuns = fault.Sentinel(fault.Conflict, "OperationRuns", "the operation has not ended")
-
-// EndedInterface is AwaitInterface without waiting. Errors: also errRuns, with the code Conflict, if the operation has not ended; those of the database.
-func (s *Store) EndedInterface(ctx context.Context, operationID string) (*network.Port, error) {
+// EndedInterface is AwaitInterface without waiting. The result ended is false if the operation has not ended, or if that cannot be read. Errors: those of AwaitInterface; those of the database.
+func (s *Store) EndedInterface(ctx context.Context, operationID string) (ended bool, port *network.Port, err error) {
 	op, err := s.ops.Show(ctx, operationID)
 	switch {
-	case err != nil:
-		return nil, err
-	case !op.State.Ended():
-		return nil, errRuns
+	case err != nil || !op.State.Ended():
+		return false, nil, err
 	case op.State != operation.Succeeded:
 		var code fault.Code
 		_ = code.UnmarshalText([]byte(op.ErrorCode)) // a code that only a later release knows becomes Internal
-		return nil, fault.New(code, "%s", op.Error)
+		return true, nil, fault.New(code, "%s", op.Error)
 	}
 	var data InterfaceData
 	if err := json.Unmarshal(op.Data, &data); err != nil {
-		return nil, fault.New(fault.Internal, "data of operation %s: %w", operationID, err)
+		return true, nil, fault.New(fault.Internal, "data of operation %s: %w", operationID, err)
 	}
-	return &data.Port, nil
+	return true, &data.Port, nil
 }
 
 // ReservePort stores that a server is about to have another interface, before its port is made: from then on a deletion of the server looks for its ports, and knows the port that the client has named.

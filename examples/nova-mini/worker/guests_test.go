@@ -291,6 +291,21 @@ func TestGuestsNever(t *testing.T) {
 	}
 }
 
+// wantNoReport checks that no guest was reported before another guest, whose death it causes and waits for.
+func (b *guestBench) wantNoReport() {
+	b.t.Helper()
+	b.build("s2")
+	b.dies("s2")
+	b.learns("s2", compute.Shutdown)
+	for len(b.reports) > 0 {
+		for _, g := range (<-b.reports).Guests {
+			if g.ServerID != "s2" {
+				b.t.Errorf("an own change was reported: %+v", g)
+			}
+		}
+	}
+}
+
 // TestOwnChanges: changes that the compute service itself makes need no reports. A change from outside during an action is reported after the action.
 func TestOwnChanges(t *testing.T) {
 	t.Parallel()
@@ -318,16 +333,7 @@ func TestOwnChanges(t *testing.T) {
 	} {
 		act(a)
 	}
-	b.build("s2")
-	b.dies("s2")
-	b.learns("s2", compute.Shutdown)
-	for len(b.reports) > 0 {
-		for _, g := range (<-b.reports).Guests {
-			if g.ServerID != "s2" {
-				t.Errorf("an own change was reported: %+v", g)
-			}
-		}
-	}
+	b.wantNoReport()
 	b.driver.meanwhile = func(id string) error { return b.driver.PowerOn(t.Context(), id) }
 	if _, err := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Stop, Token: "op/1"}); err != nil {
 		t.Fatal(err)
@@ -378,16 +384,7 @@ func TestOwnChangeWhileRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			get(t, stopped)
-			b.build("s2")
-			b.dies("s2")
-			b.learns("s2", compute.Shutdown)
-			for len(b.reports) > 0 {
-				for _, g := range (<-b.reports).Guests {
-					if g.ServerID != "s2" {
-						t.Errorf("an own change was reported: %+v", g)
-					}
-				}
-			}
+			b.wantNoReport()
 		})
 	}
 }
