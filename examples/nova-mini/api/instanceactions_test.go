@@ -208,6 +208,7 @@ func TestInterfaceChanges(t *testing.T) {
 		{nil, 202, ""},
 		{fault.New(fault.Internal, "secret bridge"), 500, "Unexpected API Error."},
 		{fault.New(fault.NotFound, "Port id p1 could not be found."), 404, "Port id p1 could not be found."},
+		{ops.Permanent(fault.New(fault.Unavailable, "secret host")), 503, "Failed to detach network adapter device from "},
 		{fault.New(fault.Unimplemented, "secret"), 501, "The driver of the host cannot detach interfaces."},
 		{fault.New(fault.Conflict, "the network service refuses to release port p1"), 409, "the network service refuses to release port p1"},
 		{fault.New(fault.Exhausted, "No fixed IP addresses available for network: n"), 400, "No fixed IP addresses available for network: n"},
