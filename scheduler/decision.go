@@ -115,7 +115,7 @@ func (d *Decision[H]) UnmarshalJSON(b []byte) error {
 			return err
 		}
 		v := Reject(r.Reason)
-		d.rejected.add(h, r.Filter, &v, -1)
+		d.rejected.add(h, &rejecter{name: r.Filter}, &v)
 	}
 	return nil
 }

@@ -21,9 +21,9 @@ type ranking[R any, H Host] struct {
 	filters  []preparedFilter[R, H] // without those whose Prepare returned nil
 	feasible []H
 
-	counts     []int   // the number of rejected hosts, for each filter, then for each weigher
-	lastFormat []int32 // the index in rejected.formats of the last format, for each filter, then for each weigher; -1: none
-	rejected   rejections[H]
+	rejecters []rejecter // each filter, then each weigher
+	counts    []int      // the number of hosts that each of the rejecters has rejected
+	rejected  rejections[H]
 
 	weighers []func(H) float64 // an element is nil if Prepare returned nil
 	scores   scoreTable
@@ -46,7 +46,10 @@ type rankedIndex struct {
 }
 
 func newRanking[R any, H Host](s *Scheduler[R, H]) *ranking[R, H] {
-	r := &ranking[R, H]{s: s, counts: make([]int, len(s.names)), lastFormat: make([]int32, len(s.names))}
+	r := &ranking[R, H]{s: s, counts: make([]int, len(s.names))}
+	for _, name := range s.names {
+		r.rejecters = append(r.rejecters, rejecter{name: name})
+	}
 	for _, w := range s.cfg.Weighers {
 		r.scores.multipliers = append(r.scores.multipliers, w.Multiplier)
 	}
@@ -59,9 +62,6 @@ func (r *ranking[R, H]) start(ctx context.Context, req R, hosts []H) error {
 	r.filters = resizeSlice(r.filters, len(r.s.cfg.Filters))
 	for i := range r.filters {
 		r.filters[i] = preparedFilter[R, H]{index: i}
-	}
-	for i := range r.lastFormat {
-		r.lastFormat[i] = -1
 	}
 	if err := r.filterHosts(); err != nil {
 		return err
@@ -76,6 +76,9 @@ func (r *ranking[R, H]) release() {
 	clear(r.filters[:cap(r.filters)])
 	clear(r.feasible[:cap(r.feasible)])
 	clear(r.counts)
+	for i := range r.rejecters {
+		r.rejecters[i].latest = 0
+	}
 	clear(r.weighers)
 	r.filters, r.feasible, r.weighers = r.filters[:0], r.feasible[:0], r.weighers[:0]
 	r.rejected.reset()
@@ -96,15 +99,15 @@ func (r *ranking[R, H]) filterHosts() error {
 }
 
 // filterBlock adds the feasible hosts of a block. Each host goes through the filters until one rejects it. This is the
-// inner loop of a decision: besides filters it calls only prepareFilter, for a filter's first host, and
-// explainRejection.
+// inner loop of a decision: besides filters it calls only prepareFilter, for a filter's first host, and rejections.add.
 func (r *ranking[R, H]) filterBlock(block []H) error {
-	req, explain := r.req, !r.s.cfg.CountsOnly
+	req, filters, explain := r.req, r.filters, !r.s.cfg.CountsOnly
 nextHost:
 	for _, h := range block {
-		for i := 0; i < len(r.filters); i++ {
+		for i := 0; i < len(filters); i++ {
 			var v Verdict
-			switch f := &r.filters[i]; {
+			f := &filters[i]
+			switch {
 			case f.plain != nil:
 				v = f.plain(req, h)
 			case f.judge != nil:
@@ -113,13 +116,14 @@ nextHost:
 				if err := r.prepareFilter(i); err != nil {
 					return err
 				}
+				filters = r.filters
 				i-- // the same filter, or the next one if prepareFilter removed this one
 				continue
 			}
 			if v.format != "" {
-				r.counts[r.filters[i].index]++
+				r.counts[f.index]++
 				if explain {
-					r.explainRejection(h, r.filters[i].index, &v)
+					r.rejected.add(h, &r.rejecters[f.index], &v)
 				}
 				continue nextHost
 			}
@@ -144,11 +148,6 @@ func (r *ranking[R, H]) prepareFilter(i int) (err error) {
 		r.filters = slices.Delete(r.filters, i, i+1)
 	}
 	return nil
-}
-
-// explainRejection keeps the reason of a rejection by a filter or a weigher.
-func (r *ranking[R, H]) explainRejection(h H, by int, v *Verdict) {
-	r.lastFormat[by] = r.rejected.add(h, r.s.names[by], v, r.lastFormat[by])
 }
 
 // weighHosts computes the scores of the feasible hosts. A single feasible host is not weighed, as in Nova.
@@ -216,7 +215,7 @@ func (r *ranking[R, H]) rejectNonFinite() {
 			v := Reject("raw score is %g", raw)
 			by := len(r.s.cfg.Filters) + j
 			if r.counts[by]++; !r.s.cfg.CountsOnly {
-				r.explainRejection(h, by, &v)
+				r.rejected.add(h, &r.rejecters[by], &v)
 			}
 			continue
 		}

@@ -21,16 +21,22 @@ type reason struct {
 // reasonFormat is the filter or weigher and the format of a reason, which many hosts may share.
 type reasonFormat struct{ rejectedBy, format string }
 
-// add adds a host. The parameter last is the index of the latest format of the same filter, or -1. add returns the index of
-// the format of this rejection.
-func (r *rejections[H]) add(h H, rejectedBy string, v *Verdict, last int32) int32 {
-	if last < 0 || r.formats[last].format != v.format {
-		last = int32(len(r.formats))
-		r.formats = append(r.formats, reasonFormat{rejectedBy, v.format})
+// rejecter is a filter or a weigher, with 1 + the index of its latest format in formats; 0: none.
+type rejecter struct {
+	name   string
+	latest int32
+}
+
+// add adds a host that by rejects.
+func (r *rejections[H]) add(h H, by *rejecter, v *Verdict) {
+	format := by.latest - 1
+	if format < 0 || r.formats[format].format != v.format {
+		format = int32(len(r.formats))
+		r.formats = append(r.formats, reasonFormat{by.name, v.format})
+		by.latest = format + 1
 	}
 	r.hosts = append(r.hosts, h)
-	r.reasons = append(r.reasons, reason{v.a, v.b, last})
-	return last
+	r.reasons = append(r.reasons, reason{v.a, v.b, format})
 }
 
 // at returns the filter and the text of the reason for the i-th host.
