@@ -37,7 +37,7 @@ func (p *Prepared) Get(ctx context.Context, out any, args ...any) error {
 		err = st.GetContext(ctx, out, args...)
 	}
 	for range maxRepeats {
-		if m := engine.Explain(err); err == nil || !m.Unprepared && !m.Lost {
+		if m := engine.Explain(err); err == nil || m.Silent || !m.Unprepared && !m.Lost {
 			break
 		}
 		err = p.db.GetContext(ctx, out, p.query, args...)

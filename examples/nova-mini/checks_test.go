@@ -56,6 +56,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"database, no user", "api", strings.Replace(good, "mysql://u:hush@", "mysql://", 1), "FILE:5: [database] connection", "no user"},
 		{"database, missing", "scheduler", strings.Replace(good, "connection = mysql://u:hush@127.0.0.1:1/nova\n", "", 1), "[database] connection", "is not set; use mysql://"},
 		{"database, no connections", "scheduler", good + "[database]\nmax_pool_size = 0\n", "FILE:9: [database] max_pool_size", "less than 1"},
+		{"database, no time to answer", "scheduler", good + "[database]\nresponse_timeout = 0\n", "FILE:9: [database] response_timeout", "less than 1"},
 		{"port too high", "api", good + "[DEFAULT]\nosapi_compute_listen_port = 65536\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "more than 65535"},
 		{"port negative", "api", good + "[DEFAULT]\nosapi_compute_listen_port = -1\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "less than 0"},
 		{"port, not a number", "api", good + "[DEFAULT]\nosapi_compute_listen_port = http\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "not an integer"},
