@@ -30,9 +30,7 @@ func (o *Options) Validate() error {
 	if u, err := url.Parse(o.Connection); err == nil && (u.Query().Has("ssl_ca") || u.Query().Has("ssl_cert") || u.Query().Has("ssl_key")) {
 		return nil
 	}
-	d, err := New(o.Config())
-	if err != nil {
-		return fault.WithReason(err, "", map[string]string{"option": "connection"})
-	}
-	return d.Close()
+	// New would log the warning about a connection without TLS, for each reading of the options and before the log has its format.
+	_, _, err := parseURL(o.Connection)
+	return fault.WithReason(err, "", map[string]string{"option": "connection"})
 }

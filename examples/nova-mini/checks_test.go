@@ -46,8 +46,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		name, service, text string
 		where, says         string // parts of the error; FILE stands for the path of the file
 	}{
-		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
-		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
+		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps, memory, nats, rabbit, tls, watermill-amqp"},
+		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps, memory, nats, rabbit, tls, watermill-amqp"},
 		{"bus, an invalid port", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
 		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; use rabbit://"},
 		{"bus, a queue's name", "conductor", good + "[DEFAULT]\ncontrol_exchange = a b\n", "FILE:9: [DEFAULT] control_exchange", "does not match"},
