@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/scheduler/placement"
@@ -113,6 +115,21 @@ var builtIn = map[string]string{
 	"AvailabilityZoneFilter": "the zone that a client asks for always counts",
 }
 
+// removed maps the names of filters that Nova has removed to the filters that do the same.
+var removed = map[string]string{"CoreFilter": placement.VCPU, "RamFilter": placement.MemoryMB, "DiskFilter": placement.DiskGB}
+
+// hintFilter returns a clause for the error of a filter that does not exist: the most similar name, of this package or of Nova.
+func hintFilter(name string, own []filter) string {
+	if ours, ok := removed[name]; ok {
+		return "; Nova has removed " + name + ", and " + ours + " does the same"
+	}
+	known := slices.Concat(slices.Collect(maps.Keys(nova)), slices.Collect(maps.Keys(builtIn)))
+	for _, f := range own {
+		known = append(known, f.Name())
+	}
+	return text.Nearest(name, slices.Values(known))
+}
+
 // New returns a service. Errors: Invalid if the configuration names a filter that does not
 // exist; the error lists the known names. Filters of Nova that are built in are accepted, and
 // the log names them.
@@ -198,7 +215,16 @@ func filtersOf(o placement.Options, names []string) ([]filter, error) {
 		}
 		return scheduler.Pass
 	})
-	return scheduler.ByName(append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...), names)
+	all := append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...)
+	found, err := scheduler.ByName(all, names)
+	if err != nil {
+		for _, n := range names {
+			if !slices.ContainsFunc(all, func(f filter) bool { return f.Name() == n }) { // the name in the error
+				return nil, fault.New(fault.CodeOf(err), "%w%s", err, hintFilter(n, all))
+			}
+		}
+	}
+	return found, err
 }
 
 // newRanking returns a scheduler with the filters and weighers of a configuration. It chooses at random from the best hosts; the parameter subset is their number.
