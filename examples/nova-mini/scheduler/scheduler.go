@@ -171,26 +171,29 @@ func (c Config) Validate() error {
 // servers. The amounts of resources are checked by the claim.
 var forNewServers = []string{"tried", "disabled", "down", "resources", "affinity", "anti_affinity", "tasks", "consumers", placement.VCPU, placement.MemoryMB, placement.DiskGB}
 
-// Passes reports whether a server could stay on its host with a changed request: whether the host passes the configured filters, except those of forNewServers. Passes returns
-// false if the host does not exist. It does not use Store. Errors: those of Validate.
-func (c Config) Passes(ctx context.Context, hosts []*store.Host, host string, req *compute.SelectRequest) (bool, error) {
+// Refusal returns why a server could not stay on its host with a changed request: the first of the configured filters, except those of forNewServers, that rejects the host,
+// with its words. It returns "" if the host passes. A host that does not exist does not pass. Refusal does not use Store. Errors: those of Validate.
+func (c Config) Refusal(ctx context.Context, hosts []*store.Host, host string, req *compute.SelectRequest) (string, error) {
 	names := slices.DeleteFunc(slices.Clone(filterNames(c.Filters)), func(n string) bool { return slices.Contains(forNewServers, n) })
 	filters, err := filtersOf(placement.Options{DownAfter: c.DownAfter}, names)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	at := slices.IndexFunc(hosts, func(h *store.Host) bool { return h.Hostname == host })
 	if at < 0 {
-		return false, nil
+		return "the host does not exist", nil
 	}
 	q := specOf(req)
 	for _, f := range filters {
 		judge, err := f.Prepare(ctx, q, hosts)
-		if err != nil || judge != nil && judge(hosts[at]) != scheduler.Pass {
-			return false, err
+		if err != nil {
+			return "", err
+		}
+		if judge != nil && judge(hosts[at]) != scheduler.Pass {
+			return f.Name() + " (" + InWords(f.Name()) + ")", nil
 		}
 	}
-	return true, nil
+	return "", nil
 }
 
 // filtersOf returns the filters with these names. Errors: Invalid if one does not exist.
@@ -394,7 +397,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the context that wrapping has added to err
+		text := fault.New(f.Code, "No valid host was found. %s", summarize(placed.Decision)) // without the context that wrapping has added to err
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
