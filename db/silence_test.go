@@ -92,7 +92,6 @@ type silence struct {
 	d            *sqlx.DB
 	mute, unmute func() error
 	url          string
-	name         *db.Prepared
 }
 
 func newSilence(t *testing.T, rawURL string, mute, unmute func() error) *silence {
@@ -106,17 +105,20 @@ func newSilence(t *testing.T, rawURL string, mute, unmute func() error) *silence
 		t.Fatal(err)
 	}
 	exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
-	s := &silence{T: t, d: d, mute: mute, unmute: unmute, url: rawURL, name: db.Prepare(d, "SELECT name FROM things WHERE id = ?")}
+	s := &silence{T: t, d: d, mute: mute, unmute: unmute, url: rawURL}
 	if err := s.read(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-// read runs the prepared query.
+// preparedQuery is so long that a connection prepares it when it runs the query again.
+var preparedQuery = "SELECT name FROM things WHERE id = ?" + strings.Repeat(" AND id = id", 200)
+
+// read runs the long query.
 func (s *silence) read(ctx context.Context) error {
 	var name string
-	return s.name.Get(ctx, &name, "1")
+	return db.Error(s.d.GetContext(ctx, &name, preparedQuery, "1"))
 }
 
 // longStatement: a statement that takes longer than ResponseTimeout succeeds, because the server answers meanwhile.
@@ -160,7 +162,7 @@ func (s *silence) silent() {
 		"a query": {fault.Unavailable, func(ctx context.Context) error {
 			return db.Error(s.d.GetContext(ctx, new(int), "SELECT n FROM things"))
 		}},
-		"a prepared query": {fault.Unavailable, s.read},
+		"a long query": {fault.Unavailable, s.read},
 		"a statement": {fault.Unknown, func(ctx context.Context) error {
 			_, err := db.Exec(ctx, s.d, "UPDATE things SET n = n + 1")
 			return err

@@ -85,7 +85,7 @@ func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 		if d.conn != nil {
 			d.conn.connected.Store(true)
 		}
-		return &mysqlConn{c.(rawMySQL), m.observer, d.conn}, nil
+		return &mysqlConn{rawMySQL: c.(rawMySQL), observer: m.observer, net: d.conn}, nil
 	}
 	end, hasEnd := ctx.Deadline()
 	switch {
@@ -118,12 +118,18 @@ type mysqlConn struct {
 
 	observer *engine.Observer
 	net      *watchedConn // nil if the connection is not watched
+	prepared statementCache
 }
 
 // ExecContext runs a statement without rows and reports it to the observer.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
+	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+		if res, err = st.ExecContext(ctx, args); !c.prepared.refused(query, err) {
+			return res, c.explain(query, err)
+		}
+	}
 	res, err = c.rawMySQL.ExecContext(ctx, query, args)
 	return res, c.explain(query, err)
 }
@@ -132,6 +138,11 @@ func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
+	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+		if rows, err = st.QueryContext(ctx, args); !c.prepared.refused(query, err) {
+			return rows, c.explain(query, err)
+		}
+	}
 	rows, err = c.rawMySQL.QueryContext(ctx, query, args)
 	return rows, c.explain(query, err)
 }

@@ -75,15 +75,13 @@ type Meaning struct {
 	Done bool
 	// Lost means that the connection was lost, and that the statement may have been executed.
 	Lost bool
-	// Silent means, beside Lost, that the database does not answer, so that the next connection does not help. For a statement that only
+	// Silent means, beside Lost, that the database does not answer, not even on another connection. For a statement that only
 	// reads, Code is Unavailable.
 	Silent bool
 	// NoTLS means that the URL requires TLS, and that the server has none.
 	NoTLS bool
 	// NoDatabase means that the server does not have the database in the URL.
 	NoDatabase bool
-	// Unprepared means that the server cannot run the statement as a prepared statement, but perhaps without preparing it.
-	Unprepared bool
 }
 
 // WriteLocker is a connection of a database without named locks: a transaction that writes is the lock.
