@@ -154,7 +154,7 @@ func (p *Process[O]) addPart(phase int, name, label string, s service.Part) {
 	if l, ok := s.(interface {
 		TryListen(ctx context.Context) error
 	}); ok { // otherwise an address in use is an error only after the other parts have started
-		p.parts[phaseAddress] = append(p.parts[phaseAddress], part{"address of the " + name, label, service.Funcs{OnStart: l.TryListen}})
+		p.parts[phaseAddress] = append(p.parts[phaseAddress], part{name + " address", label, service.Funcs{OnStart: l.TryListen}})
 	}
 	p.parts[phase] = append(p.parts[phase], part{name, label, s})
 }

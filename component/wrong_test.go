@@ -48,7 +48,7 @@ func TestWrongCommands(t *testing.T) {
 		{"policy sample -o yaml", "", 2, "notes policy sample has only one format"},
 		{"completion bash -o yaml", "", 2, "notes completion bash has only one format"},
 		{"version --colour", "", 2, "unknown flag: --colour"},
-		{"version --ouput json", "", 2, "unknown flag: --ouput; the nearest is --output"},
+		{"version --outpt json", "", 2, "unknown flag: --outpt; the nearest is --output"},
 		{"version --stat-path x", "", 2, "unknown flag: --stat-path; the nearest is --state-path"},
 		{"member list --state-path /no/such/directory", "", 1, "flag --state-path: [DEFAULT] state_path: /no/such/directory/"},
 		{"operation list --state-path /no/such/directory", "", 1, "does not exist: use the directory of the --state-path with which this process was started"},

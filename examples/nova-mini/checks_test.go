@@ -306,7 +306,7 @@ func TestCommandLine(t *testing.T) {
 		"operation list --state bogus":       `state "bogus" does not exist; use one of: running, undoing, succeeded, failed, timed_out, canceled`,
 		"operation list --state runnig":      `state "runnig" does not exist; the nearest is running`,
 		"operation list --limit -1":          "flag --limit: -1 is less than 0",
-		"operation list --stat x":            "unknown flag: --stat; the nearest is --state-path",
+		"operation list --stat x":            "unknown flag: --stat; the nearest is --state",
 		"operation show":                     "requires at least 1 arg",
 		"api now":                            `nova-mini api has no arguments: remove "now"`,
 		"config validate --service bogus":    `service "bogus" does not exist`,
@@ -355,7 +355,7 @@ func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the
 	if got := list("--limit", "0"); strings.Count(got, "\n") != 1 {
 		t.Errorf("--limit 0 lists\n%s", got)
 	}
-	if err := run(t.Context(), new(bytes.Buffer), "operation", "list", "--state-path", t.TempDir()); err == nil || !strings.Contains(err.Error(), "[database] connection: is not set") {
+	if err := run(t.Context(), new(bytes.Buffer), "operation", "list", "--state-path", t.TempDir()); err == nil || !strings.Contains(err.Error(), "flag --state-path: [DEFAULT] state_path: ") || !strings.Contains(err.Error(), "does not exist: use the directory of the --state-path") {
 		t.Errorf("without a database: %v", err)
 	}
 }

@@ -397,7 +397,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", summarize(placed.Decision)) // without the context that wrapping has added to err
+		text := fault.New(f.Code, "No valid host was found. %s", countInWords(placed.Decision)) // without the context that wrapping has added to err
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err

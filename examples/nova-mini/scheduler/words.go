@@ -42,9 +42,9 @@ var words = map[string]string{
 // InWords says why a filter rejects a host. It returns "" if the filter does not exist.
 func InWords(filter string) string { return words[filter] }
 
-// summarize counts the feasible hosts of a decision, and the rejected ones by filter, with the words of the filter: "0 of 4 hosts: 3 MEMORY_MB (too
+// countInWords counts the feasible hosts of a decision, and the rejected ones by filter, with the words of the filter: "0 of 4 hosts: 3 MEMORY_MB (too
 // little memory is free), 1 disabled (an operator has disabled the compute service)".
-func summarize(d *scheduler.Decision[*store.Host]) string {
+func countInWords(d *scheduler.Decision[*store.Host]) string {
 	parts, all := make([]string, len(d.Counts)), d.Feasible
 	for i, c := range d.Counts {
 		all += c.Hosts
