@@ -212,6 +212,7 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 		end.Error = failed.Error()
 		_, end.Refused = errors.AsType[refusal](failed)
 		_, end.Missing = errors.AsType[missing](failed)
+		_, end.Unsupported = errors.AsType[unsupported](failed)
 	}
 	for range maxReports {
 		if _, err = askConductor(ctx, s, compute.EndStep, &end); !errors.Is(err, compute.ErrOtherRelease) {
