@@ -93,7 +93,7 @@ func newSmallNeutron(t *testing.T) *smallNeutron {
 		return object{"security_groups": matching(r, []object{of(smallDefault, "default"), of("75deae08-0807-4f7c-a693-b38cabdc9034", "test")}, "id")}
 	})
 	answer("GET /v2.0/ports", http.StatusOK, func(r *http.Request, _ object) any {
-		list := matching(r, slices.Collect(maps.Values(n.ports)), "id", "device_id", "network_id")
+		list := matching(r, slices.AppendSeq([]object{}, maps.Values(n.ports)), "id", "device_id", "network_id")
 		if r.URL.Query().Has("fixed_ips") { // asks whether an address is in use
 			list = []object{}
 		}
@@ -146,6 +146,13 @@ func (n *smallNeutron) add(id, server string) {
 		"id": id, "network_id": smallNetwork, "device_id": server, "mac_address": "fa:16:3e:4c:2c:30", "status": "ACTIVE", "tenant_id": "p1", "project_id": "p1", "security_groups": []string{smallDefault},
 		"fixed_ips": []map[string]any{{"subnet_id": smallSubnet, "ip_address": smallIP}},
 	}
+}
+
+// remove removes a port.
+func (n *smallNeutron) remove(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.ports, id)
 }
 
 // TestNetworkSamples: requests and replies about the networks of a server have the names and types of Nova's samples.

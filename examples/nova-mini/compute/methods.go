@@ -44,7 +44,7 @@ var (
 	// OpenConsole returns the address at which the console proxy reaches the console of a server. Errors: NotFound if the server is not on the host;
 	// Precondition if the server does not run; Unimplemented if the driver does not have this type of console, or the console has no TCP port.
 	OpenConsole = rpc.Define(rpc.Method[OpenConsoleRequest, OpenConsoleReply]{Interface: Worker, Name: "open_console", Since: v15})
-	// ChangeInterface attaches a network interface to a server, or detaches it. It is idempotent. Errors: NotFound if the server is not on the
+	// ChangeInterface is Act with AttachInterface and DetachInterface for services before version 1.6. It attaches a network interface to a server, or detaches it. It is idempotent. Errors: NotFound if the server is not on the
 	// host; Unimplemented if the driver cannot attach interfaces.
 	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
 )

@@ -178,8 +178,8 @@ func (s *Service) undoDetachment(ctx context.Context, op *operation.Op, data *st
 	return nil
 }
 
-// castInterface casts the request to attach the interface to the guest, or to detach it, to the compute service of the server's host. While the operation is undone, it is not an error that the host
-// does not have the guest, or that the driver cannot change interfaces.
+// castInterface casts the request to attach the interface to the guest, or to detach it, to the compute service of the server's host. While the operation is undone, or after the
+// network service has deleted the port, it is not an error that the host does not have the guest, or that the driver cannot change interfaces.
 func (s *Service) castInterface(ctx context.Context, op *operation.Op, data *store.InterfaceData, a compute.Action) error {
 	srv, err := s.withPorts(ctx, op.Resource)
 	undoing := op.State == operation.Undoing
@@ -190,11 +190,14 @@ func (s *Service) castInterface(ctx context.Context, op *operation.Op, data *sto
 		return err
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, a.Info().Method(), *srv.Host, &compute.ActRequest{
-		ServerID: srv.ID, Action: a, Interface: new(store.Interface(data.Port)), IfPossible: undoing, Token: op.Token, Generation: generationOf(op.Token),
+		ServerID: srv.ID, Action: a, Interface: new(store.Interface(data.Port)), IfPossible: undoing || data.Deleted, Token: op.Token, Generation: generationOf(op.Token),
 	}))
 }
 
 func (s *Service) releasePort(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	if data.Deleted {
+		return nil
+	}
 	srv, err := s.withPorts(ctx, op.Resource)
 	if err != nil {
 		return err

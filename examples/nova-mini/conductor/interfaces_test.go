@@ -353,6 +353,43 @@ func TestInterfaceBegins(t *testing.T) {
 	})
 }
 
+// TestDeletedPort: if the network service has deleted a port, the guest and the server lose the interface in each state of the server, also if the driver cannot change interfaces. If the host fails, the
+// server keeps the interface, as in Nova.
+func TestDeletedPort(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		err  error
+		lost bool
+	}{
+		{"success", nil, true},
+		{"not supported by the driver", fault.New(fault.Unimplemented, "no interfaces"), true},
+		{"no guest", fault.New(fault.NotFound, "no guest"), true},
+		{"failure", fault.New(fault.Internal, "busy"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			each(t, conductor.Config{}, func(b *bench) {
+				f := b.useNetworks()
+				b.start()
+				id := b.build()
+				port, err := b.store.AwaitInterface(b.Context(), b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}}))
+				if err != nil {
+					b.Fatal(err)
+				}
+				f.failRelease() // of a port that does not exist
+				b.exec(`UPDATE servers SET vm_state = 'suspended'`)
+				b.exec(`UPDATE hosts SET capabilities = '["snapshot"]'`)
+				b.changeInterface.Store(new(always(tt.err)))
+				_, err = b.store.AwaitInterface(b.Context(), b.change(id, compute.DetachInterface, store.InterfaceData{Port: *port, Deleted: true}))
+				if lost := len(b.server(id).Networks.V.Ports()) == 0; lost != tt.lost || (err == nil) != tt.lost {
+					b.Errorf("%v; the server has lost the interface: %v, want %v", err, lost, tt.lost)
+				}
+			})
+		})
+	}
+}
+
 // TestHungHosts: changes of interfaces on a host that hangs do not delay an action on another host, although there are more of these changes than slots of the conductor.
 func TestHungHosts(t *testing.T) {
 	t.Parallel()
@@ -367,11 +404,10 @@ func TestHungHosts(t *testing.T) {
 			}
 		}
 		addHost("h1")
-		asked, release := make(chan struct{}, 100), make(chan struct{})
+		asked, release := make(chan struct{}, 100), make(chan error)
 		b.changeInterface.Store(new(func(guestChange) error {
 			asked <- struct{}{}
-			<-release
-			return nil
+			return <-release
 		}))
 		defer close(release)
 		var hung []string

@@ -165,6 +165,30 @@ func TestNotStopped(t *testing.T) {
 	}
 }
 
+// TestOlderChange: a change of interfaces that an earlier conductor has called for is stopped by a deletion, and by no other action.
+func TestOlderChange(t *testing.T) {
+	t.Parallel()
+	b := newHangBench(t)
+	if err := b.driver.Spawn(t.Context(), compute.Spec{ID: "s1"}); err != nil {
+		t.Fatal(err)
+	}
+	done := start(func() (*rpc.None, error) {
+		return b.svc.ChangeInterface(t.Context(), &compute.InterfaceRequest{ServerID: "s1", Interface: *attachment("").Interface})
+	})
+	get(t, b.hung)
+	if _, err := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.HardReboot, Token: "op/3"}); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("the change of interfaces was stopped: %v", err)
+	default:
+	}
+	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Token: "op/4"}); err != nil || get(t, b.ended).Token != "op/4" || get(t, done) == nil {
+		t.Errorf("destroy: %v", err)
+	}
+}
+
 // TestHungOrphan: a build hangs, and the server is no longer wanted on the host. The audit stops the build and removes the remains.
 func TestHungOrphan(t *testing.T) {
 	t.Parallel()
