@@ -366,3 +366,51 @@ func (b *bench) setDown(host string) {
 	b.Helper()
 	b.exec(`UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host)
 }
+
+// awaitPeer waits until a server's operation waits for the compute service.
+func (b *bench) awaitPeer(id string) {
+	b.Helper()
+	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
+}
+
+// build adds an active server on the host h1, and returns the server's ID.
+func (b *bench) build() string {
+	b.Helper()
+	id := b.addServer()
+	b.notify(id)
+	r, host := b.awaitBuild(id)
+	if err := b.report(host, r.Token, ""); err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+// act begins an action and returns the request to the compute service.
+func (b *bench) act(id string, a compute.Action, data store.ActData) compute.ActRequest {
+	b.Helper()
+	if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
+		b.Fatal(err)
+	}
+	return b.awaitAct(id)
+}
+
+// awaitAct waits for the request of a server's current step. It skips repeated requests of earlier steps.
+func (b *bench) awaitAct(id string) compute.ActRequest {
+	b.Helper()
+	b.notify(id)
+	for {
+		if r := get(b, b.acts); r.ServerID == id && r.Token == b.token(id) {
+			return r
+		}
+	}
+}
+
+// ended returns the ID of the operation of a failed action.
+func (b *bench) ended(id string, a compute.Action) string {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, State: operation.Failed})
+	if err != nil || len(list) == 0 {
+		b.Fatalf("no %s has failed: %v", a, err)
+	}
+	return list[0].ID
+}
