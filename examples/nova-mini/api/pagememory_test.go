@@ -98,17 +98,9 @@ func fill(t *testing.T, s *store.Store, d *sqlx.DB, n int) {
 	if err := s.CreateServer(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	var columns []string
-	rows, err := d.QueryxContext(t.Context(), `SELECT * FROM servers WHERE id = ?`, first.ID)
-	if err == nil {
-		columns, err = rows.Columns()
-		rows.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	columns := columnsOf(t, d)
 	others := strings.Join(slices.DeleteFunc(columns, func(c string) bool { return c == "id" }), ", ")
-	err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+	err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 		for range n - 1 {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO servers (id, `+others+`) SELECT ?, `+others+` FROM servers WHERE id = ?`, uuid.NewString(), first.ID); err != nil {
 				return err
@@ -119,6 +111,21 @@ func fill(t *testing.T, s *store.Store, d *sqlx.DB, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// columnsOf returns the names of the columns of the table of servers.
+func columnsOf(t *testing.T, d *sqlx.DB) []string {
+	t.Helper()
+	rows, err := d.QueryxContext(t.Context(), `SELECT * FROM servers WHERE 1 = 0`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil || rows.Err() != nil {
+		t.Fatal(err, rows.Err())
+	}
+	return columns
 }
 
 // measurePage returns how much a reply allocates, how much of it is still in use for each client that reads slowly, and the size of the body, in bytes.
