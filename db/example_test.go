@@ -184,25 +184,6 @@ func ExamplePage_Select() {
 	// [{c db-2 3} {e db-3 2}] true <nil>
 }
 
-// A query that a process runs for most requests is prepared once on each connection.
-func ExamplePrepare() {
-	ctx := context.Background()
-	d := open(ctx,
-		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, size BIGINT NOT NULL)",
-		"INSERT INTO volumes (id, size) VALUES ('a', 1), ('b', 8)")
-	defer d.Close()
-
-	type Volume struct {
-		ID   string
-		Size int64
-	}
-	volume := db.Prepare(d, "SELECT id, size FROM volumes WHERE id = ?")
-	var v Volume
-	err := volume.Get(ctx, &v, "b")
-	fmt.Println(v, err)
-	// Output: {b 8} <nil>
-}
-
 // Volumes that were deleted long ago move to the history, in small transactions.
 // Their tags are deleted.
 func ExamplePurge() {

@@ -155,7 +155,7 @@ func incomingContext(ctx context.Context) context.Context {
 		return ctx
 	}
 	var r reqctx.Request
-	if json.Unmarshal([]byte(v[0]), &r) != nil {
+	if r.UnmarshalJSON([]byte(v[0])) != nil { // json.Unmarshal would scan the text twice more
 		return ctx
 	}
 	return reqctx.With(ctx, r)

@@ -17,7 +17,7 @@ func explainError(err error) (m engine.Meaning) {
 	e, ok := errors.AsType[*mysql.MySQLError](err)
 	switch {
 	case ok:
-		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), NoDatabase: e.Number == 1049, Unprepared: slices.Contains(unpreparedErrors, e.Number)}
+		m = engine.Meaning{Answered: true, Lasting: isLasting(e), Missing: slices.Contains(missingErrors, e.Number), Done: slices.Contains(doneErrors, e.Number), NoDatabase: e.Number == 1049}
 		m.Code, m.Reason = classifyError(e)
 		m.Transient = m.Code == fault.Unavailable
 		if m.Reason == engine.ReasonDuplicate {
@@ -112,8 +112,15 @@ var missingErrors = []uint16{
 	1146, // ER_NO_SUCH_TABLE
 }
 
+// isUnprepared reports whether the server does not run a statement as a prepared statement, but may run it as text.
+func isUnprepared(err error) bool {
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	return ok && slices.Contains(unpreparedErrors, e.Number)
+}
+
 // unpreparedErrors are the errors for a statement that the server does not prepare.
 var unpreparedErrors = []uint16{
+	1243, // ER_UNKNOWN_STMT_HANDLER: a proxy has changed the connection
 	1461, // ER_MAX_PREPARED_STMT_COUNT_REACHED
 	1615, // ER_NEED_REPREPARE: the tables have changed too often
 }

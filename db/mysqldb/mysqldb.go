@@ -49,7 +49,7 @@ func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 		}
 		return nil, err
 	}
-	return &mysqlConn{c.(rawMySQL), m.observer}, nil
+	return &mysqlConn{rawMySQL: c.(rawMySQL), observer: m.observer}, nil
 }
 
 // rawMySQL has the interfaces of the driver's connection that database/sql uses.
@@ -63,12 +63,18 @@ type mysqlConn struct {
 	rawMySQL
 
 	observer *engine.Observer
+	prepared statementCache
 }
 
 // ExecContext runs a statement without rows and reports it to the observer.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
+	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+		if res, err = st.ExecContext(ctx, args); !c.prepared.refused(query, err) {
+			return res, err
+		}
+	}
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
@@ -76,6 +82,11 @@ func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
+	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+		if rows, err = st.QueryContext(ctx, args); !c.prepared.refused(query, err) {
+			return rows, err
+		}
+	}
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
 

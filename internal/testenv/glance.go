@@ -3,7 +3,6 @@ package testenv
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -31,22 +30,13 @@ func Glance(ctx context.Context, dir, keystone string, log io.Writer) (*Service,
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	for range portAttempts {
-		var s *Service
-		if s, err = newGlance(dir, login, &tail{next: log}); err != nil {
+	return startOnFreePort(ctx, func() (*Service, error) {
+		s, err := newGlance(dir, login, &tail{next: log})
+		if err != nil {
 			return nil, err
 		}
-		if err = s.createImages(ctx, dir); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+		return s, s.createImages(ctx, dir)
+	})
 }
 
 // glancePackage is Debian's package of Glance's Python library. It is enough, because the programs of the package
@@ -75,7 +65,7 @@ func (s *Service) createImages(ctx context.Context, dir string) error {
 		return nil
 	}
 	cmd := glanceCommand(dir, "manage", "db", "sync")
-	if err := s.runOnce(ctx, cmd, "create Glance's database"); err != nil {
+	if err := runOnce(ctx, cmd, s.out, "create Glance's database"); err != nil {
 		return err
 	}
 	return enableWAL(ctx, database)
@@ -135,6 +125,19 @@ project_domain_name = Default
 `
 
 func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
+	s, err := newOpenStackService(dir, login, out, "glance.conf", glanceConf, glancePaste)
+	if err != nil {
+		return nil, err
+	}
+	s.Name = "Glance"
+	s.launch = func() (*exec.Cmd, error) { return glanceCommand(dir, "api"), nil }
+	s.probe = s.versionsAt("/versions")
+	return s, nil
+}
+
+// newOpenStackService writes the configuration of a service of OpenStack for a free port. The parameter login is the URL of
+// Keystone, with the name and the password of the service's user. The template conf has the parameters of glanceConf.
+func newOpenStackService(dir string, login *url.URL, out *tail, file, conf, paste string) (*Service, error) {
 	port, err := FreePort()
 	if err != nil {
 		return nil, err
@@ -142,18 +145,12 @@ func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
 	at := *login
 	at.User = nil
 	password, _ := login.User.Password()
-	for name, text := range map[string]string{
-		"paste.ini": glancePaste, "glance.conf": fmt.Sprintf(glanceConf, dir, port, &at, login.User.Username(), password),
-	} {
+	for name, text := range map[string]string{"paste.ini": paste, file: fmt.Sprintf(conf, dir, port, &at, login.User.Username(), password)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
-	s := &Service{Name: "Glance", Port: port, out: out}
-	s.URL = "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	s.launch = func() (*exec.Cmd, error) { return glanceCommand(dir, "api"), nil }
-	s.probe = s.versionsAt("/versions")
-	return s, nil
+	return &Service{Port: port, URL: "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), out: out}, nil
 }
 
 // versionsAt returns a probe that reads the list of versions at a path.

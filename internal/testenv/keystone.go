@@ -37,22 +37,13 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	if err != nil {
 		return nil, err
 	}
-	for range portAttempts {
-		var s *Service
-		if s, err = newKeystone(dir, server, &tail{next: log}); err != nil {
+	return startOnFreePort(ctx, func() (*Service, error) {
+		s, err := newKeystone(dir, server, &tail{next: log})
+		if err != nil {
 			return nil, err
 		}
-		if err = s.bootstrap(ctx, manage, dir); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+		return s, s.bootstrap(ctx, manage, dir)
+	})
 }
 
 // bootstrap creates Keystone's database, keys and administrator. It replaces those of an earlier
@@ -71,16 +62,17 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 	} {
 		cmd := exec.Command(manage, append([]string{"--config-file", filepath.Join(dir, "keystone.conf")}, args...)...) //nolint:noctx // awaited below
 		cmd.Dir = dir
-		if err := s.runOnce(ctx, cmd, "keystone-manage "+args[0]); err != nil {
+		if err := runOnce(ctx, cmd, s.out, "keystone-manage "+args[0]); err != nil {
 			return err
 		}
 	}
 	return enableWAL(ctx, database)
 }
 
-// runOnce runs a program to its end. The parameter what says what the program does. Errors begin with it.
-func (s *Service) runOnce(ctx context.Context, cmd *exec.Cmd, what string) error {
-	cmd.Stdout, cmd.Stderr = s.out, s.out
+// runOnce runs a program to its end. The parameter what says what the program does. Errors begin with it, and end with the
+// last lines of the output.
+func runOnce(ctx context.Context, cmd *exec.Cmd, out *tail, what string) error {
+	cmd.Stdout, cmd.Stderr = out, out
 	p, err := Start(cmd)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -91,7 +83,7 @@ func (s *Service) runOnce(ctx context.Context, cmd *exec.Cmd, what string) error
 		p.Kill()
 	}
 	if p.ExitCode() != 0 {
-		return fmt.Errorf("%s: %w%s", what, p.Err(), s.out)
+		return fmt.Errorf("%s: %w%s", what, p.Err(), out)
 	}
 	return nil
 }

@@ -53,33 +53,11 @@ func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string)
 		"--no-defaults", "--datadir=" + data, "--tmpdir=" + tmp, "--skip-test-db",
 		"--auth-root-authentication-method=normal",
 	}, user...)...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, out
-	p, err := Start(cmd)
-	if err != nil {
-		return nil, fmt.Errorf("install MariaDB's tables: %w", err)
+	cmd.Dir = dir
+	if err := runOnce(ctx, cmd, out, "install MariaDB's tables in "+data); err != nil {
+		return nil, err
 	}
-	select {
-	case <-p.Done():
-	case <-ctx.Done():
-		p.Kill()
-	}
-	if p.ExitCode() != 0 {
-		return nil, fmt.Errorf("install MariaDB's tables in %s: %w%s", data, p.Err(), out)
-	}
-
-	for range portAttempts {
-		var s *Service
-		if s, err = newMariaDB(dir, server, append(user, args...), out); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+	return startOnFreePort(ctx, func() (*Service, error) { return newMariaDB(dir, server, append(user, args...), out) })
 }
 
 func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) {

@@ -3,7 +3,6 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,19 +36,7 @@ func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string
 	if err != nil {
 		return nil, err
 	}
-	for range portAttempts {
-		var s *Service
-		if s, err = newNATS(dir, server, &tail{next: log}, settings); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+	return startOnFreePort(ctx, func() (*Service, error) { return newNATS(dir, server, &tail{next: log}, settings) })
 }
 
 func newNATS(dir, server string, out *tail, settings []string) (*Service, error) {

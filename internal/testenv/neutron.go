@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 )
 
 // Neutron starts a network service that authenticates its clients with a Keystone. The parameter keystone is as for [Glance]. A port can be bound on each of the
@@ -30,22 +28,13 @@ func Neutron(ctx context.Context, dir, keystone string, hosts []string, log io.W
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	for range portAttempts {
-		var s *Service
-		if s, err = newNeutron(dir, login, &tail{next: log}); err != nil {
+	return startOnFreePort(ctx, func() (*Service, error) {
+		s, err := newNeutron(dir, login, &tail{next: log})
+		if err != nil {
 			return nil, err
 		}
-		if err = s.createNetworks(ctx, dir, hosts); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+		return s, s.createNetworks(ctx, dir, hosts)
+	})
 }
 
 // The package of the library is enough, as for Glance.
@@ -71,7 +60,7 @@ func (s *Service) createNetworks(ctx context.Context, dir string, hosts []string
 	}
 	cmd := exec.Command(systemPython, "-c", neutronTables, database) //nolint:noctx // awaited below
 	cmd.Dir = dir
-	if err := s.runOnce(ctx, cmd, "create Neutron's database"); err != nil {
+	if err := runOnce(ctx, cmd, s.out, "create Neutron's database"); err != nil {
 		return err
 	}
 	return errors.Join(enableWAL(ctx, database), addAgents(ctx, database, hosts))
@@ -163,22 +152,11 @@ project_domain_name = Default
 `
 
 func newNeutron(dir string, login *url.URL, out *tail) (*Service, error) {
-	port, err := FreePort()
+	s, err := newOpenStackService(dir, login, out, "neutron.conf", neutronConf, neutronPaste)
 	if err != nil {
 		return nil, err
 	}
-	at := *login
-	at.User = nil
-	password, _ := login.User.Password()
-	for name, text := range map[string]string{
-		"paste.ini": neutronPaste, "neutron.conf": fmt.Sprintf(neutronConf, dir, port, &at, login.User.Username(), password),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	s := &Service{Name: "Neutron", Port: port, out: out}
-	s.URL = "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	s.Name = "Neutron"
 	s.launch = func() (*exec.Cmd, error) {
 		code := "import sys; from neutron.cmd.eventlet.server import main; sys.argv[0] = 'neutron-server'; sys.exit(main())"
 		cmd := exec.Command(systemPython, "-c", code, "--config-file", filepath.Join(dir, "neutron.conf")) //nolint:noctx // it runs until Stop

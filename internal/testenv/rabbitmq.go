@@ -3,7 +3,6 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -44,19 +43,7 @@ func RabbitMQWith(ctx context.Context, dir string, log io.Writer, settings ...st
 	if err != nil {
 		return nil, err
 	}
-	for range portAttempts {
-		var s *Service
-		if s, err = newRabbitMQ(dir, server, epmd, &tail{next: log}, settings); err != nil {
-			return nil, err
-		}
-		if err = s.start(ctx); err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errPort) {
-			break
-		}
-	}
-	return nil, err
+	return startOnFreePort(ctx, func() (*Service, error) { return newRabbitMQ(dir, server, epmd, &tail{next: log}, settings) })
 }
 
 func newRabbitMQ(dir, server, epmd string, out *tail, settings []string) (*Service, error) {

@@ -196,6 +196,23 @@ func (s *Service) Ctl(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// startOnFreePort starts a daemon, and returns when it answers. The function create prepares the daemon for a free port. If
+// another program takes the port before the daemon listens, startOnFreePort tries again with another port.
+func startOnFreePort(ctx context.Context, create func() (*Service, error)) (*Service, error) {
+	for attempt := 1; ; attempt++ {
+		s, err := create()
+		if err != nil {
+			return nil, err
+		}
+		switch err = s.start(ctx); {
+		case err == nil:
+			return s, nil
+		case attempt == portAttempts || !errors.Is(err, errPort):
+			return nil, err
+		}
+	}
+}
+
 // start starts the daemon, and returns when the daemon answers. After an error no process of the daemon is left.
 func (s *Service) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)

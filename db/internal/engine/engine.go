@@ -79,8 +79,6 @@ type Meaning struct {
 	NoTLS bool
 	// NoDatabase means that the server does not have the database in the URL.
 	NoDatabase bool
-	// Unprepared means that the server cannot run the statement as a prepared statement, but perhaps without preparing it.
-	Unprepared bool
 }
 
 // WriteLocker is a connection of a database without named locks: a transaction that writes is the lock.

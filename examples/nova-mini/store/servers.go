@@ -275,11 +275,7 @@ func checkMetadata(m db.JSON[map[string]string]) error {
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.server.Get(ctx, srv, id)
-	if fault.CodeOf(err) == fault.NotFound && err != nil {
-		return nil, NoServer(id)
-	}
-	return srv, err
+	return srv, s.get(ctx, s.db, srv, NoServer(id), oneServer, id)
 }
 
 // ServerToBuild returns one server with all values that a driver needs to build it, but without TaskState. Errors: NotFound.

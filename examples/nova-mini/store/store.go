@@ -34,7 +34,6 @@ func Migrations() []db.Migrations {
 // are those of package fault.
 type Store struct {
 	db      *sqlx.DB
-	server  *db.Prepared // oneServer
 	claims  *placement.SQL
 	ops     *operation.Store
 	members *membership.Registry
@@ -55,7 +54,7 @@ func New(d *sqlx.DB) *Store { return NewLimited(d, nil) }
 func NewLimited(d *sqlx.DB, limits Limits) *Store {
 	members := membership.New(membership.Config{DB: d})
 	return &Store{
-		db: d, server: db.Prepare(d, oneServer), claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
+		db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: members,
 		caps:    rpccaps.New(rpccaps.Config{Members: members, Unreported: compute.Unreported}),
 		replies: idempotency.New(idempotency.Config{DB: d}),
 		limits:  limits,
