@@ -116,7 +116,7 @@ func fill(t *testing.T, s *store.Store, d *sqlx.DB, n int) {
 // columnsOf returns the names of the columns of the table of servers.
 func columnsOf(t *testing.T, d *sqlx.DB) []string {
 	t.Helper()
-	rows, err := d.QueryxContext(t.Context(), `SELECT * FROM servers WHERE 1 = 0`)
+	rows, err := d.QueryContext(t.Context(), `SELECT * FROM servers WHERE 1 = 0`)
 	if err != nil {
 		t.Fatal(err)
 	}
