@@ -47,6 +47,8 @@ type Config struct {
 	Filters []string
 	// AuditPeriod is the kind of the periods of the log of the audits of usage. Default: months.
 	AuditPeriod AuditPeriod
+	// InterfaceWait is the longest time for which a client waits until an interface is attached or detached. Default 2 minutes.
+	InterfaceWait time.Duration
 	// SoftDelete means that a deleted server can be restored for some time.
 	SoftDelete bool
 	// DownAfter is how long a service without heartbeats is shown as up, from its last heartbeat on.
@@ -96,6 +98,9 @@ func Register(m *api.Mux, cfg Config) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.InterfaceWait <= 0 {
+		cfg.InterfaceWait = 2 * time.Minute
 	}
 	if cfg.InternalZone == "" {
 		cfg.InternalZone = "internal"

@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // This file has the routes for the networks of a server: its addresses, security groups and interfaces. Without a network service a server has no interfaces.
@@ -269,18 +270,15 @@ func (s *server) recordRefused(ctx context.Context, srv *store.Server, began tim
 
 const recordTimeout = 10 * time.Second
 
-// changeTimeout limits the time for which a client waits until an interface is attached or detached. Then the change is canceled, and undone.
-const changeTimeout = 2 * time.Minute
-
-// changeInterface begins the operation that attaches or detaches an interface, and waits until it has ended. It returns the port of the interface. The texts of errors are Nova's. If the client closes the
-// connection, the change goes on.
+// changeInterface begins the operation that attaches or detaches an interface, and waits until it has ended, for at most Config.InterfaceWait, see endWait. It returns the port of the interface. The texts
+// of errors are Nova's. If the client closes the connection, the change goes on.
 func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compute.Action, data store.InterfaceData) (*network.Port, error) {
 	id, err := s.cfg.Store.BeginInterface(ctx, srv.ID, a, data)
 	if err != nil {
 		return nil, err
 	}
 	s.notifyConductor(ctx, srv.ID)
-	limited, cancel := context.WithTimeout(ctx, changeTimeout)
+	limited, cancel := context.WithTimeout(ctx, s.cfg.InterfaceWait)
 	defer cancel()
 	got, err := s.cfg.Store.AwaitInterface(limited, id)
 	switch {
@@ -289,11 +287,8 @@ func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compu
 	case ctx.Err() != nil: // the client has gone
 		return nil, err
 	case limited.Err() != nil:
-		cancelErr := s.cfg.Store.Operations().Cancel(ctx, id, fmt.Sprintf("it took longer than %v", changeTimeout))
-		if errors.Is(cancelErr, fault.Precondition) { // it has ended at the last moment, or is being undone
-			if ended, got, err := s.cfg.Store.EndedInterface(ctx, id); ended && err == nil {
-				return got, nil
-			}
+		if got = s.endWait(ctx, a, id); got != nil {
+			return got, nil
 		}
 	}
 	what := map[compute.Action][2]string{compute.AttachInterface: {"attach", "to"}, compute.DetachInterface: {"detach", "from"}}[a]
@@ -310,6 +305,24 @@ func (s *server) changeInterface(ctx context.Context, srv *store.Server, a compu
 	}
 	s.cfg.Logger.ErrorContext(ctx, "interface not changed", "server", srv.ID, "action", a, "operation", id, "error", err)
 	return nil, hideDetails(err, "Failed to "+what[0]+" network adapter device "+what[1]+" "+srv.ID)
+}
+
+// endWait decides about the change of an interface for which the client has waited too long. An attachment is canceled, and undone: after an error, the client expects no interface. A detachment goes on,
+// because its answer, as in Nova, only says that it is accepted. endWait returns the port of the interface, or nil if the change is canceled or is being undone.
+func (s *server) endWait(ctx context.Context, a compute.Action, id string) *network.Port {
+	ops := s.cfg.Store.Operations()
+	if a == compute.DetachInterface {
+		if op, err := ops.Show(ctx, id); err == nil && op.State == operation.Running {
+			return &network.Port{}
+		}
+	} else if err := ops.Cancel(ctx, id, fmt.Sprintf("it took longer than %v", s.cfg.InterfaceWait)); !errors.Is(err, fault.Precondition) {
+		return nil
+	}
+	ended, got, err := s.cfg.Store.EndedInterface(ctx, id) // it may have ended at the last moment
+	if !ended || err != nil {
+		return nil
+	}
+	return got
 }
 
 // networkClient returns the client that has sent a request, in the form for package network.

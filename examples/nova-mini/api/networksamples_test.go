@@ -93,7 +93,7 @@ func newSmallNeutron(t *testing.T) *smallNeutron {
 		return object{"security_groups": matching(r, []object{of(smallDefault, "default"), of("75deae08-0807-4f7c-a693-b38cabdc9034", "test")}, "id")}
 	})
 	answer("GET /v2.0/ports", http.StatusOK, func(r *http.Request, _ object) any {
-		list := matching(r, slices.Collect(maps.Values(n.ports)), "id", "device_id", "network_id")
+		list := matching(r, slices.AppendSeq([]object{}, maps.Values(n.ports)), "id", "device_id", "network_id")
 		if r.URL.Query().Has("fixed_ips") { // asks whether an address is in use
 			list = []object{}
 		}
@@ -148,22 +148,19 @@ func (n *smallNeutron) add(id, server string) {
 	}
 }
 
+// remove removes a port.
+func (n *smallNeutron) remove(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.ports, id)
+}
+
 // TestNetworkSamples: requests and replies about the networks of a server have the names and types of Nova's samples.
 func TestNetworkSamples(t *testing.T) {
 	t.Parallel()
 	samplesOf(t, ".")
-	var all sync.Map // the network service of each cloud, by its store
-	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
-		own, _ := all.Load(c.store)
-		neutron := own.(*smallNeutron) //nolint:forcetypeassert // see all
-		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
-		rpc.Handle(srv, compute.ChangeInterface, func(context.Context, *compute.InterfaceRequest) (*rpc.None, error) { return &rpc.None{}, nil })
-		if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
-			t.Fatal(err)
-		}
-		c.Cleanup(func() { _ = srv.Stop(context.Background()) })
-		c.runConductor(neutron.Neutron)
-		c.addHost()
+	eachNetworkCloud(t, func(c *cloud, neutron *smallNeutron) {
+		c.serveInterfaces(c.runConductor(neutron.Neutron))
 
 		const attach = "os-attach-interfaces/"
 		for i, tt := range []struct{ version, folder, request, show string }{
@@ -223,24 +220,50 @@ func TestNetworkSamples(t *testing.T) {
 		if reply := c.want(400, "2.1", "admin", "POST", "/os-server-external-events", sample(t, "os-server-external-events/event-create-req.json")); !strings.Contains(reply, "test-event") { // Nova refuses its own sample, too
 			t.Errorf("an unknown event: %s", reply)
 		}
-	}, func(cfg *api.Config) {
-		n := newSmallNeutron(t)
-		all.Store(cfg.Store, n)
-		cfg.Network = n.Neutron
 	})
 }
 
+// eachNetworkCloud is like eachCloud, with a network service and a host.
+func eachNetworkCloud(t *testing.T, f func(c *cloud, n *smallNeutron), change ...func(*api.Config)) {
+	t.Helper()
+	var all sync.Map // the network service of each cloud, by its store
+	eachCloudOf(t, api.Rules(), nil, nil, func(c *cloud) {
+		c.Helper()
+		n, _ := all.Load(c.store)
+		c.addHost()
+		f(c, n.(*smallNeutron)) //nolint:forcetypeassert // see all
+	}, append(change, func(cfg *api.Config) {
+		n := newSmallNeutron(t)
+		all.Store(cfg.Store, n)
+		cfg.Network = n.Neutron
+	})...)
+}
+
+// serveInterfaces runs a compute service whose driver succeeds in changing interfaces, until the test ends. It reports to a conductor.
+func (c *cloud) serveInterfaces(svc *conductor.Service) {
+	c.Helper()
+	srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "n1", Logger: slog.New(slog.DiscardHandler)})
+	rpc.Handle(srv, compute.Act, func(ctx context.Context, r *compute.ActRequest) (*rpc.None, error) {
+		return svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: compute.StepRequest{Token: r.Token, Host: "n1"}})
+	})
+	if err := srv.Start(rpctest.Partial(c.Context())); err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = srv.Stop(context.Background()) })
+}
+
 // runConductor runs a conductor with a network service, until the test ends.
-func (c *cloud) runConductor(n conductor.Networks) {
+func (c *cloud) runConductor(n conductor.Networks) *conductor.Service {
 	c.Helper()
 	quiet := slog.New(slog.DiscardHandler)
 	client := rpc.NewClient(c.bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 	c.Cleanup(func() { client.Close() })
-	runner := conductor.New(conductor.Config{Store: c.store, Client: client, Network: n, Host: "c1", Poll: 10 * time.Millisecond, Logger: quiet}).Runner
-	if err := runner.Start(c.Context()); err != nil {
+	svc := conductor.New(conductor.Config{Store: c.store, Client: client, Network: n, Host: "c1", Poll: 10 * time.Millisecond, Logger: quiet})
+	if err := svc.Runner.Start(c.Context()); err != nil {
 		c.Fatal(err)
 	}
-	c.Cleanup(func() { _ = runner.Stop(context.Background()) })
+	c.Cleanup(func() { _ = svc.Runner.Stop(context.Background()) })
+	return svc
 }
 
 // compareWith sends a request with the body of a sample, and compares the reply with another sample, see compareSample. Both are paths without .json; "": no body, or the reply is not compared.

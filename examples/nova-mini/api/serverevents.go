@@ -8,11 +8,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/internal/backoff"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -146,28 +146,28 @@ func (s *server) readPorts(ctx context.Context, id string) (*portsRead, error) {
 	})
 }
 
-// detachDeleted detaches the interface of a server whose port the network service has deleted, and returns Nova's code for the event. As in
-// Nova, the server keeps the interface if the host fails to detach it, except if the driver cannot detach interfaces at all.
+// detachDeleted begins to detach the interface of a server whose port the network service has deleted, and returns Nova's code for the event. A conductor does the work, as in Nova a compute service. The
+// event waits for another operation on the server, for at most eventTimeout.
 func (s *server) detachDeleted(ctx context.Context, id, port string) (code int) {
-	srv, err := s.cfg.Store.Server(ctx, id)
-	if err == nil && srv.Host != nil {
-		i := srv.Networks.V.Index(port)
-		if i < 0 {
+	limited, cancel := context.WithTimeout(reqctx.With(ctx, reqctx.Request{}), eventTimeout) // without the request, because the detachment is no action of a client
+	defer cancel()
+	for {
+		err := s.cfg.Store.DetachDeleted(limited, id, port)
+		switch {
+		case err == nil:
+			s.notifyConductor(ctx, id)
 			return http.StatusOK
+		case errors.Is(err, fault.NotFound): // the server is gone
+			return http.StatusOK
+		case !errors.Is(err, fault.Conflict) || !backoff.Sleep(limited, eventPause):
+			s.cfg.Logger.WarnContext(ctx, "interface of a deleted port not detached", "server", id, "port", port, "error", err)
+			return http.StatusServiceUnavailable
 		}
-		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
-		defer cancel()
-		_, err = rpc.Call(ctx, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: id, Interface: store.Interface(srv.Networks.V.Interfaces[i].Port), Detach: true})
 	}
-	if err == nil || errors.Is(err, fault.Unimplemented) || errors.Is(err, fault.NotFound) {
-		err = s.cfg.Store.ForgetPort(ctx, id, port)
-	}
-	if err != nil && !errors.Is(err, fault.NotFound) { // otherwise the server is gone
-		s.cfg.Logger.WarnContext(ctx, "interface of a deleted port not detached", "server", id, "port", port, "error", err)
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusOK
 }
 
-// eventTimeout limits the time in which a host detaches the interface of a deleted port.
-const eventTimeout = 10 * time.Second
+// eventTimeout is how long an event waits for another operation on its server, and eventPause is the interval at which it looks.
+const (
+	eventTimeout = 10 * time.Second
+	eventPause   = 200 * time.Millisecond
+)

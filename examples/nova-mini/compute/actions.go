@@ -99,7 +99,7 @@ type ActionInfo struct {
 	WhenLocked bool
 	// From are the values of vm_state in which Nova allows the action.
 	From []string
-	// Task is the task_state while the action runs. Empty: the API service does the action itself, without an operation.
+	// Task is the task_state while the action runs. Empty: the API service does the action itself, without an operation. The changes of interfaces are operations without a task_state.
 	Task string
 	// Shown is the status of the server while the action runs, by vm_state. In any other vm_state the status does not change.
 	Shown map[string]string
@@ -272,11 +272,11 @@ var Actions = []ActionInfo{
 	},
 	{
 		Action: AttachInterface, Name: "attach_interface", Event: "compute_attach_interface", Rule: "os_compute_api:os-attach-interfaces:create", Summary: "Attach an interface to a server",
-		From: []string{VMActive, VMPaused, VMStopped},
+		From: []string{VMActive, VMPaused, VMStopped}, Since: v16,
 	},
 	{
 		Action: DetachInterface, Name: "detach_interface", Event: "compute_detach_interface", Rule: "os_compute_api:os-attach-interfaces:delete", Summary: "Detach an interface from a server",
-		From: []string{VMActive, VMPaused, VMStopped},
+		From: []string{VMActive, VMPaused, VMStopped}, Since: v16,
 	},
 }
 

@@ -15,10 +15,11 @@ var (
 	v14 = rpc.Version{Major: 1, Minor: 4}
 	v15 = rpc.Version{Major: 1, Minor: 5}
 	v16 = rpc.Version{Major: 1, Minor: 6}
+	v17 = rpc.Version{Major: 1, Minor: 7}
 )
 
 // Worker is the interface of a compute service on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v15}
+var Worker = &rpc.Interface{Name: "compute", Version: v16}
 
 var (
 	// Build makes the worker build a server. The request is a step of the server's operation. The worker first asks whether
@@ -43,7 +44,7 @@ var (
 	// OpenConsole returns the address at which the console proxy reaches the console of a server. Errors: NotFound if the server is not on the host;
 	// Precondition if the server does not run; Unimplemented if the driver does not have this type of console, or the console has no TCP port.
 	OpenConsole = rpc.Define(rpc.Method[OpenConsoleRequest, OpenConsoleReply]{Interface: Worker, Name: "open_console", Since: v15})
-	// ChangeInterface attaches a network interface to a server, or detaches it. It is idempotent. Errors: NotFound if the server is not on the
+	// ChangeInterface is Act with AttachInterface and DetachInterface for services before version 1.6. It attaches a network interface to a server, or detaches it. It is idempotent. Errors: NotFound if the server is not on the
 	// host; Unimplemented if the driver cannot attach interfaces.
 	ChangeInterface = rpc.Define(rpc.Method[InterfaceRequest, rpc.None]{Interface: Worker, Name: "change_interface", Since: v15})
 )
@@ -72,6 +73,10 @@ type ActRequest struct {
 	Rotation *Rotation `json:"rotation,omitempty"`
 	// AdminPass is the password of a ChangePassword or a Rescue.
 	AdminPass string `json:"admin_pass,omitempty"`
+	// Interface is the network interface of an AttachInterface or a DetachInterface. IfPossible means that such an action succeeds also if the host does not have the server, or if the driver
+	// cannot change interfaces. Since 1.6.
+	Interface  *Interface `json:"interface,omitempty"`
+	IfPossible bool       `json:"if_possible,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
 	// Task and Generation are for workers that use [BeginBuild], see [AttemptRequest].
@@ -162,7 +167,7 @@ type DestroyRequest struct {
 var Unreported = rpc.Versions{Worker.Name: {v14}, Conductor.Name: {v13}, Scheduler.Name: {v1}}
 
 // Conductor is the interface of the conductor. Since 1.4 the conductor stores the interface versions that workers serve.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v16}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v17}
 
 var (
 	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
@@ -260,6 +265,8 @@ type EndStepRequest struct {
 	Refused bool `json:"refused,omitempty"`
 	// Missing means that a soft deletion failed because the host does not have the server. Other steps do not set it.
 	Missing bool `json:"missing,omitempty"`
+	// Unsupported means that the change of an interface failed because the driver cannot change interfaces. A conductor before 1.7 treats the error as any other.
+	Unsupported bool `json:"unsupported,omitempty"`
 }
 
 // AttemptRequest identifies one attempt on one host, as workers that use [BeginBuild] do.

@@ -301,8 +301,11 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 	if err != nil {
 		return err
 	}
-	longest := maxResend
-	if unlimited := []string{store.Delete.Name, store.Kinds[compute.SoftDelete].Name, store.DiscardImage.Name}; !slices.Contains(unlimited, op.Kind) {
+	longest, unlimited := maxResend, []string{store.Delete.Name, store.Kinds[compute.SoftDelete].Name, store.DiscardImage.Name}
+	switch {
+	case op.Kind == store.AttachInterface.Name || op.Kind == store.DetachInterface.Name:
+		longest = max(s.cfg.Resend, interfaceLimit/10)
+	case !slices.Contains(unlimited, op.Kind):
 		longest = min(longest, max(s.cfg.Resend, s.cfg.BuildTimeout/10))
 	}
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))
@@ -404,6 +407,8 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 			code = fault.Precondition // see Store.EndAction
 		case req.Missing:
 			code = fault.NotFound // see endAction
+		case req.Unsupported:
+			code = fault.Unimplemented
 		}
 		failed = operation.Permanent(fault.New(code, "%s", req.Error))
 	}

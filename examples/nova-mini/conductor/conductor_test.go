@@ -20,6 +20,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -42,8 +43,8 @@ type bench struct {
 	acts     chan compute.ActRequest
 	removals chan removal
 
-	// changeInterface answers the requests to change the interfaces of a guest. Nil: they succeed.
-	changeInterface atomic.Pointer[func(*compute.InterfaceRequest) error]
+	// changeInterface is called by the drivers before they change the interfaces of a guest. Nil: the change succeeds.
+	changeInterface atomic.Pointer[func(guestChange) error]
 	guest           sync.Map // the interfaces of the guests, by port id
 
 	cfg conductor.Config
@@ -86,8 +87,8 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 		}{
 			{compute.Conductor, "c", b.svc.Register},
 			{compute.Scheduler, "s", sched.Register},
-			{compute.Worker, "h1", b.registerWorker("h1")},
-			{compute.Worker, "h2", b.registerWorker("h2")},
+			{compute.Worker, "h1", b.registerWorker("h1", client)},
+			{compute.Worker, "h2", b.registerWorker("h2", client)},
 		} {
 			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Logger: quiet})
 			s.add(srv)
@@ -111,32 +112,58 @@ type removal struct {
 	compute.RemoveImageRequest
 }
 
-// registerWorker returns a function that registers the handlers of the compute service of a host. They pass the requests to the test.
-func (b *bench) registerWorker(host string) func(*rpc.Server) {
+// guestChange is a change of the interfaces of a guest.
+type guestChange struct {
+	server, port string
+	detach       bool
+}
+
+// guestDriver is the driver of a host. It only changes interfaces.
+type guestDriver struct {
+	compute.Driver
+
+	b *bench
+}
+
+func (d guestDriver) AttachInterface(_ context.Context, id string, i compute.Interface) error {
+	return d.b.changeGuest(guestChange{server: id, port: i.ID})
+}
+
+func (d guestDriver) DetachInterface(_ context.Context, id, port string) error {
+	return d.b.changeGuest(guestChange{server: id, port: port, detach: true})
+}
+
+func (b *bench) changeGuest(c guestChange) error {
+	if f := b.changeInterface.Load(); f != nil {
+		if err := (*f)(c); err != nil {
+			return err
+		}
+	}
+	if c.detach {
+		b.guest.Delete(c.port)
+	} else {
+		b.guest.Store(c.port, c.server)
+	}
+	return nil
+}
+
+// registerWorker returns a function that registers the handlers of the compute service of a host. They pass the requests to the test, except those for interfaces, which a real compute service handles.
+func (b *bench) registerWorker(host string, client *rpc.Client) func(*rpc.Server) {
+	svc := worker.New(worker.Config{Host: host, Driver: func() compute.Driver { return guestDriver{b: b} }, Client: client, Logger: slog.New(slog.DiscardHandler)})
 	return func(srv *rpc.Server) {
 		rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
 			b.builds <- *r
 			return &rpc.None{}, nil
 		})
-		rpc.Handle(srv, compute.Act, func(_ context.Context, r *compute.ActRequest) (*rpc.None, error) {
+		rpc.Handle(srv, compute.Act, func(ctx context.Context, r *compute.ActRequest) (*rpc.None, error) {
+			if r.Interface != nil {
+				return svc.Act(ctx, r)
+			}
 			b.acts <- *r
 			return &rpc.None{}, nil
 		})
 		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
 			b.destroys <- *r
-			return &rpc.None{}, nil
-		})
-		rpc.Handle(srv, compute.ChangeInterface, func(_ context.Context, r *compute.InterfaceRequest) (*rpc.None, error) {
-			if f := b.changeInterface.Load(); f != nil {
-				if err := (*f)(r); err != nil {
-					return nil, err
-				}
-			}
-			if r.Detach {
-				b.guest.Delete(r.Interface.ID)
-			} else {
-				b.guest.Store(r.Interface.ID, r.ServerID)
-			}
 			return &rpc.None{}, nil
 		})
 		rpc.Handle(srv, compute.RemoveImage, func(_ context.Context, r *compute.RemoveImageRequest) (*rpc.None, error) {
@@ -339,4 +366,52 @@ func (b *bench) expireStep(id string) {
 func (b *bench) setDown(host string) {
 	b.Helper()
 	b.exec(`UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host)
+}
+
+// awaitPeer waits until a server's operation waits for the compute service.
+func (b *bench) awaitPeer(id string) {
+	b.Helper()
+	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
+}
+
+// build adds an active server on the host h1, and returns the server's ID.
+func (b *bench) build() string {
+	b.Helper()
+	id := b.addServer()
+	b.notify(id)
+	r, host := b.awaitBuild(id)
+	if err := b.report(host, r.Token, ""); err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+// act begins an action and returns the request to the compute service.
+func (b *bench) act(id string, a compute.Action, data store.ActData) compute.ActRequest {
+	b.Helper()
+	if err := b.store.BeginAction(b.Context(), id, a, data); err != nil {
+		b.Fatal(err)
+	}
+	return b.awaitAct(id)
+}
+
+// awaitAct waits for the request of a server's current step. It skips repeated requests of earlier steps.
+func (b *bench) awaitAct(id string) compute.ActRequest {
+	b.Helper()
+	b.notify(id)
+	for {
+		if r := get(b, b.acts); r.ServerID == id && r.Token == b.token(id) {
+			return r
+		}
+	}
+}
+
+// ended returns the ID of the operation of a failed action.
+func (b *bench) ended(id string, a compute.Action) string {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Kinds[a].Name, State: operation.Failed})
+	if err != nil || len(list) == 0 {
+		b.Fatalf("no %s has failed: %v", a, err)
+	}
+	return list[0].ID
 }

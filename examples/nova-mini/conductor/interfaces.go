@@ -17,12 +17,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// The limits of the change of an interface, for which a client waits.
-const (
-	interfaceLimit = time.Minute      // of one step
-	interfaceCall  = 10 * time.Second // of one call of the compute service. The call occupies a slot of the runner
-	interfacePause = 10 * time.Second // between two calls, if the host has not answered
-)
+// interfaceLimit limits the time of one step of the change of an interface, for which a client waits.
+const interfaceLimit = time.Minute
 
 // handleInterfaces registers the operations that attach and detach interfaces. At their end the database, the network service and the guest have the same interfaces, also if a step has failed.
 // Only a deletion preempts these operations, and then releases all ports of the server.
@@ -31,9 +27,9 @@ func (s *Service) handleInterfaces() {
 	operation.Handle(s.Runner, store.AttachInterface,
 		step{Name: "reserve", DoTx: s.reservePort, UndoTx: s.unreservePort, Limit: interfaceLimit},
 		step{Name: "port", Do: s.makePort, DoTx: s.keepPort, Undo: s.undoPort, Limit: interfaceLimit},
-		step{Name: "attach", Do: s.attachToGuest, Undo: s.undoAttach, Limit: interfaceLimit})
+		step{Name: "attach", Do: s.castAttachment, Undo: s.undoAttachment, UndoTx: s.noteDetached, Limit: interfaceLimit})
 	operation.Handle(s.Runner, store.DetachInterface,
-		step{Name: "detach", Do: s.detachFromGuest, Undo: s.undoDetach, Limit: interfaceLimit},
+		step{Name: "detach", Do: s.castDetachment, Undo: s.undoDetachment, Limit: interfaceLimit},
 		// Without a limit, because the network service may have released the port although it has not answered: then the guest must not get the interface back.
 		step{Name: "port", Do: s.releasePort, DoTx: s.forgetPort})
 }
@@ -155,32 +151,36 @@ func (s *Service) dropPort(ctx context.Context, id, port string) error {
 	return nil
 }
 
-func (s *Service) attachToGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
-	return s.changeGuest(ctx, op, data, false)
+func (s *Service) castAttachment(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	return s.castInterface(ctx, op, data, compute.AttachInterface)
 }
 
-// undoAttach detaches the interface from the guest.
-func (s *Service) undoAttach(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
-	err := s.changeGuest(ctx, op, data, true)
-	data.Detached = err == nil
-	return err
+// undoAttachment detaches the interface from the guest.
+func (s *Service) undoAttachment(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	return s.castInterface(ctx, op, data, compute.DetachInterface)
 }
 
-func (s *Service) detachFromGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
-	return s.changeGuest(ctx, op, data, true)
+// noteDetached runs after undoAttachment, in the transaction of the report.
+func (s *Service) noteDetached(_ context.Context, _ *sqlx.Tx, _ *operation.Op, data *store.InterfaceData) error {
+	data.Detached = true
+	return nil
 }
 
-// undoDetach gives the interface back to the guest if the network service has refused to release the port. After any other error the guest may lack the interface: the client can detach it again.
-func (s *Service) undoDetach(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+func (s *Service) castDetachment(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	return s.castInterface(ctx, op, data, compute.DetachInterface)
+}
+
+// undoDetachment gives the interface back to the guest if the network service has refused to release the port. After any other error the guest may lack the interface: the client can detach it again.
+func (s *Service) undoDetachment(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
 	if fault.CodeOf(op.Err) == fault.Conflict {
-		return s.changeGuest(ctx, op, data, false)
+		return s.castInterface(ctx, op, data, compute.AttachInterface)
 	}
 	return nil
 }
 
-// changeGuest makes the compute service of the server's host attach an interface to the guest, or detach it. An error of the driver is permanent. While the operation is undone, it is not an error that the
-// host does not have the guest, or that the driver has no such method.
-func (s *Service) changeGuest(ctx context.Context, op *operation.Op, data *store.InterfaceData, detach bool) error {
+// castInterface casts the request to attach the interface to the guest, or to detach it, to the compute service of the server's host. While the operation is undone, or after the
+// network service has deleted the port, it is not an error that the host does not have the guest, or that the driver cannot change interfaces.
+func (s *Service) castInterface(ctx context.Context, op *operation.Op, data *store.InterfaceData, a compute.Action) error {
 	srv, err := s.withPorts(ctx, op.Resource)
 	undoing := op.State == operation.Undoing
 	switch {
@@ -189,23 +189,15 @@ func (s *Service) changeGuest(ctx context.Context, op *operation.Op, data *store
 	case err != nil:
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, interfaceCall)
-	defer cancel()
-	_, err = rpc.Call(limited, s.cfg.Client, compute.ChangeInterface, *srv.Host, &compute.InterfaceRequest{ServerID: srv.ID, Interface: store.Interface(data.Port), Detach: detach})
-	switch code := fault.CodeOf(err); {
-	case err == nil, undoing && (code == fault.Unimplemented || code == fault.NotFound):
-		return nil
-	case code == fault.Timeout && ctx.Err() == nil, undoing && code == fault.Unavailable: // the host hangs or is down: another operation gets the slot of the runner
-		return operation.WaitFor(*srv.Host, interfacePause)
-	case code == fault.Unavailable, code == fault.Unknown, code == fault.Timeout, errors.Is(err, fault.ErrUnsupportedVersion), errors.Is(err, fault.ErrVersionCap):
-		return err
-	case code == fault.Unimplemented:
-		return operation.Permanent(err)
-	}
-	return operation.Permanent(fault.New(fault.Internal, "host %s: %w", *srv.Host, err)) // the client must not see an error of the driver, whatever its code is
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, a.Info().Method(), *srv.Host, &compute.ActRequest{
+		ServerID: srv.ID, Action: a, Interface: new(store.Interface(data.Port)), IfPossible: undoing || data.Deleted, Token: op.Token, Generation: generationOf(op.Token),
+	}))
 }
 
 func (s *Service) releasePort(ctx context.Context, op *operation.Op, data *store.InterfaceData) error {
+	if data.Deleted {
+		return nil
+	}
 	srv, err := s.withPorts(ctx, op.Resource)
 	if err != nil {
 		return err

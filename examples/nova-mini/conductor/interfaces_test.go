@@ -3,6 +3,7 @@ package conductor_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // change begins the change of an interface of a server, and returns the id of the operation.
@@ -39,7 +41,7 @@ func (b *bench) wantPorts(f *fakeNetworks, id string, want ...string) {
 	}
 	guest := map[string]bool{}
 	b.guest.Range(func(port, _ any) bool {
-		guest[port.(string)] = true //nolint:forcetypeassert // see registerWorker
+		guest[port.(string)] = true //nolint:forcetypeassert // see changeGuest
 		return true
 	})
 	slices.Sort(stored)
@@ -137,14 +139,14 @@ func once(err error) func() error {
 }
 
 // onceFor is once for requests to the compute service.
-func onceFor(err error) func(*compute.InterfaceRequest) error {
+func onceFor(err error) func(guestChange) error {
 	f := once(err)
-	return func(*compute.InterfaceRequest) error { return f() }
+	return func(guestChange) error { return f() }
 }
 
 // always returns a function that always returns an error.
-func always(err error) func(*compute.InterfaceRequest) error {
-	return func(*compute.InterfaceRequest) error { return err }
+func always(err error) func(guestChange) error {
+	return func(guestChange) error { return err }
 }
 
 // TestDeletionDuringAttachment: a server is deleted while its new port is made or bound. No port is left with the server, and a port that the client has named is not deleted.
@@ -201,9 +203,9 @@ func TestGuestNotAsked(t *testing.T) {
 		f := b.useNetworks()
 		b.start()
 		id := b.build()
-		b.changeInterface.Store(new(func(r *compute.InterfaceRequest) error {
-			if !r.Detach {
-				b.guest.Store(r.Interface.ID, r.ServerID)
+		b.changeInterface.Store(new(func(c guestChange) error {
+			if !c.detach {
+				b.guest.Store(c.port, c.server)
 			}
 			return fault.New(fault.Unavailable, "the host is away")
 		}))
@@ -280,7 +282,7 @@ func TestActionsWaitForInterfaces(t *testing.T) {
 				b.start()
 				id := b.build()
 				asked, release := make(chan struct{}), make(chan error)
-				b.changeInterface.Store(new(func(*compute.InterfaceRequest) error {
+				b.changeInterface.Store(new(func(guestChange) error {
 					asked <- struct{}{}
 					return <-release
 				}))
@@ -347,6 +349,86 @@ func TestInterfaceBegins(t *testing.T) {
 		}
 		if _, err := b.store.BeginInterface(context.Background(), "none", compute.AttachInterface, store.InterfaceData{}); !errors.Is(err, fault.NotFound) {
 			b.Errorf("a server that does not exist: %v", err)
+		}
+	})
+}
+
+// TestDeletedPort: if the network service has deleted a port, the guest and the server lose the interface in each state of the server, also if the driver cannot change interfaces. If the host fails, the
+// server keeps the interface, as in Nova.
+func TestDeletedPort(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		err  error
+		lost bool
+	}{
+		{"success", nil, true},
+		{"not supported by the driver", fault.New(fault.Unimplemented, "no interfaces"), true},
+		{"no guest", fault.New(fault.NotFound, "no guest"), true},
+		{"failure", fault.New(fault.Internal, "busy"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			each(t, conductor.Config{}, func(b *bench) {
+				f := b.useNetworks()
+				b.start()
+				id := b.build()
+				port, err := b.store.AwaitInterface(b.Context(), b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}}))
+				if err != nil {
+					b.Fatal(err)
+				}
+				f.failRelease() // of a port that does not exist
+				b.exec(`UPDATE servers SET vm_state = 'suspended'`)
+				b.exec(`UPDATE hosts SET capabilities = '["snapshot"]'`)
+				b.changeInterface.Store(new(always(tt.err)))
+				_, err = b.store.AwaitInterface(b.Context(), b.change(id, compute.DetachInterface, store.InterfaceData{Port: *port, Deleted: true}))
+				if lost := len(b.server(id).Networks.V.Ports()) == 0; lost != tt.lost || (err == nil) != tt.lost {
+					b.Errorf("%v; the server has lost the interface: %v, want %v", err, lost, tt.lost)
+				}
+			})
+		})
+	}
+}
+
+// TestHungHosts: changes of interfaces on a host that hangs do not delay an action on another host, although there are more of these changes than slots of the conductor.
+func TestHungHosts(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		const slots = 2
+		b.cfg.Runner = operation.NewRunner(operation.RunnerConfig{Store: b.store.Operations(), Host: "c", Poll: poll, MaxInFlight: slots, Logger: slog.New(slog.DiscardHandler)})
+		b.useNetworks()
+		b.start()
+		addHost := func(name string) {
+			if _, err := b.svc.ReportHost(b.Context(), &compute.HostReport{Host: name, Driver: "d", DriverVersion: "1", Resources: compute.Resources{VCPUs: slots + 1, MemoryMiB: slots + 1, DiskGiB: slots + 1}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		addHost("h1")
+		asked, release := make(chan struct{}, 100), make(chan error)
+		b.changeInterface.Store(new(func(guestChange) error {
+			asked <- struct{}{}
+			return <-release
+		}))
+		defer close(release)
+		var hung []string
+		for range slots + 1 {
+			hung = append(hung, b.build())
+		}
+		for _, id := range hung {
+			b.change(id, compute.AttachInterface, store.InterfaceData{Request: network.Request{Network: "net"}})
+		}
+		for range slots {
+			get(b, asked)
+		}
+		addHost("h2")
+		began := time.Now()
+		other := b.build()
+		b.act(other, compute.Stop, store.ActData{})
+		if took := time.Since(began); took > 5*time.Second {
+			b.Errorf("the other host got its requests after %v", took)
+		}
+		if host := b.server(other).Host; host == nil || *host != "h2" {
+			b.Errorf("the other server is not on h2")
 		}
 	})
 }

@@ -34,7 +34,7 @@ type fakeNetworks struct {
 func (b *bench) useNetworks() *fakeNetworks {
 	f := &fakeNetworks{}
 	b.cfg.Network = f
-	b.svc = conductor.New(b.cfg)
+	*b.svc = *conductor.New(b.cfg) // in place, because the RPC server has the old one
 	return f
 }
 

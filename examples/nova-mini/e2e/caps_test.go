@@ -34,7 +34,7 @@ func TestVersionCaps(t *testing.T) {
 		t.Fatalf("servers: %v", by)
 	}
 	out, err := c.command("member", "list").CombinedOutput()
-	for _, want := range []string{"compute 1.5", "conductor 1.6", "scheduler 1.2"} {
+	for _, want := range []string{"compute 1.6", "conductor 1.7", "scheduler 1.2"} {
 		if err != nil || !strings.Contains(string(out), want) {
 			t.Errorf("member list: %v, without %q:\n%s", err, want, out)
 		}
@@ -44,7 +44,7 @@ func TestVersionCaps(t *testing.T) {
 		return err
 	}
 	if err := console(); err != nil {
-		t.Errorf("the console while all hosts have 1.5: %v", err)
+		t.Errorf("the console while all hosts have 1.6: %v", err)
 	}
 	members := membership.New(membership.Config{DB: c.db})
 	older := membership.Self{Kind: store.ComputeBinary, Host: "node-0", Version: 1, Interfaces: map[string][]string{"compute": {"1.0"}}}

@@ -425,6 +425,12 @@ func testLostPorts(t *testing.T, n *networked) {
 	lose(dropped)
 	told(dropped)
 	told(dropped)
+	n.poll("the interface of the deleted port to be gone", 30*time.Second, func() error {
+		if has := n.active(t, robbed).private(); len(has) != 2 {
+			return fmt.Errorf("the server has the interfaces %v", has)
+		}
+		return nil
+	})
 	wantInterfaces(2)
 	act := func(body, status string) {
 		t.Helper()

@@ -1,12 +1,7 @@
 package network_test
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +10,6 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
-	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/rules"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
@@ -214,16 +208,6 @@ func testForeignPort(t *testing.T, c *neutronTest) {
 	}
 }
 
-func testGroupsByName(t *testing.T, c *neutronTest) {
-	t.Helper()
-	if got, err := c.Groups(t.Context(), c.token, c.project, []string{"default"}); len(got) != 1 || got[0].Name != "default" || err != nil {
-		t.Errorf("groups: %v, %v", got, err)
-	}
-	if _, err := c.Groups(t.Context(), c.token, c.project, []string{"nothing"}); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "Security group nothing not found for project") {
-		t.Errorf("a group that does not exist: %v", err)
-	}
-}
-
 // testWrongToken: a token that Neutron does not accept is not an outage.
 func testWrongToken(t *testing.T, c *neutronTest) {
 	t.Helper()
@@ -264,78 +248,6 @@ func portIDs(list []network.Interface) string {
 		out[i] = one.Port.ID
 	}
 	return strings.Join(out, " ")
-}
-
-// changeGroups adds groups to the ports of a server and removes them. It returns a new group of the project.
-func (c *neutronTest) changeGroups(t *testing.T, s network.Server, first []network.Interface) *groups.SecGroup {
-	t.Helper()
-	secured, err := groups.Create(t.Context(), c.ada, groups.CreateOpts{Name: "second"}).Extract()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ports.Update(t.Context(), c.ada, c.mine.ID, ports.UpdateOpts{SecurityGroups: &[]string{secured.ID, c.mine.SecurityGroups[0]}}).Extract(); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := c.GroupsOf(t.Context(), c.token, s.ID); err != nil || len(got.Groups) != 2 || got.Groups[0].ID == got.Groups[1].ID || len(got.Groups[0].Rules)+len(got.Groups[1].Rules) < 3 || got.Sources[secured.ID].Name != "second" {
-		t.Errorf("the groups of the ports: %+v, %v", got, err)
-	}
-	if got, err := c.GroupNames(t.Context(), c.token, []string{first[0].Port.ID, c.mine.ID, c.theirs.ID, "gone"}); err != nil || len(got) != 2 || !slices.Equal(got[first[0].Port.ID], []string{"default"}) ||
-		len(got[c.mine.ID]) != 2 || !slices.Contains(got[c.mine.ID], "default") || !slices.Contains(got[c.mine.ID], "second") {
-		t.Errorf("the names of the groups of ports: %v, %v", got, err)
-	}
-	names := func(list []network.Group, err error) string {
-		var out []string
-		for _, g := range list {
-			out = append(out, g.Name)
-		}
-		slices.Sort(out)
-		return strings.Join(append(out, fmt.Sprint(err)), " ")
-	}
-	const none = "the server of no port"
-	for _, tt := range []struct {
-		name, got, want string
-	}{
-		{"add a group", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "second")), "default second <nil>"},
-		{"add it again", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, secured.ID)), "default second <nil>"},
-		{"add an unknown group", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "nothing")), "Security group nothing is not found for project " + c.project},
-		{"add without a port", names(c.AddGroup(t.Context(), c.token, c.project, none, "second")), "instance_id " + none + " could not be found as device id on any ports"},
-		{"remove the default", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "default")), "second <nil>"},
-		{"remove it again", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "default")), "Security group default not associated with the instance " + s.ID},
-		{"remove the other", names(c.RemoveGroup(t.Context(), c.token, c.project, s.ID, "second")), "<nil>"},
-		{"add the default", names(c.AddGroup(t.Context(), c.token, c.project, s.ID, "default")), "default <nil>"},
-	} {
-		if tt.got != tt.want {
-			t.Errorf("%s: %s, want %s", tt.name, tt.got, tt.want)
-		}
-	}
-	return secured
-}
-
-// readGroups reads the groups of ports, of the project, and a group with the sources of its rules.
-func (c *neutronTest) readGroups(t *testing.T, secured *groups.SecGroup) {
-	t.Helper()
-	if got, err := c.GroupsOf(t.Context(), c.token, "another"); err != nil || len(got.Groups) != 0 {
-		t.Errorf("the groups of no port: %+v, %v", got, err)
-	}
-	if got, err := c.ProjectGroups(t.Context(), c.token, c.project); err != nil || len(got.Groups) != 2 || got.Sources[secured.ID].TenantID != c.project {
-		t.Errorf("the groups of the project: %+v, %v", got, err)
-	}
-	if _, err := rules.Create(t.Context(), c.ada, rules.CreateOpts{SecGroupID: secured.ID, Direction: rules.DirIngress, EtherType: rules.EtherType4, RemoteGroupID: c.mine.SecurityGroups[0]}).Extract(); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := c.Group(t.Context(), c.token, secured.ID); err != nil || len(got.Groups) != 1 || got.Groups[0].Name != "second" || got.Sources[c.mine.SecurityGroups[0]].Name != "default" {
-		t.Errorf("one group with the source of a rule: %+v, %v", got, err)
-	}
-	for who, get := range map[string]func() (network.GroupList, error){
-		"a group that does not exist": func() (network.GroupList, error) { return c.Group(t.Context(), c.token, c.private) },
-		"a group of another project": func() (network.GroupList, error) {
-			return c.Group(t.Context(), c.keystone.Token("bob", &gophercloud.AuthScope{ProjectID: c.other}), secured.ID)
-		},
-	} {
-		if got, err := get(); !errors.Is(err, fault.NotFound) || !strings.HasSuffix(err.Error(), " does not exist") {
-			t.Errorf("%s: %+v, %v", who, got, err)
-		}
-	}
 }
 
 // allocateAgain repeats the call that has made the ports in the parameter first, as after a lost answer.
@@ -531,159 +443,6 @@ func testNeutronAway(t *testing.T, c *neutronTest) {
 	c.service.Kill()
 	if _, err := c.check(t, nil, false, 1); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("Neutron is away: %v", err)
-	}
-}
-
-// TestNoAddress: a port without an address is refused, unless its owner has asked for none, or it gets one when it is bound. As in Nova, an attachment does not check
-// it. Neutron has the attribute ip_allocation only with some of its plug-ins.
-func TestNoAddress(t *testing.T) {
-	t.Parallel()
-	n, mux := written(t)
-	mux.HandleFunc("GET /v2.0/ports/{id}", func(w http.ResponseWriter, r *http.Request) { // the id is the allocation
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = fmt.Fprintf(w, `{"port": {"id": %q, "network_id": "n", "project_id": "p", "tenant_id": "p", "fixed_ips": [], "ip_allocation": %q}}`, r.PathValue("id"), r.PathValue("id"))
-	})
-	for allocation, refused := range map[string]bool{"immediate": true, "none": false, "deferred": false} {
-		list := []network.Request{{Port: allocation}}
-		got, err := n.Check(t.Context(), network.Client{Project: "p"}, list, false, 1)
-		if refused && (!errors.Is(err, fault.Invalid) || err.Error() != "Port "+allocation+" requires a FixedIP in order to be used.") || !refused && (err != nil || got[0].Network != "n") {
-			t.Errorf("%s: %v, %v", allocation, got, err)
-		}
-		if _, err := n.Check(t.Context(), network.Client{Project: "p", Server: "s"}, list, false, 1); err != nil {
-			t.Errorf("attach, %s: %v", allocation, err)
-		}
-	}
-}
-
-// written returns a client of a network service whose routes the test adds to the mux.
-func written(t *testing.T) (*network.Neutron, *http.ServeMux) {
-	t.Helper()
-	mux := http.NewServeMux()
-	srv := httptest.NewServer(mux)
-	t.Cleanup(srv.Close)
-	mux.HandleFunc("POST /v3/auth/tokens", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("X-Subject-Token", "token")
-		w.WriteHeader(http.StatusCreated)
-		_, _ = fmt.Fprintf(w, `{"token": {"expires_at": "2100-01-01T00:00:00.000000Z", "catalog": [{"type": "network", "endpoints": [{"interface": "public", "region_id": "r", "url": %q}]}]}}`, srv.URL)
-	})
-	n, err := network.New(session.Config{AuthURL: srv.URL + "/v3", Username: "u", Password: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n, mux
-}
-
-// TestGroupNames: the names of a port are sorted, and the number of requests for the groups of many ports is bounded. A URL has at most 150 ids, as in Nova, and a reply may have several pages.
-func TestGroupNames(t *testing.T) {
-	t.Parallel()
-	n, mux := written(t)
-	var requests []string
-	list := func(kind, attributes string) {
-		mux.HandleFunc("GET /v2.0/"+kind, func(w http.ResponseWriter, r *http.Request) {
-			ids := r.URL.Query()["id"]
-			requests = append(requests, fmt.Sprintf("%d %s with %v", len(ids), kind, r.URL.Query()["fields"]))
-			name, links := strings.ReplaceAll(kind, "-", "_"), ""
-			if len(ids) > 100 { // the second page has the others
-				next := url.Values{"id": ids[100:]}
-				ids, links = ids[:100], fmt.Sprintf(`, "%s_links": [{"rel": "next", "href": "http://%s%s?%s"}]`, name, r.Host, r.URL.Path, next.Encode())
-			}
-			all := make([]string, len(ids))
-			for i, id := range ids {
-				all[i] = fmt.Sprintf(`{"id": %q, %s}`, id, strings.ReplaceAll(attributes, "ID", id))
-			}
-			w.Header().Set("Content-Type", "application/json")
-			_, _ = fmt.Fprintf(w, `{"%s": [%s]%s}`, name, strings.Join(all, ", "), links)
-		})
-	}
-	list("ports", `"security_groups": ["b", "a"]`)
-	list("security-groups", `"name": "group ID"`)
-	var ids []string
-	for i := range 160 {
-		ids = append(ids, fmt.Sprintf("%036d", i), fmt.Sprintf("%036d", i)) // each twice
-	}
-	got, err := n.GroupNames(t.Context(), "", ids)
-	if err != nil || len(got) != 160 || !slices.Equal(got[ids[310]], []string{"group a", "group b"}) {
-		t.Errorf("%d ports, %v, %v", len(got), got[ids[310]], err)
-	}
-	want := []string{"150 ports with [id security_groups]", "50 ports with []", "10 ports with [id security_groups]", "2 security-groups with [id name]"}
-	if !slices.Equal(requests, want) {
-		t.Errorf("requests %q, want %q", requests, want)
-	}
-	requests = nil
-	if got, err := n.GroupNames(t.Context(), "", nil); len(got)+len(requests) != 0 || err != nil {
-		t.Errorf("no ports: %v, %v, requests %q", got, err, requests)
-	}
-}
-
-// TestRequests: networks and subnets are read by one request for all interfaces of a server.
-func TestRequests(t *testing.T) {
-	t.Parallel()
-	n, mux := written(t)
-	var requests []string
-	answer := func(pattern string, reply func(r *http.Request) any) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			requests = append(requests, fmt.Sprint(r.Method, " ", strings.TrimPrefix(r.URL.Path, "/v2.0/"), " ", r.URL.Query()["id"]))
-			w.Header().Set("Content-Type", "application/json")
-			if r.Method == http.MethodPost {
-				w.WriteHeader(http.StatusCreated)
-			}
-			_ = json.NewEncoder(w).Encode(reply(r))
-		})
-	}
-	type object = map[string]any
-	each := func(r *http.Request, of func(id string) object) (out []object) {
-		for _, id := range r.URL.Query()["id"] {
-			if id != "gone" {
-				out = append(out, of(id))
-			}
-		}
-		return out
-	}
-	made := 0
-	answer("GET /v2.0/quotas/p", func(*http.Request) any { return object{"quota": object{"port": 10}} })
-	answer("GET /v2.0/ports", func(*http.Request) any { return object{"ports": []object{}} })
-	answer("POST /v2.0/ports", func(r *http.Request) any {
-		var in struct{ Port object }
-		_ = json.NewDecoder(r.Body).Decode(&in)
-		made++
-		port := in.Port
-		port["id"] = fmt.Sprint("port-", made)
-		subnet := fmt.Sprint("subnet of ", port["network_id"])
-		port["fixed_ips"] = []object{{"subnet_id": subnet, "ip_address": "10.0.0.1"}, {"subnet_id": subnet, "ip_address": "10.0.0.2"}}
-		return object{"port": port}
-	})
-	answer("GET /v2.0/networks", func(r *http.Request) any {
-		return object{"networks": each(r, func(id string) object {
-			return object{"id": id, "name": "name of " + id, "mtu": 1400, "project_id": "p", "subnets": []string{"s"}}
-		})}
-	})
-	answer("GET /v2.0/subnets", func(r *http.Request) any {
-		return object{"subnets": each(r, func(id string) object {
-			return object{"id": id, "cidr": "10.0.0.0/24", "gateway_ip": "10.0.0.254", "enable_dhcp": true, "host_routes": []object{{"destination": "10.1.0.0/16", "nexthop": "10.0.0.9"}}}
-		})}
-	})
-	list := []network.Request{{Network: "b"}, {Network: "a"}, {Network: "b"}}
-	got, err := n.Check(t.Context(), network.Client{Project: "p"}, list, false, 1)
-	if want := []string{"GET quotas/p []", "GET ports []", "GET networks [a b]"}; err != nil || !slices.Equal(got, list) || !slices.Equal(requests, want) {
-		t.Errorf("check: %v, %v, requests %q, want %q", got, err, requests, want)
-	}
-	if _, err := n.Check(t.Context(), network.Client{Project: "p"}, []network.Request{{Network: "a"}, {Network: "gone"}}, false, 1); !errors.Is(err, fault.NotFound) || err.Error() != "Network gone could not be found." {
-		t.Errorf("a network that does not exist: %v", err)
-	}
-	requests = nil
-	ports, err := n.Allocate(t.Context(), network.Server{ID: "s", Project: "p", Host: "h", Wanted: wanted(list...)})
-	want := []string{"GET ports []", "POST ports []", "POST ports []", "POST ports []", "GET networks [a b]", "GET subnets [subnet of a subnet of b]"}
-	if err != nil || len(ports) != 3 || !slices.Equal(requests, want) {
-		t.Fatalf("allocate: %+v, %v, requests %q, want %q", ports, err, requests, want)
-	}
-	for i, one := range ports {
-		p, in := one.Port, list[i].Network
-		if p.NetworkName != "name of "+in || p.MTU != 1400 || p.Host != "h" || len(p.Addresses) != 2 || len(p.Subnets) != 1 || p.Subnets[0].ID != "subnet of "+in || p.Subnets[0].Routes[0].Gateway != "10.0.0.9" {
-			t.Errorf("%s: %+v", in, p)
-		}
-	}
-	if p, err := n.Attach(t.Context(), network.Server{ID: "s", Project: "p", Host: "h", Wanted: wanted(network.Request{Network: "gone"})}); !errors.Is(err, fault.NotFound) || p == nil {
-		t.Errorf("a network that is gone when its port is made: %+v, %v", p, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/quota"
@@ -110,3 +111,23 @@ var insertServer, updateServer = func() (insert, update string) {
 	return "INSERT INTO servers (" + strings.Join(columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")",
 		"UPDATE servers SET " + strings.Join(sets, ", ") + " WHERE id = :id"
 }()
+
+// Activate sets vm_state to active, the power state to running and launched_at to now, after the server has been built. It runs in the transaction in
+// which the operation ends. Errors: [compute.ErrStale] if the server does not exist.
+func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, power_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, compute.Running, id)
+}
+
+// FailCreate records that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
+// its claim is released. If a compute service still has the server, it later detects the server as an orphan and destroys
+// it. FailCreate runs in the transaction in which the operation ends. It is not an error if the server does not exist.
+func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
+	n, err := s.fail(ctx, tx, id, message, details)
+	if err == nil && n > 0 {
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET host = NULL, admin_pass = NULL WHERE id = ?`, id)
+	}
+	if err != nil {
+		return err
+	}
+	return s.release(ctx, tx, id) // even if the server's row no longer exists: the operation may have claimed a host after the deletion
+}

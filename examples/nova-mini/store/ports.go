@@ -89,6 +89,8 @@ type InterfaceData struct {
 	Port network.Port `json:"port,omitzero"`
 	// Reserved means that the attachment has stored the interface, see ReservePort. Detached means that the guest does not have the interface of an attachment that is undone.
 	Reserved bool `json:"reserved,omitempty"`
+	// Deleted means that the network service has deleted the port of a detachment. No state of the server and no driver refuses such a detachment.
+	Deleted  bool `json:"deleted,omitempty"`
 	Detached bool `json:"detached,omitempty"`
 }
 
@@ -106,10 +108,13 @@ func (s *Store) BeginInterface(ctx context.Context, id string, a compute.Action,
 				return err
 			}
 			srv, err := s.lockServer(ctx, tx, id)
-			if err == nil {
-				err = checkState(srv, a.Info())
+			switch {
+			case err != nil:
+				return err
+			case data.Deleted && srv.Host != nil:
+				return nil
 			}
-			if err != nil {
+			if err := checkState(srv, a.Info()); err != nil {
 				return err
 			}
 			return s.checkCapability(ctx, tx, *srv.Host, compute.CapAttachInterface)
@@ -123,6 +128,21 @@ func (s *Store) BeginInterface(ctx context.Context, id string, a compute.Action,
 		return "", err
 	}
 	return "", cmp.Or(CheckAction(srv, a), interfacesBusy(id, a))
+}
+
+// DetachDeleted begins to detach the interface of a server whose port the network service has deleted. It does nothing if the server does not have the interface, or has no host: the server loses the
+// interface when it gets a host again. Errors: NotFound; Conflict while another operation on the server runs.
+func (s *Store) DetachDeleted(ctx context.Context, id, port string) error {
+	srv, err := s.Server(ctx, id)
+	if err != nil {
+		return err
+	}
+	i := srv.Networks.V.Index(port)
+	if i < 0 || srv.Host == nil {
+		return nil
+	}
+	_, err = s.BeginInterface(ctx, id, compute.DetachInterface, InterfaceData{Port: srv.Networks.V.Interfaces[i].Port, Project: srv.ProjectID, Deleted: true})
+	return err
 }
 
 func interfacesBusy(id string, a compute.Action) error {

@@ -3,10 +3,8 @@ package store
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/image"
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/operation"
 )
 
 // The values of vm_state, as in Nova. The others are in package compute.
@@ -161,66 +158,6 @@ func shownColumns() []string {
 
 // listColumns are the columns that lists of [serversWithTasks], [deletedServers] and [anyServers] read.
 var listColumns = strings.Join(append(slices.DeleteFunc(shownColumns(), func(name string) bool { return slices.Contains(unlistedColumns, name) }), derivedColumns...), ", ")
-
-// BootFlavor has those values of a flavor that are stored with each server of the flavor, besides the server's resources.
-type BootFlavor struct {
-	Name         string            `json:"name"`
-	DiskGiB      int               `json:"disk_gib"`
-	EphemeralGiB int               `json:"ephemeral_gib,omitempty"`
-	SwapMiB      int               `json:"swap_mib,omitempty"`
-	ExtraSpecs   map[string]string `json:"extra_specs,omitempty"`
-	// ExtraDisks reports whether the server has the ephemeral and the swap disk of the flavor. A server of an earlier release has one larger disk instead.
-	ExtraDisks bool `json:"extra_disks,omitempty"`
-	// CreatedAt is the time of the creation of the flavor, which tells flavors with the same id apart. Nil: it is not known, because an earlier release has created the flavor or the server.
-	CreatedAt *time.Time `json:"created_at,omitempty"`
-	// OwnDisks are the sizes that the client has asked for, at most those of the flavor. Nil: the sizes of the flavor. A resize keeps them.
-	OwnDisks *ExtraDisks `json:"own_disks,omitempty"`
-}
-
-// ExtraDisks are the sizes of the ephemeral and the swap disk of a server. 0: the server does not have the disk.
-type ExtraDisks struct {
-	EphemeralGiB int `json:"ephemeral_gib,omitempty"`
-	SwapMiB      int `json:"swap_mib,omitempty"`
-}
-
-// GiB returns the part of the resources of a server that the disks have.
-func (e ExtraDisks) GiB() int { return compute.ExtraGiB(e.EphemeralGiB, e.SwapMiB) }
-
-// FlavorExtra returns the extra disks that the server has if its client has not asked for smaller ones. The claim and the quota cover them, as in Nova.
-func (b *BootFlavor) FlavorExtra() ExtraDisks {
-	if !b.ExtraDisks {
-		return ExtraDisks{}
-	}
-	return ExtraDisks{b.EphemeralGiB, b.SwapMiB}
-}
-
-// Extra returns the extra disks of the server.
-func (b *BootFlavor) Extra() ExtraDisks {
-	if b.OwnDisks != nil {
-		return *b.OwnDisks
-	}
-	return b.FlavorExtra()
-}
-
-// OnHost returns the resources that a server has on its host. The parameter claimed has the resources that the claim covers.
-func (b *BootFlavor) OnHost(claimed compute.Resources) compute.Resources {
-	claimed.DiskGiB -= b.FlavorExtra().GiB() - b.Extra().GiB()
-	return claimed
-}
-
-// Boot returns the values of the flavor that are stored with each server of the flavor.
-func (f *Flavor) Boot() *BootFlavor {
-	return &BootFlavor{Name: f.Name, DiskGiB: f.DiskGiB, EphemeralGiB: f.EphemeralGiB, SwapMiB: f.SwapMiB, ExtraSpecs: f.ExtraSpecs.V, ExtraDisks: f.EphemeralGiB > 0 || f.SwapMiB > 0, CreatedAt: f.CreatedAt}
-}
-
-// Flavor returns the values of the flavor at the time of the server's creation or last resize. For a server that an earlier release
-// has created, only the sum of the flavor's disks is stored: then Name is the flavor's id, and DiskGiB is the sum.
-func (s *Server) Flavor() BootFlavor {
-	if s.BootFlavor.V == nil {
-		return BootFlavor{Name: s.FlavorID, DiskGiB: s.DiskGiB}
-	}
-	return *s.BootFlavor.V
-}
 
 // Task returns the task_state, or "" if the server has no task.
 func (s *Server) Task() string {
@@ -403,162 +340,9 @@ func (s *Store) ChangeServer(ctx context.Context, id string, change func(*Server
 	return srv, err
 }
 
-// BeginDelete begins the deletion of a server. A deletion preempts every other operation on the server. If the server is
-// already being deleted, BeginDelete does nothing. Errors: NotFound.
-func (s *Store) BeginDelete(ctx context.Context, id string) error {
-	err := s.repeatBusy(id, compute.ForceDelete, func() error {
-		return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-			// The operation is locked before the server, in the same order as a runner locks them.
-			err := s.preempt(ctx, tx, id, func(open *operation.Op) error {
-				if open != nil && open.Kind == Delete.Name {
-					return errUnchanged
-				}
-				_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
-		})
-	})
-	if errors.Is(err, errUnchanged) {
-		return nil
-	}
-	return err
-}
-
-// Place sets the host on which a server will be built. It runs in the transaction that ends the operation's step. Errors:
-// [compute.ErrStale] if the server does not exist or has been built already.
-func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
-		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
-}
-
-// PlaceAgain sets the host of a server that was offloaded. It runs in the transaction that ends the operation's step. Errors:
-// [compute.ErrStale] if the server does not exist or has a host.
-func (s *Store) PlaceAgain(ctx context.Context, tx *sqlx.Tx, id, host string) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ? AND host IS NULL`, host, id)
-}
-
-// Unplace clears the host of a server after a build has failed there, and releases the server's claim. The parameter details
-// is the error of the build, for administrators. Unplace runs in the transaction that ends the operation's step.
-func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) error {
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL, fault_message = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.Cut(details, maxFault), id); err != nil {
-		return err
-	}
-	return s.release(ctx, tx, id)
-}
-
-// Activate sets vm_state to active, the power state to running and launched_at to now, after the server has been built. It runs in the transaction in
-// which the operation ends. Errors: [compute.ErrStale] if the server does not exist.
-func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
-	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, power_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6), admin_pass = NULL WHERE id = ?`, Active, compute.Running, id)
-}
-
-// FailCreate records that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
-// its claim is released. If a compute service still has the server, it later detects the server as an orphan and destroys
-// it. FailCreate runs in the transaction in which the operation ends. It is not an error if the server does not exist.
-func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
-	n, err := s.fail(ctx, tx, id, message, details)
-	if err == nil && n > 0 {
-		_, err = db.Exec(ctx, tx, `UPDATE servers SET host = NULL, admin_pass = NULL WHERE id = ?`, id)
-	}
-	if err != nil {
-		return err
-	}
-	return s.release(ctx, tx, id) // even if the server's row no longer exists: the operation may have claimed a host after the deletion
-}
-
-// FailDelete records that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
-// its claim. It runs in the transaction in which the operation ends. It is not an error if the server does not exist.
-func (s *Store) FailDelete(ctx context.Context, tx *sqlx.Tx, id, details string) error {
-	_, err := s.fail(ctx, tx, id, fmt.Sprintf("Failed to delete instance %s.", id), details)
-	return err
-}
-
 // fail sets a server to ERROR with a fault. The text message is for the server's project, and details is for administrators.
 // fail returns the number of changed rows: 0 if the server does not exist.
 func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details string) (int64, error) {
 	return db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = UTC_TIMESTAMP(6),
 		updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), id)
-}
-
-// keepDeleted is SQL that copies the shown columns of a server to the table of deleted servers.
-var keepDeleted = func() string {
-	columns := shownColumns()
-	values := slices.Clone(columns)
-	for i, name := range columns {
-		switch name {
-		case `"vm_state"`:
-			values[i] = "'" + Deleted + "'"
-		case `"power_state"`:
-			values[i] = strconv.Itoa(int(compute.NoState)) // as in Nova
-		case `"networks"`: // the deletion has removed the ports, or has given them back
-			values[i] = "NULL"
-		case `"updated_at"`:
-			values[i] = "UTC_TIMESTAMP(6)"
-		}
-	}
-	return `INSERT INTO deleted_servers (` + strings.Join(columns, ", ") + `, deleted_at) SELECT ` + strings.Join(values, ", ") + `, UTC_TIMESTAMP(6) FROM servers WHERE id = ?`
-}()
-
-// PruneDeleted removes the rows of deleted servers. The parameter age is the least time since the deletion.
-func (s *Store) PruneDeleted(ctx context.Context, age time.Duration) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		_, err := db.Exec(ctx, tx, `DELETE FROM deleted_servers WHERE deleted_at <= ?`, now.Add(-age))
-		return err
-	})
-}
-
-// Remove deletes a server, and releases its claim and its use of the quota. Lists of deleted servers have the server until PruneDeleted, and reports of usage have it until PruneUsage. Remove
-// runs in the transaction in which the operation ends. It is not an error if the server does not exist.
-func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
-	_, err := db.Exec(ctx, tx, keepDeleted, id)
-	if err == nil {
-		_, err = db.Exec(ctx, tx, keepUsage, id)
-	}
-	if err == nil {
-		_, err = db.Exec(ctx, tx, `DELETE FROM backups WHERE server_id = ?`, id) // the images stay, as in Nova
-	}
-	if err == nil {
-		_, err = db.Exec(ctx, tx, `DELETE FROM console_tokens WHERE server_id = ?`, id)
-	}
-	if err == nil {
-		_, err = db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id)
-	}
-	if err == nil {
-		err = s.quotas.Release(ctx, tx, id)
-	}
-	if err != nil {
-		return err
-	}
-	return s.release(ctx, tx, id)
-}
-
-// Orphans returns the ids of those servers that the database does not place on the host: such a server is on another host, has
-// no host, or does not exist. The result has the order of the parameter ids.
-func (s *Store) Orphans(ctx context.Context, host string, ids []string) ([]string, error) {
-	if len(ids) == 0 {
-		return nil, nil
-	}
-	query, args, err := sqlx.In(`SELECT id FROM servers WHERE host = ? AND id IN (?)`, host, ids)
-	if err != nil {
-		return nil, err
-	}
-	var known []string
-	if err := s.db.SelectContext(ctx, &known, query, args...); err != nil {
-		return nil, db.Error(err)
-	}
-	placed := make(map[string]bool, len(known))
-	for _, id := range known {
-		placed[id] = true
-	}
-	var out []string
-	for _, id := range ids {
-		if !placed[id] {
-			out = append(out, id)
-		}
-	}
-	return out, nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// actions maps each action of compute.Actions with a Task to the function that does the work of the compute service. The functions are
+// actions maps each action of compute.Actions with a Since to the function that does the work of the compute service. The functions are
 // idempotent. They return errPartial if the action is done in part, or its result is not known.
 var actions = map[compute.Action]func(*Service, context.Context, *compute.ActRequest) error{
 	compute.Start: driverCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
@@ -62,6 +62,12 @@ var actions = map[compute.Action]func(*Service, context.Context, *compute.ActReq
 		return d.ConfirmResize(ctx, r.ServerID)
 	}),
 	compute.RevertResize: (*Service).revert,
+	compute.AttachInterface: interfaceCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.AttachInterface(ctx, r.ServerID, *r.Interface)
+	}),
+	compute.DetachInterface: interfaceCall(func(ctx context.Context, d compute.Driver, r *compute.ActRequest) error {
+		return d.DetachInterface(ctx, r.ServerID, r.Interface.ID)
+	}),
 }
 
 // driverCall returns the function of an action that needs only one call to the driver. retryDriver repeats the call.
@@ -71,13 +77,37 @@ func driverCall(call func(context.Context, compute.Driver, *compute.ActRequest) 
 	}
 }
 
+// interfaceCall returns the function of an action that changes an interface by one call to the driver. The errors of the function are errPartial if the driver does not say whether it has changed the
+// interface, and unsupported.
+func interfaceCall(call func(context.Context, compute.Driver, *compute.ActRequest) error) func(*Service, context.Context, *compute.ActRequest) error {
+	do := driverCall(call)
+	return func(s *Service, ctx context.Context, req *compute.ActRequest) error {
+		if req.Interface == nil {
+			return refusal{fault.New(fault.Invalid, "%s server %s: the request has no interface", req.Action, req.ServerID)}
+		}
+		err := do(s, ctx, req)
+		switch code := fault.CodeOf(err); {
+		case err == nil, req.IfPossible && (code == fault.NotFound || code == fault.Unimplemented):
+			return nil
+		case code == fault.Unimplemented:
+			return unsupported{err}
+		case code == fault.Unavailable || code == fault.Unknown || code == fault.Timeout:
+			return fmt.Errorf("%w: %w", errPartial, err)
+		}
+		return err
+	}
+}
+
 // refusal is the error of an action that was refused before it changed the server.
 type refusal struct{ error }
+
+// unsupported is the error of the change of an interface if the driver cannot change interfaces.
+type unsupported struct{ error }
 
 // missing is the error of a soft deletion if the host does not have the server.
 type missing struct{ error }
 
-// runAction does an action. Errors: errPartial; refusal; missing.
+// runAction does an action. Errors: errPartial; refusal; missing; unsupported.
 func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
 	if err := s.checkUpload(ctx, req); err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 
 // job is the work that runs on a server. Only one job at a time runs on a server.
 type job struct {
-	// token is the token of the step that the job carries out. It is empty for a change of the server's interfaces and for the removal of an orphan.
+	// token is the token of the step that the job carries out. It is empty for ChangeInterface and for the removal of an orphan.
 	token string
 	stop  context.CancelCauseFunc // cancels the context of the job
 }

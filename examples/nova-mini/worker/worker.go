@@ -212,6 +212,7 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 		end.Error = failed.Error()
 		_, end.Refused = errors.AsType[refusal](failed)
 		_, end.Missing = errors.AsType[missing](failed)
+		_, end.Unsupported = errors.AsType[unsupported](failed)
 	}
 	for range maxReports {
 		if _, err = askConductor(ctx, s, compute.EndStep, &end); !errors.Is(err, compute.ErrOtherRelease) {
@@ -328,7 +329,7 @@ func (s *Service) OpenConsole(ctx context.Context, req *compute.OpenConsoleReque
 // interfaceWait is how long a change of a server's interfaces waits for other work on the server. The caller usually has a shorter deadline.
 const interfaceWait = time.Minute
 
-// ChangeInterface attaches a network interface to a server, or detaches the interface, see compute.ChangeInterface.
+// ChangeInterface attaches a network interface to a server, or detaches the interface, for services of earlier versions, see compute.ChangeInterface.
 func (s *Service) ChangeInterface(ctx context.Context, req *compute.InterfaceRequest) (*rpc.None, error) {
 	ctx, end := s.beginJob(ctx, req.ServerID, "", interfaceWait)
 	if end == nil {

@@ -15,8 +15,8 @@ type NextRequest struct {
 
 // The methods that only the next release has, one of each interface.
 var (
-	NextWorker    = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Worker, Name: "next", Since: v16})
-	NextConductor = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Conductor, Name: "next", Since: v17})
+	NextWorker    = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Worker, Name: "next", Since: v17})
+	NextConductor = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Conductor, Name: "next", Since: v18})
 	NextScheduler = rpc.Define(rpc.Method[NextRequest, rpc.None]{Interface: Scheduler, Name: "next", Since: v13})
 )
 

@@ -1,0 +1,91 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// The values of Server.LockedBy for a locked server.
+const (
+	LockedByOwner = "owner"
+	LockedByAdmin = "admin"
+)
+
+// LockServer locks a server. The parameter by is LockedByOwner or LockedByAdmin. An empty reason
+// leaves the stored reason as it is. Errors: NotFound.
+func (s *Store) LockServer(ctx context.Context, id, by, reason string) error {
+	return s.record(ctx, id, compute.Lock, nil, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET locked_by = ?, locked_reason = CASE WHEN ? = '' THEN locked_reason ELSE ? END, updated_at = ? WHERE id = ?`,
+			by, reason, reason, now, id)
+	})
+}
+
+// UnlockServer unlocks a server. Errors: NotFound.
+func (s *Store) UnlockServer(ctx context.Context, id string) error {
+	return s.record(ctx, id, compute.Unlock, nil, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET locked_by = '', locked_reason = '', updated_at = ? WHERE id = ?`, now, id)
+	})
+}
+
+// ResetState sets the vm_state of a server to Active or Error, and keeps the power state. If the server has an operation, ResetState ends the operation without undoing it.
+// Active does not end a creation: as in Nova, the server then is what the creation leaves, because an active server without a guest is of no use. Errors: NotFound.
+func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
+	created := false // whether the creation continues
+	preempts := func(open *operation.Op) bool {
+		created = open != nil && open.Kind == Create.Name && vmState == Active
+		return !created && (open == nil || !changesInterfaces(open.Kind)) // the change of an interface goes on
+	}
+	return s.record(ctx, id, compute.ResetState, preempts, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if created {
+			return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET vm_state = ?, updated_at = ? WHERE id = ?`, vmState, now, id)
+		}
+		srv, err := s.lockServer(ctx, tx, id)
+		if err == nil && srv.Host == nil { // the ended operation may be a creation that has claimed a host
+			err = s.release(ctx, tx, id)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err = db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, power_state = ?, admin_pass = NULL, updated_at = ? WHERE id = ?`, vmState, srv.PowerState(), now, id); err != nil || srv.VMState != compute.VMSoftDeleted {
+			return err
+		}
+		srv.VMState = vmState
+		return s.recount(ctx, tx, srv)
+	})
+}
+
+// RecordAction records an action that the API service has done without an operation, and that has just ended. The parameter began is the time of its start, and failed is its error, or nil
+// after success.
+func (s *Store) RecordAction(ctx context.Context, id string, a compute.Action, began time.Time, failed error) error {
+	_, err := operation.Record(ctx, s.ops, operation.Kind[struct{}]{Name: kindName(a)}, id, &struct{}{}, time.Since(began), failed)
+	return err
+}
+
+// record changes a server at once, and records the change as an operation that has succeeded. If preempts is not nil, the change ends the current operation of the server for which preempts
+// returns true.
+func (s *Store) record(ctx context.Context, id string, a compute.Action, preempts func(*operation.Op) bool, change func(context.Context, *sqlx.Tx, time.Time) error) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		// The operation is written before the server, in the same order as a runner locks them.
+		begin := func(open *operation.Op) error {
+			k := operation.Kind[struct{}]{Name: kindName(a), Preempts: preempts != nil && preempts(open)}
+			_, err := operation.Record(ctx, s.ops, k, id, &struct{}{}, 0, nil)
+			return err
+		}
+		var err error
+		if preempts != nil {
+			err = s.preempt(ctx, tx, id, begin)
+		} else {
+			err = begin(nil)
+		}
+		if err != nil {
+			return err
+		}
+		return change(ctx, tx, now)
+	})
+}
