@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
@@ -89,6 +90,12 @@ func (p *Process[O]) authenticate(o *AccessOptions, addr string, names []string,
 	}
 	if err := o.checkOpen(addr); err != nil {
 		return optionError(strings.Join(slices.Concat([]string{"api.auth_strategy"}, names, []string{"api.noauth2_remote"}), " "), err)
+	}
+	if p.read.wrong["api.auth_strategy"] { // the value was replaced by the default, whose errors would hide the error of the value
+		cfg.Authenticate = func(*http.Request) (reqctx.Request, error) {
+			return reqctx.Request{}, fault.New(fault.Unauthenticated, "auth_strategy is wrong")
+		}
+		return nil
 	}
 	who, err := newIdentity(o, p.Log, p.tell.tokens.Observe)
 	if err != nil {

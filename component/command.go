@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -143,7 +144,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 
 // checkArguments makes a command and its subcommands return a usageError for wrong arguments, wrong flags and unknown commands.
 func checkArguments(cmd *cobra.Command) {
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{hintFlag(cmd, err)} })
 	args := cmd.Args
 	if cmd.HasSubCommands() {
 		args = refuseUnknownCommand
@@ -165,6 +166,22 @@ func checkArguments(cmd *cobra.Command) {
 	}
 }
 
+// flagName matches the name of a flag in the usage text of a command.
+var flagName = regexp.MustCompile(`(?m)^\s+(?:-\w, )?--(\S+)`)
+
+// hintFlag adds the most similar flag of a command to the error about a flag that the command does not have. It returns other errors as they are.
+func hintFlag(cmd *cobra.Command, err error) error {
+	var unknown interface{ GetSpecifiedName() string }
+	if !errors.As(err, &unknown) || len(unknown.GetSpecifiedName()) < 2 {
+		return err
+	}
+	var known []string
+	for _, found := range flagName.FindAllStringSubmatch(cmd.Flags().FlagUsages(), -1) {
+		known = append(known, "--"+found[1])
+	}
+	return fmt.Errorf("%w%s", err, text.Nearest("--"+unknown.GetSpecifiedName(), slices.Values(known)))
+}
+
 // refuseUnknownCommand refuses the arguments of a command with sub-commands: the first one is not the name of a sub-command.
 func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
@@ -184,9 +201,10 @@ type loadedOptions[O any] struct {
 	opts   *O       // the options at the start; the host's name is set
 	base   *Options // the Options that opts embeds
 	log    *slog.Logger
-	level  *slog.LevelVar  // the level of log
-	sync   string          // the whole command "db sync" with the flags of this command
-	wrong  map[string]bool // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
+	level  *slog.LevelVar    // the level of log
+	flags  map[string]string // the flags that set options, by the option: {"state_path": "--state-path"}
+	sync   string            // the whole command "db sync" with the flags of this command
+	wrong  map[string]bool   // options, SECTION.NAME, with a known error; placeAll leaves out further errors about them
 }
 
 // source returns the sources of the options.
@@ -248,7 +266,7 @@ func (r *runtime[O]) read(f *flags) (*loadedOptions[O], error) {
 	if c == nil {
 		return nil, err
 	}
-	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, wrong: map[string]bool{}}
+	l := &loadedOptions[O]{config: c, log: src.Logger, level: level, flags: src.FlagNames, wrong: map[string]bool{}}
 	l.sync = r.c.Name + " db sync"
 	for _, path := range c.Files() {
 		l.sync += " --config-file " + text.ShellWord(path)
@@ -354,14 +372,16 @@ func (t *Tool[O]) withDatabase(ctx context.Context, do func(ctx context.Context,
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(path); err == nil {
-			cfg.URL = embedded
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("the database of the process with all services: %w", err)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return l.place(optionError("state_path", fault.New(fault.NotFound,
+				"%s, the database of a process with all services, does not exist: use the directory of the --state-path with which this process was started, or set connection of [database]", path)))
+		} else if err != nil {
+			return l.place(optionError("state_path", fmt.Errorf("the database of the process with all services: %w", err)))
 		}
+		cfg.URL = embedded
 	}
 	if cfg.URL == "" {
-		return l.place(optionError("database.connection", errNoDatabase))
+		return l.place(optionError("database.connection", fmt.Errorf("%w; or use --state-path with the directory of a process with all services", errNoDatabase)))
 	}
 	d, err := db.Open(ctx, cfg)
 	if err != nil {

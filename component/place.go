@@ -19,6 +19,8 @@ func (l *loadedOptions[O]) label(names ...string) string {
 		}
 		if l.isSet(section, name) {
 			text += ", " + l.where(section, name)
+		} else if flag := l.flags[option]; flag != "" {
+			text += " or flag " + flag
 		}
 		out = append(out, text)
 	}

@@ -97,7 +97,8 @@ type part struct {
 
 // The phases of the start, in their order.
 const (
-	phaseDatabase = iota
+	phaseAddress = iota // the checks that the addresses are free
+	phaseDatabase
 	phaseFirst
 	phaseDriver
 	phaseBus
@@ -149,6 +150,11 @@ func (p *Process[O]) named(name string) string {
 }
 
 func (p *Process[O]) addPart(phase int, name, label string, s service.Part) {
+	if l, ok := s.(interface {
+		TryListen(ctx context.Context) error
+	}); ok { // otherwise an address in use is an error only after the other parts have started
+		p.parts[phaseAddress] = append(p.parts[phaseAddress], part{name + " address", label, service.Funcs{OnStart: l.TryListen}})
+	}
 	p.parts[phase] = append(p.parts[phase], part{name, label, s})
 }
 

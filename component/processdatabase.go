@@ -52,7 +52,9 @@ func (p *Process[O]) openDatabase(url string) (err error) {
 		if _, err := os.Stat(embedded); embedded != "" && (p.base.StatePath == "" || errors.Is(err, fs.ErrNotExist)) {
 			return nil // the start makes the database
 		}
-		one, err := db.Open(ctx, cfg)
+		asked := cfg
+		asked.Logger = quiet // the handle of the process has logged its warnings
+		one, err := db.Open(ctx, asked)
 		if err != nil {
 			return err
 		}

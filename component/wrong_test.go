@@ -48,6 +48,10 @@ func TestWrongCommands(t *testing.T) {
 		{"policy sample -o yaml", "", 2, "notes policy sample has only one format"},
 		{"completion bash -o yaml", "", 2, "notes completion bash has only one format"},
 		{"version --colour", "", 2, "unknown flag: --colour"},
+		{"version --outpt json", "", 2, "unknown flag: --outpt; the nearest is --output"},
+		{"version --stat-path x", "", 2, "unknown flag: --stat-path; the nearest is --state-path"},
+		{"member list --state-path /no/such/directory", "", 1, "flag --state-path: [DEFAULT] state_path: /no/such/directory/"},
+		{"operation list --state-path /no/such/directory", "", 1, "does not exist: use the directory of the --state-path with which this process was started"},
 		{"front now", "", 2, "front has no arguments"},
 		{"operation show", "", 2, "requires at least 1 arg"},
 		{"operation list --state done", "", 2, `state "done" does not exist`},
@@ -102,6 +106,25 @@ func TestWrongCommands(t *testing.T) {
 		if want := strings.ReplaceAll(c.want, "FILE", file); code != c.code || !strings.Contains(errs, want) || strings.Contains(errs, "s3cret") {
 			t.Errorf("%s with %q: %d %s\nwant %d %s", c.args, c.text, code, errs, c.code, want)
 		}
+	}
+}
+
+// TestPortInUse: a service whose port is in use ends before it waits for its database, and the error names the option. Nothing else has started.
+func TestPortInUse(t *testing.T) {
+	t.Parallel()
+	used, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the address is local
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = used.Close() }()
+	file := filepath.Join(t.TempDir(), "notes.conf")
+	text := "listen = " + used.Addr().String() + "\ntransport_url = rabbit://u:p@127.0.0.1:1/\n[database]\nconnection = mysql://u:p@127.0.0.1:1/d\n[api]\nauth_strategy = noauth2\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := newWorld().command(t, nil, "front", "--config-file", file)
+	if code != 1 || !strings.Contains(errs, "(option listen, "+file+":1)") || !strings.Contains(errs, "address already in use") || strings.Contains(errs, "waiting") {
+		t.Errorf("%d: %s", code, errs)
 	}
 }
 

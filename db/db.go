@@ -49,6 +49,9 @@ import (
 const (
 	defaultMaxOpen        = 20
 	defaultConnectTimeout = 10 * time.Second
+	// defaultResponseTimeout is less than the timeouts of most proxies and clients of REST requests, and less than the time after which a process without
+	// heartbeats counts as down.
+	defaultResponseTimeout = 20 * time.Second
 	// connLifetime is shorter than the time after which load balancers and servers
 	// drop an idle connection. It also lets a pool find a new primary by itself.
 	connLifetime = 4 * time.Minute
@@ -79,6 +82,16 @@ type Config struct {
 	// ConnectTimeout is how long [Open] waits for a database that is down. Default 10 s. Negative:
 	// Open makes one attempt, which takes at most 5 s.
 	ConnectTimeout time.Duration
+	// ResponseTimeout bounds how long MySQL may be silent, so that a server that hangs, or a proxy whose server is gone, does not
+	// block the users of the handle for ever. A statement may take as long as it needs: when it has no answer for half of
+	// ResponseTimeout, the handle asks the server with a new connection. Only if the server does not answer this connection within
+	// the other half, the statement fails: with Unavailable if it is a query, or in [Tx] before COMMIT, and with Unknown
+	// otherwise. A new connection fails with Unavailable after the option timeout of the URL (default 5 s). The handle
+	// recovers by itself, within a second. If a load balancer is between the process and several servers, it must close
+	// the connections to a server that it takes out of service, because a new connection may go to another server. SQLite
+	// ignores ResponseTimeout: it is in this process, and waits at most 10 s for other writers.
+	// Default 20 s. Negative: no limit.
+	ResponseTimeout time.Duration
 	// SlowQuery is a threshold: a statement that takes at least so long is logged, with its text and its
 	// duration, at level Warn. The duration includes the time that the statement waits for other writers of
 	// an SQLite file, but not the time that it waits for a connection. Parameters are not logged.
@@ -134,7 +147,7 @@ func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
 	if t.Plain != "" {
 		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.Plain)
 	}
-	o := &engine.Observer{Shown: t.Shown, SlowAfter: max(cfg.SlowQuery, 0), Log: log, Observe: cfg.Observe}
+	o := &engine.Observer{Shown: t.Shown, SlowAfter: max(cfg.SlowQuery, 0), Log: log, Observe: cfg.Observe, ResponseTimeout: cmp.Or(cfg.ResponseTimeout, defaultResponseTimeout)}
 	d = sqlx.NewDb(sql.OpenDB(t.Connector(o)), e.Driver)
 	n := cfg.MaxOpen
 	if n <= 0 {

@@ -135,7 +135,7 @@ func TestOpenFails(t *testing.T) {
 		{"no database", with(func(u *url.URL) { u.Path = "/nonesuch" }), fault.Precondition, "nonesuch'; create it with CREATE DATABASE", false},
 		{"down", "mysql://nova:hunter2@" + dead + "/nova", fault.Unavailable, "attempts in", true},
 		{"hangs", "mysql://nova:hunter2@" + l.Addr().String() + "/nova", fault.Unavailable, "1 attempts in", true},
-		{"no directory", "sqlite:///nonesuch/x.db", fault.Precondition, "/nonesuch/x.db", false},
+		{"no directory", "sqlite:///nonesuch/x.db", fault.Precondition, "the directory /nonesuch does not exist: make it", false},
 		{"not a database", "sqlite:///proc/self/status", fault.Precondition, "/proc/self/status", false},
 	}
 	for _, tt := range tests {

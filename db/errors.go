@@ -31,7 +31,7 @@ import (
 //   - Unauthenticated, Denied: the database rejects the user.
 //   - Unavailable; the statement had no effect: it conflicts with another transaction
 //     (reason Contention), the server is read-only (reason ReadOnly), there is no connection,
-//     there are too many connections, or the server shuts down.
+//     there are too many connections, the server shuts down, or it hangs while a query runs (see Config.ResponseTimeout).
 //   - Timeout: the statement took longer than the server's limit.
 //   - Unknown: the connection was lost while the statement ran. The statement may
 //     have been executed.
@@ -74,7 +74,7 @@ func explainError(err error) engine.Meaning {
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		m.Code = fault.NotFound
-	case m.Answered:
+	case m.Answered, m.Silent && m.Code == fault.Unavailable:
 	// For these errors, by the contract of database/sql, nothing was sent.
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
 		isNet && op.Op == "dial", tlsFailure(err) != nil:

@@ -129,6 +129,20 @@ func TestTLSOptions(t *testing.T) {
 	}
 }
 
+// TestValidateLogsNothing: options are checked several times, and before the log has its format. So only the handle logs the warning about TLS.
+func TestValidateLogsNothing(t *testing.T) { //nolint:paralleltest // it sets the default logger
+	var out bytes.Buffer
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&out, nil)))
+	defer slog.SetDefault(old)
+	if err := (&db.Options{Connection: "mysql://u:hunter2@db.example/n", MaxPoolSize: 1}).Validate(); err != nil {
+		t.Error(err)
+	}
+	if out.Len() > 0 {
+		t.Errorf("Validate has logged: %s", &out)
+	}
+}
+
 // TestPlainWarning: a connection to another machine without TLS logs one warning with the host.
 func TestPlainWarning(t *testing.T) {
 	t.Parallel()

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // State is the state of a plugin.
@@ -341,9 +343,12 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 	cfg.Program = name
 	p, err := New(k, cfg)
 	if err != nil && fault.CodeOf(err) == fault.NotFound && !filepath.IsAbs(name) {
-		if known := r.Names(); len(known) > 0 {
+		known := r.Names()
+		if len(known) > 0 {
 			err = fmt.Errorf("%w; built in: %s", err, strings.Join(known, ", "))
 		}
+		programs, _ := programNames(k.Name, cfg.Dir) // err has the error of a directory that cannot be read
+		err = fmt.Errorf("%w%s", err, text.Nearest(name, slices.Values(append(known, programs...))))
 	}
 	return p, err
 }

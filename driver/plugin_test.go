@@ -224,7 +224,7 @@ func TestLaunchByName(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"akme":    `echo driver "akme" does not exist: ` + dir + `/armature-echo-akme is missing; in that directory: acme, zeta; built in: mem`,
+		"akme":    `echo driver "akme" does not exist: ` + dir + `/armature-echo-akme is missing; in that directory: acme, zeta; built in: mem; the nearest is acme`,
 		"../acme": `"../acme" is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path`,
 		"/nil":    `the driver's program /nil: lstat /nil: no such file or directory`,
 	} {

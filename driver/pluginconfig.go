@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"encoding/json"
 	"log/slog"
 	"os"
@@ -165,19 +166,21 @@ func findProgram(kind, name, dir string) (string, error) {
 	if _, err := os.Lstat(path); err == nil { // openProgram reports a symbolic link that cannot be used
 		return path, nil
 	}
-	entries, err := os.ReadDir(dir)
+	there, err := programNames(kind, dir)
 	if err != nil {
 		return "", fault.New(fault.NotFound, "%s driver %q does not exist: plugin_dir: %w", kind, name, err)
 	}
-	var there []string // names of drivers
+	return "", fault.New(fault.NotFound, "%s driver %q does not exist: %s is missing; in that directory: %s", kind, name, path, cmp.Or(strings.Join(there, ", "), "none"))
+}
+
+// programNames returns the names of the drivers of a kind whose programs are in a directory.
+func programNames(kind, dir string) (names []string, err error) {
+	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
-		if n, ok := strings.CutPrefix(e.Name(), prefix); ok {
-			there = append(there, n)
+		if n, ok := strings.CutPrefix(e.Name(), "armature-"+kind+"-"); ok {
+			names = append(names, n)
 		}
 	}
-	if len(there) == 0 {
-		there = []string{"none"}
-	}
-	slices.Sort(there)
-	return "", fault.New(fault.NotFound, "%s driver %q does not exist: %s is missing; in that directory: %s", kind, name, path, strings.Join(there, ", "))
+	slices.Sort(names)
+	return names, err
 }

@@ -160,6 +160,7 @@ func TestAdmin(t *testing.T) {
 		{"GET", "/debug/config", "", 200, `"workers": "4"`},
 		{"GET", "/debug/inflight", "", 200, `"request_id": "req-1"`},
 		{"GET", "/debug/loops", "", 200, `"name": "audit"`},
+		{"GET", "/debug/loops", "", 200, `"every": "`},
 		{"POST", "/debug/loops/audit/run", "", 500, "boom"},
 		{"POST", "/debug/loops/none/run", "", 404, "does not exist"},
 		{"GET", "/debug/loops", "", 200, `"failed": 1`},

@@ -205,6 +205,19 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	return nil
 }
 
+// TryListen returns the error that Start would return because of the address, such as Conflict if another process listens there. It listens and
+// closes the listener at once. A program calls it before the start of other parts, which may take long. It does not block.
+func (p *HTTPPart) TryListen(ctx context.Context) error {
+	if err := p.cfg.checkAddr(); err != nil { //nolint:contextcheck // it does not block
+		return err
+	}
+	l, err := openListener(ctx, p.cfg.Addr)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
 // wrapHandler adds to h a deadline for bodies. While the App drains, it adds the header "Connection: close" to replies.
 // Otherwise a client could send the next request at the moment when the server closes the connection, and would get no
 // reply.

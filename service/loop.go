@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,7 +32,7 @@ type LoopPart struct {
 	stats  LoopStats
 }
 
-// LoopStats are the statistics of a loop.
+// LoopStats are the statistics of a loop. In JSON, which /debug/loops shows, durations have their unit, such as "1m0s".
 type LoopStats struct {
 	// Name is the name of the part.
 	Name string `json:"name"`
@@ -48,6 +49,18 @@ type LoopStats struct {
 	Err   string        `json:"error,omitempty"`
 	// Running reports whether a call runs.
 	Running bool `json:"running"`
+}
+
+// MarshalJSON writes the durations as texts with units.
+func (s LoopStats) MarshalJSON() ([]byte, error) {
+	type plain LoopStats
+	return json.Marshal(struct {
+		plain
+
+		Every string `json:"every"`
+		Took  string `json:"took"`
+		Total string `json:"total"`
+	}{plain(s), s.Every.String(), s.Took.String(), s.Total.String()})
 }
 
 // Loop returns a [Part] that calls f periodically. The parameter every is the interval. The first call starts at a random

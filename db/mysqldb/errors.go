@@ -25,6 +25,12 @@ func explainError(err error) (m engine.Meaning) {
 		}
 	case errors.Is(err, mysql.ErrInvalidConn):
 		m.Lost = true
+		if silence, ok := errors.AsType[*silenceError](err); ok {
+			m.Silent = true
+			if silence.read {
+				m.Code = fault.Unavailable
+			}
+		}
 	case errors.Is(err, mysql.ErrPktTooLarge):
 		m.Code = fault.Exhausted
 	case errors.Is(err, mysql.ErrNoTLS):

@@ -9,6 +9,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -31,25 +33,77 @@ type mysqlDB struct {
 	driver.Connector
 
 	observer *engine.Observer
+	addr     net.Addr        // of the server, for errors
+	timeout  time.Duration   // of an attempt to connect
+	life     context.Context //nolint:containedctx // of the probes: it ends with the handle
+	end      context.CancelFunc
+	probes   sync.WaitGroup
+
+	mu      sync.Mutex
+	stopped bool      // after Close
+	probe   *probe    // the one that runs, or nil
+	failure error     // of the last attempt to connect, if it had no answer
+	failed  time.Time // when the attempt ended
 }
+
+// newDB returns a connector for a configuration.
+func newDB(cfg *mysql.Config, timeout time.Duration) (*mysqlDB, error) {
+	m := &mysqlDB{addr: serverAddr(cfg.Addr), timeout: timeout}
+	m.life, m.end = context.WithCancel(context.Background())
+	cfg.DialFunc = m.dialServer
+	var err error
+	if m.Connector, err = mysql.NewConnector(cfg); err != nil {
+		m.end()
+		return nil, err
+	}
+	return m, nil
+}
+
+// serverAddr is the address of a server as in the URL.
+type serverAddr string
+
+func (serverAddr) Network() string  { return "tcp" }
+func (a serverAddr) String() string { return string(a) }
 
 // Driver returns the driver with the observer of this handle.
 func (m *mysqlDB) Driver() driver.Driver {
 	return engine.NewDriver(m.Connector.Driver(), m.observer)
 }
 
-// Connect opens a connection and records a failure for Health.
+// Connect opens a connection and records a failure for Health. The attempt is bounded, also after the server has accepted the connection: a server
+// that hangs still accepts connections.
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
-	c, err := m.Connector.Connect(ctx)
-	if err != nil {
-		m.observer.Failed(err)
-		// The dialer has its own timer for the deadline, which may fire before the context ends.
-		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
-			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
-		}
+	if err := m.recentFailure(); err != nil {
 		return nil, err
 	}
-	return &mysqlConn{rawMySQL: c.(rawMySQL), observer: m.observer}, nil
+	d := new(dialed)
+	bounded, cancel := context.WithTimeout(context.WithValue(ctx, dialKey{}, d), m.timeout)
+	defer cancel()
+	c, err := m.Connector.Connect(bounded)
+	if err == nil {
+		m.setFailure(nil)
+		if d.conn != nil {
+			d.conn.connected.Store(true)
+		}
+		return &mysqlConn{rawMySQL: c.(rawMySQL), observer: m.observer, net: d.conn}, nil
+	}
+	end, hasEnd := ctx.Deadline()
+	switch {
+	case ctx.Err() == nil && hasEnd && !time.Now().Before(end):
+		// The dialer has its own timer for the deadline, which may fire before the context ends.
+		err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
+	case ctx.Err() == nil && (bounded.Err() != nil || isTimeout(err)):
+		err = &net.OpError{Op: "dial", Net: "tcp", Addr: m.addr, Err: &noAnswerError{m.timeout}}
+		m.setFailure(err)
+	}
+	m.observer.Failed(err)
+	return nil, err
+}
+
+// isTimeout reports whether a network operation had no answer in time.
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
 }
 
 // rawMySQL has the interfaces of the driver's connection that database/sql uses.
@@ -63,6 +117,7 @@ type mysqlConn struct {
 	rawMySQL
 
 	observer *engine.Observer
+	net      *watchedConn // nil if the connection is not watched
 	prepared statementCache
 }
 
@@ -72,10 +127,11 @@ func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver
 	defer func() { end(res, err) }()
 	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
 		if res, err = st.ExecContext(ctx, args); !c.prepared.refused(query, err) {
-			return res, err
+			return res, c.explain(query, err)
 		}
 	}
-	return c.rawMySQL.ExecContext(ctx, query, args)
+	res, err = c.rawMySQL.ExecContext(ctx, query, args)
+	return res, c.explain(query, err)
 }
 
 // QueryContext runs a query and reports it to the observer.
@@ -84,19 +140,20 @@ func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []drive
 	defer func() { end(nil, err) }()
 	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
 		if rows, err = st.QueryContext(ctx, args); !c.prepared.refused(query, err) {
-			return rows, err
+			return rows, c.explain(query, err)
 		}
 	}
-	return c.rawMySQL.QueryContext(ctx, query, args)
+	rows, err = c.rawMySQL.QueryContext(ctx, query, args)
+	return rows, c.explain(query, err)
 }
 
 // PrepareContext returns a prepared statement that reports to the observer.
 func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawMySQL.PrepareContext(ctx, query)
 	if err != nil {
-		return st, err
+		return st, c.explain(query, err)
 	}
-	return &observedStmt{st.(rawMySQLStmt), c.observer, query}, nil
+	return &observedStmt{st.(rawMySQLStmt), c, query}, nil
 }
 
 // rawMySQLStmt has the interfaces of the driver's prepared statement that database/sql uses.
@@ -109,26 +166,28 @@ type rawMySQLStmt interface {
 type observedStmt struct {
 	rawMySQLStmt
 
-	observer *engine.Observer
-	query    string
+	conn  *mysqlConn
+	query string
 }
 
 func (s *observedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.observer.Statement(ctx, s.query)
+	end := s.conn.observer.Statement(ctx, s.query)
 	defer func() { end(res, err) }()
-	return s.rawMySQLStmt.ExecContext(ctx, args)
+	res, err = s.rawMySQLStmt.ExecContext(ctx, args)
+	return res, s.conn.explain(s.query, err)
 }
 
 func (s *observedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.observer.Statement(ctx, s.query)
+	end := s.conn.observer.Statement(ctx, s.query)
 	defer func() { end(nil, err) }()
-	return s.rawMySQLStmt.QueryContext(ctx, args)
+	rows, err = s.rawMySQLStmt.QueryContext(ctx, args)
+	return rows, s.conn.explain(s.query, err)
 }
 
 // BeginTx begins a transaction. The driver's own Tx is not used: it has no context.
 func (c *mysqlConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if _, err := c.rawMySQL.BeginTx(ctx, opts); err != nil {
-		return nil, err
+		return nil, c.explain("", err)
 	}
 	return &mysqlTx{ctx, c}, nil
 }

@@ -86,11 +86,14 @@ func parseTarget(u *url.URL) (engine.Target, error) {
 	// TRADITIONAL makes wrong data an error. Without it MySQL changes the data. The
 	// other modes give quotes and || the meaning that they have on SQLite.
 	cfg.Params["sql_mode"] = "'TRADITIONAL,ANSI_QUOTES,PIPES_AS_CONCAT'"
-	c, err := mysql.NewConnector(cfg)
+	m, err := newDB(cfg, cfg.Timeout)
 	if err != nil {
 		return engine.Target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	out := engine.Target{Shown: u.Redacted(), Connector: func(o *engine.Observer) driver.Connector { return &mysqlDB{c, o} }}
+	out := engine.Target{Shown: u.Redacted(), Connector: func(o *engine.Observer) driver.Connector {
+		m.observer = o
+		return m
+	}}
 	if secure == nil && !isLoopback(u.Hostname()) {
 		out.Plain = u.Hostname()
 	}

@@ -8,8 +8,11 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -88,10 +91,22 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
 		s.observer.Failed(err)
-		return nil, err
+		return nil, s.explainOpen(err)
 	}
 	raw := c.(rawConn)
 	return &sqliteConn{rawConn: raw, db: s, statements: statements{conn: raw}}, nil
+}
+
+// explainOpen adds the missing directory to the error of a database that cannot be opened. SQLite names neither the file nor the reason.
+func (s *sqliteDB) explainOpen(err error) error {
+	if s.path == "" {
+		return err
+	}
+	dir := filepath.Dir(s.path)
+	if _, missing := os.Stat(dir); errors.Is(missing, fs.ErrNotExist) {
+		return fmt.Errorf("the directory %s does not exist: make it, or correct the path in the URL: %w", dir, err)
+	}
+	return err
 }
 
 // lockWriter blocks until no other connection of the handle writes, until ctx ends,

@@ -46,8 +46,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		name, service, text string
 		where, says         string // parts of the error; FILE stands for the path of the file
 	}{
-		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
-		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps"},
+		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps, memory, nats, rabbit, tls, watermill-amqp"},
+		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "has no known scheme: want one of amqp, amqps, memory, nats, rabbit, tls, watermill-amqp"},
 		{"bus, an invalid port", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
 		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; use rabbit://"},
 		{"bus, a queue's name", "conductor", good + "[DEFAULT]\ncontrol_exchange = a b\n", "FILE:9: [DEFAULT] control_exchange", "does not match"},
@@ -56,6 +56,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"database, no user", "api", strings.Replace(good, "mysql://u:hush@", "mysql://", 1), "FILE:5: [database] connection", "no user"},
 		{"database, missing", "scheduler", strings.Replace(good, "connection = mysql://u:hush@127.0.0.1:1/nova\n", "", 1), "[database] connection", "is not set; use mysql://"},
 		{"database, no connections", "scheduler", good + "[database]\nmax_pool_size = 0\n", "FILE:9: [database] max_pool_size", "less than 1"},
+		{"database, no time to answer", "scheduler", good + "[database]\nresponse_timeout = 0\n", "FILE:9: [database] response_timeout", "less than 1"},
 		{"port too high", "api", good + "[DEFAULT]\nosapi_compute_listen_port = 65536\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "more than 65535"},
 		{"port negative", "api", good + "[DEFAULT]\nosapi_compute_listen_port = -1\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "less than 0"},
 		{"port, not a number", "api", good + "[DEFAULT]\nosapi_compute_listen_port = http\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "not an integer"},
@@ -72,6 +73,10 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"report interval 0", "conductor", good + "[DEFAULT]\nreport_interval = 0\n", "FILE:9: [DEFAULT] report_interval", "less than 1ms"},
 		{"build timeout shorter than the retry interval", "conductor", good + "[DEFAULT]\ninstance_build_timeout = 10\n", "FILE:9: [DEFAULT] instance_build_timeout", "must be longer than task_retry_interval"},
 		{"negative drain delay", "conductor", good + "[DEFAULT]\ndrain_delay = -1\n", "FILE:9: [DEFAULT] drain_delay", "less than 0"},
+		{"a misspelled driver", "compute", good + "[DEFAULT]\ncompute_driver = fyne\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "built in: fake; the nearest is fine"},
+		{"a misspelled strategy", "api", strings.Replace(good, "noauth2", "keyston", 1), "FILE:7: [api] auth_strategy", `"keyston" is not one of keystone, token, noauth2; the nearest is keystone`},
+		{"a misspelled filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFiltr\n", "FILE:9: [filter_scheduler] enabled_filters", "; the nearest is ComputeFilter"},
+		{"a filter that Nova has removed", "scheduler", good + "[filter_scheduler]\nenabled_filters = RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", "MEMORY_MB does the same"},
 		{"an unknown filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFilter, RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", `"RamFilter" does not exist: the known names are`},
 		{"policy file missing", "api", good + "[oslo_policy]\npolicy_file = none.yaml\n", "FILE:9: [oslo_policy] policy_file", "none.yaml does not exist"},
 		{"policy file wrong", "api", good + "[oslo_policy]\npolicy_file = bad.yaml\n", "bad.yaml:1", "the nearest is os_compute_api:servers:start"},
@@ -301,7 +306,7 @@ func TestCommandLine(t *testing.T) {
 		"operation list --state bogus":       `state "bogus" does not exist; use one of: running, undoing, succeeded, failed, timed_out, canceled`,
 		"operation list --state runnig":      `state "runnig" does not exist; the nearest is running`,
 		"operation list --limit -1":          "flag --limit: -1 is less than 0",
-		"operation list --stat x":            "unknown flag: --stat",
+		"operation list --stat x":            "unknown flag: --stat; the nearest is --state",
 		"operation show":                     "requires at least 1 arg",
 		"api now":                            `nova-mini api has no arguments: remove "now"`,
 		"config validate --service bogus":    `service "bogus" does not exist`,
@@ -350,7 +355,7 @@ func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the
 	if got := list("--limit", "0"); strings.Count(got, "\n") != 1 {
 		t.Errorf("--limit 0 lists\n%s", got)
 	}
-	if err := run(t.Context(), new(bytes.Buffer), "operation", "list", "--state-path", t.TempDir()); err == nil || !strings.Contains(err.Error(), "[database] connection: is not set") {
+	if err := run(t.Context(), new(bytes.Buffer), "operation", "list", "--state-path", t.TempDir()); err == nil || !strings.Contains(err.Error(), "flag --state-path: [DEFAULT] state_path: ") || !strings.Contains(err.Error(), "does not exist: use the directory of the --state-path") {
 		t.Errorf("without a database: %v", err)
 	}
 }

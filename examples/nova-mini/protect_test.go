@@ -202,7 +202,7 @@ func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets t
 	const base = "[DEFAULT]\nstate_path = DIR/state\n"
 	for _, tt := range []struct{ text, says string }{
 		{base + "admin_listen = " + taken.Addr().String(), "start admin (option admin_listen, FILE:3): listen on"},
-		{base + "osapi_compute_listen_port = " + port, "start api (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
+		{base + "osapi_compute_listen_port = " + port, "start api address (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
 		{base + "compute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver compute node-1: FILE:6: [driver_acme] vcpus: "},
 	} {
 		file := filepath.Join(dir, "nova.conf")

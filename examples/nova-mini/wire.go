@@ -159,6 +159,7 @@ func wireAPI(ctx context.Context, p *process) error {
 	if err := p.Options.schedulerConfig().Validate(); err != nil {
 		return nameOptions("filter_scheduler.enabled_filters", err)
 	}
+	p.Add("missing services", service.Loop(p.Options.ReportInterval, newMissingServices(p.Members, p.Operations, p.Log).check))
 	return p.API(api.HTTP(restapi.Config{PublicURL: p.Options.Links.Prefix}), func(m *restapi.Mux) {
 		api.Register(m, api.Config{Store: store.NewLimited(p.DB, p.Options.Quota.limits()), Images: images, Network: networks, HasProject: hasProject(p.Options), Consoles: consoles, Client: p.Client, Bus: p.Bus.Check, InstanceNames: names, Filters: p.Options.FilterScheduler.EnabledFilters, InternalZone: p.Options.InternalZone, ScheduleZone: p.Options.ScheduleZone, AuditPeriod: audits, SoftDelete: p.Options.ReclaimInterval > 0, DownAfter: p.Options.ServiceDownTime, Logger: p.Log})
 	})

@@ -43,6 +43,7 @@ func (o *Options) Validate() error {
 	if name, _, _ := strings.Cut(url, "://"); strings.Contains(name, "-") { // a scheme of Config.Schemes
 		_, url, _ = strings.Cut(url, "-")
 	}
+	cfg.Schemes = map[string]Opener{"watermill-amqp": nil} // for the error: the help of the option has this scheme, too
 	_, _, err := splitURL(url, &cfg)
 	if err == nil && !cfg.TLS && (cfg.TLSFiles != tlsfile.Client{}) && url != "" {
 		err = errFilesWithoutTLS

@@ -30,6 +30,11 @@ func (l *loader) hintSection(section string) string {
 	return text.Nearest(section, slices.Values(known))
 }
 
+// hintChoice returns a clause for the error of a value that is not one of the choices: the most similar choice.
+func hintChoice(value string, choices []string) string {
+	return text.Nearest(value, slices.Values(choices))
+}
+
 // namesIn returns the options that a section has, by their names and older names.
 func (l *loader) namesIn(section string) map[string]*option {
 	out := maps.Clone(l.aliases[section])

@@ -175,7 +175,7 @@ func (o *option) assignValue(text string) error {
 	for _, item := range items {
 		switch {
 		case o.choices != nil && !slices.Contains(o.choices, item):
-			return errors.New("is not one of " + strings.Join(o.choices, ", "))
+			return errors.New("is not one of " + strings.Join(o.choices, ", ") + hintChoice(item, o.choices))
 		case o.regex != nil && !o.regex.MatchString(item):
 			return fmt.Errorf("does not match %s", o.regex)
 		}

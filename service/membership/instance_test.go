@@ -226,7 +226,7 @@ func TestFileLock(t *testing.T) {
 	}
 	l1, first := take(path)
 	err := membership.NewFileLock("worker", "h1", path).Start(ctx)
-	if want := fmt.Sprintf("process %d on machine", os.Getpid()); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+	if want := fmt.Sprintf("process %d on machine", os.Getpid()); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "stop that process, or give this one another host and another state path") {
 		t.Errorf("start of a held lock: %v, want ErrHeld with %q and the file", err, want)
 	}
 	if err := l1.Stop(ctx); err != nil {

@@ -34,7 +34,7 @@ func NewFileLock(kind, host, path string) *FileLock {
 }
 
 // Start acquires the lock. It creates the file and its directory if they do not exist. [ErrHeld]: another process holds
-// the lock; the error names the process. Other errors are those of the file system.
+// the lock; the error names the process and says what to do. Other errors are those of the file system.
 //
 // The kernel releases the lock when the process ends, for whatever reason. A copy of the file is another lock. After a
 // restart of the machine, the same file is also another lock.
@@ -70,7 +70,7 @@ func (l *FileLock) lockFile() (err error) {
 	}
 	last, _ := readInstance(f) // an instance that cannot be read is ignored
 	if !free {
-		return heldError(l.kind, l.host, last, "")
+		return heldError(l.kind, l.host, last, ": stop that process, or give this one another host and another state path")
 	}
 	if err := samePath(f, l.path); err != nil {
 		return err

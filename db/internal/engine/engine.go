@@ -48,7 +48,7 @@ type Engine struct {
 
 // Target is a database that a URL names.
 type Target struct {
-	// Connector returns a connector whose connections report their statements to an observer. Its Driver is a [Driver].
+	// Connector returns a connector whose connections report their statements to an observer. Its Driver is a [Driver]. It is called once.
 	Connector func(*Observer) driver.Connector
 	// Shown is the URL without the password, for messages.
 	Shown string
@@ -75,6 +75,9 @@ type Meaning struct {
 	Done bool
 	// Lost means that the connection was lost, and that the statement may have been executed.
 	Lost bool
+	// Silent means, beside Lost, that the database does not answer, not even on another connection. For a statement that only
+	// reads, Code is Unavailable.
+	Silent bool
 	// NoTLS means that the URL requires TLS, and that the server has none.
 	NoTLS bool
 	// NoDatabase means that the server does not have the database in the URL.

@@ -13,7 +13,9 @@ type Observer struct {
 	Shown     string        // the URL without the password
 	SlowAfter time.Duration // 0: no statement is slow
 	Log       *slog.Logger
-	Observe   func(context.Context, string) func(error) // nil: none
+	// ResponseTimeout bounds how long a database may be silent; 0 or negative: no limit. An engine whose database is not another process ignores it.
+	ResponseTimeout time.Duration
+	Observe         func(context.Context, string) func(error) // nil: none
 
 	failure lastingFailure
 }

@@ -220,7 +220,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize], srv *store.
 	}
 	err = s.beginAction(ctx, srv, compute.Resize, data)
 	if errors.Is(err, placement.ErrNoRoom) {
-		s.cfg.Logger.DebugContext(ctx, "resize refused", "server", srv.ID, "flavor", f.ID, "error", err)
+		s.logNoResizeHost(ctx, srv, f, err.Error())
 		err = errNoResizeHost
 	}
 	return api.None{}, err
@@ -237,20 +237,26 @@ func (s *server) checkResizeHost(ctx context.Context, srv *store.Server, f *stor
 	if srv.PinnedZone != nil {
 		req.Zone = *srv.PinnedZone
 	}
-	passes, err := s.hostPasses(ctx, *srv.Host, &req)
-	if err == nil && !passes {
+	refusal, err := s.refusalOf(ctx, *srv.Host, &req)
+	if err == nil && refusal != "" {
+		s.logNoResizeHost(ctx, srv, f, refusal)
 		err = errNoResizeHost
 	}
 	return err
 }
 
-// hostPasses reports whether a host exists and passes those filters that also apply to a server that stays on its host.
-func (s *server) hostPasses(ctx context.Context, host string, req *compute.SelectRequest) (bool, error) {
+// logNoResizeHost says for administrators why a server cannot be resized on its host. The client gets Nova's text, which has no reason.
+func (s *server) logNoResizeHost(ctx context.Context, srv *store.Server, f *store.Flavor, reason string) {
+	s.cfg.Logger.InfoContext(ctx, "no valid host for a resize, which stays on its host", "server", srv.ID, "host", *srv.Host, "flavor", f.ID, "reason", reason)
+}
+
+// refusalOf returns why a host does not exist, or does not pass those filters that also apply to a server that stays on its host. It returns "" if the host passes.
+func (s *server) refusalOf(ctx context.Context, host string, req *compute.SelectRequest) (string, error) {
 	hosts, err := s.hosts(ctx)
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	return scheduler.Config{Filters: s.cfg.Filters}.Passes(ctx, hosts, host, req)
+	return scheduler.Config{Filters: s.cfg.Filters}.Refusal(ctx, hosts, host, req)
 }
 
 type rescue struct {

@@ -135,10 +135,11 @@ func (s *server) checkRebuildHost(ctx context.Context, srv *store.Server, is *im
 	if srv.Host != nil {
 		host = *srv.Host
 	}
-	passes, err := s.hostPasses(ctx, host, &compute.SelectRequest{ServerID: srv.ID, Guest: needs})
-	if err != nil || passes {
+	refusal, err := s.refusalOf(ctx, host, &compute.SelectRequest{ServerID: srv.ID, Guest: needs})
+	if err != nil || refusal == "" {
 		return err
 	}
+	s.cfg.Logger.InfoContext(ctx, "no valid host for a rebuild, which stays on its host", "server", srv.ID, "host", host, "image", is.ID, "reason", refusal)
 	return fault.New(fault.Invalid, "No valid host was found. The host of the server does not have what the properties of the image ask for.")
 }
 

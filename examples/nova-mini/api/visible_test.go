@@ -199,6 +199,9 @@ func TestResizeWithoutRoom(t *testing.T) {
 		if want := `{"badRequest":{"code":400,"message":"No valid host was found. No valid host found for resize"}}`; status != 400 || reply != want {
 			c.Errorf("%d %s; want %s", status, reply, want)
 		}
+		if log := c.log.String(); !strings.Contains(log, "no valid host for a resize") || !strings.Contains(log, "host=n1") || !strings.Contains(log, "20 DISK_GB") {
+			c.Errorf("the log does not have the reason for administrators: %s", log)
+		}
 	})
 }
 
@@ -215,6 +218,9 @@ func TestResizeSpecs(t *testing.T) {
 			reply := c.want(status, "2.1", "member", "POST", "/servers/"+c.boot("x")+"/action", `{"resize": {"flavorRef": "2"}}`)
 			if status == 400 && !strings.Contains(reply, "No valid host was found. No valid host found for resize") {
 				c.Errorf("%s: %s", spec, reply)
+			}
+			if log := c.log.String(); status == 400 && !strings.Contains(log, `reason="`+map[string]string{"hw": "extra_specs (no driver", "trait": "traits (does not have", "capabilities": "capabilities (does not have"}[strings.Split(name, ":")[0]]) {
+				c.Errorf("%s: the log does not have the reason for administrators: %s", spec, log)
 			}
 			if err := c.store.DeleteSpec(c.Context(), "2", name); err != nil {
 				c.Fatal(err)

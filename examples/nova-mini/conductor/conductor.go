@@ -36,6 +36,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/network"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
@@ -83,6 +84,8 @@ type Service struct {
 	cfg Config
 	// Runner runs the operations. It implements service.Part; the program starts and stops it.
 	Runner *operation.Runner
+
+	schedulers outage.Group // the calls of schedulers
 }
 
 // New returns a service.
@@ -207,6 +210,7 @@ func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, wh
 		return nil, operation.Transient(fault.New(fault.Unavailable, "%s cannot be chosen before all schedulers have version %v", part, compute.ChosenHostSince))
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, req)
+	s.noteScheduler(ctx, req.ServerID, err)
 	if !errors.Is(err, scheduler.ErrNoValidHost) {
 		return got, err
 	}
@@ -218,6 +222,17 @@ func (s *Service) selectHost(ctx context.Context, req *compute.SelectRequest, wh
 		text += "; " + why
 	}
 	return nil, operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
+}
+
+// noteScheduler logs the beginning and the end of a time in which no scheduler answers. An error such as ErrNoValidHost is an answer.
+func (s *Service) noteScheduler(ctx context.Context, server string, err error) {
+	if code := fault.CodeOf(err); code != fault.Unavailable && code != fault.Timeout && code != fault.Unknown {
+		if code == fault.Canceled {
+			return // this conductor ends
+		}
+		err = nil
+	}
+	s.schedulers.Note(ctx, s.cfg.Logger, slog.LevelWarn, "call of a scheduler", nil, err, "server", server)
 }
 
 // hostRestriction names the part of a request that restricts the choice of a host, and that schedulers know since [compute.ChosenHostSince]. It returns "" if no such part restricts the choice.

@@ -1,6 +1,7 @@
 package conductor_test
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -75,7 +76,7 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg.Store, cfg.Client, cfg.Ratios, cfg.Logger = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}, quiet
+		cfg.Store, cfg.Client, cfg.Ratios, cfg.Logger = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}, cmp.Or(cfg.Logger, quiet)
 		cfg.Host, cfg.Poll = "c", poll
 		b.cfg = cfg
 		b.svc = conductor.New(cfg)

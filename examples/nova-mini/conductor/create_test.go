@@ -175,7 +175,7 @@ func TestNoRoom(t *testing.T) {
 		id := b.addServer()
 		b.notify(id)
 		b.awaitNoTask(id)
-		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultDetails != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" ||
+		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultDetails != "No valid host was found. 0 of 2 hosts: 1 VCPU (too few VCPUs are free), 1 disabled (an operator has disabled the compute service)" ||
 			s.FaultMessage != "No valid host was found. There are not enough hosts available." {
 			b.Errorf("server %s, fault %d %q: %q", s.VMState, s.FaultCode, s.FaultMessage, s.FaultDetails)
 		}

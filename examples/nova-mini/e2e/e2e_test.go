@@ -265,7 +265,7 @@ func TestReschedule(t *testing.T) {
 	for _, tt := range []struct{ id, status, says, details string }{
 		{second, "ACTIVE", "", ""},
 		{never, "ERROR", "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance " + never + ".", "tried [node-"},
-		{none, "ERROR", "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 disabled"},
+		{none, "ERROR", "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB (too little memory is free), 1 disabled (an operator has disabled the compute service)"},
 	} {
 		s, err := servers.Get(t.Context(), cl, tt.id).Extract()
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/scheduler/placement"
@@ -113,6 +115,21 @@ var builtIn = map[string]string{
 	"AvailabilityZoneFilter": "the zone that a client asks for always counts",
 }
 
+// removed maps the names of filters that Nova has removed to the filters that do the same.
+var removed = map[string]string{"CoreFilter": placement.VCPU, "RamFilter": placement.MemoryMB, "DiskFilter": placement.DiskGB}
+
+// hintFilter returns a clause for the error of a filter that does not exist: the most similar name, of this package or of Nova.
+func hintFilter(name string, own []filter) string {
+	if ours, ok := removed[name]; ok {
+		return "; Nova has removed " + name + ", and " + ours + " does the same"
+	}
+	known := slices.Concat(slices.Collect(maps.Keys(nova)), slices.Collect(maps.Keys(builtIn)))
+	for _, f := range own {
+		known = append(known, f.Name())
+	}
+	return text.Nearest(name, slices.Values(known))
+}
+
 // New returns a service. Errors: Invalid if the configuration names a filter that does not
 // exist; the error lists the known names. Filters of Nova that are built in are accepted, and
 // the log names them.
@@ -154,26 +171,29 @@ func (c Config) Validate() error {
 // servers. The amounts of resources are checked by the claim.
 var forNewServers = []string{"tried", "disabled", "down", "resources", "affinity", "anti_affinity", "tasks", "consumers", placement.VCPU, placement.MemoryMB, placement.DiskGB}
 
-// Passes reports whether a server could stay on its host with a changed request: whether the host passes the configured filters, except those of forNewServers. Passes returns
-// false if the host does not exist. It does not use Store. Errors: those of Validate.
-func (c Config) Passes(ctx context.Context, hosts []*store.Host, host string, req *compute.SelectRequest) (bool, error) {
+// Refusal returns why a server could not stay on its host with a changed request: the first of the configured filters, except those of forNewServers, that rejects the host,
+// with its words. It returns "" if the host passes. A host that does not exist does not pass. Refusal does not use Store. Errors: those of Validate.
+func (c Config) Refusal(ctx context.Context, hosts []*store.Host, host string, req *compute.SelectRequest) (string, error) {
 	names := slices.DeleteFunc(slices.Clone(filterNames(c.Filters)), func(n string) bool { return slices.Contains(forNewServers, n) })
 	filters, err := filtersOf(placement.Options{DownAfter: c.DownAfter}, names)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	at := slices.IndexFunc(hosts, func(h *store.Host) bool { return h.Hostname == host })
 	if at < 0 {
-		return false, nil
+		return "the host does not exist", nil
 	}
 	q := specOf(req)
 	for _, f := range filters {
 		judge, err := f.Prepare(ctx, q, hosts)
-		if err != nil || judge != nil && judge(hosts[at]) != scheduler.Pass {
-			return false, err
+		if err != nil {
+			return "", err
+		}
+		if judge != nil && judge(hosts[at]) != scheduler.Pass {
+			return f.Name() + " (" + InWords(f.Name()) + ")", nil
 		}
 	}
-	return true, nil
+	return "", nil
 }
 
 // filtersOf returns the filters with these names. Errors: Invalid if one does not exist.
@@ -198,7 +218,16 @@ func filtersOf(o placement.Options, names []string) ([]filter, error) {
 		}
 		return scheduler.Pass
 	})
-	return scheduler.ByName(append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...), names)
+	all := append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...)
+	found, err := scheduler.ByName(all, names)
+	if err != nil {
+		for _, n := range names {
+			if !slices.ContainsFunc(all, func(f filter) bool { return f.Name() == n }) { // the name in the error
+				return nil, fault.New(fault.CodeOf(err), "%w%s", err, hintFilter(n, all))
+			}
+		}
+	}
+	return found, err
 }
 
 // newRanking returns a scheduler with the filters and weighers of a configuration. It chooses at random from the best hosts; the parameter subset is their number.
@@ -368,7 +397,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the context that wrapping has added to err
+		text := fault.New(f.Code, "No valid host was found. %s", countInWords(placed.Decision)) // without the context that wrapping has added to err
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err

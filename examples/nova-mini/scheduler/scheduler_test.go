@@ -56,6 +56,13 @@ func TestFilterNames(t *testing.T) {
 	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `"RamFilter" does not exist: the known names are DISK_GB, MEMORY_MB, VCPU, affinity,`) {
 		t.Errorf("%v", err)
 	}
+	_, names, _ := strings.Cut(err.Error(), "the known names are ")
+	names, _, _ = strings.Cut(names, ";")
+	for _, name := range append(strings.Split(names, ", "), "stale") {
+		if scheduler.InWords(name) == "" {
+			t.Errorf("the filter %s has no words for administrators", name)
+		}
+	}
 }
 
 // TestDownHosts: a host gets no server if its compute service was stopped, removed, forced down or disabled, or if its last
@@ -178,7 +185,7 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need()})
-		if !errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "0 of 3 hosts: 3 VCPU") {
+		if !errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "0 of 3 hosts: 3 VCPU (too few VCPUs are free)") {
 			t.Errorf("all hosts are full: %v", err)
 		}
 	})

@@ -1,0 +1,307 @@
+package db_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+// silenceTimeout is the ResponseTimeout of the tests.
+const silenceTimeout = 2 * time.Second
+
+// silenceLimit is the time within which everything on a silent database must end: ResponseTimeout, one attempt to connect (5 s), and time for a slow machine.
+const silenceLimit = 20 * time.Second
+
+// TestHungServer: a server that hangs does not block the users of a handle, although their contexts have no deadline. The errors say whether a
+// statement may have been executed. The handle recovers, and statements that take long are not cut off while the server answers.
+func TestHungServer(t *testing.T) {
+	t.Parallel()
+	server := envtest.MariaDB(t)
+	s := newSilence(t, dbtest.On(t, server.URL), server.Pause, server.Resume)
+	s.longStatement()
+	s.lockWait()
+	s.silent()
+	s.manyUsers()
+	s.hungCommit(server)
+}
+
+// TestProxyWithoutServer: the same for a proxy that accepts bytes and drops them, on new connections, too.
+func TestProxyWithoutServer(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	target, err := url.Parse(dbtest.MySQL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startDroppingProxy(t, target.Host)
+	target.Host = p.addr
+	s := newSilence(t, target.String(), p.drop, p.forward)
+	s.longStatement()
+	s.silent()
+	s.manyUsers()
+}
+
+// TestCloseOnSilentServer: the handle of a silent server still obeys the deadline of the context, and ends at once when the handle is closed.
+func TestCloseOnSilentServer(t *testing.T) {
+	t.Parallel()
+	target, err := url.Parse(dbtest.MySQL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startDroppingProxy(t, target.Host)
+	target.Host = p.addr
+	d, err := db.Open(t.Context(), db.Config{URL: target.String(), ResponseTimeout: 10 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.drop(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := d.GetContext(ctx, new(int), "SELECT 1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want the error of the context", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// silence is a database that can be made silent.
+type silence struct {
+	*testing.T
+
+	d            *sqlx.DB
+	mute, unmute func() error
+	url          string
+}
+
+func newSilence(t *testing.T, rawURL string, mute, unmute func() error) *silence {
+	t.Helper()
+	d, err := db.Open(t.Context(), db.Config{URL: rawURL, MaxOpen: 5, ResponseTimeout: silenceTimeout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	if err := db.Migrate(t.Context(), d, only(things)...); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
+	s := &silence{T: t, d: d, mute: mute, unmute: unmute, url: rawURL}
+	if err := s.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// preparedQuery is so long that a connection prepares it when it runs the query again.
+var preparedQuery = "SELECT name FROM things WHERE id = ?" + strings.Repeat(" AND id = id", 200)
+
+// read runs the long query.
+func (s *silence) read(ctx context.Context) error {
+	var name string
+	return db.Error(s.d.GetContext(ctx, &name, preparedQuery, "1"))
+}
+
+// longStatement: a statement that takes longer than ResponseTimeout succeeds, because the server answers meanwhile.
+func (s *silence) longStatement() {
+	s.Helper()
+	if n := get[int](s.T, s.d, "SELECT SLEEP(5)"); n != 0 {
+		s.Errorf("SLEEP was interrupted: %d", n)
+	}
+}
+
+// lockWait: a transaction waits longer than ResponseTimeout for the lock of another one.
+func (s *silence) lockWait() {
+	s.Helper()
+	locked, release := make(chan struct{}), make(chan struct{})
+	var holder sync.WaitGroup
+	holder.Go(func() {
+		if err := db.Tx(s.Context(), s.d, func(ctx context.Context, tx *sqlx.Tx) error {
+			_, err := tx.ExecContext(ctx, "UPDATE things SET n = 0")
+			close(locked)
+			<-release
+			return err
+		}); err != nil {
+			s.Error(err)
+		}
+	})
+	<-locked
+	time.AfterFunc(3*silenceTimeout, func() { close(release) })
+	if _, err := db.Exec(s.Context(), s.d, "UPDATE things SET n = n + 1"); err != nil {
+		s.Errorf("after a long wait for a lock: %v", err)
+	}
+	holder.Wait()
+}
+
+// silent: each kind of statement ends, with the code that says whether it had an effect, and works again when the database does.
+func (s *silence) silent() {
+	s.Helper()
+	for what, one := range map[string]struct {
+		want fault.Code
+		run  func(ctx context.Context) error
+	}{
+		"a query": {fault.Unavailable, func(ctx context.Context) error {
+			return db.Error(s.d.GetContext(ctx, new(int), "SELECT n FROM things"))
+		}},
+		"a long query": {fault.Unavailable, s.read},
+		"a statement": {fault.Unknown, func(ctx context.Context) error {
+			_, err := db.Exec(ctx, s.d, "UPDATE things SET n = n + 1")
+			return err
+		}},
+		"a statement larger than the buffers of the network": {fault.Unavailable, func(ctx context.Context) error {
+			return db.Error(s.d.GetContext(ctx, new(int), "SELECT LENGTH(?)", strings.Repeat("x", 12<<20)))
+		}},
+		"a transaction": {fault.Unavailable, func(ctx context.Context) error {
+			return db.Tx(ctx, s.d, func(ctx context.Context, tx *sqlx.Tx) error {
+				_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
+				return err
+			})
+		}},
+		"a new handle": {fault.Unavailable, func(ctx context.Context) error {
+			d, err := db.New(db.Config{URL: s.url})
+			if err == nil {
+				err = errors.Join(db.Error(d.GetContext(ctx, new(int), "SELECT n FROM things")), d.Close())
+			}
+			return err
+		}},
+	} {
+		s.bounded(what, one.want, func() error { return one.run(s.Context()) })
+	}
+}
+
+// bounded runs f while the database is silent, and expects an error with the code want within silenceLimit. Then the database answers again.
+func (s *silence) bounded(what string, want fault.Code, f func() error) {
+	s.Helper()
+	if err := s.mute(); err != nil {
+		s.Fatal(err)
+	}
+	begin := time.Now()
+	err := f()
+	if took := time.Since(begin); took > silenceLimit {
+		s.Errorf("%s on a silent database took %v", what, took)
+	}
+	if fault.CodeOf(err) != want {
+		s.Errorf("%s on a silent database: %v (%v), want %v", what, err, fault.CodeOf(err), want)
+	}
+	if err := s.unmute(); err != nil {
+		s.Fatal(err)
+	}
+	waittest.Until(s.T, "a query after the silence", func() bool { return s.read(s.Context()) == nil })
+}
+
+// manyUsers: many more users than connections do not wait one after the other.
+func (s *silence) manyUsers() {
+	s.Helper()
+	s.bounded("100 users", fault.Unavailable, func() error {
+		var users sync.WaitGroup
+		var last atomic.Pointer[error]
+		for range 100 {
+			users.Go(func() {
+				err := s.read(s.Context())
+				if !errors.Is(err, fault.Unavailable) {
+					s.Errorf("%v (%v), want Unavailable", err, fault.CodeOf(err))
+				}
+				last.Store(&err)
+			})
+		}
+		users.Wait()
+		return *last.Load()
+	})
+}
+
+// hungCommit: the transaction of a COMMIT without an answer may be committed.
+func (s *silence) hungCommit(server *testenv.Service) {
+	s.Helper()
+	s.bounded("COMMIT", fault.Unknown, func() error {
+		if err := s.unmute(); err != nil {
+			return err
+		}
+		return db.Tx(s.Context(), s.d, func(ctx context.Context, tx *sqlx.Tx) error {
+			_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
+			return errors.Join(err, server.Pause())
+		})
+	})
+}
+
+// droppingProxy forwards connections to a server, or drops all bytes.
+type droppingProxy struct {
+	addr     string
+	dropping atomic.Bool
+}
+
+func (p *droppingProxy) drop() error    { p.dropping.Store(true); return nil }
+func (p *droppingProxy) forward() error { p.dropping.Store(false); return nil }
+
+// startDroppingProxy starts a proxy in front of an address.
+func startDroppingProxy(t *testing.T, target string) *droppingProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the address is local
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &droppingProxy{addr: l.Addr().String()}
+	var open sync.WaitGroup
+	open.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			open.Go(func() { p.serve(t, c, target) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		open.Wait()
+	})
+	return p
+}
+
+// serve copies bytes in both directions until one side ends or the test does.
+func (p *droppingProxy) serve(t *testing.T, client net.Conn, target string) {
+	server, err := new(net.Dialer).DialContext(t.Context(), "tcp", target)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	end := context.AfterFunc(t.Context(), func() { _, _ = client.Close(), server.Close() })
+	defer end()
+	var both sync.WaitGroup
+	both.Go(func() { p.copy(server, client) })
+	both.Go(func() { p.copy(client, server) })
+	both.Wait()
+}
+
+// copy copies bytes until an error, and then closes both sides.
+func (p *droppingProxy) copy(to io.WriteCloser, from io.ReadCloser) {
+	defer func() { _, _ = to.Close(), from.Close() }()
+	b := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(b)
+		if n > 0 && !p.dropping.Load() {
+			_, err = to.Write(b[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
