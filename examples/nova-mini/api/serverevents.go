@@ -149,7 +149,7 @@ func (s *server) readPorts(ctx context.Context, id string) (*portsRead, error) {
 // detachDeleted begins to detach the interface of a server whose port the network service has deleted, and returns Nova's code for the event. A conductor does the work, as in Nova a compute service. The
 // event waits for another operation on the server, for at most eventTimeout.
 func (s *server) detachDeleted(ctx context.Context, id, port string) (code int) {
-	limited, cancel := context.WithTimeout(reqctx.With(ctx, reqctx.Request{}), eventTimeout) // without the request, because the detachment is no action of a client
+	limited, cancel := context.WithTimeout(reqctx.With(ctx, reqctx.Request{}), eventTimeout) // without the request, because no client has asked for the detachment
 	defer cancel()
 	for {
 		err := s.cfg.Store.DetachDeleted(limited, id, port)
