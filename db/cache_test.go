@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +21,8 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // filler makes a query long. A connection to MariaDB prepares a query of 400 bytes or more.
@@ -219,6 +222,89 @@ func TestUnknownStatement(t *testing.T) {
 	}
 	if p, _ := statementsOf(t, d); p != 2 || wrong.Load() != 0 {
 		t.Errorf("%d statements were prepared, want 2; %d wrong executions are left", p, wrong.Load())
+	}
+}
+
+// TestPrepareDeadlock: when the preparation of a statement is the victim of a deadlock with a change of the schema, the server rolls the transaction back.
+// Then the transaction runs again, and no statement runs outside of it.
+func TestPrepareDeadlock(t *testing.T) {
+	t.Parallel()
+	u := dbtest.MySQL(t)
+	d, err := db.Open(t.Context(), db.Config{URL: u, MaxOpen: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	other, err := db.Open(t.Context(), db.Config{URL: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	exec(t, d, "CREATE TABLE first (id INTEGER)")
+	exec(t, d, "CREATE TABLE second (id INTEGER)")
+	long := "INSERT INTO first" + filler + "(id) VALUES (?)"
+	exec(t, d, long, 0)
+	var change sync.WaitGroup
+	runs := 0
+	err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO second (id) VALUES (1)"); err != nil {
+			return err
+		}
+		if runs++; runs == 1 {
+			change.Go(func() { // locks the table first, and waits for the table second
+				if _, err := db.Exec(t.Context(), other, "RENAME TABLE first TO f, second TO s, f TO first, s TO second"); err != nil {
+					t.Error(err)
+				}
+			})
+			waittest.Until(t, "the change of the schema waits", func() bool {
+				return get[int](t, other, "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND state LIKE 'Waiting for table metadata%'") == 1
+			})
+		}
+		_, err := tx.ExecContext(ctx, long, 1)
+		return err
+	})
+	change.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first, second := get[int](t, d, "SELECT COUNT(*) FROM first"), get[int](t, d, "SELECT COUNT(*) FROM second"); first != 2 || second != 1 || runs != 2 {
+		t.Errorf("after %d runs of the transaction the tables have %d and %d rows, want 2 and 1 after 2 runs", runs, first, second)
+	}
+}
+
+// TestPreparedLimit: when the server prepares no more statements, statements are sent as text, and the statements that a connection has prepared remain in
+// use.
+func TestPreparedLimit(t *testing.T) {
+	t.Parallel()
+	server := envtest.MariaDB(t)
+	d, err := db.Open(t.Context(), db.Config{URL: dbtest.On(t, server.URL), MaxOpen: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	run := func(i int) {
+		t.Helper()
+		if n := get[int](t, d, "SELECT ?"+filler+"/* "+strconv.Itoa(i)+" */", i); n != i {
+			t.Errorf("query %d: %d", i, n)
+		}
+	}
+	for range 2 {
+		run(0)
+	}
+	exec(t, d, "SET GLOBAL max_prepared_stmt_count = 1")
+	for range 3 {
+		for i := range 5 {
+			run(i)
+		}
+	}
+	executed := func() int {
+		return get[int](t, d, "SELECT CAST(variable_value AS INTEGER) FROM information_schema.session_status WHERE variable_name = 'Com_stmt_execute'")
+	}
+	before := executed()
+	run(0)
+	run(1)
+	if n := executed() - before; n != 1 {
+		t.Errorf("a prepared query and another one: %d executions of prepared statements, want 1", n)
 	}
 }
 

@@ -85,6 +85,26 @@ func TestCloseOnSilentServer(t *testing.T) {
 	}
 }
 
+// TestLateAnswer: a statement whose answer comes while the handle waits for a new connection succeeds, also if the new connection gets no answer.
+func TestLateAnswer(t *testing.T) {
+	t.Parallel()
+	target, err := url.Parse(dbtest.MySQL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startDroppingProxy(t, target.Host)
+	target.Host = p.addr
+	d, err := db.Open(t.Context(), db.Config{URL: target.String(), ResponseTimeout: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	p.refusing.Store(true)
+	if n := get[int](t, d, "SELECT SLEEP(3)"); n != 0 {
+		t.Errorf("SLEEP was interrupted: %d", n)
+	}
+}
+
 // silence is a database that can be made silent.
 type silence struct {
 	*testing.T
@@ -242,10 +262,10 @@ func (s *silence) hungCommit(server *testenv.Service) {
 	})
 }
 
-// droppingProxy forwards connections to a server, or drops all bytes.
+// droppingProxy forwards connections to a server, or drops all bytes, or closes new connections.
 type droppingProxy struct {
-	addr     string
-	dropping atomic.Bool
+	addr               string
+	dropping, refusing atomic.Bool
 }
 
 func (p *droppingProxy) drop() error    { p.dropping.Store(true); return nil }
@@ -265,6 +285,10 @@ func startDroppingProxy(t *testing.T, target string) *droppingProxy {
 			c, err := l.Accept()
 			if err != nil {
 				return
+			}
+			if p.refusing.Load() {
+				_ = c.Close()
+				continue
 			}
 			open.Go(func() { p.serve(t, c, target) })
 		}

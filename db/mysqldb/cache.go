@@ -27,28 +27,37 @@ type cachedStatement struct {
 	prepared rawMySQLStmt
 }
 
-// get returns the prepared statement of a query, or nil if the query must be sent as text.
-func (c *statementCache) get(ctx context.Context, conn rawMySQL, query string) rawMySQLStmt {
-	if len(query) < minCached || c.off {
-		return nil
+// get returns the prepared statement of a query, or nil if the query must be sent as text. An error means that the server may have ended the transaction, so
+// that the query must not be sent: it would run outside of the transaction.
+func (c *statementCache) get(ctx context.Context, conn rawMySQL, query string) (rawMySQLStmt, error) {
+	if len(query) < minCached {
+		return nil, nil //nolint:nilnil // see above
 	}
 	i := slices.IndexFunc(c.list, func(s cachedStatement) bool { return s.query == query })
 	if i < 0 {
-		c.add(query)
-		return nil
+		if !c.off {
+			c.add(query)
+		}
+		return nil, nil //nolint:nilnil // see above
 	}
 	latest := c.list[i]
 	if latest.prepared == nil {
+		if c.off {
+			return nil, nil //nolint:nilnil // see above
+		}
 		st, err := conn.PrepareContext(ctx, query)
-		if err != nil { // if the statement is wrong, the server refuses the text, too
+		if mayEndTransaction(err) {
+			return nil, err
+		}
+		if err != nil { // if the statement is wrong, the server refuses the text, too, and the driver does not send the text on a lost connection
 			c.off = isUnprepared(err)
-			return nil
+			return nil, nil //nolint:nilnil // see above
 		}
 		latest.prepared = st.(rawMySQLStmt)
 	}
 	copy(c.list[1:], c.list[:i])
 	c.list[0] = latest
-	return latest.prepared
+	return latest.prepared, nil
 }
 
 // add adds a query that is not in the list. The statement that was not used for the longest time makes room.

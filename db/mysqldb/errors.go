@@ -118,6 +118,17 @@ var missingErrors = []uint16{
 	1146, // ER_NO_SUCH_TABLE
 }
 
+// mayEndTransaction reports whether the server may have rolled the transaction back before it returned an error: because of a deadlock, or because the statement
+// was stopped.
+func mayEndTransaction(err error) bool {
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	if !ok {
+		return false
+	}
+	code, reason := classifyError(e)
+	return reason == engine.ReasonContention || code == fault.Unknown || code == fault.Timeout
+}
+
 // isUnprepared reports whether the server does not run a statement as a prepared statement, but may run it as text.
 func isUnprepared(err error) bool {
 	e, ok := errors.AsType[*mysql.MySQLError](err)

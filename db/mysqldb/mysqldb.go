@@ -125,7 +125,11 @@ type mysqlConn struct {
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(res, err) }()
-	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+	st, err := c.prepared.get(ctx, c.rawMySQL, query)
+	if err != nil {
+		return nil, err
+	}
+	if st != nil {
 		if res, err = st.ExecContext(ctx, args); !c.prepared.refused(query, err) {
 			return res, c.explain(query, err)
 		}
@@ -138,7 +142,11 @@ func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.observer.Statement(ctx, query)
 	defer func() { end(nil, err) }()
-	if st := c.prepared.get(ctx, c.rawMySQL, query); st != nil {
+	st, err := c.prepared.get(ctx, c.rawMySQL, query)
+	if err != nil {
+		return nil, err
+	}
+	if st != nil {
 		if rows, err = st.QueryContext(ctx, args); !c.prepared.refused(query, err) {
 			return rows, c.explain(query, err)
 		}

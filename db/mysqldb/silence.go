@@ -24,6 +24,7 @@ import (
 const (
 	failureWindow = time.Second            // after an attempt to connect without an answer; connections that are needed meanwhile fail at once
 	probeDelay    = 200 * time.Millisecond // between attempts of one probe
+	lateTime      = 10 * time.Millisecond  // to read an answer that has come during a check
 )
 
 // silenceError is the error of a statement whose database does not answer. It wraps the driver's error for a lost connection.
@@ -215,9 +216,20 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 			return n, err
 		}
 		if err := c.check(); err != nil {
-			return 0, err
+			return c.readLate(b, err)
 		}
 	}
+}
+
+// readLate reads what has come during a check that failed with err: the answer of a statement that the database has executed. Without an answer it returns
+// err, and the connection is silent.
+func (c *watchedConn) readLate(b []byte, err error) (int, error) {
+	if c.TCPConn.SetReadDeadline(time.Now().Add(lateTime)) == nil {
+		if n, _ := c.TCPConn.Read(b); n > 0 {
+			return n, nil
+		}
+	}
+	return 0, c.markSilent(err)
 }
 
 // Write sends b to the database. Progress is an answer, too: a large statement may take long on a slow network.
@@ -236,7 +248,7 @@ func (c *watchedConn) Write(b []byte) (n int, err error) {
 			continue
 		}
 		if err := c.check(); err != nil {
-			return n, err
+			return n, c.markSilent(err)
 		}
 	}
 }
@@ -263,9 +275,16 @@ func (c *watchedConn) check() error {
 	case <-c.closed:
 		return net.ErrClosed
 	default:
-		c.silent.Store(true)
 		return &silenceError{timeout: c.m.observer.ResponseTimeout}
 	}
+}
+
+// markSilent records for explain that a Read or Write fails with err, an error of check.
+func (c *watchedConn) markSilent(err error) error {
+	if _, ok := errors.AsType[*silenceError](err); ok {
+		c.silent.Store(true)
+	}
+	return err
 }
 
 // explain returns the error of a statement, and a *silenceError for a connection that was closed because the database hangs. The driver replaces the error of the network.
