@@ -66,6 +66,10 @@ func (s *Service) makePort(ctx context.Context, op *operation.Op, data *store.In
 	if err != nil {
 		return err
 	}
+	// Otherwise the attachment could neither be done nor undone: its host could not be asked whether the guest has the interface.
+	if since := compute.AttachInterface.Info().Since; !s.cfg.Client.Allows(compute.Worker, since) {
+		return operation.Transient(fault.New(fault.Unavailable, "an interface cannot be attached before all compute services have version %v", since))
+	}
 	whole := context.WithoutCancel(ctx) // Neutron may make a port even if the request is canceled
 	limited, cancel := context.WithTimeout(whole, networkTimeout)
 	defer cancel()
