@@ -111,6 +111,8 @@ func (s *Store) BeginInterface(ctx context.Context, id string, a compute.Action,
 			switch {
 			case err != nil:
 				return err
+			case data.Deleted && srv.Networks.V.Index(data.Port.ID) < 0:
+				return errDetached
 			case data.Deleted && srv.Host != nil:
 				return nil
 			}
@@ -130,18 +132,24 @@ func (s *Store) BeginInterface(ctx context.Context, id string, a compute.Action,
 	return "", cmp.Or(CheckAction(srv, a), interfacesBusy(id, a))
 }
 
-// DetachDeleted begins to detach the interface of a server whose port the network service has deleted. It does nothing if the server does not have the interface, or has no host: the server loses the
-// interface when it gets a host again. Errors: NotFound; Conflict while another operation on the server runs.
+// errDetached means that a server no longer has the interface of a deleted port.
+var errDetached = errors.New("the interface needs no detachment")
+
+// DetachDeleted begins to detach the interface of a server whose port the network service has deleted. It does nothing if the server does not have the interface, is being deleted, or has no host: the server loses
+// the interface when it gets a host again. Errors: NotFound; Conflict while another operation on the server runs.
 func (s *Store) DetachDeleted(ctx context.Context, id, port string) error {
 	srv, err := s.Server(ctx, id)
 	if err != nil {
 		return err
 	}
 	i := srv.Networks.V.Index(port)
-	if i < 0 || srv.Host == nil {
+	if i < 0 || srv.Host == nil || srv.Task() == Deleting {
 		return nil
 	}
 	_, err = s.BeginInterface(ctx, id, compute.DetachInterface, InterfaceData{Port: srv.Networks.V.Interfaces[i].Port, Project: srv.ProjectID, Deleted: true})
+	if errors.Is(err, errDetached) { // by another operation, for which BeginInterface has waited
+		return nil
+	}
 	return err
 }
 

@@ -2,8 +2,10 @@ package store_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/network"
@@ -36,4 +38,69 @@ func TestInterface(t *testing.T) {
 	if got := store.Interface(p).Addresses; got != nil {
 		t.Errorf("addresses without subnets: %v", got)
 	}
+}
+
+// TestDetachDeleted: a server that loses the interface of a deleted port anyway, because it is deleted or a client detaches the interface, gets no other detachment, and the caller does not wait for its
+// deletion. The network service reports each port that a detachment or a deletion deletes.
+func TestDetachDeleted(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		addHost(t, s, "h", 1)
+		id := addServer(t, s).ID
+		place(t, s, d, id, "h")
+		endAll := func() {
+			if _, err := d.ExecContext(t.Context(), `UPDATE operations SET state = 'succeeded', active = NULL, due_at = NULL`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		detachments := func() (n int) {
+			if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operations WHERE kind = ?`, store.DetachInterface.Name); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		endAll() // the build
+		port := network.Port{ID: "port"}
+		if err := s.ChangePorts(t.Context(), id, func(s *store.Server) error {
+			s.Networks.V.Interfaces = []network.Interface{{Port: port}}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE servers SET vm_state = 'active'`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE hosts SET capabilities = '["`+string(compute.CapAttachInterface)+`"]'`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.BeginInterface(t.Context(), id, compute.DetachInterface, store.InterfaceData{Port: port}); err != nil { // a client's
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.DetachDeleted(t.Context(), id, port.ID) }()
+		select {
+		case err := <-done:
+			t.Errorf("during the detachment of a client: %v, want a wait for its end", err)
+		case <-time.After(200 * time.Millisecond):
+		}
+		if err := s.ForgetPort(t.Context(), id, port.ID); err != nil {
+			t.Fatal(err)
+		}
+		endAll()
+		if err, n := <-done, detachments(); err != nil || n != 1 {
+			t.Errorf("after the detachment of a client: %v, and %d detachments, want 1", err, n)
+		}
+		if err := s.BeginDelete(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ChangePorts(t.Context(), id, func(s *store.Server) error {
+			s.Networks.V.Interfaces = []network.Interface{{Port: port}}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err, n := s.DetachDeleted(t.Context(), id, port.ID), detachments(); err != nil || n != 1 {
+			t.Errorf("during the deletion: %v, and %d detachments, want 1", err, n)
+		}
+	})
 }
