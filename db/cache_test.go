@@ -251,12 +251,12 @@ func TestPrepareDeadlock(t *testing.T) {
 			return err
 		}
 		if runs++; runs == 1 {
-			change.Go(func() { // locks the table first, and waits for the table second
+			change.Go(func() { //nolint:contextcheck // not in the transaction; locks the table first, and waits for the table second
 				if _, err := db.Exec(t.Context(), other, "RENAME TABLE first TO f, second TO s, f TO first, s TO second"); err != nil {
 					t.Error(err)
 				}
 			})
-			waittest.Until(t, "the change of the schema waits", func() bool {
+			waittest.Until(t, "the change of the schema waits", func() bool { //nolint:contextcheck // not in the transaction
 				return get[int](t, other, "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND state LIKE 'Waiting for table metadata%'") == 1
 			})
 		}
