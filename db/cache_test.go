@@ -6,9 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -163,50 +160,15 @@ func TestPreparedCount(t *testing.T) {
 // text, and is prepared again.
 func TestUnknownStatement(t *testing.T) {
 	t.Parallel()
-	u, err := url.Parse(dbtest.MySQL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
 	var wrong atomic.Int64 // of the next executions, so many have a wrong statement id
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	target := u.Host
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := new(net.Dialer).DialContext(context.Background(), "tcp", target)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			go func() { _, _ = io.Copy(client, server); _ = client.Close() }()
-			go func() {
-				defer server.Close()
-				for buf := make([]byte, 64<<10); ; {
-					n, err := client.Read(buf)
-					if err != nil {
-						return
-					}
-					const execute = 0x17 // COM_STMT_EXECUTE, followed by the id of the statement
-					if n > 9 && buf[4] == execute && wrong.Load() > 0 {
-						wrong.Add(-1)
-						binary.LittleEndian.PutUint32(buf[5:], 1<<20)
-					}
-					if _, err := server.Write(buf[:n]); err != nil {
-						return
-					}
-				}
-			}()
+	_, proxied := startProxy(t, dbtest.MySQL(t), func(packet []byte) {
+		const execute = 0x17 // COM_STMT_EXECUTE, followed by the id of the statement
+		if len(packet) > 9 && packet[4] == execute && wrong.Load() > 0 {
+			wrong.Add(-1)
+			binary.LittleEndian.PutUint32(packet[5:], 1<<20)
 		}
-	}()
-	u.Host = l.Addr().String()
-	d, err := db.Open(t.Context(), db.Config{URL: u.String(), MaxOpen: 1})
+	})
+	d, err := db.Open(t.Context(), db.Config{URL: proxied, MaxOpen: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func (o *outage) restart() {
 }
 
 // longQuery selects the name of a thing. A connection prepares it, because it is long.
-var longQuery = "SELECT name FROM things WHERE id = ? AND name NOT IN (" + strings.Repeat("'none', ", 60) + "'none')"
+var longQuery = "SELECT name FROM things" + filler + "WHERE id = ?"
 
 // readName returns the name of the thing, read by longQuery.
 func (o *outage) readName() (name string, err error) {

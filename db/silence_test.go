@@ -45,15 +45,10 @@ func TestHungServer(t *testing.T) {
 func TestProxyWithoutServer(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("takes half a minute")
+		t.Skip("takes half a minute: left out with -short")
 	}
-	target, err := url.Parse(dbtest.MySQL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := startDroppingProxy(t, target.Host)
-	target.Host = p.addr
-	s := newSilence(t, target.String(), p.drop, p.forward)
+	p, proxied := startProxy(t, dbtest.MySQL(t), nil)
+	s := newSilence(t, proxied, p.drop, p.forward)
 	s.longStatement()
 	s.silent()
 	s.manyUsers()
@@ -62,13 +57,8 @@ func TestProxyWithoutServer(t *testing.T) {
 // TestCloseOnSilentServer: the handle of a silent server still obeys the deadline of the context, and ends at once when the handle is closed.
 func TestCloseOnSilentServer(t *testing.T) {
 	t.Parallel()
-	target, err := url.Parse(dbtest.MySQL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := startDroppingProxy(t, target.Host)
-	target.Host = p.addr
-	d, err := db.Open(t.Context(), db.Config{URL: target.String(), ResponseTimeout: 10 * time.Minute})
+	p, proxied := startProxy(t, dbtest.MySQL(t), nil)
+	d, err := db.Open(t.Context(), db.Config{URL: proxied, ResponseTimeout: 10 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,13 +78,8 @@ func TestCloseOnSilentServer(t *testing.T) {
 // TestLateAnswer: a statement whose answer comes while the handle waits for a new connection succeeds, also if the new connection gets no answer.
 func TestLateAnswer(t *testing.T) {
 	t.Parallel()
-	target, err := url.Parse(dbtest.MySQL(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := startDroppingProxy(t, target.Host)
-	target.Host = p.addr
-	d, err := db.Open(t.Context(), db.Config{URL: target.String(), ResponseTimeout: 4 * time.Second})
+	p, proxied := startProxy(t, dbtest.MySQL(t), nil)
+	d, err := db.Open(t.Context(), db.Config{URL: proxied, ResponseTimeout: 4 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,13 +117,10 @@ func newSilence(t *testing.T, rawURL string, mute, unmute func() error) *silence
 	return s
 }
 
-// preparedQuery is so long that a connection prepares it when it runs the query again.
-var preparedQuery = "SELECT name FROM things WHERE id = ?" + strings.Repeat(" AND id = id", 200)
-
 // read runs the long query.
 func (s *silence) read(ctx context.Context) error {
 	var name string
-	return db.Error(s.d.GetContext(ctx, &name, preparedQuery, "1"))
+	return db.Error(s.d.GetContext(ctx, &name, longQuery, "1"))
 }
 
 // longStatement: a statement that takes longer than ResponseTimeout succeeds, because the server answers meanwhile.
@@ -181,6 +163,9 @@ func (s *silence) silent() {
 	}{
 		"a query": {fault.Unavailable, func(ctx context.Context) error {
 			return db.Error(s.d.GetContext(ctx, new(int), "SELECT n FROM things"))
+		}},
+		"a query of several lines": {fault.Unavailable, func(ctx context.Context) error {
+			return db.Error(s.d.GetContext(ctx, new(int), "SELECT\n\tn FROM things"))
 		}},
 		"a long query": {fault.Unavailable, s.read},
 		"a statement": {fault.Unknown, func(ctx context.Context) error {
@@ -262,23 +247,29 @@ func (s *silence) hungCommit(server *testenv.Service) {
 	})
 }
 
-// droppingProxy forwards connections to a server, or drops all bytes, or closes new connections.
-type droppingProxy struct {
-	addr               string
+// proxy forwards connections to a server, or drops all bytes, or closes new connections.
+type proxy struct {
 	dropping, refusing atomic.Bool
+	change             func(packet []byte)
 }
 
-func (p *droppingProxy) drop() error    { p.dropping.Store(true); return nil }
-func (p *droppingProxy) forward() error { p.dropping.Store(false); return nil }
+func (p *proxy) drop() error    { p.dropping.Store(true); return nil }
+func (p *proxy) forward() error { p.dropping.Store(false); return nil }
 
-// startDroppingProxy starts a proxy in front of an address.
-func startDroppingProxy(t *testing.T, target string) *droppingProxy {
+// startProxy starts a proxy in front of the server of a URL, and returns the URL with the address of the proxy. The function change may be nil. Otherwise it
+// changes what a client sends; several goroutines may call it.
+func startProxy(t *testing.T, rawURL string, change func(packet []byte)) (p *proxy, proxied string) {
 	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := u.Host
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the address is local
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &droppingProxy{addr: l.Addr().String()}
+	p, u.Host = &proxy{change: change}, l.Addr().String()
 	var open sync.WaitGroup
 	open.Go(func() {
 		for {
@@ -297,11 +288,11 @@ func startDroppingProxy(t *testing.T, target string) *droppingProxy {
 		_ = l.Close()
 		open.Wait()
 	})
-	return p
+	return p, u.String()
 }
 
 // serve copies bytes in both directions until one side ends or the test does.
-func (p *droppingProxy) serve(t *testing.T, client net.Conn, target string) {
+func (p *proxy) serve(t *testing.T, client net.Conn, target string) {
 	server, err := new(net.Dialer).DialContext(t.Context(), "tcp", target)
 	if err != nil {
 		_ = client.Close()
@@ -310,18 +301,21 @@ func (p *droppingProxy) serve(t *testing.T, client net.Conn, target string) {
 	end := context.AfterFunc(t.Context(), func() { _, _ = client.Close(), server.Close() })
 	defer end()
 	var both sync.WaitGroup
-	both.Go(func() { p.copy(server, client) })
-	both.Go(func() { p.copy(client, server) })
+	both.Go(func() { p.copy(server, client, p.change) })
+	both.Go(func() { p.copy(client, server, nil) })
 	both.Wait()
 }
 
 // copy copies bytes until an error, and then closes both sides.
-func (p *droppingProxy) copy(to io.WriteCloser, from io.ReadCloser) {
+func (p *proxy) copy(to io.WriteCloser, from io.ReadCloser, change func([]byte)) {
 	defer func() { _, _ = to.Close(), from.Close() }()
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
 		if n > 0 && !p.dropping.Load() {
+			if change != nil {
+				change(b[:n])
+			}
 			_, err = to.Write(b[:n])
 		}
 		if err != nil {

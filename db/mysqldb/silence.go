@@ -297,6 +297,6 @@ func (c *mysqlConn) explain(query string, err error) error {
 
 // isRead reports whether a statement only reads.
 func isRead(query string) bool {
-	first, _, _ := strings.Cut(strings.TrimLeft(query, " \t\r\n("), " ")
-	return strings.EqualFold(strings.TrimSpace(first), "select")
+	words := strings.Fields(strings.TrimLeft(query, "( \t\r\n"))
+	return len(words) > 0 && strings.EqualFold(words[0], "select")
 }
