@@ -160,10 +160,7 @@ func TestPrepareAction(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 4)
-		id := addServer(t, s).ID
-		place(t, s, d, id, "h1")
-		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		endOperations(ctx, t, d)
+		id := addActiveServer(t, s, d)
 		before := used(t, d, "h1")
 		if err := s.BeginAction(ctx, id, compute.Resize, store.ActData{Resize: store.SizeOf(&store.Flavor{ID: "large", Name: "large", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2})}); err != nil {
 			t.Fatal(err)
@@ -285,10 +282,7 @@ func TestActionStates(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 8)
-		id := addServer(t, s).ID
-		place(t, s, d, id, "h1")
-		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		endOperations(ctx, t, d)
+		id := addActiveServer(t, s, d)
 		states := map[string]bool{}
 		for _, info := range compute.Actions {
 			for _, state := range append(info.From, info.To, info.Fails) {
@@ -351,10 +345,7 @@ func TestHardRebootRace(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 8)
-		id := addServer(t, s).ID
-		place(t, s, d, id, "h1")
-		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		endOperations(ctx, t, d)
+		id := addActiveServer(t, s, d)
 		end := func(where string) {
 			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
 				_, err := tx.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL WHERE active = ? AND `+where, operation.Succeeded, id)

@@ -20,10 +20,7 @@ func TestResize(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 4)
-		id := addServer(t, s).ID
-		place(t, s, d, id, "h1")
-		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		endOperations(ctx, t, d)
+		id := addActiveServer(t, s, d)
 		size := func(name string, n, disk int) *store.Flavor {
 			return &store.Flavor{ID: name, Name: name, VCPUs: n, MemoryMiB: 512 * n, DiskGiB: disk}
 		}

@@ -82,6 +82,16 @@ func place(t *testing.T, s *store.Store, d *sqlx.DB, id, host string) {
 	})
 }
 
+// addActiveServer adds a server that is ACTIVE on the host h1 and has no operation. It returns the server's id.
+func addActiveServer(t *testing.T, s *store.Store, d *sqlx.DB) (id string) {
+	t.Helper()
+	id = addServer(t, s).ID
+	place(t, s, d, id, "h1")
+	inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+	endOperations(t.Context(), t, d)
+	return id
+}
+
 // inTx calls f in a transaction, as a runner calls the function of a step.
 func inTx(t *testing.T, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx) error) {
 	t.Helper()
