@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -184,7 +185,8 @@ func (t *Tool[O]) dlqCommand() *cobra.Command {
 	return cmd
 }
 
-// letters reads the dead-letter queues, and calls decide once for each dead letter, with the name of its interface.
+// letters reads the dead-letter queues of all interfaces at once, because each one is read until no further dead letter comes. It calls decide
+// once for each dead letter, with the name of its interface, for one dead letter at a time.
 func (t *Tool[O]) letters(ctx context.Context, decide func(iface string, l *rpc.DeadLetter) rpc.Verdict) (err error) {
 	l, err := t.r.load(t.f)
 	if err != nil {
@@ -202,12 +204,20 @@ func (t *Tool[O]) letters(ctx context.Context, decide func(iface string, l *rpc.
 		return err
 	}
 	defer func() { err = errors.Join(err, bus.Stop(context.WithoutCancel(ctx))) }()
-	for _, i := range t.r.c.Interfaces {
-		if err := rpc.DeadLetters(ctx, bus, i, func(l *rpc.DeadLetter) rpc.Verdict { return decide(i.Name, l) }); err != nil {
-			return err
-		}
+	errs := make([]error, len(t.r.c.Interfaces))
+	var wg sync.WaitGroup
+	var deciding sync.Mutex
+	for at, i := range t.r.c.Interfaces {
+		wg.Go(func() {
+			errs[at] = rpc.DeadLetters(ctx, bus, i, func(l *rpc.DeadLetter) rpc.Verdict {
+				deciding.Lock()
+				defer deciding.Unlock()
+				return decide(i.Name, l)
+			})
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // letterView is a dead letter as the commands show it.
@@ -230,7 +240,6 @@ func (t *Tool[O]) listLetters(ctx context.Context) error {
 	err := t.letters(ctx, func(iface string, l *rpc.DeadLetter) rpc.Verdict {
 		reason, _, _ := strings.Cut(l.Reason, "\n")
 		data = append(data, letterView{ID: l.ID, Interface: iface, Method: l.Info.Method, Failures: l.Failures, DiedAt: l.DiedAt, Host: l.Server, Reason: reason})
-		rows = append(rows, []string{l.ID, iface, l.Info.Method, strconv.Itoa(l.Failures), l.DiedAt.Format(time.DateTime), l.Server, reason})
 		return rpc.Keep
 	})
 	switch {
@@ -239,6 +248,11 @@ func (t *Tool[O]) listLetters(ctx context.Context) error {
 	case len(data) == 0 && t.f.output == formatTable:
 		_, err = fmt.Fprintln(t.Out, "no dead letters")
 		return err
+	}
+	slices.SortStableFunc(data, func(a, b letterView) int { return strings.Compare(a.Interface, b.Interface) })
+	for i := range data {
+		l := &data[i]
+		rows = append(rows, []string{l.ID, l.Interface, l.Method, strconv.Itoa(l.Failures), l.DiedAt.Format(time.DateTime), l.Host, l.Reason})
 	}
 	return errors.Join(err, t.Print([]string{"id", "interface", "method", "failures", "dead-lettered at", "host", "reason"}, rows, data))
 }

@@ -75,6 +75,30 @@ func TestCloseOnSilentServer(t *testing.T) {
 	}
 }
 
+// TestCloseDuringCheck: a handle is closed while a statement waits and the handle asks whether the database answers. The error does not say that the database was
+// silent for the response timeout.
+func TestCloseDuringCheck(t *testing.T) {
+	t.Parallel()
+	p, proxied := startProxy(t, dbtest.MySQL(t), nil)
+	d, err := db.Open(t.Context(), db.Config{URL: proxied, ResponseTimeout: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := p.accepted.Load()
+	if err := p.drop(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- db.Error(d.GetContext(t.Context(), new(int), "SELECT 1")) }()
+	waittest.Until(t, "the handle to ask with a new connection", func() bool { return p.accepted.Load() > opened })
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, fault.Unknown) || strings.Contains(err.Error(), "not answered") {
+		t.Errorf("%v (%v)", err, fault.CodeOf(err))
+	}
+}
+
 // TestLateAnswer: a statement whose answer comes while the handle waits for a new connection succeeds, also if the new connection gets no answer.
 func TestLateAnswer(t *testing.T) {
 	t.Parallel()
@@ -250,6 +274,7 @@ func (s *silence) hungCommit(server *testenv.Service) {
 // proxy forwards connections to a server, or drops all bytes, or closes new connections.
 type proxy struct {
 	dropping, refusing atomic.Bool
+	accepted           atomic.Int32 // connections
 	change             func(packet []byte)
 }
 
@@ -277,6 +302,7 @@ func startProxy(t *testing.T, rawURL string, change func(packet []byte)) (p *pro
 			if err != nil {
 				return
 			}
+			p.accepted.Add(1)
 			if p.refusing.Load() {
 				_ = c.Close()
 				continue

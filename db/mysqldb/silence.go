@@ -272,11 +272,12 @@ func (c *watchedConn) check() error {
 		return nil
 	}
 	select {
-	case <-c.closed:
-		return net.ErrClosed
+	case <-c.closed: // by the driver
+	case <-c.m.life.Done(): // the handle is closed
 	default:
 		return &silenceError{timeout: c.m.observer.ResponseTimeout}
 	}
+	return net.ErrClosed
 }
 
 // markSilent records for explain that a Read or Write fails with err, an error of check.

@@ -55,25 +55,31 @@ func databaseAway() time.Duration {
 	return 40 * time.Second
 }
 
-// TestOutage: the broker or the database of a running cloud is stopped and started again. During the outage the API answers 503
+// TestOutage: the broker or the database of a running cloud is stopped and started again, or hangs for a while. During the outage the API answers 503
 // and is not ready. Afterwards the API works without a restart. Servers that were being built when the database stopped
 // become ACTIVE, and no message is dead-lettered, although ten delivery attempts would take only 34 s.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	scenario(t)
+	stop := func(s *testenv.Service) error { s.Kill(); return nil }
+	resume := func(s *testenv.Service, _ context.Context) error { return s.Resume() }
 	for _, tt := range []struct {
-		name string
-		kill func(broker, database *testenv.Service) *testenv.Service
-		get  int // the HTTP status of a read
-		away time.Duration
+		name     string
+		broker   bool // the broker is away, and not the database
+		stop     func(*testenv.Service) error
+		start    func(*testenv.Service, context.Context) error
+		get      int // the HTTP status of a read
+		away     time.Duration
+		building int // servers that are being built when the outage begins
 	}{
-		{"broker", func(b, _ *testenv.Service) *testenv.Service { return b }, http.StatusOK, 0},
-		{"database", func(_, d *testenv.Service) *testenv.Service { return d }, http.StatusServiceUnavailable, databaseAway()},
+		{"broker", true, stop, (*testenv.Service).Restart, http.StatusOK, 0, 0},
+		{"database", false, stop, (*testenv.Service).Restart, http.StatusServiceUnavailable, databaseAway(), 6},
+		{"hanging database", false, (*testenv.Service).Pause, resume, http.StatusServiceUnavailable, 0, 6},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			broker, database := envtest.RabbitMQ(t), envtest.MariaDB(t)
-			c := newCloudOn(t, "", database.URL, broker.URL)
+			c := newCloudOn(t, "[database]\nresponse_timeout = 4\n", database.URL, broker.URL)
 			for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 				c.start(s[0], s[1])
 			}
@@ -84,21 +90,25 @@ func TestOutage(t *testing.T) {
 				t.Errorf("ready: %v", a)
 			}
 
-			building := map[bool]int{true: 6}[tt.away > 0]
-			for i := range building {
+			for i := range tt.building {
 				if _, err := create(t.Context(), cl, fmt.Sprintf("during-%d", i), "1", map[string]string{"fake:spawn": "slow 3s"}); err != nil {
 					t.Fatal(err)
 				}
 			}
 			c.poll("the servers to be built", 30*time.Second, func() error {
 				var n int
-				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != building {
+				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != tt.building {
 					return fmt.Errorf("%d servers are being built: %w", n, err)
 				}
 				return nil
 			})
-			victim := tt.kill(broker, database)
-			victim.Kill()
+			victim := database
+			if tt.broker {
+				victim = broker
+			}
+			if err := tt.stop(victim); err != nil {
+				t.Fatal(err)
+			}
 			back := time.After(tt.away)
 			c.poll("not ready", 30*time.Second, func() error {
 				a := request(t, "GET", base+"/readyz", "", nil)
@@ -125,7 +135,7 @@ func TestOutage(t *testing.T) {
 				}
 			}
 			<-back
-			if err := victim.Restart(t.Context()); err != nil {
+			if err := tt.start(victim, t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			c.poll("ready again", 60*time.Second, func() error {
@@ -140,7 +150,7 @@ func TestOutage(t *testing.T) {
 			if err != nil {
 				t.Fatalf("create after the outage: %v", err)
 			}
-			if by := c.settled(cl, 1+building, 90*time.Second); len(by["ACTIVE"]) != 1+building {
+			if by := c.settled(cl, 1+tt.building, 90*time.Second); len(by["ACTIVE"]) != 1+tt.building {
 				t.Errorf("server %s after the outage: %v", s.ID, by)
 			}
 			if out, err := c.command("dlq", "list").CombinedOutput(); err != nil || !strings.Contains(string(out), "no dead letters") {
