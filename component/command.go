@@ -339,15 +339,6 @@ type Tool[O any] struct {
 	documents int // number of documents that were printed as YAML
 }
 
-// Load reads the options. The error has a line for each wrong option.
-func (t *Tool[O]) Load() (*O, error) {
-	l, err := t.r.load(t.f)
-	if err != nil {
-		return nil, err
-	}
-	return l.opts, nil
-}
-
 // WithDatabase calls do with the database that the options name. The tables must be those of this version of the program. If no connection
 // is configured, the database is the SQLite file of the process with all services, if that file exists.
 func (t *Tool[O]) WithDatabase(ctx context.Context, do func(ctx context.Context, o *O, d *sqlx.DB) error) error {

@@ -166,7 +166,7 @@ func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
 // connectDatabase sends pings, with a back-off of up to 1 s, until the database answers or fails with an error
 // that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative timeout
 // it makes one attempt. An attempt takes at most engine.DialTimeout.
-func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
+func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error { //nolint:gocognit // see CONTRIBUTING.md
 	if timeout == 0 {
 		timeout = defaultConnectTimeout
 	}

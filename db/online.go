@@ -2,10 +2,6 @@ package db
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"strings"
-	"text/tabwriter"
 
 	"github.com/jmoiron/sqlx"
 
@@ -114,18 +110,4 @@ func (r DataReports) ExitCode() int {
 		return 1
 	}
 	return code
-}
-
-// Print writes a table with a line for each migration. It returns the first error of w.
-func (r DataReports) Print(w io.Writer) error {
-	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(tab, "MIGRATION\tDONE\tLEFT\tERROR") // Flush returns the error
-	for _, one := range r {
-		text := ""
-		if one.Err != nil {
-			text = strings.Join(strings.Fields(one.Err.Error()), " ")
-		}
-		_, _ = fmt.Fprintf(tab, "%s\t%d\t%d\t%s\n", one.Name, one.Done, one.Left, text) // Flush returns the error
-	}
-	return tab.Flush()
 }

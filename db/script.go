@@ -123,7 +123,7 @@ func parseScript(name, text string) (f script, err error) {
 }
 
 // readLines reads the declarations and the statements of a file.
-func (f *script) readLines(text string) error {
+func (f *script) readLines(text string) error { //nolint:gocognit // see CONTRIBUTING.md
 	var statement strings.Builder
 	whole := false // between the lines StatementBegin and StatementEnd
 	for line := range strings.Lines(text) {

@@ -3,9 +3,7 @@ package db
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/jmoiron/sqlx"
 
@@ -81,21 +79,4 @@ func (r UpgradeResults) ExitCode() int {
 		}
 	}
 	return code
-}
-
-// Print writes a table with a line for each check. It returns the first error of w.
-func (r UpgradeResults) Print(w io.Writer) error {
-	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(tab, "CHECK\tRESULT\tDETAILS") // Flush returns the error
-	for _, one := range r {
-		result, details := "Success", ""
-		switch {
-		case one.Err != nil:
-			result, details = "Failure", one.Err.Error()
-		case one.Warning != "":
-			result, details = "Warning", one.Warning
-		}
-		_, _ = fmt.Fprintf(tab, "%s\t%s\t%s\n", one.Name, result, strings.Join(strings.Fields(details), " ")) // Flush returns the error
-	}
-	return tab.Flush()
 }

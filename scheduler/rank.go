@@ -100,7 +100,7 @@ func (r *ranking[R, H]) filterHosts() error {
 
 // filterBlock adds the feasible hosts of a block. Each host goes through the filters until one rejects it. This is the
 // inner loop of a decision: besides filters it calls only prepareFilter, for a filter's first host, and rejections.add.
-func (r *ranking[R, H]) filterBlock(block []H) error {
+func (r *ranking[R, H]) filterBlock(block []H) error { //nolint:gocognit // see CONTRIBUTING.md
 	req, filters, explain := r.req, r.filters, !r.s.cfg.CountsOnly
 nextHost:
 	for _, h := range block {

@@ -199,11 +199,11 @@ func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets t
 	if err != nil {
 		t.Fatal(err)
 	}
-	const base = "[DEFAULT]\nstate_path = DIR/state\n"
+	const base = "[DEFAULT]\nstate_path = DIR/state\nosapi_compute_listen_port = "
 	for _, tt := range []struct{ text, says string }{
-		{base + "admin_listen = " + taken.Addr().String(), "start admin (option admin_listen, FILE:3): listen on"},
-		{base + "osapi_compute_listen_port = " + port, "start api address (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
-		{base + "compute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver compute node-1: FILE:6: [driver_acme] vcpus: "},
+		{base + "0\nadmin_listen = " + taken.Addr().String(), "start admin (option admin_listen, FILE:4): listen on"},
+		{base + port, "start api address (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
+		{base + "0\ncompute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver compute node-1: FILE:7: [driver_acme] vcpus: "},
 	} {
 		file := filepath.Join(dir, "nova.conf")
 		if err := os.WriteFile(file, []byte(strings.ReplaceAll(tt.text, "DIR", dir)+"\n"), 0o600); err != nil {

@@ -91,8 +91,7 @@ paste.filter_factory = keystonemiddleware.auth_token:filter_factory
 delay_auth_decision = true
 `
 
-// glanceConf is the template of glance.conf. The parameters of the template are the directory, the port, the URL of
-// Keystone, and the user's name and password. Glance runs as one process (workers = 0), so that Kill ends all of it.
+// glanceConf is the template of glance.conf, without loginConf. Its parameters are the directory and the port. Glance runs as one process (workers = 0), so that Kill ends all of it.
 const glanceConf = `[DEFAULT]
 bind_host = 127.0.0.1
 bind_port = %[2]d
@@ -113,15 +112,6 @@ filesystem_store_datadir = %[1]s/images
 [paste_deploy]
 flavor = keystone
 config_file = %[1]s/paste.ini
-[keystone_authtoken]
-auth_type = password
-interface = public
-auth_url = %[3]s
-username = %[4]s
-password = %[5]s
-user_domain_name = Default
-project_name = service
-project_domain_name = Default
 `
 
 func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
@@ -135,6 +125,19 @@ func newGlance(dir string, login *url.URL, out *tail) (*Service, error) {
 	return s, nil
 }
 
+// loginConf is the template of the section with which a service of OpenStack checks tokens. Its parameters are the URL of Keystone, and the name and the
+// password of the service's user.
+const loginConf = `[keystone_authtoken]
+auth_type = password
+interface = public
+auth_url = %s
+username = %s
+password = %s
+user_domain_name = Default
+project_name = service
+project_domain_name = Default
+`
+
 // newOpenStackService writes the configuration of a service of OpenStack for a free port. The parameter login is the URL of
 // Keystone, with the name and the password of the service's user. The template conf has the parameters of glanceConf.
 func newOpenStackService(dir string, login *url.URL, out *tail, file, conf, paste string) (*Service, error) {
@@ -145,7 +148,8 @@ func newOpenStackService(dir string, login *url.URL, out *tail, file, conf, past
 	at := *login
 	at.User = nil
 	password, _ := login.User.Password()
-	for name, text := range map[string]string{"paste.ini": paste, file: fmt.Sprintf(conf, dir, port, &at, login.User.Username(), password)} {
+	text := fmt.Sprintf(conf, dir, port) + fmt.Sprintf(loginConf, &at, login.User.Username(), password)
+	for name, text := range map[string]string{"paste.ini": paste, file: text} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			return nil, err
 		}

@@ -140,15 +140,6 @@ type_drivers = local
 tenant_network_types = local
 mechanism_drivers = openvswitch
 extension_drivers = port_security
-[keystone_authtoken]
-auth_type = password
-interface = public
-auth_url = %[3]s
-username = %[4]s
-password = %[5]s
-user_domain_name = Default
-project_name = service
-project_domain_name = Default
 `
 
 func newNeutron(dir string, login *url.URL, out *tail) (*Service, error) {

@@ -200,7 +200,7 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 }
 
 // roomForOthers returns the filter of all resource classes without a filter of their own.
-func roomForOthers(q *Request) judge {
+func roomForOthers(q *Request) judge { //nolint:gocognit // see CONTRIBUTING.md
 	type need struct {
 		class, text string
 		none        scheduler.Verdict

@@ -21,7 +21,7 @@ type entry struct {
 // A line [name] begins a section. An empty line or a comment ends a value, as in oslo.config. Any other line is an error and is
 // skipped. After a malformed section head, all options up to the next section head are also skipped, because their section is
 // not known. An error does not contain the line, because the line may be a part of a password.
-func parseINI(path, text string) (out []entry, errs []error) {
+func parseINI(path, text string) (out []entry, errs []error) { //nolint:gocognit // see CONTRIBUTING.md
 	section, known := defaultSection, true // known is false after a malformed section head
 	open := false                          // the next line may continue the last entry
 	line := 0

@@ -142,7 +142,7 @@ func (o *option) textUnmarshaler() encoding.TextUnmarshaler {
 
 // assignValue sets the field and checks choices, regex and bounds. The error text begins with a verb, such as
 // "is not an integer", and does not have the value, which may be secret. describeError adds the subject.
-func (o *option) assignValue(text string) error {
+func (o *option) assignValue(text string) error { //nolint:gocognit // see CONTRIBUTING.md
 	if err := checkBytes(text); err != nil {
 		return err
 	}

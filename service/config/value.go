@@ -105,7 +105,7 @@ func checkBytes(text string) error {
 
 // splitList splits a list at commas and trims blanks. An item with a comma is in quotes. Empty items are
 // skipped. A text that has only commas is an error, because the list would be empty, as if the option were not set.
-func splitList(text string) (out []string, err error) {
+func splitList(text string) (out []string, err error) { //nolint:gocognit // see CONTRIBUTING.md
 	for rest := text; rest != ""; {
 		rest = strings.TrimLeft(rest, " \t\n")
 		if rest != "" && (rest[0] == '"' || rest[0] == '\'') {

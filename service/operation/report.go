@@ -116,7 +116,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, reporter stri
 }
 
 // applyReport applies a report to next, the operation's new row, and returns the event.
-func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
+func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) { //nolint:gocognit // see CONTRIBUTING.md
 	s := &k.steps[o.Step]
 	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
 	if o.State == Undoing {

@@ -136,7 +136,7 @@ func Hosts(text string) (int, error) {
 var defaults = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
 
 // New returns a driver with the servers of the directory. Errors: Invalid.
-func New(cfg Config) (*Driver, error) {
+func New(cfg Config) (*Driver, error) { //nolint:gocognit // see CONTRIBUTING.md
 	if cfg.Host == "" {
 		return nil, fault.New(fault.Invalid, "option host is not set")
 	}

@@ -270,7 +270,7 @@ func (s *server) createPlain(ctx context.Context, r *api.Request[createServer]) 
 	return s.createServer(ctx, r)
 }
 
-func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) {
+func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (out createdServer, err error) { //nolint:gocognit // see CONTRIBUTING.md
 	in := &r.Body.Server
 	least, most, err := in.counts()
 	if err != nil {

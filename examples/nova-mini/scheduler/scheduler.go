@@ -196,29 +196,33 @@ func (c Config) Refusal(ctx context.Context, hosts []*store.Host, host string, r
 	return "", nil
 }
 
-// filtersOf returns the filters with these names. Errors: Invalid if one does not exist.
-func filtersOf(o placement.Options, names []string) ([]filter, error) {
-	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
+// ownFilters are the filters of this package.
+var ownFilters = []filter{
+	scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
 		if slices.Contains(s.tried, h.Hostname) {
 			return scheduler.Reject("a build failed there")
 		}
 		return scheduler.Pass
-	})
-	refused := scheduler.FilterFunc("extra_specs", func(s *spec, _ *store.Host) scheduler.Verdict {
+	}),
+	scheduler.FilterFunc("extra_specs", func(s *spec, _ *store.Host) scheduler.Verdict {
 		if s.refused != "" {
 			return scheduler.Reject("no driver can do " + s.refused)
 		}
 		return scheduler.Pass
-	})
-	capable := scheduler.FilterFunc("driver", func(s *spec, h *store.Host) scheduler.Verdict {
+	}),
+	scheduler.FilterFunc("driver", func(s *spec, h *store.Host) scheduler.Verdict {
 		for _, need := range s.driver {
 			if has := h.DriverCapabilities.V; has != nil && !slices.Contains(has, need) {
 				return scheduler.Reject("its driver does not have the capability " + string(need))
 			}
 		}
 		return scheduler.Pass
-	})
-	all := append([]filter{tried, refused, capable}, placement.Filters[*spec, *store.Host](o)...)
+	}),
+}
+
+// filtersOf returns the filters with these names. Errors: Invalid if one does not exist.
+func filtersOf(o placement.Options, names []string) ([]filter, error) {
+	all := append(slices.Clip(ownFilters), placement.Filters[*spec, *store.Host](o)...)
 	found, err := scheduler.ByName(all, names)
 	if err != nil {
 		for _, n := range names {

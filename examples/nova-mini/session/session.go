@@ -91,14 +91,8 @@ func (cfg *Config) problems() (errs []error) {
 		}
 	}
 	for _, one := range [][2]string{{"auth_url", cfg.AuthURL}, {"endpoint_override", cfg.Endpoint}} {
-		option, text := one[0], one[1]
-		u, err := url.Parse(text)
-		if text != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil) {
-			errs = append(errs, optionError(option, fmt.Sprintf("%q is not a URL such as https://host:5000/v3", text)))
-		} else if text != "" {
-			if err := urlcheck.CheckText(text); err != nil {
-				errs = append(errs, optionError(option, err.Error()))
-			}
+		if err := checkURL(one[1]); one[1] != "" && err != nil {
+			errs = append(errs, optionError(one[0], err.Error()))
 		}
 	}
 	for _, is := range cfg.Interfaces {
@@ -107,6 +101,15 @@ func (cfg *Config) problems() (errs []error) {
 		}
 	}
 	return errs
+}
+
+// checkURL returns an error if a text is not the URL of a service.
+func checkURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.User != nil {
+		return fmt.Errorf("%q is not a URL such as https://host:5000/v3", text)
+	}
+	return urlcheck.CheckText(text)
 }
 
 func optionError(option, text string) error {

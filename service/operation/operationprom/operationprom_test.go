@@ -27,7 +27,7 @@ func TestMetrics(t *testing.T) {
 		ops := operation.NewStore(d)
 		r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Lease: 300 * time.Millisecond, Poll: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 		runs := operation.Kind[struct{}]{Name: "runs"}
-		stuck := operation.Kind[struct{}]{Name: "stuck", Timeout: 100 * time.Millisecond}
+		stuck := operation.Kind[struct{}]{Name: "stuck", Timeout: 2 * time.Second} // time for one retry of undoing, also on a busy machine
 		no := func(context.Context, *operation.Op, *struct{}) error { return errors.New("no") }
 		operation.Handle(r, runs, operation.Step[struct{}]{Name: "a", Do: func(ctx context.Context, _ *operation.Op, _ *struct{}) error {
 			<-ctx.Done()
