@@ -34,12 +34,13 @@ func (s *Store) UnlockServer(ctx context.Context, id string) error {
 }
 
 // ResetState sets the vm_state of a server to Active or Error, and keeps the power state. If the server has an operation, ResetState ends the operation without undoing it.
-// Active does not end a creation: as in Nova, the server then is what the creation leaves, because an active server without a guest is of no use. Errors: NotFound.
+// Active does not end a creation: as in Nova, the server then is what the creation leaves, because an active server without a guest is of no use. For the same reason no reset ends a
+// deletion, as in Nova: the client that has asked for the deletion has its reply, and the host may have destroyed the guest already. Errors: NotFound.
 func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
 	created := false // whether the creation continues
 	preempts := func(open *operation.Op) bool {
 		created = open != nil && open.Kind == Create.Name && vmState == Active
-		return !created && (open == nil || !changesInterfaces(open.Kind)) // the change of an interface goes on
+		return !created && (open == nil || open.Kind != Delete.Name && !changesInterfaces(open.Kind)) // a deletion and the change of an interface go on
 	}
 	return s.record(ctx, id, compute.ResetState, preempts, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		if created {

@@ -306,6 +306,35 @@ func TestDeletePreempts(t *testing.T) {
 	})
 }
 
+// TestResetWhileDeleting: a reset of the state does not end a deletion, because the client that has asked for the deletion has its reply, and the host may have destroyed the guest already.
+func TestResetWhileDeleting(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "a", 2)
+		for _, state := range []string{store.Active, store.Error} {
+			id := addServer(t, s).ID
+			place(t, s, d, id, "a")
+			if err := s.BeginDelete(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.ResetState(ctx, id, state); err != nil {
+				t.Fatalf("reset to %s: %v", state, err)
+			}
+			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != store.Deleting || srv.VMState != state {
+				t.Errorf("after a reset to %s: %+v, %v; want the state and still the deletion", state, srv, err)
+			}
+			remove(t, s, d, id)
+			if _, err := s.Server(ctx, id); !errors.Is(err, fault.NotFound) {
+				t.Errorf("after a reset to %s and the deletion: %v, want NotFound", state, err)
+			}
+		}
+		if n := used(t, d, "a"); n != 0 {
+			t.Errorf("%d MiB are still claimed", n)
+		}
+	})
+}
+
 // TestPages: every server is on exactly one page, for every length of a page, even if many servers were created at the
 // same moment.
 func TestPages(t *testing.T) {
