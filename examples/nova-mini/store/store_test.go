@@ -335,6 +335,28 @@ func TestResetWhileDeleting(t *testing.T) {
 	})
 }
 
+// TestUnlockOther: an unlock that was decided for the lock of the owner does not remove the lock of an administrator, and a lock by the owner does not replace it.
+func TestUnlockOther(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
+		ctx, id := t.Context(), addServer(t, s).ID
+		for _, by := range []string{store.LockedByOwner, store.LockedByAdmin, store.LockedByOwner} {
+			if err := s.LockServer(ctx, id, by, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.UnlockServer(ctx, id, store.LockedByOwner); !errors.Is(err, fault.Conflict) {
+			t.Errorf("unlock of the owner: %v, want Conflict", err)
+		}
+		if srv, err := s.Server(ctx, id); err != nil || srv.LockedBy != store.LockedByAdmin {
+			t.Errorf("%+v, %v, want the lock of the administrator", srv, err)
+		}
+		if err := s.UnlockServer(ctx, id, store.LockedByAdmin); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestPages: every server is on exactly one page, for every length of a page, even if many servers were created at the
 // same moment.
 func TestPages(t *testing.T) {
