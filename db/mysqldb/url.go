@@ -90,7 +90,7 @@ func parseTarget(u *url.URL) (engine.Target, error) {
 	if err != nil {
 		return engine.Target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	out := engine.Target{Shown: u.Redacted(), Connector: func(o *engine.Observer) driver.Connector {
+	out := engine.Target{Shown: u.Redacted(), Addr: cfg.Addr, Connector: func(o *engine.Observer) driver.Connector {
 		m.observer = o
 		return m
 	}}
