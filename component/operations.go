@@ -195,6 +195,9 @@ func (t *Tool[O]) letters(ctx context.Context, decide func(iface string, l *rpc.
 	if l.base.TransportURL == "" {
 		return l.place(optionError("transport_url", fault.New(fault.Invalid, "is not set, and the command needs the bus")))
 	}
+	if strings.HasPrefix(l.base.TransportURL, memoryURL) {
+		return l.place(optionError("transport_url", fault.New(fault.Invalid, "%s is a bus in the memory of one process, which no command reaches", memoryURL)))
+	}
 	// watermill-amqp delivers only few messages at once. amqpbus has no such limit, and can read the same queues.
 	bus, err := openBus(&l.base.Options, strings.TrimPrefix(l.base.TransportURL, "watermill-"), quiet)
 	if err != nil {
