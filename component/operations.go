@@ -140,13 +140,15 @@ func (t *Tool[O]) showOperations() *cobra.Command {
 	}
 }
 
-// runnerOf returns the process that runs an operation, "unknown operation", or "-".
+// runnerOf returns the process that runs an operation, "unknown operation", "waits for PEER", or "-".
 func runnerOf(o *operation.Operation) string {
 	switch {
 	case o.UnknownSince != nil:
 		return "unknown operation"
 	case o.Owner != "" && !o.State.Ended():
 		return o.Owner
+	case o.WaitsFor != "" && !o.State.Ended():
+		return "waits for " + o.WaitsFor
 	}
 	return "-"
 }
