@@ -191,7 +191,7 @@ func (p *project) checkDownload(ctx context.Context) error {
 	return fmt.Errorf("Armature %s cannot be downloaded: %s\nadd --replace DIR, with a clone of Armature, or set GOPROXY to a proxy that has this version; nothing was written", p.version, firstLine(out, err)) //nolint:staticcheck // a name begins the text
 }
 
-// firstLine returns the first line of the go command's output that is an error, or the text of err if there is none.
+// firstLine returns the first line of the go command's output that is an error, or the text of err if no line is one.
 func firstLine(out []byte, err error) string {
 	for line := range strings.Lines(string(out)) {
 		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "go: downloading ") && !strings.HasPrefix(line, "go: finding ") {
