@@ -58,7 +58,7 @@ var rules = map[string][]string{
 	"rpc/natsbus":           {"rpc/bus", "internal/backoff", "tlsfile", "internal/outage", "rpc/internal/...", "internal/text", "fault", nats},
 	"rpc/watermillbus":      {"rpc/bus", "internal/backoff", "fault", watermill},
 	"rpc/watermillbus/amqp": {"rpc/bus", "internal/backoff", "rpc/watermillbus", "rpc/internal/...", "fault", watermill, watermill + "-amqp", amqp},
-	"rpc/urlbus":            {"rpc/bus", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
+	"rpc/urlbus":            {"rpc/bus", "internal/urlcheck", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
 	"rpc/internal/...":      {"rpc/bus", "internal/backoff", "internal/urlcheck", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},

@@ -28,8 +28,10 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
 )
@@ -417,5 +419,57 @@ func TestThreeProcesses(t *testing.T) {
 	c.Service("worker").Stop()
 	if last, err := front.Members.Get(t.Context(), "writer", "host-1"); err != nil || last.Up || !last.Departed {
 		t.Errorf("after the end: %+v, %v", last, err)
+	}
+}
+
+// TestWaitingOperation: the list of operations says what an operation waits for.
+func TestWaitingOperation(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	env := []string{"OS_DATABASE__CONNECTION=sqlite://" + filepath.Join(t.TempDir(), "notes.db")}
+	if code, _, errs := w.command(t, env, "db", "sync"); code != 0 {
+		t.Fatal(errs)
+	}
+	_, url, _ := strings.Cut(env[0], "=")
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	store := operation.NewStore(d)
+	r := operation.NewRunner(operation.RunnerConfig{Store: store, Host: "h1"})
+	operation.Handle(r, take, operation.Step[note]{Name: "write", Do: func(context.Context, *operation.Op, *note) error { return operation.WaitFor("writer on h7", time.Hour) }})
+	id, err := operation.Begin(t.Context(), store, take, "first", &note{})
+	if err := errors.Join(err, r.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Stop(context.WithoutCancel(t.Context())) }()
+	waittest.Until(t, "the operation to wait", func() bool {
+		o, err := store.Show(t.Context(), id)
+		return err == nil && o.WaitsFor != "" && o.Owner == ""
+	})
+	for args, want := range map[string]string{"operation list": "running  waits for writer on h7  ", "operation list -o json": `"waits_for": "writer on h7"`} {
+		if code, out, errs := w.command(t, env, strings.Fields(args)...); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("%s: %d %s %s; want %s", args, code, out, errs, want)
+		}
+	}
+}
+
+// TestChooseRejected: if a component's own filter rejects all members, the error says once how many members each filter has rejected, and one reason of each filter.
+func TestChooseRejected(t *testing.T) {
+	t.Parallel()
+	p, _, _ := newWorld().start(t, nil, "OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0")
+	rank := component.NewScheduler[*note](schedulerConfig{Filters: []scheduler.Filter[*note, membership.Member]{
+		scheduler.FilterFunc("avoid", func(n *note, m membership.Member) scheduler.Verdict {
+			return scheduler.Reject("the note %s was refused by %s before", n.Text, m.Host)
+		}),
+	}})
+	_, err := component.Choose(t.Context(), p, rank, writer.Name, &note{Text: "first"})
+	const want = "no valid host: 0 of 1 hosts: 1 avoid (avoid rejects h1: the note first was refused by h1 before)"
+	if !errors.Is(err, fault.Unavailable) || !errors.Is(err, scheduler.ErrNoValidHost) || err.Error() != want {
+		t.Errorf("%v (%v), want %s", err, fault.CodeOf(err), want)
+	}
+	if _, err := component.Choose(t.Context(), p, rank, "none", &note{}); err == nil || err.Error() != "no valid host: 0 of 0 hosts" {
+		t.Errorf("without members: %v", err)
 	}
 }

@@ -243,7 +243,7 @@ func TestBuiltIn(t *testing.T) {
 // error once.
 func TestOtherNames(t *testing.T) {
 	t.Parallel()
-	const served = "transport_url = memory://\n[database]\nconnection = sqlite:///:memory:\n[api]\nauth_strategy = noauth2\n"
+	const served = "transport_url = rabbit://u:p@127.0.0.1/\n[database]\nconnection = sqlite:///:memory:\n[api]\nauth_strategy = noauth2\n"
 	for _, c := range []struct {
 		args, text string
 		code       int

@@ -140,13 +140,15 @@ func (t *Tool[O]) showOperations() *cobra.Command {
 	}
 }
 
-// runnerOf returns the process that runs an operation, "unknown operation", or "-".
+// runnerOf returns the process that runs an operation, "unknown operation", "waits for PEER", or "-".
 func runnerOf(o *operation.Operation) string {
 	switch {
 	case o.UnknownSince != nil:
 		return "unknown operation"
 	case o.Owner != "" && !o.State.Ended():
 		return o.Owner
+	case o.WaitsFor != "" && !o.State.Ended():
+		return "waits for " + o.WaitsFor
 	}
 	return "-"
 }
@@ -194,6 +196,9 @@ func (t *Tool[O]) letters(ctx context.Context, decide func(iface string, l *rpc.
 	}
 	if l.base.TransportURL == "" {
 		return l.place(optionError("transport_url", fault.New(fault.Invalid, "is not set, and the command needs the bus")))
+	}
+	if strings.HasPrefix(l.base.TransportURL, memoryURL) {
+		return l.place(optionError("transport_url", fault.New(fault.Invalid, "%s is a bus in the memory of one process, which no command reaches", memoryURL)))
 	}
 	// watermill-amqp delivers only few messages at once. amqpbus has no such limit, and can read the same queues.
 	bus, err := openBus(&l.base.Options, strings.TrimPrefix(l.base.TransportURL, "watermill-"), quiet)

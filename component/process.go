@@ -190,7 +190,8 @@ func (r *runtime[O]) openProcess(ctx context.Context, read *loadedOptions[O], na
 	p.StatePath = p.base.StatePath
 	if err := p.openBus(p.base.TransportURL, inject.From(ctx).Bus); err != nil {
 		p.collect(optionError("transport_url", err))
-		_ = p.openBus("memory://", nil) // cannot fail: this bus needs no options
+		b, _ := openBus(&p.base.Options, memoryURL, p.Log) // cannot fail: this bus needs no options
+		p.addBus(b)
 	}
 	if needsDatabase(r.c, name, services) {
 		if err := p.openDatabase(p.base.Database.Connection); err != nil {
@@ -274,15 +275,22 @@ func (p *Process[O]) makeStatePath(ctx context.Context) error {
 	return os.MkdirAll(p.base.StatePath, 0o750)
 }
 
+// memoryURL is the URL of a bus in the memory of the process.
+const memoryURL = "memory://"
+
 // openBus opens the bus with a URL. If the URL is empty, openBus uses the injected bus, or the bus in memory in a process
-// with all services.
+// with all services. It refuses the bus in memory in a process of one service of several.
 func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
 	b := injected
 	if url == "" && b == nil {
 		if p.Name != AllInOne {
 			return fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 		}
-		url = "memory://"
+		url = memoryURL
+	}
+	if strings.HasPrefix(url, memoryURL) && p.Name != AllInOne && len(p.c.Services) > 1 {
+		return fault.New(fault.Invalid, "%s is a bus in the memory of one process, and the service %s would reach no other service: "+
+			"use rabbit://user:password@host:port/vhost or nats://user:password@host:port, or run all services in one process, with the command %s alone", memoryURL, p.Name, p.c.Name)
 	}
 	if url != "" {
 		var err error
@@ -290,6 +298,12 @@ func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
 			return err
 		}
 	}
+	p.addBus(b)
+	return nil
+}
+
+// addBus adds a bus that is not started.
+func (p *Process[O]) addBus(b urlbus.Bus) {
 	p.Bus = b
 	p.tell.rpc.AddBus(b)
 	p.addPart(phaseBus, "bus", p.read.label("transport_url"), b)
@@ -299,7 +313,6 @@ func (p *Process[O]) openBus(url string, injected urlbus.Bus) error {
 		}
 		return errors.Join(b.Check(ctx), b.Stop(ctx))
 	}})
-	return nil
 }
 
 // openClient adds the RPC client, which starts after the bus.

@@ -24,7 +24,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// statusView is what the command status shows.
+// statusView is what the command status shows. Members and Operations are nil, and null in JSON, if they cannot be read.
 type statusView struct {
 	Members    []memberView     `json:"members"`
 	Operations []operationCount `json:"operations"`
@@ -58,14 +58,18 @@ func (t *Tool[O]) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v := statusView{Members: []memberView{}, Operations: []operationCount{}}
-			if t.r.c.Migrations != nil {
-				err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
-					return v.readDatabase(ctx, findOptions[Options](o), d)
-				})
+			var v statusView
+			var asking sync.WaitGroup // a silent database and a silent process together take no longer than one of them
+			asking.Go(func() { v.Processes = t.askProcesses(cmd.Context(), l.base, l.opts) })
+			if t.r.c.Migrations == nil {
+				v.Members, v.Operations = []memberView{}, []operationCount{}
+			} else if err = t.WithDatabase(cmd.Context(), func(ctx context.Context, o *O, d *sqlx.DB) error {
+				return v.readDatabase(ctx, findOptions[Options](o), d)
+			}); err != nil {
+				err = fmt.Errorf("members and operations cannot be read: %w", err)
 			}
-			v.Processes = t.askProcesses(cmd.Context(), l.base, l.opts)
-			return errors.Join(err, t.printStatus(&v))
+			asking.Wait()
+			return errors.Join(t.printStatus(&v), err)
 		},
 	}
 }
@@ -84,7 +88,7 @@ func (v *statusView) readDatabase(ctx context.Context, o *Options, d *sqlx.DB) e
 	if err != nil {
 		return err
 	}
-	v.Members = describeMembers(found)
+	v.Members, v.Operations = describeMembers(found), []operationCount{}
 	for _, c := range open {
 		v.Operations = append(v.Operations, operationCount{Kind: c.Kind, State: string(c.State), Count: c.Count, Oldest: now.Add(-c.Oldest)})
 	}
@@ -127,8 +131,9 @@ func isSocket(addr string) bool {
 	return ok && err == nil
 }
 
-// adminTimeout is how long a process may take to say whether it is ready.
-const adminTimeout = 5 * time.Second
+// adminTimeout is how long a process may take to say whether it is ready. It is longer than the process waits for its checks: service.Config.CheckTimeout
+// and a second.
+const adminTimeout = 10 * time.Second
 
 // ask asks the process whether it is ready, and sets State and Why.
 func (v *processView) ask(ctx context.Context) {

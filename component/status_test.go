@@ -7,11 +7,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -95,6 +98,45 @@ func TestStatus(t *testing.T) {
 	}
 	if out := status(0, env[:3:3]); strings.Contains(out, "PROCESS ") {
 		t.Errorf("without admin_listen: %s", out)
+	}
+}
+
+// TestStatusOfHungDatabase: while the database hangs, the command names it and shows the processes, which say that they are not ready because of it. It
+// prints no empty tables of members and operations.
+func TestStatusOfHungDatabase(t *testing.T) {
+	t.Parallel()
+	server := envtest.MariaDB(t)
+	w, dir := newWorld(), t.TempDir()
+	env := []string{
+		"OS_DEFAULT__HOST=h1", "OS_DEFAULT__LISTEN=127.0.0.1:0", "OS_DEFAULT__STATE_PATH=" + dir, "OS_DEFAULT__ADMIN_LISTEN=unix:" + filepath.Join(dir, "{service}.sock"),
+		"OS_DATABASE__CONNECTION=" + dbtest.On(t, server.URL), "OS_API__AUTH_STRATEGY=noauth2",
+	}
+	p, _, _ := w.start(t, nil, env...)
+	<-p.App.Started()
+	if err := server.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Resume() }) // before the process ends
+	want := "the database at 127.0.0.1:" + strconv.Itoa(server.Port) + " accepts connections but does not answer (it hangs, or a proxy has no server)"
+	for range 2 { // the check of the process begins at another time
+		code, out, errs := w.command(t, env, "status")
+		line := strings.Join(strings.Fields(out), " ")
+		if code != 1 || !strings.Contains(line, "all-in-one not ready unix:") || !strings.Contains(line, "database: ") || strings.Contains(out, "KIND") || strings.Contains(out, "OPERATIONS") {
+			t.Errorf("%d: %s", code, out)
+		}
+		if strings.Count(errs, "members and operations cannot be read") != 1 || !strings.Contains(errs, want) {
+			t.Errorf("%s\nwant %s", errs, want)
+		}
+	}
+	code, out, _ := w.command(t, env, "status", "-o", "json")
+	var seen map[string]any
+	if err := json.Unmarshal([]byte(out), &seen); code != 1 || err != nil || seen["members"] != nil || seen["operations"] != nil || seen["processes"] == nil {
+		t.Errorf("%d %v: %s", code, err, out)
+	}
+	for _, args := range []string{"operation list", "member list", "db check", "config validate --service all-in-one --online"} {
+		if code, _, errs := w.command(t, env, strings.Fields(args)...); code != 1 || !strings.Contains(errs, want) {
+			t.Errorf("%s: %d %s\nwant %s", args, code, errs, want)
+		}
 	}
 }
 

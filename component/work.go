@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -44,8 +46,7 @@ func Begin[D, O any](ctx context.Context, p *Process[O], k operation.Kind[D], re
 }
 
 // NewScheduler returns a scheduler of members: a request gets a member that is up and that no operator has disabled. The parameter cfg
-// adds filters and weighers. The default of its Picker is scheduler.Shuffle. A decision has only counts of rejected members, see
-// CountsOnly of scheduler.Config. NewScheduler panics if cfg is wrong, which is a programmer's error.
+// adds filters and weighers. The default of its Picker is scheduler.Shuffle. NewScheduler panics if cfg is wrong, which is a programmer's error.
 func NewScheduler[R any](cfg scheduler.Config[R, membership.Member]) *scheduler.Scheduler[R, membership.Member] {
 	up := scheduler.FilterFunc("not_up", func(_ R, m membership.Member) scheduler.Verdict {
 		if why := m.Unfit(); why != "" {
@@ -54,7 +55,6 @@ func NewScheduler[R any](cfg scheduler.Config[R, membership.Member]) *scheduler.
 		return scheduler.Pass
 	})
 	cfg.Filters = slices.Concat([]scheduler.Filter[R, membership.Member]{up}, cfg.Filters)
-	cfg.CountsOnly = true
 	if cfg.Picker == nil {
 		cfg.Picker = scheduler.Shuffle
 	}
@@ -76,8 +76,8 @@ func AvoidHost[R any](host func(req R) string) scheduler.Weighted[R, membership.
 	})}
 }
 
-// Choose returns the member of a kind that a scheduler ranks best for a request. Errors: Unavailable, with the counted reasons, if no member
-// is fit, because one may come back; those of membership.Registry.List.
+// Choose returns the member of a kind that a scheduler ranks best for a request. Errors: Unavailable, with the number of members that each filter
+// has rejected and one of its reasons, if no member is fit, because one may come back; those of membership.Registry.List.
 func Choose[R, O any](ctx context.Context, p *Process[O], s *scheduler.Scheduler[R, membership.Member], kind string, req R) (membership.Member, error) {
 	members, err := p.Members.List(ctx, kind)
 	if err != nil {
@@ -92,11 +92,28 @@ func Choose[R, O any](ctx context.Context, p *Process[O], s *scheduler.Scheduler
 	p.ObserveDecision(ctx, seen)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
-		return membership.Member{}, fault.New(fault.Unavailable, "%s: %w", d.Summary(), err)
+		return membership.Member{}, fault.New(fault.Unavailable, "%w%s", err, firstReasons(d))
 	case err != nil:
 		return membership.Member{}, err
 	}
 	return d.Ranked[0].Host, nil
+}
+
+// firstReasons returns the first reason of each filter of a decision, such as " (not_up rejects h1: no heartbeat for 2m0s)", or "" if the decision has no
+// reasons.
+func firstReasons(d *scheduler.Decision[membership.Member]) string {
+	var parts []string
+	said := map[string]bool{}
+	for _, r := range d.Rejected() {
+		if r.Reason != "" && !said[r.Filter] {
+			said[r.Filter] = true
+			parts = append(parts, fmt.Sprintf("%s rejects %s: %s", r.Filter, r.Host, r.Reason))
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
 }
 
 // ObserveDecision adds a decision to the metrics. It is for scheduler.Config.Observe of schedulers that are called without [Choose]. It is safe

@@ -147,7 +147,7 @@ func openHandle(cfg Config) (d *sqlx.DB, shown string, err error) {
 	if t.Plain != "" {
 		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.Plain)
 	}
-	o := &engine.Observer{Shown: t.Shown, SlowAfter: max(cfg.SlowQuery, 0), Log: log, Observe: cfg.Observe, ResponseTimeout: cmp.Or(cfg.ResponseTimeout, defaultResponseTimeout)}
+	o := &engine.Observer{Shown: t.Shown, Addr: t.Addr, SlowAfter: max(cfg.SlowQuery, 0), Log: log, Observe: cfg.Observe, ResponseTimeout: cmp.Or(cfg.ResponseTimeout, defaultResponseTimeout)}
 	d = sqlx.NewDb(sql.OpenDB(t.Connector(o)), e.Driver)
 	n := cfg.MaxOpen
 	if n <= 0 {

@@ -350,3 +350,16 @@ func TestMigrationText(t *testing.T) {
 		}
 	})
 }
+
+// TestOtherComponent: the database of another component, whose first migration has a lower number, is refused. The error names both causes.
+func TestOtherComponent(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, only(schema("CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY)")), func(t *testing.T, d *sqlx.DB) {
+		err := db.Migrate(t.Context(), d, only(fstest.MapFS{"0013_all.sql": {
+			Data: []byte("-- +db replaces 0013_last.sql " + strings.Repeat("a", 64) + "\n-- +goose Up\nCREATE TABLE servers (id INTEGER NOT NULL PRIMARY KEY);\n"),
+		}})...)
+		if !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "first run db sync of an older release; or this is the database of another component: correct the name at the end of the URL") {
+			t.Errorf("%v", err)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package db
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"sync"
@@ -141,10 +142,10 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 		query = "SELECT 0 FROM sqlite_schema UNION SELECT 0"
 	}
 	var readOnly bool
-	err := d.GetContext(ctx, &readOnly, query)
+	err := queryHealth(ctx, d, query, &readOnly)
 	switch {
 	case err != nil:
-		return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
+		return err
 	case readOnly:
 		return fault.WithReason(fault.New(fault.Unavailable, "the database is read-only"), engine.ReasonReadOnly, nil)
 	}
@@ -156,4 +157,36 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 		return fault.WithPrivate(fault.WithReason(fault.New(fault.Unavailable, "the database rejected a statement: %w", err), explainError(err).Reason, nil))
 	}
 	return nil
+}
+
+// queryHealth runs a query of Health. If ctx ends first, the error says whether the query waited for a connection of the pool or for the database.
+func queryHealth(ctx context.Context, d *sqlx.DB, query string, dest any) error {
+	c, err := d.Connx(ctx)
+	for err == nil {
+		begin := time.Now()
+		err = c.GetContext(ctx, dest, query)
+		_ = c.Close() // it goes back to the pool, or is lost
+		o := engine.ObserverOf(d.Driver())
+		switch {
+		case err == nil:
+			return nil
+		case isDeadline(err) && o != nil && o.Addr != "":
+			return fault.New(fault.Unavailable, "%s: %w", engine.SilentText(o.Addr, time.Since(begin)), err)
+		case !errors.Is(err, driver.ErrBadConn) || ctx.Err() != nil:
+			return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
+		}
+		c, err = d.Connx(ctx) // the server had closed this connection of the pool before the query
+	}
+	switch pool := d.Stats(); {
+	case engine.Explain(err).Silent:
+		return fault.New(fault.Unavailable, "%w", Error(err))
+	case isDeadline(err) && pool.InUse >= pool.MaxOpenConnections:
+		return fault.New(fault.Unavailable, "no connection of the pool is free: all %d are in use (the database hangs, or statements take long): %w", pool.InUse, err)
+	}
+	return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
+}
+
+// isDeadline reports whether a context's deadline has ended a wait, and err does not say for what.
+func isDeadline(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && !engine.Explain(err).Silent
 }

@@ -3,6 +3,7 @@ package db_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -111,6 +112,152 @@ func TestLateAnswer(t *testing.T) {
 	p.refusing.Store(true)
 	if n := get[int](t, d, "SELECT SLEEP(3)"); n != 0 {
 		t.Errorf("SLEEP was interrupted: %d", n)
+	}
+}
+
+// TestSilentDatabaseNamed: a database that accepts connections and does not answer is named as such by each error, also if the caller's deadline ends the wait.
+// The error has the address and not the password.
+func TestSilentDatabaseNamed(t *testing.T) {
+	t.Parallel()
+	deaf, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the address is local
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = deaf.Close() }) // after the parallel subtests
+	addr := deaf.Addr().String()
+	want := "the database at " + addr + " accepts connections but does not answer (it hangs, or a proxy has no server)"
+	for what, c := range map[string]struct {
+		code     fault.Code
+		deadline time.Duration // 0: none
+		timeout  string        // of an attempt to connect
+		run      func(ctx context.Context, cfg db.Config) error
+	}{
+		"Open": {fault.Unavailable, 0, "300ms", openAndClose},
+		"Open, several attempts": {fault.Unavailable, 0, "300ms", func(ctx context.Context, cfg db.Config) error {
+			cfg.ConnectTimeout = time.Second
+			return openAndClose(ctx, cfg)
+		}},
+		"Open with a deadline": {fault.Timeout, 300 * time.Millisecond, "5s", openAndClose},
+		"a statement": {fault.Unavailable, 0, "300ms", onHandle(func(ctx context.Context, d *sqlx.DB) error {
+			return db.Error(d.GetContext(ctx, new(int), "SELECT 1"))
+		})},
+		"a statement with a deadline": {fault.Timeout, 300 * time.Millisecond, "5s", onHandle(func(ctx context.Context, d *sqlx.DB) error {
+			return db.Error(d.GetContext(ctx, new(int), "SELECT 1"))
+		})},
+		"Service.Start": {fault.Unavailable, 0, "300ms", onHandle(func(ctx context.Context, d *sqlx.DB) error {
+			return (&db.Service{DB: d, Migrations: only(things)}).Start(ctx)
+		})},
+		"Health":                 {fault.Unavailable, 0, "300ms", onHandle(db.Health)},
+		"Health, its own limit":  {fault.Unavailable, 0, "1m", onHandle(db.Health)},
+		"Health with a deadline": {fault.Unavailable, 300 * time.Millisecond, "5s", onHandle(db.Health)},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			if c.deadline > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, c.deadline)
+				defer cancel()
+			}
+			err := c.run(ctx, db.Config{URL: "mysql://u:s3cret@" + addr + "/d?timeout=" + c.timeout, ConnectTimeout: -1})
+			if fault.CodeOf(err) != c.code || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("%v (%v), want %v: %s", err, fault.CodeOf(err), c.code, want)
+			}
+			if c.deadline > 0 && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v, want the error of the context", err)
+			}
+		})
+	}
+}
+
+// openAndClose opens a database and closes it.
+func openAndClose(ctx context.Context, cfg db.Config) error {
+	d, err := db.Open(ctx, cfg)
+	if err == nil {
+		err = d.Close()
+	}
+	return err
+}
+
+// onHandle returns a function that calls use with a handle that has no connection yet.
+func onHandle(use func(context.Context, *sqlx.DB) error) func(context.Context, db.Config) error {
+	return func(ctx context.Context, cfg db.Config) error {
+		d, err := db.New(cfg)
+		if err != nil {
+			return err
+		}
+		return errors.Join(use(ctx, d), d.Close())
+	}
+}
+
+// TestNotAccepting: a database that refuses connections, and a proxy that closes them, are not said to be silent, and have an error with the address.
+func TestNotAccepting(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // the address is local
+	if err != nil {
+		t.Fatal(err)
+	}
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	})
+	defer accepting.Wait()
+	defer func() { _ = l.Close() }()
+	for addr, want := range map[string]string{
+		envtest.DeadAddr(t): "connection refused",
+		l.Addr().String():   "the database at " + l.Addr().String() + " accepts connections and closes them without an answer (a proxy has no server, or the server stops)",
+	} {
+		for what, run := range map[string]func(context.Context, db.Config) error{"Open": openAndClose, "Health": onHandle(db.Health)} {
+			err := run(t.Context(), db.Config{URL: "mysql://u:s3cret@" + addr + "/d", ConnectTimeout: -1})
+			if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "does not answer (it") || strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("%s: %v (%v), want %s", what, err, fault.CodeOf(err), want)
+			}
+		}
+	}
+}
+
+// TestHealthOnSilentConnection: Health names a database that stops answering on connections that are open. A pool without a free connection is another error.
+func TestHealthOnSilentConnection(t *testing.T) {
+	t.Parallel()
+	p, proxied := startProxy(t, dbtest.MySQL(t), nil)
+	d, err := db.Open(t.Context(), db.Config{URL: proxied, MaxOpen: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	health := func() string {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		err := db.Health(ctx, d)
+		if !errors.Is(err, fault.Unavailable) {
+			t.Errorf("%v (%v), want Unavailable", err, fault.CodeOf(err))
+		}
+		return fmt.Sprint(err)
+	}
+	used, err := d.Connx(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := health(); strings.Contains(got, "accepts connections") || !strings.Contains(got, "no connection of the pool is free") {
+		t.Errorf("without a free connection: %s", got)
+	}
+	if err := used.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Health(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.drop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := health(); !strings.Contains(got, " accepts connections but does not answer (it hangs, or a proxy has no server)") {
+		t.Errorf("on a silent connection: %s", got)
 	}
 }
 

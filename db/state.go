@@ -72,7 +72,7 @@ func (s *sequence) dropReplaced(rows []appliedRow) ([]appliedRow, error) {
 	}
 	i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version })
 	if last := rows[len(rows)-1].version; i < 0 && last < first.version {
-		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an older release",
+		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an older release; or this is the database of another component: correct the name at the end of the URL",
 			s.table, last, first.version)
 	}
 	if i < 0 || rows[i].name != first.replaces.name || rows[i].sum != first.replaces.sum {

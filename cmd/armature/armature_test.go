@@ -125,6 +125,62 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestNotDownloaded: if Go cannot download this version of Armature, or a module that it needs, armature says so in a few lines, and leaves nothing behind: the
+// next attempt in the same directory works.
+func TestNotDownloaded(t *testing.T) { //nolint:paralleltest // it sets a variable of the environment
+	empty := t.TempDir() // a clone without packages
+	if err := errors.Join(os.WriteFile(filepath.Join(empty, "go.mod"), []byte("module "+library+"\n\ngo 1.26\n"), 0o600), os.WriteFile(filepath.Join(empty, "go.sum"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	proxy := os.Getenv("GOPROXY")
+	writers := map[string]func(p project) error{
+		"component": func(p project) error { return (&newComponent{p}).write(t.Context()) },
+		"driver":    func(p project) error { return (&newDriver{p, "go"}).write(t.Context()) },
+	}
+	for what, write := range writers {
+		for reason, tt := range map[string]struct{ replace, want string }{
+			"this version":   {"", "Armature v0.0.1-none cannot be downloaded: "},
+			"another module": {empty, "the modules of the project are not complete: "},
+		} {
+			t.Run(what+", "+reason, func(t *testing.T) {
+				t.Setenv("GOPROXY", "off")
+				root := t.TempDir()
+				mine := filepath.Join(root, "mine")
+				if err := os.Mkdir(mine, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				var out bytes.Buffer
+				p := project{name: "lake", version: "v0.0.1-none", replace: tt.replace, out: &out}
+				for _, dir := range []string{filepath.Join(root, "a", "new"), mine} {
+					p.dir = dir
+					err := write(p)
+					if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Count(err.Error(), "\n") > 2 || out.Len() > 0 || tt.replace == "" && !strings.Contains(err.Error(), "add --replace DIR, with a clone of Armature") {
+						t.Errorf("%v %s, want %s in at most three lines", err, &out, tt.want)
+					}
+				}
+				left := []string{}
+				for _, dir := range []string{root, mine} {
+					entries, err := os.ReadDir(dir)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, e := range entries {
+						left = append(left, e.Name())
+					}
+				}
+				if !slices.Equal(left, []string{"mine"}) {
+					t.Errorf("left behind: %q", left)
+				}
+				t.Setenv("GOPROXY", proxy)
+				p.replace = clone(t)
+				if err := write(p); err != nil {
+					t.Errorf("the next attempt: %v", err)
+				}
+			})
+		}
+	}
+}
+
 // TestNext: the commands that armature prints at the end must work from any directory. With "go -C DIR run", armature's working directory is
 // DIR, not the user's.
 func TestNext(t *testing.T) {

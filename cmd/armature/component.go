@@ -61,10 +61,7 @@ func (c *newComponent) write(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.writeFiles(content); err != nil {
-		return err
-	}
-	if err := c.tidy(ctx); err != nil {
+	if err := c.create(ctx, content, true); err != nil {
 		return err
 	}
 	return c.printNext("component", "make test", "make run")

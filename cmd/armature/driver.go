@@ -111,13 +111,8 @@ func (d *newDriver) write(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.writeFiles(content); err != nil {
+	if err := d.create(ctx, content, d.lang == "go"); err != nil {
 		return err
-	}
-	if d.lang == "go" {
-		if err := d.tidy(ctx); err != nil {
-			return err
-		}
 	}
 	return d.printNext("driver", "make test")
 }

@@ -52,14 +52,14 @@ func TestPythonNames(t *testing.T) {
 // TestPublished: a driver in Python that is written by a published version uses this version.
 func TestPublished(t *testing.T) {
 	t.Parallel()
-	d := newDriver{project: project{name: "lake"}, lang: "python"}
+	d := newDriver{project: project{name: "lake", version: "v1.2.3"}, lang: "python"}
 	content, err := d.render()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"\nARMATURE ?= go run github.com/armature-go/armature/cmd/armature@" + moduleVersion() + "\n",
-		"\nLIBRARY  ?= $(shell go mod download -json github.com/armature-go/armature@" + moduleVersion() + " | sed -n 's/.*\"Dir\": \"\\(.*\\)\".*/\\1/p')/python\n",
+		"\nARMATURE ?= go run github.com/armature-go/armature/cmd/armature@v1.2.3\n",
+		"\nLIBRARY  ?= $(shell go mod download -json github.com/armature-go/armature@v1.2.3 | sed -n 's/.*\"Dir\": \"\\(.*\\)\".*/\\1/p')/python\n",
 	} {
 		if !strings.Contains(string(content["Makefile"]), want) {
 			t.Errorf("%q is missing in:\n%s", want, content["Makefile"])

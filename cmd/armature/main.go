@@ -96,7 +96,7 @@ func newComponentCommand() *cobra.Command {
 			"a policy and tests. NAME is in the singular, such as backup: it has only a to z and 0 to 9.",
 		Args: oneName("component backup"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c.name, c.out = args[0], cmd.OutOrStdout()
+			c.name, c.version, c.out = args[0], moduleVersion(), cmd.OutOrStdout()
 			return c.write(cmd.Context())
 		},
 	}
@@ -112,7 +112,7 @@ func newDriverCommand() *cobra.Command {
 			"which keeps the rules of armature drivertest. NAME has only a to z and 0 to 9.",
 		Args: oneName("driver acme --lang go"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			d.name, d.out = args[0], cmd.OutOrStdout()
+			d.name, d.version, d.out = args[0], moduleVersion(), cmd.OutOrStdout()
 			return d.write(cmd.Context())
 		},
 	}

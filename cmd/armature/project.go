@@ -24,7 +24,10 @@ import (
 // project has the fields that newComponent and newDriver have in common.
 type project struct {
 	name, module, replace, dir string
+	version                    string // of Armature
 	out                        io.Writer
+
+	files, dirs []string // what writeFiles has made, the latest last
 }
 
 var nameRule = regexp.MustCompile(`^[a-z][a-z0-9]{0,29}$`)
@@ -81,7 +84,7 @@ func (p *project) checkPlaces() error {
 // checkLibrary checks where the library comes from.
 func (p *project) checkLibrary() (err error) {
 	if p.replace == "" {
-		if v := moduleVersion(); !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
+		if v := p.version; !strings.HasPrefix(v, "v") || strings.Contains(v, "+") {
 			return usageError{fmt.Errorf("this program was built from a clone of Armature (version %s): add --replace DIR, with the directory of the clone", v)}
 		}
 		return nil
@@ -96,13 +99,54 @@ func (p *project) checkLibrary() (err error) {
 	return nil
 }
 
+// create writes the files of the project, by name. For a project in Go it also downloads the modules that the project needs. After an error it has removed what
+// it has made.
+func (p *project) create(ctx context.Context, content map[string][]byte, isGo bool) (err error) {
+	if isGo {
+		if err := p.checkDownload(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			p.removeFiles()
+		}
+	}()
+	if err := p.writeFiles(content); err != nil || !isGo {
+		return err
+	}
+	return p.tidy(ctx)
+}
+
+// removeFiles removes what writeFiles has made. A directory with files of others stays.
+func (p *project) removeFiles() {
+	for _, list := range [][]string{p.files, p.dirs} {
+		for _, path := range slices.Backward(list) {
+			_ = os.Remove(path) // the command fails already
+		}
+	}
+}
+
+// makeDir makes a directory and its parents, and records them in dirs.
+func (p *project) makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := p.makeDir(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	p.dirs = append(p.dirs, dir)
+	return os.Mkdir(dir, 0o755) //nolint:gosec // source code is for everyone
+}
+
 // writeFiles writes files into the directory, by name.
 func (p *project) writeFiles(content map[string][]byte) error {
 	for _, name := range slices.Sorted(maps.Keys(content)) {
 		file := filepath.Join(p.dir, filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { //nolint:gosec // source code is for everyone
+		if err := p.makeDir(filepath.Dir(file)); err != nil {
 			return err
 		}
+		p.files = append(p.files, file)
 		if err := os.WriteFile(file, content[name], 0o644); err != nil { //nolint:gosec // source code is for everyone
 			return err
 		}
@@ -128,9 +172,38 @@ func (p *project) goMod() ([]byte, error) {
 	return []byte(strings.Replace(string(raw), "MODULE", p.module, 1)), err
 }
 
+// checkDownload returns an error if Go cannot download this version of Armature. With --replace the clone is used instead.
+func (p *project) checkDownload(ctx context.Context) error {
+	if p.replace != "" {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "armature-") // outside of any module, whose go.mod could replace this one
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", library+"@"+p.version)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("Armature %s cannot be downloaded: %s\nadd --replace DIR, with a clone of Armature, or set GOPROXY to a proxy that has this version; nothing was written", p.version, firstLine(out, err)) //nolint:staticcheck // a name begins the text
+}
+
+// firstLine returns the first line of the go command's output that is an error, or the text of err if no line is one.
+func firstLine(out []byte, err error) string {
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "go: downloading ") && !strings.HasPrefix(line, "go: finding ") {
+			return line
+		}
+	}
+	return err.Error()
+}
+
 // tidy completes go.mod and go.sum. The checksums of a clone are used, because the clone was tested with them.
 func (p *project) tidy(ctx context.Context) error {
-	edit := []string{"mod", "edit", "-require=" + library + "@" + moduleVersion()}
+	edit := []string{"mod", "edit", "-require=" + library + "@" + p.version}
 	if p.replace != "" {
 		edit = []string{"mod", "edit", "-replace=" + library + "=" + p.replace}
 		sums, err := os.ReadFile(filepath.Join(p.replace, "go.sum"))
@@ -141,11 +214,12 @@ func (p *project) tidy(ctx context.Context) error {
 			return err
 		}
 	}
+	p.files = append(p.files, filepath.Join(p.dir, "go.sum")) // go mod tidy may make it
 	for _, args := range [][]string{edit, {"mod", "tidy"}} {
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = p.dir
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("the files are written, but go.mod is not complete; run this command again in %s, and then go mod tidy: go %s: %w\n%s", p.dir, strings.Join(args, " "), err, out)
+			return fmt.Errorf("the modules of the project are not complete: go %s: %w: %s\nif a module cannot be downloaded, set GOPROXY to a proxy that has it; nothing was written", strings.Join(args, " "), err, firstLine(out, err))
 		}
 	}
 	return nil

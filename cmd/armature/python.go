@@ -50,8 +50,8 @@ func (d *newDriver) pythonMakefile(raw []byte) ([]byte, error) {
 	}
 	values := map[string]string{"ARMATURE": `go -C "` + d.replace + `" run ./cmd/armature`, "LIBRARY": d.replace + "/python"}
 	if d.replace == "" {
-		at := library + "@" + moduleVersion()
-		values["ARMATURE"] = "go run " + library + "/cmd/armature@" + moduleVersion()
+		at := library + "@" + d.version
+		values["ARMATURE"] = "go run " + library + "/cmd/armature@" + d.version
 		values["LIBRARY"] = `$(shell go mod download -json ` + at + ` | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/python`
 	}
 	return makeVariables.ReplaceAllFunc(raw, func(line []byte) []byte {

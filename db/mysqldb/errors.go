@@ -14,6 +14,9 @@ import (
 
 // explainError says what an error of the driver means.
 func explainError(err error) (m engine.Meaning) {
+	if _, ok := errors.AsType[*noAnswerError](err); ok { // nothing was sent
+		return engine.Meaning{Silent: true, Code: fault.Unavailable}
+	}
 	e, ok := errors.AsType[*mysql.MySQLError](err)
 	switch {
 	case ok:

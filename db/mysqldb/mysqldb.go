@@ -76,7 +76,7 @@ func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := m.recentFailure(); err != nil {
 		return nil, err
 	}
-	d := new(dialed)
+	d, begin := new(dialed), time.Now()
 	bounded, cancel := context.WithTimeout(context.WithValue(ctx, dialKey{}, d), m.timeout)
 	defer cancel()
 	c, err := m.Connector.Connect(bounded)
@@ -87,14 +87,22 @@ func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 		}
 		return &mysqlConn{rawMySQL: c.(rawMySQL), observer: m.observer, net: d.conn}, nil
 	}
+	failed := &noAnswerError{addr: m.addr, accepted: d.accepted, waited: time.Since(begin)}
 	end, hasEnd := ctx.Deadline()
+	late := hasEnd && !time.Now().Before(end) // the dialer has its own timer for the deadline, which may fire before the context ends
 	switch {
-	case ctx.Err() == nil && hasEnd && !time.Now().Before(end):
-		// The dialer has its own timer for the deadline, which may fire before the context ends.
+	case late && d.accepted && !errors.Is(ctx.Err(), context.Canceled):
+		failed.cause = context.DeadlineExceeded
+		err = failed
+	case ctx.Err() != nil:
+	case late:
 		err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
-	case ctx.Err() == nil && (bounded.Err() != nil || isTimeout(err)):
-		err = &net.OpError{Op: "dial", Net: "tcp", Addr: m.addr, Err: &noAnswerError{m.timeout}}
+	case bounded.Err() != nil || isTimeout(err):
+		err = failed
 		m.setFailure(err)
+	case d.accepted && (errors.Is(err, mysql.ErrInvalidConn) || errors.Is(err, driver.ErrBadConn)):
+		failed.closed, failed.cause = true, err
+		err = failed
 	}
 	m.observer.Failed(err)
 	return nil, err

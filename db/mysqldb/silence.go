@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/armature-go/armature/db/internal/engine"
 )
 
 // A database that hangs accepts statements and never answers them, and so does a proxy whose server is gone. A timeout for each
@@ -39,10 +41,26 @@ func (e *silenceError) Error() string {
 
 func (e *silenceError) Unwrap() error { return mysql.ErrInvalidConn }
 
-// noAnswerError is the error of an attempt to connect that gets no answer. It is not a context's error, because the caller's context has not ended.
-type noAnswerError struct{ timeout time.Duration }
+// noAnswerError is the error of an attempt to connect that gets no answer. Without a cause it is not a context's error, because the caller's context has not ended.
+type noAnswerError struct {
+	addr     net.Addr
+	accepted bool // the server has accepted the connection
+	closed   bool // and has closed it
+	waited   time.Duration
+	cause    error // a context's error if the caller's deadline has ended the attempt, or the driver's error if closed
+}
 
-func (e *noAnswerError) Error() string { return fmt.Sprintf("no answer within %v", e.timeout) }
+func (e *noAnswerError) Error() string {
+	switch {
+	case e.closed:
+		return fmt.Sprintf("the database at %v accepts connections and closes them without an answer (a proxy has no server, or the server stops)", e.addr)
+	case e.accepted:
+		return engine.SilentText(e.addr.String(), e.waited)
+	}
+	return fmt.Sprintf("the database at %v cannot be reached: no answer within %v", e.addr, e.waited.Round(time.Millisecond))
+}
+
+func (e *noAnswerError) Unwrap() error { return e.cause }
 
 // probe is one question to the database: does it answer a new connection?
 type probe struct {
@@ -54,7 +72,10 @@ type probe struct {
 type dialKey struct{}
 
 // dialed tells dialServer how to dial, and gets the watched connection.
-type dialed struct{ conn *watchedConn }
+type dialed struct {
+	conn     *watchedConn
+	accepted bool // by the server
+}
 
 // dialServer opens the network connection of an attempt to connect. The connection is watched if the context has a *dialed: the connection of a probe
 // has its own deadline.
@@ -65,6 +86,9 @@ func (m *mysqlDB) dialServer(ctx context.Context, network, addr string) (net.Con
 	}
 	tcp, isTCP := c.(*net.TCPConn)
 	d, _ := ctx.Value(dialKey{}).(*dialed)
+	if d != nil {
+		d.accepted = true
+	}
 	if !isTCP || d == nil || m.observer.ResponseTimeout <= 0 {
 		return c, nil
 	}

@@ -20,8 +20,7 @@ func parseURL(raw string) (engine.Target, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Fragment != "" {
 		scheme, _, _ := strings.Cut(raw, "://")
-		return engine.Target{}, fault.New(fault.Invalid, "%s database URL is malformed; "+
-			"special characters in the password must be percent-encoded, such as %%2F for /", scheme)
+		return engine.Target{}, fault.New(fault.Invalid, "%s database URL is malformed: %s", scheme, urlcheck.Escapes)
 	}
 	return parseTarget(u)
 }
@@ -32,13 +31,13 @@ func parseTarget(u *url.URL) (engine.Target, error) {
 	switch {
 	// A / or ? in the password that is not encoded makes a part of the password look like a path.
 	case u.User == nil || u.User.Username() == "":
-		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has no user: %s", engine.WantURL)
+		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has no user: %s; %s", engine.WantURL, urlcheck.Escapes)
 	case u.Hostname() == "":
 		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has no host: %s", engine.WantURL)
 	case name == "":
 		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has no database name after the host: %s", engine.WantURL)
 	case strings.ContainsAny(name, "/@:"):
-		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has a database name with a /, @ or : in it: %s", engine.WantURL)
+		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL has a database name with a /, @ or : in it: %s; %s", engine.WantURL, urlcheck.Escapes)
 	}
 	if err := urlcheck.CheckPort(u); err != nil {
 		return engine.Target{}, fault.New(fault.Invalid, "mysql database URL: %w", err)
@@ -90,7 +89,7 @@ func parseTarget(u *url.URL) (engine.Target, error) {
 	if err != nil {
 		return engine.Target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	out := engine.Target{Shown: u.Redacted(), Connector: func(o *engine.Observer) driver.Connector {
+	out := engine.Target{Shown: u.Redacted(), Addr: cfg.Addr, Connector: func(o *engine.Observer) driver.Connector {
 		m.observer = o
 		return m
 	}}

@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/internal/envtest"
 )
 
 // serve runs a command until the test ends. It returns the output of the command when the command
@@ -142,7 +143,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 					t.Fatal(err)
 				}
 				_ = d.Close()
-				t.Setenv("OS_DEFAULT__TRANSPORT_URL", "memory://")
+				t.Setenv("OS_DEFAULT__TRANSPORT_URL", envtest.NATS(t).URL)
 				t.Setenv("OS_DATABASE__CONNECTION", url)
 				args = append([]string{tt.service}, args...)
 			}

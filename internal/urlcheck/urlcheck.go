@@ -8,6 +8,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
+// Escapes says how characters with a meaning in a URL are written in a user name or a password.
+const Escapes = "in a user name or password, write %40 for @, %2F for /, %3A for :, %3F for ?, %23 for # and %25 for %"
+
 // CheckText returns Invalid if a text is not a URL, or if the URL has no host or a port that does not exist. The error names the text: a URL with
 // a password needs [CheckPort].
 func CheckText(text string) error {

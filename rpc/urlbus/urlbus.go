@@ -21,6 +21,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/urlcheck"
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
@@ -186,6 +187,8 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 			return "", nil, fault.New(fault.Invalid, "the URL of the bus is memory:// with a host or parameters: remove them")
 		}
 		return scheme, nil, nil
+	case strings.Contains(vhost, "@"): // perhaps a part of a password, and what is before it is not the host
+		return "", nil, fault.New(fault.Invalid, "the URL of the bus has an @ after the first /: %s, also in a virtual host", urlcheck.Escapes)
 	case scheme == "amqp" || scheme == "amqps":
 		vhost = "/" + vhost
 	case slash && vhost != "":
@@ -217,7 +220,7 @@ var older = map[string]string{
 func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
 	if err != nil || strings.Contains(query, "@") { // perhaps a part of a password, which no error shows
-		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read: write a ? in a password as %%3F, and an @ in a value as %%40")
+		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read: %s, also in the value of a parameter", urlcheck.Escapes)
 	}
 	for old, name := range older {
 		if values.Has(old) && values.Has(name) {

@@ -103,6 +103,27 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestSpecialCharacters: a password with characters that have a meaning in a URL is refused, with a text that says what to write, and it works in the form
+// that the text says.
+func TestSpecialCharacters(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{
+		"rabbit://u:hunter2@ss/wo:rd@127.0.0.1:5672/", "rabbit://u:hunter2/ss@127.0.0.1:5672/", "rabbit://u:12/hunter2@127.0.0.1/", "rabbit://u:hunter2?ss@127.0.0.1:5672/",
+		"rabbit://u:hunter2#ss@127.0.0.1:5672/", "rabbit://u:hunter2%ss@127.0.0.1/", "nats://u:hunter2@ss/wo:rd@127.0.0.1:4222", "nats://u:hunter2/ss@127.0.0.1",
+	} {
+		_, err := urlbus.Open(url, urlbus.Config{Exchange: "e"})
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "in a user name or password, write %40 for @, %2F for /, %3A for :, %3F for ?, %23 for # and %25 for %") || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	var got urlbus.Broker
+	if _, err := urlbus.Open("own-amqp://u:p%40%2F%3A%3F%23%25@h/v%40", urlbus.Config{Exchange: "e", Schemes: map[string]urlbus.Opener{
+		"own-amqp": func(b urlbus.Broker, _ urlbus.Config) (urlbus.Bus, error) { got = b; return nil, nil },
+	}}); err != nil || !slices.Equal(got.URLs, []string{"amqp://u:p%40%2F%3A%3F%23%25@h/v%40"}) {
+		t.Errorf("%v, %v", got.URLs, err)
+	}
+}
+
 // TestSchemes: a URL with a registered scheme has the form of the scheme after the hyphen. The opener of the scheme gets the
 // brokers and the TLS configuration of the URL.
 func TestSchemes(t *testing.T) {

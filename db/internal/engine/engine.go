@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 	"database/sql/driver"
+	"fmt"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -33,6 +34,11 @@ const (
 // WantURL is the last part of the texts of errors about a URL.
 const WantURL = `want mysql://user:password@host:port/database or sqlite:///absolute/file.db or sqlite://relative/file.db`
 
+// SilentText returns the text of the error for a database that has not answered for the time waited.
+func SilentText(addr string, waited time.Duration) string {
+	return fmt.Sprintf("the database at %s accepts connections but does not answer (it hangs, or a proxy has no server): no answer within %v", addr, waited.Round(time.Millisecond))
+}
+
 // Engine is a kind of database.
 type Engine struct {
 	// Scheme is the scheme of the engine's URLs.
@@ -52,6 +58,8 @@ type Target struct {
 	Connector func(*Observer) driver.Connector
 	// Shown is the URL without the password, for messages.
 	Shown string
+	// Addr is host:port of the server. It is empty if the database is in this process.
+	Addr string
 	// Memory means that the data ends with the connection.
 	Memory bool
 	// Plain is the host, if the host is another machine and the connections have no TLS. Otherwise it is empty.
@@ -75,8 +83,8 @@ type Meaning struct {
 	Done bool
 	// Lost means that the connection was lost, and that the statement may have been executed.
 	Lost bool
-	// Silent means, beside Lost, that the database does not answer, not even on another connection. For a statement that only
-	// reads, Code is Unavailable.
+	// Silent means that an attempt to connect had no answer, or, beside Lost, that the database does not answer, not even on another
+	// connection. For an attempt to connect, and for a statement that only reads, Code is Unavailable.
 	Silent bool
 	// NoTLS means that the URL requires TLS, and that the server has none.
 	NoTLS bool

@@ -11,6 +11,7 @@ import (
 // Observer gets all statements of a handle. It logs slow statements and records lasting failures.
 type Observer struct {
 	Shown     string        // the URL without the password
+	Addr      string        // host:port of the server; empty if the database is in this process
 	SlowAfter time.Duration // 0: no statement is slow
 	Log       *slog.Logger
 	// ResponseTimeout bounds how long a database may be silent; 0 or negative: no limit. An engine whose database is not another process ignores it.

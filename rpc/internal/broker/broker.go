@@ -21,7 +21,7 @@ func CheckURLs(urls []string, schemes ...string) error {
 		u, err := url.Parse(raw)
 		switch {
 		case err != nil:
-			return fault.New(fault.Invalid, "URL %d of %d cannot be read; does the password have characters that must be percent-encoded?", i+1, len(urls))
+			return fault.New(fault.Invalid, "URL %d of %d cannot be read: %s", i+1, len(urls), urlcheck.Escapes)
 		case !slices.Contains(schemes, u.Scheme):
 			return fault.New(fault.Invalid, "URL %d of %d: scheme %q is not %s in %s", i+1, len(urls), u.Scheme, strings.Join(schemes, " or "), u.Redacted())
 		case u.Hostname() == "":
