@@ -139,7 +139,7 @@ func TestThreeReleases(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	dbtest.EachURL(t, func(t *testing.T, url string) {
-		d, list, volumes := mustOpen(t, url), volumeReleases(), make([]volume, 60)
+		d, list, volumes, seed := mustOpen(t, url), volumeReleases(), make([]volume, 60), seed // a seed for each database
 		must := func(what string, err error) {
 			t.Helper()
 			if err != nil {

@@ -49,11 +49,11 @@ func Each(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
-		run(t, migratedSQLite(t, migrations), migrations, f)
+		runMigrated(t, migratedSQLite(t, migrations), migrations, f)
 	})
 	t.Run("mysql", func(t *testing.T) {
 		t.Parallel()
-		run(t, MySQL(t), migrations, f)
+		runMigrated(t, migratedMySQL(t, migrations), migrations, f)
 	})
 }
 
@@ -67,16 +67,16 @@ func EachInBubble(t *testing.T, migrations []db.Migrations, f func(t *testing.T,
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
 		rawURL := migratedSQLite(t, migrations)
-		synctest.Test(t, func(t *testing.T) { run(t, rawURL, migrations, f) })
+		synctest.Test(t, func(t *testing.T) { runMigrated(t, rawURL, migrations, f) })
 	})
 	t.Run("mysql", func(t *testing.T) {
 		t.Parallel()
-		run(t, MySQL(t), migrations, f)
+		runMigrated(t, migratedMySQL(t, migrations), migrations, f)
 	})
 }
 
-// run opens the database of a subtest and runs f.
-func run(t *testing.T, rawURL string, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
+// runMigrated opens the database of a subtest and runs f.
+func runMigrated(t *testing.T, rawURL string, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: rawURL})
 	if err != nil {
@@ -143,6 +143,122 @@ func migratedSQLite(t *testing.T, migrations []db.Migrations) string {
 		t.Fatal(err)
 	}
 	return rawURL
+}
+
+// copied has the tables and rows of a migrated MySQL database for each list of migrations that a test has used, as migrated has files. A server
+// needs three times as long for the migrations as for their result.
+var copied = struct {
+	sync.Mutex
+	scripts map[string][]statement
+}{scripts: map[string][]statement{}}
+
+// statement is a statement with its arguments.
+type statement struct {
+	query string
+	args  []any
+}
+
+// migratedMySQL returns the URL of a new database to which the migrations were applied.
+func migratedMySQL(t *testing.T, migrations []db.Migrations) string {
+	t.Helper()
+	rawURL := MySQL(t)
+	if len(migrations) == 0 {
+		return rawURL
+	}
+	key := keyOf(t, migrations)
+	copied.Lock()
+	script, ok := copied.scripts[key]
+	if !ok {
+		defer copied.Unlock() // other tests wait for the script
+		copied.scripts[key] = migrateMySQL(t, rawURL, migrations)
+		return rawURL
+	}
+	copied.Unlock()
+	d := openMySQL(t, rawURL)
+	defer func() { _ = d.Close() }()
+	for _, s := range script {
+		if _, err := d.ExecContext(t.Context(), s.query, s.args...); err != nil {
+			t.Fatalf("%s: %v", s.query, err)
+		}
+	}
+	return rawURL
+}
+
+// openMySQL returns a handle with one connection, without checks of foreign keys.
+func openMySQL(t *testing.T, rawURL string) *sql.DB {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := mysqlConfig(u)
+	cfg.DBName = strings.TrimPrefix(u.Path, "/")
+	cfg.Params = map[string]string{"foreign_key_checks": "0", "sql_mode": "''"}
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := sql.OpenDB(c)
+	d.SetMaxOpenConns(1)
+	return d
+}
+
+// migrateMySQL applies migrations to an empty MySQL database, and returns the statements that make a copy of this database.
+func migrateMySQL(t *testing.T, rawURL string, migrations []db.Migrations) (out []statement) {
+	t.Helper()
+	m, err := db.Open(t.Context(), db.Config{URL: rawURL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Migrate(t.Context(), m, migrations...), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	d := sqlx.NewDb(openMySQL(t, rawURL), "mysql")
+	defer func() { _ = d.Close() }()
+	var tables []struct{ Name, Kind string }
+	if err := d.SelectContext(t.Context(), &tables, `SELECT table_name AS "name", table_type AS "kind" FROM information_schema.tables WHERE table_schema = DATABASE() ORDER BY table_type, table_name`); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables { // the tables come before the views
+		made := readRows(t, d, "SHOW CREATE TABLE `"+table.Name+"`")[0]
+		text := string(made[1].([]byte))
+		if table.Kind == "VIEW" {
+			var name string
+			if err := d.GetContext(t.Context(), &name, "SELECT DATABASE()"); err != nil {
+				t.Fatal(err)
+			}
+			text = strings.ReplaceAll(text, "`"+name+"`.", "")
+		}
+		out = append(out, statement{query: text})
+		if table.Kind == "VIEW" {
+			continue
+		}
+		for _, row := range readRows(t, d, "SELECT * FROM `"+table.Name+"`") {
+			out = append(out, statement{"INSERT INTO `" + table.Name + "` VALUES (?" + strings.Repeat(", ?", len(row)-1) + ")", row})
+		}
+	}
+	return out
+}
+
+// readRows returns the rows of a query.
+func readRows(t *testing.T, d *sqlx.DB, text string) (out [][]any) {
+	t.Helper()
+	rows, err := d.QueryxContext(t.Context(), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		row, err := rows.SliceScan()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, row)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // keyOf returns a checksum of the names and the content of migrations.
@@ -218,12 +334,7 @@ func On(t testing.TB, server string) string {
 // execAdmin runs a statement on the server, without a database.
 func execAdmin(ctx context.Context, t testing.TB, u *url.URL, query string) {
 	t.Helper()
-	cfg := mysql.NewConfig()
-	cfg.User = u.User.Username()
-	cfg.Passwd, _ = u.User.Password()
-	cfg.Net, cfg.Addr = "tcp", u.Host
-	cfg.Logger = new(mysql.NopLogger)
-	c, err := mysql.NewConnector(cfg)
+	c, err := mysql.NewConnector(mysqlConfig(u))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,4 +346,14 @@ func execAdmin(ctx context.Context, t testing.TB, u *url.URL, query string) {
 	if err != nil {
 		t.Errorf("%s: %v", query, err)
 	}
+}
+
+// mysqlConfig returns the driver's configuration for a server, without a database.
+func mysqlConfig(u *url.URL) *mysql.Config {
+	cfg := mysql.NewConfig()
+	cfg.User = u.User.Username()
+	cfg.Passwd, _ = u.User.Password()
+	cfg.Net, cfg.Addr = "tcp", u.Host
+	cfg.Logger = new(mysql.NopLogger)
+	return cfg
 }

@@ -154,6 +154,10 @@ func TestList(t *testing.T) {
 		{"", "", "changes-since=2026-11-27T12:00:00", since(noon), ""},
 		{"", "", "changes-since=20261127T120000Z", since(noon), ""},
 		{"", "", "changes-since=yesterday", all, "400 Invalid input for query parameters changes-since. Value: yesterday. 'yesterday' is not a 'date-time'"},
+		{"", "", "changes-since=0000-12-31T23:59:59Z", all, "400 '0000-12-31T23:59:59Z' is not a 'date-time'"}, // a database has no such years
+		{"", "", "changes-since=0001-01-01T00:00:00%2B00:01", all, "400 is not a 'date-time'"},
+		{"", "", "changes-since=9999-12-31T23:59:59-00:01", all, "400 is not a 'date-time'"},
+		{"", "", "changes-since=9999-12-31T23:59:59.9999999Z", since(time.Date(9999, 12, 31, 23, 59, 59, 999999900, time.UTC)), ""},
 		{"", "", strings.Repeat("status=a&", 101), all, "400 Too many filters: a request has at most 100 values"},
 		{"", "", strings.Repeat("name=a&", 6), all, "400 Too many filters"},
 		{"3.1", "", "changes-before=x", all, ""},

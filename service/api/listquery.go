@@ -225,11 +225,13 @@ var isoForms = []string{
 	"2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "20060102T150405Z0700", "20060102T150405", time.DateOnly,
 }
 
-// parseISO8601 returns a time in UTC. A text without a time zone means UTC.
+// parseISO8601 returns a time in UTC. A text without a time zone means UTC. In UTC, the time must be in the years 1 to 9999: databases
+// store no other years.
 func parseISO8601(text string) (time.Time, bool) {
 	for _, form := range isoForms {
 		if t, err := time.Parse(form, text); err == nil {
-			return t.UTC(), true
+			t = t.UTC()
+			return t, t.Year() >= 1 && t.Year() <= 9999
 		}
 	}
 	return time.Time{}, false

@@ -314,7 +314,7 @@ func (s *server) lockPlain(ctx context.Context, _ *api.Request[api.None], srv *s
 // server is locked already, a lock by the owner has no effect.
 func (s *server) lockServer(ctx context.Context, srv *store.Server, reason string) error {
 	by := lockOwner(ctx, srv)
-	if srv.LockedBy != "" && by == store.LockedByOwner {
+	if srv.LockedBy != "" && by == store.LockedByOwner { // not recorded
 		return nil
 	}
 	return s.cfg.Store.LockServer(ctx, srv.ID, by, reason)
@@ -334,7 +334,7 @@ func (s *server) unlock(ctx context.Context, _ *api.Request[api.None], srv *stor
 			return api.None{}, err
 		}
 	}
-	return api.None{}, s.cfg.Store.UnlockServer(ctx, srv.ID)
+	return api.None{}, s.cfg.Store.UnlockServer(ctx, srv.ID, srv.LockedBy)
 }
 
 type resetState struct {

@@ -211,6 +211,7 @@ func TestVersionsOfActions(t *testing.T) {
 		id := c.addActive("a")
 		offload := func() { c.exec(`UPDATE servers SET vm_state = 'shelved_offloaded', host = NULL WHERE id = ?`, id) }
 		reset := func() {
+			c.wantAct("admin", id, `{"os-resetState": {"state": "error"}}`, 202, "") // active does not end an unshelve
 			c.wantAct("admin", id, `{"os-resetState": {"state": "active"}}`, 202, "")
 			c.exec(`UPDATE servers SET host = 'n1' WHERE id = ?`, id)
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -157,7 +158,10 @@ func (s *server) checkPlace(ctx context.Context, p *place) error {
 	return nil
 }
 
-// counts returns the least and the highest number of servers that the client asks for. Errors: Invalid; Denied if the highest number is above maxServers.
+// maxName is the maximum length of the name of a server, in characters.
+const maxName = 255
+
+// counts returns the least and the highest number of servers that the client asks for. Errors: Invalid, also if the name of a server would be too long with its number; Denied if the highest number is above maxServers.
 func (n *newServer) counts() (least, most int, err error) {
 	if least, err = parseWhole("min_count", n.MinCount.RawMessage, 1); err != nil {
 		return 0, 0, err
@@ -175,6 +179,9 @@ func (n *newServer) counts() (least, most int, err error) {
 		return 0, 0, fault.New(fault.Invalid, "Unable to allocate a single hostname to multiple instances")
 	case most > maxServers:
 		return 0, 0, fault.New(fault.Denied, "A request creates at most %d servers: min_count and max_count must not be higher.", maxServers)
+	}
+	if chars := utf8.RuneCountInString(string(n.Name) + numberOf(most-1, most)); chars > maxName {
+		return 0, 0, fault.New(fault.Invalid, "An invalid 'name' value was provided. With the number of its server it has %d characters, more than %d.", chars, maxName)
 	}
 	return least, most, nil
 }
@@ -227,13 +234,11 @@ func (s *server) copies(of *store.Server, n int) []*store.Server {
 	for i := range out {
 		srv := *of
 		srv.ID, srv.LaunchIndex = uuid.NewString(), i
+		srv.Name += numberOf(i, n)
 		if srv.Hostname == "" {
 			srv.Hostname = hostnameFor(of.Name, srv.ID)
-		}
-		if end := numberOf(i, n); end != "" {
-			srv.Name += end
-			if !strings.HasPrefix(srv.Hostname, "Server-") {
-				srv.Hostname += end
+			if !strings.HasPrefix(srv.Hostname, "Server-") { // something is left of the name
+				srv.Hostname = hostnameFor(srv.Name, srv.ID)
 			}
 		}
 		srv.InstanceName = new(s.cfg.InstanceNames.of(&srv))

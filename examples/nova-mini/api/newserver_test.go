@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -283,6 +284,62 @@ func TestNewServerRefused(t *testing.T) {
 		if list := must(c.list("admin", "servers", "all_tenants=1")); len(list) != 0 {
 			c.Errorf("a refused request has created %v", ids(list))
 		}
+	})
+}
+
+// TestNumberedNames: the names of several servers of a request have numbers. If a name would be too long with its number, the request is refused.
+func TestNumberedNames(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		create := func(name string, most int) (int, string) {
+			return c.ask("member", "POST", "/servers", fmt.Sprintf(`{"server": {"name": "%s", "flavorRef": "1", "imageRef": "x", "max_count": %d}}`, name, most))
+		}
+		longest := strings.Repeat("é", 253)
+		for name, most := range map[string]int{longest + "é": 2, longest: 10} {
+			if status, reply := create(name, most); status != 400 || !strings.Contains(reply, "'name'") || !strings.Contains(reply, "more than 255") {
+				c.Errorf("%d servers, a name of %d characters: %d %s", most, len([]rune(name)), status, reply)
+			}
+		}
+		for name, most := range map[string]int{longest + "éé": 1, longest: 2} {
+			if status, reply := create(name, most); status != 202 {
+				c.Errorf("%d servers, a name of %d characters: %d %s", most, len([]rune(name)), status, reply)
+			}
+		}
+		var got []string
+		for _, srv := range must(c.list("member", "servers", "sort_key=display_name&sort_dir=asc")) {
+			got = append(got, srv.text("name"))
+		}
+		if diff := cmp.Diff([]string{longest + "-1", longest + "-2", longest + "éé"}, got); diff != "" {
+			c.Error(diff)
+		}
+		var hosts []string
+		for _, name := range []string{strings.Repeat("h", 62), "Web.", "😀"} {
+			c.made("2.1", fmt.Sprintf(`{"server": {"name": "%s", "flavorRef": "1", "imageRef": "x", "min_count": 2}}`, name))
+			for _, srv := range must(c.list("admin", "servers", "all_tenants=1&sort_key=display_name&sort_dir=asc&name=^"+name)) {
+				hosts = append(hosts, strings.ReplaceAll(c.shown("2.90", "admin", srv.text("id")).text("OS-EXT-SRV-ATTR:hostname"), srv.text("id"), "ID"))
+			}
+		}
+		cut := strings.Repeat("h", 62) + "-" // Trim removes the hyphen at the end
+		if diff := cmp.Diff([]string{cut[:62], cut[:62], "web--1", "web--2", "Server-ID", "Server-ID"}, hosts); diff != "" {
+			c.Error(diff)
+		}
+	})
+}
+
+// TestHugeFlavor: a server of a flavor whose disks together are larger than any disk is refused.
+func TestHugeFlavor(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		host := compute.HostReport{Host: "n1", Driver: "fake", Capabilities: []driver.Capability{compute.CapExtraDisks, compute.CapResize}}
+		if err := c.store.ReportHost(c.Context(), &host, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			c.Fatal(err)
+		}
+		c.want(200, "2.1", "admin", "POST", "/flavors", `{"flavor": {"id": "huge", "name": "huge", "ram": 1, "vcpus": 1, "disk": 2147483647, "OS-FLV-EXT-DATA:ephemeral": 1}}`)
+		const says = "Flavor huge has disks of more than 2147483647 GiB."
+		if status, reply := c.ask("member", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "huge", "imageRef": "x"}}`); status != 400 || !strings.Contains(reply, says) {
+			c.Errorf("create: %d %s", status, reply)
+		}
+		c.wantAct("member", c.addActive("s"), `{"resize": {"flavorRef": "huge"}}`, 400, says)
 	})
 }
 

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"net/http"
 	"strings"
 
@@ -97,8 +98,12 @@ func (s *server) target() api.Target[*store.Server] {
 }
 
 // checkFlavorDisks returns Denied, with Nova's text, if the flavor's disk is 0 and the client may not use such flavors. With such a flavor the disk of the server has
-// the size of the image, and the claim on the host does not cover the disk.
+// the size of the image, and the claim on the host does not cover the disk. checkFlavorDisks returns Invalid if the disks together are larger than the database can store. No host
+// has such disks.
 func (s *server) checkFlavorDisks(ctx context.Context, f *store.Flavor) error {
+	if f.Resources().DiskGiB > math.MaxInt32 {
+		return fault.New(fault.Invalid, "Flavor %s has disks of more than %d GiB.", f.ID, math.MaxInt32)
+	}
 	if f.DiskGiB > 0 || s.mux.Enforce(ctx, ruleZeroDisk, nil) == nil {
 		return nil
 	}

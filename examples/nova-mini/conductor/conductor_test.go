@@ -1,7 +1,6 @@
 package conductor_test
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -47,7 +47,21 @@ type bench struct {
 	changeInterface atomic.Pointer[func(guestChange) error]
 	guest           sync.Map // the interfaces of the guests, by port id
 
+	lines *logtest.Lines // the conductor's log
+	// refuse is called before each call of the conductor. An error is the result of the call. Nil: all calls are made.
+	refuse atomic.Pointer[func(rpc.Info) error]
+
 	cfg conductor.Config
+}
+
+// intercept is the interceptor of the conductor's RPC client.
+func (b *bench) intercept(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
+	if refuse := b.refuse.Load(); refuse != nil {
+		if err := (*refuse)(info); err != nil {
+			return nil, err
+		}
+	}
+	return next(ctx, req)
 }
 
 // poll is the interval at which a conductor polls the database.
@@ -70,13 +84,16 @@ func eachWith(t *testing.T, cfg conductor.Config, calls rpc.ClientConfig, f func
 		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100), removals: make(chan removal, 1000)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)
+		cfg.Logger, b.lines = logtest.New()
+		calls := calls // a copy for each database
+		calls.Interceptors = []rpc.Interceptor{b.intercept}
 		client := rpc.NewClient(bus, calls)
 		t.Cleanup(func() { client.Close() })
 		sched, err := scheduler.New(scheduler.Config{Store: b.store, DownAfter: time.Minute, Logger: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg.Store, cfg.Client, cfg.Ratios, cfg.Logger = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}, cmp.Or(cfg.Logger, quiet)
+		cfg.Store, cfg.Client, cfg.Ratios = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}
 		cfg.Host, cfg.Poll = "c", poll
 		b.cfg = cfg
 		b.svc = conductor.New(cfg)

@@ -1,7 +1,6 @@
 package conductor_test
 
 import (
-	"context"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -12,7 +11,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 )
@@ -20,35 +18,29 @@ import (
 // TestNoScheduler: while no scheduler answers, the log has one WARN in a minute, although the call is repeated. When a scheduler answers, it has one INFO.
 func TestNoScheduler(t *testing.T) {
 	t.Parallel()
-	log, lines := logtest.New()
-	var down atomic.Bool
-	var refused atomic.Int32
-	fail := func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
-		if info.Interface == compute.Scheduler.Name && down.Load() {
+	each(t, conductor.Config{}, func(b *bench) {
+		var refused atomic.Int32
+		fail := func(info rpc.Info) error {
+			if info.Interface != compute.Scheduler.Name {
+				return nil
+			}
 			refused.Add(1)
-			return nil, fault.New(fault.Unavailable, "no server")
+			return fault.New(fault.Unavailable, "no server")
 		}
-		return next(ctx, req)
-	}
-	var warnings, ends int
-	eachWith(t, conductor.Config{Logger: log}, rpc.ClientConfig{Interceptors: []rpc.Interceptor{fail}}, func(b *bench) {
 		b.start()
-		down.Store(true)
-		refused.Store(0)
+		b.refuse.Store(&fail)
 		id := uuid.NewString()
 		if err := b.store.CreateServer(b.Context(), &store.Server{ID: id, Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1, Hostname: "s"}); err != nil {
 			b.Fatal(err)
 		}
 		waittest.Until(b, "the third call", func() bool { return refused.Load() >= 3 })
-		warnings++
-		if n := lines.Count(slog.LevelWarn, "call of a scheduler failed"); n != warnings {
-			b.Errorf("%d warnings, want %d", n, warnings)
+		if n := b.lines.Count(slog.LevelWarn, "call of a scheduler failed"); n != 1 {
+			b.Errorf("%d warnings, want 1", n)
 		}
-		down.Store(false)
+		b.refuse.Store(nil)
 		get(b, b.builds)
-		ends++
-		if n := lines.Count(slog.LevelInfo, "call of a scheduler works again"); n != ends {
-			b.Errorf("%d lines about the end, want %d", n, ends)
+		if n := b.lines.Count(slog.LevelInfo, "call of a scheduler works again"); n != 1 {
+			b.Errorf("%d lines about the end, want 1", n)
 		}
 	})
 }

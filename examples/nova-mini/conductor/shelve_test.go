@@ -13,7 +13,7 @@ import (
 )
 
 // TestShelve: a shelved server leaves its host at once, after a time, or on the request of an administrator. Then it has no claim. An unshelve
-// places the server on a host; if no host can build the server, it stays shelved, with a fault.
+// places the server on a host; if no host can build the server, it stays shelved, with a fault. A reset of the state to active does not end an unshelve.
 func TestShelve(t *testing.T) {
 	t.Parallel()
 	for _, offload := range []time.Duration{0, time.Hour, -1} {
@@ -85,8 +85,16 @@ func TestShelve(t *testing.T) {
 
 				for _, failed := range []string{"no memory", ""} {
 					act(compute.Unshelve, store.ActData{})
-					if r := end(compute.Unshelve, failed); !r.Placed || r.Spec == nil || r.Spec.ImageRef != "copy" {
+					r := next(compute.Unshelve)
+					if !r.Placed || r.Spec == nil || r.Spec.ImageRef != "copy" {
 						b.Errorf("unshelve: %+v", r)
+					}
+					// Without the unshelve, an active server would have no guest.
+					if err := b.store.ResetState(b.Context(), id, store.Active); err != nil || b.server(id).Task() == "" {
+						b.Errorf("a reset to active has ended the unshelve, or failed: %v", err)
+					}
+					if err := b.report("h1", r.Token, failed); err != nil {
+						b.Fatalf("unshelve: %v", err)
 					}
 					b.awaitNoTask(id)
 					s := b.server(id)

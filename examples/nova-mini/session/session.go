@@ -193,7 +193,7 @@ func (s *Session) logInOnce(ctx context.Context) error {
 		Scope: &gophercloud.AuthScope{ProjectName: s.cfg.Project, DomainName: s.cfg.ProjectDomain},
 	})
 	if err != nil {
-		return &loginError{s.cfg.AuthURL, s.cfg.Username, describe(err)}
+		return &loginError{s.cfg.AuthURL, s.cfg.Username, describeError(err)}
 	}
 	at := s.cfg.Endpoint
 	for _, kind := range s.cfg.Interfaces {
@@ -226,12 +226,12 @@ func (s *Session) Translate(ctx context.Context, c *gophercloud.ServiceClient, e
 	}
 	text := fmt.Sprintf("The %s service is not available now.", s.cfg.Type)
 	if again, ok := errors.AsType[*gophercloud.ErrUnableToReauthenticate](err); ok {
-		err = &loginError{s.cfg.AuthURL, s.cfg.Username, describe(again.ErrReauth)}
+		err = &loginError{s.cfg.AuthURL, s.cfg.Username, describeError(again.ErrReauth)}
 	}
 	if _, ok := errors.AsType[*loginError](err); ok {
 		text = fmt.Sprintf("The %s service cannot be used now, because the login at Keystone, the identity service, has failed.", s.cfg.Type)
 	}
-	return fault.WithUser(fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, describe(err)), text)
+	return fault.WithUser(fault.New(fault.Unavailable, "ask the %s service: %w", s.cfg.Type, describeError(err)), text)
 }
 
 // loginError means that the service's own user cannot log in.
@@ -245,8 +245,8 @@ func (e *loginError) Error() string {
 }
 func (e *loginError) Unwrap() error { return e.err }
 
-// describe returns an error with the request and the status instead of the reply, which may repeat a token.
-func describe(err error) error {
+// describeError returns an error with the request and the status instead of the reply, which may repeat a token.
+func describeError(err error) error {
 	if reply, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
 		return fmt.Errorf("%s %s is answered with status %d", reply.Method, reply.URL, reply.Actual)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -17,33 +18,55 @@ const (
 	LockedByAdmin = "admin"
 )
 
-// LockServer locks a server. The parameter by is LockedByOwner or LockedByAdmin. An empty reason
+// LockServer locks a server. The parameter by is LockedByOwner or LockedByAdmin. A lock by the owner has no effect on a locked server. An empty reason
 // leaves the stored reason as it is. Errors: NotFound.
 func (s *Store) LockServer(ctx context.Context, id, by, reason string) error {
 	return s.record(ctx, id, compute.Lock, nil, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if srv, err := s.lockServer(ctx, tx, id); err != nil || srv.LockedBy != "" && by == LockedByOwner {
+			return err
+		}
 		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET locked_by = ?, locked_reason = CASE WHEN ? = '' THEN locked_reason ELSE ? END, updated_at = ? WHERE id = ?`,
 			by, reason, reason, now, id)
 	})
 }
 
-// UnlockServer unlocks a server. Errors: NotFound.
-func (s *Store) UnlockServer(ctx context.Context, id string) error {
+// UnlockServer unlocks a server. The parameter by is the Server.LockedBy for which the client may unlock it. Errors: NotFound; Conflict if the lock has changed meanwhile.
+func (s *Store) UnlockServer(ctx context.Context, id, by string) error {
 	return s.record(ctx, id, compute.Unlock, nil, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		srv, err := s.lockServer(ctx, tx, id)
+		if err == nil && srv.LockedBy != by {
+			err = fault.New(fault.Conflict, "The lock of instance %s has changed since the request began. Try again.", id)
+		}
+		if err != nil {
+			return err
+		}
 		return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET locked_by = '', locked_reason = '', updated_at = ? WHERE id = ?`, now, id)
 	})
 }
 
 // ResetState sets the vm_state of a server to Active or Error, and keeps the power state. If the server has an operation, ResetState ends the operation without undoing it.
-// Active does not end a creation: as in Nova, the server then is what the creation leaves, because an active server without a guest is of no use. Errors: NotFound.
+// Active does not end a creation or an unshelve: as in Nova, the server then is what the operation leaves, because an active server without a guest is of no use. During an unshelve
+// the vm_state stays, too: it is what the server is after a failure. No reset ends a deletion, as in Nova: the client that has asked for the deletion has its reply, and the host
+// may have destroyed the guest already. Errors: NotFound.
 func (s *Store) ResetState(ctx context.Context, id, vmState string) error {
-	created := false // whether the creation continues
+	made := "" // the kind of the operation that makes the guest, and continues
 	preempts := func(open *operation.Op) bool {
-		created = open != nil && open.Kind == Create.Name && vmState == Active
-		return !created && (open == nil || !changesInterfaces(open.Kind)) // the change of an interface goes on
+		made = ""
+		switch {
+		case open == nil:
+			return true
+		case vmState == Active && (open.Kind == Create.Name || open.Kind == kindName(compute.Unshelve)):
+			made = open.Kind
+			return false
+		}
+		return open.Kind != Delete.Name && !changesInterfaces(open.Kind) // a deletion and the change of an interface go on
 	}
 	return s.record(ctx, id, compute.ResetState, preempts, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		if created {
+		switch made {
+		case Create.Name:
 			return db.ExecOne(ctx, tx, NoServer(id), `UPDATE servers SET vm_state = ?, updated_at = ? WHERE id = ?`, vmState, now, id)
+		case kindName(compute.Unshelve):
+			return nil
 		}
 		srv, err := s.lockServer(ctx, tx, id)
 		if err == nil && srv.Host == nil { // the ended operation may be a creation that has claimed a host

@@ -306,6 +306,57 @@ func TestDeletePreempts(t *testing.T) {
 	})
 }
 
+// TestResetWhileDeleting: a reset of the state does not end a deletion, because the client that has asked for the deletion has its reply, and the host may have destroyed the guest already.
+func TestResetWhileDeleting(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "a", 2)
+		for _, state := range []string{store.Active, store.Error} {
+			id := addServer(t, s).ID
+			place(t, s, d, id, "a")
+			if err := s.BeginDelete(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.ResetState(ctx, id, state); err != nil {
+				t.Fatalf("reset to %s: %v", state, err)
+			}
+			if srv, err := s.Server(ctx, id); err != nil || srv.Task() != store.Deleting || srv.VMState != state {
+				t.Errorf("after a reset to %s: %+v, %v; want the state and still the deletion", state, srv, err)
+			}
+			remove(t, s, d, id)
+			if _, err := s.Server(ctx, id); !errors.Is(err, fault.NotFound) {
+				t.Errorf("after a reset to %s and the deletion: %v, want NotFound", state, err)
+			}
+		}
+		if n := used(t, d, "a"); n != 0 {
+			t.Errorf("%d MiB are still claimed", n)
+		}
+	})
+}
+
+// TestUnlockOther: an unlock that was decided for the lock of the owner does not remove the lock of an administrator, and a lock by the owner does not replace it.
+func TestUnlockOther(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
+		ctx, id := t.Context(), addServer(t, s).ID
+		for _, by := range []string{store.LockedByOwner, store.LockedByAdmin, store.LockedByOwner} {
+			if err := s.LockServer(ctx, id, by, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.UnlockServer(ctx, id, store.LockedByOwner); !errors.Is(err, fault.Conflict) {
+			t.Errorf("unlock of the owner: %v, want Conflict", err)
+		}
+		if srv, err := s.Server(ctx, id); err != nil || srv.LockedBy != store.LockedByAdmin {
+			t.Errorf("%+v, %v, want the lock of the administrator", srv, err)
+		}
+		if err := s.UnlockServer(ctx, id, store.LockedByAdmin); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestPages: every server is on exactly one page, for every length of a page, even if many servers were created at the
 // same moment.
 func TestPages(t *testing.T) {
