@@ -302,11 +302,13 @@ func TestHistory(t *testing.T) {
 	}{
 		{nil, "table", "VERSION  WHERE          WHAT\n" + route},
 		{
-			[]api.Change{{Version: api.Version{Major: 1, Minor: 10}, What: "only values"}, {Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}}, "table",
+			[]api.Change{{Version: api.Version{Major: 1, Minor: 10}, What: "only values"}, {Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}},
+			"table",
 			"VERSION  WHERE          WHAT\n1.2      later          notes\n" + route + "1.10                    only values\n",
 		},
 		{
-			[]api.Change{{Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}}, "yaml",
+			[]api.Change{{Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}},
+			"yaml",
 			"- version: \"1.2\"\n  what: notes\n  where: later\n- version: \"1.2\"\n  what: the route is added\n  where: GET /v1/later\n",
 		},
 	} {
