@@ -65,6 +65,10 @@ func addNames(names map[string]bool, part any) {
 	}
 }
 
+// compiledTexts has the texts of the schemas that were compiled, as keys. A process may make the same API several times, for example to check its options
+// first. The texts are constants of the program.
+var compiledTexts sync.Map
+
 // checkSchemas returns the schemas of a route. It panics on a programmer's error: a text is not a valid schema, or two
 // schemas are for the same version.
 func checkSchemas(what string, list []Schema) []rangeSchema {
@@ -78,7 +82,10 @@ func checkSchemas(what string, list []Schema) []rangeSchema {
 			}
 			return one
 		}
-		compile()
+		if _, ok := compiledTexts.Load(s.JSON); !ok {
+			compile()
+			compiledTexts.Store(s.JSON, true)
+		}
 		next := rangeSchema{newSpan(s.Min, s.Max), sync.OnceValue(compile)}
 		for _, o := range out {
 			if o.overlaps(next.span) {

@@ -222,7 +222,7 @@ func get[T any](b *bench, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(20 * time.Second):
+	case <-time.After(waittest.Timeout):
 		b.Fatal("no message came")
 		panic("unreachable")
 	}

@@ -38,6 +38,10 @@ func TestInterruptedResize(t *testing.T) {
 				b.Fatal(err)
 			}
 		}
+		settling := []compute.Action{compute.HardReboot, compute.Stop, compute.Rebuild, compute.Shelve}
+		if testing.Short() {
+			settling = settling[:1]
+		}
 		for name, tt := range map[string]struct {
 			interrupt func(id string)
 			vcpus     int
@@ -75,7 +79,7 @@ func TestInterruptedResize(t *testing.T) {
 				b.awaitNoTask(id)
 			}, 1},
 		} {
-			for _, a := range []compute.Action{compute.HardReboot, compute.Stop, compute.Rebuild, compute.Shelve} {
+			for _, a := range settling {
 				when := name + ", " + string(a) + ":"
 				id := b.build()
 				tt.interrupt(id)
