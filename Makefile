@@ -132,7 +132,7 @@ accept:
 # accept-clients runs the acceptance tests of other clients. It also runs in full the tests of which the target test runs only a part.
 accept-clients: export CI := $(or $(CI),true)
 accept-clients: bin/testenv
-	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestServerOrder|TestFlavorLists|TestGlance|TestLibvirtImages|TestOpenStackClient|TestOpenAPI)$$' -count 1 -p 1 -timeout 30m ./examples/nova-mini ./examples/nova-mini/api ./examples/nova-mini/e2e
+	$(WITH) env ARMATURE_ACCEPT=1 $(GO) test $(TAGS) -run '^(TestGophercloud|TestClients|TestCommands|TestStrict|TestServerOrder|TestFlavorLists|TestGlance|TestLibvirtImages|TestOpenStackClient|TestRestore|TestClientErrors|TestOpenAPI)$$' -count 1 -p 1 -timeout 30m ./examples/nova-mini ./examples/nova-mini/api ./examples/nova-mini/e2e
 
 # release-check compares the tree with the last release, see testdata/last-release.
 release-check:

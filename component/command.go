@@ -1,6 +1,7 @@
 package component
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -420,7 +421,7 @@ func (t *Tool[O]) openapiCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&version, "version", "", "microversion (default: the first)")
-	cmd.Flags().BoolVar(&history, "history", false, "print a table of the microversions after the first one: what each changes, and where")
+	cmd.Flags().BoolVar(&history, "history", false, "print a table of the microversions after the first one: what each changes, and in which routes or resources")
 	cmd.MarkFlagsMutuallyExclusive("version", "history")
 	return cmd
 }
@@ -443,12 +444,16 @@ func (t *Tool[O]) document(ctx context.Context, version string) (doc any, err er
 	return doc, err
 }
 
-// printHistory prints what each microversion changes.
+// printHistory prints what each microversion changes: the component's description, and below it what the routes and their types declare.
 func (t *Tool[O]) printHistory(ctx context.Context) error {
 	return t.withRoutes(ctx, func(m *api.Mux) error {
 		var rows [][]string
 		data := []map[string]string{}
-		for _, c := range m.History() {
+		list := slices.Concat(t.r.c.Changes, m.History())
+		slices.SortStableFunc(list, func(a, b api.Change) int {
+			return cmp.Or(cmp.Compare(a.Version.Major, b.Version.Major), cmp.Compare(a.Version.Minor, b.Version.Minor))
+		})
+		for _, c := range list {
 			version := c.Version.String()
 			rows = append(rows, []string{version, c.Where, c.What})
 			data = append(data, map[string]string{"version": version, "where": c.Where, "what": c.What})

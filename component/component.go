@@ -73,6 +73,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
 )
@@ -110,6 +111,10 @@ type Component[O any] struct {
 	// OpenAPI returns the OpenAPI document of the API in a microversion. The version "" means the default of the flag --version. Nil: the
 	// document is made from the routes of the API.
 	OpenAPI func(version string) (any, error)
+	// Changes describe microversions of the API for people. The command "openapi --history" prints the description of a microversion above the changes
+	// that the routes and their types declare, see api.Mux.History; Where may be a list of resources, and empty. Nil: the command prints only the
+	// declared changes.
+	Changes []api.Change
 	// Address returns the address of the API, and the names of the options that set the address, for a component whose options embed
 	// [AccessOptions] instead of [APIOptions]. Nil: the option listen.
 	Address func(o *O) (addr string, options []string)

@@ -290,9 +290,33 @@ func TestOtherNames(t *testing.T) {
 			t.Errorf("%s does not print the file: %s", c.args, &out)
 		}
 	}
-	f := &fleet{engines: map[string]func() engine{}}
-	var out, errs bytes.Buffer
-	if code := component.Run(t.Context(), f.component(), []string{"openapi", "--history"}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "1.2      GET /v1/later  the route is added") {
-		t.Errorf("history: %d %s %s", code, &out, &errs)
+}
+
+// TestHistory: openapi --history prints what the routes declare. If the component describes microversions, each description stands above the declarations.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	const route = "1.2      GET /v1/later  the route is added\n"
+	for _, tt := range []struct {
+		described    []api.Change
+		output, want string
+	}{
+		{nil, "table", "VERSION  WHERE          WHAT\n" + route},
+		{
+			[]api.Change{{Version: api.Version{Major: 1, Minor: 10}, What: "only values"}, {Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}},
+			"table",
+			"VERSION  WHERE          WHAT\n1.2      later          notes\n" + route + "1.10                    only values\n",
+		},
+		{
+			[]api.Change{{Version: api.Version{Major: 1, Minor: 2}, Where: "later", What: "notes"}},
+			"yaml",
+			"- version: \"1.2\"\n  what: notes\n  where: later\n- version: \"1.2\"\n  what: the route is added\n  where: GET /v1/later\n",
+		},
+	} {
+		c := (&fleet{engines: map[string]func() engine{}}).component()
+		c.Changes = tt.described
+		var out, errs bytes.Buffer
+		if code := component.Run(t.Context(), c, []string{"openapi", "--history", "-o", tt.output}, nil, &out, &errs); code != 0 || out.String() != tt.want {
+			t.Errorf("history of %+v: %d %s\n%s\nwant\n%s", tt.described, code, &errs, &out, tt.want)
+		}
 	}
 }

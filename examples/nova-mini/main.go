@@ -12,7 +12,7 @@
 //	nova-mini config sample|validate                  print all options; check a configuration
 //	nova-mini policy sample|validate|list|explain     print all rules; check rules; show why a rule denies
 //	nova-mini openapi [--version 2.1]                 print the OpenAPI 3.1 document of the REST API
-//	nova-mini openapi --history                       print what each microversion changes
+//	nova-mini openapi --history                       print what each microversion changes, and where
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   manage messages that no service could handle
 //
 // A process with all services that was started with --state-path DIR has its database in DIR. The commands for operators work with this
@@ -67,6 +67,7 @@ func novaComponent() component.Component[options] {
 		OwnNotify: true, // compute.Notify notifies conductors
 		Address:   (*options).address,
 		OpenAPI:   func(version string) (any, error) { return api.OpenAPI(cmp.Or(version, "2.1")) },
+		Changes:   api.Described(),
 		Audit: func(ctx context.Context, d *sqlx.DB, repair bool, minAge time.Duration) ([]placement.Finding, error) {
 			return store.New(d).Audit(ctx, repair, minAge)
 		},

@@ -1,5 +1,7 @@
 package api
 
+import "github.com/armature-go/armature/service/api"
+
 // Change describes a microversion of Nova.
 type Change struct {
 	// Version is the microversion, and What describes its change in Nova.
@@ -9,8 +11,8 @@ type Change struct {
 	Where string
 }
 
-// Changes has all microversions after the first one. The declarations of routes and types have the versions, too; a test compares Where with these
-// declarations.
+// Changes has all microversions after the first one; openapi --history prints them. The declarations of routes and types have the versions, too; a test
+// compares Where with these declarations.
 var Changes = []Change{
 	{"2.2", "key pairs: type, and other statuses of replies", "os-keypairs"},
 	{"2.3", "servers: more attributes for administrators", "servers"},
@@ -115,4 +117,14 @@ var Changes = []Change{
 	{"2.102", "flavors: name filter, without rxtx_factor and disabled; unknown parameters are refused", "flavors"},
 	{"2.103", "volumes to boot from are removed", "action os-volumes_boot"},
 	{"2.104", "servers: PUT changes pinned_availability_zone", "servers"},
+}
+
+// Described returns Changes in the form of component.Component.Changes.
+func Described() []api.Change {
+	out := make([]api.Change, len(Changes))
+	for i, c := range Changes {
+		v, _ := api.ParseVersion(c.Version) // a test compares each version with the one before it
+		out[i] = api.Change{Version: v, Where: c.Where, What: c.What}
+	}
+	return out
 }

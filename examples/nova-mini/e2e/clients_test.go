@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/availabilityzones"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/keypairs"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/limits"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servergroups"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/tags"
@@ -109,6 +111,57 @@ func TestClients(t *testing.T) {
 	m.smallestPlan()
 	m.largePlan(private.ID)
 	m.machine(private.ID)
+	o.ks.Grant(o.ks.User("root"), "admin", scope)
+	(&member{openstack: o, token: o.ks.Token("root", &scope), ids: map[string]string{"p": p}}).adminPlan()
+}
+
+// adminPlan sends the requests for a plan of Terraform that an administrator applies: a flavor with extra specs, a server on a given hypervisor, and the limits of the project.
+func (m *member) adminPlan() {
+	ctx := m.Context()
+	created, err := flavors.Create(ctx, m.at("2.55"), flavors.CreateOpts{Name: "tf", RAM: 256, VCPUs: 1, Disk: new(1), Swap: new(0), Ephemeral: new(0), RxTxFactor: 1, IsPublic: new(true), Description: "one"}).Extract()
+	m.must(err)
+	specs := func(want map[string]string) {
+		m.Helper()
+		got, err := flavors.ListExtraSpecs(ctx, m.at("2.1"), created.ID).Extract()
+		m.must(err)
+		if !maps.Equal(got, want) {
+			m.Errorf("extra specs %v, want %v", got, want)
+		}
+	}
+	set := func(specs flavors.ExtraSpecsOpts) {
+		m.Helper()
+		_, err := flavors.CreateExtraSpecs(ctx, m.at("2.1"), created.ID, specs).Extract()
+		m.must(err)
+	}
+	set(flavors.ExtraSpecsOpts{"hw:cpu_policy": "shared", "hw:mem_page_size": "small"})
+	specs(map[string]string{"hw:cpu_policy": "shared", "hw:mem_page_size": "small"})
+	_, err = flavors.Update(ctx, m.at("2.55"), created.ID, flavors.UpdateOpts{Description: "two"}).Extract()
+	m.must(err)
+	for _, key := range []string{"hw:cpu_policy", "hw:mem_page_size"} { // Terraform removes all extra specs and sets the new ones
+		m.must(flavors.DeleteExtraSpec(ctx, m.at("2.1"), created.ID, key).ExtractErr())
+	}
+	specs(map[string]string{})
+	set(flavors.ExtraSpecsOpts{"hw:cpu_policy": "shared"})
+	specs(map[string]string{"hw:cpu_policy": "shared"})
+	if now, err := flavors.Get(ctx, m.at("2.55"), created.ID).Extract(); err != nil || now.Name != "tf" || now.RAM != 256 || now.Description != "two" {
+		m.Errorf("%+v, %v", now, err)
+	}
+
+	placed := m.create("2.74", servers.CreateOpts{Name: "placed", ImageRef: m.images[0], FlavorRef: created.ID, Networks: "none", HypervisorHostname: "node-2"}, nil)
+	if placed.HypervisorHostname != "node-2" {
+		m.Errorf("the server is on %s", placed.HypervisorHostname)
+	}
+	absolute, err := limits.Get(ctx, m.at("2.1"), limits.GetOpts{TenantID: m.ids["p"]}).Extract()
+	m.must(err)
+	if of := absolute.Absolute; of.TotalInstancesUsed != 1 || of.TotalRAMUsed != 256 || of.TotalCoresUsed != 1 || of.MaxTotalInstances != -1 || of.MaxTotalKeypairs != 100 {
+		m.Errorf("limits %+v", of)
+	}
+	m.must(servers.Delete(ctx, m.at("2.1"), placed.ID).ExtractErr())
+	m.gone(placed.ID)
+	m.must(flavors.Delete(ctx, m.at("2.1"), created.ID).ExtractErr())
+	if _, err := flavors.Get(ctx, m.at("2.1"), created.ID).Extract(); !gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+		m.Errorf("the deleted flavor: %v", err)
+	}
 }
 
 // smallestPlan sends the requests for a plan of Terraform with only a name, an image and a flavor: its creation, its changes, and its deletion.
@@ -207,15 +260,31 @@ func (m *member) largePlan(network string) {
 	if len(auto.Addresses) != 1 || len(none.Addresses) != 0 || auto.HostID == s.HostID {
 		m.Errorf("auto %v on %s, none %v, the first one on %s", auto.Addresses, auto.HostID, none.Addresses, s.HostID)
 	}
+	given, err := ports.Create(ctx, m.networks, ports.CreateOpts{NetworkID: network, Name: "tf"}).Extract()
+	m.must(err)
+	ported := m.create("2.1", servers.CreateOpts{Name: "ported", ImageRef: m.images[0], FlavorRef: "1", UserData: []byte{}, Networks: []servers.Network{{Port: given.ID}}}, nil)
+	if list := itemsOf(m, attachinterfaces.List(m.at("2.1"), ported.ID), attachinterfaces.ExtractInterfaces); len(list) != 1 || list[0].PortID != given.ID || len(ported.Addresses) != 1 {
+		m.Errorf("the interfaces %+v, the addresses %v, the given port %s", list, ported.Addresses, given.ID)
+	}
 	port, err := attachinterfaces.Create(ctx, m.at("2.1"), none.ID, attachinterfaces.CreateOpts{NetworkID: network}).Extract()
 	m.must(err)
 	m.must(attachinterfaces.Delete(ctx, m.at("2.1"), none.ID, port.PortID).ExtractErr())
-	for _, one := range []*servers.Server{s, auto, none} {
+	for _, one := range []*servers.Server{s, auto, none, ported} {
 		m.must(servers.Delete(ctx, m.at("2.1"), one.ID).ExtractErr())
 		m.gone(one.ID)
 	}
+	m.release(given.ID)
 	m.must(servergroups.Delete(ctx, m.at("2.1"), group.ID).ExtractErr())
 	m.must(keypairs.Delete(ctx, m.at("2.10"), key.Name, nil).ExtractErr())
+}
+
+// release deletes a port that was given to a deleted server: the port must be left, and free.
+func (m *member) release(port string) {
+	m.Helper()
+	if left, err := ports.Get(m.Context(), m.networks, port).Extract(); err != nil || left.DeviceID != "" {
+		m.Errorf("the given port: %+v, %v", left, err)
+	}
+	m.must(ports.Delete(m.Context(), m.networks, port).ExtractErr())
 }
 
 // machine sends the requests of Cluster API for a machine: the client looks for the server by its name, makes a port and the server, and looks for
@@ -259,9 +328,6 @@ func (m *member) machine(network string) {
 		m.must(servers.Delete(ctx, c, one.ID).ExtractErr())
 		m.gone(one.ID)
 	}
-	if left, err := ports.Get(ctx, m.networks, port.ID).Extract(); err != nil || left.DeviceID != "" {
-		m.Errorf("the given port: %+v, %v", left, err)
-	}
-	m.must(ports.Delete(ctx, m.networks, port.ID).ExtractErr())
+	m.release(port.ID)
 	m.must(servergroups.Delete(ctx, c, group.ID).ExtractErr())
 }

@@ -1,8 +1,11 @@
 package e2e_test
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,13 +23,13 @@ const clientDocument = "../../../docs/openstack-client.md"
 // commandVersion is the microversion of the commands.
 const commandVersion = "2.79"
 
-// newAlone starts nova-mini with all services in one process, as docs/openstack-client.md does, and returns a client of its API.
-func newAlone(t *testing.T) *member {
+// newAlone starts nova-mini with all services in one process, as docs/openstack-client.md does, and returns a client of its API. Each option is a line of [DEFAULT].
+func newAlone(t *testing.T, options ...string) *member {
 	t.Helper()
 	scenario(t)
 	c := &cloud{TB: t, dir: t.TempDir(), procs: map[string]*process{}}
 	c.conf = filepath.Join(c.dir, "nova.conf")
-	if err := os.WriteFile(c.conf, []byte("[DEFAULT]\nstate_path = "+c.dir+"\nosapi_compute_listen_port = 0\n"), 0o600); err != nil {
+	if err := os.WriteFile(c.conf, []byte("[DEFAULT]\nstate_path = "+c.dir+"\nosapi_compute_listen_port = 0\n"+strings.Join(options, "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := c.start("", "alone")
@@ -47,6 +50,9 @@ func (m *member) allIdle() {
 		if s.Status != "DELETED" {
 			m.idle(s.ID)
 		}
+	}
+	for _, s := range listOf(m.shown("servers/detail?deleted=true&status=SOFT_DELETED", "servers")) {
+		m.idle(fmt.Sprint(object(s)["id"])) // a server that is being restored
 	}
 }
 
@@ -85,7 +91,7 @@ func TestOpenStackClient(t *testing.T) {
 	if os.Getenv("ARMATURE_ACCEPT") == "" { // make accept runs all commands
 		client.Commands(t, shortFlow, map[string]string{"server show one": "cirros"})
 	} else {
-		client.Values = map[string]string{"~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
+		client.Values = userFiles(t)
 		client.Document(t, clientDocument, "openstack", tableWants)
 		m.checkFilters()
 		checkTables(t)
@@ -93,6 +99,74 @@ func TestOpenStackClient(t *testing.T) {
 	if left := m.shown("servers", "servers").([]any); len(left) > 0 { //nolint:forcetypeassert // a reply of the API has this form
 		t.Errorf("servers at the end: %v", left)
 	}
+}
+
+// TestRestore runs the commands of docs/openstack-client.md for a server that is deleted and restored.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("ARMATURE_ACCEPT") == "" {
+		t.Skip("run it with make accept")
+	}
+	m := newAlone(t, "reclaim_instance_interval = 600")
+	client := m.printing(clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_TYPE=none", "OS_ENDPOINT="+m.compute+"/v2.1", "OS_COMPUTE_API_VERSION="+commandVersion))
+	client.Document(t, clientDocument, "openstack-restore", map[string]string{"server list --deleted --status SOFT_DELETED": `"kept"`, "server show kept": `"ACTIVE"`})
+	if left := m.shown("servers?deleted=true&status=SOFT_DELETED", "servers").([]any); len(left) > 0 { //nolint:forcetypeassert // a reply of the API has this form
+		t.Errorf("soft-deleted servers at the end: %v", left)
+	}
+}
+
+// TestClientErrors: the client prints the errors that docs/openstack-client.md explains.
+func TestClientErrors(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("ARMATURE_ACCEPT") == "" {
+		t.Skip("run it with make accept")
+	}
+	document, err := os.ReadFile(clientDocument)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newAlone(t)
+	m.create("2.37", servers.CreateOpts{Name: "one", ImageRef: "cirros", FlavorRef: "1", Networks: "none"}, nil)
+	const boot = "server create --image cirros --flavor m1.tiny --network none two"
+	for _, tt := range []struct{ env, command, want, documented string }{ // env replaces a variable; documented is want without names
+		{"OS_AUTH_TYPE=", "server list", "Missing value auth-url required for auth plugin password", ""},
+		{"OS_ENDPOINT=" + m.compute, "server list", "The resource could not be found. (HTTP 404)", ""},
+		{"OS_ENDPOINT=" + m.compute + "/v2", "server list", "'original_name'", ""},
+		{"OS_COMPUTE_API_VERSION=", boot, "nics must be a list or a tuple, not <class 'str'>", ""},
+		{"OS_COMPUTE_API_VERSION=2.36", boot, "nics must be a list or a tuple, not <class 'str'>", ""},
+		{"", "server image create --name snap one", "'NoneType' object has no attribute 'lower'", ""},
+		{"", "server backup create --name daily --type daily --rotate 1 one", "No Image found for daily", "No Image found for NAME"},
+		{"", "server list --project none", "No project with a name or ID of 'none' exists.", "No project with a name or ID of '...' exists."},
+		{"", "server list --user none", "No user with a name or ID of 'none' exists.", "No user with a name or ID of '...' exists."},
+		{"", "quota set --instances 5 admin", "No project with a name or ID of 'admin' exists.", "No project with a name or ID of '...' exists."},
+		{"", "volume create --size 1 one", "The resource could not be found", ""},
+		{"", "server add volume one none", "The resource could not be found", ""},
+		{"", boot + " --boot-from-volume 1", "Volumes are not supported: the cloud has no volume service. (HTTP 501)", "`server create --boot-from-volume` is refused with 501"},
+	} {
+		client := clienttest.New(t, "openstack", "python3-openstackclient", "OS_AUTH_TYPE=none", "OS_ENDPOINT="+m.compute+"/v2.1", "OS_COMPUTE_API_VERSION="+commandVersion, tt.env)
+		cmd := exec.CommandContext(t.Context(), client.Program, strings.Fields(tt.command)...)
+		cmd.Env = client.Env
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%s %s: %v %s, want %s", tt.env, tt.command, err, out, tt.want)
+		}
+		if documented := cmp.Or(tt.documented, tt.want); !strings.Contains(string(document), documented) {
+			t.Errorf("the document does not have %q", documented)
+		}
+	}
+}
+
+// setupScript is the user data of a command.
+const setupScript = "#!/bin/sh\necho ready\n"
+
+// userFiles returns the files that the commands read: for each name in the document, the path of a file.
+func userFiles(t *testing.T) map[string]string {
+	t.Helper()
+	script := filepath.Join(t.TempDir(), "setup.sh")
+	if err := os.WriteFile(script, []byte(setupScript), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{"~/.ssh/id_ed25519.pub": clienttest.PublicKey(t), "~/setup.sh": script}
 }
 
 // newAdmin starts a cloud with Keystone, and returns an administrator of the project p.
@@ -125,7 +199,7 @@ func TestCommands(t *testing.T) {
 	m.glance, m.networks = m.ks.Images("root", p), m.ks.Networks("root", p)
 	m.foreignServer()
 	client := m.printing(clienttest.New(t, "openstack", "python3-openstackclient", m.env()...))
-	client.Values = map[string]string{"~/.ssh/id_ed25519.pub": clienttest.PublicKey(t)}
+	client.Values = userFiles(t)
 	client.Document(t, clientDocument, "openstack", tableWants)
 	client.Document(t, clientDocument, "openstack-keystone", map[string]string{
 		"flavor show hidden": m.ids["demo"], "server show -c id -c security_groups one": `"web"`, "console url show one": "http://127.0.0.1:6080/vnc_lite.html?path=",

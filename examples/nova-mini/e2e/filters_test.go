@@ -28,7 +28,9 @@ var serverFilters = map[string]func(m *member, s map[string]any, value string) b
 	},
 	"--project": func(m *member, s map[string]any, value string) bool { return s["tenant_id"] == m.ids[value] },
 	"--user":    func(m *member, s map[string]any, value string) bool { return s["user_id"] == m.ids[value] },
-	"--deleted": func(_ *member, s map[string]any, _ string) bool { return s["status"] == "DELETED" },
+	"--deleted": func(_ *member, s map[string]any, _ string) bool {
+		return s["status"] == "DELETED" || s["status"] == "SOFT_DELETED"
+	},
 	"--ip": func(_ *member, s map[string]any, value string) bool {
 		for _, list := range object(s["addresses"]) {
 			for _, one := range listOf(list) {
