@@ -201,8 +201,8 @@ func (o *outage) unprepared() {
 			o.Errorf("the query that cannot be prepared: %q, %v", name, err)
 		}
 	}
-	if n := o.statements(); n != before {
-		o.Errorf("the server has %d prepared statements, want %d", n, before)
+	if n := o.statements(); n > before { // it falls when the server ends a killed connection late
+		o.Errorf("the server has %d prepared statements, want at most %d", n, before)
 	}
 }
 
